@@ -1,0 +1,305 @@
+"""Folders in transformers' layout to voices: the same samples as plain transformers, and a plain refusal of what is broken or hostile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import VitsModel, VitsTokenizer
+
+from tests.voices.hf_factory import edit_json, make_checkpoint
+from vits_prune.errors import InputError
+from vits_prune.voices.checkpoint import load_checkpoint
+from vits_prune.voices.hf_config import read_config
+from vits_prune.voices.voice import Origin
+
+ORIGIN = Origin("hugging-face", "tiny")
+TEXT = "the birch canoe slid"
+
+
+def load(folder, **options):
+    return load_checkpoint(folder, name="tiny", origin=ORIGIN, **options)
+
+
+def wave(model, ids, seed=5, **options):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return model(ids, **options).waveform
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("original") / "tiny")
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A copy of the tiny checkpoint that a test may spoil."""
+    return Path(shutil.copytree(original, tmp_path / "tiny"))
+
+
+def rewrite(folder, change):
+    """Pass the tensors of a folder through `change`, a function of the dict."""
+    tensors = change(load_file(folder / "model.safetensors"))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("options", "speaker"),
+    [({}, None), ({"stochastic": False}, None), ({"speakers": 3}, 2), ({"speakers": 3, "stochastic": False}, 1)],
+    ids=["default", "plain-durations", "speakers", "speakers-plain-durations"],
+)
+def test_the_samples_of_plain_transformers(tmp_path, options, speaker):
+    folder = make_checkpoint(tmp_path / "tiny", **options)
+    voice = load(folder, speaker=speaker)
+    plain = VitsModel.from_pretrained(folder).eval()
+    ids = VitsTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")["input_ids"]
+    condition = {} if speaker is None else {"speaker_id": speaker}
+    assert torch.equal(wave(voice.model, ids, **condition), wave(plain, ids, **condition))
+    assert not torch.equal(wave(voice.model, ids, **condition), wave(plain, ids, seed=6, **condition))
+    assert (voice.speaker, voice.speakers) == (speaker, () if speaker is None else ("0", "1", "2"))
+    assert torch.equal(voice.tokenizer(TEXT, return_tensors="pt")["input_ids"], ids)
+    before = sum(parameter.numel() for parameter in plain.parameters())
+    after = sum(parameter.numel() for parameter in voice.model.parameters())
+    assert voice.free_cut.parameters == before - after > 0
+    assert voice.free_cut.bytes == 4 * voice.free_cut.parameters
+    assert not any(parameter.is_meta or parameter.requires_grad for parameter in voice.model.parameters())
+    assert not any("parametrizations" in name or "posterior" in name for name in voice.model.state_dict())
+
+
+def test_loading_draws_no_random_numbers(original):
+    torch.manual_seed(1)
+    load(original)
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_weights_do_not_follow_the_file(folder):
+    voice = load(folder)
+    before = {name: tensor.clone() for name, tensor in voice.model.named_parameters()}
+    path = folder / "model.safetensors"
+    with open(path, "r+b") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        file.seek(start)
+        file.write(b"\x40" * (path.stat().st_size - start))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in voice.model.named_parameters())
+
+
+def test_older_names_of_weight_norm(original, folder):
+    def older(tensors):
+        names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+        renamed = {}
+        for name, tensor in tensors.items():
+            for new, old in names.items():
+                name = name.replace(new, old)
+            renamed[name] = tensor
+        assert sum(name.endswith("weight_g") for name in renamed) > 3
+        return renamed
+
+    rewrite(folder, older)
+    ids = torch.arange(1, 12).unsqueeze(0)
+    assert torch.equal(wave(load(folder).model, ids), wave(load(original).model, ids))
+
+
+def test_half_precision_loads_as_fp32(folder):
+    rewrite(folder, lambda tensors: {name: tensor.half() for name, tensor in tensors.items()})
+    model = load(folder).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    plain = VitsModel.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.arange(1, 12).unsqueeze(0)
+    assert torch.equal(wave(model, ids), wave(plain, ids))
+
+
+def test_what_never_runs_may_be_missing_and_strangers_may_be_there(original, folder):
+    never = ("posterior_encoder.", "duration_predictor.post_", "duration_predictor.flows.1.")
+
+    def cut(tensors):
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(never)}
+        assert len(kept) < len(tensors)
+        return {**kept, "discriminator.weight": torch.ones(3)}
+
+    rewrite(folder, cut)
+    ids = torch.arange(1, 12).unsqueeze(0)
+    assert torch.equal(wave(load(folder).model, ids), wave(load(original).model, ids))
+
+
+def test_an_adapter_and_custom_code_are_never_followed(folder, tmp_path):
+    trap = tmp_path / "ran"
+    code = f"open({str(trap)!r}, 'w')\n"
+    (folder / "modeling_trap.py").write_text(code, encoding="utf-8")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "nobody/nothing", "peft_type": "LORA"}))
+    edit_json(folder / "config.json", auto_map={"AutoModel": "modeling_trap.Model", "AutoConfig": "modeling_trap.Config"})
+    edit_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["modeling_trap.Tokenizer", None]})
+    voice = load(folder)
+    assert next(voice.tokenizer.sentences("hi")).ids
+    assert not trap.exists()
+    assert not hasattr(voice.model.config, "auto_map")
+
+
+def test_licence_of_the_readme(folder):
+    assert load(folder).origin.licence is None
+    (folder / "README.md").write_text("---\ntags: [vits]\nlicense: 'cc-by-4.0'\n---\nlicense: not-this\n", encoding="utf-8")
+    assert load(folder).origin.licence == "cc-by-4.0"
+    (folder / "README.md").write_text("license: mit\n", encoding="utf-8")
+    assert load(folder).origin.licence is None
+
+
+HOSTILE_CONFIG = [
+    ({"model_type": "bert"}, "is a bert checkpoint, not vits"),
+    ({"model_type": ...}, "no stated kind"),
+    ({"hidden_size": 10**9}, "hidden_size"),
+    ({"hidden_size": "16"}, "hidden_size"),
+    ({"hidden_size": 16.0}, "hidden_size"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers"),
+    ({"num_hidden_layers": True}, "num_hidden_layers"),
+    ({"num_attention_heads": 3}, "multiple of num_attention_heads"),
+    ({"flow_size": 15}, "even"),
+    ({"vocab_size": 10**7}, "vocab_size"),
+    ({"num_speakers": 10**8}, "num_speakers"),
+    ({"num_speakers": 5}, "speaker_embedding_size"),
+    ({"sampling_rate": 1}, "sampling_rate"),
+    ({"upsample_rates": [4] * 9}, "upsample_rates"),
+    ({"upsample_rates": [128, 64], "upsample_kernel_sizes": [128, 64]}, "4096"),
+    ({"upsample_rates": [4, 0]}, "upsample_rates"),
+    ({"upsample_rates": []}, "upsample_rates"),
+    ({"upsample_rates": {"0": 4}}, "upsample_rates"),
+    ({"upsample_kernel_sizes": [8]}, "transformers refuses"),
+    ({"upsample_kernel_sizes": [2, 8]}, "smaller than its rate"),
+    ({"upsample_initial_channel": 34}, "multiple of 4"),
+    ({"resblock_dilation_sizes": [[1, 3]]}, "one entry for each"),
+    ({"resblock_dilation_sizes": [[1, 10**6], [1, 3]]}, "resblock_dilation_sizes"),
+    ({"resblock_dilation_sizes": 3}, "resblock_dilation_sizes"),
+    ({"resblock_kernel_sizes": [4, 5]}, "odd"),
+    ({"wavenet_dilation_rate": 8, "prior_encoder_num_wavenet_layers": 32}, "dilations"),
+    ({"depth_separable_channels": 4}, "depth_separable_channels"),
+    ({"speaking_rate": 0}, "speaking_rate"),
+    ({"noise_scale": float("nan")}, "noise_scale"),
+    ({"noise_scale": None}, "noise_scale"),
+    ({"use_bias": "yes"}, "use_bias"),
+    ({"hidden_act": "os.system"}, "hidden_act"),
+    ({"hidden_act": ["relu"]}, "hidden_act"),
+    ({"pad_token_id": 10**6}, "pad_token_id"),
+    ({"vocab_size": "x", "pad_token_id": 1}, "vocab_size"),
+    ({"hidden_size": 4096, "ffn_dim": 16_384, "num_hidden_layers": 64, "ffn_kernel_size": 31}, "million parameters"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), HOSTILE_CONFIG, ids=[str(changes)[:40] for changes, _ in HOSTILE_CONFIG])
+def test_hostile_configuration(folder, changes, message):
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(InputError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "[" * 200_000, '{"hidden_size": ' + "9" * 10_000 + "}", " " * (2 << 20), '"\\ud800"'], ids=range(8)
+)
+@pytest.mark.parametrize("file", ["config.json", "vocab.json", "tokenizer_config.json"])
+def test_hostile_json(folder, file, text):
+    if file == "vocab.json":
+        text *= 8 if len(text) > 1 << 20 else 1
+    (folder / file).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=file.replace(".", r"\.")):
+        load(folder)
+
+
+def test_configuration_that_is_not_utf8(folder):
+    (folder / "config.json").write_bytes(b"\xff\xfe\x00{")
+    with pytest.raises(InputError, match="not JSON"):
+        load(folder)
+
+
+def test_whole_numbers_where_transformers_wants_fractions(folder):
+    edit_json(folder / "config.json", noise_scale=1, noise_scale_duration=0, speaking_rate=1)
+    config = read_config(folder)
+    assert (config.noise_scale, config.noise_scale_duration, config.speaking_rate) == (1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "vocab.json", "tokenizer_config.json"])
+def test_missing_file(folder, file):
+    (folder / file).unlink()
+    with pytest.raises(InputError, match=file.replace(".", r"\.")):
+        load(folder)
+
+
+def test_only_a_pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="save_pretrained"):
+        load(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, 0.5, -1])
+def test_truncated_weights(folder, keep):
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(InputError, match="damaged weights"):
+        load(folder)
+
+
+@pytest.mark.parametrize("garbage", [b"\xff" * 5000, b"<html>not found</html>" * 50, (2**62).to_bytes(8, "little") + b"{}"])
+def test_garbage_for_weights(folder, garbage):
+    (folder / "model.safetensors").write_bytes(garbage)
+    with pytest.raises(InputError, match="damaged weights"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "text_encoder.embed_tokens.weight",
+        "decoder.conv_post.weight",
+        "flow.flows.0.conv_pre.bias",
+        "duration_predictor.flows.2.conv_pre.weight",
+    ],
+)
+def test_missing_mismatched_and_broken_tensors(folder, key):
+    rewrite(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != key})
+    with pytest.raises(InputError, match=f"lacks the weights {key}"):
+        load(folder)
+    rewrite(folder, lambda tensors: {**tensors, key: torch.zeros(2, 3)})
+    with pytest.raises(InputError, match="do not fit"):
+        load(folder)
+    shape = VitsModel(read_config(folder)).state_dict()[key].shape
+    rewrite(folder, lambda tensors: {**tensors, key: torch.zeros(shape, dtype=torch.int32)})
+    with pytest.raises(InputError, match=r"stores .* as I32"):
+        load(folder)
+    for bad in (float("nan"), float("inf")):
+        rewrite(folder, lambda tensors, bad=bad: {**tensors, key: torch.full(shape, bad)})
+        with pytest.raises(InputError, match=f"{key} contains NaN or infinity"):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        {},
+        [],
+        {"a": "../../etc/passwd"},
+        {"a": "/etc/x.safetensors"},
+        {"a": "x.bin"},
+        {"a": 3},
+        {str(i): f"{i}.safetensors" for i in range(65)},
+    ],
+)
+def test_hostile_index(folder, weight_map):
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json"):
+        load(folder)
+
+
+def test_missing_shard(folder):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "part.safetensors"}}), encoding="utf-8")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    assert load(folder).name == "tiny"
+    (folder / "part.safetensors").unlink()
+    with pytest.raises(InputError, match=r"lacks part\.safetensors"):
+        load(folder)

@@ -1,0 +1,73 @@
+"""Prune VITS text-to-speech voices, hear what it does, and measure it.
+
+from vits_prune import PruneSpec, compare, load_voice, prune
+voice = load_voice("joe")
+print(compare(voice, prune(voice, PruneSpec(scope="global", amount=0.3)), "The birch canoe slid on the smooth planks."))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vits_prune.comparison import Comparison, compare
+    from vits_prune.errors import InputError
+    from vits_prune.measure import measure_latency, measure_size, measure_sparsity
+    from vits_prune.pruning import Layer, PruneSpec, layers, prune
+    from vits_prune.synthesis import Delivery, Speech, speak
+    from vits_prune.voices.load import load_voice
+    from vits_prune.voices.saved import save_voice
+    from vits_prune.voices.voice import PARTS, Voice
+
+_HOMES = {
+    "Comparison": "vits_prune.comparison",
+    "Delivery": "vits_prune.synthesis",
+    "InputError": "vits_prune.errors",
+    "Layer": "vits_prune.pruning",
+    "PARTS": "vits_prune.voices.voice",
+    "PruneSpec": "vits_prune.pruning",
+    "Speech": "vits_prune.synthesis",
+    "Voice": "vits_prune.voices.voice",
+    "compare": "vits_prune.comparison",
+    "layers": "vits_prune.pruning",
+    "load_voice": "vits_prune.voices.load",
+    "measure_latency": "vits_prune.measure",
+    "measure_size": "vits_prune.measure",
+    "measure_sparsity": "vits_prune.measure",
+    "prune": "vits_prune.pruning",
+    "save_voice": "vits_prune.voices.saved",
+    "speak": "vits_prune.synthesis",
+}
+__all__ = [
+    "PARTS",
+    "Comparison",
+    "Delivery",
+    "InputError",
+    "Layer",
+    "PruneSpec",
+    "Speech",
+    "Voice",
+    "compare",
+    "layers",
+    "load_voice",
+    "measure_latency",
+    "measure_size",
+    "measure_sparsity",
+    "prune",
+    "save_voice",
+    "speak",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Fetch a public name where it lives, at first use: `import vits_prune` loads neither torch nor transformers."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

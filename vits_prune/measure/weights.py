@@ -1,0 +1,56 @@
+"""The distribution of a voice's weights and what pruning took of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vits_prune.pruning.layers import prunable_layers
+from vits_prune.voices.voice import Voice
+
+
+@dataclass(frozen=True, eq=False)
+class WeightHistogram:
+    """Absolute values of the prunable weights of the original, counted apart by what became of them."""
+
+    edges: np.ndarray
+    """Bin edges, float [bins + 1]; the last bin takes everything above."""
+    kept: np.ndarray
+    """Weights that stayed, int [bins]."""
+    zeroed: np.ndarray
+    """Weights that became zero, int [bins]."""
+    largest_zeroed: float
+    """Largest absolute value that was zeroed, 0 where none was: under global L1 the threshold."""
+    smallest_kept: float
+    """Smallest absolute value that stayed: under global L1 the same threshold, under local L1 far below `largest_zeroed`."""
+
+
+def measure_weights(original: Voice, pruned: Voice, bins: int = 80) -> WeightHistogram:
+    """Count weights by absolute value, kept and zeroed, over the layers that pruning changed (over all where it changed none)."""
+    before, after = dict(original.model.named_parameters()), dict(pruned.model.named_parameters())
+    names = [layer.parameter for layer in prunable_layers(original)]
+    changed = [name for name in names if before[name] is not after[name]] or names
+    top = max(float(torch.quantile(_sample(before[name]), 0.995)) for name in changed) or 1.0
+    edges = np.linspace(0.0, top, bins + 1)
+    kept, zeroed = np.zeros(bins, dtype=np.int64), np.zeros(bins, dtype=np.int64)
+    largest, smallest = 0.0, float("inf")
+    for name in changed:
+        magnitudes, gone = before[name].detach().abs().flatten().cpu(), (after[name] == 0).flatten().cpu()
+        counted = [_counts(magnitudes[chosen], top, bins) for chosen in (~gone, gone)]
+        kept += counted[0]
+        zeroed += counted[1]
+        largest = max(largest, float(magnitudes[gone].max()) if gone.any() else 0.0)
+        smallest = min(smallest, float(magnitudes[~gone].min()) if not gone.all() else float("inf"))
+    return WeightHistogram(edges, kept, zeroed, largest, smallest)
+
+
+def _sample(weight: torch.Tensor) -> torch.Tensor:
+    """At most 100,000 evenly spaced magnitudes: enough for where the axis ends."""
+    flat = weight.detach().abs().flatten().float().cpu()
+    return flat[:: max(1, flat.numel() // 100_000)]
+
+
+def _counts(magnitudes: torch.Tensor, top: float, bins: int) -> np.ndarray:
+    return torch.histc(magnitudes.float().clamp(max=top), bins=bins, min=0.0, max=top).numpy().astype(np.int64)

@@ -1,0 +1,143 @@
+"""L1 unstructured pruning: the weights smallest in absolute value go first, globally or layer by layer.
+
+The same choice as `torch.nn.utils.prune.global_unstructured` and `l1_unstructured` (Han et al. 2015, arXiv:1506.02626) by another road:
+magnitudes are sorted once a voice, so a new amount costs a look-up of the threshold and one pass that writes zeros.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from vits_prune.pruning.layers import Layer, prunable_layers
+from vits_prune.pruning.spec import PruneSpec
+from vits_prune.voices.voice import PARTS, Voice
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where one layer is cut: all magnitudes below the threshold are zeroed, and of those equal to it the first few."""
+
+    threshold: float
+    """Largest magnitude that is zeroed; negative where none is."""
+    zeros: int
+    """How many weights of the layer are zeroed."""
+    spared: int = 0
+    """How many weights of exactly the threshold's magnitude stay, the last ones in memory order."""
+
+
+class SortedMagnitudes:
+    """The absolute weights of every prunable layer of a voice, each layer sorted ascending. Read-only after it is made."""
+
+    def __init__(self, voice: Voice) -> None:
+        self.layers: tuple[Layer, ...] = prunable_layers(voice)
+        parameters = dict(voice.model.named_parameters())
+        self._sorted: dict[str, np.ndarray] = {}
+        for layer in self.layers:
+            magnitudes = parameters[layer.parameter].detach().abs().float().flatten().cpu().numpy()
+            magnitudes.sort()
+            self._sorted[layer.parameter] = magnitudes
+
+    def cuts(self, spec: PruneSpec) -> dict[str, Cut]:
+        """Parameter name -> Cut for every layer of the chosen parts. Exactly round(amount x weights) are cut, ties included."""
+        chosen = {layer.parameter: self._sorted[layer.parameter] for layer in self.layers if layer.part in spec.parts}
+        if spec.scope == "local":
+            return {name: _cut(magnitudes, round(spec.amount * magnitudes.size)) for name, magnitudes in chosen.items()}
+        return _global_cuts(chosen, round(spec.amount * sum(m.size for m in chosen.values())))
+
+
+_cache: weakref.WeakKeyDictionary[nn.Module, SortedMagnitudes] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def sorted_magnitudes(voice: Voice) -> SortedMagnitudes:
+    """The sorted magnitudes of a voice, made at the first call and kept for as long as the voice's model lives."""
+    with _lock:
+        found = _cache.get(voice.model)
+        if found is None:
+            found = _cache[voice.model] = SortedMagnitudes(voice)
+        return found
+
+
+def prune_weights(voice: Voice, spec: PruneSpec) -> dict[str, torch.Tensor]:
+    """New weights for the layers that lose any, by parameter name.
+
+    Among weights of equal magnitude the first in memory order are zeroed; torch leaves that choice to the inside of its `topk`.
+    """
+    parameters = dict(voice.model.named_parameters())
+    cuts = sorted_magnitudes(voice).cuts(spec)
+    return {name: _apply(parameters[name], cut) for name, cut in cuts.items() if cut.zeros}
+
+
+def sparsity_preview(voice: Voice, spec: PruneSpec) -> Mapping[str, float]:
+    """What `prune` would make of a voice, from the sorted magnitudes alone: part -> share of zeros, and "overall" (0 to 1).
+
+    Counts the zeros that the voice has already, so it equals what `measure_sparsity` finds after pruning.
+    """
+    magnitudes = sorted_magnitudes(voice)
+    cuts = magnitudes.cuts(spec)
+    zeros, weights = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    for layer in magnitudes.layers:
+        there = int(np.searchsorted(magnitudes._sorted[layer.parameter], 0.0, side="right"))
+        zeros[layer.part] += max(there, cuts[layer.parameter].zeros if layer.parameter in cuts else 0)
+        weights[layer.part] += layer.weights
+    shares = {part: zeros[part] / weights[part] for part in PARTS if weights[part]}
+    return {"overall": sum(zeros.values()) / max(1, sum(weights.values())), **shares}
+
+
+def _cut(magnitudes: np.ndarray, zeros: int) -> Cut:
+    """The cut that zeroes the given number of a layer's sorted magnitudes."""
+    if zeros == 0:
+        return Cut(threshold=-1.0, zeros=0)
+    threshold = magnitudes[zeros - 1]
+    return Cut(float(threshold), zeros, spared=int(np.searchsorted(magnitudes, threshold, side="right")) - zeros)
+
+
+def _global_cuts(layers: Mapping[str, np.ndarray], zeros: int) -> dict[str, Cut]:
+    """One threshold for all layers; ties at it are zeroed layer after layer until the number is exact."""
+    if zeros == 0:
+        return {name: Cut(threshold=-1.0, zeros=0) for name in layers}
+    threshold = _global_threshold(list(layers.values()), zeros)
+    below = {name: int(np.searchsorted(m, threshold, side="left")) for name, m in layers.items()}
+    ties_left = zeros - sum(below.values())
+    just_below = np.nextafter(threshold, np.float32(-1.0))
+    cuts = {}
+    for name, magnitudes in layers.items():
+        ties = int(np.searchsorted(magnitudes, threshold, side="right")) - below[name]
+        taken = min(ties, ties_left)
+        ties_left -= taken
+        # Only one layer's ties are split; in the layers after it a threshold just below spares them all at no cost.
+        cuts[name] = Cut(float(threshold), below[name] + taken, spared=ties - taken) if taken else Cut(float(just_below), below[name])
+    return cuts
+
+
+def _global_threshold(layers: list[np.ndarray], rank: int) -> np.float32:
+    """The rank-th smallest value (from 1) of several sorted arrays of non-negative float32 together.
+
+    Bisects over the bit patterns, which order as the numbers do for non-negative floats: 31 steps whatever the size.
+    """
+    low, high = 0, max(int(m[-1:].view(np.int32)[0]) for m in layers)
+    patterns = [m.view(np.int32) for m in layers]
+    while low < high:
+        middle = (low + high) // 2
+        if sum(int(p.searchsorted(np.int32(middle), side="right")) for p in patterns) >= rank:
+            high = middle
+        else:
+            low = middle + 1
+    return np.int32(low).view(np.float32)
+
+
+def _apply(weight: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """A copy of the weight with the cut's zeros."""
+    pruned = nn.functional.hardshrink(weight.detach(), cut.threshold)  # 0 where |w| <= threshold, in one pass
+    if cut.spared:
+        ties = (weight.detach().abs() == cut.threshold).flatten().nonzero().flatten()
+        kept = ties[ties.numel() - cut.spared :]
+        pruned.view(-1)[kept] = weight.detach().reshape(-1)[kept]
+    return pruned

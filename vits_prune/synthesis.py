@@ -1,0 +1,374 @@
+"""speak: a Voice and a text become Speech, with the noise given by a seed and the seconds of every stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from vits_prune.errors import InputError
+from vits_prune.voices.text import Sentence
+from vits_prune.voices.voice import Voice
+
+if TYPE_CHECKING:
+    import torch
+
+STAGES = ("text", "durations", "flow", "decoder")
+"""The stages of synthesis, in order: text is tokeniser and text encoder, durations the duration predictor."""
+
+MAX_CHARACTERS = 5_000
+MAX_SENTENCE_SECONDS = 60.0
+MAX_SEED = 2**32 - 1
+
+_DURATION_NOISE, _PRIOR_NOISE = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class SpokenSentence:
+    """One sentence as it was spoken."""
+
+    text: str
+    tokens: tuple[str, ...]
+    durations: np.ndarray
+    """Frames of each token, int64 [tokens]."""
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Speech:
+    """What a voice said."""
+
+    waveform: np.ndarray
+    """float32 [samples], in [-1, 1]."""
+    sampling_rate: int
+    """Samples per second."""
+    durations: np.ndarray
+    """Frames of each token of all sentences, int64 [tokens]; a frame is `hop_length` samples."""
+    hop_length: int
+    seconds: dict[str, float]
+    """Wall-clock seconds that each of STAGES took."""
+    sentences: tuple[SpokenSentence, ...]
+    dropped: tuple[str, ...] = ()
+    """Characters or phonemes that the voice has no symbol for."""
+    cut_short: bool = False
+    """Whether durations ran away and a sentence was ended at MAX_SENTENCE_SECONDS."""
+
+    @property
+    def audio_seconds(self) -> float:
+        """Length of the speech in seconds."""
+        return len(self.waveform) / self.sampling_rate
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return tuple(token for sentence in self.sentences for token in sentence.tokens)
+
+    def pcm16(self) -> np.ndarray:
+        """The waveform as 16-bit integers, int16 [samples], at its own level: never normalised."""
+        return np.round(np.clip(np.nan_to_num(self.waveform), -1.0, 1.0) * 32767.0).astype(np.int16)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How a voice is asked to speak; None keeps the voice's own value."""
+
+    speaking_rate: float | None = None
+    """Speed of speech: 1 is the voice's training pace, 2 twice as fast (0.25 to 4)."""
+    noise_scale: float | None = None
+    """Standard deviation of the prior noise: variation of the sound (0 to 2)."""
+    noise_scale_duration: float | None = None
+    """Standard deviation of the duration noise: variation of the rhythm (0 to 2); of no effect without a stochastic predictor."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("speaking_rate", 0.25, 4.0), ("noise_scale", 0.0, 2.0), ("noise_scale_duration", 0.0, 2.0)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise InputError(f"{name} must be a number from {low:g} to {high:g}, not {str(value)[:40]}.")
+
+    def for_voice(self, voice: Voice) -> Delivery:
+        """The same with the voice's own values where this has None."""
+        model = voice.model
+        return Delivery(*(
+            float(getattr(model, name)) if getattr(self, name) is None else float(getattr(self, name))
+            for name in ("speaking_rate", "noise_scale", "noise_scale_duration")
+        ))  # fmt: skip
+
+
+def speak(
+    voice: Voice,
+    text: str,
+    seed: int = 0,
+    *,
+    timing: Literal["own"] | Speech = "own",
+    speaking_rate: float | None = None,
+    noise_scale: float | None = None,
+    noise_scale_duration: float | None = None,
+    on_sentence: Callable[[int, int], None] | None = None,
+) -> Speech:
+    """Speak a text.
+
+    The noise comes from the seed alone (numpy's Philox generator, one stream a sentence and purpose, drawn frame by frame): it depends
+    neither on torch's global state nor on how long the utterance gets, so equal weights give equal samples.
+
+    Args:
+        voice: who speaks.
+        text: at most MAX_CHARACTERS characters; it is spoken sentence by sentence.
+        seed: 0 to 2**32 - 1.
+        timing: "own" for the voice's own durations, or the Speech of another voice on the same text whose durations are taken over, so that
+            the two are sample-aligned.
+        speaking_rate, noise_scale, noise_scale_duration: as in Delivery; None for the voice's own.
+        on_sentence: called with (sentences done, sentences in all) before each sentence and at the end; it may raise to cancel.
+
+    Raises:
+        InputError: nothing to say, too much to say, a value out of range, or a `timing` made from another text.
+    """
+    delivery = Delivery(speaking_rate, noise_scale, noise_scale_duration)
+    pieces = list(speak_sentences(voice, text, seed, timing=timing, delivery=delivery, on_sentence=on_sentence))
+    return join(pieces)
+
+
+def speak_sentences(
+    voice: Voice,
+    text: str,
+    seed: int = 0,
+    *,
+    timing: Literal["own"] | Speech = "own",
+    delivery: Delivery = Delivery(),
+    on_sentence: Callable[[int, int], None] | None = None,
+    always_predict: bool = False,
+) -> Iterator[Speech]:
+    """The same as `speak`, one Speech a sentence as each is done.
+
+    With `always_predict` the duration predictor runs even where `timing` makes its answer of no use: for measuring what it costs.
+    """
+    seed = checked_seed(seed)
+    delivery = delivery.for_voice(voice)
+    start = time.perf_counter()
+    sentences, dropped = read_text(voice, text)
+    durations = _locked_durations(timing, sentences)
+    reading = time.perf_counter() - start
+    for index, sentence in enumerate(sentences):
+        if on_sentence:
+            on_sentence(index, len(sentences))
+        locked = None if durations is None else durations[index]
+        yield _speak_sentence(voice, sentence, (seed, index), delivery, locked, dropped if index == 0 else (), reading, always_predict)
+        reading = 0.0
+    if on_sentence:
+        on_sentence(len(sentences), len(sentences))
+
+
+def join(pieces: list[Speech]) -> Speech:
+    """Several pieces of one speech as one, end to end."""
+    first = pieces[0]
+    return Speech(
+        waveform=np.concatenate([piece.waveform for piece in pieces]),
+        sampling_rate=first.sampling_rate,
+        durations=np.concatenate([piece.durations for piece in pieces]),
+        hop_length=first.hop_length,
+        seconds={stage: sum(piece.seconds[stage] for piece in pieces) for stage in STAGES},
+        sentences=tuple(sentence for piece in pieces for sentence in piece.sentences),
+        dropped=tuple(dict.fromkeys(symbol for piece in pieces for symbol in piece.dropped)),
+        cut_short=any(piece.cut_short for piece in pieces),
+    )
+
+
+def checked_seed(seed: object) -> int:
+    """The seed as an int.
+
+    Raises:
+        InputError: not a whole number from 0 to MAX_SEED.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, float, np.integer)) or not 0 <= seed <= MAX_SEED or seed != int(seed):
+        raise InputError(f"The seed must be a whole number from 0 to {MAX_SEED}, not {str(seed)[:40]}.")
+    return int(seed)
+
+
+def checked_text(text: object) -> str:
+    """The text itself.
+
+    Raises:
+        InputError: it is empty or too long.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise InputError("There is no text to speak: type a sentence.")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"The text has {len(text):,} characters and the limit is {MAX_CHARACTERS:,}: speak it in pieces.")
+    return text
+
+
+def read_text(voice: Voice, text: str) -> tuple[list[Sentence], tuple[str, ...]]:
+    """The sentences of a text that the voice can say, and the symbols that it has none for.
+
+    Raises:
+        InputError: it is empty or too long, or nothing in it can be said.
+    """
+    found = list(voice.tokenizer.sentences(checked_text(text)))
+    dropped = tuple(dict.fromkeys(symbol for sentence in found for symbol in sentence.dropped))
+    sayable = [sentence for sentence in found if sentence.ids]
+    if not sayable:
+        raise InputError(f"{voice.name} can say nothing in this text: write words in the voice's own language and script.")
+    return sayable, dropped
+
+
+def _locked_durations(timing: Literal["own"] | Speech, sentences: list[Sentence]) -> list[np.ndarray] | None:
+    if isinstance(timing, str) and timing == "own":
+        return None
+    if not isinstance(timing, Speech):
+        raise InputError("timing is 'own' or the Speech whose durations are to be used.")
+    if [s.ids for s in timing.sentences] != [s.ids for s in sentences]:
+        raise InputError("The Speech given as timing belongs to another text or another kind of voice: speak this very text first.")
+    return [sentence.durations for sentence in timing.sentences]
+
+
+def _speak_sentence(
+    voice: Voice,
+    sentence: Sentence,
+    key: tuple[int, int],
+    delivery: Delivery,
+    locked: np.ndarray | None,
+    dropped: tuple[str, ...],
+    reading: float,
+    always_predict: bool,
+) -> Speech:
+    """One sentence through the four stages, each timed."""
+    import torch
+
+    clock = _StageClock(voice.device)
+    with torch.inference_mode():
+        conditioning = _speaker_embedding(voice)
+        hidden, means, log_variances = encode(voice, sentence.ids)
+        clock.lap("text")
+        durations, cut_short = locked, False
+        if locked is None or always_predict:
+            durations, cut_short = predict_durations(voice, hidden, conditioning, key, delivery)
+        if locked is not None:
+            durations, cut_short = locked, False
+        clock.lap("durations")
+        latents = sample_latents(voice, means, log_variances, durations, conditioning, key, delivery.noise_scale)
+        clock.lap("flow")
+        waveform = voice.model.decoder(latents, conditioning)[0, 0].float().cpu().numpy()
+        clock.lap("decoder")
+    seconds = clock.seconds
+    seconds["text"] += reading
+    spoken = SpokenSentence(sentence.text, sentence.tokens, durations, sentence.ids)
+    return Speech(waveform, voice.sampling_rate, durations, voice.hop_length, seconds, (spoken,), dropped, cut_short)
+
+
+class _StageClock:
+    """Seconds between laps; waits for the GPU where there is one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
+        self._last = self._now()
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = self._now()
+        self.seconds[stage] = now - self._last
+        self._last = now
+
+
+def _noise(key: tuple[int, int], purpose: int, rows: int, columns: int) -> np.ndarray:
+    """Standard normal float32 [rows, columns], the first rows the same whatever the number of rows."""
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key, spawn_key=(purpose,))))
+    return generator.standard_normal((rows, columns), dtype=np.float32)
+
+
+def _speaker_embedding(voice: Voice) -> torch.Tensor | None:
+    """[1, speaker_embedding_size, 1], None for a voice with one speaker."""
+    import torch
+
+    if voice.speaker is None:
+        return None
+    return voice.model.embed_speaker(torch.tensor([voice.speaker], device=voice.device)).unsqueeze(-1)
+
+
+def encode(voice: Voice, ids: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Text encoder: hidden states [1, hidden, tokens], prior means and log-variances [1, tokens, flow_size]."""
+    import torch
+
+    input_ids = torch.tensor([ids], device=voice.device)
+    padding_mask = torch.ones(1, len(ids), 1, dtype=voice.model.dtype, device=voice.device)
+    output = voice.model.text_encoder(input_ids=input_ids, padding_mask=padding_mask, attention_mask=None, return_dict=True)
+    return output.last_hidden_state.transpose(1, 2), output.prior_means, output.prior_log_variances
+
+
+def predict_durations(
+    voice: Voice, hidden: torch.Tensor, conditioning: torch.Tensor | None, key: tuple[int, int], delivery: Delivery
+) -> tuple[np.ndarray, bool]:
+    """Frames of each token, int64 [tokens], and whether the sentence had to be ended at MAX_SENTENCE_SECONDS."""
+    import torch
+
+    model, tokens = voice.model, hidden.shape[2]
+    mask = torch.ones(1, 1, tokens, dtype=hidden.dtype, device=hidden.device)
+    if model.config.use_stochastic_duration_prediction:
+        noise = torch.from_numpy(_noise(key, _DURATION_NOISE, tokens, 2)).T[None].to(hidden)
+        log_durations = _sample_log_durations(model.duration_predictor, hidden, mask, conditioning, noise * delivery.noise_scale_duration)
+    else:
+        log_durations = model.duration_predictor(hidden, mask, conditioning)
+    frames = torch.ceil(torch.exp(log_durations) * mask * (1.0 / delivery.speaking_rate))[0, 0]
+    limit = int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)
+    # A heavily pruned predictor may answer with anything: not-a-number becomes one frame, and no sentence grows past the limit.
+    bounded = torch.nan_to_num(frames.double(), nan=1.0, posinf=float(limit)).clamp(0, limit).cpu().numpy().astype(np.int64)
+    ends = np.minimum(np.cumsum(bounded), limit)
+    durations = np.diff(ends, prepend=0)
+    if durations.sum() == 0:
+        durations[-1] = 1
+    return durations, bool(bounded.sum() > limit)
+
+
+def _sample_log_durations(
+    predictor: torch.nn.Module,
+    hidden: torch.Tensor,
+    mask: torch.Tensor,
+    conditioning: torch.Tensor | None,
+    latents: torch.Tensor,
+) -> torch.Tensor:
+    """The stochastic duration predictor's inverse flow with the noise given: log-durations [1, 1, tokens].
+
+    The same operations as transformers' VitsStochasticDurationPredictor.forward(reverse=True), which draws its noise itself.
+    """
+    import torch
+
+    states = predictor.conv_pre(hidden)
+    if conditioning is not None:
+        states = states + predictor.cond(conditioning)
+    states = predictor.conv_dds(states, mask)
+    states = predictor.conv_proj(states) * mask
+    flows = list(reversed(predictor.flows))
+    for flow in [*flows[:-2], flows[-1]]:
+        latents = torch.flip(latents, [1])
+        latents, _ = flow(latents, mask, global_conditioning=states, reverse=True)
+    return latents[:, :1]
+
+
+def sample_latents(
+    voice: Voice,
+    means: torch.Tensor,
+    log_variances: torch.Tensor,
+    durations: np.ndarray,
+    conditioning: torch.Tensor | None,
+    key: tuple[int, int],
+    noise_scale: float,
+) -> torch.Tensor:
+    """The prior stretched to the durations, sampled, and sent back through the flow: latents [1, flow_size, frames]."""
+    import torch
+
+    repeats = torch.from_numpy(durations).to(means.device)
+    means = means[0].repeat_interleave(repeats, dim=0).T[None]
+    log_variances = log_variances[0].repeat_interleave(repeats, dim=0).T[None]
+    noise = torch.from_numpy(_noise(key, _PRIOR_NOISE, means.shape[2], means.shape[1])).T[None].to(means)
+    latents = means + noise * torch.exp(log_variances) * noise_scale
+    mask = torch.ones(1, 1, latents.shape[2], dtype=latents.dtype, device=latents.device)
+    return voice.model.flow(latents, mask, conditioning, reverse=True)

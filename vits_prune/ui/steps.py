@@ -1,0 +1,223 @@
+"""What the page's buttons do: read the inputs, ask the workbench, show what it found."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import gradio as gr
+import pandas as pd
+
+from vits_prune import tables
+from vits_prune.errors import InputError
+from vits_prune.measure import Latency, latency, measure_weights
+from vits_prune.measure.spectrogram import measure_spectrogram
+from vits_prune.pruning import PruneSpec
+from vits_prune.sound import write_wav
+from vits_prune.synthesis import MAX_SENTENCE_SECONDS, Delivery, Speech
+from vits_prune.ui import flip, plots
+from vits_prune.ui.hardware import on_gpu
+from vits_prune.voices.voice import PARTS, Voice
+from vits_prune.workbench import Doing, Request, Scratch, Spoken, Workbench
+
+MAX_PAGE_CHARACTERS = 2_000
+RUNS = 5
+
+log = logging.getLogger(__name__)
+bench = Workbench()
+scratch = Scratch()
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def request_of(
+    voice: str,
+    speaker: str | None,
+    text: str,
+    scope: str,
+    amount: float,
+    parts: list[str],
+    seed: float,
+    timing: str,
+    speaking_rate: float | None = None,
+    noise_scale: float | None = None,
+    noise_scale_duration: float | None = None,
+) -> Request:
+    """The inputs of the page as one checked value.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    spec = PruneSpec(scope=scope, amount=amount, parts=tuple(parts or ()))
+    delivery = Delivery(speaking_rate, noise_scale, noise_scale_duration)
+    request = Request((voice or "").strip(), text or "", spec, seed if seed is not None else 0, timing, delivery, speaker or None)
+    return request.checked(MAX_PAGE_CHARACTERS)
+
+
+def plainly(function: F) -> F:
+    """Show an InputError as its sentence, and anything unforeseen as a sentence that gives nothing of the server away."""
+
+    @functools.wraps(function)
+    def stepwise(*arguments: Any, **named: Any) -> Iterator[Any]:
+        with _sentences():
+            yield from function(*arguments, **named)
+
+    @functools.wraps(function)
+    def at_once(*arguments: Any, **named: Any) -> Any:
+        with _sentences():
+            return function(*arguments, **named)
+
+    return stepwise if inspect.isgeneratorfunction(function) else at_once  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _sentences() -> Iterator[None]:
+    try:
+        yield
+    except gr.Error:
+        raise
+    except InputError as error:
+        raise gr.Error(str(error), title="That cannot be done", print_exception=False) from error
+    except Exception as error:
+        log.exception("unexpected error on the page")
+        sentence = "Something went wrong on the server; your settings are kept. Try again, or with a shorter text."
+        raise gr.Error(sentence, title="Error", print_exception=False) from error
+
+
+# On ZeroGPU these two run in a worker with a GPU; requests go in and results come out by pickle.
+
+
+@on_gpu(60)
+def hear_steps(request: Request, token: str | None) -> Iterator[Doing | Spoken]:
+    """Both voices speak: progress, then Spoken."""
+    bench.use_gpu()
+    yield from bench.hear(request, token)
+
+
+@on_gpu(90)
+def latency_steps(request: Request, token: str | None) -> Iterator[Doing | Latency]:
+    """Both voices are timed: progress between the runs, so that it can be cancelled there, then Latency."""
+    bench.use_gpu()
+    yield Doing("timing both voices in turn", 0.0)
+    original, pruned = bench.voice(request.reference, request.speaker, token), bench.pruned(request, token)
+    for step in latency.latency_steps(original, pruned, request.text, request.seed, delivery=request.delivery, runs=RUNS):
+        if isinstance(step, Latency):
+            yield step
+        elif step:
+            yield Doing(f"timing both voices in turn: {step} of {RUNS} runs", step / RUNS)
+
+
+def visitor_token(oauth: gr.OAuthToken | None) -> str | None:
+    """The visitor's own token, None for one who is not logged in. The server's own is never used for what a visitor names."""
+    return oauth.token if oauth is not None else None
+
+
+def wav(speech: Speech, name: str) -> str:
+    """A 16-bit WAV file for gr.Audio, which would bring float samples to full level and hide that a voice became quieter."""
+    path = scratch.folder() / f"{name}.wav"
+    write_wav(speech, path)
+    return str(path)
+
+
+def aligned(original: Speech, pruned: Speech) -> bool:
+    """Whether the two can be switched at the same position."""
+    return len(original.waveform) == len(pruned.waveform) and (original.durations == pruned.durations).all()
+
+
+def flip_value(spoken: Spoken) -> dict[str, Any]:
+    return flip.LOCKED if aligned(spoken.original, spoken.pruned) else flip.OWN
+
+
+def heard_words(request: Request, spoken: Spoken) -> str:
+    """One line on what was spoken."""
+    before, after = spoken.original.audio_seconds, spoken.pruned.audio_seconds
+    words = [
+        f"**{100 * spoken.sparsity[1].overall:.1f}%** of the voice's weights are zero.",
+        f"Original {before:.2f} s, pruned {after:.2f} s ({100 * (after / before - 1):+.0f}%).",
+    ]
+    if request.timing == "locked":
+        words[1] = f"Both last {before:.2f} s: the pruned voice uses the original's durations."
+    if spoken.original.dropped:
+        words.append(f"The voice has no symbol for: {' '.join(symbol.strip() or '␣' for symbol in spoken.original.dropped[:40])}")
+    if spoken.pruned.cut_short:
+        words.append(f"The pruned voice's durations ran away: a sentence was ended at {MAX_SENTENCE_SECONDS:.0f} seconds.")
+    return " ".join(words)
+
+
+def spoken_before(request: Request, token: str | None) -> Spoken:
+    """What both voices said for a request, spoken again where it is forgotten."""
+    spoken = bench.recall(request, token)
+    if spoken is None:
+        spoken = next(step for step in hear_steps(request, token) if isinstance(step, Spoken))
+    return spoken
+
+
+def pictures(request: Request, token: str | None) -> tuple[Any, Any, Any]:
+    """Spectrograms, sparsity by layer, histogram of the weights."""
+    spoken = spoken_before(request, token)
+    original, pruned = measure_spectrogram(spoken.original), measure_spectrogram(spoken.pruned)
+    weights = measure_weights(bench.voice(request.reference, request.speaker, token), bench.pruned(request, token))
+    return (
+        plots.spectrograms(original, pruned, aligned(spoken.original, spoken.pruned)),
+        plots.layer_bars(spoken.sparsity[1]),
+        plots.weight_histogram(weights),
+    )
+
+
+def csv(table: pd.DataFrame, name: str) -> str:
+    """A table as a CSV file for a download button."""
+    path = scratch.folder() / f"{name}.csv"
+    table.to_csv(path, index=False)
+    return str(path)
+
+
+def free_cut_words(voice: Voice) -> str:
+    """What loading alone saved, where the voice came from, and its licence."""
+    cut, origin = voice.free_cut, voice.origin
+    total = sum(parameter.numel() for parameter in voice.model.parameters())
+    words = [f"**{voice.name}**: {total / 1e6:.1f} M parameters run when it speaks, {voice.sampling_rate / 1000:g} kHz."]
+    if cut.parameters:
+        share = 100 * cut.parameters / (total + cut.parameters)
+        words.append(
+            f"Free cut: {cut.parameters / 1e6:.1f} M parameters ({cut.bytes / 1e6:.0f} MB, {share:.0f}%) never run at inference"
+            " and were left out; the sound is the same to the bit."
+        )
+    else:
+        words.append("Free cut: nothing to save, this export had already left out what never runs.")
+    words.append(
+        f"Licence of the weights: {origin.licence}." if origin.licence else "Licence of the weights: not stated; look it up before use."
+    )
+    return " ".join(words)
+
+
+def readout(voice: str, scope: str, amount: float, parts: list[str], token: str | None) -> str:
+    """The live sparsity under the slider."""
+    reference = (voice or "").strip()
+    if not parts:
+        return "Choose at least one part to prune."
+    if not bench.is_loaded(reference, token):
+        return "Sparsity is shown once the voice is loaded."
+    found = bench.preview(reference, PruneSpec(scope=scope, amount=amount, parts=tuple(parts)), token)
+    shares = [f"{tables.PART_NAMES[part]} {100 * found[part]:.1f}%" for part in PARTS if part in found]
+    return f"Sparsity: **{100 * found['overall']:.1f}%** of the whole voice  \n{' · '.join(shares)}"
+
+
+def saved_folder(request: Request, token: str | None) -> str:
+    """The pruned voice's folder as a zip file for a download button."""
+    from vits_prune.voices.saved import save_voice
+
+    voice = bench.pruned(request, token)
+    folder = scratch.folder()
+    name = f"{_file_name(voice.name)}-{request.spec.scope}-{round(100 * request.spec.amount)}"
+    save_voice(voice, folder / name)
+    archive = shutil.make_archive(str(folder / f"{name}-voice"), "zip", root_dir=folder, base_dir=name)
+    shutil.rmtree(folder / name)
+    return archive
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:60] or "voice"

@@ -1,0 +1,1 @@
+"""Reference -> Voice. Only this package knows that Piper and the hub exist."""
