@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vits_prune.errors import InputError
 from vits_prune.measure import Latency, Size, Sparsity, measure_latency, measure_size, measure_sparsity
-from vits_prune.synthesis import Delivery, Speech, join, speak_sentences
+from vits_prune.synthesis import Delivery, Speech, checked_seed, join, speak_sentences
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Comparison:
         tables = self.tables()
         lines = [f"{self.voices[0].name}: {self.text}"]
         for name in ("sparsity", "size", "latency"):
-            lines += ["", name, tables[name].to_string(index=False)]
+            lines += ["", name, tables[name].dropna(axis="columns", how="all").to_string(index=False, na_rep="")]
         return "\n".join(lines)
 
 
@@ -92,6 +92,7 @@ def compare(
         raise InputError(f"timing must be one of {', '.join(TIMINGS)}, not {str(timing)[:40]!r}.")
     if isinstance(runs, bool) or not isinstance(runs, int) or not 1 <= runs <= 1000:
         raise InputError("runs must be a whole number from 1 to 1000.")
+    seed = checked_seed(seed)
     tell = on_step or (lambda _what, _share: None)
     tell("speaking with the original", 0.0)
     first = join(list(speak_sentences(original, text, seed, delivery=delivery, on_sentence=_within(tell, "original: sentence", 0.0, 0.2))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ STAGES = ("text", "durations", "flow", "decoder")
 
 MAX_CHARACTERS = 5_000
 MAX_SENTENCE_SECONDS = 60.0
+MAX_SPEECH_SECONDS = 900.0
+"""Where durations run away, a sentence and a whole text end here; 5,000 characters at a calm pace are about 400 seconds."""
 MAX_SEED = 2**32 - 1
 
 _DURATION_NOISE, _PRIOR_NOISE = 0, 1
@@ -54,7 +57,7 @@ class Speech:
     dropped: tuple[str, ...] = ()
     """Characters or phonemes that the voice has no symbol for."""
     cut_short: bool = False
-    """Whether durations ran away and a sentence was ended at MAX_SENTENCE_SECONDS."""
+    """Whether durations ran away and a sentence was ended at MAX_SENTENCE_SECONDS, or the text at MAX_SPEECH_SECONDS."""
 
     @property
     def audio_seconds(self) -> float:
@@ -87,7 +90,7 @@ class Delivery:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise InputError(f"{name} must be a number from {low:g} to {high:g}, not {str(value)[:40]}.")
+                raise InputError(f"{name} must be a number from {low:g} to {high:g}, not {str(value)[:40]!r}.")
 
     def for_voice(self, voice: Voice) -> Delivery:
         """The same with the voice's own values where this has None."""
@@ -151,12 +154,17 @@ def speak_sentences(
     sentences, dropped = read_text(voice, text)
     durations = _locked_durations(timing, sentences)
     reading = time.perf_counter() - start
+    frames_left = int(MAX_SPEECH_SECONDS * voice.sampling_rate / voice.hop_length)
     for index, sentence in enumerate(sentences):
         if on_sentence:
             on_sentence(index, len(sentences))
         locked = None if durations is None else durations[index]
-        yield _speak_sentence(voice, sentence, (seed, index), delivery, locked, dropped if index == 0 else (), reading, always_predict)
-        reading = 0.0
+        speech = _speak_sentence(voice, sentence, (seed, index), delivery, locked, always_predict, frames_left)
+        frames_left -= int(speech.durations.sum())
+        if index == 0:
+            speech.seconds["text"] += reading
+            speech = dataclasses.replace(speech, dropped=dropped)
+        yield speech
     if on_sentence:
         on_sentence(len(sentences), len(sentences))
 
@@ -183,7 +191,7 @@ def checked_seed(seed: object) -> int:
         InputError: not a whole number from 0 to MAX_SEED.
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, float, np.integer)) or not 0 <= seed <= MAX_SEED or seed != int(seed):
-        raise InputError(f"The seed must be a whole number from 0 to {MAX_SEED}, not {str(seed)[:40]}.")
+        raise InputError(f"The seed must be a whole number from 0 to {MAX_SEED}, not {str(seed)[:40]!r}.")
     return int(seed)
 
 
@@ -191,10 +199,12 @@ def checked_text(text: object) -> str:
     """The text itself.
 
     Raises:
-        InputError: it is empty or too long.
+        InputError: it is empty or too long, or holds what no file can (half of a surrogate pair).
     """
     if not isinstance(text, str) or not text.strip():
         raise InputError("There is no text to speak: type a sentence.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError("The text holds characters that are not valid Unicode: type it again, in UTF-8.")
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"The text has {len(text):,} characters and the limit is {MAX_CHARACTERS:,}: speak it in pieces.")
     return text
@@ -230,9 +240,8 @@ def _speak_sentence(
     key: tuple[int, int],
     delivery: Delivery,
     locked: np.ndarray | None,
-    dropped: tuple[str, ...],
-    reading: float,
     always_predict: bool,
+    most_frames: int,
 ) -> Speech:
     """One sentence through the four stages, each timed."""
     import torch
@@ -244,7 +253,7 @@ def _speak_sentence(
         clock.lap("text")
         durations, cut_short = locked, False
         if locked is None or always_predict:
-            durations, cut_short = predict_durations(voice, hidden, conditioning, key, delivery)
+            durations, cut_short = predict_durations(voice, hidden, conditioning, key, delivery, most_frames)
         if locked is not None:
             durations, cut_short = locked, False
         clock.lap("durations")
@@ -252,10 +261,8 @@ def _speak_sentence(
         clock.lap("flow")
         waveform = voice.model.decoder(latents, conditioning)[0, 0].float().cpu().numpy()
         clock.lap("decoder")
-    seconds = clock.seconds
-    seconds["text"] += reading
     spoken = SpokenSentence(sentence.text, sentence.tokens, durations, sentence.ids)
-    return Speech(waveform, voice.sampling_rate, durations, voice.hop_length, seconds, (spoken,), dropped, cut_short)
+    return Speech(waveform, voice.sampling_rate, durations, voice.hop_length, clock.seconds, (spoken,), cut_short=cut_short)
 
 
 class _StageClock:
@@ -305,9 +312,9 @@ def encode(voice: Voice, ids: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tens
 
 
 def predict_durations(
-    voice: Voice, hidden: torch.Tensor, conditioning: torch.Tensor | None, key: tuple[int, int], delivery: Delivery
+    voice: Voice, hidden: torch.Tensor, conditioning: torch.Tensor | None, key: tuple[int, int], delivery: Delivery, most_frames: int
 ) -> tuple[np.ndarray, bool]:
-    """Frames of each token, int64 [tokens], and whether the sentence had to be ended at MAX_SENTENCE_SECONDS."""
+    """Frames of each token, int64 [tokens], and whether the sentence had to be ended at MAX_SENTENCE_SECONDS or at `most_frames`."""
     import torch
 
     model, tokens = voice.model, hidden.shape[2]
@@ -318,14 +325,15 @@ def predict_durations(
     else:
         log_durations = model.duration_predictor(hidden, mask, conditioning)
     frames = torch.ceil(torch.exp(log_durations) * mask * (1.0 / delivery.speaking_rate))[0, 0]
-    limit = int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)
+    limit = max(1, min(most_frames, int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)))
     # A heavily pruned predictor may answer with anything: not-a-number becomes one frame, and no sentence grows past the limit.
     bounded = torch.nan_to_num(frames.double(), nan=1.0, posinf=float(limit)).clamp(0, limit).cpu().numpy().astype(np.int64)
+    cut_short = bool(bounded.sum() > limit or (frames > limit).any())
     ends = np.minimum(np.cumsum(bounded), limit)
     durations = np.diff(ends, prepend=0)
     if durations.sum() == 0:
         durations[-1] = 1
-    return durations, bool(bounded.sum() > limit)
+    return durations, cut_short
 
 
 def _sample_log_durations(

@@ -37,13 +37,13 @@ def layer_table(pruned: Sparsity) -> pd.DataFrame:
     return pd.DataFrame([
         {
             "layer": row.layer.name,
-            "part": PART_NAMES[row.layer.part],
             "kind": row.layer.kind,
+            "sparsity (%)": round(100 * row.sparsity, 2),
+            "left alone because": row.note,
             "shape": " × ".join(str(side) for side in row.layer.shape),
             "weights": row.layer.weights,
             "zeros": row.zeros,
-            "sparsity (%)": round(100 * row.sparsity, 2),
-            "left alone because": row.note,
+            "part": PART_NAMES[row.layer.part],
         }
         for row in pruned.layers
     ])  # fmt: skip
@@ -140,6 +140,6 @@ EMPTY = {
     "sparsity": pd.DataFrame(columns=["part", "weights", "zeros before", "zeros after", "sparsity (%)"]),
     "size": pd.DataFrame(columns=_SIZE_COLUMNS),
     "latency": pd.DataFrame(columns=[*_SIZE_COLUMNS, *_RUN_COLUMNS]),
-    "layers": pd.DataFrame(columns=["layer", "part", "kind", "shape", "weights", "zeros", "sparsity (%)", "left alone because"]),
+    "layers": pd.DataFrame(columns=["layer", "kind", "sparsity (%)", "left alone because", "shape", "weights", "zeros", "part"]),
 }
 """Tables without rows, for a page that has not measured yet."""

@@ -6,6 +6,7 @@ A Request (a value) goes in, steps come out. Anything here may be forgotten at a
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 import threading
@@ -30,6 +31,7 @@ MAX_UPLOAD_BYTES = 160 << 20
 _VOICES_BYTES = 2 << 30
 _PRUNED_BYTES = 512 << 20
 _SPEECH_BYTES = 256 << 20
+_CACHE_BYTES = 16 << 30
 _UPLOADS = 16
 _UPLOAD = "upload:"
 
@@ -56,9 +58,9 @@ class Request:
         Raises:
             InputError: something in it cannot be used, found without loading a voice.
         """
-        checked_text(self.text)
         if len(self.text) > longest:
             raise InputError(f"The text has {len(self.text):,} characters and the page speaks {longest:,} at most: shorten it.")
+        checked_text(self.text)
         checked_seed(self.seed)
         if self.timing not in ("own", "locked"):
             raise InputError("Choose a timing: own or locked.")
@@ -204,11 +206,14 @@ class Workbench:
             return load_embedded()
         if reference.startswith(_UPLOAD):
             return self._load_upload(reference)
-        from vits_prune.voices.hub import load_hub, parse_repo_id
+        from vits_prune.voices.hub import load_hub, parse_repo_id, trim_cache
 
         repo_id, revision = parse_repo_id(reference)
         if not token:
-            return load_hub(repo_id, revision=revision, token=False, max_bytes=MAX_REPOSITORY_BYTES, on_progress=on_progress)
+            voice = load_hub(repo_id, revision=revision, token=False, max_bytes=MAX_REPOSITORY_BYTES, on_progress=on_progress)
+            if "SPACE_ID" in os.environ:  # elsewhere the cache is the user's own
+                trim_cache(_CACHE_BYTES, keep=repo_id)
+            return voice
         # What one visitor may read must not be found in the shared download cache by the next.
         with tempfile.TemporaryDirectory(dir=self._folder) as cache:
             return load_hub(

@@ -122,7 +122,10 @@ def test_phonemes_are_those_of_piper_where_the_versions_agree():
         assert [clause.phonemes for clause in clauses(text, "en-us")] == [clause[0] for clause in piper_clauses(text, "en-us")]
 
 
-@pytest.mark.parametrize("text", ["The end of any area.", "We are copying the only idea, aren't we?", "Being there, I agree; he also buys it."])
+GLIDES = ["The end of any area.", "We are copying the only idea, aren't we?", "Being there, I agree; he also buys it."]
+
+
+@pytest.mark.parametrize("text", GLIDES)
 def test_the_glide_between_vowels_is_written_as_piper_writes_it(text: str):
     spoken = [clause.phonemes for clause in clauses(text, "en-us")]
     assert "ʲ" in "".join(spoken)

@@ -17,7 +17,7 @@ from tests.voices.hf_factory import edit_json, make_checkpoint
 from tests.voices.loopback_hub import Repository, serving
 from vits_prune.errors import InputError
 from vits_prune.voices.checkpoint import load_checkpoint
-from vits_prune.voices.hub import fetch_snapshot, load_hub, parse_repo_id
+from vits_prune.voices.hub import fetch_snapshot, load_hub, parse_repo_id, trim_cache
 from vits_prune.voices.voice import Origin
 
 ROOT = Path(__file__).parents[2]
@@ -365,3 +365,21 @@ def test_end_to_end_in_a_process_of_its_own(hub, tmp_path):
     hub.requests.clear()
     assert run(HF_HUB_OFFLINE="1") == online
     assert hub.requests == []
+
+
+def test_a_servers_cache_is_trimmed_to_a_bound_and_keeps_what_was_just_loaded(hub, folders, cache):
+    hub.repositories["someone/other"] = [Repository(folders["other"])]
+    load_hub(TINY, token=False)
+    load_hub("someone/other", token=False)
+    trim_cache(1 << 30, keep="someone/other")
+    assert {path.name for path in cache.glob("models--*")} == {"models--someone--tiny-vits", "models--someone--other"}
+    trim_cache(0, keep="someone/other")
+    assert {path.name for path in cache.glob("models--*")} == {"models--someone--other"}
+    assert load_hub("someone/other", token=False).origin.reference == "someone/other"
+
+
+def test_a_download_can_be_kept_apart_from_the_shared_cache(hub, cache, tmp_path):
+    apart = tmp_path / "apart"
+    load_hub(TINY, token=False, cache_dir=apart)
+    assert list(apart.glob("models--*"))
+    assert not list(cache.glob("models--*"))

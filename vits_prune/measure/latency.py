@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from vits_prune.errors import InputError
 from vits_prune.synthesis import STAGES, Delivery, Speech, join, speak_sentences
 from vits_prune.voices.voice import Voice
 
@@ -99,7 +100,7 @@ def measure_latency(
         on_run: called with (runs done, runs in all) before each pair; it may raise to cancel.
 
     Raises:
-        InputError: the text cannot be spoken.
+        InputError: the text cannot be spoken, or there are no runs.
     """
     for step in latency_steps(original, pruned, text, seed, delivery=delivery, runs=runs):
         if isinstance(step, Latency):
@@ -119,6 +120,8 @@ def latency_steps(
     runs: int = DEFAULT_RUNS,
 ) -> Iterator[int | Latency]:
     """The same as `measure_latency` in steps: the number of runs done, before each pair, and at last the Latency."""
+    if runs < 1:
+        raise InputError("runs must be at least 1.")
     yield 0
     first, original_macs = count_macs(original, text, seed, delivery=delivery)
     _, pruned_macs = count_macs(pruned, text, seed, timing=first, delivery=delivery)

@@ -32,11 +32,12 @@ class Size:
 
 def measure_size(voice: Voice) -> Size:
     """Write a voice in each format, read off the sizes, remove the files."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in voice.model.named_parameters()}
+    held = dict(voice.model.named_parameters())
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in held.items()}
     halves = {name: tensor.half() for name, tensor in tensors.items()}
     with tempfile.TemporaryDirectory(prefix="vits_prune-size-") as name:
         folder = Path(name)
-        sparse = write_sparse({key: tensor.float() for key, tensor in tensors.items()}, folder / "sparse.safetensors")
+        sparse = write_sparse(tensors, folder / "sparse.safetensors")
         save_file(tensors, folder / "fp32.safetensors")
         save_file(halves, folder / "fp16.safetensors")
         dense, half = ((folder / f"{kind}.safetensors").stat().st_size for kind in ("fp32", "fp16"))
@@ -46,5 +47,5 @@ def measure_size(voice: Voice) -> Size:
         dense_fp32_bytes=dense,
         dense_fp16_bytes=half,
         sparse_fp32_bytes=sparse,
-        memory_bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
+        memory_bytes=sum(t.numel() * t.element_size() for t in held.values()),
     )

@@ -31,7 +31,7 @@ def measure_spectrogram(speech: Speech, window: int = 1024, most_frames: int = 1
         most_frames: longer sound takes longer hops.
     """
     samples = torch.from_numpy(np.nan_to_num(speech.waveform)).float()
-    hop = max(window // 4, -(-len(samples) // most_frames))
+    hop = max(window // 4, len(samples) // most_frames + 1)
     spectrum = torch.stft(
         torch.nn.functional.pad(samples, (window // 2, window // 2)),
         window,

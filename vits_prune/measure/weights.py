@@ -32,7 +32,8 @@ def measure_weights(original: Voice, pruned: Voice, bins: int = 80) -> WeightHis
     before, after = dict(original.model.named_parameters()), dict(pruned.model.named_parameters())
     names = [layer.parameter for layer in prunable_layers(original)]
     changed = [name for name in names if before[name] is not after[name]] or names
-    top = max(float(torch.quantile(_sample(before[name]), 0.995)) for name in changed) or 1.0
+    samples = [(_sample(before[name]), _sample(before[name] * (after[name] == 0))) for name in changed]
+    top = _top(*(torch.cat(parts) for parts in zip(*samples, strict=True)))
     edges = np.linspace(0.0, top, bins + 1)
     kept, zeroed = np.zeros(bins, dtype=np.int64), np.zeros(bins, dtype=np.int64)
     largest, smallest = 0.0, float("inf")
@@ -46,10 +47,14 @@ def measure_weights(original: Voice, pruned: Voice, bins: int = 80) -> WeightHis
     return WeightHistogram(edges, kept, zeroed, largest, smallest)
 
 
+def _top(magnitudes: torch.Tensor, zeroed: torch.Tensor) -> float:
+    """Where the axis ends: nearly all weights, and what was zeroed with room beside it."""
+    return max(float(magnitudes.quantile(0.98)), 1.3 * float(zeroed.max())) or 1.0
+
+
 def _sample(weight: torch.Tensor) -> torch.Tensor:
-    """At most 100,000 evenly spaced magnitudes: enough for where the axis ends."""
-    flat = weight.detach().abs().flatten().float().cpu()
-    return flat[:: max(1, flat.numel() // 100_000)]
+    """One in 64 of the magnitudes, evenly spaced: enough for where the axis ends."""
+    return weight.detach().abs().flatten().float().cpu()[::64]
 
 
 def _counts(magnitudes: torch.Tensor, top: float, bins: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import numbers
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,7 @@ class PruneSpec:
     """Which parts of the voice are pruned, in the order of PARTS."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if not isinstance(self.method, str) or self.method not in METHODS:
             raise InputError(f"There is no pruning method {str(self.method)[:40]!r}: choose one of {', '.join(METHODS)}.")
         if self.scope not in SCOPES:
             raise InputError(f"There is no scope {str(self.scope)[:40]!r}: choose one of {', '.join(SCOPES)}.")
@@ -75,8 +74,8 @@ class PruneSpec:
 
 
 def _checked_amount(amount: object) -> float:
-    if isinstance(amount, bool) or not isinstance(amount, numbers.Real) or not math.isfinite(amount) or not 0 <= amount <= MAX_AMOUNT:
-        raise InputError(f"The amount must be a number from 0 to {MAX_AMOUNT}, not {str(amount)[:40]}.")
+    if isinstance(amount, bool) or not isinstance(amount, numbers.Real) or not 0 <= amount <= MAX_AMOUNT:  # NaN fails every comparison
+        raise InputError(f"The amount must be a number from 0 to {MAX_AMOUNT}, not {str(amount)[:40]!r}.")
     return float(amount)
 
 

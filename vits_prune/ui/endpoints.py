@@ -84,4 +84,4 @@ def sparsity(voice: str, scope: str, amount: float, parts: list[str]) -> dict[st
     """The share of zeros that pruning would give, overall and by part (0 to 1), without speaking."""
     from vits_prune.pruning import PruneSpec
 
-    return steps.bench.preview((voice or "").strip(), PruneSpec(scope=scope, amount=amount, parts=tuple(parts or ())))
+    return steps.bench.preview((voice or "").strip(), PruneSpec(scope=scope, amount=amount, parts=parts or ()))

@@ -17,7 +17,7 @@ from vits_prune.synthesis import MAX_SEED
 from vits_prune.ui import flip, steps
 from vits_prune.ui.endpoints import add_endpoints
 from vits_prune.ui.steps import plainly
-from vits_prune.ui.theme import CSS, theme
+from vits_prune.ui.theme import HEAD, theme
 from vits_prune.voices.load import EMBEDDED
 from vits_prune.voices.voice import PARTS
 from vits_prune.workbench import Doing, Request
@@ -48,10 +48,10 @@ def build() -> gr.Blocks:
         gr.Markdown(TITLE, elem_id="title")
         if os.environ.get("OAUTH_CLIENT_ID"):
             gr.LoginButton("Log in for private and gated voices", size="sm")
-        with gr.Row():
+        with gr.Row(elem_classes="halves"):
             with gr.Column(scale=4, min_width=300):
                 inputs = _inputs()
-            with gr.Column(scale=7, min_width=300):
+            with gr.Column(scale=7, min_width=300, elem_classes="outputs"):
                 outputs = _outputs()
         _wire(demo, inputs, outputs)
         add_endpoints()
@@ -62,7 +62,7 @@ def launch_options() -> dict[str, Any]:
     """Arguments of `launch`: theme, style, and the caps on what is uploaded."""
     return {
         "theme": theme(),
-        "css": CSS,
+        "head": HEAD,
         "max_file_size": "160mb",
         "show_error": False,
         "ssr_mode": False,
@@ -168,7 +168,7 @@ _WIDTHS = {
     "sparsity": ["170px", "110px", "90px", "110px", "90px"],
     "size": ["200px", "85px", "85px", "85px", "300px"],
     "latency": ["200px", "85px", "85px", "85px", "300px", "110px", "110px", "110px", "110px"],
-    "layers": ["330px", "140px", "130px", "130px", "100px", "100px", "100px", "260px"],
+    "layers": ["250px", "130px", "100px", "240px", "130px", "100px", "100px", "150px"],
 }
 """Widths of the columns: the words beside a number must be in sight before its spread."""
 
@@ -328,6 +328,7 @@ def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
     return {name: table, f"{name}_csv": gr.DownloadButton(value=steps.csv(table, name), interactive=True)}
 
 
+_TABLES = ("sparsity", "layers", "size", "latency")
 _STEPS = (
     (
         _heard,

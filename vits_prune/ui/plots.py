@@ -80,8 +80,8 @@ def weight_histogram(histogram: WeightHistogram) -> Figure:
     """How many weights have which absolute value, kept and zeroed, with the threshold where there is one."""
     figure, (axis,) = _figure(1, height=3.0)
     left, width = histogram.edges[:-1], np.diff(histogram.edges)
-    axis.bar(left, histogram.kept, width, align="edge", color=ORIGINAL, label="kept")
-    axis.bar(left, histogram.zeroed, width, bottom=histogram.kept, align="edge", color=PRUNED, label="set to zero")
+    axis.bar(left, histogram.zeroed, width, align="edge", color=PRUNED, label="set to zero")
+    axis.bar(left, histogram.kept, width, bottom=histogram.zeroed, align="edge", color=ORIGINAL, label="kept")
     one_threshold = 0 < histogram.largest_zeroed <= histogram.smallest_kept
     if one_threshold:
         axis.axvline(histogram.largest_zeroed, color=NEUTRAL, linewidth=1.2, linestyle="--")
@@ -92,7 +92,16 @@ def weight_histogram(histogram: WeightHistogram) -> Figure:
             fontsize=8,
             color=NEUTRAL,
         )
-    axis.set(yscale="log", xlabel="absolute value of the weight (the last bar holds all above)", ylabel="weights")
+    elif histogram.largest_zeroed:
+        axis.annotate(
+            "each layer has its own threshold",
+            (0.5, 0.9),
+            xycoords="axes fraction",
+            fontsize=8,
+            color=NEUTRAL,
+            horizontalalignment="center",
+        )
+    axis.set(xlabel="absolute value of the weight (the last bar holds all above)", ylabel="weights", xlim=(0, histogram.edges[-1]))
     axis.legend(ncols=2, loc="upper right", frameon=False, fontsize=8, labelcolor=NEUTRAL)
     return figure
 

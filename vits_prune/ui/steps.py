@@ -52,7 +52,7 @@ def request_of(
     Raises:
         InputError: one of them cannot be used.
     """
-    spec = PruneSpec(scope=scope, amount=amount, parts=tuple(parts or ()))
+    spec = PruneSpec(scope=scope, amount=amount, parts=parts or ())
     delivery = Delivery(speaking_rate, noise_scale, noise_scale_duration)
     request = Request((voice or "").strip(), text or "", spec, seed if seed is not None else 0, timing, delivery, speaker or None)
     return request.checked(MAX_PAGE_CHARACTERS)

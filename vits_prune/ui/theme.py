@@ -19,11 +19,19 @@ def theme() -> gr.themes.Base:
     )
 
 
-CSS = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto; }
+HEAD = """<style>
+.gradio-container { max-width: 1280px !important; margin: 0 auto !important; min-width: 0 !important; }
+.gradio-container .main, .gradio-container .wrap, .gradio-container .contain, .gradio-container .column { min-width: 0 !important; }
+.gradio-container .halves > .column { min-width: min(300px, 100%) !important; }
 #title h1 { margin-bottom: 0.1em; }
-#readout table { width: 100%; font-variant-numeric: tabular-nums; }
 #status { min-height: 1.6em; }
 .pictures img { width: 100%; height: auto; }
-@media (max-width: 640px) { .gradio-container { padding: 8px !important; } }
-"""
+@media (max-width: 760px) {
+  gradio-app { max-width: 100vw; overflow-x: clip; }
+  .gradio-container { width: 100% !important; }
+  .gradio-container > .main { padding: 8px !important; }
+  .gradio-container .halves { flex-direction: column; }
+  .gradio-container .halves > .column { width: 100%; flex: none !important; }
+}
+</style>"""
+"""In the page's head, since Gradio confines what it is given as css to the inside of the page's content."""

@@ -217,6 +217,31 @@ def _licence(info: ModelInfo) -> str | None:
     return licence[:64] if licence else None
 
 
+def trim_cache(max_bytes: int, keep: str) -> None:
+    """Remove the models used longest ago from the hub's cache until it is within a bound. For a server; not for a user's own machine.
+
+    Args:
+        max_bytes: what the cache may weigh.
+        keep: a repository that stays.
+    """
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cache = scan_cache_dir(constants.HF_HUB_CACHE)
+    except CacheNotFound:
+        return
+    size, revisions = cache.size_on_disk, []
+    for repository in sorted(cache.repos, key=lambda repository: repository.last_accessed):
+        if size <= max_bytes:
+            break
+        if repository.repo_id != keep:
+            revisions += [revision.commit_hash for revision in repository.revisions]
+            size -= repository.size_on_disk
+    if revisions:
+        cache.delete_revisions(*revisions).execute()
+
+
 def _cached_snapshot(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Snapshot:
     """What an earlier download left of a revision.
 

@@ -38,7 +38,7 @@ def load_voice(
     Raises:
         InputError: there is no such voice, it is not VITS, it is damaged, or it has no such speaker.
     """
-    text = os.fspath(ref)
+    text = os.fspath(ref) if isinstance(ref, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text.strip():
         raise InputError("Name a voice: joe, a hub id such as facebook/mms-tts-eng, a folder, or a Piper .onnx file.")
     if text == EMBEDDED and not Path(text).exists():

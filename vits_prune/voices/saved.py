@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import VitsConfig, VitsModel
 
@@ -40,14 +41,15 @@ def save_voice(voice: Voice, folder: str | Path) -> Path:
         InputError: something that is not a saved voice has the name already, or the disk does not take it.
     """
     target = Path(folder)
-    if target.exists() and not _replaceable(target):
-        raise InputError(f"{target} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before.")
     try:
+        if target.exists() and not _replaceable(target):
+            raise InputError(f"{target} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before.")
         target.parent.mkdir(parents=True, exist_ok=True)
         with _written_beside(target) as beside:
             _write(voice, beside)
-    except OSError as error:
-        raise InputError(f"The voice could not be written to {target}: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own way
+        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
+        raise InputError(f"The voice could not be written to {target}: {reason}.") from error
     return target
 
 
@@ -63,14 +65,28 @@ def _written_beside(target: Path) -> Iterator[Path]:
         os.chmod(beside, 0o755)
         yield beside
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, old / "old")
-            os.replace(beside, target)
-            shutil.rmtree(old, ignore_errors=True)
+            _exchange(beside, target)
         else:
             os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _exchange(beside: Path, target: Path) -> None:
+    """Put a folder in the place of another, which is removed; where that fails the other stays."""
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    try:
+        os.replace(target, old / "old")
+        try:
+            os.replace(beside, target)
+        except OSError:
+            os.replace(old / "old", target)
+            raise
+    except OSError:
+        with contextlib.suppress(OSError):
+            old.rmdir()  # only where it is empty: never with the other folder still in it
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(voice: Voice, folder: Path) -> None:
@@ -99,6 +115,7 @@ def _manifest(voice: Voice) -> dict[str, Any]:
         "family": origin.family,
         "origin": {"reference": origin.reference, "revision": origin.revision, "licence": origin.licence},
         "speakers": list(voice.speakers),
+        "speaker": voice.speaker,
         "free_cut": {"parameters": voice.free_cut.parameters, "bytes": voice.free_cut.bytes},
         "recipe": dict(voice.recipe),
     }
@@ -149,21 +166,26 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         version = manifest["format_version"]
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise InputError(f"{folder.name} was saved by a newer vits_prune (format {version}): update vits_prune to open it.")
-        valid = version == FORMAT_VERSION and manifest["family"] in ("hugging-face", "piper") and isinstance(manifest["recipe"], dict)
+        valid = version == FORMAT_VERSION and manifest["family"] in ("hugging-face", "piper") and _is_recipe(manifest["recipe"])
         [str(value) for value in (manifest["name"], manifest["origin"]["reference"], *manifest["speakers"])]
         [int(manifest["free_cut"][key]) for key in ("parameters", "bytes")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise error if isinstance(error, InputError) else broken from error
     if not valid:
         raise broken
     return manifest
 
 
+def _is_recipe(recipe: Any) -> bool:
+    steps = recipe.get("pruned", []) if isinstance(recipe, dict) else None
+    return isinstance(steps, list) and all(isinstance(step, dict) and isinstance(step.get("parts", []), list) for step in steps)
+
+
 def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
-    """The voice that `save_voice` wrote, the same to the bit.
+    """The voice that `save_voice` wrote, the same to the bit; without a speaker given, the one it had when it was saved.
 
     Raises:
-        InputError: damaged, or written by a newer version.
+        InputError: damaged, or written by a newer version, or it has no such speaker.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -177,13 +199,15 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
     load = _load_piper_family if origin.family == "piper" else _load_transformers_family
     model, tokenizer = load(folder, manifest)
     speakers = tuple(str(name) for name in manifest["speakers"])
+    if len(speakers) != (model.config.num_speakers if model.config.num_speakers > 1 else 0):
+        raise InputError(f"{folder.name} is damaged: its {MANIFEST} names other speakers than its config.json. Save the voice again.")
     return Voice(
         model=model,
         tokenizer=tokenizer,
         sampling_rate=model.config.sampling_rate,
         name=str(manifest["name"]),
         origin=origin,
-        speaker=resolve_speaker(speaker, speakers, str(manifest["name"])),
+        speaker=resolve_speaker(manifest.get("speaker") if speaker is None else speaker, speakers, str(manifest["name"])),
         speakers=speakers,
         free_cut=FreeCut(int(manifest["free_cut"]["parameters"]), int(manifest["free_cut"]["bytes"])),
         recipe=MappingProxyType(manifest["recipe"]),
@@ -198,10 +222,17 @@ def _load_piper_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsMode
     tokenizer = PiperTokenizer.load(folder)
     model = empty_model(config)
     try:
-        tensors = load_file(folder / "model.safetensors")
+        if tokenizer.largest_id >= config.vocab_size:
+            raise ValueError("the tokenizer has ids that the model has no row for")
+        # A copy: safetensors maps the file, which may change under a voice that is in use.
+        tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in load_file(folder / "model.safetensors").items()}
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+            raise ValueError("a weight is not a number")
         model.load_state_dict(tensors, strict=True, assign=True)
     except Exception as error:  # safetensors and torch each raise their own kinds for a broken file
-        raise InputError(f"{folder.name} is damaged: its model.safetensors does not fit its config.json. Save the voice again.") from error
+        raise InputError(
+            f"{folder.name} is damaged: its model.safetensors, config.json and tokenizer do not fit together. Save the voice again."
+        ) from error
     return model.requires_grad_(False).eval(), tokenizer
 
 
@@ -218,5 +249,7 @@ def _load_transformers_family(folder: Path, manifest: dict[str, Any]) -> tuple[V
         stem, _, which = key.partition(".parametrizations.weight.")
         if which == "original0" and f"{stem}.weight" in names:
             direction = tensors[f"{stem}.parametrizations.weight.original1"]
-            exact[f"{stem}.weight"] = torch.where(magnitude == 0, torch.zeros_like(direction), direction)
+            weight = torch.where(magnitude == 0, torch.zeros_like(direction), direction).float()
+            if torch.allclose(weight, names[f"{stem}.weight"], rtol=1e-4, atol=1e-8):  # else trained on and saved over by others
+                exact[f"{stem}.weight"] = weight
     return voice.with_weights(exact).model, voice.tokenizer

@@ -2,12 +2,14 @@
 
 Each tensor becomes a bitmask of where it is not zero and the surviving values, their bytes sorted by significance ("byte shuffle", as in
 HDF5 and Blosc: exponents sit together and compress, mantissas do not disturb them), both compressed by Zstandard. A tensor without zeros
-keeps no mask. Plain bytes of a tensor are kept where the encoding would be larger.
+keeps no mask. Plain bytes of a tensor are kept where the encoding would be larger. A CRC-32 over all of it tells damage.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,7 +45,16 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
         if survivors.size < flat.size:
             blobs[f"{name}.mask"] = _compress(compressor, np.packbits(nonzero))
         blobs[f"{name}.values"] = _compress(compressor, _shuffle(survivors))
-    return save(blobs, metadata={"format": _FORMAT, "tensors": json.dumps(index)})
+    described = json.dumps(index)
+    return save(blobs, metadata={"format": _FORMAT, "tensors": described, "crc32": str(_checksum(described, blobs))})
+
+
+def _checksum(described: str, blobs: Mapping[str, np.ndarray]) -> int:
+    """CRC-32 of the description and of every blob, in the order of their names."""
+    checksum = zlib.crc32(described.encode())
+    for name in sorted(blobs):
+        checksum = zlib.crc32(blobs[name].tobytes(), zlib.crc32(name.encode(), checksum))
+    return checksum
 
 
 def decode(data: bytes) -> dict[str, torch.Tensor]:
@@ -57,9 +68,11 @@ def decode(data: bytes) -> dict[str, torch.Tensor]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         if header["format"] != _FORMAT:
             raise InputError("This file is not a sparse-encoded voice of this version: encode it again.")
+        if int(header["crc32"]) != _checksum(header["tensors"], blobs):
+            raise ValueError("the checksum does not fit")
         index = json.loads(header["tensors"])
         return {name: _decode_one(name, entry, blobs) for name, entry in index.items()}
-    except (SafetensorError, zstandard.ZstdError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (SafetensorError, zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError("This sparse-encoded file is damaged: fetch or write it again.") from error
@@ -67,15 +80,17 @@ def decode(data: bytes) -> dict[str, torch.Tensor]:
 
 def _decode_one(name: str, entry: Mapping[str, object], blobs: Mapping[str, np.ndarray]) -> torch.Tensor:
     shape, dtype = tuple(int(side) for side in entry["shape"]), np.dtype(_DTYPES[entry["dtype"]])
-    size = int(np.prod(shape, dtype=np.int64))
-    if not 0 <= size <= _MAX_ELEMENTS:
+    size = math.prod(shape)
+    if min(shape, default=0) < 0 or size > _MAX_ELEMENTS:
         raise ValueError(f"{name} has {size} elements")
+    if not entry["masked"]:
+        flat = _unshuffle(_decompress(blobs[f"{name}.values"], size * dtype.itemsize), dtype)
+        return torch.from_numpy(flat.reshape(shape).copy())
+    bits = _decompress(blobs[f"{name}.mask"], -(-size // 8))  # before anything of that size is made: a description may lie
+    mask = np.unpackbits(bits, count=size).view(bool)
+    survivors = _unshuffle(_decompress(blobs[f"{name}.values"], int(mask.sum()) * dtype.itemsize), dtype)
     flat = np.zeros(size, dtype=dtype)
-    if entry["masked"]:
-        mask = np.unpackbits(_decompress(blobs[f"{name}.mask"], -(-size // 8)), count=size).astype(bool)
-        flat[mask] = _unshuffle(_decompress(blobs[f"{name}.values"], int(mask.sum()) * dtype.itemsize), dtype)
-    else:
-        flat[:] = _unshuffle(_decompress(blobs[f"{name}.values"], size * dtype.itemsize), dtype)
+    flat[mask] = survivors
     return torch.from_numpy(flat.reshape(shape))
 
 

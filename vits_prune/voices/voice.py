@@ -124,8 +124,8 @@ def resolve_speaker(speaker: int | str | None, speakers: tuple[str, ...], name: 
         return speakers.index(speaker)
     try:
         index = int(speaker)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         index = -1
-    if isinstance(speaker, bool) or not 0 <= index < len(speakers):
+    if isinstance(speaker, bool) or (isinstance(speaker, float) and speaker != index) or not 0 <= index < len(speakers):
         raise InputError(f"{name} has no speaker {str(speaker)[:40]!r}: choose 0 to {len(speakers) - 1} or one of its speaker names.")
     return index

@@ -1,0 +1,111 @@
+"""What is timed and counted; never how long it took."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vits_prune import InputError, PruneSpec, measure_latency, prune, speak
+from vits_prune.measure import Spread, latency
+from vits_prune.measure.latency import count_macs
+from vits_prune.synthesis import STAGES, Delivery
+
+TEXT = "the birch canoe slid"
+
+
+def test_runs_take_turns_and_the_first_alternates(tiny, monkeypatch):
+    pruned, spoken = prune(tiny, PruneSpec()), []
+    real = latency.speak_sentences
+
+    def watched(voice, text, seed, *, timing, **options):
+        spoken.append(("pruned" if voice.recipe else "original", timing if timing == "own" else "locked", options["always_predict"]))
+        return real(voice, text, seed, timing=timing, **options)
+
+    monkeypatch.setattr(latency, "speak_sentences", watched)
+    told = []
+    found = measure_latency(tiny, pruned, TEXT, runs=3, on_run=lambda done, total: told.append((done, total)))
+    one, two = ("original", "own", True), ("pruned", "locked", True)
+    assert spoken == [one, two, one, two, two, one, one, two]
+    assert told == [(0, 3), (1, 3), (2, 3)]
+    assert found.runs == 3
+
+
+def test_what_is_reported(tiny):
+    found = measure_latency(tiny, prune(tiny, PruneSpec(scope="local", amount=0.9)), TEXT, 3, runs=3)
+    assert found.threads == torch.get_num_threads()
+    assert found.device == "cpu"
+    assert found.original.audio_seconds == found.pruned.audio_seconds == speak(tiny, TEXT, 3).audio_seconds
+    for voice in (found.original, found.pruned):
+        assert tuple(voice.stage_seconds) == (*STAGES, "total")
+        for spread in (*voice.stage_seconds.values(), voice.real_time_factor):
+            assert 0 < spread.low <= spread.median <= spread.high
+        assert voice.real_time_factor.high == pytest.approx(voice.stage_seconds["total"].high / voice.audio_seconds)
+    assert found.speed_up.low <= found.speed_up.median <= found.speed_up.high
+    assert found.original.stage_seconds["total"].low / found.pruned.stage_seconds["total"].high <= found.speed_up.low * (1 + 1e-9)
+
+
+def test_delivery_is_used(tiny):
+    delivery = Delivery(speaking_rate=2.0)
+    found = measure_latency(tiny, tiny, TEXT, 3, delivery=delivery, runs=1)
+    assert found.original.audio_seconds == speak(tiny, TEXT, 3, speaking_rate=2.0).audio_seconds
+    assert found.original.audio_seconds < speak(tiny, TEXT, 3).audio_seconds
+
+
+def test_raising_in_on_run_cancels(tiny):
+    class Cancelled(Exception):
+        pass
+
+    def stop(done, total):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        measure_latency(tiny, tiny, TEXT, on_run=stop)
+
+
+@pytest.mark.parametrize(("text", "runs"), [("", 1), ("🙂", 1), (TEXT, 0), (TEXT, -1)])
+def test_bad_input(tiny, text, runs):
+    with pytest.raises(InputError):
+        measure_latency(tiny, tiny, text, runs=runs)
+
+
+def flops(voice, text):
+    """Twice the multiply-accumulates of convolutions and linear layers, as torch's own counter sees the operators."""
+    with FlopCounterMode(display=False) as counter:
+        speak(voice, text)
+    counts = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
+    assert set(counts) <= {"aten.convolution", "aten.addmm", "aten.mm", "aten.bmm"}
+    return sum(count for operator, count in counts.items() if operator != "aten.bmm")  # bmm: attention's products of activations
+
+
+def test_multiply_accumulates_are_those_that_torch_counts(joe, tiny):
+    for voice, text in ((joe, "Go."), (tiny, TEXT)):
+        _, (dense, nonzero) = count_macs(voice, text)
+        assert 2 * dense == flops(voice, text) > 0
+        assert 0.99 * dense < nonzero <= dense
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [("decoder.conv_pre", "frames"), ("text_encoder.encoder.layers.0.attention.q_proj", "tokens"), ("decoder.upsampler.0", "frames")],
+)
+def test_a_zero_weight_saves_what_it_would_have_cost(tiny, name, positions):
+    weight = tiny.model.get_submodule(name).weight
+    some = weight.clone()
+    some.view(-1)[:7] = 0
+    speech, (dense, nonzero) = count_macs(tiny, TEXT)
+    times = {"frames": int(speech.durations.sum()), "tokens": len(speech.tokens)}[positions]
+    _, (same, fewer) = count_macs(tiny.with_weights({f"{name}.weight": some}), TEXT, timing=speech)
+    assert same == dense
+    assert nonzero - fewer == times * 7
+    _, (_, none) = count_macs(tiny.with_weights({f"{name}.weight": torch.zeros_like(weight)}), TEXT, timing=speech)
+    assert nonzero - none == times * int((weight != 0).sum())
+
+
+def test_counting_leaves_no_hooks(tiny):
+    count_macs(tiny, TEXT)
+    assert not any(module._forward_hooks for module in tiny.model.modules())
+
+
+def test_spread():
+    assert Spread.of([3.0, 1.0, 2.0, 10.0]) == Spread(2.5, 1.0, 10.0)

@@ -1,0 +1,193 @@
+"""The masks of torch.nn.utils.prune, exactly as many zeros as asked, and an original that stays as it was."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from torch.nn.utils import prune as torch_prune
+
+from vits_prune import PARTS, InputError, PruneSpec, measure_sparsity, prune
+from vits_prune.pruning.layers import prunable_layers
+from vits_prune.pruning.magnitude import sorted_magnitudes, sparsity_preview
+
+
+def checksums(voice):
+    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in voice.model.named_parameters()}
+
+
+def torchs_masks(voice, spec):
+    """Parameter name -> mask, by torch's own pruning of a copy of the folded model."""
+    model = voice.with_weights({}).model
+    modules = {layer.parameter: model.get_submodule(layer.name) for layer in prunable_layers(voice, spec.parts)}
+    if spec.scope == "global":
+        torch_prune.global_unstructured([(module, "weight") for module in modules.values()], torch_prune.L1Unstructured, amount=spec.amount)
+    else:
+        for module in modules.values():
+            torch_prune.l1_unstructured(module, "weight", spec.amount)
+    return {name: module.weight_mask.bool() for name, module in modules.items()}
+
+
+def assert_cut_as_torch_cuts(before, after, masks):
+    """The same mask among `before` -> `after`, but for weights of exactly the threshold's magnitude: as many of those.
+
+    All three are lists of tensors that were ranked together.
+    """
+    magnitudes = torch.cat([tensor.flatten() for tensor in before]).abs()
+    kept = torch.cat([tensor.flatten() for tensor in after]) != 0
+    expected = torch.cat([mask.flatten() for mask in masks])
+    assert int((~kept).sum()) == int((~expected).sum())
+    threshold = magnitudes[~expected].max() if not expected.all() else torch.tensor(-1.0)
+    differing = kept != expected
+    assert bool((magnitudes[differing] == threshold).all())
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(new, torch.where(new != 0, old, torch.zeros_like(old)))
+
+
+def compare_with_torch(voice, spec):
+    pruned, masks = prune(voice, spec), torchs_masks(voice, spec)
+    before, after = dict(voice.model.named_parameters()), dict(pruned.model.named_parameters())
+    groups = [list(masks)] if spec.scope == "global" else [[name] for name in masks]
+    for names in groups:
+        assert_cut_as_torch_cuts([before[n] for n in names], [after[n] for n in names], [masks[n] for n in names])
+        weights = sum(before[name].numel() for name in names)
+        assert sum(int((after[name] == 0).sum()) for name in names) == round(spec.amount * weights)
+    for name in before.keys() - masks.keys():
+        assert before[name] is after[name]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PruneSpec(amount=0.3),
+        PruneSpec(amount=0.9, parts=("text_encoder",)),
+        PruneSpec(amount=0.99, parts=("duration_predictor", "flow")),
+        PruneSpec(amount=1e-6, parts=("decoder",)),
+        PruneSpec(amount=0.123, parts=("duration_predictor",)),
+        PruneSpec(scope="local", amount=0.37),
+        PruneSpec(scope="local", amount=0.99, parts=("duration_predictor", "decoder")),
+    ],
+    ids=lambda spec: f"{spec.scope} {spec.amount} {len(spec.parts)}",
+)
+def test_the_masks_of_torch_on_the_real_voice(joe, spec):
+    compare_with_torch(joe, spec)
+
+
+@pytest.fixture(scope="module")
+def tied(tiny):
+    """A voice whose weights have few magnitudes, none of them zero."""
+    weights = dict(tiny.model.named_parameters())
+    step = 0.05
+    rounded = {
+        layer.parameter: torch.where(weights[layer.parameter] < 0, -step, step) * ((weights[layer.parameter].abs() / step).floor() + 1)
+        for layer in prunable_layers(tiny)
+    }
+    voice = tiny.with_weights(rounded)
+    assert len(torch.cat([weight.flatten() for weight in rounded.values()]).abs().unique()) < 60
+    return voice
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("amount", [0.001, 0.25, 0.5, 0.9, 0.99])
+def test_the_masks_of_torch_where_nearly_all_weights_are_ties(tied, scope, amount):
+    compare_with_torch(tied, PruneSpec(scope=scope, amount=amount))
+
+
+def test_ties_go_first_in_memory_order(tied):
+    spec = PruneSpec(scope="local", amount=0.5)
+    before, after = dict(tied.model.named_parameters()), dict(prune(tied, spec).model.named_parameters())
+    split = 0
+    for layer in prunable_layers(tied):
+        old, gone = before[layer.parameter].abs().flatten(), (after[layer.parameter] == 0).flatten()
+        ties = old == old[gone].max()
+        order = gone[ties].int()
+        assert torch.equal(order, order.sort(descending=True).values)
+        split += bool(0 < order.sum() < len(order))
+    assert split > 10
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_the_voice_given_stays_as_it_was(joe, scope):
+    before, identities = checksums(joe), {name: id(tensor) for name, tensor in joe.model.named_parameters()}
+    pruned = prune(joe, PruneSpec(scope=scope, amount=0.5, parts=("flow", "decoder")))
+    assert checksums(joe) == before
+    assert {name: id(tensor) for name, tensor in joe.model.named_parameters()} == identities
+    assert dict(joe.recipe) == {}
+    old, new = dict(joe.model.named_parameters()), dict(pruned.model.named_parameters())
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {layer.parameter for layer in prunable_layers(joe, ("flow", "decoder"))}
+    for name in old:
+        assert (old[name].data_ptr() == new[name].data_ptr()) == (name not in changed)
+    assert pruned.model is not joe.model
+    assert (pruned.name, pruned.origin, pruned.tokenizer) == (joe.name, joe.origin, joe.tokenizer)
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_amount_zero_is_the_original(joe, scope):
+    pruned = prune(joe, PruneSpec(scope=scope, amount=0))
+    for old, new in zip(joe.model.parameters(), pruned.model.parameters(), strict=True):
+        assert old is new
+    assert pruned.recipe["pruned"] == [PruneSpec(scope=scope, amount=0).to_dict()]
+
+
+def test_the_recipe_tells_every_step(tiny):
+    first, second = PruneSpec(scope="local", amount=0.2), PruneSpec(amount=0.5, parts=("decoder",))
+    twice = prune(prune(tiny, first), second)
+    assert twice.recipe["pruned"] == [first.to_dict(), second.to_dict()]
+    assert [PruneSpec.from_dict(step) for step in twice.recipe["pruned"]] == [first, second]
+    with pytest.raises(TypeError):
+        twice.recipe["pruned"] = []
+
+
+SPECS = [
+    PruneSpec(),
+    PruneSpec(scope="local", amount=0.7),
+    PruneSpec(amount=0.9, parts=("decoder", "duration_predictor")),
+    PruneSpec(scope="local", amount=0.05, parts=("flow",)),
+    PruneSpec(amount=0),
+]
+
+
+def preview_equals_measure(voice, spec):
+    measured, preview = measure_sparsity(prune(voice, spec)), sparsity_preview(voice, spec)
+    assert preview == {"overall": measured.overall, **measured.parts}
+    assert list(preview) == ["overall", *PARTS]
+    return preview
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.scope} {spec.amount}")
+def test_the_preview_is_what_pruning_does(joe, tied, spec):
+    preview_equals_measure(joe, spec)
+    preview_equals_measure(tied, spec)
+
+
+def test_the_preview_counts_zeros_that_are_there_already(tiny):
+    before = prune(tiny, PruneSpec(scope="local", amount=0.5, parts=("flow", "text_encoder")))
+    for spec in SPECS:
+        preview_equals_measure(before, spec)
+    assert preview_equals_measure(before, PruneSpec(scope="local", amount=0.1))["flow"] == pytest.approx(0.5, abs=0.01)
+    assert preview_equals_measure(before, PruneSpec(scope="local", amount=0.8))["flow"] == pytest.approx(0.8, abs=0.01)
+
+
+def test_pruning_again_at_the_same_amount_changes_nothing(joe):
+    spec = PruneSpec(amount=0.4)
+    once = prune(joe, spec)
+    assert checksums(prune(once, spec)) == checksums(once)
+
+
+def test_a_larger_amount_zeroes_more_of_the_same(joe):
+    less, more = (dict(prune(joe, PruneSpec(amount=amount)).model.named_parameters()) for amount in (0.2, 0.6))
+    for layer in prunable_layers(joe):
+        assert bool((more[layer.parameter][less[layer.parameter] == 0] == 0).all())
+
+
+def test_magnitudes_are_sorted_once_a_voice(joe, tiny):
+    assert sorted_magnitudes(joe) is sorted_magnitudes(joe)
+    assert sorted_magnitudes(joe) is not sorted_magnitudes(tiny)
+
+
+@pytest.mark.parametrize("spec", [None, 0.3, {"amount": 0.3}, "global"], ids=repr)
+def test_prune_takes_a_spec_only(tiny, spec):
+    with pytest.raises(InputError, match="PruneSpec"):
+        prune(tiny, spec)

@@ -1,0 +1,31 @@
+"""The Space's entry point."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+IMPORT = """
+import app, gradio
+from vits_prune.ui import steps
+assert isinstance(app.demo, gradio.Blocks)
+assert not steps.bench.is_loaded("joe")
+assert not steps.bench._voices._values
+names = {function.api_name for function in app.demo.fns.values() if function.api_visibility == "public"}
+assert names == {"compare", "sparsity"}, names
+import os
+print("built in", os.getcwd())
+"""
+
+
+def test_it_is_short():
+    assert len((ROOT / "app.py").read_text(encoding="utf-8").splitlines()) < 40
+
+
+def test_importing_it_builds_the_page_and_loads_no_voice():
+    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "built in" in done.stdout

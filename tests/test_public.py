@@ -1,0 +1,112 @@
+"""The public names, and the rules of the house that can be read off the imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vits_prune
+
+PACKAGE = Path(vits_prune.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+BELOW = {
+    "errors": set(),
+    "voices": {"errors"},
+    "synthesis": {"voices", "errors"},
+    "sound": {"synthesis", "voices", "errors"},
+    "pruning": {"voices", "errors"},
+    "measure": {"pruning.layers", "synthesis", "voices", "errors"},
+    "tables": {"measure", "pruning", "synthesis", "voices", "errors"},
+    "comparison": {"tables", "measure", "pruning", "synthesis", "voices", "errors"},
+    "workbench": {"comparison", "tables", "sound", "measure", "pruning", "synthesis", "voices", "errors"},
+    "cli": {"workbench", "comparison", "tables", "sound", "measure", "pruning", "synthesis", "voices", "errors"},
+    "ui": {"workbench", "comparison", "tables", "sound", "measure", "pruning", "synthesis", "voices", "errors"},
+    "__main__": {"cli"},
+    "__init__": {"comparison", "measure", "pruning", "synthesis", "voices", "errors"},
+}
+"""Part of the house -> the parts that it may import, besides itself."""
+
+
+def layer_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Dotted names of everything that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_public_name_resolves():
+    assert set(vits_prune.__all__) == set(vits_prune._HOMES)
+    for name in vits_prune.__all__:
+        assert getattr(vits_prune, name) is not None
+    assert dir(vits_prune) == sorted(vits_prune.__all__)
+    assert {"load_voice", "Voice", "PruneSpec", "prune", "speak", "Speech", "compare", "Comparison", "save_voice"} <= set(
+        vits_prune.__all__
+    )
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        vits_prune.nothing  # noqa: B018
+
+
+def test_public_functions_and_classes_are_documented():
+    for name in vits_prune.__all__:
+        value = getattr(vits_prune, name)
+        if callable(value):
+            assert value.__doc__, name
+            assert value.__doc__ != f"{name}()"
+
+
+def test_importing_loads_nothing_heavy():
+    code = (
+        "import sys, vits_prune, vits_prune.cli; print([m for m in ('torch', 'transformers', 'gradio', 'pandas') if m in sys.modules]);"
+        "[getattr(vits_prune, n) for n in vits_prune.__all__]; import vits_prune.workbench;"
+        "print('torch' in sys.modules, 'gradio' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n") == ["[]", "True False", ""]
+
+
+def test_the_three_lines_of_the_package_docstring_work(capsys):
+    lines = vits_prune.__doc__.strip().splitlines()[-3:]
+    assert lines[0].startswith("from vits_prune import")
+    exec("\n".join(lines), {})
+    shown = capsys.readouterr().out
+    assert "The birch canoe slid on the smooth planks." in shown
+    assert all(word in shown for word in ("whole voice", "30.0", "real-time factor", "sparse"))
+
+
+def test_every_part_of_the_house_is_known():
+    assert {layer_of(path) for path in FILES} == set(BELOW)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_arrows_point_down(path):
+    layer = layer_of(path)
+    for name in imports(path):
+        package, _, target = name.partition(".")
+        if package != "vits_prune" or target.split(".")[0] == layer:
+            continue
+        if target.split(".")[0] not in BELOW:  # a name of the package itself, which fetches it from below
+            assert layer in ("ui", "cli"), f"{layer} imports {name} from the top of the house"
+            continue
+        assert any(f"{target}.".startswith(f"{allowed}.") for allowed in BELOW[layer]), f"{layer} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("library", "home"),
+    [("gradio", "ui"), ("spaces", "ui"), ("matplotlib", "ui")]
+    + [(name, "voices") for name in ("huggingface_hub", "onnx", "transformers", "phonemizer", "espeakng_loader", "uroman")],
+)
+def test_libraries_that_one_part_alone_knows(library, home):
+    users = {layer_of(path) for path in FILES if any(name.split(".")[0] == library for name in imports(path))}
+    assert users == {home}

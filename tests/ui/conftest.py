@@ -1,0 +1,100 @@
+"""The real app as a process of its own, with a hub on the loopback interface behind it and a secret of its owner around it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.voices.hf_factory import edit_json, make_checkpoint
+from tests.voices.loopback_hub import LoopbackHub, Repository, serving
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "hf_serverownersecret"
+TINY, CROWD, BERT = "someone/tiny-vits", "someone/crowd-vits", "someone/tiny-bert"
+
+
+@dataclass(frozen=True)
+class Server:
+    """The running app."""
+
+    url: str
+    hub: LoopbackHub
+    folders: dict[str, Path]
+    """The checkpoints behind the hub's repositories, by id."""
+    log: Path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """`python app.py` as a Space's owner would run it, for the whole session."""
+    base = tmp_path_factory.mktemp("server")
+    folders = {
+        TINY: make_checkpoint(base / "tiny"),
+        CROWD: make_checkpoint(base / "crowd", speakers=3, seed=1),
+        BERT: make_checkpoint(base / "bert", seed=2),
+    }
+    edit_json(folders[BERT] / "config.json", model_type="bert", architectures=["BertModel"])
+    with serving() as hub, socket.socket() as probe:
+        for repo_id, folder in folders.items():
+            hub.repositories[repo_id] = [Repository(folder, licence="cc-by-4.0")]
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        url, log = f"http://127.0.0.1:{port}", base / "log"
+        with _running(port, hub.url, base, log) as process:
+            _wait_until_it_answers(url, process, log)
+            yield Server(url, hub, folders, log)
+
+
+@contextlib.contextmanager
+def _running(port: int, hub_url: str, base: Path, log: Path):
+    (base / "tmp").mkdir()
+    environment = {
+        **os.environ,
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_ENDPOINT": hub_url,
+        "HF_HOME": str(base / "hf"),
+        "HF_TOKEN": TOKEN,
+        "OMP_NUM_THREADS": "2",  # as many as tests/conftest.py gives torch, so that samples may be compared to the bit
+        "OMP_WAIT_POLICY": "PASSIVE",  # on a machine with other work, threads that spin while they wait cost ten times the time
+        "NO_PROXY": "127.0.0.1,localhost",
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(base / "tmp"),
+    }
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OAUTH_CLIENT_ID", "SPACE_ID", "GRADIO_TEMP_DIR"):
+        environment.pop(name, None)
+    with open(log, "wb") as output:
+        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            shutil.rmtree(base / "tmp", ignore_errors=True)
+
+
+def _wait_until_it_answers(url: str, process: subprocess.Popen, log: Path) -> None:
+    give_up = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, f"app.py ended:\n{log.read_text(errors='replace')}"
+        assert time.monotonic() < give_up, f"app.py does not answer:\n{log.read_text(errors='replace')}"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.1)

