@@ -193,6 +193,8 @@ class Workbench:
         Raises:
             InputError: there is no such voice, or it may not be loaded here.
         """
+        if not reference:
+            raise InputError("Choose a voice: joe, or a Hugging Face model such as facebook/mms-tts-eng.")
         device = self.device
         voice = self._voices.get_or_make((reference, _trace(token), device), lambda: self._load(reference, token, on_progress).to(device))
         return voice.with_speaker(speaker) if speaker not in (None, "") else voice

@@ -19,6 +19,9 @@ from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import PARTS, Voice
 
+_GRID, _GRID_STEP = 2_000, 64
+"""Samples taken of each layer for the grid, and how many of all the samples lie between two of its values."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -43,13 +46,29 @@ class SortedMagnitudes:
             magnitudes = parameters[layer.parameter].detach().abs().float().flatten().cpu().numpy()
             magnitudes.sort()
             self._sorted[layer.parameter] = magnitudes
+        # How many weights of each layer lie at or below each of about 2,000 values spread over all: brackets any global threshold at once.
+        self._grid = np.unique(np.concatenate([m[:: max(1, m.size // _GRID)] for m in self._sorted.values()]))[::_GRID_STEP]
+        self._counts = {name: np.searchsorted(m, self._grid, side="right") for name, m in self._sorted.items()}
 
     def cuts(self, spec: PruneSpec) -> dict[str, Cut]:
         """Parameter name -> Cut for every layer of the chosen parts. Exactly round(amount x weights) are cut, ties included."""
         chosen = {layer.parameter: self._sorted[layer.parameter] for layer in self.layers if layer.part in spec.parts}
         if spec.scope == "local":
             return {name: _cut(magnitudes, round(spec.amount * magnitudes.size)) for name, magnitudes in chosen.items()}
-        return _global_cuts(chosen, round(spec.amount * sum(m.size for m in chosen.values())))
+        zeros = round(spec.amount * sum(m.size for m in chosen.values()))
+        return _global_cuts(chosen, zeros, self._threshold(chosen, zeros) if zeros else None)
+
+    def _threshold(self, chosen: Mapping[str, np.ndarray], rank: int) -> np.float32:
+        """The rank-th smallest (from 1) of the chosen layers' magnitudes together: found between two values of the grid."""
+        totals = np.sum([self._counts[name] for name in chosen], axis=0)
+        bracket = int(np.searchsorted(totals, rank))  # the first grid value with enough weights at or below it
+        between = []
+        for name, magnitudes in chosen.items():
+            first = self._counts[name][bracket - 1] if bracket else 0
+            last = self._counts[name][bracket] if bracket < len(totals) else magnitudes.size
+            between.append(magnitudes[first:last])
+        place = rank - 1 - (int(totals[bracket - 1]) if bracket else 0)
+        return np.partition(np.concatenate(between), place)[place]
 
 
 _cache: weakref.WeakKeyDictionary[nn.Module, SortedMagnitudes] = weakref.WeakKeyDictionary()
@@ -99,11 +118,10 @@ def _cut(magnitudes: np.ndarray, zeros: int) -> Cut:
     return Cut(float(threshold), zeros, spared=int(np.searchsorted(magnitudes, threshold, side="right")) - zeros)
 
 
-def _global_cuts(layers: Mapping[str, np.ndarray], zeros: int) -> dict[str, Cut]:
+def _global_cuts(layers: Mapping[str, np.ndarray], zeros: int, threshold: np.float32 | None) -> dict[str, Cut]:
     """One threshold for all layers; ties at it are zeroed layer after layer until the number is exact."""
-    if zeros == 0:
+    if threshold is None:
         return {name: Cut(threshold=-1.0, zeros=0) for name in layers}
-    threshold = _global_threshold(list(layers.values()), zeros)
     below = {name: int(np.searchsorted(m, threshold, side="left")) for name, m in layers.items()}
     ties_left = zeros - sum(below.values())
     just_below = np.nextafter(threshold, np.float32(-1.0))
@@ -115,22 +133,6 @@ def _global_cuts(layers: Mapping[str, np.ndarray], zeros: int) -> dict[str, Cut]
         # Only one layer's ties are split; in the layers after it a threshold just below spares them all at no cost.
         cuts[name] = Cut(float(threshold), below[name] + taken, spared=ties - taken) if taken else Cut(float(just_below), below[name])
     return cuts
-
-
-def _global_threshold(layers: list[np.ndarray], rank: int) -> np.float32:
-    """The rank-th smallest value (from 1) of several sorted arrays of non-negative float32 together.
-
-    Bisects over the bit patterns, which order as the numbers do for non-negative floats: 31 steps whatever the size.
-    """
-    low, high = 0, max(int(m[-1:].view(np.int32)[0]) for m in layers)
-    patterns = [m.view(np.int32) for m in layers]
-    while low < high:
-        middle = (low + high) // 2
-        if sum(int(p.searchsorted(np.int32(middle), side="right")) for p in patterns) >= rank:
-            high = middle
-        else:
-            low = middle + 1
-    return np.int32(low).view(np.float32)
 
 
 def _apply(weight: torch.Tensor, cut: Cut) -> torch.Tensor:

@@ -70,7 +70,7 @@ def layer_bars(sparsity: Sparsity) -> Figure:
         axis.bar(range(start, start + len(mine)), mine, width=0.9, color=_PART_COLOURS[part], label=PART_NAMES[part])
         start += len(mine)
     axis.axhline(100 * sparsity.overall, color=NEUTRAL, linewidth=1, linestyle="--")
-    axis.text(start, 100 * sparsity.overall, " overall", va="center", fontsize=8, color=NEUTRAL)
+    axis.text(start, 100 * sparsity.overall + 1, "overall", va="bottom", fontsize=8, color=NEUTRAL)
     axis.set(xlabel="layer, in the order of the model", ylabel="zeros (%)", ylim=(0, 100), xlim=(-1, start + 0.06 * start))
     axis.legend(ncols=4, loc="upper left", frameon=False, fontsize=8, bbox_to_anchor=(0, 1.14), borderpad=0, labelcolor=NEUTRAL)
     return figure
