@@ -80,7 +80,11 @@ def test_speed_is_claimed_only_where_every_run_was_faster(comparison, ratios, wo
 
     from vits_prune.measure import Spread
 
-    table = tables.latency_table(replace(comparison.latency, speed_up=Spread(*ratios)))
+    def taking(seconds):
+        stages = {**comparison.latency.original.stage_seconds, "total": Spread(seconds, seconds, seconds)}
+        return replace(comparison.latency.original, stage_seconds=stages)
+
+    table = tables.latency_table(replace(comparison.latency, original=taking(ratios[0]), pruned=taking(1.0), speed_up=Spread(*ratios)))
     said = table.set_index("what").loc["real-time factor (s per s of speech)", "in words"]
     assert said.startswith(words)
 

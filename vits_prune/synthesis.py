@@ -24,6 +24,8 @@ MAX_CHARACTERS = 5_000
 MAX_SENTENCE_SECONDS = 60.0
 MAX_SPEECH_SECONDS = 900.0
 """Where durations run away, a sentence and a whole text end here; 5,000 characters at a calm pace are about 400 seconds."""
+MAX_ACTIVATION = 1 << 27
+"""Numbers of the largest activation of a sentence (512 MiB of float32); far above any published voice's 60 seconds."""
 MAX_SEED = 2**32 - 1
 
 _DURATION_NOISE, _PRIOR_NOISE = 0, 1
@@ -92,13 +94,22 @@ class Delivery:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise InputError(f"{name} must be a number from {low:g} to {high:g}, not {str(value)[:40]!r}.")
 
-    def for_voice(self, voice: Voice) -> Delivery:
-        """The same with the voice's own values where this has None."""
+    def for_voice(self, voice: Voice) -> Pace:
+        """The voice's own values where this has None. Those are taken as they are: a publisher may go beyond what is asked of a user."""
         model = voice.model
-        return Delivery(*(
+        return Pace(*(
             float(getattr(model, name)) if getattr(self, name) is None else float(getattr(self, name))
             for name in ("speaking_rate", "noise_scale", "noise_scale_duration")
         ))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a Delivery comes to for one voice."""
+
+    speaking_rate: float
+    noise_scale: float
+    noise_scale_duration: float
 
 
 def speak(
@@ -149,7 +160,7 @@ def speak_sentences(
     With `always_predict` the duration predictor runs even where `timing` makes its answer of no use: for measuring what it costs.
     """
     seed = checked_seed(seed)
-    delivery = delivery.for_voice(voice)
+    pace = delivery.for_voice(voice)
     start = time.perf_counter()
     sentences, dropped = read_text(voice, text)
     durations = _locked_durations(timing, sentences)
@@ -159,7 +170,7 @@ def speak_sentences(
         if on_sentence:
             on_sentence(index, len(sentences))
         locked = None if durations is None else durations[index]
-        speech = _speak_sentence(voice, sentence, (seed, index), delivery, locked, always_predict, frames_left)
+        speech = _speak_sentence(voice, sentence, (seed, index), pace, locked, always_predict, frames_left)
         frames_left -= int(speech.durations.sum())
         if index == 0:
             speech.seconds["text"] += reading
@@ -238,7 +249,7 @@ def _speak_sentence(
     voice: Voice,
     sentence: Sentence,
     key: tuple[int, int],
-    delivery: Delivery,
+    pace: Pace,
     locked: np.ndarray | None,
     always_predict: bool,
     most_frames: int,
@@ -253,11 +264,11 @@ def _speak_sentence(
         clock.lap("text")
         durations, cut_short = locked, False
         if locked is None or always_predict:
-            durations, cut_short = predict_durations(voice, hidden, conditioning, key, delivery, most_frames)
+            durations, cut_short = predict_durations(voice, hidden, conditioning, key, pace, most_frames)
         if locked is not None:
             durations, cut_short = locked, False
         clock.lap("durations")
-        latents = sample_latents(voice, means, log_variances, durations, conditioning, key, delivery.noise_scale)
+        latents = sample_latents(voice, means, log_variances, durations, conditioning, key, pace.noise_scale)
         clock.lap("flow")
         waveform = voice.model.decoder(latents, conditioning)[0, 0].float().cpu().numpy()
         clock.lap("decoder")
@@ -312,7 +323,7 @@ def encode(voice: Voice, ids: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tens
 
 
 def predict_durations(
-    voice: Voice, hidden: torch.Tensor, conditioning: torch.Tensor | None, key: tuple[int, int], delivery: Delivery, most_frames: int
+    voice: Voice, hidden: torch.Tensor, conditioning: torch.Tensor | None, key: tuple[int, int], pace: Pace, most_frames: int
 ) -> tuple[np.ndarray, bool]:
     """Frames of each token, int64 [tokens], and whether the sentence had to be ended at MAX_SENTENCE_SECONDS or at `most_frames`."""
     import torch
@@ -321,11 +332,11 @@ def predict_durations(
     mask = torch.ones(1, 1, tokens, dtype=hidden.dtype, device=hidden.device)
     if model.config.use_stochastic_duration_prediction:
         noise = torch.from_numpy(_noise(key, _DURATION_NOISE, tokens, 2)).T[None].to(hidden)
-        log_durations = _sample_log_durations(model.duration_predictor, hidden, mask, conditioning, noise * delivery.noise_scale_duration)
+        log_durations = _sample_log_durations(model.duration_predictor, hidden, mask, conditioning, noise * pace.noise_scale_duration)
     else:
         log_durations = model.duration_predictor(hidden, mask, conditioning)
-    frames = torch.ceil(torch.exp(log_durations) * mask * (1.0 / delivery.speaking_rate))[0, 0]
-    limit = max(1, min(most_frames, int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)))
+    frames = torch.ceil(torch.exp(log_durations) * mask * (1.0 / pace.speaking_rate))[0, 0]
+    limit = max(1, min(most_frames, int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length), _frames_that_fit(voice)))
     # A heavily pruned predictor may answer with anything: not-a-number becomes one frame, and no sentence grows past the limit.
     bounded = torch.nan_to_num(frames.double(), nan=1.0, posinf=float(limit)).clamp(0, limit).cpu().numpy().astype(np.int64)
     cut_short = bool(bounded.sum() > limit or (frames > limit).any())
@@ -334,6 +345,20 @@ def predict_durations(
     if durations.sum() == 0:
         durations[-1] = 1
     return durations, cut_short
+
+
+def _frames_that_fit(voice: Voice) -> int:
+    """Frames of one sentence whose largest activation stays within MAX_ACTIVATION numbers."""
+    config = voice.model.config
+    widest, samples, channels = (
+        max(config.flow_size, 2 * config.hidden_size, config.upsample_initial_channel),
+        1,
+        config.upsample_initial_channel,
+    )
+    for rate in config.upsample_rates:
+        samples, channels = samples * rate, channels // 2
+        widest = max(widest, samples * channels)
+    return MAX_ACTIVATION // widest
 
 
 def _sample_log_durations(

@@ -5,6 +5,7 @@ A Request (a value) goes in, steps come out. Anything here may be forgotten at a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -128,23 +129,26 @@ class Bounded(Generic[K, V]):
 
 
 class Scratch:
-    """Folders for files on their way to a visitor; the oldest are removed once there are many."""
+    """Folders for files on their way to a visitor; the oldest are removed once there are many or they are large, all at the end."""
 
-    def __init__(self, most: int = 200) -> None:
-        self._root = Path(tempfile.mkdtemp(prefix="vits_prune-scratch-"))
+    def __init__(self, most: int = 200, most_bytes: int = 1 << 30) -> None:
+        self._root = tempfile.TemporaryDirectory(prefix="vits_prune-scratch-")
         self._folders: deque[Path] = deque()
-        self._most = most
+        self._most, self._most_bytes = most, most_bytes
         self._lock = threading.Lock()
 
     def folder(self) -> Path:
         """A new empty folder."""
-        made = Path(tempfile.mkdtemp(dir=self._root))
+        made = Path(tempfile.mkdtemp(dir=self._root.name))
         with self._lock:
+            while self._folders and (len(self._folders) >= self._most or sum(map(_folder_bytes, self._folders)) > self._most_bytes):
+                shutil.rmtree(self._folders.popleft(), ignore_errors=True)
             self._folders.append(made)
-            old = self._folders.popleft() if len(self._folders) > self._most else None
-        if old:
-            shutil.rmtree(old, ignore_errors=True)
         return made
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _voice_bytes(voice: Voice) -> int:
@@ -166,7 +170,10 @@ class Workbench:
         self._originals: Bounded[tuple[Any, ...], Speech] = Bounded(_SPEECH_BYTES, lambda speech: speech.waveform.nbytes)
         self._sizes: Bounded[tuple[str, str], Size] = Bounded(256, lambda _: 1)
         self._uploads: Bounded[str, Path] = Bounded(_UPLOADS, lambda _: 1)
-        self._folder = Path(tempfile.mkdtemp(prefix="vits_prune-workbench-"))
+        self._temporary = tempfile.TemporaryDirectory(prefix="vits_prune-workbench-")
+        self._folder = Path(self._temporary.name)
+        self._quiet = threading.Condition()
+        self._hearing = 0
 
     # Voices
 
@@ -195,13 +202,16 @@ class Workbench:
         """
         if not reference:
             raise InputError("Choose a voice: joe, or a Hugging Face model such as facebook/mms-tts-eng.")
-        device = self.device
-        voice = self._voices.get_or_make((reference, _trace(token), device), lambda: self._load(reference, token, on_progress).to(device))
+        key = (reference, _trace(token))
+        voice = self._voices.get_or_make((*key, "cpu"), lambda: self._load(reference, token, on_progress))
+        if self.device != "cpu":
+            on_cpu = voice
+            voice = self._voices.get_or_make((*key, self.device), lambda: on_cpu.to(self.device))
         return voice.with_speaker(speaker) if speaker not in (None, "") else voice
 
     def is_loaded(self, reference: str, token: str | None = None) -> bool:
         """Whether a voice is at hand without loading."""
-        return self._voices.get((reference, _trace(token), self.device)) is not None
+        return self._voices.get((reference, _trace(token), "cpu")) is not None
 
     def _load(self, reference: str, token: str | None, on_progress: Any) -> Voice:
         if reference == EMBEDDED:
@@ -257,6 +267,23 @@ class Workbench:
         return load_piper(folder / "voice.onnx", folder / "voice.onnx.json", name="your voice", reference="upload")
 
     # Work
+
+    @contextlib.contextmanager
+    def hearing(self) -> Iterator[None]:
+        """While this is open somebody is waiting to hear: `let_hearing_pass` waits."""
+        with self._quiet:
+            self._hearing += 1
+        try:
+            yield
+        finally:
+            with self._quiet:
+                self._hearing -= 1
+                self._quiet.notify_all()
+
+    def let_hearing_pass(self, longest_seconds: float = 60.0) -> None:
+        """Wait until nobody is waiting to hear, between the runs of a measurement; not for ever."""
+        with self._quiet:
+            self._quiet.wait_for(lambda: self._hearing == 0, timeout=longest_seconds)
 
     def hear(self, request: Request, token: str | None = None) -> Iterator[Doing | Spoken]:
         """Speak with the original (once for all amounts) and the pruned voice; ends with Spoken."""

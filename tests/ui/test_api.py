@@ -169,7 +169,7 @@ def test_eight_at_once_get_what_each_asked_for(server, joe, tiny_there):
         ({"text": "a" * 2_001}, "2,001 characters and the page speaks 2,000"),
         ({"voice": "nobody/here"}, "There is no model nobody/here"),
         ({"voice": "jo"}, "no model of the Hugging Face hub"),
-        ({"voice": ""}, "write owner/name"),
+        ({"voice": ""}, "Choose a voice"),
         ({"voice": TINY + "@no-such-branch"}, "no-such-branch"),
         ({"voice": BERT}, "is a bert checkpoint, not vits"),
         ({"amount": 1.5}, "0 to 0.99, not '1.5'"),

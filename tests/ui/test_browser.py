@@ -20,7 +20,7 @@ from vits_prune.comparison import DEFAULT_TEXT
 from vits_prune.measure import measure_sparsity
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PATIENCE = 90_000
+PATIENCE = 180_000
 """Milliseconds that a step may take on a busy machine; nothing waits this long when it works."""
 LONG = "The birch canoe slid on the smooth planks. " * 40
 

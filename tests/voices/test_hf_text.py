@@ -117,8 +117,8 @@ def test_phonemes(make):
     text = "Hello, Dr. Smith has 3 birch canoes!"
     sentence = one(tokenizer, text)
     assert "".join(sentence.tokens).startswith("həlˈoʊ, ")
-    plain = VitsTokenizer.from_pretrained(folder)(text)["input_ids"]
-    assert list(sentence.ids) == plain == tokenizer(text)["input_ids"]
+    ours = tokenizer(text)["input_ids"]  # also makes phonemizer find the installed espeak-ng for the plain tokenizer
+    assert list(sentence.ids) == VitsTokenizer.from_pretrained(folder)(text)["input_ids"] == ours
     assert sentence.dropped == ()
     # The two together are what the whole gives, less the blank that they share.
     ids = [s.ids for s in tokenizer.sentences("Good day. It rains.")]
@@ -131,11 +131,12 @@ def test_the_installed_espeak_is_used_whichever_way_the_tokenizer_is_called(make
     from phonemizer.phonemize import clear_backends_cache
 
     tokenizer = HubTokenizer.load(make(phonemize=True))
-    for speak in (lambda: tokenizer("hello")["input_ids"], lambda: list(one(tokenizer, "hello").ids)):
-        EspeakWrapper.set_library("/nowhere/libespeak-ng.so")
-        clear_backends_cache()
-        assert len(speak()) > 5
-        assert EspeakWrapper.library() == espeakng_loader.get_library_path()
+    EspeakWrapper.set_library("/nowhere/libespeak-ng.so")
+    clear_backends_cache()
+    assert len(tokenizer("hello")["input_ids"]) > 5
+    assert EspeakWrapper.library() == espeakng_loader.get_library_path()
+    EspeakWrapper.set_library("/nowhere/libespeak-ng.so")
+    assert len(one(tokenizer, "hello").ids) > 5  # read in a child process, which this one's settings do not reach
 
 
 def test_phonemes_without_a_symbol_are_named(make):

@@ -37,7 +37,7 @@ def add_endpoints() -> None:
         [original, pruned, answer],
         api_name="compare",
         api_description=compare.__doc__,
-        concurrency_id="work",
+        concurrency_id="measure",
         concurrency_limit=1,
     )
     gr.Button(visible=False).click(

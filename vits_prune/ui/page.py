@@ -126,6 +126,7 @@ def _outputs() -> dict[str, Any]:
     made: dict[str, Any] = {}
     made["status"] = gr.Markdown("Press **Speak with both**.", elem_id="status", min_height=56)
     made["summary"] = gr.Markdown("", elem_id="summary")
+    made["asked"] = gr.State()
     with gr.Row():
         made["original"] = gr.Audio(
             label="Original", interactive=False, elem_id="original-audio", buttons=["download"], waveform_options=_waves("#2f7ed8")
@@ -187,11 +188,12 @@ _SCROLL = "(...values) => { if (innerWidth < 700) document.querySelector('#statu
 
 
 def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-    """Which event runs which step. Work that takes the processor shares one concurrency id: one at a time, the others wait in line."""
+    """Which event runs which step. Hearing is one at a time, others wait in line; measuring has its own line and lets hearing pass."""
     asked, both = [inputs[name] for name in SPEAKING], {**inputs, **outputs}
     voice_shown = [inputs[name] for name in ("facts", "speaker", "readout")]
     quiet = {"api_visibility": "private"}
     work = {"concurrency_id": "work", "concurrency_limit": 1, "show_progress_on": [outputs["status"]]}
+    measuring = {**work, "concurrency_id": "measure"}
     loading = {"concurrency_id": "load", "concurrency_limit": 2, "show_progress_on": [inputs["facts"]], **quiet}
     chosen = [inputs[name] for name in ("voice", "speaker", "scope", "amount", "parts")]
 
@@ -204,13 +206,19 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
     def preview(voice: str, scope: str, amount: float, parts: list[str], oauth: gr.OAuthToken | None) -> str:
         return steps.readout(voice, scope, amount, parts, steps.visitor_token(oauth))
 
-    def step(run: Callable[..., Iterator[dict[str, Any]]]) -> Any:
-        @plainly
-        def shown(*values: Any) -> Iterator[dict[Any, Any]]:
-            for found in run(steps.request_of(*values[:-1]), steps.visitor_token(values[-1])):
-                yield {both[name]: value for name, value in found.items()}
+    def shown(found: dict[str, Any]) -> dict[Any, Any]:
+        return {both[name]: value for name, value in found.items()}
 
-        return _signed(shown)
+    @plainly
+    def hear(*values: Any) -> Iterator[dict[Any, Any]]:
+        yield from map(shown, _heard(steps.request_of(*values[:-1]), steps.visitor_token(values[-1])))
+
+    def after(run: Callable[..., Iterator[dict[str, Any]]]) -> Any:
+        @plainly
+        def follow(request: Request, oauth: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
+            yield from map(shown, run(request, steps.visitor_token(oauth)))
+
+        return follow
 
     @plainly
     def save(*values: Any) -> Any:
@@ -233,9 +241,12 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
     )
     started = gr.on([inputs["speak"].click, inputs["text"].submit], load, chosen, voice_shown, js=_SCROLL, **loading)
     # Each step shows its findings in its last update: Gradio 6.31 forgets what an earlier one put into a tab that was never opened.
-    chain = [started]
-    for run, shown in _STEPS:
-        chain.append(chain[-1].success(step(run), asked, [outputs[name] for name in ("status", *shown)], **work, **quiet))
+    chain = [started, started.success(_signed(hear), asked, [outputs[name] for name in ("status", "asked", *_HEARD)], **work, **quiet)]
+    for run, names in _MEASURED:
+        # Of the Request that was heard, whatever the controls say by now.
+        shows = [outputs[name] for name in ("status", *names)]
+        chain.append(chain[-1].success(after(run), outputs["asked"], shows, **measuring, **quiet))
+    gr.on([inputs["speak"].click, inputs["text"].submit], None, None, cancels=chain[1:], queue=False, **quiet)
     saving = outputs["save"].click(_signed(save), asked, outputs["saved"], concurrency_id="work", concurrency_limit=1, **quiet)
     inputs["stop"].click(lambda: "Stopped.", None, outputs["status"], cancels=[*chain, saving], queue=False, **quiet)
 
@@ -261,7 +272,7 @@ def _load(
         token=token,
         on_progress=lambda done, total: progress(done / max(1, total), desc=f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
     )
-    keep = speaker if speaker in loaded.speakers else (loaded.speakers[0] if loaded.speakers else None)
+    keep = speaker if speaker in loaded.speakers else (None if loaded.speaker is None else loaded.speakers[loaded.speaker])
     choice = gr.Dropdown(list(loaded.speakers), value=keep, visible=bool(loaded.speakers))
     return steps.free_cut_words(loaded), choice, steps.readout(reference, scope, amount, parts, token)
 
@@ -271,9 +282,11 @@ def _upload(files: list[str]) -> tuple[Any, Any]:
     models, configs = ([path for path in paths if path.suffix == suffix] for suffix in (".onnx", ".json"))
     if len(models) != 1 or len(configs) != 1 or len(paths) != 2:
         raise InputError("A Piper voice has two files: choose its .onnx and its .onnx.json together.")
-    reference, _ = steps.bench.keep_upload(models[0], configs[0])
-    for path in paths:
-        path.unlink(missing_ok=True)
+    try:
+        reference, _ = steps.bench.keep_upload(models[0], configs[0])
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
     label = f"uploaded: {models[0].stem[:60]}"
     return gr.Dropdown([*VOICES, (label, reference)], value=reference), None
 
@@ -292,6 +305,7 @@ def _heard(request: Request, token: str | None) -> Iterator[dict[str, Any]]:
         sparsity, layers = tables.sparsity_table(*step.sparsity), tables.layer_table(step.sparsity[1])
         yield {
             "status": "Both have spoken; measuring comes next.",
+            "asked": request,
             "summary": steps.heard_words(request, step),
             "original": steps.wav(step.original, "original"),
             "pruned": steps.wav(step.pruned, "pruned"),
@@ -319,7 +333,8 @@ def _timed(request: Request, token: str | None) -> Iterator[dict[str, Any]]:
         if isinstance(step, Doing):
             yield _doing(step)
         else:
-            done = f"Done. Latency: {step.runs} runs of each voice in turn, {step.threads} threads, {step.device}."
+            what = "" if steps.timed_text(request.text) == request.text.strip() else " on the beginning of the text"
+            done = f"Done. Latency: {step.runs} runs of each voice in turn{what}, {step.threads} threads, {step.device}."
             yield {"status": done, **_table("latency", tables.latency_table(step))}
 
 
@@ -329,13 +344,10 @@ def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
 
 
 _TABLES = ("sparsity", "layers", "size", "latency")
-_STEPS = (
-    (
-        _heard,
-        ("summary", "original", "pruned", "flip", *(n + end for n in ("sparsity", "layers", "size", "latency") for end in ("", "_csv"))),
-    ),
+_HEARD = ("summary", "original", "pruned", "flip", *(name + end for name in _TABLES for end in ("", "_csv")))
+_MEASURED = (
     (_drawn, ("spectrograms", "bars", "histogram")),
     (_weighed, ("size", "size_csv")),
     (_timed, ("latency", "latency_csv")),
 )
-"""What "Speak with both" sets off, and which outputs each step fills: hearing first, measuring after."""
+"""What "Speak with both" sets off after hearing, and which outputs each step fills."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
+from vits_prune.voices.espeak_process import phonemise
 from vits_prune.voices.hf_config import read_json
 from vits_prune.voices.text import Sentence
 
@@ -226,12 +227,7 @@ def _use_installed_espeak() -> None:
 
 def _phonemise(text: str) -> str:
     """Phonemes with stress and punctuation: the call that VitsTokenizer makes, which knows US English only."""
-    with _ESPEAK_LOCK:
-        import phonemizer
-
-        _use_installed_espeak()
-        phonemes = phonemizer.phonemize(text, language="en-us", backend="espeak", strip=True, preserve_punctuation=True, with_stress=True)
-    return re.sub(r"\s+", " ", phonemes)
+    return re.sub(r"\s+", " ", phonemise(text))
 
 
 def _read_vocab(folder: Path, name: str, vocab_size: int | None) -> dict[str, int]:

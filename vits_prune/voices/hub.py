@@ -39,6 +39,10 @@ _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9_-])?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+_PUBLIC = ".vits_prune_public"
+"""Marks a repository in the cache that could be read without a token; the cache may hold the owner's private ones too."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The files of one commit of a repository, on disk."""
@@ -130,7 +134,7 @@ def fetch_snapshot(
     with plain_errors(repo_id, revision):
         info = _ask(repo_id, revision, token)
         if info is None:
-            return _cached_snapshot(repo_id, revision, cache_dir)
+            return _cached_snapshot(repo_id, revision, cache_dir, anonymous=token is False)
         access = {"token": token, "cache_dir": cache_dir}
         return _download(repo_id, revision, access, info, _Meter(max_bytes, on_progress))
 
@@ -189,6 +193,8 @@ def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: 
     meter.expect(repo_id, {file: sizes[file] for file in (*files, *weights)}, meter.max_bytes)
     for file in (*files, *weights):
         fetch(file)
+    if access["token"] is False:
+        (folder.parents[1] / _PUBLIC).touch()
     return Snapshot(folder, commit, _licence(info))
 
 
@@ -242,8 +248,8 @@ def trim_cache(max_bytes: int, keep: str) -> None:
         cache.delete_revisions(*revisions).execute()
 
 
-def _cached_snapshot(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Snapshot:
-    """What an earlier download left of a revision.
+def _cached_snapshot(repo_id: str, revision: str | None, cache_dir: str | Path | None, anonymous: bool) -> Snapshot:
+    """What an earlier download left of a revision; to the anonymous only what was once downloaded without a token.
 
     Raises:
         InputError: nothing, or not all of it.
@@ -259,6 +265,8 @@ def _cached_snapshot(repo_id: str, revision: str | None, cache_dir: str | Path |
     if not isinstance(path, str):
         raise missing
     folder = Path(path).parent
+    if anonymous and not (folder.parents[1] / _PUBLIC).is_file():
+        raise missing
     try:
         weight_files(folder, repo_id)
     except InputError as error:

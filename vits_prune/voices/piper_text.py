@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.voices.espeak import check_voice, clauses
+from vits_prune.voices.espeak_process import check_voice, clauses
 from vits_prune.voices.text import Sentence
 
 TOKENIZER_FILE = "piper.json"

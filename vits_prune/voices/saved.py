@@ -178,7 +178,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def _is_recipe(recipe: Any) -> bool:
     steps = recipe.get("pruned", []) if isinstance(recipe, dict) else None
-    return isinstance(steps, list) and all(isinstance(step, dict) and isinstance(step.get("parts", []), list) for step in steps)
+    return isinstance(steps, list) and all(
+        isinstance(step, dict) and isinstance(parts := step.get("parts", []), list) and all(isinstance(part, str) for part in parts)
+        for step in steps
+    )
 
 
 def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
@@ -190,11 +193,13 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(f"{folder.name} was not written by vits_prune: it has no {MANIFEST}.")
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder.name} is damaged: it has no model.safetensors. Save the voice again.")
     origin = Origin(
         family=manifest["family"],
-        reference=str(manifest["origin"]["reference"]),
-        revision=manifest["origin"].get("revision"),
-        licence=manifest["origin"].get("licence"),
+        reference=str(manifest["origin"]["reference"])[:200],
+        revision=_short(manifest["origin"].get("revision")),
+        licence=_short(manifest["origin"].get("licence")),
     )
     load = _load_piper_family if origin.family == "piper" else _load_transformers_family
     model, tokenizer = load(folder, manifest)
@@ -205,13 +210,17 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
         model=model,
         tokenizer=tokenizer,
         sampling_rate=model.config.sampling_rate,
-        name=str(manifest["name"]),
+        name=str(manifest["name"])[:200],
         origin=origin,
         speaker=resolve_speaker(manifest.get("speaker") if speaker is None else speaker, speakers, str(manifest["name"])),
         speakers=speakers,
         free_cut=FreeCut(int(manifest["free_cut"]["parameters"]), int(manifest["free_cut"]["bytes"])),
         recipe=MappingProxyType(manifest["recipe"]),
     )
+
+
+def _short(value: Any) -> str | None:
+    return value[:64] if isinstance(value, str) else None
 
 
 def _load_piper_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:

@@ -1,0 +1,67 @@
+"""What kills espeak-ng must not kill the page."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+
+import pytest
+
+from vits_prune.errors import InputError
+from vits_prune.voices import espeak, espeak_process
+
+# Each of these has ended a process that read it with espeak-ng 1.52.
+DEADLY = [("a." * 1000, "en-us"), ("A.B." * 300, "de"), ("\u044b." * 400, "pt-br"), ("\u044c." * 400, "ru")]
+
+
+@pytest.mark.parametrize(("text", "voice"), DEADLY)
+def test_after_a_deadly_text_the_next_is_read(text, voice):
+    with contextlib.suppress(InputError):  # another build of espeak-ng may live through it
+        assert espeak_process.clauses(text, voice)
+    assert espeak_process.clauses("Hello there.", "en-us") == espeak.clauses("Hello there.", "en-us")
+
+
+def test_at_least_one_of_them_is_deadly_here():
+    refused = []
+    for text, voice in DEADLY:
+        try:
+            espeak_process.clauses(text, voice)
+        except InputError as error:
+            refused.append(str(error))
+    assert refused
+    assert all("espeak-ng cannot read this text" in sentence and "\n" not in sentence for sentence in refused)
+
+
+def test_the_child_says_what_the_library_says():
+    for text in ("The end. Is it?", "", "one \x01two \ud800three", "Mixed \u65e5\u672c and more: yes; no!"):
+        assert espeak_process.clauses(text, "en-us") == espeak.clauses(text, "en-us")
+    with pytest.raises(InputError, match="has no voice"):
+        espeak_process.check_voice("../../etc/passwd")
+    with pytest.raises(InputError, match="has no voice"):
+        espeak_process.clauses("Hi", "xx")
+    espeak_process.check_voice("de")
+
+
+def test_a_killed_child_is_replaced():
+    espeak_process.clauses("Hi", "en-us")
+    before = espeak_process._child._process.pid
+    os.kill(before, 9)
+    espeak_process._child._process.wait()
+    assert espeak_process.clauses("Hi", "en-us")
+    assert espeak_process._child._process.pid != before
+
+
+def test_threads_take_turns():
+    expected = {voice: espeak.clauses("vier oui", voice) for voice in ("de", "fr")}
+    wrong = []
+
+    def read(voice):
+        wrong.extend(voice for _ in range(20) if espeak_process.clauses("vier oui", voice) != expected[voice])
+
+    threads = [threading.Thread(target=read, args=(voice,)) for voice in expected for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
