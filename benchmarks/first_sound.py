@@ -52,11 +52,15 @@ def main() -> None:
                 pruned = prune(voice, PruneSpec(scope=scope, amount=0.1 + 0.3 * run / runs))
                 spoken.append(speak(pruned, TEXT, timing=timing).audio_seconds)
 
+            lengths.clear()
             timed = in_turn(ours, bare, runs)
             mine, theirs = zip(*timed, strict=True)
+            per_second = [
+                (a / b) * (bare_length / length) for (a, b), length, bare_length in zip(timed, spoken[1:], lengths[1:], strict=True)
+            ]
             print(
                 f"timing {name}, scope {scope}: {milliseconds(mine)} against {milliseconds(theirs)}, "
-                f"ratio {describe([a / b for a, b in timed])}, speech {statistics.median(spoken):.2f} s"
+                f"ratio {describe([a / b for a, b in timed])}; speech {statistics.median(spoken):.2f} s, ratio per second of speech {describe(per_second)}"
             )
 
 

@@ -294,3 +294,19 @@ def test_a_voice_of_which_one_weight_in_a_hundred_is_left_speaks(joe, scope):
     speech = speak(prune(joe, PruneSpec(scope=scope, amount=0.99)), TEXT)
     assert np.isfinite(speech.waveform).all()
     assert 0 < speech.audio_seconds <= MAX_SENTENCE_SECONDS
+
+
+def test_no_sentence_asks_for_more_memory_than_its_bound(tiny, monkeypatch):
+    # A crafted voice may have many channels and few samples a frame: frames are bounded by the largest activation too.
+    monkeypatch.setattr(synthesis, "MAX_ACTIVATION", 40 * 16 * 32)
+    speech = speak(tiny, "the birch canoe slid on the smooth planks", speaking_rate=0.25)
+    assert speech.cut_short
+    assert speech.durations.sum() <= 40 * 16 * 32 // 16
+
+
+def test_a_voices_own_pace_may_go_beyond_what_a_user_may_ask(tiny):
+    slow = tiny.with_weights({})
+    slow.model.speaking_rate = 0.2
+    assert speak(slow, "hi there").audio_seconds > 2 * speak(tiny, "hi there").audio_seconds
+    with pytest.raises(InputError, match="speaking_rate"):
+        speak(tiny, "hi there", speaking_rate=0.2)

@@ -317,3 +317,23 @@ def test_all_that_crosses_to_a_worker_pickles(bench):
     error = pickle.loads(pickle.dumps(InputError("One sentence.")))
     assert isinstance(error, InputError)
     assert str(error) == "One sentence."
+
+
+def test_scratch_folders_are_bounded_in_bytes():
+    scratch = Scratch(most=100, most_bytes=1000)
+    folders = []
+    for _ in range(5):
+        folders.append(scratch.folder())
+        (folders[-1] / "file").write_bytes(bytes(600))
+    assert [folder.exists() for folder in folders] == [False, False, False, True, True]
+
+
+def test_measuring_waits_while_somebody_waits_to_hear():
+    bench = Workbench()
+    passed = threading.Event()
+    with bench.hearing():
+        thread = threading.Thread(target=lambda: (bench.let_hearing_pass(), passed.set()))
+        thread.start()
+        assert not passed.wait(0.2)
+    assert passed.wait(10)
+    thread.join()

@@ -276,6 +276,18 @@ def test_stop_stops(page):
     assert all(0 < len(sound) < 5 * rate for sound, rate in players(page)), "the long text came after all"
 
 
+def test_controls_moved_during_a_run_do_not_change_what_it_measures(page):
+    page.locator("#text textarea").fill("Hi.")
+    page.locator("#speak").click()
+    expect(page.locator("#summary")).to_contain_text("30.0%", timeout=PATIENCE)
+    page.get_by_label("Amount").first.focus()
+    page.keyboard.press("End")
+    page.locator("#text textarea").fill("Quite another text, and a longer one.")
+    expect(page.locator("#status")).to_contain_text("Done", timeout=PATIENCE)
+    weights = next(row for row in rows(page, "size") if row.startswith("parameters that are not zero"))
+    assert 0.65 < float(weights.split()[-1 if weights.split()[-1][0].isdigit() else -2]) < 0.75, weights
+
+
 def test_empty_text_gets_a_sentence(page):
     page.locator("#text textarea").fill("   ")
     page.locator("#speak").click()

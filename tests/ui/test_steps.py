@@ -160,3 +160,16 @@ def test_facts_name_the_licence_and_the_free_cut(tiny, joe):
     words = steps.free_cut_words(tiny)
     assert f"Free cut: {tiny.free_cut.parameters / 1e6:.1f} M parameters" in words
     assert "not stated" in words
+
+
+def test_what_comes_from_outside_is_only_text_in_markdown():
+    assert steps.plain("![x](https://evil.example/t.png)") == r"\!\[x\]\(https://evil.example/t.png\)"
+    assert "\n" not in steps.plain("a\nb")
+    assert len(steps.plain("a" * 1000)) == 120
+
+
+def test_latency_is_measured_on_the_beginning_of_a_long_text():
+    long = "The birch canoe slid on the smooth planks. " * 40
+    assert 0 < len(steps.timed_text(long)) <= steps.MAX_TIMED_CHARACTERS + 40
+    assert long.startswith(steps.timed_text(long))
+    assert steps.timed_text(" One sentence. And two. ") == "One sentence. And two."

@@ -122,6 +122,12 @@ def test_phonemes_are_those_of_piper_where_the_versions_agree():
         assert [clause.phonemes for clause in clauses(text, "en-us")] == [clause[0] for clause in piper_clauses(text, "en-us")]
 
 
+@pytest.mark.parametrize("voice", ["en-us", "en-gb-x-rp", "en-029", "en-gb-scotland", "en"])
+def test_has_been_is_said_as_piper_says_it(voice: str):
+    text = "It has been done. She HAS been away; what has been has been."
+    assert [clause.phonemes for clause in clauses(text, voice)] == [clause[0] for clause in piper_clauses(text, voice)]
+
+
 GLIDES = ["The end of any area.", "We are copying the only idea, aren't we?", "Being there, I agree; he also buys it."]
 
 

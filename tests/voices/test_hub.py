@@ -383,3 +383,17 @@ def test_a_download_can_be_kept_apart_from_the_shared_cache(hub, cache, tmp_path
     load_hub(TINY, token=False, cache_dir=apart)
     assert list(apart.glob("models--*"))
     assert not list(cache.glob("models--*"))
+
+
+def test_without_the_hub_the_anonymous_get_only_what_was_once_public(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    load_hub(TINY, token="hf_visitor")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_hub(TINY, token="hf_visitor").name == "tiny-vits"
+    with pytest.raises(InputError, match="cannot be reached"):
+        load_hub(TINY, token=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    load_hub(TINY, token=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_hub(TINY, token=False).name == "tiny-vits"

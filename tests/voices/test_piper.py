@@ -33,6 +33,8 @@ IDS = [1, 0, 9, 0, 12, 0, 20, 0, 8, 0, 30, 0, 17, 0, 4, 0, 2]
 
 # espeak-ng 1.52 (ours) and piper-tts's own, newer one agree on all of these; where they do not is asked of espeak-ng, not of this library.
 TEXTS = [
+    "The end of it has been reached, and we all agree.",
+    "Being a copy, the only idea I am carrying is the answer.",
     "The birch canoe slid on the smooth planks.",
     "Glue the sheet to the dark blue background.",
     "It's easy to tell the depth of a well.",

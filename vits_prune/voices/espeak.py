@@ -25,6 +25,7 @@ _SEPARATOR = "\x1f"  # asked for between phonemes, of which none contains it
 _MNEMONICS = ord(_SEPARATOR) << 8  # phoneme mode: espeak-ng's own names
 _IPA = 0x02 | _MNEMONICS
 _STRESS = "',%="
+_HAS_BEEN = re.compile(r"(?<!\S)hˈ[æa]zbiːn(?!\S)")
 _CLAUSE_BUFFER = 800 - 75
 """Bytes after which espeak-ng breaks a clause without any mark (its N_TR_SOURCE, less what it keeps free)."""
 
@@ -144,6 +145,13 @@ def _with_palatals(ipa: str, mnemonics: str) -> str:
     return "".join(sounds).replace(_SEPARATOR, "")
 
 
+def _revised(ipa: str, voice: str) -> str:
+    """English "has been" as espeak-ng says it after 1.52.0 and so Piper's runtime: in 7,500 sentences the one other difference found."""
+    if not voice.startswith("en"):
+        return ipa
+    return _HAS_BEEN.sub("hazbɪn" if voice == "en-029" else "hɐzbɪn", ipa)
+
+
 def _forget_lookahead() -> None:
     """Clear the character that espeak-ng read ahead of a clause and keeps for the next call."""
     _read_clause(ctypes.create_string_buffer(b""), 0, _IPA)
@@ -209,7 +217,7 @@ def clauses(text: str, voice: str) -> list[Clause]:
             stop = _last_character(encoded, end)
             clause, following = encoded[begin:stop].decode(), encoded[stop:end].decode()
             mark, ends_sentence = _mark(clause, following)
-            found.append(Clause(_with_palatals(ipa, mnemonics), mark, ends_sentence, clause))
+            found.append(Clause(_revised(_with_palatals(ipa, mnemonics), voice), mark, ends_sentence, clause))
             begin = stop
     return found
 
