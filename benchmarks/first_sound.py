@@ -58,9 +58,10 @@ def main() -> None:
             per_second = [
                 (a / b) * (bare_length / length) for (a, b), length, bare_length in zip(timed, spoken[1:], lengths[1:], strict=True)
             ]
+            length = f"speech {statistics.median(spoken):.2f} s, ratio per second of speech {describe(per_second)}"
             print(
                 f"timing {name}, scope {scope}: {milliseconds(mine)} against {milliseconds(theirs)}, "
-                f"ratio {describe([a / b for a, b in timed])}; speech {statistics.median(spoken):.2f} s, ratio per second of speech {describe(per_second)}"
+                f"ratio {describe([a / b for a, b in timed])}; {length}"
             )
 
 

@@ -24,8 +24,25 @@ BELOW = {
     "tables": {"measure", "pruning", "synthesis", "voices", "errors"},
     "comparison": {"tables", "measure", "pruning", "synthesis", "voices", "errors"},
     "workbench": {"comparison", "tables", "sound", "measure", "pruning", "synthesis", "voices", "errors"},
-    "cli": {"workbench", "comparison", "tables", "sound", "measure", "pruning", "synthesis", "voices", "errors"},
-    "ui": {"workbench", "comparison", "tables", "sound", "measure", "pruning", "synthesis", "voices", "errors"},
+    "texts": {"synthesis", "voices", "errors"},
+    "evaluation": {"measure", "synthesis", "voices", "errors"},
+    "sweep": {"evaluation", "texts", "measure", "pruning", "synthesis", "voices", "errors"},
+    "cli_evidence": {"cli", "sweep", "evaluation", "texts", "measure", "pruning", "synthesis", "voices", "errors"},
+    "cli": {"cli_evidence", "workbench", "comparison", "tables", "sound", "measure", "pruning", "synthesis", "voices", "errors"},
+    "ui": {
+        "workbench",
+        "sweep",
+        "evaluation",
+        "texts",
+        "comparison",
+        "tables",
+        "sound",
+        "measure",
+        "pruning",
+        "synthesis",
+        "voices",
+        "errors",
+    },
     "__main__": {"cli"},
     "__init__": {"comparison", "measure", "pruning", "synthesis", "voices", "errors"},
 }
@@ -104,9 +121,13 @@ def test_arrows_point_down(path):
 
 @pytest.mark.parametrize(
     ("library", "home"),
-    [("gradio", "ui"), ("spaces", "ui"), ("matplotlib", "ui")]
+    [("gradio", "ui"), ("spaces", "ui")]
     + [(name, "voices") for name in ("huggingface_hub", "onnx", "transformers", "phonemizer", "espeakng_loader", "uroman")],
 )
 def test_libraries_that_one_part_alone_knows(library, home):
     users = {layer_of(path) for path in FILES if any(name.split(".")[0] == library for name in imports(path))}
     assert users == {home}
+
+
+def test_pictures_are_drawn_by_the_page_and_the_sweep_alone():
+    assert {layer_of(path) for path in FILES if any(name.split(".")[0] == "matplotlib" for name in imports(path))} == {"sweep", "ui"}

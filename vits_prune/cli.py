@@ -1,4 +1,4 @@
-"""The command line: python -m vits_prune compare | layers | prune."""
+"""The command line: python -m vits_prune compare | layers | prune, and the commands of cli_evidence."""
 
 from __future__ import annotations
 
@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_spec(prune)
     prune.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pruned voice")
     prune.set_defaults(run=_prune)
+    from vits_prune.cli_evidence import add_commands
+
+    add_commands(commands)
     return parser
 
 

@@ -1,0 +1,160 @@
+"""Distances against librosa, auraloss and theory."""
+
+from __future__ import annotations
+
+import auraloss
+import librosa
+import numpy as np
+import pytest
+import torch
+
+from vits_prune import speak
+from vits_prune.measure.closeness import (
+    MEL_BANDS,
+    MEL_COEFFICIENTS,
+    Melody,
+    compare_melodies,
+    log_mel,
+    measure_closeness,
+    mel_cepstral_distortion,
+    multi_resolution_stft,
+    track_melody,
+)
+
+RATE = 22_050
+
+
+@pytest.fixture(scope="module")
+def pair(joe):
+    """Two sample-aligned renditions."""
+    first = speak(joe, "A rod is used to catch pink salmon.", 0)
+    second = speak(joe, "A rod is used to catch pink salmon.", 1, timing=first)
+    return first.waveform.astype(np.float64), second.waveform.astype(np.float64)
+
+
+def by_librosa(waveform, rate=RATE):
+    filters = librosa.filters.mel(sr=rate, n_fft=1024, n_mels=MEL_BANDS, fmin=0, fmax=8000, htk=False, norm=None, dtype=np.float64)
+    magnitudes = np.abs(librosa.stft(waveform, n_fft=1024, hop_length=256, center=True, pad_mode="constant")) * 2 / 1024
+    return np.log(np.maximum((filters / filters.sum(axis=1, keepdims=True)) @ magnitudes, 1e-5))
+
+
+def test_log_mel_equals_librosas(pair):
+    expected = by_librosa(pair[0])
+    assert log_mel(pair[0], RATE) == pytest.approx(expected, abs=2e-3)
+
+
+def test_mel_cepstral_distortion_equals_librosas_mfccs(pair):
+    """Orthonormal MFCCs of the log amplitudes are sqrt(bands / 2) times the coefficients of the definition."""
+    mfccs = [librosa.feature.mfcc(S=by_librosa(w), n_mfcc=MEL_COEFFICIENTS + 1, dct_type=2, norm="ortho")[1:] for w in pair]
+    difference = (mfccs[0] - mfccs[1]) / np.sqrt(MEL_BANDS / 2)
+    expected = np.mean(10 / np.log(10) * np.sqrt(2 * np.sum(difference**2, axis=0)))
+    found = mel_cepstral_distortion(*(log_mel(w, RATE) for w in pair))
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert 0.5 < found < 4
+
+
+def test_mel_cepstral_distortion_of_known_spectra():
+    """A ripple of 1 dB amplitude over the mel axis: its root mean square is 1 / sqrt(2) dB; a change of level is none."""
+    ripple = np.cos(5 * np.pi * (np.arange(MEL_BANDS) + 0.5) / MEL_BANDS)[:, None] * np.log(10) / 20
+    flat = np.zeros((MEL_BANDS, 7))
+    assert mel_cepstral_distortion(flat, flat + ripple) == pytest.approx(1 / np.sqrt(2))
+    assert mel_cepstral_distortion(flat, flat + 3.0) == pytest.approx(0.0, abs=1e-12)
+    high = np.cos((MEL_COEFFICIENTS + 1) * np.pi * (np.arange(MEL_BANDS) + 0.5) / MEL_BANDS)[:, None]
+    assert mel_cepstral_distortion(flat, flat + high) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_stft_distance_equals_auraloss(pair):
+    convergence, magnitude = multi_resolution_stft(*pair)
+    # auraloss pads by reflection, this by silence: two windows of silence around the sound make the two the same.
+    sounds = [torch.from_numpy(np.pad(w, 4096)).float()[None, None] for w in pair]
+    options = {"fft_sizes": [1024, 2048, 512], "hop_sizes": [120, 240, 50], "win_lengths": [600, 1200, 240], "eps": 1e-8}
+    theirs = auraloss.freq.MultiResolutionSTFTLoss(**options, w_sc=1.0, w_log_mag=0.0, w_lin_mag=0.0)
+    assert convergence == pytest.approx(float(theirs(sounds[1], sounds[0])), rel=2e-3)
+    padded = multi_resolution_stft(*(np.pad(w, 4096) for w in pair))
+    theirs = auraloss.freq.MultiResolutionSTFTLoss(**options, w_sc=0.0, w_log_mag=1.0, w_lin_mag=0.0)
+    assert padded[1] == pytest.approx(float(theirs(sounds[1], sounds[0])), rel=2e-3)
+    assert magnitude > padded[1]
+
+
+def harmonics(hertz, seconds=1.5):
+    """A voice-like tone, with F0 given as a function of time."""
+    time = np.arange(int(seconds * RATE)) / RATE
+    phase = 2 * np.pi * np.cumsum(hertz(time)) / RATE
+    return 0.2 * sum(np.sin(k * phase) / k for k in range(1, 9))
+
+
+def test_melody_of_known_pitch():
+    found = track_melody(harmonics(lambda t: 110 * 2 ** (t / 1.5)), RATE)
+    inside = slice(5, -5)
+    times = np.arange(len(found.hertz)) * 0.016
+    assert found.voiced[inside].all()
+    assert 1200 * np.abs(np.log2(found.hertz / (110 * 2 ** (times / 1.5))))[inside].max() < 25
+    assert not track_melody(np.random.default_rng(0).normal(0, 0.1, RATE), RATE).voiced.any()
+    assert not track_melody(np.zeros(RATE), RATE).voiced.any()
+
+
+def test_melody_of_real_speech_agrees_with_yin(pair):
+    """librosa's YIN, another algorithm altogether, where the voice is steady enough for both to be sure."""
+    found = track_melody(pair[0], RATE)
+    hertz = librosa.yin(
+        librosa.resample(pair[0], orig_sr=RATE, target_sr=16_000), fmin=50, fmax=400, sr=16_000, hop_length=256, frame_length=1024
+    )
+    frames = min(len(hertz), len(found.hertz))
+    voiced = found.voiced[:frames]
+    apart = 1200 * np.abs(np.log2(hertz[:frames][voiced] / found.hertz[:frames][voiced]))
+    assert voiced.sum() > 30
+    assert np.median(apart) < 35
+    assert np.mean(apart < 100) > 0.7
+
+
+def test_melodies_by_hand():
+    first = Melody(np.array([100.0, 100.0, 100.0, 100.0]), np.array([True, True, True, False]))
+    second = Melody(np.array([100.0, 200.0, 90.0, 100.0]), np.array([True, True, False, False]))
+    cents, error, both = compare_melodies(first, second)
+    assert cents == pytest.approx(np.sqrt((0 + 1200**2) / 2))
+    assert (error, both) == (0.25, 2)
+    silent = Melody(np.zeros(4), np.zeros(4, bool))
+    assert compare_melodies(first, silent) == (None, 0.75, 0)
+
+
+def test_a_tone_a_semitone_up():
+    low, high = (harmonics(lambda _t, f=f: np.full(int(1.5 * RATE), f)) for f in (120.0, 120.0 * 2 ** (1 / 12)))
+    found = measure_closeness(low, high, RATE)
+    assert found.f0_rmse_cents == pytest.approx(100, abs=10)
+    assert found.voicing_error < 0.03
+
+
+def test_the_same_sound_is_at_no_distance(pair):
+    found = measure_closeness(pair[0], pair[0], RATE)
+    assert found.voiced_frames > 30
+    assert [getattr(found, name) for name in vars(found) if name != "voiced_frames"] == [0.0] * 6
+
+
+def test_half_the_level(pair):
+    found = measure_closeness(pair[0], 0.5 * pair[0], RATE)
+    assert found.spectral_convergence == pytest.approx(0.5, abs=0.01)
+    assert 3 < found.log_mel_db < 6.03  # less than 6.02 where pauses lie under the floor
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE)
+    steady = measure_closeness(noise, 0.5 * noise, RATE)
+    assert steady.log_mel_db == pytest.approx(20 * np.log10(2), abs=1e-3)
+    assert steady.log_stft_magnitude == pytest.approx(np.log(2), abs=1e-3)
+    assert steady.mcd_db == pytest.approx(0.0, abs=1e-3)
+    assert found.voicing_error < 0.05
+
+
+def test_a_melody_known_already_changes_nothing(pair):
+    assert measure_closeness(*pair, RATE, melody=track_melody(pair[0], RATE)) == measure_closeness(*pair, RATE)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize("samples", [1, 300, 9_000])
+def test_any_rate_and_length(rate, samples):
+    sound = np.random.default_rng(1).normal(0, 0.1, samples)
+    found = measure_closeness(sound, np.full(samples, np.nan), rate)
+    assert np.isfinite([found.mcd_db, found.log_mel_db, found.spectral_convergence, found.log_stft_magnitude]).all()
+    assert found.log_mel_db > 10
+
+
+def test_unlike_lengths_are_refused():
+    with pytest.raises(ValueError, match="same length"):
+        measure_closeness(np.zeros(5), np.zeros(6), RATE)

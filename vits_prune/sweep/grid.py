@@ -1,0 +1,161 @@
+"""Grid: which points a sweep visits, and Point: one of them, as values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from types import MappingProxyType
+from typing import Any
+
+from vits_prune.errors import InputError
+from vits_prune.pruning.spec import PruneSpec
+from vits_prune.voices.voice import PARTS, Voice
+
+MAX_POINTS = 10_000
+
+
+@dataclass(frozen=True)
+class Point:
+    """One pruned voice: what `spec` asks for, or the same in a single layer."""
+
+    spec: PruneSpec
+    layer: str | None = None
+    """Module path of the one layer that is pruned, None for all layers of the spec's parts."""
+
+    @property
+    def untouched(self) -> bool:
+        """Whether this is the original itself."""
+        return self.spec.amount == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values; the same for equal points."""
+        return {**self.spec.to_dict(), "layer": self.layer}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Point:
+        """The Point that `to_dict` described.
+
+        Raises:
+            InputError: a field is missing or out of range.
+        """
+        return cls(PruneSpec.from_dict({key: value for key, value in fields.items() if key != "layer"}), fields.get("layer"))
+
+    def columns(self) -> dict[str, Any]:
+        """The point as the first columns of its row."""
+        layer = {"layer": self.layer} if self.layer else {}
+        return {
+            "method": self.spec.method,
+            "scope": self.spec.scope,
+            "parts": parts_name(self.spec.parts),
+            **layer,
+            "amount": self.spec.amount,
+        }
+
+    def apply(self, voice: Voice) -> Voice:
+        """The pruned voice.
+
+        Raises:
+            InputError: the voice has no such layer, or it cannot be pruned.
+        """
+        from vits_prune.pruning import prune
+
+        pruned = prune(voice, self.spec)
+        if self.layer is None:
+            return pruned
+        from vits_prune.pruning.layers import prunable_layers
+
+        known = {layer.name: layer.parameter for layer in prunable_layers(voice, self.spec.parts)}
+        if self.layer not in known:
+            raise InputError(f"{voice.name} has no layer {self.layer[:80]!r} that can be pruned: `layers` lists them.")
+        name = known[self.layer]
+        steps = [*voice.recipe.get("pruned", ()), self.to_dict()]
+        return voice.with_weights({name: pruned.model.get_parameter(name)}, recipe=MappingProxyType({**voice.recipe, "pruned": steps}))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every combination of methods, scopes, groups of parts and amounts.
+
+    Raises:
+        InputError: a value is out of range, one is missing, or there are too many.
+    """
+
+    methods: tuple[str, ...] = ("magnitude",)
+    scopes: tuple[str, ...] = ("global",)
+    parts_groups: tuple[tuple[str, ...], ...] = (PARTS,)
+    """Sets of parts that are pruned together, one curve each."""
+    amounts: tuple[float, ...] = tuple(i / 10 for i in range(10))
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            values = tuple(dict.fromkeys(getattr(self, field.name)))
+            if not values:
+                raise InputError(f"The grid has no {field.name.replace('_', ' of ')}: give at least one.")
+            object.__setattr__(self, field.name, values)
+        object.__setattr__(self, "amounts", tuple(sorted(self.amounts)))
+        size = len(self.methods) * len(self.scopes) * len(self.parts_groups) * len(self.amounts)
+        if size > MAX_POINTS:
+            raise InputError(f"The grid has {size:,} points and the limit is {MAX_POINTS:,}: take fewer amounts or groups.")
+        object.__setattr__(self, "parts_groups", tuple(dict.fromkeys(spec.parts for spec in self.specs())))
+
+    def specs(self) -> tuple[PruneSpec, ...]:
+        """The points in order: curve by curve, each from the smallest amount to the largest."""
+        found = (
+            PruneSpec(method=method, scope=scope, amount=amount, parts=parts)
+            for method in self.methods
+            for parts in self.parts_groups
+            for scope in self.scopes
+            for amount in self.amounts
+        )
+        return tuple(dict.fromkeys(found))
+
+    def points(self) -> tuple[Point, ...]:
+        return tuple(Point(spec) for spec in self.specs())
+
+
+def parse_amounts(texts: Sequence[str]) -> tuple[float, ...]:
+    """Amounts as they are typed: "0:0.9:0.1" (start, end inclusive, step; in exact decimals), "0.1,0.3", or several of these.
+
+    Raises:
+        InputError: not such a list, or an amount out of range.
+    """
+    found: list[Decimal] = []
+    for text in ",".join(texts).split(","):
+        numbers = [_decimal(one, text) for one in text.split(":")]
+        if len(numbers) == 1:
+            found += numbers
+            continue
+        if len(numbers) != 3 or numbers[2] <= 0 or numbers[1] < numbers[0]:
+            raise InputError(f"{text[:40]!r} is no range of amounts: write start:end:step, such as 0:0.9:0.1.")
+        start, end, step = numbers
+        if (end - start) / step > MAX_POINTS:
+            raise InputError(f"{text[:40]!r} has more than {MAX_POINTS:,} amounts: take a larger step.")
+        found += [start + i * step for i in range(int((end - start) / step) + 1)]
+    return tuple(sorted({PruneSpec(amount=float(amount)).amount for amount in found}))  # the spec says what is out of range
+
+
+def parse_parts(text: str) -> tuple[str, ...]:
+    """One group of parts as it is typed: "all", "decoder", or "flow+decoder".
+
+    Raises:
+        InputError: there is no such part.
+    """
+    return PARTS if text == "all" else PruneSpec(parts=tuple(text.split("+"))).parts
+
+
+def parts_name(parts: Iterable[str]) -> str:
+    """What `parse_parts` reads."""
+    parts = tuple(parts)
+    return "all" if parts == PARTS else "+".join(parts)
+
+
+def _decimal(text: str, whole: str) -> Decimal:
+    try:
+        number = Decimal(text.strip())
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if not number.is_finite() or abs(number.adjusted()) > 20:
+        raise InputError(f"{whole[:40]!r} is no amount: write a number such as 0.3, a list such as 0.1,0.3 or a range such as 0:0.9:0.1.")
+    return number
