@@ -117,6 +117,11 @@ class Bounded(Generic[K, V]):
             with self._lock:
                 self._making.pop(key, None)
 
+    def items(self) -> list[tuple[K, V]]:
+        """All that is kept, the least recently used first."""
+        with self._lock:
+            return list(self._values.items())
+
     def put(self, key: K, value: V) -> list[V]:
         """Keep a value; the values forgotten for it."""
         forgotten = []
@@ -202,7 +207,7 @@ class Workbench:
         """
         if not reference:
             raise InputError("Choose a voice: joe, or a Hugging Face model such as facebook/mms-tts-eng.")
-        key = (reference, _trace(token))
+        key = (reference, trace(token))
         voice = self._voices.get_or_make((*key, "cpu"), lambda: self._load(reference, token, on_progress))
         if self.device != "cpu":
             on_cpu = voice
@@ -211,7 +216,7 @@ class Workbench:
 
     def is_loaded(self, reference: str, token: str | None = None) -> bool:
         """Whether a voice is at hand without loading."""
-        return self._voices.get((reference, _trace(token), "cpu")) is not None
+        return self._voices.get((reference, trace(token), "cpu")) is not None
 
     def _load(self, reference: str, token: str | None, on_progress: Any) -> Voice:
         if reference == EMBEDDED:
@@ -289,7 +294,7 @@ class Workbench:
         """Speak with the original (once for all amounts) and the pruned voice; ends with Spoken."""
         yield Doing("loading the voice", 0.0)
         voice = self.voice(request.reference, request.speaker, token)
-        key = (request.reference, _trace(token), voice.speaker, request.text, request.seed, request.delivery)
+        key = (request.reference, trace(token), voice.speaker, request.text, request.seed, request.delivery)
         original = self._originals.get(key)
         if original is None:
             pieces: list[Speech] = []
@@ -303,22 +308,22 @@ class Workbench:
 
     def remember(self, request: Request, spoken: Spoken, token: str | None = None) -> None:
         """Keep what was spoken for the steps that follow."""
-        self._spoken.put((request, _trace(token)), spoken)
+        self._spoken.put((request, trace(token)), spoken)
 
     def recall(self, request: Request, token: str | None = None) -> Spoken | None:
         """What was remembered for a request, None where it is forgotten."""
-        return self._spoken.get((request, _trace(token)))
+        return self._spoken.get((request, trace(token)))
 
     def pruned(self, request: Request, token: str | None = None) -> Voice:
         """The pruned voice of a request."""
         voice = self.voice(request.reference, request.speaker, token)
-        key = (request.reference, _trace(token), self.device, voice.speaker, request.spec)
+        key = (request.reference, trace(token), self.device, voice.speaker, request.spec)
         return self._pruned.get_or_make(key, lambda: prune(voice, request.spec))
 
     def size(self, request: Request, token: str | None = None) -> tuple[Size, Size]:
         """Sizes of the original and the pruned voice."""
         voice = self.voice(request.reference, request.speaker, token)
-        original = self._sizes.get_or_make((request.reference, _trace(token)), lambda: measure_size(voice))
+        original = self._sizes.get_or_make((request.reference, trace(token)), lambda: measure_size(voice))
         return original, measure_size(self.pruned(request, token))
 
     def preview(self, reference: str, spec: PruneSpec, token: str | None = None) -> dict[str, float]:
@@ -326,7 +331,7 @@ class Workbench:
         return dict(sparsity_preview(self.voice(reference, token=token), spec))
 
 
-def _trace(token: str | None) -> str:
+def trace(token: str | None) -> str:
     """What stands for a visitor's token in a key: voices loaded with one are found only with the same one."""
     return hashlib.sha256(token.encode()).hexdigest() if token else ""
 

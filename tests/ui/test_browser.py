@@ -288,6 +288,39 @@ def test_controls_moved_during_a_run_do_not_change_what_it_measures(page):
     assert 0.65 < float(weights.split()[-1 if weights.split()[-1][0].isdigit() else -2]) < 0.75, weights
 
 
+def test_the_fader_plays_and_fades_by_arrow_keys(page):
+    page.locator("#text textarea").fill("Hi.")
+    open_tab(page, "Fader")
+    page.locator("#fader-start").click()
+    expect(page.locator("#status")).to_contain_text("Ready", timeout=PATIENCE)
+    page.locator("#fader .play").click()
+    expect(page.locator("#fader .play")).to_have_attribute("aria-label", "Pause")
+    gains = "() => document.querySelector('[data-gains]').dataset.gains.split(',').map(Number)"
+    assert page.evaluate(gains)[0] == 1
+    page.locator("#fader .knob").focus()
+    for _ in range(35):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#fader .amount")).to_have_text("35%")
+    assert page.evaluate(gains)[3:5] == [0.5, 0.5]
+    expect(page.locator("#fader .numbers")).to_contain_text("zeros 30.0%")
+
+
+def test_the_curve_is_measured_and_a_point_is_heard(page):
+    page.locator("#text textarea").fill("Hi.")
+    open_tab(page, "Curve")
+    for name in ("intelligibility", "naturalness"):
+        page.get_by_label(name, exact=True).uncheck()
+    for name, number in (("texts", "2"), ("last", "0.2")):
+        page.locator(f"#curve-{name} input[type=number]").fill(number)
+        page.keyboard.press("Tab")
+    page.locator("#curve-start").click()
+    expect(page.locator("#status")).to_contain_text("Press a point", timeout=PATIENCE)
+    expect(page.locator("#curve .point")).to_have_count(3)
+    page.locator("#curve .point").nth(2).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#summary")).to_contain_text("20.0%", timeout=PATIENCE)
+
+
 def test_empty_text_gets_a_sentence(page):
     page.locator("#text textarea").fill("   ")
     page.locator("#speak").click()

@@ -14,7 +14,7 @@ from vits_prune import tables
 from vits_prune.errors import InputError
 from vits_prune.pruning.spec import MAX_AMOUNT
 from vits_prune.synthesis import MAX_SEED
-from vits_prune.ui import flip, steps
+from vits_prune.ui import evidence, flip, steps
 from vits_prune.ui.endpoints import add_endpoints
 from vits_prune.ui.steps import plainly
 from vits_prune.ui.theme import HEAD, theme
@@ -155,6 +155,10 @@ def _outputs() -> dict[str, Any]:
             made["spectrograms"] = gr.Plot(label="Spectrograms", show_label=False, format="png", elem_classes="pictures")
             made["bars"] = gr.Plot(label="Sparsity by layer", show_label=False, format="png", elem_classes="pictures")
             made["histogram"] = gr.Plot(label="Weights by absolute value", show_label=False, format="png", elem_classes="pictures")
+        with gr.Tab("Curve", id="curve-tab"):
+            made |= evidence.curve_tab()
+        with gr.Tab("Fader", id="fader-tab"):
+            made |= evidence.fader_tab()
         with gr.Tab("Save", id="save"):
             gr.Markdown(
                 "The pruned voice as a folder: safetensors, configuration, tokenizer and the PruneSpec. `load_voice(folder)` speaks the "
@@ -248,14 +252,51 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
         chain.append(chain[-1].success(after(run), outputs["asked"], shows, **measuring, **quiet))
     gr.on([inputs["speak"].click, inputs["text"].submit], None, None, cancels=chain[1:], queue=False, **quiet)
     saving = outputs["save"].click(_signed(save), asked, outputs["saved"], concurrency_id="work", concurrency_limit=1, **quiet)
-    inputs["stop"].click(lambda: "Stopped.", None, outputs["status"], cancels=[*chain, saving], queue=False, **quiet)
+    evident = _wire_evidence(inputs, outputs, measuring, {**work, **quiet}, shown)
+    inputs["stop"].click(lambda: "Stopped.", None, outputs["status"], cancels=[*chain, saving, *evident], queue=False, **quiet)
 
 
-def _signed(function: Any) -> Any:
+def _wire_evidence(
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    measuring: dict[str, Any],
+    working: dict[str, Any],
+    shown: Callable[[dict[str, Any]], dict[Any, Any]],
+) -> list[Any]:
+    """The curve and the fader; pressing a point of the curve takes its settings over and speaks."""
+    asked = [inputs[name] for name in SPEAKING]
+    chosen = ("curve_texts", "curve_step", "curve_last", "curve_metrics")
+
+    @plainly
+    def draw(*values: Any) -> Iterator[dict[Any, Any]]:
+        request, token = steps.request_of(*values[: len(SPEAKING)]), steps.visitor_token(values[-1])
+        yield from map(shown, evidence.curve_steps(request, token, *values[len(SPEAKING) : -1]))
+
+    @plainly
+    def fade(*values: Any) -> Iterator[dict[Any, Any]]:
+        yield from map(shown, evidence.fader_steps(steps.request_of(*values[:-1]), steps.visitor_token(values[-1])))
+
+    def take_over(event: gr.EventData) -> tuple[float, str]:
+        return float(event._data["amount"]), str(event._data["scope"])
+
+    drawing = outputs["curve_start"].click(
+        _signed(draw, *chosen),
+        [*asked, *(outputs[name] for name in chosen)],
+        [outputs[name] for name in ("status", "curve", "curve_csv")],
+        **measuring,
+        api_visibility="private",
+    )
+    fading = outputs["fader_start"].click(_signed(fade), asked, [outputs["status"], outputs["fader"]], **working)
+    pressed = outputs["curve"].click(take_over, None, [inputs["amount"], inputs["scope"]], queue=False, api_visibility="private")
+    pressed.success(None, js="() => document.querySelector('#speak').click()")
+    return [drawing, fading]
+
+
+def _signed(function: Any, *more: str) -> Any:
     """Give a function of (*page inputs, token) the signature that Gradio reads, so that it hands over the visitor's token."""
     import inspect
 
-    names = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in SPEAKING]
+    names = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in (*SPEAKING, *more)]
     token = inspect.Parameter("oauth", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=gr.OAuthToken | None)
     function.__signature__ = inspect.Signature([*names, token])
     function.__annotations__ = {"oauth": gr.OAuthToken | None}

@@ -1,0 +1,150 @@
+"""The curve: quality against sparsity as points that can be clicked, with their intervals, the noise floor and the knee."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from vits_prune.evaluation import Evaluation
+from vits_prune.measure.quality import METRICS, Figure
+from vits_prune.pruning import PruneSpec
+
+TEMPLATE = """
+<div class="curve">
+  <label class="pick">Metric <select class="metric" aria-label="Metric"></select></label>
+  <div class="plot" role="group" aria-label="Quality against sparsity; each point can be pressed to hear it"></div>
+  <p class="hint">${value.hint}</p>
+</div>
+"""
+
+STYLE = """
+.curve { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg);
+  background: var(--block-background-fill); }
+.pick { display: flex; gap: 8px; align-items: center; color: var(--body-text-color); margin-bottom: 6px; }
+.pick select { background: var(--input-background-fill); color: var(--body-text-color); border: 1px solid var(--border-color-primary);
+  border-radius: var(--radius-md); min-height: 40px; padding: 4px 8px; max-width: 100%; }
+.plot svg { width: 100%; height: auto; display: block; }
+.plot text { fill: #8a8f98; font: 12px system-ui, sans-serif; }
+.plot .grid { stroke: #8a8f98; stroke-opacity: 0.25; }
+.plot .point { cursor: pointer; }
+.plot .point:focus { outline: none; stroke: #2f7ed8; stroke-width: 4; }
+.hint { margin: 6px 0 0; font-size: 0.85em; color: var(--body-text-color-subdued); }
+"""
+
+SCRIPT = """
+const COLOURS = ['#e4572e', '#2f7ed8', '#2a9d6f', '#8d6cc9'];
+const W = 720, H = 340, LEFT = 58, RIGHT = 14, TOP = 16, BOTTOM = 44;
+let chosen = '';
+const find = (name) => element.querySelector(name);
+const value = () => props.value || {series: [], metrics: {}};
+const esc = (text) => String(text).replace(/[&<>"]/g, (c) => ({'&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;'}[c]));
+const nice = (number) => Math.abs(number) >= 100 ? number.toFixed(0) : Math.abs(number) >= 10 ? number.toFixed(1) : number.toFixed(2);
+
+function pick() {
+  const select = find('.metric'), names = Object.keys(value().metrics);
+  select.innerHTML = names.map((name) => `<option value="${esc(name)}">${esc(value().metrics[name].title)}</option>`).join('');
+  if (!names.includes(chosen)) chosen = names[0] || '';
+  select.value = chosen;
+  select.disabled = !names.length;
+}
+function draw() {
+  const metric = value().metrics[chosen], plot = find('.plot');
+  if (!metric) { plot.innerHTML = ''; return; }
+  const known = value().series.map((series) => ({...series, points: series.points.filter((point) => point.figures[chosen])}));
+  const drawn = known.flatMap((series) => series.points.flatMap((point) => point.figures[chosen]));
+  const all = drawn.concat(metric.floor || []).filter(Number.isFinite);
+  let low = Math.min(...all), high = Math.max(...all);
+  if (!(high > low)) { low -= 0.5; high += 0.5; }
+  const pad = 0.06 * (high - low), bottom = low - pad, top = high + pad;
+  const wide = Math.max(0.05, ...known.flatMap((series) => series.points.map((point) => point.sparsity)));
+  const x = (share) => LEFT + (W - LEFT - RIGHT) * share / wide, y = (number) => TOP + (H - TOP - BOTTOM) * (top - number) / (top - bottom);
+  let out = '';
+  for (let i = 0; i <= 4; i++) {
+    const level = bottom + (top - bottom) * i / 4, share = wide * i / 4;
+    out += `<line class="grid" x1="${LEFT}" x2="${W - RIGHT}" y1="${y(level)}" y2="${y(level)}"/>`;
+    out += `<text x="${LEFT - 6}" y="${y(level) + 4}" text-anchor="end">${nice(level)}</text>`;
+    out += `<text x="${x(share)}" y="${H - BOTTOM + 18}" text-anchor="middle">${Math.round(100 * share)}%</text>`;
+  }
+  if (metric.floor) {
+    const [from, to] = metric.floor;
+    const height = Math.max(1, y(from) - y(to));
+    out += `<rect x="${LEFT}" width="${W - LEFT - RIGHT}" y="${y(to)}" height="${height}" fill="#8a8f98" fill-opacity="0.18"/>`;
+    out += `<text x="${W - RIGHT - 4}" y="${y(to) - 4}" text-anchor="end">noise floor: the original with other seeds</text>`;
+  }
+  known.forEach((series, index) => {
+    const colour = COLOURS[index % COLOURS.length];
+    const line = series.points.map((p) => `${x(p.sparsity)},${y(p.figures[chosen][0])}`).join(' ');
+    out += `<polyline points="${line}" fill="none" stroke="${colour}" stroke-width="2"/>`;
+    series.points.forEach((point) => {
+      const [middle, from, to] = point.figures[chosen], at = x(point.sparsity);
+      const bar = `<line x1="${at}" x2="${at}" y1="${y(from)}" y2="${y(to)}" stroke="${colour}" stroke-opacity="0.6"/>`;
+      if (Number.isFinite(from)) out += bar;
+      const found = `${metric.title} ${nice(middle)}, ${point.verdicts[chosen]}`;
+      const label = `${series.name}, ${Math.round(100 * point.amount)}%: ${found}. Press to hear.`;
+      out += `<circle class="point" tabindex="0" role="button" aria-label="${esc(label)}" data-amount="${point.amount}"
+        data-scope="${esc(series.scope)}" cx="${at}" cy="${y(middle)}" r="6" fill="${colour}"><title>${esc(label)}</title></circle>`;
+    });
+    if (Number.isFinite(series.knee)) {
+      const at = x(series.knee);
+      out += `<line x1="${at}" x2="${at}" y1="${TOP}" y2="${H - BOTTOM}" stroke="${colour}" stroke-dasharray="4 4"/>`;
+      out += `<text x="${at + 4}" y="${TOP + 12 + 14 * index}">knee, ${esc(series.name)}</text>`;
+    }
+  });
+  out += `<text x="${(LEFT + W) / 2}" y="${H - 6}" text-anchor="middle">sparsity of the whole voice</text>`;
+  plot.innerHTML = `<svg viewBox="0 0 ${W} ${H}">${out}</svg>`;
+}
+function press(target) {
+  if (!target || !target.matches || !target.matches('.point')) return;
+  trigger('click', {amount: Number(target.dataset.amount), scope: target.dataset.scope});
+}
+element.addEventListener('click', (event) => press(event.target));
+element.addEventListener('keydown', (event) => {
+  if (!event.target.matches('.point') || (event.key !== 'Enter' && event.key !== ' ')) return;
+  event.preventDefault();
+  press(event.target);
+});
+element.addEventListener('change', (event) => { if (event.target.matches('.metric')) { chosen = event.target.value; draw(); } });
+function refresh() { pick(); draw(); }
+watch('value', refresh);
+refresh();
+"""
+
+EMPTY: dict[str, Any] = {"series": [], "metrics": {}, "hint": "Points appear as they are measured; press one to hear it."}
+
+
+def curve() -> gr.HTML:
+    """The component; its value is EMPTY or what `curve_value` makes. A pressed point triggers `click` with its amount and scope."""
+    return gr.HTML(value=EMPTY, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="curve")
+
+
+def curve_value(points: Sequence[tuple[PruneSpec, float, Evaluation]], knees: dict[str, float], hint: str) -> dict[str, Any]:
+    """The measured points as the component draws them.
+
+    Args:
+        points: (spec, sparsity of the whole voice from 0 to 1, evaluation), in order of amount within each scope.
+        knees: scope -> sparsity at its knee.
+        hint: the line under the picture.
+    """
+    metrics: dict[str, dict[str, Any]] = {}
+    series: dict[str, dict[str, Any]] = {}
+    for spec, sparsity, evaluation in points:
+        for name, figure in evaluation.figures.items():
+            metrics.setdefault(name, {"title": METRICS[name].title, "unit": METRICS[name].unit, "floor": _band(figure)})
+        line = series.setdefault(spec.scope, {"name": spec.scope, "scope": spec.scope, "points": [], "knee": knees.get(spec.scope)})
+        line["points"].append({
+            "amount": spec.amount,
+            "sparsity": sparsity,
+            "figures": {name: [f.pruned.value, f.pruned.low, f.pruned.high] for name, f in evaluation.figures.items()},
+            "verdicts": {name: figure.verdict for name, figure in evaluation.figures.items()},
+        })  # fmt: skip
+    return {"series": list(series.values()), "metrics": metrics, "hint": hint}
+
+
+def _band(figure: Figure) -> list[float] | None:
+    """The noise floor on the axis of the metric itself."""
+    if figure.floor is None:
+        return None
+    centre = figure.original.value if figure.original else figure.metric.neutral
+    return [centre + figure.floor.low, centre + figure.floor.high]
