@@ -35,8 +35,8 @@ STYLE = """
 
 SCRIPT = """
 const COLOURS = ['#e4572e', '#2f7ed8', '#2a9d6f', '#8d6cc9'];
-const W = 720, H = 340, LEFT = 58, RIGHT = 14, TOP = 16, BOTTOM = 44;
-let chosen = '';
+const H = 340, LEFT = 58, RIGHT = 14, TOP = 16, BOTTOM = 44;
+let W = 720, chosen = '';
 const find = (name) => element.querySelector(name);
 const value = () => props.value || {series: [], metrics: {}};
 const esc = (text) => String(text).replace(/[&<>"]/g, (c) => ({'&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;'}[c]));
@@ -53,6 +53,7 @@ function draw() {
   const metric = value().metrics[chosen], plot = find('.plot');
   if (!metric) { plot.innerHTML = ''; return; }
   const known = value().series.map((series) => ({...series, points: series.points.filter((point) => point.figures[chosen])}));
+  W = Math.min(720, Math.max(300, plot.clientWidth || 720));  // letters keep their size on a phone
   const drawn = known.flatMap((series) => series.points.flatMap((point) => point.figures[chosen]));
   const all = drawn.concat(metric.floor || []).filter(Number.isFinite);
   let low = Math.min(...all), high = Math.max(...all);

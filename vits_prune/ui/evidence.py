@@ -14,6 +14,7 @@ from vits_prune.measure import measure_sparsity
 from vits_prune.measure.quality import FAMILIES
 from vits_prune.measure.recognition import spoken_language
 from vits_prune.pruning import PruneSpec
+from vits_prune.sweep.knee import LIMITS
 from vits_prune.synthesis import speak
 from vits_prune.texts import load_texts
 from vits_prune.ui import steps
@@ -26,8 +27,6 @@ from vits_prune.workbench import Bounded, Doing, Request, trace
 FADER_AMOUNTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MAX_FADER_SECONDS = 12.0
 MAX_CURVE_TEXTS = 20
-LIMITS = {"cer": 0.02, "dnsmos_ovrl": 0.1}
-"""The knee is the last amount before one of these is lost: character error rate (points / 100), DNSMOS overall."""
 
 Point = tuple[PruneSpec, float, Evaluation]
 _references: Bounded[tuple[Any, ...], Reference] = Bounded(8, lambda _: 1)
@@ -132,18 +131,19 @@ def _shown(points: list[Point], note: str, done: bool) -> dict[str, Any]:
 def _hint(points: list[Point], knee: float | None, note: str) -> str:
     left_out = " ".join(points[0][2].unmeasured.values())
     where = "" if knee is None else f"Knee: the last point with at most 2 points more character errors and 0.1 less DNSMOS, at {knee:.0%}. "
-    return f"{where}Measured on {note}; bars are 95% intervals. DNSMOS was trained on noisy speech, not on synthesis. {left_out}".strip()
+    caveat = "DNSMOS was trained on noisy speech, not on synthesis. " if "dnsmos_ovrl" in points[0][2].figures else ""
+    return f"{where}Measured on {note}; bars are 95% intervals. {caveat}{left_out}".strip()
 
 
 def knee_of(points: list[Point]) -> float | None:
     """Sparsity of the last point before a limit of LIMITS is lost; None where neither is measured or none is lost."""
     last = None
     for _, sparsity, evaluation in points:
-        changes = {name: evaluation.figures[name].difference for name in LIMITS if name in evaluation.figures}
-        if not changes:
+        measured = [limit for limit in LIMITS if limit.metric in evaluation.figures]
+        if not measured:
             return None
-        signs = {"cer": 1.0, "dnsmos_ovrl": -1.0}
-        if any(change and signs[name] * change.value > LIMITS[name] for name, change in changes.items()):
+        changes = [(limit, evaluation.figures[limit.metric].difference) for limit in measured]
+        if any(change and not limit.keeps(change.value) for limit, change in changes):
             return last
         last = sparsity
     return None

@@ -120,7 +120,7 @@ def copy_with_weights(model: VitsModel, weights: Mapping[str, torch.Tensor]) -> 
 
 
 def _clone(module: nn.Module, replaced: Mapping[int, nn.Parameter]) -> nn.Module:
-    """A module made anew around the same tensors, less those replaced; a tenth of the time of copy.deepcopy.
+    """A module made anew around the same tensors, less those replaced; copy.deepcopy takes several times as long.
 
     Containers of the module, its hooks among them, are its own; what they hold is shared.
     """

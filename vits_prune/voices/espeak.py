@@ -146,7 +146,7 @@ def _with_palatals(ipa: str, mnemonics: str) -> str:
 
 
 def _revised(ipa: str, voice: str) -> str:
-    """English "has been" as espeak-ng says it after 1.52.0 and so Piper's runtime: in 7,500 sentences the one other difference found."""
+    """English "has been" as espeak-ng says it after 1.52.0, and so Piper's runtime (benchmarks/ids.py looks for more)."""
     if not voice.startswith("en"):
         return ipa
     return _HAS_BEEN.sub("hazbɪn" if voice == "en-029" else "hɐzbɪn", ipa)
