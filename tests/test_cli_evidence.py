@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, cli, load_voice, prune
 from vits_prune.cli_evidence import add_commands, time_left
 from vits_prune.voices.saved import save_voice
@@ -95,6 +96,24 @@ def test_sweep(tiny_folder, texts, tmp_path, capsys):
     assert "other settings" in refused(capsys, "sweep", "--voice", tiny_folder, "--text-file", texts, *command, "--seed", "5")
 
 
+def test_sweep_of_two_voices(tiny_folder, texts, tmp_path, capsys):
+    other, out = make_checkpoint(tmp_path / "other", seed=5), tmp_path / "sweep"
+    command = ["sweep", "--voice", str(tiny_folder), str(other), "--text-file", str(texts), "--amount", "0.0,0.5", *CHEAP]
+    command += ["--out", str(out)]
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert f"All voices together: {out / 'sweep.csv'} (4 points)" in printed.out
+    assert len(rows(out / "sweep.csv")) == 4
+    assert len({path.parent for path in out.glob("*/curve-lufs.svg")}) == 2
+    assert cli.main([*command, "--voice", str(tiny_folder), str(other), "./nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert "Not measured: ./nowhere" in error
+    assert "1 voices or points could not be measured" in error
+    assert "one voice's sweep" in refused(capsys, *command[:-1], next(path.parent for path in out.glob("*/sweep.json")))
+
+
 def test_ctrl_c_says_how_to_go_on(tiny_folder, texts, tmp_path, capsys, monkeypatch):
     def stop(*arguments, **options):
         raise KeyboardInterrupt
@@ -151,6 +170,7 @@ def test_sensitivity(tiny_folder, texts, tmp_path, capsys, more, count, subject)
         (("sweep", "--noise-seeds", "99", "--out", "x"), "noise seeds"),
         (("sweep", "--seed", "-1", "--out", "x"), "seed"),
         (("sweep", "--jobs", "0", "--out", "x"), "jobs"),
+        (("sweep", "--voice", "a", "b", "--jobs", "0", "--out", "x"), "jobs"),
         (("sweep", "--engine", "steam", "--out", "x"), "engine"),
         (("sweep", "--voice", "./nowhere", "--out", "x"), "nowhere"),
         (("sensitivity", "--layers", "decoder.nothing", "--out", "x"), "layer"),

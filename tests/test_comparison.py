@@ -71,6 +71,26 @@ def test_the_tables_say_what_was_measured(tiny, comparison):
     assert latency.loc["multiply-accumulates with a non-zero weight (G)", "pruned / original"] < 0.6
 
 
+def test_the_tables_tell_structure_from_zeros(tiny):
+    from vits_prune.pruning.structure import Shape
+    from vits_prune.pruning.structured import choose, cut
+
+    smaller = cut(tiny, choose(tiny, Shape(decoder_width=0.25, branches=1, ffn_width=0.25, encoder_layers=1, flows=1, multiple=2)))
+    found = compare(tiny, smaller, TEXT, 3, runs=1)
+    assert json.loads(json.dumps(found.report(), allow_nan=False)) == found.report()
+    tables = found.tables()
+    size, latency = tables["size"].set_index("what"), tables["latency"].set_index("what")
+    for what in ("parameters (M)", "file, dense fp32 (MB)", "memory, ready to speak (MB)"):
+        assert size.loc[what, "pruned / original"] < 0.9
+        assert "are gone" in size.loc[what, "in words"]
+        assert "zero" not in size.loc[what, "in words"]
+    macs = latency.loc["multiply-accumulates, dense (G)"]
+    assert macs["pruned / original"] < 0.6
+    assert "are gone" in macs["in words"]
+    assert "zero" not in latency.loc["real-time factor (s per s of speech)", "in words"]
+    assert len(tables["layers"]) == len(layers(smaller))
+
+
 @pytest.mark.parametrize(
     ("ratios", "words"),
     [((1.2, 1.1, 1.3), "faster: 1.20"), ((1.01, 1.005, 1.02), "not faster: 1.01"), ((1.2, 0.9, 1.4), "not faster: 1.20")],

@@ -19,7 +19,7 @@ BELOW = {
     "voices": {"errors"},
     "synthesis": {"voices", "errors"},
     "sound": {"synthesis", "voices", "errors"},
-    "pruning": {"voices", "errors"},
+    "pruning": {"texts", "synthesis", "voices", "errors"},
     "measure": {"pruning.layers", "synthesis", "voices", "errors"},
     "tables": {"measure", "pruning", "synthesis", "voices", "errors"},
     "comparison": {"tables", "measure", "pruning", "synthesis", "voices", "errors"},

@@ -85,8 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_voice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--voice", default="joe", metavar="REF", help="joe, a hub id, a folder, or a Piper .onnx (default: %(default)s)")
+def _add_voice(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    what = "joe, a hub id, a folder, or a Piper .onnx"
+    if many:
+        parser.add_argument("--voice", nargs="+", default=["joe"], metavar="REF", help=f"one or several of {what} (default: joe)")
+    else:
+        parser.add_argument("--voice", default="joe", metavar="REF", help=f"{what} (default: %(default)s)")
     parser.add_argument("--speaker", help="index or name, for a voice with several")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 

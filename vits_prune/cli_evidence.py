@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def _add_evaluate(commands: Any) -> None:
 
 def _add_sweep(commands: Any) -> None:
     parser = commands.add_parser("sweep", help="measure a whole grid of pruned voices; started again it goes on where it stopped")
-    _add_voice(parser)
+    _add_voice(parser, many=True)
     parser.add_argument("--method", nargs="+", default=["magnitude"], help="which weights go first (default: magnitude)")
     parser.add_argument("--scope", nargs="+", default=["global"], help="global, local, or both (default: global)")
     _add_amounts(parser, ["0:0.9:0.1"])
@@ -83,10 +84,10 @@ def _add_sensitivity(commands: Any) -> None:
     parser.set_defaults(run=_sensitivity)
 
 
-def _add_voice(parser: argparse.ArgumentParser) -> None:
+def _add_voice(parser: argparse.ArgumentParser, many: bool = False) -> None:
     from vits_prune import cli  # here, for cli imports this file
 
-    cli._add_voice(parser)
+    cli._add_voice(parser, many)
 
 
 def _add_amounts(parser: argparse.ArgumentParser, default: list[str]) -> None:
@@ -200,7 +201,30 @@ def _sweep(options: argparse.Namespace) -> None:
     from vits_prune.sweep.grid import Grid, parse_amounts, parse_parts
 
     grid = Grid(tuple(options.method), tuple(options.scope), tuple(map(parse_parts, options.parts)), parse_amounts(options.amount))
-    _run(options, grid, "sweep")
+    if len(options.voice) > 1:
+        _sweep_voices(options, grid)
+    else:
+        options.voice = options.voice[0]
+        _run(options, grid, "sweep")
+
+
+def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
+    from vits_prune.sweep.engines import VoiceRef
+    from vits_prune.sweep.voices import run_voices
+
+    settings, texts = _settings(options), _texts(options)
+    refs = [VoiceRef(ref, options.speaker, options.revision) for ref in options.voice]
+    with _kept(options.out), _Progress() as tell:
+        found = run_voices(refs, grid, texts, settings, options.out, jobs=options.jobs, engine=options.engine, on_step=tell)
+    for name, sweep in found.sweeps.items():
+        print(f"\n{name}")
+        _print_sweep(sweep, sensitivity=False)
+    print(f"\nAll voices together: {found.folder / 'sweep.csv'} ({len(found.rows)} points)")
+    for name, reason in found.failures.items():
+        print(f"Not measured: {name}: {reason}", file=sys.stderr)
+    missing = sum(_tell_failures(sweep) for sweep in found.sweeps.values()) + len(found.failures)
+    if missing:
+        raise InputError(f"{missing} voices or points could not be measured, the others are in {options.out}: {_AGAIN}.")
 
 
 def _sensitivity(options: argparse.Namespace) -> None:
@@ -219,21 +243,34 @@ def _run(options: argparse.Namespace, points: Grid | Sequence[Point], kind: str)
     from vits_prune.sweep.run import run_sweep
 
     settings, texts = _settings(options), _texts(options)
-    again = "start the same command again to go on"
-    try:
-        with _Progress() as tell:
-            found = run_sweep(
-                _ref(options), points, texts, settings, options.out, jobs=options.jobs, engine=options.engine, kind=kind, on_step=tell
-            )
-    except KeyboardInterrupt:
-        print(f"What is done is kept in {options.out}: {again}.", file=sys.stderr)
-        raise
+    with _kept(options.out), _Progress() as tell:
+        found = run_sweep(
+            _ref(options), points, texts, settings, options.out, jobs=options.jobs, engine=options.engine, kind=kind, on_step=tell
+        )
     _print_sweep(found, kind != "sweep")
-    if found.failures:
-        for failure in found.failures[:20]:
-            spec = failure.point.columns()
-            print(f"Not measured: {', '.join(f'{key} {value}' for key, value in spec.items())}: {failure.reason}", file=sys.stderr)
-        raise InputError(f"{len(found.failures)} points could not be measured, the others are in {options.out}: {again}.")
+    if _tell_failures(found):
+        raise InputError(f"{len(found.failures)} points could not be measured, the others are in {options.out}: {_AGAIN}.")
+
+
+_AGAIN = "start the same command again to go on"
+
+
+@contextlib.contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Says to whoever interrupts a sweep that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"What is done is kept in {folder}: {_AGAIN}.", file=sys.stderr)
+        raise
+
+
+def _tell_failures(found: SweepResult) -> int:
+    """Print the points that could not be measured; their number."""
+    for failure in found.failures[:20]:
+        spec = failure.point.columns()
+        print(f"Not measured: {', '.join(f'{key} {value}' for key, value in spec.items())}: {failure.reason}", file=sys.stderr)
+    return len(found.failures)
 
 
 def _print_sweep(found: SweepResult, sensitivity: bool) -> None:

@@ -259,7 +259,7 @@ def _speak_sentence(
 
     clock = _StageClock(voice.device)
     with torch.inference_mode():
-        conditioning = _speaker_embedding(voice)
+        conditioning = speaker_embedding(voice)
         hidden, means, log_variances = encode(voice, sentence.ids)
         clock.lap("text")
         durations, cut_short = locked, False
@@ -303,8 +303,8 @@ def _noise(key: tuple[int, int], purpose: int, rows: int, columns: int) -> np.nd
     return generator.standard_normal((rows, columns), dtype=np.float32)
 
 
-def _speaker_embedding(voice: Voice) -> torch.Tensor | None:
-    """[1, speaker_embedding_size, 1], None for a voice with one speaker."""
+def speaker_embedding(voice: Voice) -> torch.Tensor | None:
+    """What the voice's speaker is told by: [1, speaker_embedding_size, 1], None for a voice with one speaker."""
     import torch
 
     if voice.speaker is None:
@@ -328,14 +328,9 @@ def predict_durations(
     """Frames of each token, int64 [tokens], and whether the sentence had to be ended at MAX_SENTENCE_SECONDS or at `most_frames`."""
     import torch
 
-    model, tokens = voice.model, hidden.shape[2]
-    mask = torch.ones(1, 1, tokens, dtype=hidden.dtype, device=hidden.device)
-    if model.config.use_stochastic_duration_prediction:
-        noise = torch.from_numpy(_noise(key, _DURATION_NOISE, tokens, 2)).T[None].to(hidden)
-        log_durations = _sample_log_durations(model.duration_predictor, hidden, mask, conditioning, noise * pace.noise_scale_duration)
-    else:
-        log_durations = model.duration_predictor(hidden, mask, conditioning)
-    frames = torch.ceil(torch.exp(log_durations) * mask * (1.0 / pace.speaking_rate))[0, 0]
+    mask = torch.ones(1, 1, hidden.shape[2], dtype=hidden.dtype, device=hidden.device)
+    logarithms = log_durations(voice.model, hidden, conditioning, key, pace)
+    frames = torch.ceil(torch.exp(logarithms) * mask * (1.0 / pace.speaking_rate))[0, 0]
     limit = max(1, min(most_frames, int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length), _frames_that_fit(voice)))
     # A heavily pruned predictor may answer with anything: not-a-number becomes one frame, and no sentence grows past the limit.
     bounded = torch.nan_to_num(frames.double(), nan=1.0, posinf=float(limit)).clamp(0, limit).cpu().numpy().astype(np.int64)
@@ -345,6 +340,34 @@ def predict_durations(
     if durations.sum() == 0:
         durations[-1] = 1
     return durations, cut_short
+
+
+def log_durations(
+    model: torch.nn.Module, hidden: torch.Tensor, conditioning: torch.Tensor | None, key: tuple[int, int], pace: Pace
+) -> torch.Tensor:
+    """The duration predictor's answer: natural logarithms of frames at the training pace, [1, 1, tokens].
+
+    Args:
+        model: whose predictor.
+        hidden: of the text encoder, [1, hidden, tokens].
+        conditioning: of the speaker, [1, speaker_embedding_size, 1], or None.
+        key: seed and number of the sentence, which the noise comes from.
+        pace: how much noise.
+    """
+    import torch
+
+    mask = torch.ones(1, 1, hidden.shape[2], dtype=hidden.dtype, device=hidden.device)
+    if not model.config.use_stochastic_duration_prediction:
+        return model.duration_predictor(hidden, mask, conditioning)
+    noise = torch.from_numpy(_noise(key, _DURATION_NOISE, hidden.shape[2], 2)).T[None].to(hidden)
+    return _sample_log_durations(model.duration_predictor, hidden, mask, conditioning, noise * pace.noise_scale_duration)
+
+
+def draw_prior_noise(key: tuple[int, int], frames: int, channels: int) -> torch.Tensor:
+    """The standard normal noise of a sentence's prior, float32 [1, channels, frames]: frame by frame the same whatever their number."""
+    import torch
+
+    return torch.from_numpy(_noise(key, _PRIOR_NOISE, frames, channels)).T[None]
 
 
 def _frames_that_fit(voice: Voice) -> int:
@@ -401,7 +424,7 @@ def sample_latents(
     repeats = torch.from_numpy(durations).to(means.device)
     means = means[0].repeat_interleave(repeats, dim=0).T[None]
     log_variances = log_variances[0].repeat_interleave(repeats, dim=0).T[None]
-    noise = torch.from_numpy(_noise(key, _PRIOR_NOISE, means.shape[2], means.shape[1])).T[None].to(means)
+    noise = draw_prior_noise(key, means.shape[2], means.shape[1]).to(means)
     latents = means + noise * torch.exp(log_variances) * noise_scale
     mask = torch.ones(1, 1, latents.shape[2], dtype=latents.dtype, device=latents.device)
     return voice.model.flow(latents, mask, conditioning, reverse=True)

@@ -16,6 +16,7 @@ PART_NAMES = {
 }
 STAGE_NAMES = {"text": "text encoder", "durations": "durations", "flow": "flow", "decoder": "decoder", "total": "all stages"}
 _ZEROS_COST = "same kernels: a zero in a dense tensor costs what any other number costs"
+_GONE = "channels or layers are gone, and their {} with them"
 
 
 def sparsity_table(original: Sparsity, pruned: Sparsity) -> pd.DataFrame:
@@ -51,9 +52,15 @@ def layer_table(pruned: Sparsity) -> pd.DataFrame:
 
 def size_table(original: Size, pruned: Size) -> pd.DataFrame:
     """Parameters, file sizes and memory of both voices; file sizes in MB of 1,000,000 bytes."""
-    dense = "every zero is written out in full: only another format makes the file smaller"
+    dense, place, held = (
+        "every zero is written out in full: only another format makes the file smaller",
+        "zeros still have their place in the tensors",
+        "zeros are held like other numbers",
+    )
+    if pruned.parameters < original.parameters:
+        dense, place, held = _GONE.format("bytes"), _GONE.format("weights"), _GONE.format("bytes")
     rows = [
-        _size_row("parameters (M)", original.parameters, pruned.parameters, "zeros still have their place in the tensors"),
+        _size_row("parameters (M)", original.parameters, pruned.parameters, place),
         _size_row("parameters that are not zero (M)", original.nonzero_parameters, pruned.nonzero_parameters, ""),
         _size_row("file, dense fp32 (MB)", original.dense_fp32_bytes, pruned.dense_fp32_bytes, dense),
         _size_row("file, dense fp16 (MB)", original.dense_fp16_bytes, pruned.dense_fp16_bytes, dense),
@@ -63,7 +70,7 @@ def size_table(original: Size, pruned: Size) -> pd.DataFrame:
             pruned.sparse_fp32_bytes,
             "bitmask of the zeros, the other values, compressed",
         ),
-        _size_row("memory, ready to speak (MB)", original.memory_bytes, pruned.memory_bytes, "zeros are held like other numbers"),
+        _size_row("memory, ready to speak (MB)", original.memory_bytes, pruned.memory_bytes, held),
     ]
     if pruned.sparse_fp32_bytes > pruned.dense_fp16_bytes:
         rows[4]["in words"] = "at this sparsity plain fp16 is smaller still, though not lossless"
@@ -90,7 +97,7 @@ def latency_table(latency: Latency) -> pd.DataFrame:
     rows[-2]["in words"] = _speed_words(latency)
     rows[-1]["in words"] = "all threads together"
     for what, name, words in (
-        ("multiply-accumulates, dense (G)", "dense_macs", _ZEROS_COST),
+        ("multiply-accumulates, dense (G)", "dense_macs", _GONE.format("arithmetic") if _fewer_macs(latency) else _ZEROS_COST),
         ("multiply-accumulates with a non-zero weight (G)", "nonzero_macs", "what a perfect sparse kernel would compute"),
     ):
         before, after = getattr(latency.original, name), getattr(latency.pruned, name)
@@ -103,7 +110,12 @@ def _speed_words(latency: Latency) -> str:
     spread = f"{speed:.2f}× the speed (run by run: {latency.speed_up.low:.2f} to {latency.speed_up.high:.2f})"
     if latency.speed_up.low > 1.0 and speed >= 1.05:
         return f"faster: {spread}"
-    return f"not faster: {spread}; {_ZEROS_COST}"
+    return f"not faster: {spread}" if _fewer_macs(latency) else f"not faster: {spread}; {_ZEROS_COST}"
+
+
+def _fewer_macs(latency: Latency) -> bool:
+    """Whether dense kernels have less to do, as they have where channels or layers were removed."""
+    return latency.pruned.dense_macs < latency.original.dense_macs
 
 
 def _row(what: str, before: float, after: float, spreads: tuple[Spread, Spread] | None = None, factor: float = 1.0) -> dict[str, object]:

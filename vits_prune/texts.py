@@ -59,6 +59,11 @@ def load_texts(count: int | None = DEFAULT_COUNT, half: str = "held-out") -> tup
     return tuple(texts[:count])
 
 
+def load_calibration_texts() -> tuple[str, ...]:
+    """English sentences to calibrate and to train on, written for this library (CC0); quality is measured on none of them."""
+    return tuple((resources.files("vits_prune") / "data" / "calibration.txt").read_text(encoding="utf-8").splitlines())
+
+
 def read_text_file(path: str | os.PathLike[str], count: int | None = None) -> TextFile:
     """A user's sentences, one a line; empty lines are skipped.
 

@@ -326,9 +326,10 @@ class Workbench:
         original = self._sizes.get_or_make((request.reference, trace(token)), lambda: measure_size(voice))
         return original, measure_size(self.pruned(request, token))
 
-    def preview(self, reference: str, spec: PruneSpec, token: str | None = None) -> dict[str, float]:
-        """Sparsity that a spec would give, "overall" and by part, without pruning."""
-        return dict(sparsity_preview(self.voice(reference, token=token), spec))
+    def preview(self, reference: str, spec: PruneSpec, token: str | None = None) -> dict[str, float] | None:
+        """Sparsity that a spec would give, "overall" and by part, without pruning; None where only pruning can tell."""
+        found = sparsity_preview(self.voice(reference, token=token), spec)
+        return None if found is None else dict(found)
 
 
 def trace(token: str | None) -> str:

@@ -7,6 +7,8 @@ import numpy as np
 from vits_prune import PruneSpec, measure_sparsity, prune
 from vits_prune.measure import measure_weights
 from vits_prune.pruning.layers import prunable_layers
+from vits_prune.pruning.structure import Shape
+from vits_prune.pruning.structured import choose, cut
 
 
 def test_every_weight_is_counted_once(joe):
@@ -46,3 +48,23 @@ def test_nothing_pruned(tiny):
     assert histogram.zeroed.sum() == zeros
     assert histogram.kept.sum() == measure_sparsity(tiny).weights() - zeros
     assert histogram.largest_zeroed == 0
+
+
+def test_weights_that_went_with_their_channels_count_as_zeroed(tiny):
+    narrow = cut(tiny, choose(tiny, Shape(decoder_width=0.5, multiple=2)))
+    histogram = measure_weights(tiny, narrow)
+    assert histogram.kept.sum() + histogram.zeroed.sum() == measure_sparsity(tiny).weights("decoder")
+    assert histogram.kept.sum() == measure_sparsity(narrow).weights("decoder")  # the very weights that stayed
+    assert histogram.largest_zeroed == 0
+    both = measure_weights(tiny, prune(narrow, PruneSpec(scope="local", amount=0.5, parts=("decoder", "flow"))))
+    parts = {part: measure_sparsity(tiny).weights(part) for part in ("decoder", "flow")}
+    assert both.kept.sum() + both.zeroed.sum() == sum(parts.values())
+    assert abs(both.zeroed.sum() - (parts["decoder"] - 0.5 * measure_sparsity(narrow).weights("decoder") + 0.5 * parts["flow"])) < 50
+    assert both.largest_zeroed > 0
+
+
+def test_layers_that_went_count_as_zeroed(tiny):
+    short = cut(tiny, choose(tiny, Shape(encoder_layers=1)))
+    histogram = measure_weights(tiny, short)
+    before, after = (measure_sparsity(voice).weights("text_encoder") for voice in (tiny, short))
+    assert (histogram.kept.sum(), histogram.zeroed.sum()) == (after, before - after)

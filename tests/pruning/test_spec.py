@@ -73,7 +73,7 @@ def test_bad_methods_and_scopes(field, value):
     "text",
     [
         "", "{", "null", "3", "[]", '"global"', "[" * 100_000, '{"amount": NaN}', '{"amount": 1e999}', '{"amount": 1' + "0" * 400 + "}",
-        '{"amount": 0.3, "seed": 1}', '{"method": ["magnitude"]}', '{"parts": [{}]}', '{"parts": []}', '{"scope": {}}', b"\xff",
+        '{"amount": 0.3, "seeds": 1}', '{"method": ["magnitude"]}', '{"parts": [{}]}', '{"parts": []}', '{"scope": {}}', b"\xff",
     ],
     ids=lambda text: ascii(text)[:30],
 )  # fmt: skip
@@ -88,6 +88,6 @@ def test_fields_left_out_have_their_defaults():
 
 def test_what_there_is_to_choose_from():
     assert "magnitude" in METHODS
-    assert SCOPES == ("global", "local")
+    assert set(SCOPES) == {"global", "local", "sensitivity"}
     for scope in SCOPES:
         assert PruneSpec(scope=scope).scope == scope

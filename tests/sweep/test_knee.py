@@ -11,7 +11,7 @@ from vits_prune import InputError, PruneSpec
 from vits_prune.evaluation import Settings, prepare_reference
 from vits_prune.measure.quality import METRICS, Figure
 from vits_prune.measure.statistics import Interval
-from vits_prune.sweep.knee import LIMITS, Limit, bisect, find_knee, parse_limit
+from vits_prune.sweep.knee import LIMITS, Limit, bisect, find_knee, last_before, parse_limit
 
 
 def figure(name, value, spread=0.0):
@@ -89,3 +89,24 @@ def test_a_tiny_voice(tiny):
 def test_limits_that_say_nothing(tiny, limits):
     with pytest.raises(InputError):
         find_knee(tiny, limits=limits, texts=["the birch"])
+
+
+def test_a_row_beyond_a_limit():
+    assert not Limit("cer", 0.02).breaks({"cer": 0.5, "cer_difference": 0.02})
+    assert Limit("cer", 0.02).breaks({"cer": 0.0, "cer_difference": 0.021})
+    assert Limit("dnsmos_ovrl", -0.1).breaks({"dnsmos_ovrl_difference": -0.11})
+    assert not Limit("mcd_db", 4.0).breaks({"mcd_db": 3.9})  # a distance is held to the limit itself
+    assert Limit("mcd_db", 4.0).breaks({"mcd_db": 4.1, "mcd_db_difference": 0.0})
+    for row in ({}, {"cer": 0.1}, {"cer_difference": None}):
+        assert Limit("cer", 0.02).breaks(row)
+
+
+def test_the_knee_of_a_measured_curve_lies_before_the_first_break():
+    def knee(*values):
+        return last_before([{"i": i, "cer_difference": value} for i, value in enumerate(values)], Limit("cer", 0.02).breaks)
+
+    assert knee(0.0, 0.01, 0.03, 0.0)["i"] == 1  # what comes good again later does not count
+    assert knee(0.0, None, 0.0)["i"] == 0
+    assert knee(0.0, 0.01) is None
+    assert knee(0.5, 0.0) is None
+    assert knee() is None

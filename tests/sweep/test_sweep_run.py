@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -190,21 +189,7 @@ def _die():
 
 def test_a_voice_that_changed_on_the_way(tiny, tiny_folder):
     with pytest.raises(InputError, match="another voice here"):
-        engines._loaded(VoiceRef(str(tiny_folder)), "0" * 64)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'ray>=2.40,<3'")
-def test_ray(whole, tiny_folder, tmp_path):
-    found = run_sweep(tiny_folder, Grid(amounts=(0.0, 0.4, 0.8)), TEXTS, CHEAP, tmp_path / "sweep", engine="ray")
-    assert found.failures == ()
-    assert numbers(found.rows) == numbers(whole.rows[:3])
-
-
-def test_ray_that_is_not_installed(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match="pip install 'ray"):
-        run_sweep(tiny_folder, GRID, TEXTS, CHEAP, tmp_path / "sweep", engine="ray")
-    assert not (tmp_path / "sweep").exists()
+        engines.load_same(VoiceRef(str(tiny_folder)), "0" * 64)
 
 
 @pytest.mark.parametrize("changes", [{"jobs": 0}, {"jobs": True}, {"jobs": 1.5}, {"engine": "steam"}, {"texts": []}])

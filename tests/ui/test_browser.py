@@ -310,7 +310,7 @@ def test_the_curve_is_measured_and_a_point_is_heard(page):
     page.locator("#text textarea").fill("Hi.")
     open_tab(page, "Curve")
     for name in ("intelligibility", "naturalness"):
-        page.get_by_label(name, exact=True).uncheck()
+        page.locator("#curve-metrics").get_by_label(name, exact=True).uncheck()
     for name, number in (("texts", "2"), ("last", "0.2")):
         page.locator(f"#curve-{name} input[type=number]").fill(number)
         page.keyboard.press("Tab")
@@ -320,6 +320,38 @@ def test_the_curve_is_measured_and_a_point_is_heard(page):
     page.locator("#curve .point").nth(2).focus()
     page.keyboard.press("Enter")
     expect(page.locator("#summary")).to_contain_text("20.0%", timeout=PATIENCE)
+
+
+def test_the_sensitivity_is_drawn_and_a_cell_is_heard(page):
+    page.locator("#text textarea").fill("Hi.")
+    open_tab(page, "Sensitivity")
+    for name in ("intelligibility", "naturalness"):
+        page.locator("#heat-metrics").get_by_label(name, exact=True).uncheck()
+    for name in ("30%", "50%"):
+        page.locator("#heat-amounts").get_by_label(name, exact=True).uncheck()
+    page.locator("#heat-texts input[type=number]").fill("2")
+    page.keyboard.press("Tab")
+    page.locator("#heat-start").click()
+    expect(page.locator("#status")).to_contain_text("Press a cell", timeout=PATIENCE)
+    cells = page.locator("#heat td button")
+    expect(cells).to_have_count(4)
+    page.get_by_label("Metric of the picture").select_option("duration_ratio")
+    expect(cells.nth(3)).to_have_text("0.00")  # the decoder alone leaves the rhythm as it was
+    cells.nth(3).click()
+    expect(page.locator("#summary")).to_contain_text("of the voice's weights are zero", timeout=PATIENCE)
+    assert float(page.locator("#amount input[type=range]").input_value()) == pytest.approx(0.7)
+    assert page.get_by_role("checkbox", name="decoder").is_checked()
+    assert not page.get_by_role("checkbox", name="flow").is_checked()
+
+
+def test_the_knee_is_found(page):
+    open_tab(page, "Curve")
+    page.locator("#curve-texts input[type=number]").fill("2")
+    page.locator("#knee-cer input").fill("")
+    page.keyboard.press("Tab")
+    page.locator("#knee-start").click()
+    expect(page.locator("#knee-words")).to_contain_text("Knee: amount 0.", timeout=PATIENCE)
+    expect(page.locator("#knee-table")).to_contain_text("DNSMOS, overall")
 
 
 def test_empty_text_gets_a_sentence(page):

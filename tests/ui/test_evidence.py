@@ -7,10 +7,12 @@ import io
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 
 from vits_prune import InputError, PruneSpec, prune, speak
+from vits_prune.sweep.knee import LIMITS, RESOLUTION
 from vits_prune.ui import curve, evidence, fader, steps
 from vits_prune.workbench import Request, Workbench
 
@@ -44,6 +46,47 @@ def test_the_curve_grows_point_by_point(request_, tiny):
 def test_no_measure_is_refused(request_):
     with pytest.raises(InputError, match="at least one measure"):
         list(evidence.curve_steps(request_, None, 2, 0.2, 0.4, []))
+
+
+def test_the_knee_is_bisected_within_the_limits(request_, tiny, monkeypatch):
+    """Loudness stands in for the words and the opinions, which a tiny voice has not."""
+    from vits_prune.evaluation import evaluate
+    from vits_prune.sweep.knee import Limit
+
+    monkeypatch.setattr(evidence, "Limit", lambda metric, change: Limit("lufs" if metric == "cer" else "duration_ratio", abs(change)))
+    found = list(evidence.knee_steps(request_, None, 2, 50.0, None))
+    assert all(set(step) == {"status"} for step in found[:-1])
+    assert any("amount 0.50" in step["status"] for step in found)
+    last, table = found[-1], found[-1]["knee"].value["data"]
+    knee = float(last["status"].split()[-1].rstrip("."))
+    assert f"**Knee: amount {knee:.2f}** (local, 2 held-out" in last["knee_words"]
+    assert "--strict" not in last["knee_words"]
+    assert len(table) <= 7
+    assert [row[4].split(",")[0] for row in table] == ["kept" if float(row[0]) <= knee else "broken" for row in table]
+    assert list(pd.read_csv(last["knee_csv"].value["path"])["kept"]) == [row[4].startswith("kept") for row in table]
+    texts = evidence.texts_for(tiny, TEXT, 2)[0]
+    for amount, kept in ((knee, True), (knee + RESOLUTION, False)):
+        pruned = prune(tiny, PruneSpec(scope="local", amount=round(amount, 2)))
+        difference = evaluate(tiny, pruned, texts, seed=2, metrics=("loudness",), noise_seeds=0).figures["lufs"].difference.value
+        assert (abs(difference) <= 0.5) == kept
+
+
+def test_the_knee_needs_a_limit(request_):
+    with pytest.raises(InputError, match="at least one limit"):
+        next(evidence.knee_steps(request_, None, 2, None, None))
+
+
+def test_the_knee_of_the_curve_is_before_the_first_lost_limit(tiny):
+    rows = [{"cer_difference": cer, "dnsmos_ovrl_difference": dnsmos} for cer, dnsmos in ((0, 0), (0.02, -0.05), (0.0, -0.2), (0.0, 0.0))]
+
+    class Found:
+        def __init__(self, row):
+            self.figures, self.to_row = dict.fromkeys(("cer", "dnsmos_ovrl")), lambda: row
+
+    points = [(PruneSpec(amount=i / 10), i / 20, Found(row)) for i, row in enumerate(rows)]
+    assert evidence.knee_of(points) == 0.05
+    assert evidence.knee_of(points[:2]) is None
+    assert [limit.metric for limit in LIMITS] == ["cer", "dnsmos_ovrl"]
 
 
 def test_the_fader_holds_aligned_renditions(request_, tiny):

@@ -14,7 +14,7 @@ import numpy as np
 
 from vits_prune.errors import InputError
 from vits_prune.measure.resampling import at_16_khz, available_cores
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.language import spoken_language as spoken_language
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "tiny.en"
 _UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")
 """Languages written without spaces, whose characters Whisper's own evaluation counts as words."""
-_WHISPERS = {"nb": "no", "zlm": "ms"}
-"""Languages that Whisper has under another code than the standard's."""
 _LOADING = threading.Lock()
 
 
@@ -141,28 +139,6 @@ def measure_word_errors(text: str, transcript: str, language: str) -> WordErrors
         missing=tuple(i for step in steps if step.type == "delete" for i in range(step.ref_start_idx, step.ref_end_idx)),
         inserted=tuple((step.hyp_start_idx, step.hyp_end_idx) for step in steps if step.type == "insert"),
     )
-
-
-def spoken_language(voice: Voice) -> str | None:
-    """The language of a voice as Whisper names it ("en"), None where its tokenizer does not say.
-
-    Piper voices name their espeak-ng voice ("en-us"); hub checkpoints a language (MMS: ISO 639-3, "deu"), or have phonemes, which
-    transformers' tokenizer makes for US English only.
-    """
-    import langcodes
-
-    tokenizer = voice.tokenizer
-    inner = getattr(tokenizer, "tokenizer", None)
-    named = getattr(tokenizer, "espeak_voice", None)
-    if named is None and inner is not None:
-        named = "en" if getattr(inner, "phonemize", False) else getattr(inner, "language", None)
-    if not named:
-        return None
-    try:  # "azj-script_latin", "en-gb-x-rp" and "cmn" become "az", "en" and "zh"
-        found = langcodes.Language.get(langcodes.standardize_tag(named.split("_")[0].split("-script")[0], macro=True)).language
-        return _WHISPERS.get(found, found)
-    except langcodes.LanguageTagError:
-        return None
 
 
 def why_unheard(recogniser: Recogniser, language: str | None, name: str) -> str | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+
+import numpy as np
 
 from vits_prune.measure.alarms import Alarm, buzz_share, rhythm_alarms, sound_alarms, word_alarms
 from vits_prune.measure.closeness import Closeness, Melody, measure_closeness
@@ -74,7 +77,23 @@ def listen(speech: Speech, text: str, ear: Ear, original: tuple[Speech, Take] | 
         ear: what to measure.
         original: the original's utterance of this text and what was measured of it; None where this is that one.
     """
-    transcript = words = dnsmos = lufs = rhythm = None
+    first = original[1] if original else None
+    if original and speech.sampling_rate == original[0].sampling_rate and np.array_equal(speech.waveform, original[0].waveform):
+        heard = first  # the same samples are heard the same way: an untouched voice costs only its speaking
+    else:
+        heard = _hear(speech, text, ear)
+    alarms, rhythm = sound_alarms(speech, first.buzz if first else 0.0), None
+    if heard.words:
+        alarms += word_alarms(heard.words, first.words if first else None)
+    if original and "rhythm" in ear.families:
+        rhythm = measure_rhythm(original[0], speech)
+        alarms += rhythm_alarms(rhythm, speech.cut_short)
+    return dataclasses.replace(heard, alarms=alarms, rhythm=rhythm, closeness=None)
+
+
+def _hear(speech: Speech, text: str, ear: Ear) -> Take:
+    """What can be measured of an utterance alone."""
+    transcript = words = dnsmos = lufs = None
     if "intelligibility" in ear.families:
         transcript = transcribe(speech.waveform, speech.sampling_rate, ear.language, ear.recogniser)
         words = measure_word_errors(text, transcript, ear.language)
@@ -82,14 +101,7 @@ def listen(speech: Speech, text: str, ear: Ear, original: tuple[Speech, Take] | 
         dnsmos = measure_dnsmos(speech.waveform, speech.sampling_rate, ear.threads)
     if "loudness" in ear.families:
         lufs = measure_lufs(speech.waveform, speech.sampling_rate)
-    first = original[1] if original else None
-    alarms = sound_alarms(speech, first.buzz if first else 0.0)
-    if words:
-        alarms += word_alarms(words, first.words if first else None)
-    if original and "rhythm" in ear.families:
-        rhythm = measure_rhythm(original[0], speech)
-        alarms += rhythm_alarms(rhythm, speech.cut_short)
-    return Take(transcript, words, dnsmos, lufs, buzz_share(speech.waveform, speech.hop_length), alarms, rhythm)
+    return Take(transcript, words, dnsmos, lufs, buzz_share(speech.waveform, speech.hop_length), alarms=(), rhythm=None)
 
 
 def closeness_of(original: Speech, locked: Speech, melody: Melody, threads: int | None) -> Closeness:

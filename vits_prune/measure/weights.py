@@ -20,7 +20,7 @@ class WeightHistogram:
     kept: np.ndarray
     """Weights that stayed, int [bins]."""
     zeroed: np.ndarray
-    """Weights that became zero, int [bins]."""
+    """Weights that became zero or went with their channel or layer, int [bins]."""
     largest_zeroed: float
     """Largest absolute value that was zeroed, 0 where none was: under global L1 the threshold."""
     smallest_kept: float
@@ -28,14 +28,28 @@ class WeightHistogram:
 
 
 def measure_weights(original: Voice, pruned: Voice, bins: int = 80) -> WeightHistogram:
-    """Count weights by absolute value, kept and zeroed, over the layers that pruning changed (over all where it changed none)."""
+    """Count weights by absolute value, kept and zeroed, over the layers that pruning changed (over all where it changed none).
+
+    Of a part that lost channels or layers no weight can be told from another: as many of each magnitude as the pruned voice still has
+    count as kept and the rest as zeroed, and neither has a say in the threshold.
+    """
     before, after = dict(original.model.named_parameters()), dict(pruned.model.named_parameters())
-    names = [layer.parameter for layer in prunable_layers(original)]
-    changed = [name for name in names if before[name] is not after[name]] or names
+    there = prunable_layers(original)
+    cut = {layer.part for layer in there if layer.parameter not in after or after[layer.parameter].shape != layer.shape}
+    comparable = [layer.parameter for layer in there if layer.part not in cut]
+    changed = [name for name in comparable if before[name] is not after[name]]
+    if not changed and not cut:
+        changed = comparable
+    old = [before[layer.parameter] for layer in there if layer.part in cut]
+    new = [after[layer.parameter] for layer in prunable_layers(pruned) if layer.part in cut]
     samples = [(_sample(before[name]), _sample(before[name] * (after[name] == 0))) for name in changed]
+    samples += [(_sample(tensor), torch.zeros(1)) for tensor in old]
     top = _top(*(torch.cat(parts) for parts in zip(*samples, strict=True)))
     edges = np.linspace(0.0, top, bins + 1)
-    kept, zeroed = np.zeros(bins, dtype=np.int64), np.zeros(bins, dtype=np.int64)
+    held = sum((_counts(tensor.detach().abs().flatten().cpu(), top, bins) for tensor in old), np.zeros(bins, dtype=np.int64))
+    left = sum((_counts(tensor[tensor != 0].detach().abs().cpu(), top, bins) for tensor in new), np.zeros(bins, dtype=np.int64))
+    kept = np.minimum(left, held)
+    zeroed = held - kept
     largest, smallest = 0.0, float("inf")
     for name in changed:
         magnitudes, gone = before[name].detach().abs().flatten().cpu(), (after[name] == 0).flatten().cpu()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import PARTS, Voice
 
+Step = Callable[[str, float], None]
 _GRID, _GRID_STEP = 2_000, 64
 """Samples taken of each layer for the grid, and how many of all the samples lie between two of its values."""
 
@@ -84,21 +85,46 @@ def sorted_magnitudes(voice: Voice) -> SortedMagnitudes:
         return found
 
 
-def prune_weights(voice: Voice, spec: PruneSpec) -> dict[str, torch.Tensor]:
+def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None) -> dict[str, torch.Tensor]:
     """New weights for the layers that lose any, by parameter name.
 
     Among weights of equal magnitude the first in memory order are zeroed; torch leaves that choice to the inside of its `topk`.
+
+    Raises:
+        InputError: the layers cannot lose so much, or a pattern does not fit one.
     """
+    if not _plain(spec):
+        return _with_conditions(voice, spec, on_step)
     parameters = dict(voice.model.named_parameters())
     cuts = sorted_magnitudes(voice).cuts(spec)
     return {name: _apply(parameters[name], cut) for name, cut in cuts.items() if cut.zeros}
 
 
-def sparsity_preview(voice: Voice, spec: PruneSpec) -> Mapping[str, float]:
+def _plain(spec: PruneSpec) -> bool:
+    """Whether the sorted magnitudes alone give the answer."""
+    return spec.scope in ("global", "local") and not (spec.protected or spec.floor or spec.pattern)
+
+
+def _with_conditions(voice: Voice, spec: PruneSpec, on_step: Step | None) -> dict[str, torch.Tensor]:
+    """Protected layers, a floor, a pattern, or shares by sensitivity: by scores, as the other methods."""
+    from vits_prune.pruning.listening import chosen_layers
+    from vits_prune.pruning.scored import weigh, zero_lowest
+
+    layers = chosen_layers(voice, spec)
+    scores = {layer.parameter: voice.model.get_parameter(layer.parameter).detach().float().abs().cpu() for layer in layers}
+    if spec.scope == "sensitivity":
+        scores = weigh(voice, spec, {name: one.square() for name, one in scores.items()}, relative=True, on_step=on_step)
+    return zero_lowest(voice, spec, layers, scores)
+
+
+def sparsity_preview(voice: Voice, spec: PruneSpec) -> Mapping[str, float] | None:
     """What `prune` would make of a voice, from the sorted magnitudes alone: part -> share of zeros, and "overall" (0 to 1).
 
     Counts the zeros that the voice has already, so it equals what `measure_sparsity` finds after pruning.
+    None where only pruning itself can tell: another method, protected layers, a floor, a pattern, or shares by sensitivity.
     """
+    if spec.method != "magnitude" or not _plain(spec):
+        return None
     magnitudes = sorted_magnitudes(voice)
     cuts = magnitudes.cuts(spec)
     zeros, weights = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)

@@ -1,28 +1,67 @@
-"""prune: a Voice and a PruneSpec become another Voice."""
+"""prune: a Voice and a PruneSpec become another Voice; prune_steps: the same, step by step."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+from collections.abc import Callable, Iterator
 from types import MappingProxyType
+from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.pruning.registry import METHODS
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import Voice
 
+Step = Callable[[str, float], None]
 
-def prune(voice: Voice, spec: PruneSpec) -> Voice:
+
+def prune(voice: Voice, spec: PruneSpec, *, on_step: Step | None = None) -> Voice:
     """A pruned copy of a voice. The voice given stays as it is; tensors that were not pruned are shared.
 
     Args:
         voice: what to prune.
         spec: which parts, how much, by which method.
+        on_step: told what is being done and the share that is done (0 to 1), by methods that take long; it may raise to cancel.
 
     Raises:
-        InputError: `spec` is not a PruneSpec (its own fields were checked when it was made).
+        InputError: `spec` is not a PruneSpec (its own fields were checked when it was made), or it asks for what this voice cannot give.
+    """
+    *_, (_, last) = prune_steps(voice, spec, on_step=on_step)
+    return last
+
+
+def prune_steps(voice: Voice, spec: PruneSpec, *, on_step: Step | None = None) -> Iterator[tuple[float, Voice]]:
+    """The steps of gradual pruning, as they are done: (amount, pruned voice). Leave the loop to stop at one.
+
+    Each step starts from the one before, whose zeros stay zeros: calibrated anew on it, it aims at the original's outputs.
+
+    Args:
+        voice: what to prune.
+        spec: its `steps` and `schedule` say which amounts.
+        on_step: told how far the whole is; it may raise to cancel.
+
+    Raises:
+        InputError: as `prune`.
     """
     if not isinstance(spec, PruneSpec):
         raise InputError("prune takes a PruneSpec: PruneSpec(scope='global', amount=0.3).")
-    method = importlib.import_module(METHODS[spec.method])
-    steps = [*voice.recipe.get("pruned", ()), spec.to_dict()]
-    return voice.with_weights(method.prune_weights(voice, spec), recipe=MappingProxyType({**voice.recipe, "pruned": steps}))
+    method, amounts = METHODS[spec.method], spec.schedule_amounts()
+    module: Any = importlib.import_module(method.module)
+    tell = on_step or (lambda _what, _share: None)
+    current = voice
+    for index, amount in enumerate(amounts):
+        done = spec if index + 1 == len(amounts) else dataclasses.replace(spec, amount=amount, steps=1, amounts=amounts[: index + 1])
+        recipe = MappingProxyType({**voice.recipe, "pruned": [*voice.recipe.get("pruned", ()), done.to_dict()]})
+
+        def step(what: str, share: float, index: int = index) -> None:
+            where = f"step {index + 1} of {len(amounts)}: " if len(amounts) > 1 else ""
+            tell(where + what, (index + share) / len(amounts))
+
+        now = dataclasses.replace(spec, amount=amount, steps=1, amounts=())
+        if method.structured:
+            current = module.prune_voice(current, now, on_step=step, original=voice, recipe=recipe)
+        else:
+            more = {"original": voice} if method.recovers else {}
+            current = current.with_weights(module.prune_weights(current, now, on_step=step, **more), recipe=recipe)
+        yield amount, current

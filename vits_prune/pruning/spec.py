@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import numbers
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.registry import METHODS, SCOPES
+from vits_prune.pruning.registry import METHODS, SCHEDULES, SCOPES
+from vits_prune.pruning.structure import Shape
 from vits_prune.voices.voice import PARTS
 
 MAX_AMOUNT = 0.99
+MAX_STEPS = 64
+MAX_SEED = 2**32 - 1
+MAX_TEXTS, MAX_TEXT = 1_000, 1_000
+MAX_PROTECTED = 1_000
 
 
 @dataclass(frozen=True)
@@ -24,25 +31,102 @@ class PruneSpec:
     """
 
     method: str = "magnitude"
-    """Which weights go first: "magnitude" (smallest absolute value, L1)."""
+    """Which weights go first: one of METHODS."""
     scope: str = "global"
-    """"global": one ranking over all chosen layers; "local": the same amount in each layer."""
+    """How the amount is shared out: "global": one ranking over all layers; "local": the same amount in each; "sensitivity": each layer's
+    share from what its errors do to the speech."""
     amount: float = 0.3
-    """Share of the weights of the chosen parts to set to zero, 0 to 0.99."""
+    """Share of the weights of the chosen parts to set to zero, 0 to 0.99. What is protected counts, so the others lose more. For a
+    structured method the share of the channels of each chosen part that go."""
     parts: tuple[str, ...] = PARTS
     """Which parts of the voice are pruned, in the order of PARTS."""
+    protect: tuple[str, ...] | None = None
+    """Layers to leave alone: names, beginnings of names, "*" for one piece ("flow.flows.*.conv_pre"). None: the method's own list."""
+    floor: float = 0.0
+    """Share of its weights that every layer keeps at least, 0 to 1; does not apply to a pattern."""
+    pattern: str = ""
+    """"2:4" leaves at most 2 of every 4 neighbouring input channels, and so on; empty for no pattern. The amount is then that of the
+    pattern in every layer that is not protected."""
+    steps: int = 1
+    """Gradual pruning: so many steps, with calibration anew before each."""
+    schedule: str = "cubic"
+    """How the amount grows over the steps: one of SCHEDULES."""
+    amounts: tuple[float, ...] = ()
+    """The amounts of the steps themselves, rising to `amount`, instead of a schedule; empty for `steps` and `schedule`."""
+    seed: int = 0
+    """Of what is drawn: the lot of "random", and the noise and texts of calibration."""
+    texts: tuple[str, ...] = ()
+    """What the voice is calibrated on; empty for built-in sentences, or where its language has none, for draws from its vocabulary."""
+    shape: Shape | None = None
+    """For a structured method: what stays, lever by lever; None takes it from the amount and the parts."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, str) or self.method not in METHODS:
             raise InputError(f"There is no pruning method {str(self.method)[:40]!r}: choose one of {', '.join(METHODS)}.")
-        if self.scope not in SCOPES:
+        if not isinstance(self.scope, str) or self.scope not in SCOPES:
             raise InputError(f"There is no scope {str(self.scope)[:40]!r}: choose one of {', '.join(SCOPES)}.")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"There is no schedule {str(self.schedule)[:40]!r}: choose one of {', '.join(SCHEDULES)}.")
         object.__setattr__(self, "amount", _checked_amount(self.amount))
         object.__setattr__(self, "parts", _checked_parts(self.parts))
+        object.__setattr__(self, "floor", _checked_floor(self.floor))
+        object.__setattr__(self, "steps", _checked_whole("number of steps", self.steps, 1, MAX_STEPS))
+        object.__setattr__(self, "amounts", _checked_amounts(self.amounts, self.amount, self.steps))
+        object.__setattr__(self, "seed", _checked_whole("seed", self.seed, 0, MAX_SEED))
+        object.__setattr__(self, "texts", _checked_strings("texts", self.texts, MAX_TEXTS, MAX_TEXT))
+        if self.protect is not None:
+            object.__setattr__(self, "protect", _checked_strings("protected layers", self.protect, MAX_PROTECTED, 200))
+        if self.shape is not None and (not isinstance(self.shape, Shape) or not METHODS[self.method].structured):
+            raise InputError("A shape is for a structured method, and is a Shape: Shape(decoder_width=0.5).")
+        self._check_pattern()
+
+    def _check_pattern(self) -> None:
+        if self.pattern == "":
+            return
+        found = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", self.pattern) if isinstance(self.pattern, str) else None
+        if not found or int(found[1]) >= int(found[2]):
+            raise InputError(f"{str(self.pattern)[:40]!r} is no pattern: write how many of how many neighbours stay, such as 2:4.")
+        if METHODS[self.method].structured or self.steps > 1 or self.amounts or self.floor:
+            raise InputError("A pattern goes with neither steps, nor a floor, nor a structured method: leave those out.")
+        keep, of = map(int, found.groups())
+        if abs(self.amount - (of - keep) / of) > 1e-6:
+            raise InputError(f"The pattern {self.pattern} zeroes {of - keep} of {of}: give the amount {(of - keep) / of:g}, or no pattern.")
+
+    @property
+    def neighbours(self) -> tuple[int, int] | None:
+        """The pattern as (how many stay, of how many)."""
+        if not self.pattern:
+            return None
+        keep, of = map(int, self.pattern.split(":"))
+        return keep, of
+
+    @property
+    def protected(self) -> tuple[str, ...]:
+        """What is left alone: what was asked for, else what the method leaves alone."""
+        return METHODS[self.method].protect if self.protect is None else self.protect
+
+    def protects(self, layer: str) -> bool:
+        """Whether a layer, by its name, is left alone."""
+        pieces = layer.split(".")
+        return any(_begins(pieces, pattern.split(".")) for pattern in self.protected)
+
+    def schedule_amounts(self) -> tuple[float, ...]:
+        """The amounts of the steps, rising to the amount itself."""
+        if self.amounts:
+            return self.amounts
+        shares = [step / self.steps for step in range(1, self.steps + 1)]
+        if self.schedule == "cubic":
+            shares = [1 - (1 - share) ** 3 for share in shares]
+        return (*(round(self.amount * share, 6) for share in shares[:-1]), self.amount)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
-        return {**dataclasses.asdict(self), "parts": list(self.parts)}
+        """The fields as JSON-able values; of those after `parts` only what differs from the default."""
+        found: dict[str, Any] = {"method": self.method, "scope": self.scope, "amount": self.amount, "parts": list(self.parts)}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in found and value != field.default:
+                found[field.name] = value.to_dict() if isinstance(value, Shape) else list(value) if isinstance(value, tuple) else value
+        return found
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
@@ -57,7 +141,8 @@ class PruneSpec:
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or not set(fields) <= known:
             raise InputError(f"A PruneSpec is a JSON object with the fields {', '.join(sorted(known))} and no others.")
-        return cls(**fields)
+        shape = fields.get("shape")
+        return cls(**{**fields, **({"shape": Shape.from_dict(shape)} if shape is not None else {})})
 
     @classmethod
     def from_json(cls, text: str) -> PruneSpec:
@@ -87,3 +172,42 @@ def _checked_parts(parts: object) -> tuple[str, ...]:
     if not chosen:
         raise InputError(f"Choose at least one part to prune: {', '.join(PARTS)}.")
     return tuple(part for part in PARTS if part in chosen)
+
+
+def _checked_amounts(amounts: object, last: float, steps: int) -> tuple[float, ...]:
+    """The amounts of gradual steps.
+
+    Raises:
+        InputError: they do not rise to the last, or a number of steps was given too.
+    """
+    if not isinstance(amounts, (list, tuple)):
+        raise InputError("The amounts of the steps are a list of numbers, such as 0.3, 0.5, 0.6.")
+    found = tuple(_checked_amount(one) for one in amounts)
+    if found and (len(found) > MAX_STEPS or any(after <= before for before, after in itertools.pairwise(found))):
+        raise InputError(f"The amounts of the steps must rise, {MAX_STEPS} at most: not {', '.join(f'{one:g}' for one in found[:8])}.")
+    if found and (found[-1] != last or steps != 1):
+        raise InputError(f"The last step must have the amount itself, {last:g}, and either the steps' amounts or their number is given.")
+    return found
+
+
+def _checked_floor(floor: object) -> float:
+    if isinstance(floor, bool) or not isinstance(floor, numbers.Real) or not 0 <= floor <= 1:
+        raise InputError(f"The floor must be a number from 0 to 1, not {str(floor)[:40]!r}.")
+    return float(floor)
+
+
+def _checked_whole(what: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= value <= most or value != int(value):
+        raise InputError(f"The {what} must be a whole number from {least} to {most}, not {str(value)[:40]!r}.")
+    return int(value)
+
+
+def _checked_strings(what: str, values: object, most: int, longest: int) -> tuple[str, ...]:
+    found = (values,) if isinstance(values, str) else tuple(values) if isinstance(values, (list, tuple)) else None
+    if found is None or len(found) > most or not all(isinstance(one, str) and 0 < len(one.strip()) <= longest for one in found):
+        raise InputError(f"The {what} must be at most {most:,} strings of 1 to {longest:,} characters.")
+    return found
+
+
+def _begins(pieces: list[str], pattern: list[str]) -> bool:
+    return len(pattern) <= len(pieces) and all(one in ("*", piece) for one, piece in zip(pattern, pieces, strict=False))

@@ -1,4 +1,4 @@
-"""Where the points of a sweep are measured: in this process, in several, or on a Ray cluster. The numbers are the same everywhere."""
+"""Where the points of a sweep are measured: in this process or in several (cluster.py has the third way). The numbers are the same."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _sharing(reference: Reference, jobs: int) -> Reference:
 
 
 @contextlib.contextmanager
-def _patient() -> Iterator[None]:
+def patient() -> Iterator[None]:
     """Processes that start now have threads that sleep while they wait: spinning ones take the cores from the other processes."""
     name, before = "OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY")
     os.environ.setdefault(name, "PASSIVE")
@@ -192,7 +192,7 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self.task: int | None = None
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        with _patient():
+        with patient():
             self.process.start()
         theirs.close()  # so that the pipe ends when the process does
 
@@ -229,7 +229,7 @@ def _serve(pipe: Connection, work: Work) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             task = pipe.recv()
-            pipe.send(("done", _measured(work, task, functools.partial(_report, pipe))))
+            pipe.send(("done", measured(work, task, functools.partial(_report, pipe))))
 
 
 def _report(pipe: Connection, what: str, share: float) -> None:
@@ -237,9 +237,10 @@ def _report(pipe: Connection, what: str, share: float) -> None:
         pipe.send(("step", (what, share)))
 
 
-def _measured(work: Work, task: Task, on_step: Callable[[str, float], None] | None = None) -> Measured | str:
+def measured(work: Work, task: Task, on_step: Callable[[str, float], None] | None = None) -> Measured | str:
+    """What `measure_task` finds with the work's voice, loaded where this runs; or why nothing was found, in a sentence."""
     try:
-        return measure_task(work.reference, _loaded(work.voice, work.fingerprint), task, on_step)
+        return measure_task(work.reference, load_same(work.voice, work.fingerprint), task, on_step)
     except Exception as error:  # whatever became of one point, the others go on
         return _sentence(error)
 
@@ -249,54 +250,13 @@ def _sentence(error: Exception) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(ref: VoiceRef, expected: str) -> Voice:
+def load_same(ref: VoiceRef, expected: str) -> Voice:
+    """The voice, loaded once a process.
+
+    Raises:
+        InputError: its weights are not those of the fingerprint.
+    """
     voice = ref.load()
     if fingerprint(voice) != expected:
         raise InputError(f"{ref.ref} is another voice here than where the sweep was started: give all machines the same files.")
     return voice
-
-
-def run_ray(work: Work, tasks: Sequence[Task], tell: Tell) -> Iterator[Result]:
-    """On a Ray cluster: the one of RAY_ADDRESS, or one of this machine alone. Its machines need vits_prune and the voice's files."""
-    ray = import_ray()
-    mine = not ray.is_initialized()
-    if mine:
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level="warning")
-    pending: dict[Any, int] = {}
-    try:
-        cores = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
-        measure = ray.remote(num_cpus=max(1, min(work.threads, cores)), max_retries=TRIES - 1)(_remote)
-        shared = ray.put(work)
-        pending = {measure.remote(shared, task): i for i, task in enumerate(tasks)}
-        while pending:
-            (ready,), _ = ray.wait(list(pending), num_returns=1)
-            i = pending.pop(ready)
-            try:
-                found = ray.get(ready)
-            except ray.exceptions.RayError as error:
-                found = f"Ray could not run it: {str(error).strip().splitlines()[0]}"
-            tell(i, "point", 1.0)
-            yield i, found
-    finally:
-        for reference in pending:
-            ray.cancel(reference, force=True)
-        if mine:
-            ray.shutdown()
-
-
-def import_ray() -> Any:
-    """The module ray, an optional install: ray>=2.40,<3.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError("The engine ray is not installed: pip install 'ray>=2.40,<3'.") from error
-    return ray
-
-
-def _remote(work: Work, task: Task) -> Measured | str:
-    with torch_threads(work.threads):
-        return _measured(work, task)

@@ -55,6 +55,12 @@ class Limit:
             return abs(value) <= abs(self.change) + _ROUNDING
         return value <= self.change + _ROUNDING if better == "lower" else value >= self.change - _ROUNDING
 
+    def breaks(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of a sweep lies beyond the limit, or has no value to say so."""
+        column = self.metric if METRICS[self.metric].kind == "distance" else f"{self.metric}_difference"
+        value = row.get(column)
+        return value is None or not self.keeps(value)
+
 
 LIMITS = (Limit("cer", 0.02), Limit("dnsmos_ovrl", -0.1))
 """Two points of character error rate, and a tenth of a point of predicted opinion."""
@@ -203,6 +209,24 @@ def bisect(
         steps.append(KneeStep(spec.amount, all(decision.kept for decision in decisions), decisions))
         kept, broken = (middle, broken) if steps[-1].kept else (kept, middle)
     return dataclasses.replace(base, amount=round(kept * RESOLUTION, 2)), tuple(steps)
+
+
+def last_before(curve: Sequence[Mapping[str, Any]], broken: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any] | None:
+    """The knee of a measured curve: the last row before the first that is broken.
+
+    Args:
+        curve: rows by amount.
+        broken: whether a row is beyond what is to be kept, such as `Limit.breaks`.
+
+    Returns:
+        None where no row is broken (the knee lies beyond the curve), or the first is already.
+    """
+    last = None
+    for row in curve:
+        if broken(row):
+            return last
+        last = row
+    return None
 
 
 def parse_limit(text: str) -> Limit:

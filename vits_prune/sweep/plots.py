@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from vits_prune.errors import InputError
 from vits_prune.measure.quality import METRICS
-from vits_prune.sweep.knee import LIMITS, Limit
+from vits_prune.sweep.knee import LIMITS, Limit, last_before
 from vits_prune.sweep.sensitivity import subject
 
 COLOURS = ("#2f7ed8", "#e4572e", "#2a9d6f", "#8d6cc9", "#c98a00", "#d6478f")
@@ -114,22 +114,10 @@ def curves(rows: Rows, metric: str) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def knee_of(curve: Rows, metric: str, limit: Limit | None = None) -> Mapping[str, Any] | None:
-    """The last point of a curve before the first that breaks the limit, or without a limit before the first that is found different.
-
-    Returns:
-        None where no point breaks it (the knee lies beyond the curve), or the first does already.
-    """
-    column = metric if METRICS[metric].kind == "distance" else f"{metric}_difference"
-    last = None
-    for row in curve:
-        if limit:
-            broken = row.get(column) is None or not limit.keeps(row[column])
-        else:
-            broken = row.get(f"{metric}_verdict") in ("worse", "higher", "lower")
-        if broken:
-            return last
-        last = row
-    return None
+    """`last_before` the limit is broken, or without a limit, before a difference is found."""
+    if limit:
+        return last_before(curve, limit.breaks)
+    return last_before(curve, lambda row: row.get(f"{metric}_verdict") in ("worse", "higher", "lower"))
 
 
 def save_plots(rows: Rows, folder: Path, *, sensitivity: bool = False) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -15,6 +16,7 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Evaluation, Reference, Settings, Step, evaluate_against, prepare_reference
 from vits_prune.pruning.spec import PruneSpec
+from vits_prune.sweep.cluster import cluster, import_ray, reference_on_ray, run_ray
 from vits_prune.sweep.engines import (
     ENGINES,
     Result,
@@ -23,10 +25,8 @@ from vits_prune.sweep.engines import (
     VoiceRef,
     Work,
     fingerprint,
-    import_ray,
     run_here,
     run_processes,
-    run_ray,
     torch_threads,
 )
 from vits_prune.sweep.grid import Grid, Point
@@ -94,21 +94,26 @@ def run_sweep(
         InputError: bad input, a folder of another sweep, or a full disk; what was done stays.
     """
     start, settings = time.perf_counter(), settings or Settings()
-    _check(jobs, engine)
+    check_choices(jobs, engine)
     points = grid.points() if isinstance(grid, Grid) else tuple(grid)
     ref = voice_ref if isinstance(voice_ref, VoiceRef) else VoiceRef(os.fspath(voice_ref))
     voice = ref.load()
     ref = dataclasses.replace(ref, revision=voice.origin.revision or ref.revision)  # a branch may move while the sweep runs
     manifest = _manifest(kind, voice, texts, settings, points)
     failures: list[Failure] = []
-    with Store(out, manifest, points) as store:
+    with Store(out, manifest, points) as store, contextlib.ExitStack() as connected:
         before, threads = len(store.records), store.manifest["threads"]
         tasks = _tasks([point for point in points if point not in store.records])
         if tasks:
             progress = _Progress(on_step, 1 + settings.noise_seeds, len(tasks))
-            with torch_threads(threads):
-                reference = prepare_reference(voice, texts, settings, on_step=progress.reference)
-            work = Work(ref, manifest["voice"]["weights_sha256"], reference, threads)
+            weights = manifest["voice"]["weights_sha256"]
+            if engine == "ray":
+                connected.enter_context(cluster())
+                reference = reference_on_ray(ref, weights, texts, settings, threads, progress.reference)
+            else:
+                with torch_threads(threads):
+                    reference = prepare_reference(voice, texts, settings, on_step=progress.reference)
+            work = Work(ref, weights, reference, threads)
             for index, found in _run(work, voice, tasks, jobs, engine, progress.task):
                 for position, point in enumerate(tasks[index]):
                     if isinstance(found, str):
@@ -188,13 +193,18 @@ class _Progress:
         self._tell(f"point {min(int(done) + 1, self._tasks)} of {self._tasks}", (self._rounds + done) / (self._rounds + self._tasks))
 
 
-def _check(jobs: object, engine: object) -> None:
+def check_choices(jobs: object, engine: object) -> None:
+    """Refuse what cannot be, before anything is spoken.
+
+    Raises:
+        InputError: the number of jobs or the engine.
+    """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= MAX_JOBS:
         raise InputError(f"The number of jobs must be a whole number from 1 to {MAX_JOBS}, not {str(jobs)[:40]!r}.")
     if engine not in ENGINES:
         raise InputError(f"There is no engine {str(engine)[:40]!r}: choose one of {', '.join(ENGINES)}.")
     if engine == "ray":
-        import_ray()  # before anything is spoken
+        import_ray()
 
 
 def _manifest(kind: str, voice: Voice, texts: Sequence[str], settings: Settings, points: Sequence[Point]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Store:
         self.records[point] = record
         with self._telling():
             first = os.fstat(self._table.fileno()).st_size == 0
-            _append(self._table, _csv([record["row"]], header=first))
+            _append(self._table, csv_of([record["row"]], header=first))
         return record["row"]
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class Store:
         os.truncate(path, kept)
 
     def _write_table(self) -> None:
-        write_atomically(self.folder / TABLE, _csv(self.rows, header=True) if self.records else b"")
+        write_atomically(self.folder / TABLE, csv_of(self.rows, header=True) if self.records else b"")
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
@@ -237,7 +237,8 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _csv(rows: Sequence[Mapping[str, Any]], header: bool) -> bytes:
+def csv_of(rows: Sequence[Mapping[str, Any]], header: bool = True) -> bytes:
+    """Rows of the same columns as CSV, in UTF-8."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     if header:

@@ -24,7 +24,7 @@ STYLE = """
   background: var(--block-background-fill); }
 .pick { display: flex; gap: 8px; align-items: center; color: var(--body-text-color); margin-bottom: 6px; }
 .pick select { background: var(--input-background-fill); color: var(--body-text-color); border: 1px solid var(--border-color-primary);
-  border-radius: var(--radius-md); min-height: 40px; padding: 4px 8px; max-width: 100%; }
+  border-radius: var(--radius-md); min-height: 40px; padding: 4px 8px; max-width: 100%; min-width: 0; }
 .plot svg { width: 100%; height: auto; display: block; }
 .plot text { fill: #8a8f98; font: 12px system-ui, sans-serif; }
 .plot .grid { stroke: #8a8f98; stroke-opacity: 0.25; }
@@ -85,7 +85,8 @@ function draw() {
       const found = `${metric.title} ${nice(middle)}, ${point.verdicts[chosen]}`;
       const label = `${series.name}, ${Math.round(100 * point.amount)}%: ${found}. Press to hear.`;
       out += `<circle class="point" tabindex="0" role="button" aria-label="${esc(label)}" data-amount="${point.amount}"
-        data-scope="${esc(series.scope)}" cx="${at}" cy="${y(middle)}" r="6" fill="${colour}"><title>${esc(label)}</title></circle>`;
+        data-scope="${esc(series.scope)}" data-parts="${esc(series.parts.join(' '))}"
+        cx="${at}" cy="${y(middle)}" r="6" fill="${colour}"><title>${esc(label)}</title></circle>`;
     });
     if (Number.isFinite(series.knee)) {
       const at = x(series.knee);
@@ -98,7 +99,7 @@ function draw() {
 }
 function press(target) {
   if (!target || !target.matches || !target.matches('.point')) return;
-  trigger('click', {amount: Number(target.dataset.amount), scope: target.dataset.scope});
+  trigger('click', {amount: Number(target.dataset.amount), scope: target.dataset.scope, parts: target.dataset.parts.split(' ')});
 }
 element.addEventListener('click', (event) => press(event.target));
 element.addEventListener('keydown', (event) => {
@@ -116,7 +117,7 @@ EMPTY: dict[str, Any] = {"series": [], "metrics": {}, "hint": "Points appear as 
 
 
 def curve() -> gr.HTML:
-    """The component; its value is EMPTY or what `curve_value` makes. A pressed point triggers `click` with its amount and scope."""
+    """The component; its value is EMPTY or what `curve_value` makes. A pressed point triggers `click` with its amount, scope and parts."""
     return gr.HTML(value=EMPTY, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="curve")
 
 
@@ -133,7 +134,8 @@ def curve_value(points: Sequence[tuple[PruneSpec, float, Evaluation]], knees: di
     for spec, sparsity, evaluation in points:
         for name, figure in evaluation.figures.items():
             metrics.setdefault(name, {"title": METRICS[name].title, "unit": METRICS[name].unit, "floor": _band(figure)})
-        line = series.setdefault(spec.scope, {"name": spec.scope, "scope": spec.scope, "points": [], "knee": knees.get(spec.scope)})
+        knee, parts = knees.get(spec.scope), list(spec.parts)
+        line = series.setdefault(spec.scope, {"name": spec.scope, "scope": spec.scope, "parts": parts, "points": [], "knee": knee})
         line["points"].append({
             "amount": spec.amount,
             "sparsity": sparsity,

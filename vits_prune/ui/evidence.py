@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -11,10 +13,10 @@ import pandas as pd
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Evaluation, Reference, Settings, evaluate_against, prepare_reference
 from vits_prune.measure import measure_sparsity
-from vits_prune.measure.quality import FAMILIES
+from vits_prune.measure.quality import FAMILIES, METRICS
 from vits_prune.measure.recognition import spoken_language
 from vits_prune.pruning import PruneSpec
-from vits_prune.sweep.knee import LIMITS
+from vits_prune.sweep.knee import LIMITS, RULE, Limit, find_knee, last_before
 from vits_prune.synthesis import speak
 from vits_prune.texts import load_texts
 from vits_prune.ui import steps
@@ -22,6 +24,7 @@ from vits_prune.ui.background import in_background
 from vits_prune.ui.curve import curve, curve_value
 from vits_prune.ui.fader import fader, fader_value
 from vits_prune.voices.hf_text import split_sentences
+from vits_prune.voices.voice import Voice
 from vits_prune.workbench import Bounded, Doing, Request, trace
 
 FADER_AMOUNTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -44,10 +47,20 @@ def curve_tab() -> dict[str, Any]:
         made["curve_texts"] = gr.Slider(2, MAX_CURVE_TEXTS, value=5, step=1, label="Sentences", elem_id="curve-texts")
         made["curve_step"] = gr.Dropdown([("every 10%", 0.1), ("every 20%", 0.2), ("every 5%", 0.05)], value=0.1, label="Amounts")
         made["curve_last"] = gr.Slider(0.2, 0.9, value=0.6, step=0.1, label="Up to", elem_id="curve-last")
-    made["curve_metrics"] = gr.CheckboxGroup(list(FAMILIES), value=["intelligibility", "naturalness", "rhythm"], label="Measures")
+    made["curve_metrics"] = gr.CheckboxGroup(
+        list(FAMILIES), value=["intelligibility", "naturalness", "rhythm"], label="Measures", elem_id="curve-metrics"
+    )
     made["curve_start"] = gr.Button("Measure the curve", elem_id="curve-start")
     made["curve"] = curve()
     made["curve_csv"] = gr.DownloadButton("Download curve.csv", size="sm", interactive=False, elem_id="curve-csv")
+    gr.Markdown("**Knee finder**: the largest amount that stays within limits, by bisection on as many sentences as above.")
+    with gr.Row():
+        made["knee_cer"] = gr.Number(2.0, label="Character errors: points that may be lost", minimum=0, step=0.5, elem_id="knee-cer")
+        made["knee_dnsmos"] = gr.Number(0.1, label="DNSMOS, overall: how much may be lost", minimum=0, step=0.05, elem_id="knee-dnsmos")
+    made["knee_start"] = gr.Button("Find the knee", elem_id="knee-start")
+    made["knee_words"] = gr.Markdown("", elem_id="knee-words")
+    made["knee"] = gr.Dataframe(visible=False, interactive=False, label="Amounts that were tried", elem_id="knee-table")
+    made["knee_csv"] = gr.DownloadButton("Download knee.csv", size="sm", interactive=False, visible=False, elem_id="knee-csv")
     return made
 
 
@@ -67,30 +80,109 @@ def curve_steps(
     request: Request, token: str | None, texts: float, step: float, last: float, families: list[str]
 ) -> Iterator[dict[str, Any]]:
     """Measure point after point; each update shows all points so far."""
+    amounts = [round(step * i, 4) for i in range(round(last / step) + 1)]
+    specs = [dataclasses.replace(request.spec, amount=amount) for amount in amounts]
+    for points, note, what in measured_points(request, token, specs, int(texts), families):
+        if what:
+            yield {"status": what}
+        else:
+            yield _shown(points, note, done=len(points) == len(specs))
+
+
+def measured_points(
+    request: Request, token: str | None, specs: Sequence[PruneSpec], texts: int, families: Sequence[str]
+) -> Iterator[tuple[list[Point], str, str]]:
+    """Points one by one: (all so far, on which texts, what is being done; empty where a point was just added).
+
+    Raises:
+        InputError: no measure was chosen, or the voice can say nothing of the texts.
+    """
     if not families:
         raise InputError("Choose at least one measure.")
     settings = Settings(seed=request.seed, metrics=tuple(families), noise_seeds=1, delivery=request.delivery)
     voice = steps.bench.voice(request.reference, request.speaker, token)
-    said, note = _texts(voice, request.text, int(texts))
-    key = (request.reference, trace(token), voice.speaker, said, settings)
+    said, note = texts_for(voice, request.text, texts)
+    points: list[Point] = []
+    for reference in _reference(request, token, voice, said, settings):
+        if isinstance(reference, Doing):
+            yield points, note, f"{reference.what} … {100 * reference.share:.0f}%"
+    for i, spec in enumerate(specs):
+        for found in _point(_key(request, token, voice, said, settings), reference, request, spec, token):
+            if isinstance(found, Doing):
+                yield points, note, f"{spec.amount:.0%}: {found.what} … point {i + 1} of {len(specs)}"
+            else:
+                points.append(found)
+        yield points, note, ""
+
+
+def _key(request: Request, token: str | None, voice: Voice, said: tuple[str, ...], settings: Settings) -> tuple[Any, ...]:
+    return (request.reference, trace(token), voice.speaker, said, settings)
+
+
+def _reference(request: Request, token: str | None, voice: Voice, said: tuple[str, ...], settings: Settings) -> Iterator[Doing | Reference]:
+    """The original measured on these texts, from the cache where it was measured before; it comes last."""
+    key = _key(request, token, voice, said, settings)
     reference = _references.get(key)
     if reference is None:
         for found in in_background(lambda tell: prepare_reference(voice, said, settings, on_step=tell)):
             if isinstance(found, Doing):
-                yield {"status": f"{found.what} … {100 * found.share:.0f}%"}
+                yield found
             else:
                 reference = found
         _references.put(key, reference)
-    amounts = [round(step * i, 4) for i in range(round(last / step) + 1)]
-    points: list[Point] = []
-    for i, amount in enumerate(amounts):
-        spec = PruneSpec(scope=request.spec.scope, amount=amount, parts=request.spec.parts)
-        for found in _point(key, reference, request, spec, token):
-            if isinstance(found, Doing):
-                yield {"status": f"{amount:.0%}: {found.what} … point {i + 1} of {len(amounts)}"}
-            else:
-                points.append(found)
-        yield _shown(points, note, done=i + 1 == len(amounts))
+    yield reference
+
+
+def knee_steps(request: Request, token: str | None, texts: float, cer: float | None, dnsmos: float | None) -> Iterator[dict[str, Any]]:
+    """Bisect the amount within the limits; the last update shows what was tried.
+
+    Args:
+        request: whose voice, scope and parts.
+        token: the visitor's.
+        texts: how many sentences.
+        cer: points of character error rate that may be lost, None for no such limit.
+        dnsmos: how far DNSMOS may fall, None for no such limit.
+    """
+    limits = [Limit("cer", float(cer) / 100)] if cer is not None else []
+    limits += [Limit("dnsmos_ovrl", -float(dnsmos))] if dnsmos is not None else []
+    if not limits:
+        raise InputError("Give at least one limit: how many points of character errors, or how much DNSMOS may be lost.")
+    voice = steps.bench.voice(request.reference, request.speaker, token)
+    said, note = texts_for(voice, request.text, int(texts))
+    settings = Settings(
+        seed=request.seed, noise_seeds=0, delivery=request.delivery, metrics=tuple({METRICS[one.metric].family for one in limits})
+    )
+    for reference in _reference(request, token, voice, said, settings):
+        if isinstance(reference, Doing):
+            yield {"status": f"{reference.what} … {100 * reference.share:.0f}%"}
+    spec = request.spec
+    search = functools.partial(find_knee, voice, spec.scope, spec.parts, limits, settings=settings, method=spec.method, reference=reference)
+    for found in in_background(lambda tell: search(on_step=tell)):
+        if isinstance(found, Doing):
+            yield {"status": f"looking for the knee: {found.what} …"}
+    rows = found.rows()
+    words = f"**Knee: amount {found.amount:.2f}** ({spec.scope}, {note}). {RULE.replace(' (with --strict: its whole 95% interval)', '')}"
+    yield {
+        "knee_words": words,
+        "knee": gr.Dataframe(_tried(rows), visible=True, column_widths=["90px", "200px", "90px", "220px", "200px"]),
+        "knee_csv": gr.DownloadButton(value=steps.csv(pd.DataFrame(rows), "knee"), interactive=True, visible=True),
+        "status": f"Done. The largest amount within the limits is {found.amount:.2f}.",
+    }
+
+
+def _tried(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """What the bisection tried, to be read: the file has the numbers as they are."""
+    shown = []
+    for row in rows:
+        ends = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+        shown.append({
+            "amount": f"{row['amount']:.2f}",
+            "metric": METRICS[row["metric"]].title,
+            "limit": f"{row['limit']:+g}",
+            "change, 95% interval": "not measurable" if row["value"] is None else f"{row['value']:+.3f}{ends}",
+            "limit is": ("kept" if row["kept"] else "broken") + ("" if row["certain"] else ", not certain"),
+        })  # fmt: skip
+    return pd.DataFrame(shown)
 
 
 def _point(key: tuple[Any, ...], reference: Reference, request: Request, spec: PruneSpec, token: str | None) -> Iterator[Doing | Point]:
@@ -109,7 +201,7 @@ def _point(key: tuple[Any, ...], reference: Reference, request: Request, spec: P
     yield known
 
 
-def _texts(voice: Any, text: str, count: int) -> tuple[tuple[str, ...], str]:
+def texts_for(voice: Voice, text: str, count: int) -> tuple[tuple[str, ...], str]:
     """Sentences to measure on: the built-in ones for an English voice, else the visitor's own."""
     if spoken_language(voice) == "en":
         return load_texts(count), f"{count} held-out Harvard sentences"
@@ -137,16 +229,10 @@ def _hint(points: list[Point], knee: float | None, note: str) -> str:
 
 def knee_of(points: list[Point]) -> float | None:
     """Sparsity of the last point before a limit of LIMITS is lost; None where neither is measured or none is lost."""
-    last = None
-    for _, sparsity, evaluation in points:
-        measured = [limit for limit in LIMITS if limit.metric in evaluation.figures]
-        if not measured:
-            return None
-        changes = [(limit, evaluation.figures[limit.metric].difference) for limit in measured]
-        if any(change and not limit.keeps(change.value) for limit, change in changes):
-            return last
-        last = sparsity
-    return None
+    limits = [limit for limit in LIMITS if limit.metric in points[0][2].figures]
+    rows = [{"sparsity": sparsity, **evaluation.to_row()} for _, sparsity, evaluation in points]
+    knee = last_before(rows, lambda row: any(limit.breaks(row) for limit in limits))
+    return knee["sparsity"] if knee else None
 
 
 def fader_steps(request: Request, token: str | None) -> Iterator[dict[str, Any]]:

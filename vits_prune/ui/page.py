@@ -1,4 +1,4 @@
-"""The page: its layout and which button does which step."""
+"""The page: which button does which step."""
 
 from __future__ import annotations
 
@@ -12,47 +12,24 @@ import pandas as pd
 
 from vits_prune import tables
 from vits_prune.errors import InputError
-from vits_prune.pruning.spec import MAX_AMOUNT
-from vits_prune.synthesis import MAX_SEED
-from vits_prune.ui import evidence, flip, steps
+from vits_prune.ui import evidence, layout, sensitivity, steps
 from vits_prune.ui.endpoints import add_endpoints
 from vits_prune.ui.steps import plainly
 from vits_prune.ui.theme import HEAD, theme
-from vits_prune.voices.load import EMBEDDED
-from vits_prune.voices.voice import PARTS
 from vits_prune.workbench import Doing, Request
-
-VOICES = [
-    EMBEDDED,
-    "facebook/mms-tts-eng",
-    "facebook/mms-tts-deu",
-    "facebook/mms-tts-fra",
-    "facebook/mms-tts-spa",
-    "kakao-enterprise/vits-ljs",
-    "kakao-enterprise/vits-vctk",
-]
-EXAMPLES = [
-    "The birch canoe slid on the smooth planks.",
-    "Glue the sheet to the dark blue background.",
-    "These days a chicken leg is a rare dish. Rice is often served in round bowls.",
-    "The juice of lemons makes fine punch, and four hours of steady work faced us.",
-]
-TITLE = """# vits_prune: hear what pruning does
-Set the smallest weights of a text-to-speech voice to zero, let both voices speak the same text with the same noise, and read what it did to
-sparsity, size and speed."""
 
 
 def build() -> gr.Blocks:
     """The whole page, ready for `launch(**launch_options())`."""
     with gr.Blocks(title="vits_prune", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
-        gr.Markdown(TITLE, elem_id="title")
+        gr.Markdown(layout.TITLE, elem_id="title")
         if os.environ.get("OAUTH_CLIENT_ID"):
             gr.LoginButton("Log in for private and gated voices", size="sm")
         with gr.Row(elem_classes="halves"):
             with gr.Column(scale=4, min_width=300):
-                inputs = _inputs()
+                inputs = layout.inputs()
             with gr.Column(scale=7, min_width=300, elem_classes="outputs"):
-                outputs = _outputs()
+                outputs = layout.outputs()
         _wire(demo, inputs, outputs)
         add_endpoints()
     return demo.queue(max_size=64, default_concurrency_limit=1)
@@ -68,118 +45,6 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
     }
-
-
-def _inputs() -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    made["voice"] = gr.Dropdown(
-        VOICES,
-        value=EMBEDDED,
-        allow_custom_value=True,
-        label="Voice",
-        info="The embedded voice, or any Hugging Face model of type VITS: owner/name or owner/name@revision",
-        elem_id="voice",
-    )
-    made["facts"] = gr.Markdown("", elem_id="facts")
-    made["speaker"] = gr.Dropdown([], value=None, label="Speaker", visible=False, allow_custom_value=True, elem_id="speaker")
-    made["text"] = gr.Textbox(EXAMPLES[0], label="Text", lines=3, max_lines=8, elem_id="text", info="Shift+Enter speaks")
-    with gr.Row():
-        made["speak"] = gr.Button("Speak with both", variant="primary", elem_id="speak", scale=3)
-        made["stop"] = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
-    made["scope"] = gr.Radio(
-        [("global: one ranking over all layers", "global"), ("local: the same amount in each layer", "local")],
-        value="global",
-        label="Scope of the ranking",
-        elem_id="scope",
-    )
-    made["amount"] = gr.Slider(
-        0, MAX_AMOUNT, value=0.3, step=0.01, label="Amount", info="Share of the weights that become zero", elem_id="amount"
-    )
-    made["parts"] = gr.CheckboxGroup(
-        [(tables.PART_NAMES[part], part) for part in PARTS], value=list(PARTS), label="Parts to prune", elem_id="parts"
-    )
-    made["readout"] = gr.Markdown("Sparsity is shown once the voice is loaded.", elem_id="readout")
-    made["timing"] = gr.Radio(
-        [("own: hear rhythm break", "own"), ("locked: the original's, flip between the two", "locked")],
-        value="locked",
-        label="Timing of the pruned voice",
-        elem_id="timing",
-    )
-    with gr.Accordion("Seed, speaking rate, noise", open=False):
-        made["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed")
-        made["speaking_rate"] = gr.Number(None, label="Speaking rate", info="0.25 to 4; empty: the voice's own", step=0.05)
-        made["noise_scale"] = gr.Number(None, label="Noise of the sound", info="0 to 2; empty: the voice's own", step=0.05)
-        made["noise_scale_duration"] = gr.Number(None, label="Noise of the rhythm", info="0 to 2; empty: the voice's own", step=0.05)
-    gr.Examples([[example] for example in EXAMPLES], inputs=[made["text"]], label="Examples")
-    with gr.Accordion("Upload a Piper voice", open=False):
-        made["upload"] = gr.File(
-            label="Its two files: .onnx and .onnx.json",
-            file_count="multiple",
-            file_types=[".onnx", ".json"],
-            elem_id="upload",
-            height=120,
-        )
-    return made
-
-
-def _outputs() -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    made["status"] = gr.Markdown("Press **Speak with both**.", elem_id="status", min_height=56)
-    made["summary"] = gr.Markdown("", elem_id="summary")
-    made["asked"] = gr.State()
-    with gr.Row():
-        made["original"] = gr.Audio(
-            label="Original", interactive=False, elem_id="original-audio", buttons=["download"], waveform_options=_waves("#2f7ed8")
-        )
-        made["pruned"] = gr.Audio(
-            label="Pruned", interactive=False, elem_id="pruned-audio", buttons=["download"], waveform_options=_waves("#e4572e")
-        )
-    made["flip"] = flip.flip_switch()
-    with gr.Tabs():
-        for name, label in (("sparsity", "Sparsity"), ("size", "Size"), ("latency", "Latency"), ("layers", "Layers")):
-            with gr.Tab(label, id=name):
-                made[name] = gr.Dataframe(
-                    tables.EMPTY[name],
-                    label=label,
-                    interactive=False,
-                    wrap=True,
-                    show_label=False,
-                    elem_id=f"{name}-table",
-                    column_widths=_WIDTHS.get(name),
-                    max_height=620,
-                    buttons=["copy", "fullscreen"],
-                    show_search="filter" if name == "layers" else "none",
-                )
-                made[f"{name}_csv"] = gr.DownloadButton(f"Download {name}.csv", size="sm", interactive=False, elem_id=f"{name}-csv")
-        with gr.Tab("Pictures", id="pictures"):
-            made["spectrograms"] = gr.Plot(label="Spectrograms", show_label=False, format="png", elem_classes="pictures")
-            made["bars"] = gr.Plot(label="Sparsity by layer", show_label=False, format="png", elem_classes="pictures")
-            made["histogram"] = gr.Plot(label="Weights by absolute value", show_label=False, format="png", elem_classes="pictures")
-        with gr.Tab("Curve", id="curve-tab"):
-            made |= evidence.curve_tab()
-        with gr.Tab("Fader", id="fader-tab"):
-            made |= evidence.fader_tab()
-        with gr.Tab("Save", id="save"):
-            gr.Markdown(
-                "The pruned voice as a folder: safetensors, configuration, tokenizer and the PruneSpec. `load_voice(folder)` speaks the "
-                "same samples; a Hugging Face voice also opens in plain `VitsModel.from_pretrained`."
-            )
-            made["save"] = gr.Button("Make the pruned voice's folder", elem_id="save")
-            made["saved"] = gr.File(label="Folder of the pruned voice (zip)", interactive=False, visible=False, elem_id="saved")
-    return made
-
-
-_WIDTHS = {
-    "sparsity": ["170px", "110px", "90px", "110px", "90px"],
-    "size": ["200px", "85px", "85px", "85px", "300px"],
-    "latency": ["200px", "85px", "85px", "85px", "300px", "110px", "110px", "110px", "110px"],
-    "layers": ["250px", "130px", "100px", "240px", "130px", "100px", "100px", "150px"],
-}
-"""Widths of the columns: the words beside a number must be in sight before its spread."""
-
-
-def _waves(colour: str) -> gr.WaveformOptions:
-    return gr.WaveformOptions(waveform_color="#b8c0cc", waveform_progress_color=colour)
 
 
 SPEAKING = (
@@ -263,33 +128,34 @@ def _wire_evidence(
     working: dict[str, Any],
     shown: Callable[[dict[str, Any]], dict[Any, Any]],
 ) -> list[Any]:
-    """The curve and the fader; pressing a point of the curve takes its settings over and speaks."""
-    asked = [inputs[name] for name in SPEAKING]
-    chosen = ("curve_texts", "curve_step", "curve_last", "curve_metrics")
+    """The curve, the knee, the sensitivity and the fader; pressing a point or a cell takes its settings over and speaks."""
+    asked, wired = [inputs[name] for name in SPEAKING], []
 
-    @plainly
-    def draw(*values: Any) -> Iterator[dict[Any, Any]]:
-        request, token = steps.request_of(*values[: len(SPEAKING)]), steps.visitor_token(values[-1])
-        yield from map(shown, evidence.curve_steps(request, token, *values[len(SPEAKING) : -1]))
+    def wire(button: str, run: Callable[..., Iterator[dict[str, Any]]], chosen: tuple[str, ...], shows: tuple[str, ...], how: Any) -> None:
+        @plainly
+        def step(*values: Any) -> Iterator[dict[Any, Any]]:
+            request, token = steps.request_of(*values[: len(SPEAKING)]), steps.visitor_token(values[-1])
+            yield from map(shown, run(request, token, *values[len(SPEAKING) : -1]))
 
-    @plainly
-    def fade(*values: Any) -> Iterator[dict[Any, Any]]:
-        yield from map(shown, evidence.fader_steps(steps.request_of(*values[:-1]), steps.visitor_token(values[-1])))
+        into = [outputs[name] for name in ("status", *shows)]
+        wired.append(outputs[button].click(_signed(step, *chosen), [*asked, *(outputs[name] for name in chosen)], into, **how))
 
-    def take_over(event: gr.EventData) -> tuple[float, str]:
-        return float(event._data["amount"]), str(event._data["scope"])
-
-    drawing = outputs["curve_start"].click(
-        _signed(draw, *chosen),
-        [*asked, *(outputs[name] for name in chosen)],
-        [outputs[name] for name in ("status", "curve", "curve_csv")],
-        **measuring,
-        api_visibility="private",
+    measuring = {**measuring, "api_visibility": "private"}
+    wire(
+        "curve_start", evidence.curve_steps, ("curve_texts", "curve_step", "curve_last", "curve_metrics"), ("curve", "curve_csv"), measuring
     )
-    fading = outputs["fader_start"].click(_signed(fade), asked, [outputs["status"], outputs["fader"]], **working)
-    pressed = outputs["curve"].click(take_over, None, [inputs["amount"], inputs["scope"]], queue=False, api_visibility="private")
-    pressed.success(None, js="() => document.querySelector('#speak').click()")
-    return [drawing, fading]
+    wire("knee_start", evidence.knee_steps, ("curve_texts", "knee_cer", "knee_dnsmos"), ("knee_words", "knee", "knee_csv"), measuring)
+    wire("heat_start", sensitivity.sensitivity_steps, ("heat_texts", "heat_amounts", "heat_metrics"), ("heat", "heat_csv"), measuring)
+    wire("fader_start", evidence.fader_steps, (), ("fader",), working)
+
+    def take_over(event: gr.EventData) -> tuple[float, str, list[str]]:
+        return float(event._data["amount"]), str(event._data["scope"]), [str(part) for part in event._data["parts"]]
+
+    for picture in ("curve", "heat"):
+        settings = [inputs[name] for name in ("amount", "scope", "parts")]
+        pressed = outputs[picture].click(take_over, None, settings, queue=False, api_visibility="private")
+        pressed.success(None, js="() => document.querySelector('#speak').click()")
+    return wired
 
 
 def _signed(function: Any, *more: str) -> Any:
@@ -329,7 +195,7 @@ def _upload(files: list[str]) -> tuple[Any, Any]:
         for path in paths:
             path.unlink(missing_ok=True)
     label = f"uploaded: {models[0].stem[:60]}"
-    return gr.Dropdown([*VOICES, (label, reference)], value=reference), None
+    return gr.Dropdown([*layout.VOICES, (label, reference)], value=reference), None
 
 
 def _doing(step: Doing) -> dict[str, Any]:

@@ -222,6 +222,8 @@ def readout(voice: str, scope: str, amount: float, parts: list[str], token: str 
     if not bench.is_loaded(reference, token):
         return "Sparsity is shown once the voice is loaded."
     found = bench.preview(reference, PruneSpec(scope=scope, amount=amount, parts=tuple(parts)), token)
+    if found is None:
+        return "Sparsity is shown once the voice is pruned: this method looks at more than the weights."
     shares = [f"{tables.PART_NAMES[part]} {100 * found[part]:.1f}%" for part in PARTS if part in found]
     return f"Sparsity: **{100 * found['overall']:.1f}%** of the whole voice  \n{' · '.join(shares)}"
 

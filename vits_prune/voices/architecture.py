@@ -1,8 +1,9 @@
-"""The network behind a Voice: transformers' VitsModel less what never runs, and the decoder block that Piper's smaller voices use."""
+"""The network behind a Voice: transformers' VitsModel less what never runs, and the decoder blocks that VitsConfig cannot describe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -34,8 +35,31 @@ class ResidualBlock2(nn.Module):
 
 
 @strict
+class NarrowVitsConfig(VitsConfig):
+    """VitsConfig with residual blocks that are narrower inside than outside, as structured pruning leaves them.
+
+    Its own model type keeps plain transformers from opening such a voice with blocks that do not fit.
+    """
+
+    model_type = "vits_narrow"
+
+    resblock_inner_channels: list[int] | None = None
+    """Channels between the two convolutions of a ResBlock1's steps, by decoder stage; None where they are as wide as the stage."""
+
+
+class NarrowVitsModel(VitsModel):
+    """VitsModel with the decoder blocks that its NarrowVitsConfig asks for."""
+
+    config_class = NarrowVitsConfig
+
+    def __init__(self, config: NarrowVitsConfig) -> None:
+        super().__init__(config)
+        _narrow(self.decoder.resblocks, config)
+
+
+@strict
 class PiperVitsConfig(VitsConfig):
-    """VitsConfig with the one fact about Piper voices that it cannot say.
+    """VitsConfig with the facts about Piper voices that it cannot say.
 
     Its own model type keeps plain transformers from opening such a voice with the wrong decoder blocks.
     """
@@ -44,6 +68,8 @@ class PiperVitsConfig(VitsConfig):
 
     resblock: str = "2"
     """HiFi-GAN's residual block: "1" (high quality voices) or "2" (medium, low and x-low)."""
+    resblock_inner_channels: list[int] | None = None
+    """As NarrowVitsConfig has it."""
 
 
 class PiperVitsModel(VitsModel):
@@ -59,6 +85,37 @@ class PiperVitsModel(VitsModel):
                 for stage in range(len(config.upsample_rates))
                 for kernel_size, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
             )
+        else:
+            _narrow(self.decoder.resblocks, config)
+
+
+def _narrow(resblocks: nn.ModuleList, config: NarrowVitsConfig | PiperVitsConfig) -> None:
+    """Put convolutions of fewer inner channels into HiFi-GAN's ResBlock1s, in place; their forward takes any number."""
+    branches = len(config.resblock_kernel_sizes)
+    for index, block in enumerate(resblocks):
+        if not config.resblock_inner_channels:
+            return
+        inner = config.resblock_inner_channels[index // branches]
+        block.convs1 = nn.ModuleList(_convolution(conv, conv.in_channels, inner) for conv in block.convs1)
+        block.convs2 = nn.ModuleList(_convolution(conv, inner, conv.out_channels) for conv in block.convs2)
+
+
+def _convolution(like: nn.Conv1d, inputs: int, outputs: int) -> nn.Conv1d:
+    """A convolution with the kernel of another one between other numbers of channels."""
+    return nn.Conv1d(inputs, outputs, like.kernel_size, padding=like.padding, dilation=like.dilation)
+
+
+def with_inner_channels(config: VitsConfig, channels: Sequence[int]) -> VitsConfig:
+    """A configuration whose residual blocks have these inner channels by stage, of another class where VitsConfig cannot say so."""
+    if not hasattr(config, "resblock_inner_channels"):
+        config = NarrowVitsConfig(**{fact.name: getattr(config, fact.name) for fact in dataclasses.fields(VitsConfig) if fact.init})
+    config.resblock_inner_channels = list(channels)
+    return config
+
+
+def in_plain_layout(config: VitsConfig) -> bool:
+    """Whether plain transformers can open a voice of this configuration."""
+    return config.model_type == VitsConfig.model_type
 
 
 def _count(model: nn.Module) -> tuple[int, int]:
@@ -98,7 +155,8 @@ def empty_model(config: VitsConfig) -> VitsModel:
     Filling: `model.load_state_dict(tensors, strict=True, assign=True)`.
     """
     with torch.device("meta"):
-        model = PiperVitsModel(config) if isinstance(config, PiperVitsConfig) else VitsModel(config)
+        kinds = {PiperVitsConfig: PiperVitsModel, NarrowVitsConfig: NarrowVitsModel}
+        model = kinds.get(type(config), VitsModel)(config)
         fold_and_cut(model)
     return model
 

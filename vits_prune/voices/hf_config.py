@@ -135,8 +135,11 @@ def read_config(folder: Path, config_class: type[Config] = VitsConfig, *, name: 
         known["pad_token_id"] = _integer(
             values["pad_token_id"], "pad_token_id", 0, values.get("vocab_size", VitsConfig.vocab_size) - 1, name
         )
-    if "resblock" in {field.name for field in dataclasses.fields(config_class)} and "resblock" in values:
+    ours = {field.name for field in dataclasses.fields(config_class)}
+    if "resblock" in ours and "resblock" in values:
         known["resblock"] = _one_of(values["resblock"], "resblock", ("1", "2"), name)
+    if "resblock_inner_channels" in ours and values.get("resblock_inner_channels") is not None:
+        known["resblock_inner_channels"] = _integers(values["resblock_inner_channels"], "resblock_inner_channels", 8, 4096, name)
     try:
         config = config_class(**known)
     except Exception as error:  # transformers validates with its own kinds of error
@@ -180,6 +183,7 @@ def _check_together(config: VitsConfig, name: str) -> None:
         InputError: naming the first that does not.
     """
     stages = len(config.upsample_rates)
+    inner = getattr(config, "resblock_inner_channels", None)
     longest_dilation = max(
         config.wavenet_dilation_rate
         ** max(config.prior_encoder_num_wavenet_layers - 1, config.posterior_encoder_num_wavenet_layers - 1, 0),
@@ -195,6 +199,12 @@ def _check_together(config: VitsConfig, name: str) -> None:
         f"upsample_initial_channel must be a multiple of {2**stages}": config.upsample_initial_channel % 2**stages == 0,
         "resblock_dilation_sizes must have one entry for each of resblock_kernel_sizes": len(config.resblock_dilation_sizes)
         == len(config.resblock_kernel_sizes),
+        "resblock_inner_channels must have one entry a stage of ResBlock1, none above the channels of its stage": inner is None
+        or (
+            getattr(config, "resblock", "1") == "1"
+            and len(inner) == stages
+            and all(channels <= config.upsample_initial_channel // 2 ** (stage + 1) for stage, channels in enumerate(inner))
+        ),
         "kernel sizes must be odd": all(k % 2 for k in (*config.resblock_kernel_sizes, *(getattr(config, key) for key in _ODD))),
         "its dilations must be 65536 at most": longest_dilation <= 65_536,
         "speaker_embedding_size must be above 0 where there are several speakers": config.num_speakers == 1

@@ -2,7 +2,8 @@
 
 A voice of the Hugging Face family is written in transformers' own layout, so plain `VitsModel.from_pretrained` opens it with every key
 matched: weight norm is written as the pair that multiplies to the folded weight, and for what never runs at inference the configuration
-asks for the smallest stand-in, filled with zeros.
+asks for the smallest stand-in, filled with zeros. Other voices (Piper's, and those narrower inside their residual blocks than VitsConfig
+can say) are written as they are, with a configuration of their own kind.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,11 +25,12 @@ from safetensors.torch import load_file, save_file
 from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import InputError
-from vits_prune.voices.architecture import PiperVitsConfig, empty_model
+from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig, empty_model, in_plain_layout
 from vits_prune.voices.voice import FreeCut, Origin, Voice, resolve_speaker
 
 MANIFEST = "vits_prune.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest format. Version 2 is written only for voices that readers of version 1 cannot open: narrow residual blocks."""
 _MAX_MANIFEST_BYTES = 1 << 20
 
 
@@ -95,7 +97,7 @@ def _write(voice: Voice, folder: Path) -> None:
     for name in ("speaking_rate", "noise_scale", "noise_scale_duration"):
         setattr(config, name, float(getattr(voice.model, name)))
     tensors = {name: tensor.contiguous().cpu() for name, tensor in voice.model.state_dict().items()}
-    if not isinstance(config, PiperVitsConfig):
+    if in_plain_layout(config):
         config, tensors = _transformers_layout(config, tensors)
     config.architectures = [type(voice.model).__name__]
     config.save_pretrained(folder)
@@ -110,7 +112,7 @@ def _write(voice: Voice, folder: Path) -> None:
 def _manifest(voice: Voice) -> dict[str, Any]:
     origin = voice.origin
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": 2 if getattr(voice.model.config, "resblock_inner_channels", None) else 1,
         "name": voice.name,
         "family": origin.family,
         "origin": {"reference": origin.reference, "revision": origin.revision, "licence": origin.licence},
@@ -166,7 +168,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         version = manifest["format_version"]
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise InputError(f"{folder.name} was saved by a newer vits_prune (format {version}): update vits_prune to open it.")
-        valid = version == FORMAT_VERSION and manifest["family"] in ("hugging-face", "piper") and _is_recipe(manifest["recipe"])
+        valid = version in (1, FORMAT_VERSION) and manifest["family"] in ("hugging-face", "piper") and _is_recipe(manifest["recipe"])
         [str(value) for value in (manifest["name"], manifest["origin"]["reference"], *manifest["speakers"])]
         [int(manifest["free_cut"][key]) for key in ("parameters", "bytes")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -201,8 +203,7 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
         revision=_short(manifest["origin"].get("revision")),
         licence=_short(manifest["origin"].get("licence")),
     )
-    load = _load_piper_family if origin.family == "piper" else _load_transformers_family
-    model, tokenizer = load(folder, manifest)
+    model, tokenizer = _loader(folder, origin.family)(folder, manifest)
     speakers = tuple(str(name) for name in manifest["speakers"])
     if len(speakers) != (model.config.num_speakers if model.config.num_speakers > 1 else 0):
         raise InputError(f"{folder.name} is damaged: its {MANIFEST} names other speakers than its config.json. Save the voice again.")
@@ -223,26 +224,54 @@ def _short(value: Any) -> str | None:
     return value[:64] if isinstance(value, str) else None
 
 
+def _loader(folder: Path, family: str) -> Callable[[Path, dict[str, Any]], tuple[VitsModel, Any]]:
+    """What reads the model and the tokenizer of a saved voice."""
+    from vits_prune.voices.hf_config import read_json
+
+    if family == "piper":
+        return _load_piper_family
+    narrow = read_json(folder / "config.json", folder.name).get("model_type") == NarrowVitsConfig.model_type
+    return _load_narrow if narrow else _load_transformers_family
+
+
 def _load_piper_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:
     from vits_prune.voices.checkpoint import read_config
     from vits_prune.voices.piper import PiperTokenizer
 
     config = read_config(folder, PiperVitsConfig)
     tokenizer = PiperTokenizer.load(folder)
+    if tokenizer.largest_id >= config.vocab_size:  # ids that the model has no row for
+        raise _unfitting(folder)
+    return _load_own_layout(folder, config), tokenizer
+
+
+def _load_narrow(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:
+    from vits_prune.voices.checkpoint import read_config
+    from vits_prune.voices.hf_text import HubTokenizer
+
+    config = read_config(folder, NarrowVitsConfig)
+    tokenizer = HubTokenizer.load(folder, vocab_size=config.vocab_size, name=str(manifest["name"]))
+    return _load_own_layout(folder, config), tokenizer
+
+
+def _unfitting(folder: Path) -> InputError:
+    return InputError(
+        f"{folder.name} is damaged: its model.safetensors, config.json and tokenizer do not fit together. Save the voice again."
+    )
+
+
+def _load_own_layout(folder: Path, config: VitsConfig) -> VitsModel:
+    """The model whose tensors were written as they are."""
     model = empty_model(config)
     try:
-        if tokenizer.largest_id >= config.vocab_size:
-            raise ValueError("the tokenizer has ids that the model has no row for")
         # A copy: safetensors maps the file, which may change under a voice that is in use.
         tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in load_file(folder / "model.safetensors").items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ValueError("a weight is not a number")
         model.load_state_dict(tensors, strict=True, assign=True)
     except Exception as error:  # safetensors and torch each raise their own kinds for a broken file
-        raise InputError(
-            f"{folder.name} is damaged: its model.safetensors, config.json and tokenizer do not fit together. Save the voice again."
-        ) from error
-    return model.requires_grad_(False).eval(), tokenizer
+        raise _unfitting(folder) from error
+    return model.requires_grad_(False).eval()
 
 
 def _load_transformers_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:

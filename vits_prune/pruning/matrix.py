@@ -1,0 +1,110 @@
+"""A layer's weight as a matrix, and its inputs as the windows it is multiplied with: Linear, Conv1d and ConvTranspose1d alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LayerMatrix:
+    """How one layer reads as y = W x: a row of W for each output, a column for each input channel and tap.
+
+    A strided ConvTranspose1d is `stride` interleaved convolutions of the same windows (polyphase form, Vaidyanathan 1990), so its rows are
+    (output channel, phase) and its columns (input channel, tap of the phase).
+    """
+
+    module: nn.Module
+
+    @property
+    def dense(self) -> bool:
+        """Whether every output reads every input: not so for grouped and depthwise convolutions, which have no one matrix."""
+        groups = getattr(self.module, "groups", 1)
+        uneven = isinstance(self.module, nn.ConvTranspose1d) and self.module.kernel_size[0] % self.module.stride[0]
+        return groups == 1 and not uneven
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        module, size = self.module, self.module.weight.shape
+        if isinstance(module, nn.ConvTranspose1d):
+            return size[1] * module.stride[0], size[0] * (size[2] // module.stride[0])
+        return size[0], module.weight.numel() // size[0]
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight of the layer's shape as [rows, columns]."""
+        if isinstance(self.module, nn.ConvTranspose1d):
+            inputs, outputs, taps = weight.shape
+            stride = self.module.stride[0]
+            return weight.reshape(inputs, outputs, taps // stride, stride).permute(1, 3, 0, 2).reshape(self.shape)
+        return weight.reshape(self.shape)
+
+    def back(self, matrix: torch.Tensor) -> torch.Tensor:
+        """[rows, columns] as a weight of the layer's shape."""
+        if isinstance(self.module, nn.ConvTranspose1d):
+            inputs, outputs, taps = self.module.weight.shape
+            stride = self.module.stride[0]
+            return matrix.reshape(outputs, stride, inputs, taps // stride).permute(2, 0, 3, 1).reshape(inputs, outputs, taps).contiguous()
+        return matrix.reshape(self.module.weight.shape).contiguous()
+
+    def channels(self, matrix: torch.Tensor) -> torch.Tensor:
+        """A matrix as [rows, input channels, taps]."""
+        taps = 1 if isinstance(self.module, nn.Linear) else self.module.kernel_size[0]
+        if isinstance(self.module, nn.ConvTranspose1d):
+            taps //= self.module.stride[0]
+        return matrix.reshape(matrix.shape[0], -1, taps)
+
+    def usable(self, inputs: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """Which windows there are: bool [batch, positions].
+
+        Args:
+            inputs: what the layer is given: Linear [batch, positions, channels], convolutions [batch, channels, positions].
+            valid: positions that are no padding, bool [batch, positions of the output]; None for all.
+        """
+        batch, module = inputs.shape[0], self.module
+        if isinstance(module, nn.Linear):
+            return valid if valid is not None else torch.ones(inputs.shape[:-1], dtype=torch.bool)
+        positions = inputs.shape[2]
+        if isinstance(module, nn.ConvTranspose1d):
+            found = torch.ones(batch, positions + module.kernel_size[0] // module.stride[0] - 1, dtype=torch.bool)
+            found[:, [0, -1]] = False  # their outputs are cut off by the layer's padding
+            return found
+        positions += 2 * module.padding[0] - module.dilation[0] * (module.kernel_size[0] - 1)
+        return valid if valid is not None else torch.ones(batch, positions, dtype=torch.bool)
+
+    def windows(self, inputs: torch.Tensor, batch: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Inputs as [windows, columns].
+
+        Args:
+            inputs: as in `usable`.
+            batch, position: which windows, int64 [windows] each.
+        """
+        module = self.module
+        if isinstance(module, nn.Linear):
+            return inputs[batch, position]
+        taps, step, pad = module.kernel_size[0], module.dilation[0], module.padding[0]
+        if isinstance(module, nn.ConvTranspose1d):
+            taps, step = taps // module.stride[0], -1
+            pad = taps - 1
+            position = position + pad
+        padded = nn.functional.pad(inputs, (pad, pad)) if pad else inputs
+        return torch.stack([padded[batch, :, position + tap * step] for tap in range(taps)], dim=2).reshape(len(batch), -1)
+
+    def outputs(self, outputs: torch.Tensor, batch: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """A layer's outputs beside `windows`: [windows, rows], so that each row of them is the matrix times a window, plus the bias.
+
+        Args:
+            outputs: Linear [batch, positions, channels], convolutions [batch, channels, positions].
+            batch, position: which windows, int64 [windows] each.
+        """
+        module = self.module
+        if isinstance(module, nn.Linear):
+            return outputs[batch, position]
+        if not isinstance(module, nn.ConvTranspose1d):
+            return outputs[batch, :, position]
+        stride, pad, channels = module.stride[0], module.padding[0], outputs.shape[1]
+        whole = (outputs.shape[2] + 2 * pad + stride - 1) // stride * stride
+        phases = nn.functional.pad(outputs, (pad, whole - pad - outputs.shape[2])).reshape(len(outputs), channels, -1, stride)
+        return phases[batch, :, position].reshape(len(batch), -1)

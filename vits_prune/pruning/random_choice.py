@@ -1,0 +1,30 @@
+"""Random pruning: the baseline that a method has to beat."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+
+from vits_prune.pruning.calibration import Step
+from vits_prune.pruning.listening import chosen_layers
+from vits_prune.pruning.scored import weigh, zero_lowest
+from vits_prune.pruning.spec import PruneSpec
+from vits_prune.voices.voice import Voice
+
+
+def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None) -> dict[str, torch.Tensor]:
+    """New weights for the layers that lose any, by parameter name: which weights go is drawn from the seed, layer by layer.
+
+    Weights that are zero already go first, so that another step of gradual pruning takes no more than it is asked for.
+    """
+    layers, weights = chosen_layers(voice, spec), dict(voice.model.named_parameters())
+    scores = {}
+    for layer in layers:
+        random = np.random.Generator(np.random.Philox([spec.seed, zlib.crc32(layer.parameter.encode())]))
+        drawn = torch.from_numpy(random.random(layer.shape, dtype=np.float32))
+        scores[layer.parameter] = drawn.masked_fill(weights[layer.parameter] == 0, -1.0)
+    if spec.scope == "sensitivity":
+        scores = weigh(voice, spec, scores, relative=True, on_step=on_step)
+    return zero_lowest(voice, spec, layers, scores)

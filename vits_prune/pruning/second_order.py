@@ -1,0 +1,187 @@
+"""Second-order pruning: zeros and survivors are found together, so that each layer's output stays as close as it can to the original's.
+
+The layer-wise problem is that of SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774): least squares on what the layer is given, with a
+number of zeros. It is solved by ADMM as in ALPS (Meng et al. 2024, arXiv:2406.07831), which unlike one pass of error feedback can take a
+choice back, and ends with conjugate gradients for the survivors. Biases take part. Grouped and depthwise convolutions, which have no one
+matrix, are pruned as in activation.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vits_prune.pruning.activation import output_errors
+from vits_prune.pruning.calibration import Statistics, Step
+from vits_prune.pruning.layers import Layer
+from vits_prune.pruning.listening import chosen_layers, listen, zeros_wanted
+from vits_prune.pruning.masks import pattern_mask, share_out, smallest
+from vits_prune.pruning.matrix import LayerMatrix
+from vits_prune.pruning.scored import weigh
+from vits_prune.pruning.spec import PruneSpec
+from vits_prune.voices.voice import Voice
+
+DAMPING = 0.01
+"""Added to the covariance's diagonal, as a share of its mean: keeps what few sentences did not show from being trusted."""
+ROUNDS, ROUNDS_A_PENALTY = 32, 8
+"""Of ADMM, and after how many of them the penalty grows."""
+FIRST_PENALTY, GROWTH, SLOW_GROWTH = 0.1, 2.0, 1.5
+SETTLED, MOVING = 1e-3, 2e-2
+"""Share of the kept weights that changed places under one penalty: below the first all is settled, above the second growth is fast."""
+REFINEMENTS = 10
+"""Steps of conjugate gradients for the survivors."""
+
+
+def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None, original: Voice | None = None) -> dict[str, torch.Tensor]:
+    """New weights and biases for the layers that lose any, by parameter name.
+
+    Args:
+        voice: who is calibrated; its zeros stay zeros.
+        spec: how much, in which scope and pattern.
+        on_step: told how far it is; it may raise to cancel.
+        original: whose outputs are aimed at, where `voice` is a step of gradual pruning; None for `voice` itself.
+
+    Raises:
+        InputError: the voice can say nothing of the calibration texts, a covariance does not fit, or the layers cannot lose so much.
+    """
+    tell = on_step or (lambda _what, _share: None)
+    layers, aim = chosen_layers(voice, spec), original or voice
+    counts = None if spec.neighbours else _counts(voice, aim, spec, layers, on_step)
+    changed: dict[str, torch.Tensor] = {}
+    heard = listen(voice, spec, layers, covariances=True, on_step=lambda what, share: tell(what, 0.5 * share))
+    for done, (layer, statistics) in enumerate(heard):
+        count = counts[layer.parameter] if counts is not None else None
+        if count != 0:
+            changed |= _pruned(voice, aim, layer, statistics, count, spec)
+        tell(f"pruned {layer.name}", 0.5 + 0.5 * (done + 1) / len(layers))
+    return changed
+
+
+def _counts(voice: Voice, aim: Voice, spec: PruneSpec, layers: tuple[Layer, ...], on_step: Step | None) -> dict[str, int]:
+    """How many weights each layer loses."""
+    scores = {}
+    for layer, statistics in listen(voice, spec, layers, covariances=True, on_step=on_step):
+        errors = output_errors(aim, layer, statistics)
+        scores[layer.parameter] = errors.masked_fill(voice.model.get_parameter(layer.parameter) == 0, 0.0)
+    if spec.scope != "local":
+        scores = weigh(aim, spec, scores, relative=True, on_step=on_step)
+    return share_out({name: one.numpy() for name, one in scores.items()}, zeros_wanted(voice, spec, layers), spec.scope, spec.floor)
+
+
+def _pruned(voice: Voice, aim: Voice, layer: Layer, statistics: Statistics, count: int | None, spec: PruneSpec) -> dict[str, torch.Tensor]:
+    """A layer's new weight, and its bias where it has one."""
+    matrix, there = statistics.matrix, voice.model.get_parameter(layer.parameter).detach()
+    module = aim.model.get_submodule(layer.name)
+    if statistics.covariance is None:
+        scores = output_errors(aim, layer, statistics).masked_fill(there == 0, -1.0)
+        patterned = count is None
+        mask = pattern_mask(scores.reshape(matrix.shape), matrix, spec.neighbours, layer.name) if patterned else smallest(scores, count)
+        return {layer.parameter: module.weight.detach().masked_fill(mask.reshape(there.shape), 0.0)}
+    target = matrix.of(module.weight.detach()).float()
+    covariance = _damped(statistics.covariance / max(1, statistics.windows))
+    if module.bias is not None:
+        bias = module.bias.detach().float()
+        target = torch.cat([target, bias.repeat_interleave(matrix.shape[0] // len(bias))[:, None]], dim=1)
+    closed = matrix.of(there) == 0
+    problem = LayerProblem(target, covariance, closed, matrix, count, spec.neighbours, layer.name)
+    found = problem.solve()
+    new = {layer.parameter: matrix.back(found[:, : matrix.shape[1]])}
+    if module.bias is not None:  # a transposed convolution's phases share theirs
+        new[f"{layer.name}.bias"] = found[:, -1].reshape(len(bias), -1).mean(1).contiguous()
+    return new
+
+
+def _damped(covariance: torch.Tensor) -> torch.Tensor:
+    """The covariance with a little of its mean energy on the diagonal."""
+    damped = covariance.clone()
+    damped.diagonal().add_(DAMPING * covariance.diagonal().mean().clamp(min=1e-12))
+    return damped
+
+
+class LayerProblem:
+    """Minimise tr (W - T) H (W - T)ᵀ over matrices W with a number of zeros."""
+
+    def __init__(
+        self,
+        target: torch.Tensor,
+        covariance: torch.Tensor,
+        closed: torch.Tensor,
+        matrix: LayerMatrix,
+        count: int | None,
+        neighbours: tuple[int, int] | None = None,
+        name: str = "the layer",
+    ) -> None:
+        """Take the problem.
+
+        Args:
+            target: T, [rows, columns], with one more column for the bias where there is one; that one is never zeroed.
+            covariance: H, positive definite, as wide as T.
+            closed: which weights are zero already and stay so, bool [rows, columns].
+            matrix: of the layer, for patterns.
+            count: how many weights are to be zero, None with a pattern.
+            neighbours: the pattern.
+            name: of the layer, for messages.
+        """
+        # In units in which every input has energy 1: then a weight's size says what it contributes.
+        self._unit = covariance.diagonal().rsqrt()
+        self._covariance = covariance * self._unit[:, None] * self._unit[None]
+        self._target = target / self._unit[None]
+        self._closed, self._matrix, self._count, self._neighbours, self._name = closed, matrix, count, neighbours, name
+
+    def solve(self) -> torch.Tensor:
+        """W, as wide as the target."""
+        kept = self._choose()
+        return torch.where(kept, self._refined(kept), 0.0) * self._unit[None]
+
+    def _choose(self) -> torch.Tensor:
+        """Which weights stay, by ADMM: bool, as wide as the target."""
+        aim = self._target @ self._covariance
+        penalty, dual = FIRST_PENALTY, torch.zeros_like(self._target)
+        inverse = self._inverse(penalty)
+        kept = before = self._mask(self._target)
+        sparse = torch.where(kept, self._target, 0.0)
+        for turn in range(1, ROUNDS + 1):
+            dense = (aim + penalty * sparse - dual) @ inverse
+            proposed = dense + dual / penalty
+            kept = self._mask(proposed)
+            sparse = torch.where(kept, proposed, 0.0)
+            dual += penalty * (dense - sparse)
+            if turn % ROUNDS_A_PENALTY == 0 and turn < ROUNDS:
+                moved = float((kept ^ before).sum()) / max(1, int(kept.sum()))
+                if moved < SETTLED:
+                    break
+                before, penalty = kept, penalty * (GROWTH if moved > MOVING else SLOW_GROWTH)
+                inverse = self._inverse(penalty)
+        self._start = sparse
+        return kept
+
+    def _inverse(self, penalty: float) -> torch.Tensor:
+        with_penalty = self._covariance.clone()
+        with_penalty.diagonal().add_(penalty)
+        return torch.cholesky_inverse(torch.linalg.cholesky(with_penalty))
+
+    def _mask(self, weights: torch.Tensor) -> torch.Tensor:
+        """Which stay if the smallest go."""
+        columns = self._closed.shape[1]
+        scores = weights[:, :columns].abs().masked_fill(self._closed, -1.0)
+        kept = torch.ones(weights.shape, dtype=torch.bool)
+        if self._neighbours:
+            kept[:, :columns] = ~pattern_mask(scores, self._matrix, self._neighbours, self._name)
+        else:
+            kept[:, :columns] = ~smallest(scores, self._count)
+        return kept
+
+    def _refined(self, kept: torch.Tensor) -> torch.Tensor:
+        """Least squares for the survivors alone: conjugate gradients in each row."""
+        found = torch.where(kept, self._start, 0.0)
+        residual = torch.where(kept, (self._target - found) @ self._covariance, 0.0)
+        direction, size = residual.clone(), residual.square().sum(1, keepdim=True)
+        for _ in range(REFINEMENTS):
+            ahead = torch.where(kept, direction @ self._covariance, 0.0)
+            step = size / (direction * ahead).sum(1, keepdim=True).clamp(min=1e-30)
+            found = found + step * direction
+            residual = residual - step * ahead
+            new = residual.square().sum(1, keepdim=True)
+            direction, size = residual + new / size.clamp(min=1e-30) * direction, new
+        return found if math.isfinite(float(found.sum())) else torch.where(kept, self._start, 0.0)

@@ -1,0 +1,168 @@
+"""How much an error in a layer's output does to the speech, for all layers at once, by going backwards from the speech.
+
+The speech is its log-mel spectrogram and the logarithms of its durations, f. Errors of a share e of a layer's output, alike in all
+channels and positions and independent of each other, change f by e² times sum (∂f/∂y)² var(y). That sum is estimated with random
+directions v, for which E (∂(v·f)/∂y)² = sum (∂f/∂y)² (Hutchinson 1989; the Gauss-Newton matrix of Martens 2010): one backward pass each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from vits_prune.pruning.calibration import MAX_FRAMES, Step, decoder_blocks, flow_blocks, stretch_of, stretched
+from vits_prune.pruning.layers import Layer, prunable_layers
+from vits_prune.synthesis import Delivery, encode, log_durations, predict_durations, read_text, speaker_embedding
+from vits_prune.voices.voice import Voice
+
+SENTENCES, DIRECTIONS = 8, 2
+MEL_SCALE, DURATION_SCALE = 0.5, 0.1
+"""Errors that count as equally bad: half a neper of log-mel amplitude, a tenth of a token's duration."""
+_BANDS, _SIZE, _HOP = 80, 1024, 256
+
+_kept: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], dict[str, np.ndarray]]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def output_sensitivity(voice: Voice, texts: Sequence[str], seed: int, *, on_step: Step | None = None) -> dict[str, float]:
+    """Parameter name -> squared change of the speech per squared relative error of that layer's output, for every prunable layer.
+
+    The sum of `channel_sensitivity` over the layer's channels, and its arguments.
+    """
+    return {name: float(found.sum()) for name, found in channel_sensitivity(voice, texts, seed, on_step=on_step).items()}
+
+
+def channel_sensitivity(voice: Voice, texts: Sequence[str], seed: int, *, on_step: Step | None = None) -> dict[str, np.ndarray]:
+    """Parameter name -> squared change of the speech if that output channel kept nothing but its mean, float64 [channels].
+
+    To the second order, and counted from the unchanged voice: changes of several channels add up only while they are small.
+
+    Args:
+        voice: who speaks.
+        texts: of which SENTENCES are spoken.
+        seed: of the noise and of the directions.
+        on_step: told how far it is; it may raise to cancel.
+
+    Raises:
+        InputError: the voice can say nothing of the texts.
+    """
+    key = (voice.speaker, tuple(texts), seed, torch.get_num_threads())
+    with _lock:
+        known = _kept.setdefault(voice.model, {})
+        if key not in known:
+            known[key] = _measure(voice, texts, seed, on_step or (lambda _what, _share: None))
+        return known[key]
+
+
+def _measure(voice: Voice, texts: Sequence[str], seed: int, tell: Step) -> dict[str, float]:
+    layers = prunable_layers(voice)
+    random, places = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    sentences = [sentence.ids for text in texts for sentence in read_text(voice, text)[0]]
+    sentences = sentences[:: max(1, len(sentences) // SENTENCES)][:SENTENCES]
+    found: dict[str, np.ndarray] = {layer.parameter: np.zeros(_outputs(voice, layer)) for layer in layers}
+    for index, ids in enumerate(sentences):
+        tell("measuring what errors do to the speech", index / len(sentences))
+        key, pace = (seed, index), Delivery().for_voice(voice)
+        durations, _ = predict_durations(voice, encode(voice, ids)[0], speaker_embedding(voice), key, pace, MAX_FRAMES)
+        with torch.enable_grad(), _listening(voice.model, layers) as heard:
+            for output, scale in _speech(voice, ids, key, durations, int(places.integers(1 << 30))):
+                for _ in range(DIRECTIONS):
+                    for gradient in heard.gradients.values():
+                        gradient.clear()
+                    direction = torch.randn(output.shape, generator=random)
+                    (output * direction).sum().backward(retain_graph=True)
+                    for layer in layers:
+                        change = heard.change(layer.name)
+                        found[layer.parameter] += change / (DIRECTIONS * output.numel() * scale**2 * len(sentences))
+    tell("measured what errors do to the speech", 1.0)
+    return found
+
+
+def _outputs(voice: Voice, layer: Layer) -> int:
+    module = voice.model.get_submodule(layer.name)
+    return module.out_features if isinstance(module, nn.Linear) else module.out_channels
+
+
+class _Heard:
+    """What passed through the layers, forwards and backwards."""
+
+    def __init__(self) -> None:
+        self.energies: dict[str, torch.Tensor] = {}
+        self.gradients: dict[str, list[torch.Tensor]] = {}
+
+    def change(self, name: str) -> np.ndarray | float:
+        """By channel, var(y) times the sum of squared gradients."""
+        if not self.gradients.get(name):
+            return 0.0
+        return (sum(self.gradients[name]) * self.energies[name]).double().numpy()
+
+
+@contextlib.contextmanager
+def _listening(model: nn.Module, layers: Sequence[Layer]) -> Iterator[_Heard]:
+    heard = _Heard()
+
+    def hook(name: str, channels_last: bool) -> Callable[..., torch.Tensor]:
+        def listen(_module: nn.Module, _given: object, output: torch.Tensor) -> torch.Tensor:
+            if not output.requires_grad:
+                output.requires_grad_(True)
+                output = output * 1.0  # no leaf: some blocks add to it in place
+            over = tuple(i for i in range(output.dim()) if i != (output.dim() - 1 if channels_last else 1))
+            heard.energies[name] = output.detach().var(dim=over, unbiased=False)
+            gradients = heard.gradients.setdefault(name, [])
+            output.register_hook(lambda gradient: gradients.append(gradient.detach().square().sum(dim=over)))
+            return output
+
+        return listen
+
+    hooks = [
+        model.get_submodule(layer.name).register_forward_hook(hook(layer.name, isinstance(model.get_submodule(layer.name), nn.Linear)))
+        for layer in layers
+    ]
+    try:
+        yield heard
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+def _speech(
+    voice: Voice, ids: tuple[int, ...], key: tuple[int, int], durations: np.ndarray, place: int
+) -> Iterator[tuple[torch.Tensor, float]]:
+    """What a sentence comes to, and what counts as one unit of error in it: log-durations, then a stretch's log-mel spectrogram."""
+    pace, conditioning = Delivery().for_voice(voice), speaker_embedding(voice)
+    hidden, means, log_variances = encode(voice, ids)
+    yield log_durations(voice.model, hidden, conditioning, key, pace), DURATION_SCALE
+    state = {"means": means, "log_variances": log_variances, "durations": durations, "key": key, "conditioning": conditioning}
+    state = stretched(state, voice)
+    for block in flow_blocks(voice.model):
+        state = block.run(voice.model, state)
+    (state,) = stretch_of([state], place)
+    for block in decoder_blocks(voice.model):
+        state = block.run(voice.model, state)
+    yield _log_mel(torch.tanh(state["hidden"])[0, 0], voice.sampling_rate), MEL_SCALE
+
+
+def _log_mel(waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+    """Logarithms of amplitudes in mel bands, [bands, frames]; quieter than -80 dB below full scale counts as that."""
+    size = min(_SIZE, 2 * (len(waveform) // 2))
+    spectrum = torch.stft(waveform, size, _HOP, window=torch.hann_window(size), return_complex=True, center=False)
+    power = spectrum.real.square() + spectrum.imag.square()
+    return 0.5 * torch.log(_filters(sampling_rate, size) @ power + (1e-4 * size / 4) ** 2)
+
+
+def _filters(sampling_rate: int, size: int) -> torch.Tensor:
+    """Triangles that are equally wide on the mel scale (O'Shaughnessy 1987), [bands, bins], each summing to 1."""
+    highest = 2595 * math.log10(1 + sampling_rate / 2 / 700)
+    edges = 700 * (10 ** (torch.linspace(0, highest, _BANDS + 2) / 2595) - 1) * size / sampling_rate
+    bins = torch.arange(size // 2 + 1)
+    low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    width = torch.clamp(middle - low, min=1.0), torch.clamp(high - middle, min=1.0)  # low bands are narrower than a bin
+    triangles = torch.clamp(torch.minimum((bins - middle + width[0]) / width[0], (middle + width[1] - bins) / width[1]), min=0)
+    return triangles / triangles.sum(1, keepdim=True).clamp(min=1e-9)

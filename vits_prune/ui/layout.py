@@ -1,0 +1,149 @@
+"""The page's components: what can be set on the left, what is shown on the right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from vits_prune import tables
+from vits_prune.pruning.spec import MAX_AMOUNT
+from vits_prune.synthesis import MAX_SEED
+from vits_prune.ui import evidence, flip, sensitivity
+from vits_prune.voices.load import EMBEDDED
+from vits_prune.voices.voice import PARTS
+
+VOICES = [
+    EMBEDDED,
+    "facebook/mms-tts-eng",
+    "facebook/mms-tts-deu",
+    "facebook/mms-tts-fra",
+    "facebook/mms-tts-spa",
+    "kakao-enterprise/vits-ljs",
+    "kakao-enterprise/vits-vctk",
+]
+EXAMPLES = [
+    "The birch canoe slid on the smooth planks.",
+    "Glue the sheet to the dark blue background.",
+    "These days a chicken leg is a rare dish. Rice is often served in round bowls.",
+    "The juice of lemons makes fine punch, and four hours of steady work faced us.",
+]
+TITLE = """# vits_prune: hear what pruning does
+Set the smallest weights of a text-to-speech voice to zero, let both voices speak the same text with the same noise, and read what it did to
+sparsity, size and speed."""
+
+
+def inputs() -> dict[str, Any]:
+    """What the visitor sets, by name."""
+    made: dict[str, Any] = {}
+    made["voice"] = gr.Dropdown(
+        VOICES,
+        value=EMBEDDED,
+        allow_custom_value=True,
+        label="Voice",
+        info="The embedded voice, or any Hugging Face model of type VITS: owner/name or owner/name@revision",
+        elem_id="voice",
+    )
+    made["facts"] = gr.Markdown("", elem_id="facts")
+    made["speaker"] = gr.Dropdown([], value=None, label="Speaker", visible=False, allow_custom_value=True, elem_id="speaker")
+    made["text"] = gr.Textbox(EXAMPLES[0], label="Text", lines=3, max_lines=8, elem_id="text", info="Shift+Enter speaks")
+    with gr.Row():
+        made["speak"] = gr.Button("Speak with both", variant="primary", elem_id="speak", scale=3)
+        made["stop"] = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
+    made["scope"] = gr.Radio(
+        [("global: one ranking over all layers", "global"), ("local: the same amount in each layer", "local")],
+        value="global",
+        label="Scope of the ranking",
+        elem_id="scope",
+    )
+    made["amount"] = gr.Slider(
+        0, MAX_AMOUNT, value=0.3, step=0.01, label="Amount", info="Share of the weights that become zero", elem_id="amount"
+    )
+    made["parts"] = gr.CheckboxGroup(
+        [(tables.PART_NAMES[part], part) for part in PARTS], value=list(PARTS), label="Parts to prune", elem_id="parts"
+    )
+    made["readout"] = gr.Markdown("Sparsity is shown once the voice is loaded.", elem_id="readout")
+    made["timing"] = gr.Radio(
+        [("own: hear rhythm break", "own"), ("locked: the original's, flip between the two", "locked")],
+        value="locked",
+        label="Timing of the pruned voice",
+        elem_id="timing",
+    )
+    with gr.Accordion("Seed, speaking rate, noise", open=False):
+        made["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed")
+        made["speaking_rate"] = gr.Number(None, label="Speaking rate", info="0.25 to 4; empty: the voice's own", step=0.05)
+        made["noise_scale"] = gr.Number(None, label="Noise of the sound", info="0 to 2; empty: the voice's own", step=0.05)
+        made["noise_scale_duration"] = gr.Number(None, label="Noise of the rhythm", info="0 to 2; empty: the voice's own", step=0.05)
+    gr.Examples([[example] for example in EXAMPLES], inputs=[made["text"]], label="Examples")
+    with gr.Accordion("Upload a Piper voice", open=False):
+        made["upload"] = gr.File(
+            label="Its two files: .onnx and .onnx.json",
+            file_count="multiple",
+            file_types=[".onnx", ".json"],
+            elem_id="upload",
+            height=120,
+        )
+    return made
+
+
+def outputs() -> dict[str, Any]:
+    """What the page shows, by name."""
+    made: dict[str, Any] = {}
+    made["status"] = gr.Markdown("Press **Speak with both**.", elem_id="status", min_height=56)
+    made["summary"] = gr.Markdown("", elem_id="summary")
+    made["asked"] = gr.State()
+    with gr.Row():
+        made["original"] = gr.Audio(
+            label="Original", interactive=False, elem_id="original-audio", buttons=["download"], waveform_options=_waves("#2f7ed8")
+        )
+        made["pruned"] = gr.Audio(
+            label="Pruned", interactive=False, elem_id="pruned-audio", buttons=["download"], waveform_options=_waves("#e4572e")
+        )
+    made["flip"] = flip.flip_switch()
+    with gr.Tabs():
+        for name, label in (("sparsity", "Sparsity"), ("size", "Size"), ("latency", "Latency"), ("layers", "Layers")):
+            with gr.Tab(label, id=name):
+                made[name] = gr.Dataframe(
+                    tables.EMPTY[name],
+                    label=label,
+                    interactive=False,
+                    wrap=True,
+                    show_label=False,
+                    elem_id=f"{name}-table",
+                    column_widths=_WIDTHS.get(name),
+                    max_height=620,
+                    buttons=["copy", "fullscreen"],
+                    show_search="filter" if name == "layers" else "none",
+                )
+                made[f"{name}_csv"] = gr.DownloadButton(f"Download {name}.csv", size="sm", interactive=False, elem_id=f"{name}-csv")
+        with gr.Tab("Pictures", id="pictures"):
+            made["spectrograms"] = gr.Plot(label="Spectrograms", show_label=False, format="png", elem_classes="pictures")
+            made["bars"] = gr.Plot(label="Sparsity by layer", show_label=False, format="png", elem_classes="pictures")
+            made["histogram"] = gr.Plot(label="Weights by absolute value", show_label=False, format="png", elem_classes="pictures")
+        with gr.Tab("Curve", id="curve-tab"):
+            made |= evidence.curve_tab()
+        with gr.Tab("Sensitivity", id="sensitivity-tab"):
+            made |= sensitivity.sensitivity_tab()
+        with gr.Tab("Fader", id="fader-tab"):
+            made |= evidence.fader_tab()
+        with gr.Tab("Save", id="save"):
+            gr.Markdown(
+                "The pruned voice as a folder: safetensors, configuration, tokenizer and the PruneSpec. `load_voice(folder)` speaks the "
+                "same samples; a Hugging Face voice also opens in plain `VitsModel.from_pretrained`."
+            )
+            made["save"] = gr.Button("Make the pruned voice's folder", elem_id="save")
+            made["saved"] = gr.File(label="Folder of the pruned voice (zip)", interactive=False, visible=False, elem_id="saved")
+    return made
+
+
+_WIDTHS = {
+    "sparsity": ["170px", "110px", "90px", "110px", "90px"],
+    "size": ["200px", "85px", "85px", "85px", "300px"],
+    "latency": ["200px", "85px", "85px", "85px", "300px", "110px", "110px", "110px", "110px"],
+    "layers": ["250px", "130px", "100px", "240px", "130px", "100px", "100px", "150px"],
+}
+"""Widths of the columns: the words beside a number must be in sight before its spread."""
+
+
+def _waves(colour: str) -> gr.WaveformOptions:
+    return gr.WaveformOptions(waveform_color="#b8c0cc", waveform_progress_color=colour)
