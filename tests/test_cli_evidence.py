@@ -10,7 +10,8 @@ import pytest
 
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, cli, load_voice, prune
-from vits_prune.cli_evidence import add_commands, time_left
+from vits_prune.cli_evidence import add_commands
+from vits_prune.cli_progress import time_left
 from vits_prune.voices.saved import save_voice
 
 CHEAP = ("--metrics", "rhythm", "loudness", "--noise-seeds", "1")

@@ -27,8 +27,28 @@ BELOW = {
     "texts": {"synthesis", "voices", "errors"},
     "evaluation": {"measure", "synthesis", "voices", "errors"},
     "sweep": {"evaluation", "texts", "measure", "pruning", "synthesis", "voices", "errors"},
-    "cli_evidence": {"cli", "sweep", "evaluation", "texts", "measure", "pruning", "synthesis", "voices", "errors"},
-    "cli": {"cli_evidence", "workbench", "comparison", "tables", "sound", "measure", "pruning", "synthesis", "voices", "errors"},
+    "budget": {"sweep", "evaluation", "measure", "pruning", "voices", "errors"},
+    "cli_progress": set(),
+    "cli_spec": {"texts", "pruning", "voices", "errors"},
+    "cli_prune": {"cli", "cli_progress", "cli_spec", "sweep", "evaluation", "texts", "measure", "pruning", "voices", "errors"},
+    "cli_evidence": {"cli", "cli_progress", "cli_spec", "sweep", "evaluation", "texts", "measure", "pruning", "voices", "errors"},
+    "cli_budget": {"cli", "cli_progress", "budget", "sweep", "evaluation", "texts", "measure", "voices", "errors"},
+    "cli": {
+        "cli_budget",
+        "cli_evidence",
+        "cli_progress",
+        "cli_prune",
+        "cli_spec",
+        "workbench",
+        "comparison",
+        "tables",
+        "sound",
+        "measure",
+        "pruning",
+        "synthesis",
+        "voices",
+        "errors",
+    },
     "ui": {
         "workbench",
         "sweep",
@@ -129,5 +149,9 @@ def test_libraries_that_one_part_alone_knows(library, home):
     assert users == {home}
 
 
-def test_pictures_are_drawn_by_the_page_and_the_sweep_alone():
-    assert {layer_of(path) for path in FILES if any(name.split(".")[0] == "matplotlib" for name in imports(path))} == {"sweep", "ui"}
+def test_pictures_are_drawn_by_the_page_the_sweep_and_the_budget_alone():
+    assert {layer_of(path) for path in FILES if any(name.split(".")[0] == "matplotlib" for name in imports(path))} == {
+        "budget",
+        "sweep",
+        "ui",
+    }

@@ -15,11 +15,13 @@ from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Repository, serving
 from vits_prune import PruneSpec, prune, speak, workbench
+from vits_prune.background import Doing
+from vits_prune.caches import Bounded, Scratch
 from vits_prune.errors import InputError
 from vits_prune.measure import Latency, measure_latency
 from vits_prune.pruning import magnitude
 from vits_prune.synthesis import Delivery
-from vits_prune.workbench import Bounded, Doing, Request, Scratch, Spoken, Workbench
+from vits_prune.workbench import Request, Spoken, Workbench
 
 TINY, GATED = "someone/tiny-vits", "someone/gated-vits"
 TEXT = "hi there"

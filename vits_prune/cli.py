@@ -1,22 +1,24 @@
-"""The command line: python -m vits_prune compare | layers | prune, and the commands of cli_evidence."""
+"""The command line: python -m vits_prune compare | layers, and the commands of cli_prune, cli_evidence and cli_budget."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vits_prune.cli_progress import Progress
+from vits_prune.cli_spec import add_method, add_protect, add_spec, spec_of
 from vits_prune.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vits_prune.pruning import PruneSpec
     from vits_prune.synthesis import Delivery, Speech
     from vits_prune.voices.voice import Voice
 
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser("compare", help="speak a text with the original and the pruned voice and measure both")
     _add_voice(compare)
-    _add_spec(compare)
+    add_spec(compare)
     compare.add_argument("--text", default="The birch canoe slid on the smooth planks.", help="what to say (default: %(default)s)")
     compare.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     compare.add_argument("--timing", choices=("own", "locked"), default="own", help="durations of the pruned voice (default: %(default)s)")
@@ -71,17 +73,15 @@ def _parser() -> argparse.ArgumentParser:
 
     layers = commands.add_parser("layers", help="list the layers of a voice, and why some are left alone")
     _add_voice(layers)
+    add_method(layers)
+    add_protect(layers)
     layers.add_argument("--csv", action="store_true", help="as CSV")
     layers.set_defaults(run=_layers)
 
-    prune = commands.add_parser("prune", help="save a pruned voice to a folder")
-    _add_voice(prune)
-    _add_spec(prune)
-    prune.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pruned voice")
-    prune.set_defaults(run=_prune)
-    from vits_prune.cli_evidence import add_commands
+    from vits_prune import cli_budget, cli_evidence, cli_prune
 
-    add_commands(commands)
+    for more in (cli_prune, cli_evidence, cli_budget):
+        more.add_commands(commands)
     return parser
 
 
@@ -95,31 +95,10 @@ def _add_voice(parser: argparse.ArgumentParser, many: bool = False) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
-def _add_spec(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", default="magnitude", help="which weights go first (default: %(default)s)")
-    parser.add_argument("--scope", default="global", help="global or local (default: %(default)s)")
-    parser.add_argument("--amount", type=float, default=0.3, help="share of the weights to zero, 0 to 0.99 (default: %(default)s)")
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        default=["all"],
-        metavar="PART",
-        help="text_encoder, duration_predictor, flow, decoder, or all (default: all)",
-    )
-
-
 def _load(options: argparse.Namespace) -> Voice:
     from vits_prune.voices.load import load_voice
 
     return load_voice(options.voice, options.speaker, revision=options.revision)
-
-
-def _spec(options: argparse.Namespace) -> PruneSpec:
-    from vits_prune.pruning import PruneSpec
-    from vits_prune.voices.voice import PARTS
-
-    parts = PARTS if options.parts == ["all"] else tuple(options.parts)
-    return PruneSpec(method=options.method, scope=options.scope, amount=options.amount, parts=parts)
 
 
 def _delivery(options: argparse.Namespace) -> Delivery:
@@ -134,22 +113,15 @@ def _compare(options: argparse.Namespace) -> None:
     from vits_prune.sound import write_wav
     from vits_prune.synthesis import checked_seed, checked_text
 
-    spec, delivery = _spec(options), _delivery(options)  # before the voice loads: bad input answers at once
+    spec, delivery = spec_of(options), _delivery(options)  # before the voice loads: bad input answers at once
     checked_text(options.text)
     seed = checked_seed(options.seed)
     voice = _load(options)
-    tell = _progress()
-    comparison = compare(
-        voice,
-        prune(voice, spec),
-        options.text,
-        seed,
-        timing=options.timing,
-        delivery=delivery,
-        runs=options.runs,
-        on_step=tell,
-    )
-    tell("", 1.0)
+    with Progress() as tell:
+        pruned = prune(voice, spec, on_step=tell)
+    with Progress() as tell:
+        choices = {"timing": options.timing, "delivery": delivery, "runs": options.runs}
+        comparison = compare(voice, pruned, options.text, seed, on_step=tell, **choices)
     tables = comparison.tables()
     report = {**comparison.report(), "spec": spec.to_dict()}
     with _writing(options.out):
@@ -175,22 +147,33 @@ def _warn(speech: Speech) -> None:
 
 def _layers(options: argparse.Namespace) -> None:
     from vits_prune.measure import measure_sparsity
+    from vits_prune.pruning import PruneSpec
+    from vits_prune.pruning.registry import METHODS
     from vits_prune.tables import layer_table
 
-    table: pd.DataFrame = layer_table(measure_sparsity(_load(options)))
+    protect = {} if options.protect is None else {"protect": tuple(options.protect)}
+    spec = PruneSpec(method=options.method, **protect)  # before the voice loads: bad input answers at once
+    voice = _load(options)
+    if spec.protected or METHODS[spec.method].structured:  # what this pruning would leave alone, whatever was done before
+        voice = dataclasses.replace(voice, recipe={"pruned": [spec.to_dict()]})
+    table: pd.DataFrame = layer_table(measure_sparsity(voice))
+    if METHODS[spec.method].structured:
+        reachable, alone = _with_channels(voice), "left alone because"
+        stays = (table[alone] == "") & ~table["layer"].isin(reachable)
+        table.loc[stays, alone] = "none of its channels can be taken out"
     print(table.to_csv(index=False) if options.csv else table.to_string(index=False))
 
 
-def _prune(options: argparse.Namespace) -> None:
-    from vits_prune.measure import measure_sparsity
-    from vits_prune.pruning import prune
-    from vits_prune.voices.saved import save_voice
+def _with_channels(voice: Voice) -> set[str]:
+    """The layers that lose channels, or can go as a whole, in structured pruning."""
+    from vits_prune.pruning.couplings import groups
 
-    spec = _spec(options)
-    voice = _load(options)
-    pruned = prune(voice, spec)
-    folder = save_voice(pruned, options.out)
-    print(f"{voice.name} with {100 * measure_sparsity(pruned).overall:.1f}% of its weights at zero, saved to {folder}")
+    found: set[str] = set()
+    for group in groups(voice):
+        found |= {*group.writers, *group.readers}
+        blocks = tuple(f"{module}." for modules in group.blocks for module in modules)
+        found |= {name for name, _ in voice.model.named_modules() if blocks and f"{name}.".startswith(blocks)}
+    return found
 
 
 @contextlib.contextmanager
@@ -200,10 +183,3 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"The files could not be written to {folder}: {error.strerror or error}.") from error
-
-
-def _progress() -> Callable[[str, float], None]:
-    """One line on a terminal that is written over; silent elsewhere."""
-    if not sys.stderr.isatty():
-        return lambda _what, _share: None
-    return lambda what, share: print(f"\r\x1b[2K{100 * share:3.0f}%  {what}" if what else "\r\x1b[2K", end="", file=sys.stderr, flush=True)

@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vits_prune.cli_progress import Progress
+from vits_prune.cli_spec import add_choices, add_method, add_scope, base_of, pattern_amount
 from vits_prune.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,12 +44,13 @@ def _add_evaluate(commands: Any) -> None:
 def _add_sweep(commands: Any) -> None:
     parser = commands.add_parser("sweep", help="measure a whole grid of pruned voices; started again it goes on where it stopped")
     _add_voice(parser, many=True)
-    parser.add_argument("--method", nargs="+", default=["magnitude"], help="which weights go first (default: magnitude)")
-    parser.add_argument("--scope", nargs="+", default=["global"], help="global, local, or both (default: global)")
-    _add_amounts(parser, ["0:0.9:0.1"])
+    add_method(parser, many=True)
+    add_scope(parser, many=True)
+    _add_amounts(parser, "0:0.9:0.1")
     parser.add_argument(
         "--parts", nargs="+", default=["all"], metavar="GROUP", help="all, decoder, flow+decoder: one curve each (default: all)"
     )
+    add_choices(parser)
     _add_settings(parser, noise_seeds=2)
     _add_engine(parser)
     parser.set_defaults(run=_sweep)
@@ -57,8 +59,8 @@ def _add_sweep(commands: Any) -> None:
 def _add_knee(commands: Any) -> None:
     parser = commands.add_parser("knee", help="find the largest amount that keeps given limits, by bisection")
     _add_voice(parser)
-    parser.add_argument("--method", default="magnitude", help="which weights go first (default: %(default)s)")
-    parser.add_argument("--scope", default="global", help="global or local (default: %(default)s)")
+    add_method(parser)
+    add_scope(parser)
     parser.add_argument("--parts", default="all", metavar="GROUP", help="all, decoder, flow+decoder (default: %(default)s)")
     parser.add_argument(
         "--limit",
@@ -67,6 +69,7 @@ def _add_knee(commands: Any) -> None:
         help="how much may be lost, such as wer=0.05 (default: cer=+0.02 dnsmos_ovrl=-0.1)",
     )
     parser.add_argument("--strict", action="store_true", help="whole intervals must keep the limits, not the estimates alone")
+    add_choices(parser)
     _add_settings(parser, noise_seeds=0, metrics=False)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the amounts that were tried and the intervals that decided")
     parser.set_defaults(run=_knee)
@@ -75,10 +78,11 @@ def _add_knee(commands: Any) -> None:
 def _add_sensitivity(commands: Any) -> None:
     parser = commands.add_parser("sensitivity", help="prune one part, or one layer, at a time: which breaks speech first")
     _add_voice(parser)
-    parser.add_argument("--method", default="magnitude", help="which weights go first (default: %(default)s)")
-    parser.add_argument("--scope", default="global", help="within a part: global or local (default: %(default)s)")
-    _add_amounts(parser, ["0.3,0.5,0.7"])
+    add_method(parser)
+    add_scope(parser)
+    _add_amounts(parser, "0.3,0.5,0.7")
     parser.add_argument("--layers", nargs="*", metavar="NAME", help="layers instead of parts: names or their beginnings; none for all")
+    add_choices(parser)
     _add_settings(parser, noise_seeds=2)
     _add_engine(parser)
     parser.set_defaults(run=_sensitivity)
@@ -90,14 +94,14 @@ def _add_voice(parser: argparse.ArgumentParser, many: bool = False) -> None:
     cli._add_voice(parser, many)
 
 
-def _add_amounts(parser: argparse.ArgumentParser, default: list[str]) -> None:
+def _add_amounts(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--amount",
         nargs="+",
-        default=default,
         metavar="AMOUNT",
-        help=f"0:0.9:0.1 (start:end:step), 0.1,0.3 or several (default: {default[0]})",
+        help=f"0:0.9:0.1 (start:end:step), 0.1,0.3 or several; of a structured method the share of channels (default: {default})",
     )
+    parser.set_defaults(usual_amounts=default)
 
 
 def _add_settings(parser: argparse.ArgumentParser, *, noise_seeds: int, metrics: bool = True) -> None:
@@ -165,7 +169,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     _check_writable(options.json)
     original, pruned = _ref(options).load(), load_voice(options.against, options.speaker)
     choices = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    with _Progress() as tell:
+    with Progress() as tell:
         found = evaluate(original, pruned, texts, on_step=tell, **choices)
     _print_evaluation(found)
     _write_json(options.json, found.to_dict())
@@ -198,14 +202,24 @@ def _print_evaluation(found: Evaluation) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from vits_prune.sweep.grid import Grid, parse_amounts, parse_parts
+    from vits_prune.sweep.grid import Grid, parse_parts
 
-    grid = Grid(tuple(options.method), tuple(options.scope), tuple(map(parse_parts, options.parts)), parse_amounts(options.amount))
+    groups = tuple(map(parse_parts, options.parts))
+    grid = Grid(tuple(options.method), tuple(options.scope), groups, _amounts(options), base_of(options))
     if len(options.voice) > 1:
         _sweep_voices(options, grid)
     else:
         options.voice = options.voice[0]
         _run(options, grid, "sweep")
+
+
+def _amounts(options: argparse.Namespace) -> tuple[float, ...]:
+    """What was typed; where nothing was, the pattern's own amount, or the usual ones."""
+    from vits_prune.sweep.grid import parse_amounts
+
+    if options.amount is None and options.pattern:
+        return (pattern_amount(options.pattern),)
+    return parse_amounts(options.amount or [options.usual_amounts])
 
 
 def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
@@ -214,7 +228,7 @@ def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
 
     settings, texts = _settings(options), _texts(options)
     refs = [VoiceRef(ref, options.speaker, options.revision) for ref in options.voice]
-    with _kept(options.out), _Progress() as tell:
+    with _kept(options.out), Progress() as tell:
         found = run_voices(refs, grid, texts, settings, options.out, jobs=options.jobs, engine=options.engine, on_step=tell)
     for name, sweep in found.sweeps.items():
         print(f"\n{name}")
@@ -228,14 +242,13 @@ def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
 
 
 def _sensitivity(options: argparse.Namespace) -> None:
-    from vits_prune.sweep.grid import parse_amounts
     from vits_prune.sweep.sensitivity import layer_points, part_points
 
-    amounts = parse_amounts(options.amount)
+    amounts, base = _amounts(options), base_of(options)
     if options.layers is None:
-        points = part_points(amounts, scope=options.scope, method=options.method)
+        points = part_points(amounts, scope=options.scope, method=options.method, base=base)
     else:
-        points = layer_points(_ref(options).load(), amounts, options.layers, method=options.method)
+        points = layer_points(_ref(options).load(), amounts, options.layers, method=options.method, base=base)
     _run(options, points, "sensitivity of parts" if options.layers is None else "sensitivity of layers")
 
 
@@ -243,7 +256,7 @@ def _run(options: argparse.Namespace, points: Grid | Sequence[Point], kind: str)
     from vits_prune.sweep.run import run_sweep
 
     settings, texts = _settings(options), _texts(options)
-    with _kept(options.out), _Progress() as tell:
+    with _kept(options.out), Progress() as tell:
         found = run_sweep(
             _ref(options), points, texts, settings, options.out, jobs=options.jobs, engine=options.engine, kind=kind, on_step=tell
         )
@@ -279,7 +292,7 @@ def _print_sweep(found: SweepResult, sensitivity: bool) -> None:
 
     metrics = [name for name in METRICS if any(row.get(name) is not None for row in found.rows)]
     shown = [name for name in ("cer", "dnsmos_ovrl", "mcd_db", "duration_ratio", "lufs") if name in metrics]
-    columns = ("scope", "parts", "layer", "amount", "sparsity", *shown)
+    columns = ("method", "scope", "parts", "layer", "amount", "sparsity", *shown)
     _print_table([{name: _cell(row[name]) for name in columns if name in row} for row in found.rows])
     try:
         plots = save_plots(found.rows, found.folder, sensitivity=sensitivity)
@@ -294,14 +307,13 @@ def _knee(options: argparse.Namespace) -> None:
     from vits_prune.sweep.grid import parse_parts
     from vits_prune.sweep.knee import LIMITS, find_knee, parse_limit
 
-    parts, settings, texts = parse_parts(options.parts), _settings(options), _texts(options)
+    parts, settings, texts, base = parse_parts(options.parts), _settings(options), _texts(options), base_of(options)
     limits = tuple(map(parse_limit, options.limit)) if options.limit else LIMITS
     _check_writable(options.json)
     voice = _ref(options).load()
-    with _Progress() as tell:
-        knee = find_knee(
-            voice, options.scope, parts, limits, texts=texts, settings=settings, method=options.method, strict=options.strict, on_step=tell
-        )
+    with Progress() as tell:
+        choices = {"method": options.method, "strict": options.strict, "base": base}
+        knee = find_knee(voice, options.scope, parts, limits, texts=texts, settings=settings, on_step=tell, **choices)
     _print_knee(knee)
     _write_json(options.json, knee.to_dict())
 
@@ -366,31 +378,3 @@ def _interval(interval: Any) -> str:
 
 def _cell(value: Any) -> Any:
     return f"{value:.4g}" if isinstance(value, float) else value
-
-
-class _Progress:
-    """One line on a terminal that is written over, with the time that is left; silent elsewhere."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def __enter__(self) -> Callable[[str, float], None]:
-        return self._tell if sys.stderr.isatty() else lambda _what, _share: None
-
-    def __exit__(self, *_: object) -> None:
-        if sys.stderr.isatty():
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-
-    def _tell(self, what: str, share: float) -> None:
-        print(
-            f"\r\x1b[2K{100 * share:3.0f}%  {time_left(time.monotonic() - self._start, share)}{what}", end="", file=sys.stderr, flush=True
-        )
-
-
-def time_left(seconds: float, share: float) -> str:
-    """How long the rest takes if it goes on as before, empty where too little is done to say."""
-    if share < 0.01 or seconds < 1:
-        return ""
-    left = round(seconds * (1 - share) / share)
-    hours, minutes = left // 3600, left // 60 % 60
-    return f"{hours}:{minutes:02}:{left % 60:02} left  " if hours else f"{minutes}:{left % 60:02} left  "

@@ -20,7 +20,7 @@ _GONE = "channels or layers are gone, and their {} with them"
 
 
 def sparsity_table(original: Sparsity, pruned: Sparsity) -> pd.DataFrame:
-    """Zeros overall and by part."""
+    """Zeros overall and by part, and the weights that are gone with their channels and layers."""
     rows = []
     for part in (None, *pruned.parts):
         rows.append({
@@ -29,6 +29,7 @@ def sparsity_table(original: Sparsity, pruned: Sparsity) -> pd.DataFrame:
             "zeros before": original.zeros(part),
             "zeros after": pruned.zeros(part),
             "sparsity (%)": round(100 * pruned.zeros(part) / max(1, pruned.weights(part)), 2),
+            "removed": original.weights(part) - pruned.weights(part),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -58,7 +59,8 @@ def size_table(original: Size, pruned: Size) -> pd.DataFrame:
         "zeros are held like other numbers",
     )
     if pruned.parameters < original.parameters:
-        dense, place, held = _GONE.format("bytes"), _GONE.format("weights"), _GONE.format("bytes")
+        dense = held = f"structured: {_GONE.format('bytes')}"
+        place = f"structured: {_GONE.format('weights')}"
     rows = [
         _size_row("parameters (M)", original.parameters, pruned.parameters, place),
         _size_row("parameters that are not zero (M)", original.nonzero_parameters, pruned.nonzero_parameters, ""),
@@ -89,16 +91,20 @@ def _size_row(what: str, before: int, after: int, words: str) -> dict[str, objec
     }
 
 
-def latency_table(latency: Latency) -> pd.DataFrame:
-    """Stage by stage, then real-time factor, processor time and arithmetic."""
+def latency_table(latency: Latency, pattern: str = "") -> pd.DataFrame:
+    """Stage by stage, then real-time factor, processor time and arithmetic; a pattern names the hardware that would gain from it."""
     rows = [_spread_row(f"{STAGE_NAMES[stage]} (ms)", latency, stage) for stage in (*STAGES, "total")]
     rows.append(_rate_row("real-time factor (s per s of speech)", latency, "real_time_factor"))
     rows.append(_rate_row("processor time (CPU-s per s of speech)", latency, "cpu_seconds_per_audio_second"))
     rows[-2]["in words"] = _speed_words(latency)
     rows[-1]["in words"] = "all threads together"
+    dense = f"structured: {_GONE.format('arithmetic')}, on any hardware" if _fewer_macs(latency) else _ZEROS_COST
+    sparse = "what a perfect sparse kernel would compute"
+    if pattern == "2:4":
+        sparse += "; sparse tensor cores (NVIDIA Ampere and later) do skip the zeros of 2:4"
     for what, name, words in (
-        ("multiply-accumulates, dense (G)", "dense_macs", _GONE.format("arithmetic") if _fewer_macs(latency) else _ZEROS_COST),
-        ("multiply-accumulates with a non-zero weight (G)", "nonzero_macs", "what a perfect sparse kernel would compute"),
+        ("multiply-accumulates, dense (G)", "dense_macs", dense),
+        ("multiply-accumulates with a non-zero weight (G)", "nonzero_macs", sparse),
     ):
         before, after = getattr(latency.original, name), getattr(latency.pruned, name)
         rows.append({**_row(what, before / 1e9, after / 1e9), "in words": words})
@@ -147,10 +153,34 @@ def _rate_row(what: str, latency: Latency, name: str) -> dict[str, object]:
     return _row(what, before.median, after.median, (before, after))
 
 
+SAVINGS = pd.DataFrame(
+    [
+        (
+            "single weights (magnitude, random, activation, second order)",
+            "become zero in their place; every tensor keeps its shape",
+            "only in the sparse file; dense files and memory stay as they are",
+            "no: a zero costs what any other number costs",
+        ),
+        (
+            "a 2:4 pattern of them",
+            "2 of every 4 neighbours become zero",
+            "in the sparse file, and in the GPU's own 2:4 format",
+            "only on sparse tensor cores (NVIDIA Ampere and later)",
+        ),
+        (
+            "channels and layers (structured)",
+            "are taken out; tensors get smaller",
+            "yes: in every file and in memory",
+            "yes: on any hardware",
+        ),
+    ],
+    columns=["what goes", "what happens to it", "saves bytes", "saves time"],
+)
+"""Which kind of pruning saves what."""
 _SIZE_COLUMNS = ["what", "original", "pruned", "pruned / original", "in words"]
 _RUN_COLUMNS = [f"{name}, {end} run" for name in ("original", "pruned") for end in ("lowest", "highest")]
 EMPTY = {
-    "sparsity": pd.DataFrame(columns=["part", "weights", "zeros before", "zeros after", "sparsity (%)"]),
+    "sparsity": pd.DataFrame(columns=["part", "weights", "zeros before", "zeros after", "sparsity (%)", "removed"]),
     "size": pd.DataFrame(columns=_SIZE_COLUMNS),
     "latency": pd.DataFrame(columns=[*_SIZE_COLUMNS, *_RUN_COLUMNS]),
     "layers": pd.DataFrame(columns=["layer", "kind", "sparsity (%)", "left alone because", "shape", "weights", "zeros", "part"]),

@@ -11,16 +11,20 @@ import os
 import shutil
 import tempfile
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import MappingProxyType
+from typing import Any
 
+from vits_prune.background import Doing, in_background
+from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.measure import Size, Sparsity, measure_size, measure_sparsity
-from vits_prune.pruning import PruneSpec, prune
+from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.magnitude import sparsity_preview
+from vits_prune.pruning.prune import prune_steps
+from vits_prune.pruning.registry import METHODS
 from vits_prune.synthesis import Delivery, Speech, checked_seed, checked_text, join, speak_sentences
 from vits_prune.voices.load import EMBEDDED, load_embedded
 from vits_prune.voices.voice import Voice
@@ -35,9 +39,13 @@ _SPEECH_BYTES = 256 << 20
 _CACHE_BYTES = 16 << 30
 _UPLOADS = 16
 _UPLOAD = "upload:"
+MAX_STEPS = 8
+"""Most steps of gradual pruning that a visitor may ask for: each is pruned, and kept to be heard."""
+MAX_TEXTS, MAX_TEXT = 60, 300
+"""Most calibration sentences that a visitor may bring, and characters of each."""
 
-K = TypeVar("K")
-V = TypeVar("V")
+Steps = tuple[tuple[float, Voice], ...]
+"""(amount, pruned voice) after each step of gradual pruning; most often one."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,10 @@ class Request:
         checked_seed(self.seed)
         if self.timing not in ("own", "locked"):
             raise InputError("Choose a timing: own or locked.")
+        if max(self.spec.steps, len(self.spec.amounts)) > MAX_STEPS:
+            raise InputError(f"Gradual pruning takes {MAX_STEPS} steps at most here: the command line takes more.")
+        if len(self.spec.texts) > MAX_TEXTS or any(len(text) > MAX_TEXT for text in self.spec.texts):
+            raise InputError(f"Calibration takes {MAX_TEXTS} sentences of {MAX_TEXT} characters at most here: the command line takes more.")
         return self
 
 
@@ -77,87 +89,14 @@ class Spoken:
     sparsity: tuple[Sparsity, Sparsity]
 
 
-@dataclass(frozen=True)
-class Doing:
-    """A step is under way."""
-
-    what: str
-    share: float
-    """How much is done, 0 to 1."""
-
-
-class Bounded(Generic[K, V]):
-    """A cache that forgets the least recently used once its values weigh more than the bound; the newest always stays."""
-
-    def __init__(self, bound: float, weigh: Callable[[V], float]) -> None:
-        self._bound, self._weigh = bound, weigh
-        self._values: OrderedDict[K, V] = OrderedDict()
-        self._making: dict[K, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def get(self, key: K) -> V | None:
-        """The value, None where it was never made or is forgotten."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key)
-
-    def get_or_make(self, key: K, make: Callable[[], V]) -> V:
-        """The value, made once even where several threads ask for it at the same time."""
-        with self._lock:
-            making = self._making.setdefault(key, threading.Lock())
-        try:
-            with making:
-                value = self.get(key)
-                if value is None:
-                    value = make()
-                    self.put(key, value)
-                return value
-        finally:
-            with self._lock:
-                self._making.pop(key, None)
-
-    def items(self) -> list[tuple[K, V]]:
-        """All that is kept, the least recently used first."""
-        with self._lock:
-            return list(self._values.items())
-
-    def put(self, key: K, value: V) -> list[V]:
-        """Keep a value; the values forgotten for it."""
-        forgotten = []
-        with self._lock:
-            self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > 1 and sum(map(self._weigh, self._values.values())) > self._bound:
-                forgotten.append(self._values.popitem(last=False)[1])
-        return forgotten
-
-
-class Scratch:
-    """Folders for files on their way to a visitor; the oldest are removed once there are many or they are large, all at the end."""
-
-    def __init__(self, most: int = 200, most_bytes: int = 1 << 30) -> None:
-        self._root = tempfile.TemporaryDirectory(prefix="vits_prune-scratch-")
-        self._folders: deque[Path] = deque()
-        self._most, self._most_bytes = most, most_bytes
-        self._lock = threading.Lock()
-
-    def folder(self) -> Path:
-        """A new empty folder."""
-        made = Path(tempfile.mkdtemp(dir=self._root.name))
-        with self._lock:
-            while self._folders and (len(self._folders) >= self._most or sum(map(_folder_bytes, self._folders)) > self._most_bytes):
-                shutil.rmtree(self._folders.popleft(), ignore_errors=True)
-            self._folders.append(made)
-        return made
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def _voice_bytes(voice: Voice) -> int:
     return sum(t.numel() * t.element_size() for t in voice.model.parameters())
+
+
+def _steps_bytes(steps: Steps) -> int:
+    """Bytes of the tensors of all steps; what they share counts once."""
+    tensors = {t.data_ptr(): t.numel() * t.element_size() for _, voice in steps for t in voice.model.parameters()}
+    return sum(tensors.values())
 
 
 def _spoken_bytes(spoken: Spoken) -> int:
@@ -171,7 +110,8 @@ class Workbench:
         self._gpu = False
         self._voices: Bounded[tuple[str, ...], Voice] = Bounded(_VOICES_BYTES, _voice_bytes)
         self._spoken: Bounded[tuple[Request, str], Spoken] = Bounded(_SPEECH_BYTES, _spoken_bytes)
-        self._pruned: Bounded[tuple[Any, ...], Voice] = Bounded(_PRUNED_BYTES, _voice_bytes)
+        self._pruned: Bounded[tuple[Any, ...], Steps] = Bounded(_PRUNED_BYTES, _steps_bytes)
+        self._calibrating = threading.Lock()
         self._originals: Bounded[tuple[Any, ...], Speech] = Bounded(_SPEECH_BYTES, lambda speech: speech.waveform.nbytes)
         self._sizes: Bounded[tuple[str, str], Size] = Bounded(256, lambda _: 1)
         self._uploads: Bounded[str, Path] = Bounded(_UPLOADS, lambda _: 1)
@@ -193,7 +133,9 @@ class Workbench:
 
         return "cuda" if self._gpu and torch.cuda.is_available() else "cpu"
 
-    def voice(self, reference: str, speaker: str | None = None, token: str | None = None, on_progress: Any = None) -> Voice:
+    def voice(
+        self, reference: str, speaker: str | None = None, token: str | None = None, on_progress: Any = None, device: str | None = None
+    ) -> Voice:
         """The voice behind a reference that a visitor may name.
 
         Args:
@@ -201,6 +143,7 @@ class Workbench:
             speaker: index or name.
             token: the visitor's own access token. The server's own is never used.
             on_progress: told of a download as it goes, (bytes done, bytes in all).
+            device: "cpu" where it must be there; None for where voices speak.
 
         Raises:
             InputError: there is no such voice, or it may not be loaded here.
@@ -208,9 +151,8 @@ class Workbench:
         if not reference:
             raise InputError("Choose a voice: joe, or a Hugging Face model such as facebook/mms-tts-eng.")
         key = (reference, trace(token))
-        voice = self._voices.get_or_make((*key, "cpu"), lambda: self._load(reference, token, on_progress))
-        if self.device != "cpu":
-            on_cpu = voice
+        voice = on_cpu = self._voices.get_or_make((*key, "cpu"), lambda: self._load(reference, token, on_progress))
+        if (device or self.device) != "cpu":
             voice = self._voices.get_or_make((*key, self.device), lambda: on_cpu.to(self.device))
         return voice.with_speaker(speaker) if speaker not in (None, "") else voice
 
@@ -291,20 +233,42 @@ class Workbench:
             self._quiet.wait_for(lambda: self._hearing == 0, timeout=longest_seconds)
 
     def hear(self, request: Request, token: str | None = None) -> Iterator[Doing | Spoken]:
-        """Speak with the original (once for all amounts) and the pruned voice; ends with Spoken."""
+        """Prune, then speak with the original (once for all amounts) and the pruned voice; ends with Spoken."""
         yield Doing("loading the voice", 0.0)
-        voice = self.voice(request.reference, request.speaker, token)
+        voice, start = self.voice(request.reference, request.speaker, token), 0.0
+        pruned_voice = None
+        for step in self.pruning(request, token):
+            if isinstance(step, Doing):
+                start = 0.8 * step.share
+                yield Doing(step.what, start)
+            else:
+                pruned_voice = step[-1][1]
+        half = start + 0.5 * (1 - start)
         key = (request.reference, trace(token), voice.speaker, request.text, request.seed, request.delivery)
         original = self._originals.get(key)
         if original is None:
             pieces: list[Speech] = []
-            yield from _speaking("original", voice, request, "own", pieces, 0.0)
+            yield from _speaking("original", voice, request, "own", pieces, (start, half))
             original = join(pieces)
             self._originals.put(key, original)
-        pruned_voice = self.pruned(request, token)
         pieces = []
-        yield from _speaking("pruned", pruned_voice, request, original if request.timing == "locked" else "own", pieces, 0.5)
+        yield from _speaking("pruned", pruned_voice, request, original if request.timing == "locked" else "own", pieces, (half, 1.0))
         yield Spoken(original, join(pieces), (measure_sparsity(voice), measure_sparsity(pruned_voice)))
+
+    def hear_step(self, request: Request, index: int, original: Speech, token: str | None = None) -> Iterator[Doing | Speech]:
+        """Speak with the voice of one step of gradual pruning, from 0, with the original's durations; ends with its Speech.
+
+        Raises:
+            InputError: there is no such step.
+        """
+        for step in self.pruning(request, token):
+            if isinstance(step, Doing):
+                yield step
+        if not 0 <= index < len(step):
+            raise InputError(f"This voice was pruned in {len(step)} steps: choose one of them.")
+        pieces: list[Speech] = []
+        yield from _speaking(f"step {index + 1}", step[index][1], request, original, pieces, (0.0, 1.0))
+        yield join(pieces)
 
     def remember(self, request: Request, spoken: Spoken, token: str | None = None) -> None:
         """Keep what was spoken for the steps that follow."""
@@ -314,11 +278,59 @@ class Workbench:
         """What was remembered for a request, None where it is forgotten."""
         return self._spoken.get((request, trace(token)))
 
-    def pruned(self, request: Request, token: str | None = None) -> Voice:
+    def pruning(self, request: Request, token: str | None = None) -> Iterator[Doing | Steps]:
+        """Make the pruned voice of a request, told step by step where that takes long; ends with its Steps. Closing it cancels."""
+        at_once = not listens(request.spec) and len(request.spec.schedule_amounts()) == 1
+        if at_once or self._known(request, token) is not None:
+            yield self.steps(request, token)
+        else:
+            yield from in_background(lambda tell: self.steps(request, token, on_step=tell))
+
+    def steps(self, request: Request, token: str | None = None, on_step: Callable[[str, float], None] | None = None) -> Steps:
+        """The pruned voices of a request, one a step; made on the CPU, one calibration at a time.
+
+        Args:
+            request: whose spec it is.
+            token: the visitor's.
+            on_step: told how far it is; it may raise to cancel.
+        """
+        key = self._key(request, token)
+        with self._turn(request, token, on_step):
+            steps = self._pruned.get_or_make((*key, "cpu"), lambda: self._prune(request, token, on_step))
+        if self.device == "cpu":
+            return steps
+        return self._pruned.get_or_make((*key, self.device), lambda: tuple((amount, voice.to(self.device)) for amount, voice in steps))
+
+    def pruned(self, request: Request, token: str | None = None, on_step: Callable[[str, float], None] | None = None) -> Voice:
         """The pruned voice of a request."""
-        voice = self.voice(request.reference, request.speaker, token)
-        key = (request.reference, trace(token), self.device, voice.speaker, request.spec)
-        return self._pruned.get_or_make(key, lambda: prune(voice, request.spec))
+        return self.steps(request, token, on_step)[-1][1]
+
+    def _key(self, request: Request, token: str | None) -> tuple[Any, ...]:
+        return (request.reference, trace(token), request.speaker or None, request.spec)
+
+    def _known(self, request: Request, token: str | None) -> Steps | None:
+        return self._pruned.get((*self._key(request, token), "cpu"))
+
+    @contextlib.contextmanager
+    def _turn(self, request: Request, token: str | None, on_step: Callable[[str, float], None] | None) -> Iterator[None]:
+        """Wait until no other calibration is under way, for a spec that needs one; `on_step` may end the waiting."""
+        if not listens(request.spec) or self._known(request, token) is not None:
+            yield
+            return
+        while not self._calibrating.acquire(timeout=0.2):
+            if on_step:
+                on_step("waiting for another calibration to end", 0.0)
+        try:
+            yield
+        finally:
+            self._calibrating.release()
+
+    def _prune(self, request: Request, token: str | None, on_step: Callable[[str, float], None] | None) -> Steps:
+        voice, spec = self.voice(request.reference, request.speaker, token, device="cpu"), request.spec
+        if spec.amount == 0 and spec.shape is None:  # nothing to listen for
+            recipe = {**voice.recipe, "pruned": [*voice.recipe.get("pruned", ()), spec.to_dict()]}
+            return ((0.0, voice.with_weights({}, recipe=MappingProxyType(recipe))),)
+        return tuple(prune_steps(voice, spec, on_step=on_step))
 
     def size(self, request: Request, token: str | None = None) -> tuple[Size, Size]:
         """Sizes of the original and the pruned voice."""
@@ -332,20 +344,26 @@ class Workbench:
         return None if found is None else dict(found)
 
 
+def listens(spec: PruneSpec) -> bool:
+    """Whether pruning listens to the voice first, which takes seconds to minutes."""
+    return METHODS[spec.method].calibrated or spec.scope == "sensitivity"
+
+
 def trace(token: str | None) -> str:
     """What stands for a visitor's token in a key: voices loaded with one are found only with the same one."""
     return hashlib.sha256(token.encode()).hexdigest() if token else ""
 
 
-def _speaking(who: str, voice: Voice, request: Request, timing: Any, pieces: list[Speech], share: float) -> Iterator[Doing]:
-    """Speak sentence by sentence into `pieces`; a Doing before each."""
+def _speaking(who: str, voice: Voice, request: Request, timing: Any, pieces: list[Speech], shares: tuple[float, float]) -> Iterator[Doing]:
+    """Speak sentence by sentence into `pieces`; a Doing before each, from the first share to the second."""
     told: list[tuple[int, int]] = []
     sentences = speak_sentences(
         voice, request.text, request.seed, timing=timing, delivery=request.delivery, on_sentence=lambda *at: told.append(at)
     )
-    yield Doing(f"speaking: {who}", share)
+    first, last = shares
+    yield Doing(f"speaking: {who}", first)
     for piece in sentences:
         pieces.append(piece)
         done, total = told[-1]
         if done + 1 < total:
-            yield Doing(f"speaking: {who}, sentence {done + 2} of {total}", share + 0.5 * (done + 1) / total)
+            yield Doing(f"speaking: {who}, sentence {done + 2} of {total}", first + (last - first) * (done + 1) / total)

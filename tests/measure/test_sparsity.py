@@ -41,3 +41,16 @@ def test_notes_tell_which_layers_were_left_alone(tiny):
             assert row.note == ("" if row.layer.part == "flow" else "its part was not chosen")
         else:
             assert row.note == row.layer.reason != ""
+
+
+def test_protected_layers_say_why(tiny):
+    found = {row.layer.name: row.note for row in measure_sparsity(prune(tiny, PruneSpec("activation", texts=("hi there",)))).layers}
+    assert found["decoder.conv_post"] == "protected: it writes the waveform itself, with few weights"
+    assert found["duration_predictor.conv_pre"].startswith("protected: it sets the rhythm")
+    assert found["decoder.conv_pre"] == ""
+    own = prune(tiny, PruneSpec(protect=("decoder.conv_pre",)))
+    notes = {row.layer.name: row.note for row in measure_sparsity(own).layers}
+    assert notes["decoder.conv_pre"] == "protected: by the wish of who pruned"
+    assert notes["decoder.conv_post"] == ""
+    twice = prune(own, PruneSpec(amount=0.2))
+    assert {row.layer.name: row.note for row in measure_sparsity(twice).layers}["decoder.conv_pre"] == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from vits_prune import PARTS, InputError, PruneSpec
-from vits_prune.pruning.registry import METHODS, SCOPES
+from vits_prune.pruning.registry import METHODS, SCHEDULES, SCOPES
+from vits_prune.pruning.structure import Shape
 
 SPECS = [
     PruneSpec(),
@@ -91,3 +93,107 @@ def test_what_there_is_to_choose_from():
     assert set(SCOPES) == {"global", "local", "sensitivity"}
     for scope in SCOPES:
         assert PruneSpec(scope=scope).scope == scope
+
+
+OPTIONS = [
+    {"protect": ()}, {"protect": ("decoder.conv_post", "flow.flows.*.conv_pre")}, {"floor": 0.1}, {"pattern": "2:4", "amount": 0.5},
+    {"steps": 3}, {"steps": 3, "schedule": "linear"}, {"schedule": "linear"}, {"amounts": (0.1, 0.3)}, {"seed": 7},
+    {"texts": ("one sentence", "ein zweiter Satz")}, {"method": "structured", "shape": Shape(decoder_width=0.5, branches=2)},
+    {"method": "second_order", "scope": "sensitivity", "steps": 4, "floor": 0.05, "seed": 1, "texts": ("x",)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_field_after_json(options):
+    spec = PruneSpec(**options)
+    assert PruneSpec.from_json(spec.to_json()) == spec
+    assert hash(PruneSpec.from_json(spec.to_json())) == hash(spec)
+    assert list(spec.to_dict())[:4] == ["method", "scope", "amount", "parts"]
+    assert set(spec.to_dict()) == {"method", "scope", "amount", "parts"} | set(options)
+    for name, value in options.items():
+        default = {field.name: field.default for field in dataclasses.fields(PruneSpec)}[name]
+        assert PruneSpec(**{name: default}) == PruneSpec()
+        assert value != default
+
+
+def test_lists_are_as_good_as_tuples():
+    lists = PruneSpec(protect=["decoder"], amounts=[0.1, 0.3], texts=["a"])
+    assert lists == PruneSpec(protect=("decoder",), amounts=(0.1, 0.3), texts=("a",))
+    assert PruneSpec(protect="decoder", texts="a sentence") == PruneSpec(protect=("decoder",), texts=("a sentence",))
+    assert PruneSpec(seed=3.0, steps=np.int64(2)) == PruneSpec(seed=3, steps=2)
+    assert PruneSpec.from_dict({"method": "structured", "shape": {"flows": 1}}).shape == Shape(flows=1)
+    assert PruneSpec.from_dict({"protect": None, "shape": None}) == PruneSpec()
+
+
+BAD = {
+    "protect": [3, (None,), ("",), ("  ",), ("x" * 201,), ("decoder",) * 1001, {"decoder": 1}, ""],
+    "floor": [-0.1, 1.1, math.nan, math.inf, "0.1", True, None, [0.1]],
+    "pattern": ["2", "4:2", "4:4", "0:4", "2:4:8", "a:b", "-1:4", "2:100", 24, None, " 2:4", ("2", "4"), "2:4\n", "x" * 500, "1:4"],
+    "steps": [0, -1, 65, 1.5, math.nan, math.inf, "3", True, None, [3]],
+    "schedule": ["", "square", None, 3, ["cubic"], {"a": 1}, "x" * 500],
+    "amounts": [
+        (0.3, 0.2, 0.3), (0.1, 0.1, 0.3), (0.1, 0.2), (0.5,), (math.nan, 0.3), (-0.1, 0.3), ("0.1", 0.3), (True, 0.3), "0.1", 0.3, None,
+        tuple(0.3 * step / 70 for step in range(71)), {"a": 1},
+    ],
+    "seed": [-1, 2**32, 0.5, math.nan, math.inf, "1", True, None, 10**400],
+    "texts": [3, None, (3,), ("",), (" \n",), ("a" * 1001,), ("a",) * 1001, {"a"}],
+    "shape": [0.5, {"decoder_width": 0.5}, "half", Shape(decoder_width=0.5)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values],
+                         ids=lambda value: repr(value)[:20])  # fmt: skip
+def test_bad_values(field, value):
+    if value is None and field in ("protect", "shape"):
+        return
+    refused(lambda: PruneSpec(**{field: value}))
+    if field != "shape" and not isinstance(value, set):
+        refused(lambda: PruneSpec.from_dict({field: value}))
+
+
+def test_what_does_not_go_together():
+    for options in (
+        {"pattern": "2:4"}, {"pattern": "2:4", "amount": 0.6}, {"pattern": "2:4", "amount": 0.5, "steps": 2},
+        {"pattern": "2:4", "amount": 0.5, "floor": 0.1}, {"pattern": "2:4", "amount": 0.5, "amounts": (0.2, 0.5)},
+        {"method": "structured", "pattern": "2:4", "amount": 0.5}, {"amounts": (0.1, 0.3), "steps": 2},
+        {"method": "structured", "floor": 0.1}, {"method": "structured", "protect": ("decoder",)},
+        {"method": "structured", "shape": Shape(flows=1), "steps": 2},
+        {"method": "structured", "shape": Shape(flows=1), "amounts": (0.1, 0.3)},
+    ):  # fmt: skip
+        refused(lambda options=options: PruneSpec(**options))
+
+
+@pytest.mark.parametrize("shape", [{"decoder_width": 0}, {"decoder_width": 2}, {"flows": 0}, {"vocoder": 1}, [], 3, "half"], ids=str)
+def test_bad_shapes_in_json(shape):
+    refused(lambda: PruneSpec.from_dict({"method": "structured", "shape": shape}))
+
+
+@pytest.mark.parametrize("amount", [0.0, 1e-6, 0.05, 0.3, 0.99])
+@pytest.mark.parametrize("steps", [1, 2, 5, 64])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_rise_to_the_amount(amount, steps, schedule):
+    found = PruneSpec(amount=amount, steps=steps, schedule=schedule).schedule_amounts()
+    assert found[-1] == amount
+    assert all(before < after for before, after in itertools.pairwise(found))
+    assert PruneSpec(amount=amount, amounts=found).schedule_amounts() == found
+    assert len(found) <= steps
+    if amount >= 0.3 and steps <= 5:
+        assert len(found) == steps
+
+
+def test_the_shape_of_schedules():
+    linear, cubic = (PruneSpec(amount=0.8, steps=4, schedule=schedule).schedule_amounts() for schedule in ("linear", "cubic"))
+    assert linear == pytest.approx((0.2, 0.4, 0.6, 0.8))
+    assert cubic == pytest.approx([0.8 * (1 - (1 - step / 4) ** 3) for step in (1, 2, 3, 4)], abs=1e-6)
+    assert PruneSpec(amount=0.8, amounts=(0.5, 0.8)).schedule_amounts() == (0.5, 0.8)
+
+
+def test_what_is_protected():
+    spec = PruneSpec(protect=("decoder.conv_post", "flow.flows.*.conv_pre", "duration_predictor"))
+    for name in ("decoder.conv_post", "flow.flows.3.conv_pre", "duration_predictor.flows.2.conv_dds.0", "duration_predictor"):
+        assert spec.protects(name)
+    for name in ("decoder.conv_pre", "decoder", "flow.flows.3.conv_post", "decoder.conv_posterior", "flow.conv_pre"):
+        assert not spec.protects(name)
+    assert not PruneSpec().protected
+    assert PruneSpec("second_order").protects("duration_predictor.conv_pre")
+    assert not PruneSpec("second_order", protect=()).protected

@@ -17,6 +17,7 @@ from vits_prune import PruneSpec, load_voice, prune, speak
 from vits_prune.comparison import DEFAULT_TEXT
 from vits_prune.measure import measure_size, measure_sparsity
 from vits_prune.pruning.magnitude import sparsity_preview
+from vits_prune.pruning.structure import Shape
 from vits_prune.voices.voice import PARTS
 
 
@@ -99,17 +100,24 @@ def test_sparsity_without_speaking(client, joe):
     assert answer == pytest.approx(dict(sparsity_preview(joe, PruneSpec(scope="local", amount=0.5, parts=("flow", "decoder")))))
     assert answer["flow"] == pytest.approx(0.5, abs=1e-5)
     assert answer["text_encoder"] == 0
+    with pytest.raises(Exception, match="Only pruning itself can tell"):
+        client.predict(voice="joe", method="activation", api_name="/sparsity")
 
 
 def test_the_endpoints_are_named_and_documented(client):
     endpoints = client.view_api(return_format="dict", print_info=False)
     assert set(endpoints["named_endpoints"]) == {"/compare", "/sparsity"}
     assert not endpoints["unnamed_endpoints"]
-    for name, inputs in (("/compare", "voice speaker text scope amount parts seed timing"), ("/sparsity", "voice scope amount parts")):
+    for name, inputs in (
+        ("/compare", "voice speaker text scope amount parts seed timing method spec"),
+        ("/sparsity", "voice scope amount parts method spec"),
+    ):
         endpoint = endpoints["named_endpoints"][name]
         assert [parameter["parameter_name"] for parameter in endpoint["parameters"]] == inputs.split()
         assert len(endpoint["description"]) > 40
-    assert all(word in endpoints["named_endpoints"]["/compare"]["description"] for word in ("0 to 0.99", "16-bit", "locked"))
+    assert all(
+        word in endpoints["named_endpoints"]["/compare"]["description"] for word in ("0 to 0.99", "16-bit", "locked", "second_order")
+    )
 
 
 # Voices of the hub
@@ -155,6 +163,29 @@ def test_eight_at_once_get_what_each_asked_for(server, joe, tiny_there):
     assert len({pruned.tobytes() for _, pruned, _ in answers}) == len(amounts)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PruneSpec("random", "local", 0.5, ("flow",)),
+        PruneSpec("second_order", "sensitivity", 0.5, texts=("hi there",)),
+        PruneSpec("structured", amount=0.5, texts=("hi there",)),
+        PruneSpec("structured", shape=Shape(ffn_width=0.5), texts=("hi there",)),
+        PruneSpec("activation", amount=0.4, steps=2, texts=("hi there",)),
+    ],
+    ids=lambda spec: spec.method,
+)
+def test_any_spec_can_be_asked_for_as_json(client, tiny_there, spec):
+    asked = (
+        {"spec": spec.to_dict()} if spec.method != "random" else {"method": "random", "scope": "local", "amount": 0.5, "parts": ["flow"]}
+    )
+    original, pruned, report = compare(client, voice=TINY, text="hi there", timing="locked", **asked)
+    first, smaller = speak(tiny_there, "hi there"), prune(tiny_there, spec)
+    np.testing.assert_array_equal(original, first.pcm16())
+    np.testing.assert_allclose(pruned, speak(smaller, "hi there", timing=first).pcm16(), atol=1)
+    assert PruneSpec.from_dict(report["spec"]) == spec
+    assert report["size"]["pruned"]["nonzero_parameters"] == measure_size(smaller).nonzero_parameters
+
+
 # What cannot be done
 
 
@@ -180,6 +211,14 @@ def test_eight_at_once_get_what_each_asked_for(server, joe, tiny_there):
         ({"parts": 5}, "at least one part"),
         ({"scope": "sideways"}, "no scope 'sideways'"),
         ({"timing": "never"}, "own or locked"),
+        ({"method": "magic"}, "no pruning method 'magic'"),
+        ({"spec": {"amount": 0.3, "secret": 1}}, "and no others"),
+        ({"spec": [0.3]}, "JSON object"),
+        ({"spec": {"method": "second_order", "steps": 64}}, "8 steps at most"),
+        ({"spec": {"method": "second_order", "texts": ["hi"] * 61}}, "60 sentences"),
+        ({"spec": {"method": "structured", "shape": {"decoder_width": 0}}}, "leaves no channel"),
+        ({"spec": {"method": "structured", "shape": {"flows": 99}}}, "flows cannot be 99"),
+        ({"spec": {"protect": ["no.such.layer"]}}, "no layer 'no.such.layer'"),
         ({"seed": -1}, "whole number"),
         ({"seed": 0.5}, "whole number"),
         ({"voice": CROWD, "speaker": "7"}, "no speaker '7'"),
@@ -195,7 +234,7 @@ def test_not_a_number_gets_one_sentence(server):
     """gradio_client refuses to send it, other clients do not."""
     call = urllib.request.Request(
         f"{server.url}/gradio_api/call/compare",
-        json.dumps({"data": [TINY, "", "hi", "global", float("nan"), list(PARTS), 0, "own"]}).encode(),
+        json.dumps({"data": [TINY, "", "hi", "global", float("nan"), list(PARTS), 0, "own", "magnitude", None]}).encode(),
         {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(call, timeout=30) as answer:

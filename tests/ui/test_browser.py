@@ -192,7 +192,7 @@ def test_every_table_downloads_as_csv(done, joe, tmp_path):
 
 def test_pictures_are_drawn(done):
     open_tab(done, "Pictures")
-    pictures = done.locator(".pictures img")
+    pictures = done.locator(".pictures img:visible")
     expect(pictures).to_have_count(3)
     for picture in pictures.all():
         expect(picture).to_be_visible()
@@ -354,6 +354,68 @@ def test_the_knee_is_found(page):
     expect(page.locator("#knee-table")).to_contain_text("DNSMOS, overall")
 
 
+def choose_method(page: Page, title: str) -> None:
+    page.locator("#method input").click()
+    page.get_by_role("option", name=title, exact=True).click()
+
+
+def test_only_the_controls_that_apply_are_in_sight(page):
+    expect(page.locator("#method-words")).to_contain_text("smallest in absolute value")
+    expect(page.locator("#levers")).to_have_count(0)
+    page.get_by_role("button", name="More: protect").click()
+    page.locator("#pattern").get_by_label("2:4").check()
+    expect(page.locator("#pattern-words")).to_contain_text("Ampere")
+    expect(page.locator("#scope")).to_have_count(0)
+    expect(page.locator("#readout")).to_contain_text("Protected: duration_predictor; the rest loses 50.0%")
+    expect(page.locator("#amount input[type=range]")).to_be_disabled()
+    choose_method(page, "structured")
+    expect(page.locator("#method-words")).to_contain_text("10 to 60 seconds")
+    expect(page.locator("#more")).to_have_count(0)
+    expect(page.locator("#readout")).to_contain_text("256 → 128")
+    page.get_by_role("button", name="Levers").click()
+    page.get_by_label("Set each lever myself").check()
+    expect(page.locator("#decoder-width input[type=number]")).to_have_value("0.5")
+    expect(page.locator("#resblock-width")).to_have_count(0)  # joe has single convolutions in its blocks
+    expect(page.locator("#amount")).to_have_count(0)
+    page.locator("#ffn-width input[type=number]").fill("0.25")
+    page.keyboard.press("Tab")
+    expect(page.locator("#readout")).to_contain_text("768 → 192")
+
+
+def test_a_calibrated_method_is_stopped_and_then_heard(page, joe):
+    choose_method(page, "activation (Wanda)")
+    expect(page.locator("#readout")).to_contain_text("Pruning runs when you press Speak")
+    page.locator("#text textarea").fill("Hi.")
+    page.locator("#speak").click()
+    expect(page.locator("#status")).to_contain_text("listening to", timeout=PATIENCE)
+    page.locator("#stop").click()
+    expect(page.locator("#status")).to_contain_text("Stopped")
+    speak_through(page)
+    assert all(sound.any() for sound, _ in players(page))
+    expect(page.locator("#summary")).to_contain_text("30.0% of the voice's weights are zero, by activation (Wanda), global")
+    open_tab(page, "Method")
+    expect(page.locator("#lesson")).to_contain_text("A weight counts as much as its size times the strength")
+    expect(page.locator("#matrix img")).to_be_visible()
+    expect(page.locator("#savings")).to_contain_text("yes: on any hardware")
+
+
+def test_gradual_steps_are_heard_one_by_one(page):
+    choose_voice(page, TINY)
+    page.locator("#text textarea").fill("hi there")
+    page.get_by_role("button", name="More: protect").click()
+    page.locator("#steps input[type=number]").fill("3")
+    page.keyboard.press("Tab")
+    expect(page.locator("#schedule")).to_be_visible()
+    speak_through(page)
+    expect(page.locator("#rendition input")).to_have_count(3)
+    page.locator("#rendition").get_by_label("step 2").check()
+    expect(page.locator("#status")).to_contain_text("step 2 speaks", timeout=PATIENCE)
+    link = page.locator("#rendition-audio a[download]").first
+    link.wait_for(state="attached")
+    sound, rate = soundfile.read(io.BytesIO(page.request.get(link.evaluate("a => a.href")).body()), dtype="int16")
+    assert (len(sound), rate) == (len(players(page)[0][0]), 16_000), "with the original's durations"
+
+
 def test_empty_text_gets_a_sentence(page):
     page.locator("#text textarea").fill("   ")
     page.locator("#speak").click()
@@ -402,14 +464,14 @@ def test_a_wrong_file_gets_a_sentence(page, tmp_path):
 # How it looks
 
 
-TABS = ("Sparsity", "Size", "Latency", "Layers", "Pictures")
+TABS = ("Sparsity", "Size", "Latency", "Layers", "Method", "Pictures")
 
 
 def pictured(page: Page, name: str, tabs: tuple[str, ...], folder: Path) -> None:
     """A screenshot of every tab, none of them wider than the screen."""
     for tab in tabs:
         open_tab(page, tab)
-        shown = page.locator(".pictures img").first if tab == "Pictures" else page.locator(f"#{tab.lower()}-table")
+        shown = page.locator({"Pictures": ".pictures img:visible", "Method": "#matrix img"}.get(tab, f"#{tab.lower()}-table")).first
         expect(shown).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{tab} makes the page wider than the screen"
         saved(page, f"{name}-{tab.lower()}", folder)

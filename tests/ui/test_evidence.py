@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 
@@ -14,6 +15,7 @@ import soundfile
 from vits_prune import InputError, PruneSpec, prune, speak
 from vits_prune.sweep.knee import LIMITS, RESOLUTION
 from vits_prune.ui import curve, evidence, fader, steps
+from vits_prune.ui.controls import at_amount, spec_words
 from vits_prune.workbench import Request, Workbench
 
 TEXT = "hi there you"
@@ -43,6 +45,26 @@ def test_the_curve_grows_point_by_point(request_, tiny):
     assert again[-1]["curve"] == value
 
 
+@pytest.mark.parametrize(("method", "last"), [("second_order", 0.8), ("structured", 0.4)])
+def test_the_curve_of_a_calibrated_method(request_, tiny, method, last):
+    spec = PruneSpec(method, amount=0.3, texts=("hi there",), floor=0.3 if method == "second_order" else 0.0)
+    request = dataclasses.replace(request_, spec=spec)
+    found = list(evidence.curve_steps(request, None, 2, 0.4, 0.8, ["rhythm"]))
+    value = [step for step in found if "curve" in step][-1]["curve"]
+    (series,) = value["series"]
+    assert series["name"] == spec_words(spec)
+    assert [PruneSpec.from_dict(point["spec"]) for point in series["points"]] == [
+        at_amount(spec, amount) for amount in (0.0, 0.4, 0.8) if method == "structured" or amount < 0.8
+    ], "0.8 cannot be reached above a floor of 0.3"
+    assert ("gone" in value["axis"]) == (method == "structured")
+    assert series["points"][1]["sparsity"] > 0.1
+    assert any(f"point 2 of {len(series['points'])}, {spec_words(spec)}, 40%: " in step.get("status", "") for step in found)
+    if method == "structured":
+        *_, faded = evidence.fader_steps(request, None)
+        assert [point["amount"] for point in faded["fader"]["points"]] == list(evidence.FEWER_AMOUNTS)
+        assert "zeros or gone" in faded["fader"]["points"][1]["numbers"]
+
+
 def test_no_measure_is_refused(request_):
     with pytest.raises(InputError, match="at least one measure"):
         list(evidence.curve_steps(request_, None, 2, 0.2, 0.4, []))
@@ -59,7 +81,7 @@ def test_the_knee_is_bisected_within_the_limits(request_, tiny, monkeypatch):
     assert any("amount 0.50" in step["status"] for step in found)
     last, table = found[-1], found[-1]["knee"].value["data"]
     knee = float(last["status"].split()[-1].rstrip("."))
-    assert f"**Knee: amount {knee:.2f}** (local, 2 held-out" in last["knee_words"]
+    assert f"**Knee: amount {knee:.2f}** (magnitude (L1), local, 2 held-out" in last["knee_words"]
     assert "--strict" not in last["knee_words"]
     assert len(table) <= 7
     assert [row[4].split(",")[0] for row in table] == ["kept" if float(row[0]) <= knee else "broken" for row in table]
@@ -108,5 +130,5 @@ def test_a_long_text_is_refused_by_the_fader(request_, monkeypatch):
 
 
 def test_empty_values_are_drawn_as_nothing():
-    assert curve.curve_value([], {}, "hint") == {"series": [], "metrics": {}, "hint": "hint"}
+    assert {**curve.curve_value([], {}, "hint"), "axis": ""} == {"series": [], "metrics": {}, "hint": "hint", "axis": ""}
     assert fader.fader_value([], [], [])["points"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pandas as pd
@@ -38,6 +39,15 @@ def test_cell_after_cell_each_part_alone(request_, tiny):  # noqa: F811
     assert row["lufs_difference"] == pytest.approx(value["rows"][list(PARTS).index("flow")]["cells"][1]["changes"]["lufs"])
     decoder = value["rows"][list(PARTS).index("decoder")]["cells"]
     assert [cell["changes"]["duration_ratio"] for cell in decoder] == [0.0, 0.0]  # the decoder has no say in the rhythm
+
+
+def test_a_part_that_a_method_protects_is_left_out(request_):  # noqa: F811
+    request = dataclasses.replace(request_, spec=PruneSpec("activation", texts=("hi there",)))
+    value = shown(request, (0.4,))[-1]["heat"]
+    assert [row["part"] for row in value["rows"]] == ["text_encoder", "flow", "decoder"]
+    assert "left out where the method protects it" in value["hint"]
+    assert "duration predictor" in value["hint"]
+    assert value["rows"][1]["cells"][0]["spec"] == PruneSpec("activation", amount=0.4, parts=("flow",), texts=("hi there",)).to_dict()
 
 
 def test_a_cell_is_the_change_that_a_limit_is_held_against(tiny):

@@ -13,12 +13,15 @@ import soundfile
 
 from tests.voices import piper_factory
 from vits_prune import PruneSpec, load_voice, prune, speak
+from vits_prune.background import Doing
 from vits_prune.errors import InputError
-from vits_prune.ui import flip, page, steps
-from vits_prune.voices.voice import PARTS
+from vits_prune.measure import measure_sparsity
+from vits_prune.pruning.prune import prune_steps
+from vits_prune.ui import controls, flip, hearing, page, steps
+from vits_prune.ui.forecast import forecast_words
 from vits_prune.workbench import Request, Spoken, Workbench
 
-GOOD = {"voice": "joe", "speaker": None, "text": "hi", "scope": "global", "amount": 0.3, "parts": list(PARTS), "seed": 0, "timing": "own"}
+GOOD = {"voice": "joe", "speaker": None, "text": "hi", "spec": PruneSpec(), "seed": 0, "timing": "own"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,10 @@ def test_the_inputs_become_a_request():
     request = steps.request_of(**{**GOOD, "voice": " joe ", "speaker": "", "seed": None, "speaking_rate": 1.5})
     assert request == Request("joe", "hi", PruneSpec(), delivery=request.delivery)
     assert request.delivery.speaking_rate == 1.5
-    assert list(page.SPEAKING) == list(steps.request_of.__annotations__)[: len(page.SPEAKING)]
+    values = ["joe", None, "hi", 0, "locked", None, 0.5, None, "random", "local", 0.4, ["flow"], ["flow.flows.0"], 0.1]
+    assert page.request_from(values).spec == PruneSpec("random", "local", 0.4, ("flow",), ("flow.flows.0",), 0.1)
+    assert page.request_from(values).delivery.noise_scale == 0.5
+    assert page.SPEAKING[len(page.DELIVERED) :] == controls.NAMES
 
 
 @pytest.mark.parametrize(
@@ -42,13 +48,9 @@ def test_the_inputs_become_a_request():
     [
         {"text": None},
         {"text": "a" * (steps.MAX_PAGE_CHARACTERS + 1)},
-        {"amount": float("nan")},
-        {"amount": 1.0},
-        {"amount": None},
-        {"parts": []},
-        {"parts": None},
-        {"parts": 5},
-        {"scope": None},
+        {"spec": PruneSpec(steps=9)},
+        {"spec": PruneSpec("activation", texts=("hi",) * 61)},
+        {"spec": PruneSpec("activation", texts=("a" * 301,))},
         {"seed": 2**32},
         {"timing": None},
         {"speaking_rate": 9},
@@ -120,14 +122,103 @@ def test_two_that_are_not_aligned_cannot_be_flipped(tiny):
 
 
 def test_the_readout(upload):
-    parts = list(PARTS)
-    assert "at least one part" in steps.readout(upload, "global", 0.3, [], None)
-    assert "once the voice is loaded" in steps.readout("someone/else", "global", 0.3, parts, None)
-    assert "once the voice is loaded" in steps.readout(upload, "global", 0.3, parts, "a visitor's token")
-    shown = steps.readout(upload, "local", 0.5, ["flow"], None)
-    expected = steps.bench.preview(upload, PruneSpec(scope="local", amount=0.5, parts=("flow",)))
+    assert "once the voice is loaded" in steps.readout("someone/else", PruneSpec(), None)
+    assert "once the voice is loaded" in steps.readout(upload, PruneSpec(), "a visitor's token")
+    spec = PruneSpec(scope="local", amount=0.5, parts=("flow",))
+    shown = steps.readout(upload, spec, None)
+    expected = steps.bench.preview(upload, spec)
     assert f"**{100 * expected['overall']:.1f}%** of the whole voice" in shown
     assert f"flow {100 * expected['flow']:.1f}%" in shown
+    assert "at least one part" in page._readout(upload, ["magnitude", "global", 0.3, []], None)
+
+
+def test_the_readout_of_a_calibrated_method_does_not_calibrate(upload, monkeypatch):
+    from vits_prune.pruning import listening, sensitivity
+
+    for module, name in ((listening, "collect"), (sensitivity, "_measure")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it listened"))
+    shown = steps.readout(upload, PruneSpec("second_order", amount=0.4), None)
+    assert "**40.0%** of the whole voice" in shown
+    assert "`duration_predictor`, `decoder.conv_post`; the rest loses" in shown
+    assert "when you press Speak" in shown
+    assert "is the most here" in steps.readout(upload, PruneSpec("second_order", amount=0.99), None)
+    patterned = PruneSpec(amount=0.5, pattern="2:4")
+    assert "input channels, which the pattern 2:4 cannot group" in steps.readout(upload, patterned, None)
+    assert "→" in steps.readout(upload, PruneSpec("structured", amount=0.5), None)
+    assert "nothing to shrink" in steps.readout(upload, PruneSpec("structured", parts=("duration_predictor",)), None)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "random", "activation", "second_order"])
+@pytest.mark.parametrize(
+    "how", [{}, {"floor": 0.2}, {"protect": ("flow",)}, {"amount": 0.5, "pattern": "1:2", "protect": ("duration_predictor",)}], ids=str
+)
+def test_the_readout_says_what_pruning_then_does(tiny, method, how):
+    spec = PruneSpec(method, **how)
+    pruned = prune(tiny, spec)
+    assert f"**{100 * measure_sparsity(pruned).overall:.1f}%**" in forecast_words(tiny, spec)
+
+
+def test_progress_then_the_voice_and_stopping_in_between(upload):
+    request = Request(upload, "hi there", PruneSpec("second_order", amount=0.4, parts=("flow",), texts=("hi there",)))
+    walk = steps.bench.pruning(request)
+    assert isinstance(next(walk), Doing)
+    walk.close()
+    assert steps.bench._calibrating.acquire(timeout=20), "a stopped calibration would keep all others waiting"
+    steps.bench._calibrating.release()
+    assert steps.bench._known(request, None) is None
+    *told, found = steps.bench.pruning(request)
+    assert all(isinstance(step, Doing) for step in told)
+    assert found[-1][1] is steps.bench.pruned(request)
+    assert list(steps.bench.pruning(request)) == [found], "made once"
+
+
+def test_every_step_of_gradual_pruning_can_be_heard(upload):
+    request = Request(upload, "hi there", PruneSpec("random", amount=0.6, steps=3, schedule="linear"), timing="locked")
+    shown = [step for step in hearing.heard(request, None) if "rendition" in step][-1]["rendition"]
+    assert (shown.visible, [label for label, _ in shown.choices]) == (
+        True,
+        ["step 1: 20.0% zeros", "step 2: 40.0% zeros", "step 3: 60.0% zeros"],
+    )
+    original = steps.bench.recall(request).original
+    voices = [voice for _, voice in prune_steps(steps.bench.voice(upload), request.spec)]
+    for index, voice in enumerate(voices):
+        *_, found = hearing.rendition(request, None, index)
+        heard, _ = soundfile.read(found["rendition_audio"].value["path"], dtype="int16")
+        np.testing.assert_array_equal(heard, speak(voice, "hi there", timing=original).pcm16())
+    for wrong in (3, -1, None, "0", True):
+        with pytest.raises(InputError, match=r"hoose one of"):
+            list(hearing.rendition(request, None, wrong))
+
+
+def test_a_structured_voice_goes_through_every_step(upload):
+    request = Request(upload, "hi there", PruneSpec("structured", amount=0.5, texts=("hi there",)), timing="locked")
+    found = [step for step in hearing.heard(request, None) if "summary" in step][-1]
+    assert "are gone with their channels and layers" in found["summary"]
+    assert found["flip"] is flip.LOCKED
+    assert found["sparsity"]["removed"][0] > 0
+    reasons = found["layers"].set_index("layer")["left alone because"]
+    assert set(reasons[reasons.index.str.startswith("duration_predictor")]) >= {"structured pruning has no lever in it"}
+    *_, size = hearing.weighed(request, None)
+    assert size["size"]["in words"].str.contains("structured: channels or layers are gone").sum() == 4
+    *_, drawn = hearing.drawn(request, None)
+    assert "### structured" in drawn["lesson"]
+    *_, timed = hearing.timed(request, None)
+    assert timed["latency"]["in words"].str.contains("on any hardware").any()
+    with zipfile.ZipFile(steps.saved_folder(request, None)) as archive:
+        assert any("structured-50" in name for name in archive.namelist())
+
+
+def test_the_matrix_shows_zeros_and_what_is_gone(upload):
+    for spec in (PruneSpec(amount=0.5), PruneSpec("structured", amount=0.5, texts=("hi there",))):
+        request = Request(upload, "hi", spec)
+        for name in steps.matrix_choices(request, None):
+            *_, pair = steps.matrix_steps(request, None, name)
+            gone, structured = np.isnan(pair.after), spec.method == "structured"
+            assert gone.any() == (structured and pair.shape_after != pair.layer.shape)
+            if not structured:
+                np.testing.assert_array_equal(pair.after[pair.after != 0], pair.before[pair.after != 0])
+        with pytest.raises(InputError, match="no layer"):
+            list(steps.matrix_steps(request, None, "/etc/passwd"))
 
 
 def test_the_saved_folder_is_the_pruned_voice(upload, tmp_path):

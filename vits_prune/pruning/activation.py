@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vits_prune.pruning.calibration import Statistics, Step
+from vits_prune.pruning.calibration import Statistics, Step, portion
 from vits_prune.pruning.layers import Layer
 from vits_prune.pruning.listening import chosen_layers, listen
 from vits_prune.pruning.scored import weigh, zero_lowest
@@ -23,12 +23,12 @@ def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None) ->
     Raises:
         InputError: the voice can say nothing of the calibration texts, or the layers cannot lose so much.
     """
-    layers = chosen_layers(voice, spec)
+    layers, heard = chosen_layers(voice, spec), 0.5 if spec.scope == "sensitivity" else 1.0
     scores = {
         layer.parameter: output_errors(voice, layer, statistics)
-        for layer, statistics in listen(voice, spec, layers, covariances=False, on_step=on_step)
+        for layer, statistics in listen(voice, spec, layers, covariances=False, on_step=portion(on_step, 0.0, heard))
     }
-    return zero_lowest(voice, spec, layers, weigh(voice, spec, scores, relative=True, on_step=on_step), by_row=True)
+    return zero_lowest(voice, spec, layers, weigh(voice, spec, scores, on_step=portion(on_step, heard, 1.0)), by_row=True)
 
 
 def output_errors(voice: Voice, layer: Layer, statistics: Statistics) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,17 @@ class Block:
     """Beginning of its layers' names."""
     run: Run
     """(model, state before) -> state behind."""
+    beside: tuple[str, ...] = ()
+    """Names of layers that run with it and begin otherwise."""
+
+    def holds(self, layer: str) -> bool:
+        """Whether a layer, by its name, runs in this block."""
+        return layer in (self.name, *self.beside) or layer.startswith(f"{self.name}.")
+
+
+def portion(on_step: Step | None, start: float, end: float) -> Step | None:
+    """An on_step for a piece of the work: its 0 to 1 are `start` to `end` of the whole."""
+    return on_step and (lambda what, share: on_step(what, start + (end - start) * share))
 
 
 def collect(
@@ -87,24 +99,27 @@ def collect(
         on_step: told how far it is; it may raise to cancel.
 
     Raises:
-        InputError: the voice can say nothing of the texts, or a covariance does not fit.
+        InputError: the voice can say nothing of the texts, a covariance does not fit, or a layer is given what is no number.
     """
     tell = on_step or (lambda _what, _share: None)
     if covariances:
         _check_memory(voice, layers)
-    random = torch.Generator().manual_seed(seed)
+    # Each layer has draws of its own, so that it does not matter which others are listened to.
+    random = {layer.name: torch.Generator().manual_seed(seed + (zlib.crc32(layer.name.encode()) << 32)) for layer in layers}
     done = 0
     last = max((PARTS.index(layer.part) for layer in layers), default=-1)
     for block, states in walk(voice, (voice.model,), texts, seed, last):
-        mine = [layer for layer in layers if layer.name == block.name or layer.name.startswith(f"{block.name}.")]
+        mine = [layer for layer in layers if block.holds(layer.name)]
         tell(f"listening to {block.name}", done / max(1, len(layers)))
         found = {layer.name: _statistics(voice.model.get_submodule(layer.name), covariances) for layer in mine}
         for (state,) in states if mine else ():
             with inputs_of(voice.model, mine) as inputs:
                 block.run(voice.model, state)
             for name, statistics in found.items():
-                statistics.add(_windows(statistics.matrix, inputs[name], state.get("valid"), len(states), random))
+                statistics.add(_windows(statistics.matrix, inputs[name], state.get("valid"), len(states), random[name]))
         for layer in mine:
+            if not bool(torch.isfinite(found[layer.name].energy).all()):
+                raise InputError(f"{layer.name} of {voice.name} is given what is no finite number when it speaks: the voice is broken.")
             yield layer, found.pop(layer.name)
             done += 1
     tell("calibrated", 1.0)
@@ -138,8 +153,9 @@ def walk(
 
 def _check_memory(voice: Voice, layers: Sequence[Layer]) -> None:
     for layer in layers:
-        columns = LayerMatrix(voice.model.get_submodule(layer.name)).shape[1]
-        if columns > MAX_COLUMNS:
+        matrix = LayerMatrix(voice.model.get_submodule(layer.name))
+        columns = matrix.shape[1]
+        if matrix.dense and columns > MAX_COLUMNS:
             raise InputError(
                 f"{layer.name} of {voice.name} has {columns:,} inputs, whose covariance would take {4 * columns**2 / 1e9:.1f} GB: "
                 "protect it, or prune by activation, which needs none."
@@ -165,7 +181,7 @@ def inputs_of(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str, t
 
 def _statistics(module: nn.Module, covariances: bool) -> Statistics:
     matrix = LayerMatrix(module)
-    columns = matrix.shape[1] + (module.bias is not None) if matrix.dense else matrix.module.weight.shape[1]
+    columns = matrix.shape[1] + (module.bias is not None) if matrix.dense else module.in_channels // module.groups
     covariance = torch.zeros(columns, columns) if covariances and matrix.dense else None
     return Statistics(matrix, covariance, torch.zeros(columns))
 
@@ -174,8 +190,7 @@ def _windows(matrix: LayerMatrix, inputs: torch.Tensor, valid: torch.Tensor | No
     """A sample of a layer's windows, [windows, columns], a 1 appended where it has a bias."""
     module = matrix.module
     if not matrix.dense:  # one energy an input channel of a group, over all groups
-        channels = inputs.shape[1] // module.groups if not isinstance(module, nn.Linear) else inputs.shape[-1]
-        return inputs.transpose(1, 2).reshape(-1, channels)
+        return inputs.transpose(1, 2).reshape(-1, inputs.shape[1] // module.groups)
     usable = matrix.usable(inputs, valid).nonzero()
     most = max(1, int(np.clip(8 * matrix.shape[1], *WINDOWS)) // batches)
     if len(usable) > most:
@@ -265,17 +280,32 @@ def _encoder_blocks(model: nn.Module) -> Iterator[Block]:
 
 def _spoken(voice: Voice, models: Sequence[nn.Module], sentences: Sequence[tuple[int, ...]], seed: int) -> list[list[State]]:
     """Sentences as each model's text encoder reads them, with the voice's own durations."""
-    pace, conditioning = Delivery().for_voice(voice), speaker_embedding(voice)
-    found = []
+    conditioning, found = speaker_embedding(voice), []
     for index, ids in enumerate(sentences[:: max(1, len(sentences) // SPOKEN)][:SPOKEN]):
         key, states = (seed, index), []
-        durations, _ = predict_durations(voice, encode(voice, ids)[0], conditioning, key, pace, MAX_FRAMES)
+        durations = own_durations(voice, ids, key)
         for model in models:
             hidden, means, log_variances = encode(dataclasses.replace(voice, model=model), ids)
             states.append({"hidden": hidden, "means": means, "log_variances": log_variances, "durations": durations, "key": key})
             states[-1]["conditioning"] = conditioning
         found.append(states)
     return found
+
+
+def own_durations(voice: Voice, ids: tuple[int, ...], key: tuple[int, int]) -> np.ndarray:
+    """Frames of each token as the voice itself says them, int64 [tokens], MAX_FRAMES together at most.
+
+    Raises:
+        InputError: its text encoder or its duration predictor makes what is no number.
+    """
+    hidden, pace = encode(voice, ids)[0], Delivery().for_voice(voice)
+    broken = InputError(f"{voice.name} makes what is no finite number when it reads: the voice is broken, load it anew.")
+    if not bool(torch.isfinite(hidden).all()):
+        raise broken
+    try:
+        return predict_durations(voice, hidden, speaker_embedding(voice), key, pace, MAX_FRAMES)[0]
+    except ValueError as error:  # the spline of a stochastic predictor does not take what is no number
+        raise broken from error
 
 
 def _run_durations(voice: Voice) -> Run:
@@ -345,7 +375,7 @@ def decoder_blocks(model: nn.Module) -> Iterator[Block]:
     def final(model: nn.Module, state: State) -> State:
         return {**state, "hidden": model.decoder.conv_post(nn.functional.leaky_relu(state["hidden"]))}
 
-    yield Block("decoder.conv_pre", first)
+    yield Block("decoder.conv_pre", first, ("decoder.cond",))
     for stage in range(model.decoder.num_upsamples):
         yield Block(f"decoder.upsampler.{stage}", upsample(stage))
         for index in range(branches):

@@ -13,6 +13,7 @@ from torch import nn
 from vits_prune.errors import InputError
 from vits_prune.pruning.calibration import Statistics, Step, collect
 from vits_prune.pruning.layers import Layer, prunable_layers
+from vits_prune.pruning.masks import most_zeros
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.texts import load_calibration_texts
@@ -53,9 +54,8 @@ def zeros_wanted(voice: Voice, spec: PruneSpec, chosen: Sequence[Layer]) -> int:
         InputError: they do not have so many.
     """
     everything = sum(layer.weights for layer in prunable_layers(voice, spec.parts))
-    mine = sum(layer.weights for layer in chosen)
     wanted = round(spec.amount * everything)
-    most = int((1 - spec.floor) * mine)
+    most = sum(most_zeros(layer.weights, spec.floor) for layer in chosen)
     if wanted > most:
         raise InputError(
             f"An amount of {spec.amount:g} would take more than what is not protected and above the floor: "
@@ -79,7 +79,7 @@ def listen(
     Args:
         voice: who speaks.
         spec: its texts and seed.
-        layers: which are wanted; all that the voice can prune are listened to at once where they fit.
+        layers: which are wanted, the whole tuple being listened to at once where its covariances fit.
         covariances: whether energies alone will not do.
         on_step: told how far it is; it may raise to cancel.
 
@@ -93,13 +93,11 @@ def listen(
         return
     key = (id(voice.model), voice.speaker, texts, spec.seed, torch.get_num_threads())
     with _lock:
-        for known in [known for known, (model, _) in _kept.items() if model() is None]:
-            del _kept[known]
         of, found = _kept.get(key, (None, ()))
         if not (of and of() is voice.model and names <= {layer.name for layer, one in found if one.covariance is not None or not covariances
                                                           or not one.matrix.dense}):  # fmt: skip
             found = tuple(collect(voice, layers, texts, spec.seed, covariances=covariances, on_step=on_step))
-            _kept[key] = (weakref.ref(voice.model), found)
+            _kept[key] = (weakref.ref(voice.model, lambda _: _kept.pop(key, None)), found)  # forgotten with the voice
         _kept.move_to_end(key)
         while len(_kept) > _KEPT_VOICES:
             _kept.popitem(last=False)

@@ -113,7 +113,7 @@ def _with_conditions(voice: Voice, spec: PruneSpec, on_step: Step | None) -> dic
     layers = chosen_layers(voice, spec)
     scores = {layer.parameter: voice.model.get_parameter(layer.parameter).detach().float().abs().cpu() for layer in layers}
     if spec.scope == "sensitivity":
-        scores = weigh(voice, spec, {name: one.square() for name, one in scores.items()}, relative=True, on_step=on_step)
+        scores = weigh(voice, spec, {name: one.square() for name, one in scores.items()}, on_step=on_step)
     return zero_lowest(voice, spec, layers, scores)
 
 

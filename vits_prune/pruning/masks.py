@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,7 +16,7 @@ Scores = Mapping[str, np.ndarray]
 
 
 def share_out(scores: Scores, zeros: int, scope: str, floor: float = 0.0) -> dict[str, int]:
-    """How many weights each layer loses.
+    """How many weights each layer loses: `zeros` together, or all that the floor lets go where that is less.
 
     Args:
         scores: comparable across layers, unless the scope is local.
@@ -24,7 +25,7 @@ def share_out(scores: Scores, zeros: int, scope: str, floor: float = 0.0) -> dic
         floor: share of its weights that every layer keeps at least.
     """
     sizes = {name: one.size for name, one in scores.items()}
-    most = {name: int((1 - floor) * size) for name, size in sizes.items()}
+    most = {name: most_zeros(size, floor) for name, size in sizes.items()}
     total = sum(sizes.values())
     if scope == "local":
         return _exactly({name: zeros * size / total for name, size in sizes.items()}, zeros, most)
@@ -39,6 +40,11 @@ def share_out(scores: Scores, zeros: int, scope: str, floor: float = 0.0) -> dic
         left -= sum(full.values())
         rest = {name: one for name, one in rest.items() if name not in full}
     return found
+
+
+def most_zeros(size: int, floor: float) -> int:
+    """How many of a layer's weights can go if it keeps at least a share of them."""
+    return size - math.ceil(floor * size - 1e-6)
 
 
 def _exactly(shares: Mapping[str, float], total: int, most: Mapping[str, int]) -> dict[str, int]:
@@ -61,6 +67,8 @@ def _ranked(scores: Scores, zeros: int) -> dict[str, int]:
     """How many of each layer's are among the `zeros` smallest of all; ties at the threshold in the order of the layers."""
     if zeros <= 0:
         return dict.fromkeys(scores, 0)
+    if zeros >= sum(one.size for one in scores.values()):
+        return {name: one.size for name, one in scores.items()}
     joined = np.concatenate([one.ravel() for one in scores.values()])
     threshold = np.partition(joined, zeros - 1)[zeros - 1]
     found = {name: int((one < threshold).sum()) for name, one in scores.items()}

@@ -28,32 +28,36 @@ class LayerMatrix:
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns)."""
-        module, size = self.module, self.module.weight.shape
-        if isinstance(module, nn.ConvTranspose1d):
-            return size[1] * module.stride[0], size[0] * (size[2] // module.stride[0])
-        return size[0], module.weight.numel() // size[0]
+        size, phases = self.module.weight.shape, self._phases
+        if isinstance(self.module, nn.ConvTranspose1d):
+            return size[1] * phases, size[0] * (size[2] // phases)
+        return size[0], self.module.weight.numel() // size[0]
+
+    @property
+    def _phases(self) -> int:
+        """Convolutions that a transposed one is made of; 1 where its kernel is no multiple of its stride, so that it has no one matrix."""
+        return self.module.stride[0] if isinstance(self.module, nn.ConvTranspose1d) and self.dense else 1
 
     def of(self, weight: torch.Tensor) -> torch.Tensor:
         """A weight of the layer's shape as [rows, columns]."""
         if isinstance(self.module, nn.ConvTranspose1d):
             inputs, outputs, taps = weight.shape
-            stride = self.module.stride[0]
-            return weight.reshape(inputs, outputs, taps // stride, stride).permute(1, 3, 0, 2).reshape(self.shape)
+            return weight.reshape(inputs, outputs, taps // self._phases, self._phases).permute(1, 3, 0, 2).reshape(self.shape)
         return weight.reshape(self.shape)
 
     def back(self, matrix: torch.Tensor) -> torch.Tensor:
         """[rows, columns] as a weight of the layer's shape."""
         if isinstance(self.module, nn.ConvTranspose1d):
             inputs, outputs, taps = self.module.weight.shape
-            stride = self.module.stride[0]
-            return matrix.reshape(outputs, stride, inputs, taps // stride).permute(2, 0, 3, 1).reshape(inputs, outputs, taps).contiguous()
+            phases = matrix.reshape(outputs, self._phases, inputs, taps // self._phases)
+            return phases.permute(2, 0, 3, 1).reshape(inputs, outputs, taps).contiguous()
         return matrix.reshape(self.module.weight.shape).contiguous()
 
     def channels(self, matrix: torch.Tensor) -> torch.Tensor:
         """A matrix as [rows, input channels, taps]."""
         taps = 1 if isinstance(self.module, nn.Linear) else self.module.kernel_size[0]
         if isinstance(self.module, nn.ConvTranspose1d):
-            taps //= self.module.stride[0]
+            taps //= self._phases
         return matrix.reshape(matrix.shape[0], -1, taps)
 
     def usable(self, inputs: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
@@ -69,7 +73,8 @@ class LayerMatrix:
         positions = inputs.shape[2]
         if isinstance(module, nn.ConvTranspose1d):
             found = torch.ones(batch, positions + module.kernel_size[0] // module.stride[0] - 1, dtype=torch.bool)
-            found[:, [0, -1]] = False  # their outputs are cut off by the layer's padding
+            cut = -(-module.padding[0] // module.stride[0])  # their outputs are cut off, or some of them, by the layer's padding
+            found[:, :cut] = found[:, found.shape[1] - cut :] = False
             return found
         positions += 2 * module.padding[0] - module.dilation[0] * (module.kernel_size[0] - 1)
         return valid if valid is not None else torch.ones(batch, positions, dtype=torch.bool)

@@ -48,7 +48,7 @@ def prune_steps(voice: Voice, spec: PruneSpec, *, on_step: Step | None = None) -
         raise InputError("prune takes a PruneSpec: PruneSpec(scope='global', amount=0.3).")
     method, amounts = METHODS[spec.method], spec.schedule_amounts()
     module: Any = importlib.import_module(method.module)
-    tell = on_step or (lambda _what, _share: None)
+    tell = _rising(on_step)
     current = voice
     for index, amount in enumerate(amounts):
         done = spec if index + 1 == len(amounts) else dataclasses.replace(spec, amount=amount, steps=1, amounts=amounts[: index + 1])
@@ -64,4 +64,18 @@ def prune_steps(voice: Voice, spec: PruneSpec, *, on_step: Step | None = None) -
         else:
             more = {"original": voice} if method.recovers else {}
             current = current.with_weights(module.prune_weights(current, now, on_step=step, **more), recipe=recipe)
+        step("pruned", 1.0)
         yield amount, current
+
+
+def _rising(on_step: Step | None) -> Step:
+    """An on_step whose share never falls: covariances that do not fit are listened to twice, in between other work."""
+    highest = 0.0
+
+    def tell(what: str, share: float) -> None:
+        nonlocal highest
+        highest = min(1.0, max(highest, share))
+        if on_step:
+            on_step(what, highest)
+
+    return tell

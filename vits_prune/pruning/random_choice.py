@@ -17,14 +17,14 @@ from vits_prune.voices.voice import Voice
 def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None) -> dict[str, torch.Tensor]:
     """New weights for the layers that lose any, by parameter name: which weights go is drawn from the seed, layer by layer.
 
-    Weights that are zero already go first, so that another step of gradual pruning takes no more than it is asked for.
+    Raises:
+        InputError: the layers cannot lose so much, or a pattern does not fit one.
     """
-    layers, weights = chosen_layers(voice, spec), dict(voice.model.named_parameters())
+    layers = chosen_layers(voice, spec)
     scores = {}
     for layer in layers:
         random = np.random.Generator(np.random.Philox([spec.seed, zlib.crc32(layer.parameter.encode())]))
-        drawn = torch.from_numpy(random.random(layer.shape, dtype=np.float32))
-        scores[layer.parameter] = drawn.masked_fill(weights[layer.parameter] == 0, -1.0)
+        scores[layer.parameter] = torch.from_numpy(random.random(layer.shape, dtype=np.float32))
     if spec.scope == "sensitivity":
-        scores = weigh(voice, spec, scores, relative=True, on_step=on_step)
+        scores = weigh(voice, spec, scores, on_step=on_step)
     return zero_lowest(voice, spec, layers, scores)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from vits_prune.pruning.calibration import MAX_FRAMES, State, Step, flow_blocks, stretch_of, stretched, token_states
+from vits_prune.pruning.calibration import State, Step, flow_blocks, own_durations, stretch_of, stretched, token_states
 from vits_prune.pruning.couplings import BRANCHES, ENCODER_LAYERS, RESBLOCKS
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.structured import Choice, groups, latents_are_flipped
-from vits_prune.synthesis import Delivery, encode, predict_durations, read_text, speaker_embedding
+from vits_prune.synthesis import encode, read_text, speaker_embedding
 from vits_prune.voices.voice import Voice
 
 DAMPING = 0.003
@@ -29,7 +29,7 @@ WINDOWS = 24_000
 
 
 class Fit:
-    """A layer's least squares problem, gathered batch by batch."""
+    """A layer's least squares problem, gathered batch by batch; a layer without one matrix keeps what it has."""
 
     def __init__(self, module: nn.Module, random: torch.Generator, batches: int) -> None:
         self.module, self._random, self._most = module, random, max(1, WINDOWS // batches)
@@ -46,6 +46,8 @@ class Fit:
             wanted: what it should give, of its output's shape.
             valid: positions that are no padding, bool [batch, positions of the output]; None for all.
         """
+        if not self.matrix.dense:
+            return
         usable = self.matrix.usable(inputs, valid).nonzero()
         if len(usable) > self._most:
             usable = usable[torch.randperm(len(usable), generator=self._random)[: self._most]]
@@ -59,6 +61,8 @@ class Fit:
 
     def solve(self) -> None:
         """Give the layer the weights that fit best, near those that it has."""
+        if not self._windows:
+            return
         module, columns = self.module, self.matrix.shape[1]
         now = self.matrix.of(module.weight.detach()).float()
         if module.bias is not None:
@@ -140,12 +144,12 @@ def _feed_forward(layer: nn.Module, state: State) -> tuple[torch.Tensor, torch.T
 
 def _latents(original: Voice, smaller: Voice, sentences: Sequence[tuple[int, ...]], seed: int) -> list[tuple[State, State]]:
     """Stretches of what the original's flow hands its decoder, and the same in the order of channels that the smaller voice reads."""
-    pace, conditioning, places = Delivery().for_voice(original), speaker_embedding(original), np.random.default_rng(seed)
+    conditioning, places = speaker_embedding(original), np.random.default_rng(seed)
     flipped, found = latents_are_flipped(original, smaller), []
     for index, ids in enumerate(sentences[:: max(1, len(sentences) // SPOKEN)][:SPOKEN]):
         key = (seed, index)
-        hidden, means, log_variances = encode(original, ids)
-        durations, _ = predict_durations(original, hidden, conditioning, key, pace, MAX_FRAMES)
+        _, means, log_variances = encode(original, ids)
+        durations = own_durations(original, ids, key)
         state = {"means": means, "log_variances": log_variances, "durations": durations, "key": key, "conditioning": conditioning}
         state = stretched(state, original)
         for block in flow_blocks(original.model):

@@ -13,22 +13,28 @@ import math
 import torch
 
 from vits_prune.pruning.activation import output_errors
-from vits_prune.pruning.calibration import Statistics, Step
+from vits_prune.pruning.calibration import Statistics, Step, portion
 from vits_prune.pruning.layers import Layer
 from vits_prune.pruning.listening import chosen_layers, listen, zeros_wanted
 from vits_prune.pruning.masks import pattern_mask, share_out, smallest
 from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.pruning.scored import weigh
+from vits_prune.pruning.scored import check_finite, weigh
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import Voice
 
 DAMPING = 0.01
 """Added to the covariance's diagonal, as a share of its mean: keeps what few sentences did not show from being trusted."""
-ROUNDS, ROUNDS_A_PENALTY = 32, 8
+ROUNDS, ROUNDS_A_PENALTY = 16, 4
 """Of ADMM, and after how many of them the penalty grows."""
+SMALL = 1 << 17
+"""Weights of a layer up to which it is given twice the rounds, since they cost little."""
 FIRST_PENALTY, GROWTH, SLOW_GROWTH = 0.1, 2.0, 1.5
 SETTLED, MOVING = 1e-3, 2e-2
 """Share of the kept weights that changed places under one penalty: below the first all is settled, above the second growth is fast."""
+_COUNTED = 0.4
+"""Share of the work that is done when it is known how many weights each layer loses."""
+SAMPLE = 16_384
+"""Weights that say where to cut while the choice is not final."""
 REFINEMENTS = 10
 """Steps of conjugate gradients for the survivors."""
 
@@ -47,25 +53,28 @@ def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None, or
     """
     tell = on_step or (lambda _what, _share: None)
     layers, aim = chosen_layers(voice, spec), original or voice
-    counts = None if spec.neighbours else _counts(voice, aim, spec, layers, on_step)
+    counts = None if spec.neighbours else _counts(voice, aim, spec, layers, portion(on_step, 0.0, _COUNTED))
     changed: dict[str, torch.Tensor] = {}
-    heard = listen(voice, spec, layers, covariances=True, on_step=lambda what, share: tell(what, 0.5 * share))
+    heard = listen(voice, spec, layers, covariances=True, on_step=portion(on_step, 0.0, _COUNTED))
     for done, (layer, statistics) in enumerate(heard):
         count = counts[layer.parameter] if counts is not None else None
         if count != 0:
             changed |= _pruned(voice, aim, layer, statistics, count, spec)
-        tell(f"pruned {layer.name}", 0.5 + 0.5 * (done + 1) / len(layers))
+        tell(f"pruned {layer.name}", _COUNTED + (1 - _COUNTED) * (done + 1) / len(layers))
+    check_finite(voice, changed)
     return changed
 
 
 def _counts(voice: Voice, aim: Voice, spec: PruneSpec, layers: tuple[Layer, ...], on_step: Step | None) -> dict[str, int]:
     """How many weights each layer loses."""
-    scores = {}
-    for layer, statistics in listen(voice, spec, layers, covariances=True, on_step=on_step):
-        errors = output_errors(aim, layer, statistics)
-        scores[layer.parameter] = errors.masked_fill(voice.model.get_parameter(layer.parameter) == 0, 0.0)
+    closed = {layer.parameter: voice.model.get_parameter(layer.parameter) == 0 for layer in layers}
+    heard, scores = 0.7 if spec.scope == "sensitivity" else 1.0, {}
+    for layer, statistics in listen(voice, spec, layers, covariances=True, on_step=portion(on_step, 0.0, heard)):
+        scores[layer.parameter] = output_errors(aim, layer, statistics).masked_fill(closed[layer.parameter], 0.0)
     if spec.scope != "local":
-        scores = weigh(aim, spec, scores, relative=True, on_step=on_step)
+        scores = weigh(aim, spec, scores, on_step=portion(on_step, heard, 1.0))
+    check_finite(voice, scores)
+    scores = {name: one.masked_fill(closed[name], -1.0) for name, one in scores.items()}
     return share_out({name: one.numpy() for name, one in scores.items()}, zeros_wanted(voice, spec, layers), spec.scope, spec.floor)
 
 
@@ -76,8 +85,8 @@ def _pruned(voice: Voice, aim: Voice, layer: Layer, statistics: Statistics, coun
     if statistics.covariance is None:
         scores = output_errors(aim, layer, statistics).masked_fill(there == 0, -1.0)
         patterned = count is None
-        mask = pattern_mask(scores.reshape(matrix.shape), matrix, spec.neighbours, layer.name) if patterned else smallest(scores, count)
-        return {layer.parameter: module.weight.detach().masked_fill(mask.reshape(there.shape), 0.0)}
+        mask = matrix.back(pattern_mask(matrix.of(scores), matrix, spec.neighbours, layer.name)) if patterned else smallest(scores, count)
+        return {layer.parameter: module.weight.detach().masked_fill(mask | (there == 0), 0.0)}
     target = matrix.of(module.weight.detach()).float()
     covariance = _damped(statistics.covariance / max(1, statistics.windows))
     if module.bias is not None:
@@ -119,7 +128,7 @@ class LayerProblem:
             covariance: H, positive definite, as wide as T.
             closed: which weights are zero already and stay so, bool [rows, columns].
             matrix: of the layer, for patterns.
-            count: how many weights are to be zero, None with a pattern.
+            count: how many weights are to be zero, None with a pattern; where more are closed, all of those.
             neighbours: the pattern.
             name: of the layer, for messages.
         """
@@ -137,23 +146,25 @@ class LayerProblem:
     def _choose(self) -> torch.Tensor:
         """Which weights stay, by ADMM: bool, as wide as the target."""
         aim = self._target @ self._covariance
+        longer = 2 if self._target.numel() <= SMALL else 1
         penalty, dual = FIRST_PENALTY, torch.zeros_like(self._target)
         inverse = self._inverse(penalty)
-        kept = before = self._mask(self._target)
+        kept = before = self._mask(self._target, exactly=False)
         sparse = torch.where(kept, self._target, 0.0)
-        for turn in range(1, ROUNDS + 1):
+        for turn in range(1, longer * ROUNDS + 1):
             dense = (aim + penalty * sparse - dual) @ inverse
             proposed = dense + dual / penalty
-            kept = self._mask(proposed)
+            kept = self._mask(proposed, exactly=False)
             sparse = torch.where(kept, proposed, 0.0)
             dual += penalty * (dense - sparse)
-            if turn % ROUNDS_A_PENALTY == 0 and turn < ROUNDS:
+            if turn % (longer * ROUNDS_A_PENALTY) == 0 and turn < longer * ROUNDS:
                 moved = float((kept ^ before).sum()) / max(1, int(kept.sum()))
                 if moved < SETTLED:
                     break
                 before, penalty = kept, penalty * (GROWTH if moved > MOVING else SLOW_GROWTH)
                 inverse = self._inverse(penalty)
-        self._start = sparse
+        kept = self._mask(proposed)
+        self._start = torch.where(kept, proposed, 0.0)
         return kept
 
     def _inverse(self, penalty: float) -> torch.Tensor:
@@ -161,15 +172,19 @@ class LayerProblem:
         with_penalty.diagonal().add_(penalty)
         return torch.cholesky_inverse(torch.linalg.cholesky(with_penalty))
 
-    def _mask(self, weights: torch.Tensor) -> torch.Tensor:
-        """Which stay if the smallest go."""
+    def _mask(self, weights: torch.Tensor, exactly: bool = True) -> torch.Tensor:
+        """Which stay if the smallest go; while the choice is not final a sample of them says where to cut."""
         columns = self._closed.shape[1]
         scores = weights[:, :columns].abs().masked_fill(self._closed, -1.0)
         kept = torch.ones(weights.shape, dtype=torch.bool)
         if self._neighbours:
-            kept[:, :columns] = ~pattern_mask(scores, self._matrix, self._neighbours, self._name)
+            gone = pattern_mask(scores, self._matrix, self._neighbours, self._name)
+        elif exactly or scores.numel() < 8 * SAMPLE:
+            gone = smallest(scores, self._count)
         else:
-            kept[:, :columns] = ~smallest(scores, self._count)
+            sample = scores.reshape(-1)[:: scores.numel() // SAMPLE].sort().values
+            gone = scores <= sample[min(len(sample) - 1, len(sample) * self._count // scores.numel())]
+        kept[:, :columns] = ~(gone | self._closed)
         return kept
 
     def _refined(self, kept: torch.Tensor) -> torch.Tensor:

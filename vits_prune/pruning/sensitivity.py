@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from vits_prune.pruning.calibration import MAX_FRAMES, Step, decoder_blocks, flow_blocks, stretch_of, stretched
+from vits_prune.errors import InputError
+from vits_prune.pruning.calibration import Step, decoder_blocks, flow_blocks, own_durations, stretch_of, stretched
 from vits_prune.pruning.layers import Layer, prunable_layers
-from vits_prune.synthesis import Delivery, encode, log_durations, predict_durations, read_text, speaker_embedding
+from vits_prune.synthesis import Delivery, encode, log_durations, read_text, speaker_embedding
 from vits_prune.voices.voice import Voice
 
 SENTENCES, DIRECTIONS = 8, 2
@@ -61,7 +62,7 @@ def channel_sensitivity(voice: Voice, texts: Sequence[str], seed: int, *, on_ste
         return known[key]
 
 
-def _measure(voice: Voice, texts: Sequence[str], seed: int, tell: Step) -> dict[str, float]:
+def _measure(voice: Voice, texts: Sequence[str], seed: int, tell: Step) -> dict[str, np.ndarray]:
     layers = prunable_layers(voice)
     random, places = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     sentences = [sentence.ids for text in texts for sentence in read_text(voice, text)[0]]
@@ -69,8 +70,8 @@ def _measure(voice: Voice, texts: Sequence[str], seed: int, tell: Step) -> dict[
     found: dict[str, np.ndarray] = {layer.parameter: np.zeros(_outputs(voice, layer)) for layer in layers}
     for index, ids in enumerate(sentences):
         tell("measuring what errors do to the speech", index / len(sentences))
-        key, pace = (seed, index), Delivery().for_voice(voice)
-        durations, _ = predict_durations(voice, encode(voice, ids)[0], speaker_embedding(voice), key, pace, MAX_FRAMES)
+        key = (seed, index)
+        durations = own_durations(voice, ids, key)
         with torch.enable_grad(), _listening(voice.model, layers) as heard:
             for output, scale in _speech(voice, ids, key, durations, int(places.integers(1 << 30))):
                 for _ in range(DIRECTIONS):
@@ -81,6 +82,9 @@ def _measure(voice: Voice, texts: Sequence[str], seed: int, tell: Step) -> dict[
                     for layer in layers:
                         change = heard.change(layer.name)
                         found[layer.parameter] += change / (DIRECTIONS * output.numel() * scale**2 * len(sentences))
+    for name, change in found.items():
+        if not np.isfinite(change).all():
+            raise InputError(f"{name} of {voice.name} makes what is no finite number when it speaks: the voice is broken.")
     tell("measured what errors do to the speech", 1.0)
     return found
 
@@ -138,7 +142,9 @@ def _speech(
     """What a sentence comes to, and what counts as one unit of error in it: log-durations, then a stretch's log-mel spectrogram."""
     pace, conditioning = Delivery().for_voice(voice), speaker_embedding(voice)
     hidden, means, log_variances = encode(voice, ids)
-    yield log_durations(voice.model, hidden, conditioning, key, pace), DURATION_SCALE
+    with _attached(voice.model, hidden):
+        logarithms = log_durations(voice.model, hidden, conditioning, key, pace)
+    yield logarithms, DURATION_SCALE
     state = {"means": means, "log_variances": log_variances, "durations": durations, "key": key, "conditioning": conditioning}
     state = stretched(state, voice)
     for block in flow_blocks(voice.model):
@@ -147,6 +153,19 @@ def _speech(
     for block in decoder_blocks(voice.model):
         state = block.run(voice.model, state)
     yield _log_mel(torch.tanh(state["hidden"])[0, 0], voice.sampling_rate), MEL_SCALE
+
+
+@contextlib.contextmanager
+def _attached(model: nn.Module, hidden: torch.Tensor) -> Iterator[None]:
+    """Let gradients pass from a plain duration predictor to the text encoder: in training, and so in its code, they do not."""
+    if model.config.use_stochastic_duration_prediction:
+        yield
+        return
+    hook = model.duration_predictor.conv_1.register_forward_pre_hook(lambda _module, given: given[0] + (hidden - hidden.detach()))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _log_mel(waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from vits_prune.pruning.listening import texts_for
 from vits_prune.pruning.refit import refit
 from vits_prune.pruning.sensitivity import channel_sensitivity
 from vits_prune.pruning.spec import PruneSpec
-from vits_prune.pruning.structure import Shape, sizes_of
+from vits_prune.pruning.structure import Shape, sizes, sizes_of
 from vits_prune.pruning.structured import choose, cut
 from vits_prune.voices.voice import Voice
 
@@ -27,14 +27,16 @@ def prune_voice(voice: Voice, spec: PruneSpec, on_step: Step | None = None, orig
         voice: what is cut.
         spec: its shape, or its amount and parts.
         on_step: told how far it is; it may raise to cancel.
-        original: not needed, each cut is fitted to the voice before it.
+        original: what the amount counts from, where `voice` is a step of gradual pruning; each cut is fitted to the voice before it.
         changes: other fields of the new Voice, such as `recipe`.
 
     Raises:
         InputError: a lever that the voice does not have, a width that leaves nothing, or nothing that can be said for calibration.
     """
     tell = on_step or (lambda _what, _share: None)
-    shape, texts = spec.shape or shape_for(voice, spec), texts_for(voice, spec)
+    shape, texts = spec.shape or shape_for(original or voice, spec), texts_for(voice, spec)
+    if original is not None and original is not voice:
+        shape = _from_here(shape, original, voice)
     found = channel_sensitivity(voice, texts, spec.seed, on_step=lambda what, share: tell(what, 0.4 * share))
     choice = choose(voice, shape, importance(found))
     smaller = cut(voice, choice, **changes)
@@ -78,3 +80,14 @@ def shape_for(voice: Voice, spec: PruneSpec) -> Shape:
     if not levers:
         raise InputError("The duration predictor has nothing to shrink: choose the decoder, the text encoder or the flow.")
     return dataclasses.replace(Shape(), **levers)
+
+
+def _from_here(shape: Shape, original: Voice, voice: Voice) -> Shape:
+    """The Shape that makes of a voice that is cut already what another Shape makes of its original."""
+    wanted, now = sizes(original.model.config, shape), sizes_of(voice.model.config)
+    return dataclasses.replace(
+        shape,
+        decoder_width=wanted.initial_channels / now.initial_channels,
+        ffn_width=wanted.ffn_channels / now.ffn_channels,
+        multiple=1,
+    )

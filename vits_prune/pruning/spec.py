@@ -76,6 +76,10 @@ class PruneSpec:
         object.__setattr__(self, "texts", _checked_strings("texts", self.texts, MAX_TEXTS, MAX_TEXT))
         if self.protect is not None:
             object.__setattr__(self, "protect", _checked_strings("protected layers", self.protect, MAX_PROTECTED, 200))
+        if METHODS[self.method].structured and (self.floor or self.protect):
+            raise InputError("A structured method takes neither a floor nor protected layers: choose parts, or give a shape.")
+        if self.shape is not None and (self.steps > 1 or self.amounts):
+            raise InputError("A shape is cut in one step: leave the steps out, or give an amount instead of a shape.")
         if self.shape is not None and (not isinstance(self.shape, Shape) or not METHODS[self.method].structured):
             raise InputError("A shape is for a structured method, and is a Shape: Shape(decoder_width=0.5).")
         self._check_pattern()
@@ -111,13 +115,14 @@ class PruneSpec:
         return any(_begins(pieces, pattern.split(".")) for pattern in self.protected)
 
     def schedule_amounts(self) -> tuple[float, ...]:
-        """The amounts of the steps, rising to the amount itself."""
+        """The amounts of the steps, rising to the amount itself; steps that round to the amount of the one before are left out."""
         if self.amounts:
             return self.amounts
         shares = [step / self.steps for step in range(1, self.steps + 1)]
         if self.schedule == "cubic":
             shares = [1 - (1 - share) ** 3 for share in shares]
-        return (*(round(self.amount * share, 6) for share in shares[:-1]), self.amount)
+        before = dict.fromkeys(round(self.amount * share, 6) for share in shares[:-1])
+        return (*(amount for amount in before if amount < self.amount), self.amount)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values; of those after `parts` only what differs from the default."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -14,6 +16,8 @@ from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import PARTS, Voice
 
 MAX_POINTS = 10_000
+PLAIN = PruneSpec()
+"""A base with nothing in particular."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Point:
     @property
     def untouched(self) -> bool:
         """Whether this is the original itself."""
-        return self.spec.amount == 0
+        return self.spec.amount == 0 and self.spec.shape is None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values; the same for equal points."""
@@ -45,13 +49,25 @@ class Point:
     def columns(self) -> dict[str, Any]:
         """The point as the first columns of its row."""
         layer = {"layer": self.layer} if self.layer else {}
+        options = {"options": self.options()} if self.options() else {}
         return {
             "method": self.spec.method,
             "scope": self.spec.scope,
             "parts": parts_name(self.spec.parts),
             **layer,
+            **options,
             "amount": self.spec.amount,
         }
+
+    def options(self) -> str:
+        """The spec's other fields as JSON, as far as they are not the usual; empty where all are. Of texts a digest."""
+        found = self.spec.to_dict()
+        for name in ("method", "scope", "parts", "amount"):
+            del found[name]
+        if self.spec.texts:
+            digest = hashlib.sha256(json.dumps(self.spec.texts).encode()).hexdigest()
+            found["texts"] = f"{len(self.spec.texts)}, sha256 {digest[:12]}"
+        return json.dumps(found, separators=(",", ":")) if found else ""
 
     def apply(self, voice: Voice) -> Voice:
         """The pruned voice.
@@ -61,17 +77,21 @@ class Point:
         """
         from vits_prune.pruning import prune
 
-        pruned = prune(voice, self.spec)
+        if self.untouched:
+            return voice
         if self.layer is None:
-            return pruned
+            return prune(voice, self.spec)
         from vits_prune.pruning.layers import prunable_layers
+        from vits_prune.pruning.registry import METHODS
 
-        known = {layer.name: layer.parameter for layer in prunable_layers(voice, self.spec.parts)}
-        if self.layer not in known:
+        if METHODS[self.spec.method].structured:
+            raise InputError(f"{self.spec.method} takes out channels that layers share, so no layer can be pruned alone: take parts.")
+        if not any(layer.name == self.layer for layer in prunable_layers(voice, self.spec.parts)):
             raise InputError(f"{voice.name} has no layer {self.layer[:80]!r} that can be pruned: `layers` lists them.")
-        name = known[self.layer]
+        pruned = prune(voice, self.spec)
+        weights = {name: weight for name, weight in pruned.model.named_parameters() if name.startswith(f"{self.layer}.")}
         steps = [*voice.recipe.get("pruned", ()), self.to_dict()]
-        return voice.with_weights({name: pruned.model.get_parameter(name)}, recipe=MappingProxyType({**voice.recipe, "pruned": steps}))
+        return voice.with_weights(weights, recipe=MappingProxyType({**voice.recipe, "pruned": steps}))
 
 
 @dataclass(frozen=True)
@@ -87,13 +107,18 @@ class Grid:
     parts_groups: tuple[tuple[str, ...], ...] = (PARTS,)
     """Sets of parts that are pruned together, one curve each."""
     amounts: tuple[float, ...] = tuple(i / 10 for i in range(10))
+    """Of a structured method the shares of channels that go."""
+    base: PruneSpec = PLAIN
+    """The fields that all points have in common: what to protect, the floor, a pattern, steps, the seed, calibration texts."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            values = tuple(dict.fromkeys(getattr(self, field.name)))
+        if not isinstance(self.base, PruneSpec) or self.base.shape or self.base.amounts:
+            raise InputError("The points of a grid differ in their amounts: its base is a PruneSpec with neither a shape nor amounts.")
+        for name in ("methods", "scopes", "parts_groups", "amounts"):
+            values = tuple(dict.fromkeys(getattr(self, name)))
             if not values:
-                raise InputError(f"The grid has no {field.name.replace('_', ' of ')}: give at least one.")
-            object.__setattr__(self, field.name, values)
+                raise InputError(f"The grid has no {name.replace('_', ' of ')}: give at least one.")
+            object.__setattr__(self, name, values)
         object.__setattr__(self, "amounts", tuple(sorted(self.amounts)))
         size = len(self.methods) * len(self.scopes) * len(self.parts_groups) * len(self.amounts)
         if size > MAX_POINTS:
@@ -103,7 +128,7 @@ class Grid:
     def specs(self) -> tuple[PruneSpec, ...]:
         """The points in order: curve by curve, each from the smallest amount to the largest."""
         found = (
-            PruneSpec(method=method, scope=scope, amount=amount, parts=parts)
+            dataclasses.replace(self.base, method=method, scope=scope, amount=amount, parts=parts)
             for method in self.methods
             for parts in self.parts_groups
             for scope in self.scopes

@@ -13,6 +13,7 @@ from vits_prune.evaluation import Reference, Settings, Step, evaluate_against, p
 from vits_prune.measure.quality import METRICS, Figure
 from vits_prune.measure.statistics import Interval
 from vits_prune.pruning.spec import MAX_AMOUNT, PruneSpec
+from vits_prune.sweep.grid import PLAIN
 from vits_prune.voices.voice import PARTS, Voice
 
 RESOLUTION = 0.01
@@ -135,6 +136,7 @@ def find_knee(
     settings: Settings | None = None,
     method: str = "magnitude",
     strict: bool = False,
+    base: PruneSpec = PLAIN,
     reference: Reference | None = None,
     on_step: Step | None = None,
 ) -> Knee:
@@ -142,13 +144,14 @@ def find_knee(
 
     Args:
         voice: the original.
-        scope: "global" or "local".
+        scope: how the amount is shared out.
         parts: which parts are pruned.
         limits: what must be kept.
         texts: what is spoken; not needed with a reference.
         settings: how to measure; None for the limits' metrics alone, without a noise floor.
         method: which weights go first.
         strict: whether the whole interval must keep a limit, and not the estimate alone.
+        base: the other fields of every PruneSpec.
         reference: the original measured before; its texts and settings are used.
         on_step: told how far it is; it may raise to cancel.
 
@@ -156,7 +159,9 @@ def find_knee(
         InputError: bad input, or a limited metric cannot be measured on this voice.
     """
     limits, tell = _checked(limits), on_step or (lambda _what, _share: None)
-    base = PruneSpec(method=method, scope=scope, amount=0.0, parts=parts)
+    if base.pattern or base.shape or base.amounts:
+        raise InputError("A knee is an amount: neither a pattern, nor a shape, nor the amounts of steps can be given with it.")
+    base = dataclasses.replace(base, method=method, scope=scope, amount=0.0, parts=parts)
     families = {METRICS[limit.metric].family for limit in limits}
     most = (round(MAX_AMOUNT / RESOLUTION) + 1).bit_length()
     if reference is None:
@@ -166,26 +171,28 @@ def find_knee(
         reference = prepare_reference(voice, texts, settings, on_step=lambda what, share: tell(what, share * rounds / (rounds + most)))
     else:
         rounds = 0
-    for family in sorted(families):
-        if family not in reference.ear.families:
-            raise InputError(
-                reference.unmeasured.get(family) or f"The reference was measured without {family}: its limit cannot be checked."
-            )
-    tried = 0
+    check_measured(limits, reference)
+    tried, refused = 0, []
 
     def measure(spec: PruneSpec) -> Mapping[str, Figure]:
         nonlocal tried
         from vits_prune.pruning import prune
 
         start, tried = rounds + tried, tried + 1
-        found = evaluate_against(
-            reference,
-            prune(voice, spec),
-            on_step=lambda what, share: tell(f"amount {spec.amount:.2f}", min(1.0, (start + share) / (rounds + most))),
-        )
-        return found.figures
+
+        def step(what: str, share: float) -> None:
+            tell(f"amount {spec.amount:.2f}: {what}", min(1.0, (start + share) / (rounds + most)))
+
+        try:
+            pruned = prune(voice, spec, on_step=lambda what, share: step(what, share / 2))
+        except InputError as error:  # more than is there to take, where some is protected
+            refused.append(error)
+            return {}
+        return evaluate_against(reference, pruned, on_step=lambda what, share: step(what, (1 + share) / 2)).figures
 
     spec, steps = bisect(base, limits, measure, strict=strict)
+    if len(refused) == len(steps):
+        raise refused[-1]
     return Knee(voice.name, spec, limits, strict, steps, len(reference.texts), reference.settings.seed)
 
 
@@ -204,11 +211,28 @@ def bisect(
     while broken - kept > 1:
         middle = (kept + broken) // 2
         spec = dataclasses.replace(base, amount=round(middle * RESOLUTION, 2))
-        figures = measure(spec)
-        decisions = tuple(_decide(limit, figures.get(limit.metric), strict) for limit in limits)
-        steps.append(KneeStep(spec.amount, all(decision.kept for decision in decisions), decisions))
+        steps.append(decided(spec.amount, limits, measure(spec), strict))
         kept, broken = (middle, broken) if steps[-1].kept else (kept, middle)
     return dataclasses.replace(base, amount=round(kept * RESOLUTION, 2)), tuple(steps)
+
+
+def decided(amount: float, limits: Sequence[Limit], figures: Mapping[str, Figure], strict: bool = False) -> KneeStep:
+    """One amount held against the limits."""
+    decisions = tuple(_decide(limit, figures.get(limit.metric), strict) for limit in limits)
+    return KneeStep(amount, all(decision.kept for decision in decisions), decisions)
+
+
+def check_measured(limits: Sequence[Limit], reference: Reference) -> None:
+    """Refuse limits of metrics that a reference was measured without.
+
+    Raises:
+        InputError: there is one, and why.
+    """
+    for family in sorted({METRICS[limit.metric].family for limit in limits}):
+        if family not in reference.ear.families:
+            raise InputError(
+                reference.unmeasured.get(family) or f"The reference was measured without {family}: its limit cannot be checked."
+            )
 
 
 def last_before(curve: Sequence[Mapping[str, Any]], broken: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any] | None:

@@ -97,17 +97,18 @@ def sensitivity_figure(rows: Rows, metric: str) -> Figure:
 
 
 def curves(rows: Rows, metric: str) -> dict[str, list[Mapping[str, Any]]]:
-    """The rows that have the metric, by curve (method, scope and parts), each sorted by amount.
+    """The rows that have the metric, by curve (method, scope, parts and options), each sorted by amount.
 
     Raises:
         InputError: none has it.
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
-    methods = {row["method"] for row in rows}
+    methods, options = {row["method"] for row in rows}, {row.get("options") for row in rows}
     for row in sorted(rows, key=lambda row: row["amount"]):
         if row.get(metric) is not None:
             method = f"{row['method']}, " if len(methods) > 1 else ""
-            found.setdefault(f"{method}{row['scope']}, {row['parts']}", []).append(row)
+            more = f", {row['options']}" if len(options) > 1 and row.get("options") else ""
+            found.setdefault(f"{method}{row['scope']}, {row['parts']}{more}", []).append(row)
     if not found:
         raise InputError(f"There is no value of {str(metric)[:40]} to draw: it was not measured.")
     return found

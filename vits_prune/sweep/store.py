@@ -79,8 +79,12 @@ class Store:
             _append(self._lines, (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode())
         self.records[point] = record
         with self._telling():
-            first = os.fstat(self._table.fileno()).st_size == 0
-            _append(self._table, csv_of([record["row"]], header=first))
+            if set(record["row"]) <= set(self._columns):
+                _append(self._table, csv_of([record["row"]], header=False, columns=self._columns))
+            else:  # the first row, or one with other options: the header changes
+                self._table.close()
+                self._write_table()
+                self._table = (self.folder / TABLE).open("ab")
         return record["row"]
 
     def close(self) -> None:
@@ -144,7 +148,9 @@ class Store:
         os.truncate(path, kept)
 
     def _write_table(self) -> None:
-        write_atomically(self.folder / TABLE, csv_of(self.rows, header=True) if self.records else b"")
+        rows = self.rows
+        self._columns = columns_of(rows)
+        write_atomically(self.folder / TABLE, csv_of(rows) if rows else b"")
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
@@ -237,10 +243,16 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def csv_of(rows: Sequence[Mapping[str, Any]], header: bool = True) -> bytes:
-    """Rows of the same columns as CSV, in UTF-8."""
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of all rows, those of the longest row first."""
+    longest = max(rows, key=len, default={})
+    return list(dict.fromkeys([*longest, *(name for row in rows for name in row)]))
+
+
+def csv_of(rows: Sequence[Mapping[str, Any]], header: bool = True, columns: Sequence[str] | None = None) -> bytes:
+    """Rows as CSV in UTF-8; what a row lacks stays empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, columns or columns_of(rows), lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerows(rows)

@@ -10,6 +10,8 @@ import gradio as gr
 from vits_prune.evaluation import Evaluation
 from vits_prune.measure.quality import METRICS, Figure
 from vits_prune.pruning import PruneSpec
+from vits_prune.pruning.registry import METHODS
+from vits_prune.ui.controls import spec_words
 
 TEMPLATE = """
 <div class="curve">
@@ -84,8 +86,7 @@ function draw() {
       if (Number.isFinite(from)) out += bar;
       const found = `${metric.title} ${nice(middle)}, ${point.verdicts[chosen]}`;
       const label = `${series.name}, ${Math.round(100 * point.amount)}%: ${found}. Press to hear.`;
-      out += `<circle class="point" tabindex="0" role="button" aria-label="${esc(label)}" data-amount="${point.amount}"
-        data-scope="${esc(series.scope)}" data-parts="${esc(series.parts.join(' '))}"
+      out += `<circle class="point" tabindex="0" role="button" aria-label="${esc(label)}" data-spec="${esc(JSON.stringify(point.spec))}"
         cx="${at}" cy="${y(middle)}" r="6" fill="${colour}"><title>${esc(label)}</title></circle>`;
     });
     if (Number.isFinite(series.knee)) {
@@ -94,12 +95,16 @@ function draw() {
       out += `<text x="${at + 4}" y="${TOP + 12 + 14 * index}">knee, ${esc(series.name)}</text>`;
     }
   });
-  out += `<text x="${(LEFT + W) / 2}" y="${H - 6}" text-anchor="middle">sparsity of the whole voice</text>`;
+  known.forEach((series, index) => {
+    out += `<text x="${W - RIGHT - 4}" y="${H - BOTTOM - 8 - 15 * index}" text-anchor="end"
+      style="fill:${COLOURS[index % COLOURS.length]};font-weight:600">${esc(series.name)}</text>`;
+  });
+  out += `<text x="${(LEFT + W) / 2}" y="${H - 6}" text-anchor="middle">${esc(value().axis || 'sparsity of the whole voice')}</text>`;
   plot.innerHTML = `<svg viewBox="0 0 ${W} ${H}">${out}</svg>`;
 }
 function press(target) {
   if (!target || !target.matches || !target.matches('.point')) return;
-  trigger('click', {amount: Number(target.dataset.amount), scope: target.dataset.scope, parts: target.dataset.parts.split(' ')});
+  trigger('click', {spec: JSON.parse(target.dataset.spec)});
 }
 element.addEventListener('click', (event) => press(event.target));
 element.addEventListener('keydown', (event) => {
@@ -117,7 +122,7 @@ EMPTY: dict[str, Any] = {"series": [], "metrics": {}, "hint": "Points appear as 
 
 
 def curve() -> gr.HTML:
-    """The component; its value is EMPTY or what `curve_value` makes. A pressed point triggers `click` with its amount, scope and parts."""
+    """The component; its value is EMPTY or what `curve_value` makes. A pressed point triggers `click` with its spec."""
     return gr.HTML(value=EMPTY, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="curve")
 
 
@@ -125,8 +130,8 @@ def curve_value(points: Sequence[tuple[PruneSpec, float, Evaluation]], knees: di
     """The measured points as the component draws them.
 
     Args:
-        points: (spec, sparsity of the whole voice from 0 to 1, evaluation), in order of amount within each scope.
-        knees: scope -> sparsity at its knee.
+        points: (spec, sparsity of the whole voice from 0 to 1, evaluation), in order of amount within each method and scope.
+        knees: `spec_words` of a spec -> sparsity at its knee.
         hint: the line under the picture.
     """
     metrics: dict[str, dict[str, Any]] = {}
@@ -134,15 +139,18 @@ def curve_value(points: Sequence[tuple[PruneSpec, float, Evaluation]], knees: di
     for spec, sparsity, evaluation in points:
         for name, figure in evaluation.figures.items():
             metrics.setdefault(name, {"title": METRICS[name].title, "unit": METRICS[name].unit, "floor": _band(figure)})
-        knee, parts = knees.get(spec.scope), list(spec.parts)
-        line = series.setdefault(spec.scope, {"name": spec.scope, "scope": spec.scope, "parts": parts, "points": [], "knee": knee})
+        name = spec_words(spec)
+        line = series.setdefault(name, {"name": name, "points": [], "knee": knees.get(name)})
         line["points"].append({
+            "spec": spec.to_dict(),
             "amount": spec.amount,
             "sparsity": sparsity,
             "figures": {name: [f.pruned.value, f.pruned.low, f.pruned.high] for name, f in evaluation.figures.items()},
             "verdicts": {name: figure.verdict for name, figure in evaluation.figures.items()},
         })  # fmt: skip
-    return {"series": list(series.values()), "metrics": metrics, "hint": hint}
+    structured = any(METHODS[spec.method].structured for spec, _, _ in points)
+    axis = "weights that are zero or gone, of the whole voice" if structured else "sparsity of the whole voice"
+    return {"series": list(series.values()), "metrics": metrics, "hint": hint, "axis": axis}
 
 
 def _band(figure: Figure) -> list[float] | None:

@@ -7,7 +7,9 @@ from typing import Any
 import gradio as gr
 
 from vits_prune.comparison import DEFAULT_TEXT, report
+from vits_prune.errors import InputError
 from vits_prune.measure import Latency
+from vits_prune.pruning import PruneSpec
 from vits_prune.ui import steps
 from vits_prune.voices.load import EMBEDDED
 from vits_prune.voices.voice import PARTS
@@ -28,6 +30,8 @@ def add_endpoints() -> None:
         "parts": gr.JSON(list(PARTS), label="parts", visible=False),
         "seed": gr.Number(0, label="seed", visible=False),
         "timing": gr.Textbox("own", label="timing", visible=False),
+        "method": gr.Textbox("magnitude", label="method", visible=False),
+        "spec": gr.JSON(None, label="spec", visible=False),
     }
     original, pruned = gr.Audio(visible=False, label="original"), gr.Audio(visible=False, label="pruned")
     answer, shares = gr.JSON(visible=False, label="report"), gr.JSON(visible=False, label="sparsity")
@@ -42,7 +46,7 @@ def add_endpoints() -> None:
     )
     gr.Button(visible=False).click(
         steps.plainly(sparsity),
-        [asked[name] for name in ("voice", "scope", "amount", "parts")],
+        [asked[name] for name in ("voice", "scope", "amount", "parts", "method", "spec")],
         shares,
         api_name="sparsity",
         api_description=sparsity.__doc__,
@@ -51,15 +55,29 @@ def add_endpoints() -> None:
 
 
 def compare(
-    voice: str, speaker: str, text: str, scope: str, amount: float, parts: list[str], seed: float, timing: str
+    voice: str,
+    speaker: str,
+    text: str,
+    scope: str,
+    amount: float,
+    parts: list[str],
+    seed: float,
+    timing: str,
+    method: str = "magnitude",
+    spec: dict[str, Any] | None = None,
 ) -> tuple[str, str, dict[str, Any]]:
     """Speak a text with a voice and its pruned copy and measure both.
 
     voice: "joe" or a Hugging Face id of type VITS; speaker: index or name, for voices with several; text: up to 2,000 characters;
-    scope: "global" or "local"; amount: 0 to 0.99; parts: of text_encoder, duration_predictor, flow, decoder; seed: 0 to 2**32 - 1;
-    timing: "own" or "locked". Returns two 16-bit WAV files, original and pruned, and the report that the command line writes too.
+    scope: "global", "local" or "sensitivity"; amount: 0 to 0.99; parts: of text_encoder, duration_predictor, flow, decoder; seed: 0 to
+    2**32 - 1; timing: "own" or "locked"; method: "magnitude", "random", "activation", "second_order" or "structured", where all but the
+    first two listen to the voice first and take up to minutes; spec: a whole PruneSpec as a JSON object (as in the report) instead of
+    scope, amount, parts and method, with 8 steps and 60 texts at most. Returns two 16-bit WAV files, original and pruned, and the report
+    that the command line writes too.
     """
-    request = steps.request_of(voice, speaker, text, scope, amount, parts, seed, timing)
+    request = steps.request_of(voice, speaker, text, spec_asked(scope, amount, parts, method, spec), seed, timing)
+    for _ in steps.pruning_steps(request, None):
+        pass
     found: dict[str, Any] = {}
     for step in (*steps.hear_steps(request, None), *steps.latency_steps(request, None)):
         found[type(step).__name__] = step
@@ -80,8 +98,27 @@ def compare(
     return steps.wav(spoken.original, "original"), steps.wav(spoken.pruned, "pruned"), answer
 
 
-def sparsity(voice: str, scope: str, amount: float, parts: list[str]) -> dict[str, float]:
-    """The share of zeros that pruning would give, overall and by part (0 to 1), without speaking."""
-    from vits_prune.pruning import PruneSpec
+def sparsity(
+    voice: str, scope: str, amount: float, parts: list[str], method: str = "magnitude", spec: dict[str, Any] | None = None
+) -> dict[str, float]:
+    """The share of zeros that pruning would give, overall and by part (0 to 1), without speaking.
 
-    return steps.bench.preview((voice or "").strip(), PruneSpec(scope=scope, amount=amount, parts=parts or ()))
+    method and spec: as in /compare, as far as the weights alone tell the answer: the method "magnitude" with scope "global" or "local",
+    nothing protected, no floor and no pattern. For all others /compare prunes and reports it.
+    """
+    asked = spec_asked(scope, amount, parts, method, spec)
+    found = steps.bench.preview((voice or "").strip(), asked)
+    if found is None:
+        raise InputError("Only pruning itself can tell the sparsity of this spec: ask /compare.")
+    return found
+
+
+def spec_asked(scope: str, amount: float, parts: list[str], method: str, spec: Any) -> PruneSpec:
+    """The PruneSpec of a call: `spec` where it is given, else the other four.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    if spec is not None:
+        return PruneSpec.from_dict(spec)
+    return PruneSpec(method=method, scope=scope, amount=amount, parts=parts or ())

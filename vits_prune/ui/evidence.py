@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 import pandas as pd
 
+from vits_prune.background import Doing, in_background
+from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Evaluation, Reference, Settings, evaluate_against, prepare_reference
 from vits_prune.measure import measure_sparsity
 from vits_prune.measure.quality import FAMILIES, METRICS
 from vits_prune.measure.recognition import spoken_language
 from vits_prune.pruning import PruneSpec
-from vits_prune.sweep.knee import LIMITS, RULE, Limit, find_knee, last_before
+from vits_prune.pruning.registry import METHODS
+from vits_prune.sweep.knee import LIMITS, RULE, Knee, Limit, bisect, last_before
 from vits_prune.synthesis import speak
 from vits_prune.texts import load_texts
 from vits_prune.ui import steps
-from vits_prune.ui.background import in_background
+from vits_prune.ui.controls import at_amount, spec_words
 from vits_prune.ui.curve import curve, curve_value
 from vits_prune.ui.fader import fader, fader_value
+from vits_prune.ui.forecast import reachable
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import Voice
-from vits_prune.workbench import Bounded, Doing, Request, trace
+from vits_prune.workbench import Request, listens, trace
 
 FADER_AMOUNTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+FEWER_AMOUNTS = (0.0, 0.3, 0.5, 0.7, 0.9)
+"""For methods that listen first: each takes seconds to a minute."""
 MAX_FADER_SECONDS = 12.0
 MAX_CURVE_TEXTS = 20
 
@@ -40,8 +45,8 @@ def curve_tab() -> dict[str, Any]:
     """The Curve tab's components."""
     made: dict[str, Any] = {}
     gr.Markdown(
-        "How quality falls as weights go: the voice on the left is pruned at a row of amounts and measured on held-out sentences by a "
-        "speech recogniser and a naturalness predictor, against the original and against the original with other seeds."
+        "How quality falls as weights go: the voice is pruned by the method on the left at a row of amounts, and measured on held-out "
+        "sentences by a speech recogniser and a naturalness predictor, against the original and against the original with other seeds."
     )
     with gr.Row():
         made["curve_texts"] = gr.Slider(2, MAX_CURVE_TEXTS, value=5, step=1, label="Sentences", elem_id="curve-texts")
@@ -81,7 +86,8 @@ def curve_steps(
 ) -> Iterator[dict[str, Any]]:
     """Measure point after point; each update shows all points so far."""
     amounts = [round(step * i, 4) for i in range(round(last / step) + 1)]
-    specs = [dataclasses.replace(request.spec, amount=amount) for amount in amounts]
+    voice = steps.bench.voice(request.reference, request.speaker, token, device="cpu")
+    specs = reachable(voice, [at_amount(request.spec, amount) for amount in amounts])
     for points, note, what in measured_points(request, token, specs, int(texts), families):
         if what:
             yield {"status": what}
@@ -109,7 +115,8 @@ def measured_points(
     for i, spec in enumerate(specs):
         for found in _point(_key(request, token, voice, said, settings), reference, request, spec, token):
             if isinstance(found, Doing):
-                yield points, note, f"{spec.amount:.0%}: {found.what} … point {i + 1} of {len(specs)}"
+                at = f"point {i + 1} of {len(specs)}, {spec_words(spec)}, {spec.amount:.0%}"
+                yield points, note, f"{at}: {found.what} … {100 * found.share:.0f}%"
             else:
                 points.append(found)
         yield points, note, ""
@@ -155,19 +162,36 @@ def knee_steps(request: Request, token: str | None, texts: float, cer: float | N
     for reference in _reference(request, token, voice, said, settings):
         if isinstance(reference, Doing):
             yield {"status": f"{reference.what} … {100 * reference.share:.0f}%"}
-    spec = request.spec
-    search = functools.partial(find_knee, voice, spec.scope, spec.parts, limits, settings=settings, method=spec.method, reference=reference)
-    for found in in_background(lambda tell: search(on_step=tell)):
+    for family in settings.metrics:
+        if family not in reference.ear.families:
+            raise InputError(reference.unmeasured.get(family) or f"This voice cannot be measured for {family}: leave its limit empty.")
+    for found in in_background(lambda tell: _bisected(request, token, voice, reference, limits, tell)):
         if isinstance(found, Doing):
-            yield {"status": f"looking for the knee: {found.what} …"}
+            yield {"status": f"looking for the knee: {found.what} … {100 * found.share:.0f}%"}
     rows = found.rows()
-    words = f"**Knee: amount {found.amount:.2f}** ({spec.scope}, {note}). {RULE.replace(' (with --strict: its whole 95% interval)', '')}"
+    rule = RULE.replace(" (with --strict: its whole 95% interval)", "")
+    words = f"**Knee: amount {found.amount:.2f}** ({spec_words(found.spec)}, {note}). {rule}"
     yield {
         "knee_words": words,
         "knee": gr.Dataframe(_tried(rows), visible=True, column_widths=["90px", "200px", "90px", "220px", "200px"]),
         "knee_csv": gr.DownloadButton(value=steps.csv(pd.DataFrame(rows), "knee"), interactive=True, visible=True),
         "status": f"Done. The largest amount within the limits is {found.amount:.2f}.",
     }
+
+
+def _bisected(request: Request, token: str | None, voice: Voice, reference: Reference, limits: list[Limit], tell: Any) -> Knee:
+    """The largest amount of the request's own spec that keeps the limits; an amount that the spec cannot reach counts as broken."""
+
+    def measure(spec: PruneSpec) -> Any:
+        at = f"amount {spec.amount:.2f}"
+        try:
+            pruned = steps.bench.pruned(dataclasses.replace(request, spec=spec), token, lambda what, share: tell(f"{at}: {what}", share))
+        except InputError:
+            return {}
+        return evaluate_against(reference, pruned, on_step=lambda what, share: tell(f"{at}: {what}", share)).figures
+
+    spec, tried = bisect(at_amount(request.spec, 0.0), limits, measure)
+    return Knee(voice.name, spec, tuple(limits), False, tried, len(reference.texts), reference.settings.seed)
 
 
 def _tried(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -189,16 +213,21 @@ def _point(key: tuple[Any, ...], reference: Reference, request: Request, spec: P
     """One measured point, from the cache where it was measured before."""
     known = _points.get((*key, spec))
     if known is None:
-        from vits_prune.pruning import prune
-
-        pruned = prune(steps.bench.voice(request.reference, request.speaker, token), spec)
+        pruned = (yield from steps.pruning_steps(dataclasses.replace(request, spec=spec), token))[-1][1]
+        weights = measure_sparsity(steps.bench.voice(request.reference, request.speaker, token)).weights()
         for found in in_background(lambda tell: evaluate_against(reference, pruned, on_step=tell)):
             if isinstance(found, Doing):
                 yield found
             else:
-                known = (spec, measure_sparsity(pruned).overall, found)
+                known = (spec, _taken(weights, pruned), found)
         _points.put((*key, spec), known)
     yield known
+
+
+def _taken(weights: int, pruned: Voice) -> float:
+    """Share of the original's weights that are zero or gone, 0 to 1."""
+    left = measure_sparsity(pruned)
+    return left.overall if left.weights() == weights else 1 - (left.weights() - left.zeros()) / weights
 
 
 def texts_for(voice: Voice, text: str, count: int) -> tuple[tuple[str, ...], str]:
@@ -210,8 +239,11 @@ def texts_for(voice: Voice, text: str, count: int) -> tuple[tuple[str, ...], str
 
 def _shown(points: list[Point], note: str, done: bool) -> dict[str, Any]:
     knee = knee_of(points)
-    value = curve_value(points, {points[0][0].scope: knee} if knee is not None else {}, _hint(points, knee, note))
-    rows = [{"scope": s.scope, "parts": "+".join(s.parts), "amount": s.amount, "sparsity": found, **e.to_row()} for s, found, e in points]
+    value = curve_value(points, {spec_words(points[0][0]): knee} if knee is not None else {}, _hint(points, knee, note))
+    rows = [
+        {"method": s.method, "scope": s.scope, "parts": "+".join(s.parts), "amount": s.amount, "sparsity": found, **e.to_row()}
+        for s, found, e in points
+    ]
     table = steps.csv(pd.DataFrame(rows), "curve")
     return {
         "curve": value,
@@ -242,16 +274,22 @@ def fader_steps(request: Request, token: str | None) -> Iterator[dict[str, Any]]
     original = speak(voice, request.text, request.seed, **delivery)
     if original.audio_seconds > MAX_FADER_SECONDS:
         raise InputError(f"The fader loops one sentence of at most {MAX_FADER_SECONDS:.0f} seconds, and this is longer: shorten the text.")
-    from vits_prune.pruning import prune
-
-    speeches, numbers = [], []
-    for i, amount in enumerate(FADER_AMOUNTS):
-        yield {"status": f"speaking at {amount:.0%} … {i + 1} of {len(FADER_AMOUNTS)}"}
-        spec = PruneSpec(scope=request.spec.scope, amount=amount, parts=request.spec.parts)
-        pruned = prune(voice, spec)
+    wanted = FEWER_AMOUNTS if listens(request.spec) else FADER_AMOUNTS
+    amounts = [spec.amount for spec in reachable(voice, [at_amount(request.spec, amount) for amount in wanted])]
+    weights, speeches, numbers = measure_sparsity(voice).weights(), [], []
+    for i, amount in enumerate(amounts):
+        at = f"{spec_words(request.spec)}, {amount:.0%}, {i + 1} of {len(amounts)}"
+        spec, pruned = at_amount(request.spec, amount), voice
+        for found in steps.bench.pruning(dataclasses.replace(request, spec=spec), token):
+            if isinstance(found, Doing):
+                yield {"status": f"{at}: {found.what} … {100 * found.share:.0f}%"}
+            else:
+                pruned = found[-1][1]
+        yield {"status": f"{at}: speaking …"}
         speeches.append(speak(pruned, request.text, request.seed, timing=original, **delivery))
-        numbers.append({"zeros": f"{100 * measure_sparsity(pruned).overall:.1f}%", **_measured_numbers(request, spec)})
-    yield {"fader": fader_value(FADER_AMOUNTS, speeches, numbers), "status": "Ready: press play in the fader and drag."}
+        word = "zeros or gone" if METHODS[spec.method].structured else "zeros"
+        numbers.append({word: f"{100 * _taken(weights, pruned):.1f}%", **_measured_numbers(request, spec)})
+    yield {"fader": fader_value(amounts, speeches, numbers), "status": "Ready: press play in the fader and drag."}
 
 
 def _measured_numbers(request: Request, spec: PruneSpec) -> dict[str, str]:

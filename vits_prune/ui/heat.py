@@ -74,16 +74,16 @@ function draw() {
       const claimed = ['worse', 'better', 'higher', 'lower'].includes(cell.verdicts[chosen]) ? ' •' : '';
       const what = `${row.name} alone at ${Math.round(100 * value().amounts[i])}%: ${metric.title} ${shown}`;
       const label = `${what}, ${cell.verdicts[chosen] || 'not measured'}. Press to hear.`;
-      out += `<td><button style="background:${back};color:${share > 0.55 ? '#fff' : '#3b1a10'}" data-part="${esc(row.part)}"
-        data-amount="${value().amounts[i]}" title="${esc(label)}" aria-label="${esc(label)}">${shown}${claimed}</button></td>`;
+      out += `<td><button style="background:${back};color:${share > 0.55 ? '#fff' : '#3b1a10'}"
+        data-spec="${esc(JSON.stringify(cell.spec))}" title="${esc(label)}" aria-label="${esc(label)}">${shown}${claimed}</button></td>`;
     });
     out += '</tr>';
   });
   cells.innerHTML = out + '</tbody></table>';
 }
 element.addEventListener('click', (event) => {
-  const cell = event.target.closest ? event.target.closest('button[data-part]') : null;
-  if (cell) trigger('click', {amount: Number(cell.dataset.amount), scope: value().scope, parts: [cell.dataset.part]});
+  const cell = event.target.closest ? event.target.closest('button[data-spec]') : null;
+  if (cell) trigger('click', {spec: JSON.parse(cell.dataset.spec)});
 });
 element.addEventListener('change', (event) => { if (event.target.matches('.metric')) { chosen = event.target.value; draw(); } });
 function refresh() { pick(); draw(); }
@@ -101,7 +101,7 @@ EMPTY: dict[str, Any] = {
 
 
 def heat() -> gr.HTML:
-    """The component; its value is EMPTY or what `heat_value` makes. A pressed cell triggers `click` with its amount, scope and part."""
+    """The component; its value is EMPTY or what `heat_value` makes. A pressed cell triggers `click` with its spec."""
     return gr.HTML(value=EMPTY, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="heat")
 
 
@@ -125,6 +125,7 @@ def heat_value(points: Sequence[tuple[PruneSpec, Evaluation]], amounts: Sequence
             metrics.setdefault(name, {"title": title, "better": metric.better, "distance": distance})
         row = rows.setdefault(part, {"part": part, "name": PART_NAMES[part], "cells": [None] * len(amounts)})
         row["cells"][list(amounts).index(spec.amount)] = {
+            "spec": spec.to_dict(),
             "changes": changes,
             "verdicts": {name: evaluation.figures[name].verdict for name in changes},
         }

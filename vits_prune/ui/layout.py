@@ -7,11 +7,10 @@ from typing import Any
 import gradio as gr
 
 from vits_prune import tables
-from vits_prune.pruning.spec import MAX_AMOUNT
 from vits_prune.synthesis import MAX_SEED
-from vits_prune.ui import evidence, flip, sensitivity
+from vits_prune.ui import evidence, flip, sensitivity, teaching
+from vits_prune.ui.controls import pruning_controls
 from vits_prune.voices.load import EMBEDDED
-from vits_prune.voices.voice import PARTS
 
 VOICES = [
     EMBEDDED,
@@ -29,8 +28,8 @@ EXAMPLES = [
     "The juice of lemons makes fine punch, and four hours of steady work faced us.",
 ]
 TITLE = """# vits_prune: hear what pruning does
-Set the smallest weights of a text-to-speech voice to zero, let both voices speak the same text with the same noise, and read what it did to
-sparsity, size and speed."""
+Take weights, channels or layers out of a text-to-speech voice, let both voices speak the same text with the same noise, and read what it
+did to sparsity, size and speed."""
 
 
 def inputs() -> dict[str, Any]:
@@ -50,19 +49,7 @@ def inputs() -> dict[str, Any]:
     with gr.Row():
         made["speak"] = gr.Button("Speak with both", variant="primary", elem_id="speak", scale=3)
         made["stop"] = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
-    made["scope"] = gr.Radio(
-        [("global: one ranking over all layers", "global"), ("local: the same amount in each layer", "local")],
-        value="global",
-        label="Scope of the ranking",
-        elem_id="scope",
-    )
-    made["amount"] = gr.Slider(
-        0, MAX_AMOUNT, value=0.3, step=0.01, label="Amount", info="Share of the weights that become zero", elem_id="amount"
-    )
-    made["parts"] = gr.CheckboxGroup(
-        [(tables.PART_NAMES[part], part) for part in PARTS], value=list(PARTS), label="Parts to prune", elem_id="parts"
-    )
-    made["readout"] = gr.Markdown("Sparsity is shown once the voice is loaded.", elem_id="readout")
+    made |= pruning_controls()
     made["timing"] = gr.Radio(
         [("own: hear rhythm break", "own"), ("locked: the original's, flip between the two", "locked")],
         value="locked",
@@ -100,6 +87,16 @@ def outputs() -> dict[str, Any]:
             label="Pruned", interactive=False, elem_id="pruned-audio", buttons=["download"], waveform_options=_waves("#e4572e")
         )
     made["flip"] = flip.flip_switch()
+    made["rendition"] = gr.Radio([], label="Steps of gradual pruning: choose one to hear it", visible=False, elem_id="rendition")
+    made["rendition_audio"] = gr.Audio(
+        label="Step, with the original's durations",
+        interactive=False,
+        visible=False,
+        autoplay=True,
+        elem_id="rendition-audio",
+        buttons=["download"],
+        waveform_options=_waves("#8d6cc9"),
+    )
     with gr.Tabs():
         for name, label in (("sparsity", "Sparsity"), ("size", "Size"), ("latency", "Latency"), ("layers", "Layers")):
             with gr.Tab(label, id=name):
@@ -116,6 +113,8 @@ def outputs() -> dict[str, Any]:
                     show_search="filter" if name == "layers" else "none",
                 )
                 made[f"{name}_csv"] = gr.DownloadButton(f"Download {name}.csv", size="sm", interactive=False, elem_id=f"{name}-csv")
+        with gr.Tab("Method", id="method-tab"):
+            made |= teaching.method_tab()
         with gr.Tab("Pictures", id="pictures"):
             made["spectrograms"] = gr.Plot(label="Spectrograms", show_label=False, format="png", elem_classes="pictures")
             made["bars"] = gr.Plot(label="Sparsity by layer", show_label=False, format="png", elem_classes="pictures")
@@ -137,7 +136,7 @@ def outputs() -> dict[str, Any]:
 
 
 _WIDTHS = {
-    "sparsity": ["170px", "110px", "90px", "110px", "90px"],
+    "sparsity": ["170px", "110px", "90px", "110px", "90px", "110px"],
     "size": ["200px", "85px", "85px", "85px", "300px"],
     "latency": ["200px", "85px", "85px", "85px", "300px", "110px", "110px", "110px", "110px"],
     "layers": ["250px", "130px", "100px", "240px", "130px", "100px", "100px", "150px"],

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 
-from vits_prune import tables
 from vits_prune.errors import InputError
-from vits_prune.ui import evidence, layout, sensitivity, steps
+from vits_prune.pruning import PruneSpec
+from vits_prune.ui import controls, evidence, hearing, layout, sensitivity, steps, teaching
 from vits_prune.ui.endpoints import add_endpoints
 from vits_prune.ui.steps import plainly
 from vits_prune.ui.theme import HEAD, theme
-from vits_prune.workbench import Doing, Request
+from vits_prune.workbench import Request
 
 
 def build() -> gr.Blocks:
@@ -47,10 +46,20 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-SPEAKING = (
-    "voice", "speaker", "text", "scope", "amount", "parts", "seed", "timing", "speaking_rate", "noise_scale", "noise_scale_duration",
-)  # fmt: skip
-"""The inputs of `request_of`, in its order."""
+DELIVERED = ("voice", "speaker", "text", "seed", "timing", "speaking_rate", "noise_scale", "noise_scale_duration")
+SPEAKING = (*DELIVERED, *controls.NAMES)
+"""The inputs that make a Request, in the order of `request_from`."""
+
+
+def request_from(values: Sequence[Any]) -> Request:
+    """The Request of the inputs SPEAKING.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    voice, speaker, text, *rest = values[: len(DELIVERED)]
+    return steps.request_of(voice, speaker, text, controls.spec_of(*values[len(DELIVERED) :]), *rest)
+
 
 _SCROLL = "(...values) => { if (innerWidth < 700) document.querySelector('#status').scrollIntoView({behavior: 'smooth'}); return values; }"
 """On a phone the players lie below the settings."""
@@ -64,44 +73,52 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
     work = {"concurrency_id": "work", "concurrency_limit": 1, "show_progress_on": [outputs["status"]]}
     measuring = {**work, "concurrency_id": "measure"}
     loading = {"concurrency_id": "load", "concurrency_limit": 2, "show_progress_on": [inputs["facts"]], **quiet}
-    chosen = [inputs[name] for name in ("voice", "speaker", "scope", "amount", "parts")]
+    pruning = [inputs[name] for name in controls.NAMES]
+    chosen = [inputs["voice"], inputs["speaker"], *pruning]
 
     @plainly
-    def load(voice: str, speaker: str, scope: str, amount: float, parts: list[str], oauth: gr.OAuthToken | None,
-             progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008 (how Gradio is told)  # fmt: skip
-        return _load(voice, speaker, scope, amount, parts, steps.visitor_token(oauth), progress)
+    def load(*values: Any) -> tuple[Any, ...]:
+        voice, speaker, *how, oauth, progress = values
+        return _load(voice, speaker, how, steps.visitor_token(oauth), progress)
 
     @plainly
-    def preview(voice: str, scope: str, amount: float, parts: list[str], oauth: gr.OAuthToken | None) -> str:
-        return steps.readout(voice, scope, amount, parts, steps.visitor_token(oauth))
+    def preview(*values: Any) -> str:
+        voice, *how, oauth = values
+        return _readout(voice, how, steps.visitor_token(oauth))
 
     def shown(found: dict[str, Any]) -> dict[Any, Any]:
         return {both[name]: value for name, value in found.items()}
 
     @plainly
     def hear(*values: Any) -> Iterator[dict[Any, Any]]:
-        yield from map(shown, _heard(steps.request_of(*values[:-1]), steps.visitor_token(values[-1])))
+        yield from map(shown, hearing.heard(values[0], steps.visitor_token(values[1])))
+
+    @plainly
+    def prune(*values: Any) -> Iterator[dict[Any, Any]]:
+        yield from map(shown, hearing.pruned(request_from(values[:-1]), steps.visitor_token(values[-1])))
 
     def after(run: Callable[..., Iterator[dict[str, Any]]]) -> Any:
         @plainly
-        def follow(request: Request, oauth: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
-            yield from map(shown, run(request, steps.visitor_token(oauth)))
+        def follow(request: Request, *more: Any) -> Iterator[dict[Any, Any]]:
+            yield from map(shown, run(request, steps.visitor_token(more[-1]), *more[:-1]))
 
         return follow
 
     @plainly
     def save(*values: Any) -> Any:
-        return gr.File(steps.saved_folder(steps.request_of(*values[:-1]), steps.visitor_token(values[-1])), visible=True)
+        return gr.File(steps.saved_folder(request_from(values[:-1]), steps.visitor_token(values[-1])), visible=True)
 
+    load = _signed(load, ("voice", "speaker", *controls.NAMES), progress=True)
     demo.load(load, chosen, voice_shown, **loading)
     inputs["voice"].change(load, chosen, voice_shown, **loading)
+    _wire_controls(inputs)
     inputs["upload"].upload(
         plainly(_upload), inputs["upload"], [inputs["voice"], inputs["upload"]], concurrency_id="load", concurrency_limit=2, **quiet
     )
     gr.on(
-        [inputs["amount"].change, inputs["scope"].change, inputs["parts"].change],
-        preview,
-        [inputs[name] for name in ("voice", "scope", "amount", "parts")],
+        [inputs[name].change for name in controls.NAMES],
+        _signed(preview, ("voice", *controls.NAMES)),
+        [inputs["voice"], *pruning],
         inputs["readout"],
         show_progress="hidden",
         trigger_mode="always_last",
@@ -110,15 +127,40 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
     )
     started = gr.on([inputs["speak"].click, inputs["text"].submit], load, chosen, voice_shown, js=_SCROLL, **loading)
     # Each step shows its findings in its last update: Gradio 6.31 forgets what an earlier one put into a tab that was never opened.
-    chain = [started, started.success(_signed(hear), asked, [outputs[name] for name in ("status", "asked", *_HEARD)], **work, **quiet)]
-    for run, names in _MEASURED:
+    # Pruning has a line of its own: where it listens first it takes up to a minute, and others may be heard meanwhile.
+    pruned = started.success(
+        _signed(prune), asked, [outputs["status"], outputs["asked"]], **{**work, "concurrency_id": "prune", "concurrency_limit": 4}, **quiet
+    )
+    speaking = _signed(hear, ("request",))
+    chain = [
+        started,
+        pruned,
+        pruned.success(speaking, outputs["asked"], [outputs[name] for name in ("status", *hearing.HEARD)], **work, **quiet),
+    ]
+    for run, names in hearing.MEASURED:
         # Of the Request that was heard, whatever the controls say by now.
         shows = [outputs[name] for name in ("status", *names)]
-        chain.append(chain[-1].success(after(run), outputs["asked"], shows, **measuring, **quiet))
+        chain.append(chain[-1].success(_signed(after(run), ("request",)), outputs["asked"], shows, **measuring, **quiet))
     gr.on([inputs["speak"].click, inputs["text"].submit], None, None, cancels=chain[1:], queue=False, **quiet)
+    looking = outputs["matrix_layer"].input(
+        _signed(after(teaching.taught), ("request", "layer")),
+        [outputs["asked"], outputs["matrix_layer"]],
+        [outputs[name] for name in ("status", "lesson", "matrix_layer", "matrix")],
+        **{**measuring, "concurrency_limit": 2, "concurrency_id": "look"},
+        **quiet,
+    )
+    stepping = outputs["rendition"].input(
+        _signed(after(hearing.rendition), ("request", "index")),
+        [outputs["asked"], outputs["rendition"]],
+        [outputs["status"], outputs["rendition_audio"]],
+        **work,
+        **quiet,
+    )
     saving = outputs["save"].click(_signed(save), asked, outputs["saved"], concurrency_id="work", concurrency_limit=1, **quiet)
     evident = _wire_evidence(inputs, outputs, measuring, {**work, **quiet}, shown)
-    inputs["stop"].click(lambda: "Stopped.", None, outputs["status"], cancels=[*chain, saving, *evident], queue=False, **quiet)
+    inputs["stop"].click(
+        lambda: "Stopped.", None, outputs["status"], cancels=[*chain, looking, stepping, saving, *evident], queue=False, **quiet
+    )
 
 
 def _wire_evidence(
@@ -134,11 +176,11 @@ def _wire_evidence(
     def wire(button: str, run: Callable[..., Iterator[dict[str, Any]]], chosen: tuple[str, ...], shows: tuple[str, ...], how: Any) -> None:
         @plainly
         def step(*values: Any) -> Iterator[dict[Any, Any]]:
-            request, token = steps.request_of(*values[: len(SPEAKING)]), steps.visitor_token(values[-1])
+            request, token = request_from(values[: len(SPEAKING)]), steps.visitor_token(values[-1])
             yield from map(shown, run(request, token, *values[len(SPEAKING) : -1]))
 
         into = [outputs[name] for name in ("status", *shows)]
-        wired.append(outputs[button].click(_signed(step, *chosen), [*asked, *(outputs[name] for name in chosen)], into, **how))
+        wired.append(outputs[button].click(_signed(step, (*SPEAKING, *chosen)), [*asked, *(outputs[name] for name in chosen)], into, **how))
 
     measuring = {**measuring, "api_visibility": "private"}
     wire(
@@ -148,30 +190,67 @@ def _wire_evidence(
     wire("heat_start", sensitivity.sensitivity_steps, ("heat_texts", "heat_amounts", "heat_metrics"), ("heat", "heat_csv"), measuring)
     wire("fader_start", evidence.fader_steps, (), ("fader",), working)
 
-    def take_over(event: gr.EventData) -> tuple[float, str, list[str]]:
-        return float(event._data["amount"]), str(event._data["scope"]), [str(part) for part in event._data["parts"]]
+    @plainly
+    def take_over(event: gr.EventData) -> dict[Any, Any]:
+        spec = PruneSpec.from_dict(dict(event._data).get("spec"))
+        return {inputs[name]: value for name, value in controls.values_of(spec).items()}
 
     for picture in ("curve", "heat"):
-        settings = [inputs[name] for name in ("amount", "scope", "parts")]
+        settings = [inputs[name] for name in controls.NAMES]
         pressed = outputs[picture].click(take_over, None, settings, queue=False, api_visibility="private")
         pressed.success(None, js="() => document.querySelector('#speak').click()")
     return wired
 
 
-def _signed(function: Any, *more: str) -> Any:
-    """Give a function of (*page inputs, token) the signature that Gradio reads, so that it hands over the visitor's token."""
+def _wire_controls(inputs: dict[str, Any]) -> None:
+    """Only the controls that apply are in sight; a lever that is taken over starts where the amount has it."""
+    quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+    def voice_at_hand(reference: str, token: str | None) -> Any:
+        reference = (reference or "").strip()
+        return steps.bench.voice(reference, token=token, device="cpu") if steps.bench.is_loaded(reference, token) else None
+
+    def arranger(fresh: bool) -> Any:
+        @plainly
+        def arrange(*values: Any) -> dict[Any, Any]:
+            reference, *how, amount, parts, oauth = values
+            voice = voice_at_hand(reference, steps.visitor_token(oauth))
+            # In one update: Gradio 6.31 forgets a value that was set while its component was out of sight.
+            found = controls.arranged(voice, *how, controls.levers_for(voice, amount, parts) if fresh else None)
+            return {inputs[name]: value for name, value in found.items()}
+
+        return _signed(arrange, names)
+
+    names = ("voice", "method", "scope", "pattern", "steps", "by_lever", "amount", "parts")
+    asked, shown = [inputs[name] for name in names], [inputs[name] for name in controls.ARRANGED]
+    changed = [inputs[name].change for name in ("facts", "method", "scope", "pattern", "steps")]
+    gr.on(changed, arranger(fresh=False), asked, shown, **quiet)
+    inputs["by_lever"].change(arranger(fresh=True), asked, shown, **quiet)
+
+
+def _signed(function: Any, names: Sequence[str] = SPEAKING, progress: bool = False) -> Any:
+    """Give a function of (*inputs, token) the signature that Gradio reads, so that it hands over the visitor's token."""
     import inspect
 
-    names = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in (*SPEAKING, *more)]
-    token = inspect.Parameter("oauth", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=gr.OAuthToken | None)
-    function.__signature__ = inspect.Signature([*names, token])
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in names]
+    parameters.append(inspect.Parameter("oauth", kind, annotation=gr.OAuthToken | None))
+    if progress:
+        parameters.append(inspect.Parameter("progress", kind, default=gr.Progress()))
+    function.__signature__ = inspect.Signature(parameters)
     function.__annotations__ = {"oauth": gr.OAuthToken | None}
     return function
 
 
-def _load(
-    voice: str, speaker: str, scope: str, amount: float, parts: list[str], token: str | None, progress: gr.Progress
-) -> tuple[Any, ...]:
+def _readout(voice: str, how: Sequence[Any], token: str | None) -> str:
+    """The live line under the slider; what cannot be used is said there and not in a pop-up."""
+    try:
+        return steps.readout(voice, controls.spec_of(*how), token)
+    except InputError as error:
+        return str(error)
+
+
+def _load(voice: str, speaker: str, how: Sequence[Any], token: str | None, progress: gr.Progress) -> tuple[Any, ...]:
     reference = (voice or "").strip()
     progress(0.0, desc=f"loading {reference[:60]}")
     loaded = steps.bench.voice(
@@ -181,7 +260,7 @@ def _load(
     )
     keep = speaker if speaker in loaded.speakers else (None if loaded.speaker is None else loaded.speakers[loaded.speaker])
     choice = gr.Dropdown(list(loaded.speakers), value=keep, visible=bool(loaded.speakers))
-    return steps.free_cut_words(loaded), choice, steps.readout(reference, scope, amount, parts, token)
+    return steps.free_cut_words(loaded), choice, _readout(reference, how, token)
 
 
 def _upload(files: list[str]) -> tuple[Any, Any]:
@@ -196,65 +275,3 @@ def _upload(files: list[str]) -> tuple[Any, Any]:
             path.unlink(missing_ok=True)
     label = f"uploaded: {models[0].stem[:60]}"
     return gr.Dropdown([*layout.VOICES, (label, reference)], value=reference), None
-
-
-def _doing(step: Doing) -> dict[str, Any]:
-    return {"status": f"{step.what} … {100 * step.share:.0f}%"}
-
-
-def _heard(request: Request, token: str | None) -> Iterator[dict[str, Any]]:
-    """Sound, and the sparsity of what is heard; what was measured for other settings goes."""
-    for step in steps.hear_steps(request, token):
-        if isinstance(step, Doing):
-            yield _doing(step)
-            continue
-        steps.bench.remember(request, step, token)
-        sparsity, layers = tables.sparsity_table(*step.sparsity), tables.layer_table(step.sparsity[1])
-        yield {
-            "status": "Both have spoken; measuring comes next.",
-            "asked": request,
-            "summary": steps.heard_words(request, step),
-            "original": steps.wav(step.original, "original"),
-            "pruned": steps.wav(step.pruned, "pruned"),
-            "flip": steps.flip_value(step),
-            **_table("sparsity", sparsity),
-            **_table("layers", layers),
-            **{name: tables.EMPTY[name] for name in ("size", "latency")},
-            **{f"{name}_csv": gr.DownloadButton(interactive=False) for name in ("size", "latency")},
-        }
-
-
-def _drawn(request: Request, token: str | None) -> Iterator[dict[str, Any]]:
-    yield {"status": "drawing …"}
-    spectrograms, bars, histogram = steps.pictures(request, token)
-    yield {"spectrograms": spectrograms, "bars": bars, "histogram": histogram}
-
-
-def _weighed(request: Request, token: str | None) -> Iterator[dict[str, Any]]:
-    yield {"status": "writing each file format to see its size …"}
-    yield _table("size", tables.size_table(*steps.bench.size(request, token)))
-
-
-def _timed(request: Request, token: str | None) -> Iterator[dict[str, Any]]:
-    for step in steps.latency_steps(request, token):
-        if isinstance(step, Doing):
-            yield _doing(step)
-        else:
-            what = "" if steps.timed_text(request.text) == request.text.strip() else " on the beginning of the text"
-            done = f"Done. Latency: {step.runs} runs of each voice in turn{what}, {step.threads} threads, {step.device}."
-            yield {"status": done, **_table("latency", tables.latency_table(step))}
-
-
-def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
-    """A table and its download."""
-    return {name: table, f"{name}_csv": gr.DownloadButton(value=steps.csv(table, name), interactive=True)}
-
-
-_TABLES = ("sparsity", "layers", "size", "latency")
-_HEARD = ("summary", "original", "pruned", "flip", *(name + end for name in _TABLES for end in ("", "_csv")))
-_MEASURED = (
-    (_drawn, ("spectrograms", "bars", "histogram")),
-    (_weighed, ("size", "size_csv")),
-    (_timed, ("latency", "latency_csv")),
-)
-"""What "Speak with both" sets off after hearing, and which outputs each step fills."""

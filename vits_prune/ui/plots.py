@@ -8,10 +8,13 @@ matplotlib.use("Agg")
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
 
 from vits_prune.measure import Sparsity
+from vits_prune.measure.matrices import MatrixPair
 from vits_prune.measure.spectrogram import Spectrogram
 from vits_prune.measure.weights import WeightHistogram
 from vits_prune.tables import PART_NAMES
@@ -106,10 +109,38 @@ def weight_histogram(histogram: WeightHistogram) -> Figure:
     return figure
 
 
-def _figure(rows: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A transparent figure with `rows` axes; made without pyplot, whose global list of figures would keep it alive."""
+_SIZES = LinearSegmentedColormap.from_list("sizes", ["#d6e6f7", ORIGINAL, "#0a2a52"])
+_GONE = "#8a8f9833"
+_ZERO_OR_GONE = LinearSegmentedColormap.from_list("zero or gone", [PRUNED, _GONE])
+
+
+def matrices(pair: MatrixPair) -> Figure:
+    """A corner of a weight matrix before and after: darker is larger, zeros and what is gone each in a colour of its own."""
+    figure, axes = _figure(1, height=4.6, columns=2)
+    top = float(np.quantile(pair.before, 0.99)) or 1.0
+    shapes = (pair.layer.shape, pair.shape_after)
+    for axis, values, name, shape in zip(axes, (pair.before, pair.after), ("before", "after"), shapes, strict=True):
+        shown = np.ma.masked_where(np.isnan(values) | (values == 0), values)
+        axis.imshow(np.isnan(values), cmap=_ZERO_OR_GONE, vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(shown, cmap=_SIZES, vmin=0, vmax=top, interpolation="nearest")
+        size = "gone" if shape is None else " × ".join(map(str, shape))
+        zeros = f", {100 * pair.zeros:.1f}% zeros" if name == "after" and pair.zeros else ""
+        axis.set_title(f"{name}: {size}{zeros}", loc="left", color=NEUTRAL, fontsize=9)
+        axis.set_xlabel("input channel")
+    axes[0].set_ylabel("output channel")
+    keys = [Patch(color=ORIGINAL, label="weight, darker is larger")]
+    if (pair.after == 0).any():
+        keys.append(Patch(color=PRUNED, label="zero"))
+    if np.isnan(pair.after).any():
+        keys.append(Patch(color=_GONE, label="gone"))
+    figure.legend(handles=keys, ncols=3, loc="outside lower center", frameon=False, fontsize=9, labelcolor=NEUTRAL)
+    return figure
+
+
+def _figure(rows: int, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A transparent figure with its axes; made without pyplot, whose global list of figures would keep it alive."""
     figure = Figure(figsize=(8.0, height), dpi=110, layout="constrained", facecolor="none")
-    axes = list(figure.subplots(rows, 1, squeeze=False)[:, 0])
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_facecolor("none")
         axis.tick_params(colors=NEUTRAL, labelsize=8)

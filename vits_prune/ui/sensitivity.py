@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +10,13 @@ import pandas as pd
 
 from vits_prune.measure.quality import FAMILIES
 from vits_prune.sweep.sensitivity import DEFAULT_AMOUNTS, part_points
+from vits_prune.tables import PART_NAMES
 from vits_prune.ui import steps
+from vits_prune.ui.controls import at_amount
 from vits_prune.ui.evidence import MAX_CURVE_TEXTS, Point, measured_points
+from vits_prune.ui.forecast import reachable
 from vits_prune.ui.heat import heat, heat_value
+from vits_prune.voices.voice import PARTS
 from vits_prune.workbench import Request
 
 
@@ -21,7 +24,7 @@ def sensitivity_tab() -> dict[str, Any]:
     """The tab's components."""
     made: dict[str, Any] = {}
     gr.Markdown(
-        "Which part of the voice breaks first? Each part is pruned **alone** at a few amounts, with the scope chosen on the left, and "
+        "Which part of the voice breaks first? Each part is pruned **alone** at a few amounts, as chosen on the left, and "
         "measured against the original on held-out sentences. Press a cell to hear it."
     )
     with gr.Row():
@@ -46,16 +49,21 @@ def sensitivity_steps(
 ) -> Iterator[dict[str, Any]]:
     """Measure cell after cell; each update shows all so far."""
     amounts = sorted(float(amount) for amount in amounts) or list(DEFAULT_AMOUNTS)
-    points = part_points(amounts, scope=request.spec.scope, method=request.spec.method)
-    specs = [dataclasses.replace(request.spec, amount=point.spec.amount, parts=point.spec.parts) for point in points]
+    wanted = [at_amount(request.spec, point.spec.amount, point.spec.parts) for point in part_points(amounts)]
+    specs = reachable(steps.bench.voice(request.reference, request.speaker, token, device="cpu"), wanted)
+    lost = [PART_NAMES[part] for part in PARTS if sum(spec.parts == (part,) for spec in specs) < len(amounts)]
+    refused = f"; left out where the method protects it or it cannot lose so much: {', '.join(lost)}" if lost else ""
     for found, note, what in measured_points(request, token, specs, int(texts), families):
-        yield {"status": what} if what else _shown(found, amounts, note, done=len(found) == len(specs))
+        yield {"status": what} if what else _shown(found, amounts, f"{note}{refused}", done=len(found) == len(specs))
 
 
 def _shown(points: list[Point], amounts: list[float], note: str, done: bool) -> dict[str, Any]:
     left_out = " ".join(points[0][2].unmeasured.values())
     hint = f"Measured on {note}. Darker is worse, within the metric shown; a dot: a difference is claimed. {left_out}".strip()
-    rows = [{"scope": s.scope, "part": s.parts[0], "amount": s.amount, "sparsity": found, **e.to_row()} for s, found, e in points]
+    rows = [
+        {"method": s.method, "scope": s.scope, "part": s.parts[0], "amount": s.amount, "sparsity": found, **e.to_row()}
+        for s, found, e in points
+    ]
     return {
         "heat": heat_value([(spec, evaluation) for spec, _, evaluation in points], amounts, hint),
         "heat_csv": gr.DownloadButton(value=steps.csv(pd.DataFrame(rows), "sensitivity"), interactive=True),

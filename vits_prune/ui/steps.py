@@ -7,24 +7,31 @@ import functools
 import inspect
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import gradio as gr
 import pandas as pd
 
 from vits_prune import tables
+from vits_prune.background import Doing, in_background
+from vits_prune.caches import Scratch
 from vits_prune.errors import InputError
 from vits_prune.measure import Latency, latency, measure_weights
+from vits_prune.measure.matrices import MatrixPair, matrix_names, measure_matrix
 from vits_prune.measure.spectrogram import measure_spectrogram
 from vits_prune.pruning import PruneSpec
+from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.survivors import choice_for
 from vits_prune.sound import write_wav
 from vits_prune.synthesis import MAX_SENTENCE_SECONDS, Delivery, Speech
 from vits_prune.ui import flip, plots
+from vits_prune.ui.controls import spec_words
+from vits_prune.ui.forecast import forecast_words
 from vits_prune.ui.hardware import on_gpu
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import PARTS, Voice
-from vits_prune.workbench import Doing, Request, Scratch, Spoken, Workbench
+from vits_prune.workbench import Request, Spoken, Steps, Workbench
 
 MAX_PAGE_CHARACTERS = 2_000
 MAX_TIMED_CHARACTERS = 300
@@ -40,21 +47,18 @@ def request_of(
     voice: str,
     speaker: str | None,
     text: str,
-    scope: str,
-    amount: float,
-    parts: list[str],
+    spec: PruneSpec,
     seed: float,
     timing: str,
     speaking_rate: float | None = None,
     noise_scale: float | None = None,
     noise_scale_duration: float | None = None,
 ) -> Request:
-    """The inputs of the page as one checked value.
+    """The inputs of the page, with the PruneSpec of its controls, as one checked value.
 
     Raises:
         InputError: one of them cannot be used.
     """
-    spec = PruneSpec(scope=scope, amount=amount, parts=parts or ())
     delivery = Delivery(speaking_rate, noise_scale, noise_scale_duration)
     request = Request((voice or "").strip(), text or "", spec, seed if seed is not None else 0, timing, delivery, speaker or None)
     return request.checked(MAX_PAGE_CHARACTERS)
@@ -88,6 +92,14 @@ def _sentences() -> Iterator[None]:
         log.exception("unexpected error on the page")
         sentence = "Something went wrong on the server; your settings are kept. Try again, or with a shorter text."
         raise gr.Error(sentence, title="Error", print_exception=False) from error
+
+
+def pruning_steps(request: Request, token: str | None) -> Generator[Doing, None, Steps]:
+    """Make the pruned voice, on the CPU and in this process, so that every later step finds it; returns its Steps."""
+    for step in bench.pruning(request, token):
+        if isinstance(step, Doing):
+            yield step
+    return step
 
 
 # On ZeroGPU these two run in a worker with a GPU; requests go in and results come out by pickle.
@@ -150,8 +162,13 @@ def flip_value(spoken: Spoken) -> dict[str, Any]:
 def heard_words(request: Request, spoken: Spoken) -> str:
     """One line on what was spoken."""
     before, after = spoken.original.audio_seconds, spoken.pruned.audio_seconds
+    before_weights, after_weights = (found.weights() for found in spoken.sparsity)
+    gone = 100 * (1 - after_weights / max(1, before_weights))
+    what = f"**{100 * spoken.sparsity[1].overall:.1f}%** of the voice's weights are zero"
+    if gone:
+        what = f"**{gone:.1f}%** of the voice's weights are gone with their channels and layers ({after_weights / 1e6:.1f} M are left)"
     words = [
-        f"**{100 * spoken.sparsity[1].overall:.1f}%** of the voice's weights are zero.",
+        f"{what}, by {spec_words(request.spec)}.",
         f"Original {before:.2f} s, pruned {after:.2f} s ({100 * (after / before - 1):+.0f}%).",
     ]
     if request.timing == "locked":
@@ -167,6 +184,8 @@ def spoken_before(request: Request, token: str | None) -> Spoken:
     """What both voices said for a request, spoken again where it is forgotten."""
     spoken = bench.recall(request, token)
     if spoken is None:
+        for _ in pruning_steps(request, token):
+            pass
         spoken = next(step for step in hear_steps(request, token) if isinstance(step, Spoken))
     return spoken
 
@@ -214,18 +233,40 @@ def plain(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+!|~$&" else " " if c.isspace() else c for c in text[:120])
 
 
-def readout(voice: str, scope: str, amount: float, parts: list[str], token: str | None) -> str:
-    """The live sparsity under the slider."""
+def readout(voice: str, spec: PruneSpec, token: str | None) -> str:
+    """The live line under the slider: sparsity where the weights alone tell it, else what is known before pruning. Never calibrates."""
     reference = (voice or "").strip()
-    if not parts:
-        return "Choose at least one part to prune."
     if not bench.is_loaded(reference, token):
         return "Sparsity is shown once the voice is loaded."
-    found = bench.preview(reference, PruneSpec(scope=scope, amount=amount, parts=tuple(parts)), token)
+    found = bench.preview(reference, spec, token)
     if found is None:
-        return "Sparsity is shown once the voice is pruned: this method looks at more than the weights."
+        return forecast_words(bench.voice(reference, token=token, device="cpu"), spec)
     shares = [f"{tables.PART_NAMES[part]} {100 * found[part]:.1f}%" for part in PARTS if part in found]
     return f"Sparsity: **{100 * found['overall']:.1f}%** of the whole voice  \n{' · '.join(shares)}"
+
+
+def matrix_choices(request: Request, token: str | None) -> list[str]:
+    """The layers whose matrix can be shown."""
+    return matrix_names(bench.voice(request.reference, request.speaker, token, device="cpu"), [request.spec])
+
+
+def matrix_steps(request: Request, token: str | None, layer: str) -> Iterator[Doing | MatrixPair]:
+    """One weight matrix before and after, last."""
+    original = bench.voice(request.reference, request.speaker, token, device="cpu")
+    pruned = (yield from pruning_steps(request, token))[-1][1].to("cpu")
+    choice = None
+    if METHODS[request.spec.method].structured and (request.spec.amount or request.spec.shape):
+        for found in in_background(lambda tell: choice_for(original, request.spec, on_step=tell)):
+            if isinstance(found, Doing):
+                yield found
+            else:
+                choice = found
+    yield measure_matrix(original, pruned, layer, choice)
+
+
+def rendition_steps(request: Request, token: str | None, index: int) -> Iterator[Doing | Speech]:
+    """What the voice of one step of gradual pruning says, with the original's durations; it comes last."""
+    yield from bench.hear_step(request, index, spoken_before(request, token).original, token)
 
 
 def saved_folder(request: Request, token: str | None) -> str:
@@ -233,8 +274,9 @@ def saved_folder(request: Request, token: str | None) -> str:
     from vits_prune.voices.saved import save_voice
 
     voice = bench.pruned(request, token)
-    folder = scratch.folder()
-    name = f"{_file_name(voice.name)}-{request.spec.scope}-{round(100 * request.spec.amount)}"
+    folder, spec = scratch.folder(), request.spec
+    how = spec.scope if spec.method == "magnitude" else spec.method
+    name = f"{_file_name(voice.name)}-{how}-{round(100 * spec.amount)}"
     save_voice(voice, folder / name)
     archive = shutil.make_archive(str(folder / f"{name}-voice"), "zip", root_dir=folder, base_dir=name)
     shutil.rmtree(folder / name)

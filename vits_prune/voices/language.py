@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vits_prune.errors import InputError
 from vits_prune.voices.voice import Voice
 
 _WHISPERS = {"nb": "no", "zlm": "ms"}
@@ -44,8 +45,13 @@ def draw_texts(voice: Voice, count: int, seed: int) -> tuple[str, ...]:
         voice: who is to say them.
         count: how many.
         seed: of the draws.
+
+    Raises:
+        InputError: the voice has no letters to draw from.
     """
     symbols, wrap = _symbols(voice)
+    if not symbols:
+        raise InputError(f"{voice.name} has no single letters to draw sentences from: give texts to calibrate it on.")
     random = np.random.default_rng(seed)
     return tuple(wrap(" ".join(_word(symbols, random) for _ in range(random.integers(5, 12)))) for _ in range(count))
 
@@ -60,8 +66,14 @@ def _symbols(voice: Voice) -> tuple[list[str], Callable[[str], str]]:
     known = getattr(tokenizer, "phoneme_ids", None)
     if known is not None:
         spoken = sorted(symbol for symbol in known if _speakable(symbol))
-        return spoken, (lambda text: f"[[{text}]]") if tokenizer.phoneme_type == "espeak" else (lambda text: f"{text}.")
-    return sorted(symbol for symbol in tokenizer.tokenizer.get_vocab() if _speakable(symbol)), lambda text: f"{text}."
+        if tokenizer.phoneme_type == "espeak":
+            return spoken, lambda text: f"[[{text}]]"
+        spoken = [symbol for symbol in spoken if unicodedata.is_normalized("NFD", symbol)]  # what is written is taken apart so
+    else:
+        inner = tokenizer.tokenizer
+        known = inner.get_vocab()
+        spoken = sorted(symbol for symbol in known if _speakable(symbol) and (symbol.isascii() or not inner.is_uroman))
+    return spoken, lambda text: f"{text}." if "." in known else text
 
 
 def _speakable(symbol: str) -> bool:

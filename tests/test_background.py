@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
+from vits_prune import background
+from vits_prune.background import Doing, Stopped, in_background
 from vits_prune.errors import InputError
-from vits_prune.ui.background import Stopped, in_background
-from vits_prune.workbench import Doing
 
 
 def test_it_tells_and_ends_with_the_result():
@@ -50,4 +50,13 @@ def test_closing_stops_the_work_at_its_next_word():
     assert next(steps).what == "first"
     threading.Timer(0.1, may_go_on.set).start()
     steps.close()
-    assert stopped.is_set()
+    assert stopped.wait(10)
+
+
+def test_it_can_be_closed_while_nothing_new_is_told(monkeypatch):
+    monkeypatch.setattr(background, "HEARTBEAT_SECONDS", 0.01)
+    go_on = threading.Event()
+    steps = in_background(lambda tell: go_on.wait(10))
+    assert [next(steps) for _ in range(3)] == [Doing("at work", 0.0)] * 3
+    steps.close()
+    go_on.set()

@@ -5,11 +5,20 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
-from vits_prune.workbench import Doing
-
 T = TypeVar("T")
+HEARTBEAT_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Doing:
+    """A step is under way."""
+
+    what: str
+    share: float
+    """How much is done, 0 to 1."""
 
 
 class Stopped(Exception):
@@ -19,7 +28,8 @@ class Stopped(Exception):
 def in_background(work: Callable[[Callable[[str, float], None]], T]) -> Iterator[Doing | T]:
     """Run `work(tell)` in a thread: yields a Doing whenever it tells something new, and its result last.
 
-    Closing the iterator (Gradio does on cancel) makes the next `tell` raise Stopped inside the work, and waits for that.
+    While nothing new is told the last Doing comes again every HEARTBEAT_SECONDS, for it can be closed only when it has just yielded.
+    Closing it (Gradio does on cancel) makes the next `tell` raise Stopped inside the work.
 
     Raises:
         Exception: whatever the work raised.
@@ -42,19 +52,26 @@ def in_background(work: Callable[[Callable[[str, float], None]], T]) -> Iterator
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        while (step := _newest(told)) is not None:
-            yield step
-    finally:
-        stop.set()
+        yield from _heard(told)
         thread.join()
+    finally:
+        stop.set()  # whoever closes this must not wait: Gradio does it on its event loop
     if "error" in outcome:
         raise outcome["error"]
     yield outcome["result"]
 
 
-def _newest(told: queue.Queue[Doing | None]) -> Doing | None:
-    """What was told last, waiting for it where nothing was; None once the work has ended."""
-    step = told.get()
-    while step is not None and not told.empty():
-        step = told.get()
-    return step
+def _heard(told: queue.Queue[Doing | None]) -> Iterator[Doing]:
+    """What was told last, again and again while nothing new is, until the work has ended."""
+    last = Doing("at work", 0.0)
+    while True:
+        try:
+            step = told.get(timeout=HEARTBEAT_SECONDS)
+            while step is not None and not told.empty():
+                step = told.get()
+        except queue.Empty:
+            step = last
+        if step is None:
+            return
+        yield step
+        last = step

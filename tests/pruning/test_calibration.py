@@ -1,0 +1,200 @@
+"""What the layers were given: the same sums that hooks on the plain model find, sentence by sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.pruning.conftest import KINDS, SENTENCES
+from tests.voices.hf_factory import make_checkpoint
+from vits_prune import InputError, load_voice
+from vits_prune.pruning import calibration
+from vits_prune.pruning.calibration import SEGMENT, collect, inputs_of, portion
+from vits_prune.pruning.layers import prunable_layers
+from vits_prune.pruning.matrix import LayerMatrix
+from vits_prune.synthesis import Delivery, encode, log_durations, predict_durations, read_text, sample_latents, speaker_embedding
+
+SEED = 5
+
+
+def gathered(voice, layers=None, texts=SENTENCES, seed=SEED, **options):
+    return {layer.name: found for layer, found in collect(voice, layers or prunable_layers(voice), texts, seed, **options)}
+
+
+@torch.no_grad()
+def naive(voice, texts=SENTENCES):
+    """Layer name -> (sum of x xT, windows), from whole sentences, each alone, through the model's own modules."""
+    pace, conditioning, places = Delivery().for_voice(voice), speaker_embedding(voice), np.random.default_rng(SEED)
+    found = {}
+
+    def count(inputs, part):
+        for name, given in inputs.items():
+            if name.split(".")[0] != part:
+                continue
+            module = voice.model.get_submodule(name)
+            matrix = LayerMatrix(module)
+            if not matrix.dense:
+                windows = given.movedim(1, 2).reshape(-1, given.shape[1] // module.groups)
+            else:
+                at = matrix.usable(given, None).nonzero()
+                windows = matrix.windows(given, at[:, 0], at[:, 1])
+                windows = torch.cat([windows, torch.ones(len(windows), 1)], 1) if module.bias is not None else windows
+            total, number = found.get(name, (0, 0))
+            found[name] = total + windows.double().T @ windows.double(), number + len(windows)
+
+    sentences = [sentence.ids for text in texts for sentence in read_text(voice, text)[0]]
+    for index, ids in enumerate(sentences):
+        key = (SEED, index)
+        with inputs_of(voice.model, prunable_layers(voice)) as inputs:
+            hidden, means, log_variances = encode(voice, ids)
+            log_durations(voice.model, hidden, conditioning, key, pace)
+            durations, _ = predict_durations(voice, hidden, conditioning, key, pace, 1500)
+            latents = sample_latents(voice, means, log_variances, durations, conditioning, key, pace.noise_scale)
+            start = int(places.integers(1 << 30)) % max(1, latents.shape[2] - SEGMENT + 1)
+            voice.model.decoder(latents[:, :, start : start + SEGMENT], conditioning)
+            for part in ("text_encoder", "duration_predictor", "flow", "decoder"):
+                count(inputs, part)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layer_gets_what_hooks_on_the_plain_model_find(families, kind, monkeypatch):
+    voice = families[kind]
+    monkeypatch.setattr(calibration, "WINDOWS", (10**6, 10**6))
+    found, expected = gathered(voice), naive(voice)
+    assert found.keys() == expected.keys() == {layer.name for layer in prunable_layers(voice)}
+    for name, statistics in found.items():
+        covariance, windows = expected[name]
+        assert statistics.windows == windows, name
+        size = float(covariance.diagonal().max())
+        assert torch.allclose(statistics.energy.double(), covariance.diagonal(), atol=2e-4 * size), name
+        assert (statistics.covariance is None) == (not statistics.matrix.dense)
+        if statistics.covariance is not None:
+            assert torch.allclose(statistics.covariance.double(), covariance, atol=2e-4 * size), name
+
+
+def test_padding_does_not_leak(families, monkeypatch):
+    """Sentences of very different lengths share a batch, and each alone gives the same sums."""
+    voice = families["plain"]
+    layers = prunable_layers(voice, ("text_encoder",))
+    together = gathered(voice, layers)
+    monkeypatch.setattr(calibration, "BATCH_TOKENS", 1)
+    alone = gathered(voice, layers)
+    for name, statistics in together.items():
+        assert statistics.windows == alone[name].windows
+        scale = float(alone[name].energy.max())
+        assert torch.allclose(statistics.covariance, alone[name].covariance, atol=1e-4 * scale), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_gives_the_same_to_the_bit_and_another_does_not(families, kind):
+    voice = families[kind]
+    layers = prunable_layers(voice, ("flow", "decoder"))
+    first, again, other = (gathered(voice, layers, seed=seed) for seed in (1, 1, 2))
+    for name in first:
+        assert torch.equal(first[name].energy, again[name].energy)
+        assert first[name].covariance is None or torch.equal(first[name].covariance, again[name].covariance)
+    assert any(not torch.equal(first[name].energy, other[name].energy) for name in first)
+
+
+def test_torchs_own_random_state_plays_no_part(families):
+    voice, found = families["plain"], []
+    for state in (0, 1):
+        torch.manual_seed(state)
+        before = torch.random.get_rng_state()
+        found.append(gathered(voice, covariances=False))
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(found[0][name].energy, found[1][name].energy) for name in found[0])
+
+
+def test_a_layers_statistics_do_not_depend_on_which_others_are_listened_to(families, monkeypatch):
+    voice = families["plain"]
+    monkeypatch.setattr(calibration, "WINDOWS", (50, 100))  # so that windows are drawn
+    everything, energies = gathered(voice), gathered(voice, covariances=False)
+    for layer in prunable_layers(voice)[::7]:
+        [(_, alone)] = collect(voice, [layer], SENTENCES, SEED)
+        assert torch.equal(alone.energy, everything[layer.name].energy)
+        assert torch.equal(alone.energy, energies[layer.name].energy)
+        assert energies[layer.name].covariance is None
+        assert alone.windows <= 100 or not alone.matrix.dense
+
+
+def test_the_energy_is_the_covariances_diagonal(families):
+    for statistics in gathered(families["plain"]).values():
+        if statistics.covariance is not None:
+            assert torch.allclose(statistics.covariance.diagonal(), statistics.energy, rtol=1e-4, atol=1e-6)
+            if statistics.matrix.module.bias is not None:
+                assert float(statistics.energy[-1]) == statistics.windows
+
+
+def test_the_model_is_left_as_it_was(families):
+    voice = families["plain"]
+    before = {name: tensor.clone() for name, tensor in voice.model.named_parameters()}
+    gathered(voice)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in voice.model.named_parameters())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in voice.model.modules())
+
+
+class Cancelled(Exception):
+    pass
+
+
+def test_it_can_be_cancelled(families):
+    voice, told = families["plain"], []
+
+    def cancel(what, share):
+        told.append((what, share))
+        if len(told) == 5:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        gathered(voice, on_step=cancel)
+    assert len(told) == 5
+    assert not any(module._forward_pre_hooks for module in voice.model.modules())
+
+
+def test_progress_rises(families):
+    shares = []
+    gathered(families["piper-high"], on_step=lambda _what, share: shares.append(share))
+    assert shares[0] == 0
+    assert shares[-1] == 1
+    assert shares == sorted(shares)
+    assert len(set(shares)) > 10
+
+
+def test_portions():
+    told = []
+    portion(lambda what, share: told.append((what, share)), 0.2, 0.6)("x", 0.5)
+    assert told == [("x", pytest.approx(0.4))]
+    assert portion(None, 0, 1) is None
+
+
+def test_a_covariance_that_does_not_fit(families, monkeypatch):
+    monkeypatch.setattr(calibration, "MAX_COLUMNS", 100)
+    with pytest.raises(InputError, match=r"has \d+ inputs, whose covariance would take .* protect it, or prune by activation") as error:
+        gathered(families["plain"])
+    assert str(error.value).endswith(".")
+    assert gathered(families["plain"], covariances=False)
+
+
+@pytest.mark.parametrize("texts", [("a sentence", "漢字"), ("...",), ("",)], ids=ascii)
+def test_texts_that_cannot_be_said(families, texts):
+    with pytest.raises(InputError):
+        gathered(families["plain"], texts=texts)
+
+
+@pytest.mark.parametrize("broken", ["text_encoder.embed_tokens.weight", "flow.flows.1.conv_pre.weight", "decoder.conv_pre.bias"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_voice_that_is_broken(families, broken, value):
+    voice = families["plain"]
+    worse = voice.with_weights({broken: torch.full_like(voice.model.get_parameter(broken), value)})
+    with pytest.raises(InputError, match="no finite number"):
+        gathered(worse)
+
+
+def test_a_kernel_that_is_no_multiple_of_its_stride(tmp_path):
+    voice = load_voice(make_checkpoint(tmp_path / "uneven", upsample_kernel_sizes=[7, 8]))
+    uneven = gathered(voice)["decoder.upsampler.0"]
+    assert uneven.covariance is None
+    assert uneven.energy.shape == (32,)

@@ -1,0 +1,136 @@
+"""Structured pruning as a method: smaller voices whose survivors do the work of what went."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tests.pruning.conftest import KINDS, SENTENCES
+from tests.voices.hf_factory import make_checkpoint
+from vits_prune import InputError, PruneSpec, load_voice, prune, speak
+from vits_prune.pruning.prune import prune_steps
+from vits_prune.pruning.sensitivity import channel_sensitivity
+from vits_prune.pruning.shrink import importance, shape_for
+from vits_prune.pruning.structure import Shape, sizes, sizes_of
+from vits_prune.pruning.structured import choose, cut
+
+HALF = Shape(decoder_width=0.5, ffn_width=0.5, multiple=4)
+UNHEARD = ("the source of the huge river is the clear spring", "help the woman get back to her feet")
+
+
+def spec_of(shape=None, **options):
+    return PruneSpec("structured", shape=shape, texts=SENTENCES, **options)
+
+
+def distance(original, other):
+    """Mean squared difference of the waveforms, with the original's durations, over sentences that neither was fitted on."""
+    found = []
+    for text in UNHEARD:
+        speech = speak(original, text, 1)
+        found.append(np.square(speech.waveform - speak(other, text, 1, timing=speech).waveform).mean())
+    return np.mean(found)
+
+
+def plain_cut(voice, shape):
+    """The same channels gone and nothing fitted."""
+    return cut(voice, choose(voice, shape, importance(channel_sensitivity(voice, SENTENCES, 0))))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [HALF, Shape(decoder_width=0.5, branches=1, multiple=4), Shape(ffn_width=0.25, multiple=2)], ids=str)
+def test_the_survivors_do_the_work_of_what_went(families, kind, shape):
+    voice = families[kind]
+    before = {name: tensor.clone() for name, tensor in voice.model.named_parameters()}
+    smaller, rough = prune(voice, spec_of(shape)), plain_cut(voice, shape)
+    assert sizes_of(smaller.model.config) == sizes_of(rough.model.config) == sizes(voice.model.config, shape)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in voice.model.named_parameters())
+    assert not any(parameter.requires_grad for parameter in smaller.model.parameters())
+    assert distance(voice, smaller) < distance(voice, rough)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_from_the_recipe(families, kind):
+    voice, spec = families[kind], spec_of(HALF, seed=2)
+    pruned = prune(voice, spec)
+    [recipe] = pruned.recipe["pruned"]
+    again = prune(voice.with_weights({}), PruneSpec.from_dict(recipe))
+    assert PruneSpec.from_json(spec.to_json()) == spec
+    one, two = dict(pruned.model.named_parameters()), dict(again.model.named_parameters())
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", ["plain", "piper-high"])
+@pytest.mark.parametrize("shape", [Shape(resblock_width=0.5, multiple=2), Shape(flows=1), Shape(encoder_layers=1), Shape(wavenet_layers=1)],
+                         ids=str)  # fmt: skip
+def test_other_levers(families, kind, shape):
+    if shape.flows and kind == "piper-high":  # four coupling layers: a part of them stays
+        shape = Shape(flows=3)
+    smaller = prune(families[kind], spec_of(shape))
+    assert sizes_of(smaller.model.config) == sizes(families[kind].model.config, shape)
+    assert np.isfinite(speak(smaller, UNHEARD[0], 1).waveform).all()
+
+
+def test_speakers_stay(families):
+    smaller = prune(families["speakers"], spec_of(HALF))
+    one, two = (speak(smaller.with_speaker(speaker), UNHEARD[0], 1) for speaker in (0, 1))
+    assert smaller.speaker == families["speakers"].speaker
+    assert one.waveform.shape != two.waveform.shape or not np.array_equal(one.waveform, two.waveform)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_amount_of_parts(families, kind):
+    voice = families[kind]
+    flows = voice.model.config.prior_encoder_num_flows
+    assert shape_for(voice, spec_of(amount=0.5)) == Shape(decoder_width=0.5, ffn_width=0.5, flows=flows // 2)
+    assert shape_for(voice, spec_of(amount=0.25, parts=("decoder",))) == Shape(decoder_width=0.75)
+    assert shape_for(voice, spec_of(amount=0.99, parts=("flow", "duration_predictor"))) == Shape(flows=1)
+    with pytest.raises(InputError, match="nothing to shrink"):
+        prune(voice, spec_of(amount=0.5, parts=("duration_predictor",)))
+    assert sizes_of(prune(voice, spec_of(amount=0.5, parts=("decoder",))).model.config).initial_channels == 16
+
+
+@pytest.mark.parametrize("kind", ["plain", "piper-high"])
+def test_steps_count_from_the_original(families, kind):
+    voice = families[kind]
+    spec = spec_of(amount=0.75, amounts=(0.25, 0.5, 0.75), parts=("text_encoder", "decoder"))
+    for amount, step in prune_steps(voice, spec):
+        once = dataclasses.replace(spec, amount=amount, amounts=())
+        assert sizes_of(step.model.config) == sizes(voice.model.config, shape_for(voice, once))
+        assert PruneSpec.from_dict(step.recipe["pruned"][0]).amount == amount
+    again = prune(voice, spec)
+    assert all(torch.equal(one, two) for one, two in zip(step.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_steps_of_the_flow(families):
+    voice = families["piper-high"]
+    flows = [step.model.config.prior_encoder_num_flows for _, step in prune_steps(voice, spec_of(amount=0.75, steps=3, parts=("flow",)))]
+    assert flows == sorted(flows, reverse=True)
+    assert flows[-1] == 1
+
+
+def test_a_kernel_that_is_no_multiple_of_its_stride(tmp_path):
+    voice = load_voice(make_checkpoint(tmp_path / "uneven", upsample_kernel_sizes=[7, 8]))
+    smaller = prune(voice, spec_of(HALF))
+    assert distance(voice, smaller) < distance(voice, plain_cut(voice, HALF))
+
+
+@pytest.mark.parametrize("shape", [Shape(branches=5), Shape(flows=9), Shape(encoder_layers=3)], ids=str)
+def test_more_than_there_is(families, shape):
+    with pytest.raises(InputError, match="cannot be"):
+        prune(families["plain"], spec_of(shape))
+
+
+def test_cancelling(families):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(_what, share):
+        if share > 0.6:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        prune(families["plain"].with_weights({}), spec_of(HALF), on_step=cancel)

@@ -1,0 +1,248 @@
+"""solve_budget: from limits to the PruneSpecs that keep them.
+
+Time comes from structure, bytes from structure or from zeros in the lossless sparse file, so the answer is one spec or two: a shape, then
+zeros. Shapes that are quick or small enough are found on cheap cuts (ladder.py), the least damaging are pruned for real and measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from vits_prune.budget.ladder import Ladder, build_ladder, time_against, time_cut
+from vits_prune.budget.values import Budget, Candidate, Solution
+from vits_prune.budget.verdict import sentences_of
+from vits_prune.budget.zeros import fit_zeros, sparse_bytes
+from vits_prune.errors import InputError
+from vits_prune.evaluation import Reference, Settings, Step, evaluate_against, prepare_reference
+from vits_prune.measure.latency import Spread
+from vits_prune.measure.quality import METRICS
+from vits_prune.pruning.prune import prune
+from vits_prune.pruning.spec import PruneSpec
+from vits_prune.pruning.structure import Shape
+from vits_prune.sweep.knee import check_measured, compared
+from vits_prune.voices.voice import Voice
+
+MARGIN = 0.97
+"""Of the latency limit that a cheap cut must keep: a few runs may flatter it."""
+SHAPES, ZEROED, VERIFIED = 4, 2, 2
+"""How many shapes are pruned for real, how many of them get zeros, and how many candidates are verified at the most."""
+LOOSER = 2
+"""Shapes beyond a limit of time that are pruned where all within it lose too much, to tell what could be had."""
+FINAL_RUNS = 9
+
+
+def solve_budget(
+    voice: Voice,
+    budget: Budget,
+    texts: Sequence[str],
+    held_out: Sequence[str],
+    settings: Settings | None = None,
+    *,
+    on_step: Step | None = None,
+) -> Solution:
+    """The least damaged voice that keeps a budget, or the nearest to it.
+
+    Args:
+        voice: the original.
+        budget: what it may cost and lose.
+        texts: what candidates are compared on.
+        held_out: what the verdict is made on; others than `texts`.
+        settings: seed, recogniser and delivery of the measuring; its metrics and noise seeds are not used.
+        on_step: told how far it is; it may raise to cancel.
+
+    Raises:
+        InputError: nothing can be said, a limited metric cannot be measured on this voice, or no text is left to verify on.
+    """
+    start, tell = time.perf_counter(), on_step or (lambda _what, _share: None)
+    if set(texts) & set(held_out):
+        raise InputError("The sentences of the verdict must be others than those that candidates are chosen on.")
+    if budget.max_latency_ratio is None and _megabytes(voice) <= budget.max_mb:
+        raise InputError(f"{voice.name} takes {_megabytes(voice):.1f} MB, so a limit of {budget.max_mb:g} MB asks for nothing: give less.")
+    families = tuple({METRICS[limit.metric].family for limit in budget.judged})
+    settings = dataclasses.replace(settings or Settings(), metrics=families, noise_seeds=0)
+    chosen_on = prepare_reference(voice, texts, settings, on_step=_part(tell, 0.0, 0.05))
+    check_measured(budget.judged, chosen_on)
+    ladder = build_ladder(voice, chosen_on.texts[0], settings.seed, on_step=_part(tell, 0.05, 0.15))
+    search = _Search(voice, budget, ladder, chosen_on, chosen_on.texts[0])
+    search.run(_part(tell, 0.15, 0.8))
+    verified_on = prepare_reference(voice, held_out, settings, on_step=_part(tell, 0.8, 0.85))
+    chosen = search.verify(verified_on, _part(tell, 0.85, 1.0))
+    tell("done", 1.0)
+    return Solution(
+        name=voice.name,
+        budget=budget,
+        chosen=chosen.candidate,
+        kept=not budget.broken(chosen.candidate),
+        sentences=sentences_of(budget, chosen.candidate, [one.candidate for one in search.tried]),
+        tried=tuple(one.candidate for one in search.tried),
+        voice=chosen.voice,
+        texts=(len(chosen_on.texts), len(verified_on.texts)),
+        seconds=time.perf_counter() - start,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    candidate: Candidate
+    voice: Voice
+
+
+@dataclass(eq=False)
+class _Search:
+    """What was tried so far."""
+
+    voice: Voice
+    budget: Budget
+    ladder: Ladder
+    reference: Reference
+    text: str
+    tried: list[_Tried] = field(default_factory=list)
+
+    @property
+    def seed(self) -> int:
+        return self.reference.settings.seed
+
+    @property
+    def measured(self) -> list[_Tried]:
+        return [one for one in self.tried if one.candidate.stage != "cut"]
+
+    def run(self, tell: Step) -> None:
+        """Shapes first, looser ones where all lose too much, then zeros for the least damaged."""
+        shapes = self._shapes(_part(tell, 0.0, 0.1))
+        for index, shape in enumerate(shapes):
+            self._structured(shape, _part(tell, 0.1 + 0.4 * index / len(shapes), 0.1 + 0.4 * (index + 1) / len(shapes)))
+        if self.budget.max_latency_ratio and all(self.budget.damage(one.candidate) > 1 for one in self.measured):
+            self._loosen(_part(tell, 0.5, 0.65))
+        self._zeros(_part(tell, 0.65, 1.0))
+
+    def verify(self, reference: Reference, tell: Step) -> _Tried:
+        """Measure the best on held-out sentences with more runs; the first that keeps all limits, else the nearest."""
+        order = sorted(self.measured, key=lambda one: self._rank(one.candidate))
+        found = []
+        for index, one in enumerate(order[:VERIFIED]):
+            told = _part(tell, index / VERIFIED, (index + 1) / VERIFIED)
+            ratio, macs = time_against(self.voice, one.voice, self.text, self.seed, FINAL_RUNS)
+            quality = _quality(self.budget, reference, one.voice, told)
+            final = dataclasses.replace(one.candidate, stage="verified", latency_ratio=ratio, macs_ratio=macs, quality=quality)
+            found.append(_Tried(final, one.voice))
+            self.tried.append(found[-1])
+            if not self.budget.broken(final):
+                break
+        return min(found, key=lambda one: self._rank(one.candidate))
+
+    def _rank(self, candidate: Candidate) -> tuple[int, float, float]:
+        """The fewest broken limits first, then the least overshoot, then the least damage."""
+        loads = [math.inf if math.isnan(load) else load for load in self.budget.loads(candidate).values()]
+        return len(self.budget.broken(candidate)), max(1.0, *loads), self.budget.damage(candidate)
+
+    def _shapes(self, tell: Step) -> list[Shape]:
+        """Shapes within the limit of time as timed on cuts; without one, those that a limit of size may ask for."""
+        ratio, most = self.budget.max_latency_ratio, self.budget.max_mb
+        if ratio is None:
+            full = _megabytes(self.voice)
+            half = math.sqrt(most * full)
+            proposals = [*self.ladder.best(lambda one: one.mb <= 0.98 * half, 1), *self.ladder.best(lambda one: one.mb <= 0.98 * most, 1)]
+            return list(dict.fromkeys(one.shape for one in proposals))
+        found: list[Shape] = []
+        aim, passed = ratio * MARGIN, set()
+        for turn in range(3 * SHAPES):
+            quick = self.ladder.best(lambda one, aim=aim: one.time <= aim, 99)
+            left = [one for one in quick if one.shape.decoder_width not in passed]
+            if not left or len(found) == SHAPES:
+                break
+            shape = left[0].shape
+            tell("timing shapes", turn / (3 * SHAPES))
+            candidate = self._cut(shape)
+            if candidate.latency_ratio.median <= ratio * MARGIN:
+                found.append(shape)
+                passed.add(shape.decoder_width)
+            else:  # the prediction was too good: ask for more by as much
+                aim = min(aim * 0.97, aim * ratio * MARGIN / candidate.latency_ratio.median)
+        return found or [min(self.ladder.proposals, key=lambda one: one.time).shape]  # the nearest that there is
+
+    def _cut(self, shape: Shape) -> Candidate:
+        small, ratio, macs = time_cut(self.voice, shape, self.text, self.seed)
+        count = sum(parameter.numel() for parameter in small.model.parameters())
+        spec = PruneSpec(method="structured", shape=shape, seed=self.seed)
+        candidate = Candidate((spec,), "cut", count, "dense", 4e-6 * count, ratio, macs)
+        self.tried.append(_Tried(candidate, self.voice))
+        return candidate
+
+    def _structured(self, shape: Shape, tell: Step) -> None:
+        spec = PruneSpec(method="structured", shape=shape, seed=self.seed)
+        small = prune(self.voice, spec, on_step=_part(tell, 0.0, 0.6, f"{_short(shape)}: "))
+        known = next((one for one in self.tried if one.candidate.specs == (spec,)), None)
+        if known:
+            timed = known.candidate.latency_ratio, known.candidate.macs_ratio
+            self.tried.remove(known)
+        else:
+            timed = time_against(self.voice, small, self.text, self.seed, 3)
+        self._measure((spec,), small, timed, _part(tell, 0.6, 1.0))
+
+    def _zeros(self, tell: Step) -> None:
+        """Zeros where a voice's file is still too large: the least damaged shape within the limit of time and the least damaged of all;
+        where time is not limited, the whole voice."""
+        most = self.budget.max_mb
+        if most is None:
+            return
+        large = [one for one in self.measured if one.candidate.mb > most]
+        large.sort(key=lambda one: self.budget.damage(one.candidate))
+        large.sort(key=lambda one: "latency" in self.budget.broken(one.candidate))
+        bases = large[:ZEROED]
+        loose = [one for one in large if "latency" in self.budget.broken(one.candidate)][:1]
+        if loose and loose[0] not in bases:
+            bases = [*bases[: ZEROED - 1], *loose]
+        timed: dict[int, tuple[Spread, float]] = {id(one): (one.candidate.latency_ratio, one.candidate.macs_ratio) for one in bases}
+        if self.budget.max_latency_ratio is None:
+            whole = _Tried(Candidate((), "cut", 0, "dense", _megabytes(self.voice), Spread(1.0, 1.0, 1.0), 1.0), self.voice)
+            timed[id(whole)] = (whole.candidate.latency_ratio, 1.0)
+            bases = [whole, *bases][:ZEROED]
+        for index, base in enumerate(bases):
+            told = _part(tell, index / len(bases), (index + 1) / len(bases))
+            fitted = fit_zeros(base.voice, 1e6 * most, self.seed, on_step=_part(told, 0.0, 0.7))
+            self._measure((*base.candidate.specs, fitted.spec), fitted.voice, timed[id(base)], _part(told, 0.7, 1.0))
+
+    def _loosen(self, tell: Step) -> None:
+        """Shapes between the limit of time and the original, to tell what quality costs."""
+        ratio = self.budget.max_latency_ratio or 1.0
+        low = ratio
+        for turn in range(LOOSER):
+            low = math.sqrt(low)
+            for one in self.ladder.best(lambda one, low=low: one.time <= low, 1):
+                if all(one.shape != tried.candidate.specs[0].shape for tried in self.measured):
+                    self._structured(one.shape, _part(tell, turn / LOOSER, (turn + 1) / LOOSER))
+
+    def _measure(self, specs: tuple[PruneSpec, ...], voice: Voice, timed: tuple[Spread, float], tell: Step) -> None:
+        dense, sparse = _megabytes(voice), sparse_bytes(voice) / 1e6
+        count = sum(parameter.numel() for parameter in voice.model.parameters())
+        kind = "sparse" if sparse < dense else "dense"
+        quality = _quality(self.budget, self.reference, voice, tell)
+        size = sparse if kind == "sparse" else dense
+        self.tried.append(_Tried(Candidate(specs, "chosen", count, kind, size, *timed, quality), voice))
+
+
+def _quality(budget: Budget, reference: Reference, voice: Voice, tell: Step) -> MappingProxyType:
+    figures = evaluate_against(reference, voice, on_step=tell).figures
+    found = {limit.metric: compared(figures.get(limit.metric)) for limit in budget.judged}
+    return MappingProxyType({name: interval for name, interval in found.items() if interval is not None})
+
+
+def _megabytes(voice: Voice) -> float:
+    """Of the dense float32 file, from its bytes."""
+    from safetensors.torch import save
+
+    return len(save({name: tensor.detach().float().contiguous() for name, tensor in voice.model.named_parameters()})) / 1e6
+
+
+def _short(shape: Shape) -> str:
+    return Candidate((PruneSpec(method="structured", shape=shape),), "cut", 0, "dense", 0.0, Spread(1, 1, 1), 1.0).words
+
+
+def _part(tell: Step, low: float, high: float, before: str = "") -> Callable[[str, float], None]:
+    """A stretch of the whole."""
+    return lambda what, share: tell(before + what, low + (high - low) * min(1.0, share))
