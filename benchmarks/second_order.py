@@ -12,7 +12,6 @@ relative error of the prior's means, and the log-mel distance with the original'
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 import numpy as np
 import torch
@@ -124,7 +123,7 @@ def damage(voice: Voice, pruned: Voice) -> dict[str, float]:
     means, mels = [], []
     for text in load_texts(10, "tuning"):
         ids = read_text(voice, text)[0][0].ids
-        (_, before, _), (_, after, _) = encode(voice, ids), encode(dataclasses.replace(pruned), ids)
+        (_, before, _), (_, after, _) = encode(voice, ids), encode(pruned, ids)
         means.append(float((after - before).square().sum() / before.square().sum()))
         original = speak(voice, text)
         aligned = speak(pruned, text, timing=original)

@@ -58,7 +58,7 @@ def test_which_limits_cannot_be_had_together():
     budget = Budget(20, 0.5, (Limit("cer", 0.02),))
     fast, good = candidate(cer=0.3), candidate(time=0.7, cer=0.01, width=0.75)
     told = sentences_of(budget, fast, [fast, good, candidate(stage="cut")])
-    assert told[0].startswith("No voice that was tried keeps all limits.")
+    assert told[0].startswith("None of the voices that were verified")
     assert told[1] == "Of all that was tried nothing keeps at most 0.5 of the time and cer +0.02 together."
     assert "With cer +0.02 the best was 0.70 of the time (decoder width 0.75)." in told
     assert "With at most 0.5 of the time the best was cer +0.3 (decoder width 0.5)." in told

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vits_prune.comparison import Comparison, compare
     from vits_prune.errors import InputError
     from vits_prune.measure import measure_latency, measure_size, measure_sparsity
-    from vits_prune.pruning import Layer, PruneSpec, layers, prune
+    from vits_prune.pruning import Layer, PruneSpec, Shape, layers, prune, prune_steps
     from vits_prune.synthesis import Delivery, Speech, speak
     from vits_prune.voices.load import load_voice
     from vits_prune.voices.saved import save_voice
@@ -27,6 +27,7 @@ _HOMES = {
     "Layer": "vits_prune.pruning",
     "PARTS": "vits_prune.voices.voice",
     "PruneSpec": "vits_prune.pruning",
+    "Shape": "vits_prune.pruning",
     "Speech": "vits_prune.synthesis",
     "Voice": "vits_prune.voices.voice",
     "compare": "vits_prune.comparison",
@@ -36,6 +37,7 @@ _HOMES = {
     "measure_size": "vits_prune.measure",
     "measure_sparsity": "vits_prune.measure",
     "prune": "vits_prune.pruning",
+    "prune_steps": "vits_prune.pruning",
     "save_voice": "vits_prune.voices.saved",
     "speak": "vits_prune.synthesis",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "InputError",
     "Layer",
     "PruneSpec",
+    "Shape",
     "Speech",
     "Voice",
     "compare",
@@ -55,6 +58,7 @@ __all__ = [
     "measure_size",
     "measure_sparsity",
     "prune",
+    "prune_steps",
     "save_voice",
     "speak",
 ]

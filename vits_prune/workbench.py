@@ -39,8 +39,12 @@ _SPEECH_BYTES = 256 << 20
 _CACHE_BYTES = 16 << 30
 _UPLOADS = 16
 _UPLOAD = "upload:"
+_STEPS_BYTES = 1 << 30
+"""Voices of all steps of a gradual pruning together."""
 MAX_STEPS = 8
 """Most steps of gradual pruning that a visitor may ask for: each is pruned, and kept to be heard."""
+MAX_PROTECTED = 100
+"""Most protected layers that a visitor may name."""
 MAX_TEXTS, MAX_TEXT = 60, 300
 """Most calibration sentences that a visitor may bring, and characters of each."""
 
@@ -75,6 +79,8 @@ class Request:
             raise InputError("Choose a timing: own or locked.")
         if max(self.spec.steps, len(self.spec.amounts)) > MAX_STEPS:
             raise InputError(f"Gradual pruning takes {MAX_STEPS} steps at most here: the command line takes more.")
+        if len(self.spec.protect or ()) > MAX_PROTECTED:
+            raise InputError(f"At most {MAX_PROTECTED} protected layers can be named here: name a beginning that several share.")
         if len(self.spec.texts) > MAX_TEXTS or any(len(text) > MAX_TEXT for text in self.spec.texts):
             raise InputError(f"Calibration takes {MAX_TEXTS} sentences of {MAX_TEXT} characters at most here: the command line takes more.")
         return self
@@ -330,6 +336,9 @@ class Workbench:
         if spec.amount == 0 and spec.shape is None:  # nothing to listen for
             recipe = {**voice.recipe, "pruned": [*voice.recipe.get("pruned", ()), spec.to_dict()]}
             return ((0.0, voice.with_weights({}, recipe=MappingProxyType(recipe))),)
+        count, size = len(spec.schedule_amounts()), _voice_bytes(voice)
+        if count > 1 and count * size > _STEPS_BYTES:
+            raise InputError(f"{count} steps of this voice would take {count * size / 1e9:.1f} GB of the server: take fewer steps.")
         return tuple(prune_steps(voice, spec, on_step=on_step))
 
     def size(self, request: Request, token: str | None = None) -> tuple[Size, Size]:

@@ -21,7 +21,8 @@ def sentences_of(budget: Budget, chosen: Candidate, tried: Sequence[Candidate]) 
         found = [f"All limits are kept by: {chosen.words}."]
         return (*found, "Quality was not limited: this is the least damaged of those tried.") if not budget.quality else tuple(found)
     return (
-        f"No voice that was tried keeps all limits. The nearest is: {chosen.words}; it breaks {_listed(budget, broken)}.",
+        "None of the voices that were verified on the held-out sentences keeps all limits. "
+        f"The nearest is: {chosen.words}; it breaks {_listed(budget, broken)}.",
         *_conflicts(budget, [one for one in tried if one.stage != "cut"]),
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -11,9 +12,6 @@ from torch import nn
 
 from vits_prune.errors import InputError
 from vits_prune.pruning.layers import Layer, prunable_layers
-from vits_prune.pruning.spec import PruneSpec
-from vits_prune.pruning.structured import Choice
-from vits_prune.pruning.survivors import survivor
 from vits_prune.voices.voice import Voice
 
 WINDOW = 64
@@ -36,14 +34,17 @@ class MatrixPair:
     """Shape of the weight in the pruned voice, None where the layer is gone."""
 
 
-def measure_matrix(original: Voice, pruned: Voice, name: str, choice: Choice | None = None) -> MatrixPair:
+def measure_matrix(
+    original: Voice, pruned: Voice, name: str, now: str | None, kept: Mapping[int, Sequence[int]] = MappingProxyType({})
+) -> MatrixPair:
     """The corner of one layer in both voices.
 
     Args:
         original: the voice that was pruned.
         pruned: what became of it.
         name: of the original's layer.
-        choice: what stays, for a voice that lost channels or layers.
+        now: the layer's name in the pruned voice, None where all of it is gone.
+        kept: dimension of the weight -> the indices of the original's that stay; dimensions not named stay whole.
 
     Raises:
         InputError: the original has no such layer that can be pruned.
@@ -53,12 +54,9 @@ def measure_matrix(original: Voice, pruned: Voice, name: str, choice: Choice | N
         raise InputError(f"This voice has no layer {str(name)[:80]!r} that can be pruned: choose one of the list.")
     weight, module = original.model.get_parameter(layer.parameter).detach().cpu().float(), original.model.get_submodule(name)
     after, left = torch.full_like(weight, float("nan")), None
-    found = survivor(original, pruned, choice, name) if choice else None
-    if choice is None:
-        after = left = pruned.model.get_parameter(layer.parameter).detach().cpu().float()
-    elif found is not None:
-        left = pruned.model.get_parameter(f"{found.name}.weight").detach().cpu().float()
-        places = [torch.tensor(found.kept.get(dimension, range(size))) for dimension, size in enumerate(weight.shape)]
+    if now is not None:
+        left = pruned.model.get_parameter(f"{now}.weight").detach().cpu().float()
+        places = [torch.tensor(kept.get(dimension, range(size))) for dimension, size in enumerate(weight.shape)]
         after[torch.meshgrid(*places, indexing="ij")] = left
     taps = weight.shape[2] if weight.dim() == 3 else 1
     tap = taps // 2
@@ -78,10 +76,3 @@ def _corner(weight: torch.Tensor, module: nn.Module, tap: int) -> np.ndarray:
     if isinstance(module, nn.ConvTranspose1d):
         table = table.T
     return table[:WINDOW, :WINDOW].abs().numpy()
-
-
-def matrix_names(original: Voice, specs: Sequence[PruneSpec]) -> list[str]:
-    """Layers that are worth a look: matrices of some size of the parts that were pruned, those that lose something first."""
-    parts = {part for spec in specs for part in spec.parts}
-    large = [layer for layer in prunable_layers(original) if layer.part in parts and min(layer.shape[:2]) > 1]
-    return [layer.name for layer in sorted(large, key=lambda layer: all(spec.protects(layer.name) for spec in specs))]

@@ -1,7 +1,8 @@
 """Voice + PruneSpec -> Voice."""
 
 from vits_prune.pruning.layers import Layer, layers
-from vits_prune.pruning.prune import prune
+from vits_prune.pruning.prune import prune, prune_steps
 from vits_prune.pruning.spec import PruneSpec
+from vits_prune.pruning.structure import Shape
 
-__all__ = ["Layer", "PruneSpec", "layers", "prune"]
+__all__ = ["Layer", "PruneSpec", "Shape", "layers", "prune", "prune_steps"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ WINDOWS = (3_000, 16_000)
 """Fewest and most windows of a layer that are looked at, where there are so many; eight a column between the two."""
 MAX_COLUMNS = 12_288
 """Inputs of a layer whose covariance is still held: 600 MB."""
+BLOCK_BYTES = 1 << 30
+"""Covariances of one block that are gathered at a time; a block with more is run several times."""
 
 State = dict[str, Any]
 Run = Callable[[nn.Module, State], State]
@@ -111,17 +113,18 @@ def collect(
     for block, states in walk(voice, (voice.model,), texts, seed, last):
         mine = [layer for layer in layers if block.holds(layer.name)]
         tell(f"listening to {block.name}", done / max(1, len(layers)))
-        found = {layer.name: _statistics(voice.model.get_submodule(layer.name), covariances) for layer in mine}
-        for (state,) in states if mine else ():
-            with inputs_of(voice.model, mine) as inputs:
-                block.run(voice.model, state)
-            for name, statistics in found.items():
-                statistics.add(_windows(statistics.matrix, inputs[name], state.get("valid"), len(states), random[name]))
-        for layer in mine:
-            if not bool(torch.isfinite(found[layer.name].energy).all()):
-                raise InputError(f"{layer.name} of {voice.name} is given what is no finite number when it speaks: the voice is broken.")
-            yield layer, found.pop(layer.name)
-            done += 1
+        for some in _fitting(voice, mine) if covariances else ([mine] if mine else []):
+            found = {layer.name: _statistics(voice.model.get_submodule(layer.name), covariances) for layer in some}
+            for (state,) in states:
+                with inputs_of(voice.model, some) as inputs:
+                    block.run(voice.model, state)
+                for name, statistics in found.items():
+                    statistics.add(_windows(statistics.matrix, inputs[name], state.get("valid"), len(states), random[name]))
+            for layer in some:
+                if not bool(torch.isfinite(found[layer.name].energy).all()):
+                    raise InputError(f"{layer.name} of {voice.name} is given what is no finite number when it speaks: the voice is broken.")
+                yield layer, found.pop(layer.name)
+                done += 1
     tell("calibrated", 1.0)
 
 
@@ -149,6 +152,37 @@ def walk(
             yield block, batches
             for states in batches:
                 states[:] = [block.run(model, state) for model, state in zip(models, states, strict=True)]
+
+
+def _fitting(voice: Voice, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """A block's layers in turns whose covariances fit into BLOCK_BYTES together, each at least one layer."""
+    some, size = [], 0
+    for layer in layers:
+        mine = 4 * LayerMatrix(voice.model.get_submodule(layer.name)).shape[1] ** 2
+        if some and size + mine > BLOCK_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(layer)
+        size += mine
+    if some:
+        yield some
+
+
+def sentence_ids(voice: Voice, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Ids of every sentence of the texts; texts of which the voice can say nothing are passed over.
+
+    Raises:
+        InputError: it can say nothing of any.
+    """
+    found, refused = [], None
+    for text in texts:
+        try:
+            found += [sentence.ids for sentence in read_text(voice, text)[0]]
+        except InputError as error:
+            refused = refused or error
+    if not found:
+        raise refused or InputError("There are no texts to calibrate on: give some, or leave them out for built-in ones.")
+    return found
 
 
 def _check_memory(voice: Voice, layers: Sequence[Layer]) -> None:
@@ -203,7 +237,7 @@ def _parts(
     voice: Voice, models: Sequence[nn.Module], texts: Sequence[str], seed: int, last: int
 ) -> Iterator[tuple[Iterator[Block], list[list[State]]]]:
     """Blocks and batches of states of each part up to the last that is wanted, each made when the one before is done."""
-    sentences = [sentence.ids for text in texts for sentence in read_text(voice, text)[0]]
+    sentences = sentence_ids(voice, texts)
     if last < 0:
         return
     read = [list(token_states(model, sentences)) for model in models]
@@ -381,14 +415,3 @@ def decoder_blocks(model: nn.Module) -> Iterator[Block]:
         for index in range(branches):
             yield Block(f"decoder.resblocks.{stage * branches + index}", branch(stage, index))
     yield Block("decoder.conv_post", final)
-
-
-def parameters_of(layers: Sequence[Layer], model: nn.Module) -> Mapping[str, torch.Tensor]:
-    """Weights and biases of layers, by parameter name."""
-    found = {}
-    for layer in layers:
-        module = model.get_submodule(layer.name)
-        found[layer.parameter] = module.weight.detach()
-        if module.bias is not None:
-            found[f"{layer.name}.bias"] = module.bias.detach()
-    return found

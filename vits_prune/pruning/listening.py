@@ -15,7 +15,7 @@ from vits_prune.pruning.calibration import Statistics, Step, collect
 from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.masks import most_zeros
 from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.pruning.spec import PruneSpec
+from vits_prune.pruning.spec import PruneSpec, begins_with
 from vits_prune.texts import load_calibration_texts
 from vits_prune.voices.language import draw_texts, spoken_language
 from vits_prune.voices.voice import Voice
@@ -38,8 +38,8 @@ def chosen_layers(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
     """
     there = prunable_layers(voice)
     if spec.protect:
-        for pattern in spec.protect:
-            if not any(PruneSpec(protect=(pattern,)).protects(layer.name) for layer in there):
+        for pattern in dict.fromkeys(spec.protect):
+            if not any(begins_with(layer.name, pattern) for layer in there):
                 raise InputError(f"{voice.name} has no layer {pattern[:80]!r} to protect: `layers` lists them.")
     found = tuple(layer for layer in there if layer.part in spec.parts and not spec.protects(layer.name))
     if not found:

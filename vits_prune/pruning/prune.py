@@ -34,7 +34,8 @@ def prune(voice: Voice, spec: PruneSpec, *, on_step: Step | None = None) -> Voic
 def prune_steps(voice: Voice, spec: PruneSpec, *, on_step: Step | None = None) -> Iterator[tuple[float, Voice]]:
     """The steps of gradual pruning, as they are done: (amount, pruned voice). Leave the loop to stop at one.
 
-    Each step starts from the one before, whose zeros stay zeros: calibrated anew on it, it aims at the original's outputs.
+    Each step starts from the one before, whose zeros stay zeros: calibrated anew on it, its layers aim at what
+    the original's would make of the same inputs.
 
     Args:
         voice: what to prune.

@@ -13,11 +13,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from vits_prune.pruning.calibration import State, Step, flow_blocks, own_durations, stretch_of, stretched, token_states
+from vits_prune.pruning.calibration import (
+    MAX_COLUMNS,
+    State,
+    Step,
+    flow_blocks,
+    own_durations,
+    sentence_ids,
+    stretch_of,
+    stretched,
+    token_states,
+)
 from vits_prune.pruning.couplings import BRANCHES, ENCODER_LAYERS, RESBLOCKS
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.structured import Choice, groups, latents_are_flipped
-from vits_prune.synthesis import encode, read_text, speaker_embedding
+from vits_prune.synthesis import encode, speaker_embedding
 from vits_prune.voices.voice import Voice
 
 DAMPING = 0.003
@@ -29,12 +39,14 @@ WINDOWS = 24_000
 
 
 class Fit:
-    """A layer's least squares problem, gathered batch by batch; a layer without one matrix keeps what it has."""
+    """A layer's least squares problem, gathered batch by batch; a layer without one matrix, or with too large a one, keeps what it has."""
 
     def __init__(self, module: nn.Module, random: torch.Generator, batches: int) -> None:
         self.module, self._random, self._most = module, random, max(1, WINDOWS // batches)
         self.matrix = LayerMatrix(module)
         columns = self.matrix.shape[1] + (module.bias is not None)
+        self._fits = self.matrix.dense and columns <= MAX_COLUMNS
+        columns = columns if self._fits else 0
         self._gram, self._cross = torch.zeros(columns, columns), torch.zeros(self.matrix.shape[0], columns)
         self._windows = 0
 
@@ -46,7 +58,7 @@ class Fit:
             wanted: what it should give, of its output's shape.
             valid: positions that are no padding, bool [batch, positions of the output]; None for all.
         """
-        if not self.matrix.dense:
+        if not self._fits:
             return
         usable = self.matrix.usable(inputs, valid).nonzero()
         if len(usable) > self._most:
@@ -95,7 +107,7 @@ def refit(original: Voice, smaller: Voice, choice: Choice, texts: Sequence[str],
     tell = on_step or (lambda _what, _share: None)
     kept = {group.name: choice.kept.get(group.name, tuple(range(group.size))) for group in groups(original)}
     random = torch.Generator().manual_seed(seed)
-    sentences = [sentence.ids for text in texts for sentence in read_text(original, text)[0]]
+    sentences = sentence_ids(original, texts)
     if smaller.model.config.ffn_dim != original.model.config.ffn_dim:
         _refit_encoder(original, smaller, kept[ENCODER_LAYERS], sentences, random, tell)
     if any(len(kept[group.name]) < group.size for group in groups(original) if group.name.startswith("decoder.")):

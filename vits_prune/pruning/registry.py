@@ -58,8 +58,8 @@ METHODS: dict[str, Method] = {
     "structured": Method(
         "vits_prune.pruning.shrink",
         "structured",
-        "Whole channels and layers are taken out, those first whose errors change the speech least, and what stays is fitted to do their "
-        "work. The network is really smaller: it needs less arithmetic on any hardware.",
+        "Whole channels and layers are taken out, those first whose errors change the speech least, and what stays of the decoder is "
+        "fitted to their work. The network is really smaller: it needs less arithmetic on any hardware.",
         calibrated=True,
         structured=True,
     ),

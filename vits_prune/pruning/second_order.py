@@ -46,7 +46,7 @@ def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None, or
         voice: who is calibrated; its zeros stay zeros.
         spec: how much, in which scope and pattern.
         on_step: told how far it is; it may raise to cancel.
-        original: whose outputs are aimed at, where `voice` is a step of gradual pruning; None for `voice` itself.
+        original: whose answers to the same inputs are aimed at, where `voice` is a step of gradual pruning; None for `voice` itself.
 
     Raises:
         InputError: the voice can say nothing of the calibration texts, a covariance does not fit, or the layers cannot lose so much.

@@ -18,12 +18,14 @@ import torch
 from torch import nn
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.calibration import Step, decoder_blocks, flow_blocks, own_durations, stretch_of, stretched
+from vits_prune.pruning.calibration import Step, decoder_blocks, flow_blocks, own_durations, sentence_ids, stretch_of, stretched
 from vits_prune.pruning.layers import Layer, prunable_layers
-from vits_prune.synthesis import Delivery, encode, log_durations, read_text, speaker_embedding
+from vits_prune.synthesis import Delivery, encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import Voice
 
 SENTENCES, DIRECTIONS = 8, 2
+KEPT = 4
+"""Choices of texts and seed that are remembered of a voice."""
 MEL_SCALE, DURATION_SCALE = 0.5, 0.1
 """Errors that count as equally bad: half a neper of log-mel amplitude, a tenth of a token's duration."""
 _BANDS, _SIZE, _HOP = 80, 1024, 256
@@ -58,14 +60,17 @@ def channel_sensitivity(voice: Voice, texts: Sequence[str], seed: int, *, on_ste
     with _lock:
         known = _kept.setdefault(voice.model, {})
         if key not in known:
-            known[key] = _measure(voice, texts, seed, on_step or (lambda _what, _share: None))
+            found = _measure(voice, texts, seed, on_step or (lambda _what, _share: None))
+            while len(known) >= KEPT:
+                known.pop(next(iter(known)))
+            known[key] = found
         return known[key]
 
 
 def _measure(voice: Voice, texts: Sequence[str], seed: int, tell: Step) -> dict[str, np.ndarray]:
     layers = prunable_layers(voice)
     random, places = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    sentences = [sentence.ids for text in texts for sentence in read_text(voice, text)[0]]
+    sentences = sentence_ids(voice, texts)
     sentences = sentences[:: max(1, len(sentences) // SENTENCES)][:SENTENCES]
     found: dict[str, np.ndarray] = {layer.parameter: np.zeros(_outputs(voice, layer)) for layer in layers}
     for index, ids in enumerate(sentences):

@@ -1,4 +1,5 @@
-"""Structured pruning: what an error in a channel does to the speech says which channels go, and the rest is fitted to their work."""
+"""Structured pruning: what an error in a channel does to the speech says which channels go, and the decoder and feed-forward layers
+that stay are fitted to their work. Encoder, coupling and WaveNet layers that go are not made up for: that is for healing."""
 
 from __future__ import annotations
 

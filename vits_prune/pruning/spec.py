@@ -78,6 +78,8 @@ class PruneSpec:
             object.__setattr__(self, "protect", _checked_strings("protected layers", self.protect, MAX_PROTECTED, 200))
         if METHODS[self.method].structured and (self.floor or self.protect):
             raise InputError("A structured method takes neither a floor nor protected layers: choose parts, or give a shape.")
+        if METHODS[self.method].structured:
+            object.__setattr__(self, "scope", "global")  # there is one way to share out: equal voices have equal specs
         if self.shape is not None and (self.steps > 1 or self.amounts):
             raise InputError("A shape is cut in one step: leave the steps out, or give an amount instead of a shape.")
         if self.shape is not None and (not isinstance(self.shape, Shape) or not METHODS[self.method].structured):
@@ -111,8 +113,7 @@ class PruneSpec:
 
     def protects(self, layer: str) -> bool:
         """Whether a layer, by its name, is left alone."""
-        pieces = layer.split(".")
-        return any(_begins(pieces, pattern.split(".")) for pattern in self.protected)
+        return any(begins_with(layer, pattern) for pattern in self.protected)
 
     def schedule_amounts(self) -> tuple[float, ...]:
         """The amounts of the steps, rising to the amount itself; steps that round to the amount of the one before are left out."""
@@ -214,5 +215,7 @@ def _checked_strings(what: str, values: object, most: int, longest: int) -> tupl
     return found
 
 
-def _begins(pieces: list[str], pattern: list[str]) -> bool:
-    return len(pattern) <= len(pieces) and all(one in ("*", piece) for one, piece in zip(pattern, pieces, strict=False))
+def begins_with(layer: str, pattern: str) -> bool:
+    """Whether a layer's name begins with a pattern, piece by piece; "*" stands for any one piece."""
+    pieces, wanted = layer.split("."), pattern.split(".")
+    return len(wanted) <= len(pieces) and all(one in ("*", piece) for one, piece in zip(wanted, pieces, strict=False))

@@ -48,6 +48,7 @@ def inputs() -> dict[str, Any]:
     made["text"] = gr.Textbox(EXAMPLES[0], label="Text", lines=3, max_lines=8, elem_id="text", info="Shift+Enter speaks")
     with gr.Row():
         made["speak"] = gr.Button("Speak with both", variant="primary", elem_id="speak", scale=3)
+        made["go"] = gr.Button("Go", visible="hidden", elem_id="go")  # pressed by the page once what ran before is stopped
         made["stop"] = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
     made |= pruning_controls()
     made["timing"] = gr.Radio(

@@ -14,6 +14,7 @@ from vits_prune.pruning import PruneSpec
 from vits_prune.ui import controls, evidence, hearing, layout, sensitivity, steps, teaching
 from vits_prune.ui.endpoints import add_endpoints
 from vits_prune.ui.steps import plainly
+from vits_prune.ui.stoppable import stoppable
 from vits_prune.ui.theme import HEAD, theme
 from vits_prune.workbench import Request
 
@@ -61,7 +62,7 @@ def request_from(values: Sequence[Any]) -> Request:
     return steps.request_of(voice, speaker, text, controls.spec_of(*values[len(DELIVERED) :]), *rest)
 
 
-_SCROLL = "(...values) => { if (innerWidth < 700) document.querySelector('#status').scrollIntoView({behavior: 'smooth'}); return values; }"
+_SCROLL = "() => { if (innerWidth < 700) document.querySelector('#status').scrollIntoView({behavior: 'smooth'}); return []; }"
 """On a phone the players lie below the settings."""
 
 
@@ -89,15 +90,18 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
     def shown(found: dict[str, Any]) -> dict[Any, Any]:
         return {both[name]: value for name, value in found.items()}
 
+    @stoppable
     @plainly
     def hear(*values: Any) -> Iterator[dict[Any, Any]]:
         yield from map(shown, hearing.heard(values[0], steps.visitor_token(values[1])))
 
+    @stoppable
     @plainly
     def prune(*values: Any) -> Iterator[dict[Any, Any]]:
         yield from map(shown, hearing.pruned(request_from(values[:-1]), steps.visitor_token(values[-1])))
 
     def after(run: Callable[..., Iterator[dict[str, Any]]]) -> Any:
+        @stoppable
         @plainly
         def follow(request: Request, *more: Any) -> Iterator[dict[Any, Any]]:
             yield from map(shown, run(request, steps.visitor_token(more[-1]), *more[:-1]))
@@ -125,7 +129,7 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
         concurrency_limit=4,
         **quiet,
     )
-    started = gr.on([inputs["speak"].click, inputs["text"].submit], load, chosen, voice_shown, js=_SCROLL, **loading)
+    started = inputs["go"].click(load, chosen, voice_shown, **loading)
     # Each step shows its findings in its last update: Gradio 6.31 forgets what an earlier one put into a tab that was never opened.
     # Pruning has a line of its own: where it listens first it takes up to a minute, and others may be heard meanwhile.
     pruned = started.success(
@@ -141,7 +145,9 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
         # Of the Request that was heard, whatever the controls say by now.
         shows = [outputs[name] for name in ("status", *names)]
         chain.append(chain[-1].success(_signed(after(run), ("request",)), outputs["asked"], shows, **measuring, **quiet))
-    gr.on([inputs["speak"].click, inputs["text"].submit], None, None, cancels=chain[1:], queue=False, **quiet)
+    # What runs is stopped first and only then does it begin anew: an answer that comes while Gradio 6.31 cancels another event is lost.
+    asked_to = gr.on([inputs["speak"].click, inputs["text"].submit], lambda: None, None, js=_SCROLL, cancels=chain, queue=False, **quiet)
+    asked_to.then(None, js="() => document.querySelector('#go').click()", **quiet)
     looking = outputs["matrix_layer"].input(
         _signed(after(teaching.taught), ("request", "layer")),
         [outputs["asked"], outputs["matrix_layer"]],
@@ -158,9 +164,9 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
     )
     saving = outputs["save"].click(_signed(save), asked, outputs["saved"], concurrency_id="work", concurrency_limit=1, **quiet)
     evident = _wire_evidence(inputs, outputs, measuring, {**work, **quiet}, shown)
-    inputs["stop"].click(
-        lambda: "Stopped.", None, outputs["status"], cancels=[*chain, looking, stepping, saving, *evident], queue=False, **quiet
-    )
+    running = [*chain, looking, stepping, saving, *evident]
+    stopped = inputs["stop"].click(lambda: "Stopped.", None, outputs["status"], cancels=running, queue=False, **quiet)
+    stopped.then(steps.stopped_words, None, outputs["status"], queue=False, show_progress="hidden", **quiet)
 
 
 def _wire_evidence(
@@ -174,6 +180,7 @@ def _wire_evidence(
     asked, wired = [inputs[name] for name in SPEAKING], []
 
     def wire(button: str, run: Callable[..., Iterator[dict[str, Any]]], chosen: tuple[str, ...], shows: tuple[str, ...], how: Any) -> None:
+        @stoppable
         @plainly
         def step(*values: Any) -> Iterator[dict[Any, Any]]:
             request, token = request_from(values[: len(SPEAKING)]), steps.visitor_token(values[-1])

@@ -7,6 +7,7 @@ import functools
 import inspect
 import logging
 import shutil
+import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
@@ -18,11 +19,12 @@ from vits_prune.background import Doing, in_background
 from vits_prune.caches import Scratch
 from vits_prune.errors import InputError
 from vits_prune.measure import Latency, latency, measure_weights
-from vits_prune.measure.matrices import MatrixPair, matrix_names, measure_matrix
+from vits_prune.measure.matrices import MatrixPair, measure_matrix
 from vits_prune.measure.spectrogram import measure_spectrogram
 from vits_prune.pruning import PruneSpec
+from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.registry import METHODS
-from vits_prune.pruning.survivors import choice_for
+from vits_prune.pruning.survivors import Survivor, choice_for, survivor
 from vits_prune.sound import write_wav
 from vits_prune.synthesis import MAX_SENTENCE_SECONDS, Delivery, Speech
 from vits_prune.ui import flip, plots
@@ -138,6 +140,12 @@ def timed_text(text: str) -> str:
     return " ".join(taken) if sum(map(len, taken)) < len(text.strip()) - len(taken) else text.strip()
 
 
+def stopped_words() -> str:
+    """Said once more, after what a stopped step had still under way to the page."""
+    time.sleep(0.5)
+    return "Stopped."
+
+
 def visitor_token(oauth: gr.OAuthToken | None) -> str | None:
     """The visitor's own token, None for one who is not logged in. The server's own is never used for what a visitor names."""
     return oauth.token if oauth is not None else None
@@ -246,22 +254,24 @@ def readout(voice: str, spec: PruneSpec, token: str | None) -> str:
 
 
 def matrix_choices(request: Request, token: str | None) -> list[str]:
-    """The layers whose matrix can be shown."""
-    return matrix_names(bench.voice(request.reference, request.speaker, token, device="cpu"), [request.spec])
+    """The layers whose matrix can be shown: those of the parts that were pruned, what was left alone last."""
+    layers = prunable_layers(bench.voice(request.reference, request.speaker, token, device="cpu"), request.spec.parts)
+    matrices = [layer.name for layer in layers if min(layer.shape[:2]) > 1]
+    return sorted(matrices, key=request.spec.protects)
 
 
 def matrix_steps(request: Request, token: str | None, layer: str) -> Iterator[Doing | MatrixPair]:
     """One weight matrix before and after, last."""
     original = bench.voice(request.reference, request.speaker, token, device="cpu")
     pruned = (yield from pruning_steps(request, token))[-1][1].to("cpu")
-    choice = None
+    left: Survivor | None = Survivor(layer, {})
     if METHODS[request.spec.method].structured and (request.spec.amount or request.spec.shape):
         for found in in_background(lambda tell: choice_for(original, request.spec, on_step=tell)):
             if isinstance(found, Doing):
                 yield found
             else:
-                choice = found
-    yield measure_matrix(original, pruned, layer, choice)
+                left = survivor(original, pruned, found, layer) if layer in matrix_choices(request, token) else None
+    yield measure_matrix(original, pruned, layer, left.name if left else None, left.kept if left else {})
 
 
 def rendition_steps(request: Request, token: str | None, index: int) -> Iterator[Doing | Speech]:
