@@ -25,6 +25,7 @@ NAMES = ("method", "scope", "amount", "parts", "protect", "floor", "pattern", "s
 PATTERNS = {"2:4": 0.5, "4:8": 0.5}
 NOTHING, ALL = "nothing", 0
 """How "protect nothing" and "leave all layers" stand in the controls."""
+_COUNTS = [("all", ALL), *((str(count), count) for count in range(1, 13))]
 PROTECTABLE = (
     NOTHING,
     "duration_predictor",
@@ -94,8 +95,7 @@ def pruning_controls() -> dict[str, Any]:
             ("encoder_layers", "Encoder layers"),
             ("flows", "Coupling layers of the flow"),
         ):
-            choices = [("all", ALL), *((str(count), count) for count in range(1, 13))]
-            made[name] = gr.Dropdown(choices, value=ALL, label=label, visible=False, filterable=False, elem_id=name.replace("_", "-"))
+            made[name] = gr.Dropdown(_COUNTS, value=ALL, label=label, visible=False, filterable=False, elem_id=name.replace("_", "-"))
     return made
 
 
@@ -221,8 +221,8 @@ ARRANGED = ("method_words", "scope", "amount", "parts", "more", "protect", "patt
 
 
 def _lever(name: str, visible: bool, values: Mapping[str, float] | None) -> Any:
-    kind = gr.Dropdown if name in _COUNTED else gr.Slider
-    return kind(visible=visible) if values is None else kind(visible=visible, value=values[name])
+    changes: dict[str, Any] = {"visible": visible} if values is None else {"visible": visible, "value": values[name]}
+    return gr.Dropdown(choices=_COUNTS, **changes) if name in _COUNTED else gr.Slider(**changes)
 
 
 def _has(voice: Voice, lever: str) -> bool:
