@@ -178,10 +178,16 @@ def test_a_covariance_that_does_not_fit(families, monkeypatch):
     assert gathered(families["plain"], covariances=False)
 
 
-@pytest.mark.parametrize("texts", [("a sentence", "漢字"), ("...",), ("",)], ids=ascii)
+@pytest.mark.parametrize("texts", [("漢字",), ("...",), ("",), ("...", "漢字"), ()], ids=ascii)
 def test_texts_that_cannot_be_said(families, texts):
     with pytest.raises(InputError):
         gathered(families["plain"], texts=texts)
+
+
+def test_a_text_that_cannot_be_said_among_others_is_passed_over(families):
+    mixed, alone = (gathered(families["plain"], texts=texts) for texts in (("a sentence", "漢字"), ("a sentence",)))
+    assert mixed.keys() == alone.keys()
+    assert all(torch.equal(mixed[name].covariance, alone[name].covariance) for name in mixed if mixed[name].covariance is not None)
 
 
 @pytest.mark.parametrize("broken", ["text_encoder.embed_tokens.weight", "flow.flows.1.conv_pre.weight", "decoder.conv_pre.bias"])
