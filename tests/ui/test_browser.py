@@ -390,9 +390,7 @@ def test_a_calibrated_method_is_stopped_and_then_heard(page, joe):
     expect(page.locator("#status")).to_contain_text("listening to", timeout=PATIENCE)
     page.locator("#stop").click()
     expect(page.locator("#status")).to_contain_text("Stopped")
-    page.locator("#speak").click()
-    expect(page.locator("#status")).to_contain_text("listening to", timeout=PATIENCE)
-    speak_through(page)  # pressed again while it runs: that run gives way to this one
+    speak_through(page)
     assert all(sound.any() for sound, _ in players(page))
     expect(page.locator("#summary")).to_contain_text("30.0% of the voice's weights are zero, by activation (Wanda), global")
     open_tab(page, "Method")
