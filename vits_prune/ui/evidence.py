@@ -181,16 +181,20 @@ def knee_steps(request: Request, token: str | None, texts: float, cer: float | N
 
 def _bisected(request: Request, token: str | None, voice: Voice, reference: Reference, limits: list[Limit], tell: Any) -> Knee:
     """The largest amount of the request's own spec that keeps the limits; an amount that the spec cannot reach counts as broken."""
+    refused: list[InputError] = []
 
     def measure(spec: PruneSpec) -> Any:
         at = f"amount {spec.amount:.2f}"
         try:
             pruned = steps.bench.pruned(dataclasses.replace(request, spec=spec), token, lambda what, share: tell(f"{at}: {what}", share))
-        except InputError:
+        except InputError as error:
+            refused.append(error)
             return {}
         return evaluate_against(reference, pruned, on_step=lambda what, share: tell(f"{at}: {what}", share)).figures
 
     spec, tried = bisect(at_amount(request.spec, 0.0), limits, measure)
+    if refused and len(refused) == len(tried):  # it was not the amounts
+        raise refused[-1]
     return Knee(voice.name, spec, tuple(limits), False, tried, len(reference.texts), reference.settings.seed)
 
 
