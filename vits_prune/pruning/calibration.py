@@ -21,9 +21,12 @@ from torch import nn
 from vits_prune.errors import InputError
 from vits_prune.pruning.layers import Layer
 from vits_prune.pruning.matrix import LayerMatrix
+from vits_prune.pruning.overlaps import OverlapSums, overlap
 from vits_prune.synthesis import Delivery, draw_prior_noise, encode, log_durations, predict_durations, read_text, speaker_embedding
 from vits_prune.voices.voice import PARTS, Voice
 
+READ_TOKENS = 8_192
+"""Tokens that the text encoder reads, about; of more sentences every second, third and so on is read (joe: twice as many are no better)."""
 SPOKEN = 16
 """Sentences that are spoken: the flow sees them whole."""
 SEGMENT = 40
@@ -61,9 +64,19 @@ class Statistics:
             self.covariance.addmm_(found.T, found)
         self.windows += len(found)
 
-    @property
-    def bytes(self) -> int:
-        return 4 * (self.energy.numel() + (0 if self.covariance is None else self.covariance.numel()))
+    def add_overlaps(self, sums: OverlapSums) -> None:
+        """Count in a convolution's windows, summed already."""
+        columns, energy = self.matrix.shape[1], sums.energy()
+        self.windows += sums.windows
+        self.energy[:columns] += energy
+        self.energy[columns:] += sums.windows
+        if self.covariance is None:
+            return
+        self.covariance[:columns, :columns] += sums.covariance()
+        if len(self.energy) > columns:
+            self.covariance[:columns, columns] += sums.sums()
+            self.covariance[columns, :columns] += sums.sums()
+            self.covariance[columns, columns] += sums.windows
 
 
 @dataclass(frozen=True)
@@ -110,20 +123,23 @@ def collect(
     random = {layer.name: torch.Generator().manual_seed(seed + (zlib.crc32(layer.name.encode()) << 32)) for layer in layers}
     done = 0
     last = max((PARTS.index(layer.part) for layer in layers), default=-1)
-    for block, states in walk(voice, (voice.model,), texts, seed, last):
-        mine = [layer for layer in layers if block.holds(layer.name)]
-        tell(f"listening to {block.name}", done / max(1, len(layers)))
+    for visit in _visits(voice, (voice.model,), texts, seed, last):
+        mine = [layer for layer in layers if visit.block.holds(layer.name)]
+        tell(f"listening to {visit.block.name}", done / max(1, len(layers)))
         for some in _fitting(voice, mine) if covariances else ([mine] if mine else []):
-            found = {layer.name: _statistics(voice.model.get_submodule(layer.name), covariances) for layer in some}
-            for (state,) in states:
+            listeners = {layer.name: _Listener(voice.model.get_submodule(layer.name), covariances, random[layer.name]) for layer in some}
+            ahead = []
+            for (state,) in visit.states:
                 with inputs_of(voice.model, some) as inputs:
-                    block.run(voice.model, state)
-                for name, statistics in found.items():
-                    statistics.add(_windows(statistics.matrix, inputs[name], state.get("valid"), len(states), random[name]))
+                    ahead.append([visit.block.run(voice.model, state)])
+                for name, listener in listeners.items():
+                    listener.hear(inputs[name], state.get("valid"), len(visit.states))
+            visit.ahead = ahead
             for layer in some:
-                if not bool(torch.isfinite(found[layer.name].energy).all()):
+                statistics = listeners.pop(layer.name).statistics()
+                if not bool(torch.isfinite(statistics.energy).all()):
                     raise InputError(f"{layer.name} of {voice.name} is given what is no finite number when it speaks: the voice is broken.")
-                yield layer, found.pop(layer.name)
+                yield layer, statistics
                 done += 1
     tell("calibrated", 1.0)
 
@@ -147,11 +163,28 @@ def walk(
     Raises:
         InputError: the voice can say nothing of the texts.
     """
+    for visit in _visits(voice, models, texts, seed, last):
+        yield visit.block, visit.states
+
+
+@dataclass(eq=False)
+class _Visit:
+    """A block whose turn it is."""
+
+    block: Block
+    states: list[list[State]]
+    ahead: list[list[State]] | None = None
+    """What comes behind it, where a visitor has run it already."""
+
+
+def _visits(voice: Voice, models: Sequence[nn.Module], texts: Sequence[str], seed: int, last: int) -> Iterator[_Visit]:
+    """See `walk`."""
     for blocks, batches in _parts(voice, models, texts, seed, last):
         for block in blocks:
-            yield block, batches
-            for states in batches:
-                states[:] = [block.run(model, state) for model, state in zip(models, states, strict=True)]
+            visit = _Visit(block, batches)
+            yield visit
+            for index, states in enumerate(batches):
+                states[:] = visit.ahead[index] if visit.ahead else [block.run(m, state) for m, state in zip(models, states, strict=True)]
 
 
 def _fitting(voice: Voice, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
@@ -213,24 +246,39 @@ def inputs_of(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str, t
             hook.remove()
 
 
-def _statistics(module: nn.Module, covariances: bool) -> Statistics:
-    matrix = LayerMatrix(module)
-    columns = matrix.shape[1] + (module.bias is not None) if matrix.dense else module.in_channels // module.groups
-    covariance = torch.zeros(columns, columns) if covariances and matrix.dense else None
-    return Statistics(matrix, covariance, torch.zeros(columns))
+class _Listener:
+    """Adds up what one layer is given."""
 
+    def __init__(self, module: nn.Module, covariances: bool, random: torch.Generator) -> None:
+        self._matrix, self._random = LayerMatrix(module), random
+        matrix = self._matrix
+        columns = matrix.shape[1] + (module.bias is not None) if matrix.dense else module.in_channels // module.groups
+        covariance = torch.zeros(columns, columns) if covariances and matrix.dense else None
+        self._found = Statistics(matrix, covariance, torch.zeros(columns))
+        self._overlaps: OverlapSums | None = None
 
-def _windows(matrix: LayerMatrix, inputs: torch.Tensor, valid: torch.Tensor | None, batches: int, random: torch.Generator) -> torch.Tensor:
-    """A sample of a layer's windows, [windows, columns], a 1 appended where it has a bias."""
-    module = matrix.module
-    if not matrix.dense:  # one energy an input channel of a group, over all groups
-        return inputs.transpose(1, 2).reshape(-1, inputs.shape[1] // module.groups)
-    usable = matrix.usable(inputs, valid).nonzero()
-    most = max(1, int(np.clip(8 * matrix.shape[1], *WINDOWS)) // batches)
-    if len(usable) > most:
-        usable = usable[torch.randperm(len(usable), generator=random)[:most]]
-    found = matrix.windows(inputs, usable[:, 0], usable[:, 1])
-    return torch.cat([found, torch.ones(len(found), 1)], 1) if module.bias is not None else found
+    def hear(self, inputs: torch.Tensor, valid: torch.Tensor | None, batches: int) -> None:
+        """Count in a sample of the layer's windows, or all where they are few."""
+        matrix, module = self._matrix, self._matrix.module
+        if not matrix.dense:  # one energy an input channel of a group, over all groups
+            return self._found.add(inputs.transpose(1, 2).reshape(-1, inputs.shape[1] // module.groups))
+        usable = matrix.usable(inputs, valid)
+        most = max(1, int(np.clip(8 * matrix.shape[1], *WINDOWS)) // batches)
+        if int(usable.sum()) <= most and overlap(matrix, inputs):
+            self._overlaps = self._overlaps or OverlapSums(module, self._found.covariance is not None)
+            return self._overlaps.add(inputs, usable)
+        places = usable.nonzero()
+        if len(places) > most:
+            places = places[torch.randperm(len(places), generator=self._random)[:most]]
+        found = matrix.windows(inputs, places[:, 0], places[:, 1])
+        return self._found.add(torch.cat([found, torch.ones(len(found), 1)], 1) if module.bias is not None else found)
+
+    def statistics(self) -> Statistics:
+        """What was heard, all told."""
+        if self._overlaps is not None:
+            self._found.add_overlaps(self._overlaps)
+            self._overlaps = None
+        return self._found
 
 
 def _parts(
@@ -240,7 +288,8 @@ def _parts(
     sentences = sentence_ids(voice, texts)
     if last < 0:
         return
-    read = [list(token_states(model, sentences)) for model in models]
+    some = sentences[:: max(1, round(sum(map(len, sentences)) / READ_TOKENS))]
+    read = [list(token_states(model, some)) for model in models]
     yield _encoder_blocks(voice.model), [list(states) for states in zip(*read, strict=True)]
     if last < 1:
         return
@@ -317,9 +366,10 @@ def _spoken(voice: Voice, models: Sequence[nn.Module], sentences: Sequence[tuple
     conditioning, found = speaker_embedding(voice), []
     for index, ids in enumerate(sentences[:: max(1, len(sentences) // SPOKEN)][:SPOKEN]):
         key, states = (seed, index), []
-        durations = own_durations(voice, ids, key)
+        own = encode(voice, ids)
+        durations = _durations(voice, own[0], key)
         for model in models:
-            hidden, means, log_variances = encode(dataclasses.replace(voice, model=model), ids)
+            hidden, means, log_variances = own if model is voice.model else encode(dataclasses.replace(voice, model=model), ids)
             states.append({"hidden": hidden, "means": means, "log_variances": log_variances, "durations": durations, "key": key})
             states[-1]["conditioning"] = conditioning
         found.append(states)
@@ -332,7 +382,12 @@ def own_durations(voice: Voice, ids: tuple[int, ...], key: tuple[int, int]) -> n
     Raises:
         InputError: its text encoder or its duration predictor makes what is no number.
     """
-    hidden, pace = encode(voice, ids)[0], Delivery().for_voice(voice)
+    return _durations(voice, encode(voice, ids)[0], key)
+
+
+def _durations(voice: Voice, hidden: torch.Tensor, key: tuple[int, int]) -> np.ndarray:
+    """See `own_durations`; hidden: what the text encoder made of the tokens."""
+    pace = Delivery().for_voice(voice)
     broken = InputError(f"{voice.name} makes what is no finite number when it reads: the voice is broken, load it anew.")
     if not bool(torch.isfinite(hidden).all()):
         raise broken
