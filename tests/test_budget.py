@@ -5,22 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from vits_prune import InputError, PruneSpec, load_voice, measure_size, prune, speak
-from vits_prune.budget import Budget, Candidate, solve_budget
+from vits_prune.budget import Budget, Candidate, Solution, solve, solve_budget
 from vits_prune.budget.ladder import build_ladder
-from vits_prune.budget.report import save_solution
+from vits_prune.budget.report import pareto_figure, save_solution
+from vits_prune.budget.solve import _megabytes, _Search, _Tried
 from vits_prune.budget.values import used
 from vits_prune.budget.verdict import sentences_of
 from vits_prune.budget.zeros import fit_zeros, sparse_bytes
 from vits_prune.cli import main
+from vits_prune.evaluation import Settings
 from vits_prune.measure.latency import Spread
 from vits_prune.measure.statistics import Interval
 from vits_prune.pruning.structure import Shape, sizes
 from vits_prune.sweep.knee import LIMITS, Limit
+from vits_prune.voices.saved import save_voice
 
 TEXTS, HELD_OUT = ["the birch canoe slid", "glue the sheet"], ["on the smooth planks", "to the dark blue"]
 QUALITY = (Limit("lufs", 60.0),)
@@ -78,6 +82,39 @@ def test_the_ladder(tiny):
     best = ladder.best(lambda one: one.mb < 0.9 * whole, 3)
     assert best == sorted(best, key=lambda one: one.lost)
     assert len({one.shape.decoder_width for one in best}) == len(best)
+
+
+def test_hopeless_candidates_do_not_flatten_the_picture(tiny):
+    budget = Budget(20, 0.5, (Limit("cer", 0.02),))
+    chosen, hopeless = candidate(cer=0.01, stage="verified"), candidate(cer=5.0, time=0.4)
+    figure = pareto_figure(Solution("x", budget, chosen, True, (), (chosen, hopeless), tiny, (1, 1), 0.0))
+    low, high = figure.axes[0].get_ylim()
+    assert high < 0.2
+    assert low < 0.01 < high
+    assert {line.get_marker() for line in figure.axes[0].lines} >= {"o", "^"}
+
+
+def test_megabytes_are_those_of_the_saved_file(tiny, tmp_path):
+    (written,) = save_voice(tiny, tmp_path / "voice").glob("*.safetensors")
+    assert _megabytes(tiny) == written.stat().st_size / 1e6
+    assert _megabytes(tiny) > 4e-6 * measure_size(tiny).parameters
+
+
+def test_more_are_verified_where_the_first_fail(tiny, monkeypatch):
+    """Those that kept all limits when they were chosen, until one keeps them on the held-out sentences too."""
+    budget, seen = Budget(None, 0.5, (Limit("cer", 0.02),)), []
+    search = _Search(tiny, budget, None, SimpleNamespace(settings=Settings()), TEXTS[0])
+    search.tried = [_Tried(candidate(cer=0.001 * i, width=0.5 + 0.05 * i), tiny) for i in range(6)] + [_Tried(candidate(cer=0.5), tiny)]
+    monkeypatch.setattr(solve, "time_against", lambda *_: (Spread(0.5, 0.5, 0.5), 0.4))
+
+    def quality(_budget, _reference, _voice, _tell):
+        seen.append(1)
+        return {"cer": Interval(0.01 if len(seen) == 4 else 0.3, None, None, 1)}
+
+    monkeypatch.setattr(solve, "_quality", quality)
+    found = search.verify(None, lambda *_: None)
+    assert len(seen) == 4
+    assert budget.broken(found.candidate) == ()
 
 
 @pytest.mark.parametrize("share", [0.95, 0.8, 0.5])

@@ -45,6 +45,7 @@ def typed(line):
             {"method": "structured", "shape": Shape(0.5, 2, 1.0, 0.5, 4, 3, 2, 4)},
         ),
         ("--method structured --resblock-width 0.75", {"method": "structured", "shape": Shape(resblock_width=0.75)}),
+        ("--method structured --importance weight_norm", {"method": "structured", "importance": "weight_norm"}),
         ("--method structured --amount 0.5 --parts decoder", {"method": "structured", "amount": 0.5, "parts": ("decoder",)}),
     ],
 )
@@ -61,7 +62,8 @@ def test_calibration_texts_from_a_file(tmp_path):
     "line",
     ["--decoder-width 0.5", "--method structured --decoder-width 0", "--method structured --branches 0", "--pattern 4:2", "--pattern two",
      "--pattern 2:4 --amount 0.3", "--pattern 2:4 --steps 2", "--steps 0", "--steps 0.5,0.3", "--steps 0.3,x", "--steps many",
-     "--steps 0.3,0.5 --amount 0.6", "--schedule square", "--floor 2", "--prune-seed -1", "--calibration-texts nowhere.txt"],
+     "--method structured --flows 2 --amount 0.5", "--method structured --flows 2 --parts decoder", "--importance weight_norm",
+     "--method structured --importance beauty", "--steps 0.3,0.5 --amount 0.6", "--schedule square", "--floor 2", "--prune-seed -1", "--calibration-texts nowhere.txt"],
 )  # fmt: skip
 def test_what_cannot_be_is_one_sentence(line):
     with pytest.raises(InputError) as refused:

@@ -40,7 +40,6 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parts",
         nargs="+",
-        default=["all"],
         metavar="PART",
         help="text_encoder, duration_predictor, flow, decoder, or all (default: all)",
     )
@@ -75,13 +74,19 @@ def add_scope(parser: argparse.ArgumentParser, many: bool = False) -> None:
 
 def add_choices(parser: argparse.ArgumentParser, steps: str = "gradual pruning: a number of steps") -> None:
     """The fields besides method, scope, amount, parts and shape."""
-    from vits_prune.pruning.registry import SCHEDULES
+    from vits_prune.pruning.registry import IMPORTANCES, SCHEDULES
 
     add_protect(parser)
     parser.add_argument("--floor", type=float, default=0.0, metavar="SHARE", help="share of weights every layer keeps (default: 0)")
     parser.add_argument("--pattern", default="", metavar="N:M", help="2:4 leaves 2 of every 4 neighbouring input channels")
     parser.add_argument("--steps", metavar="N", help=steps)
     parser.add_argument("--schedule", default="cubic", help=f"how the amount grows over the steps: {', '.join(SCHEDULES)} (default: cubic)")
+    parser.add_argument(
+        "--importance",
+        default="sensitivity",
+        help=f"what a structured method judges a channel by: {'; '.join(f'{name}: {words}' for name, words in IMPORTANCES.items())} "
+        "(default: sensitivity)",
+    )
     parser.add_argument("--calibration-texts", type=Path, metavar="FILE", help="sentences to calibrate on, one a line (default: built in)")
     parser.add_argument("--prune-seed", type=int, default=0, metavar="SEED", help="of random and of calibration (default: %(default)s)")
 
@@ -92,7 +97,8 @@ def add_protect(parser: argparse.ArgumentParser) -> None:
         "--protect",
         nargs="*",
         metavar="LAYER",
-        help="layers to leave alone: names, their beginnings, * for one piece; none for no layer (default: the method's own list)",
+        help="layers to leave alone: names, their beginnings, * for one piece; none for no layer (default: the method's own list; with "
+        "a pattern, where that is empty, duration_predictor, which no pattern can group)",
     )
 
 
@@ -107,7 +113,10 @@ def spec_of(options: argparse.Namespace) -> PruneSpec:
 
     amounts = _typed_amounts(options.steps)
     fields = {**_choices(options), "method": options.method, "scope": options.scope, "shape": _shape(options)}
-    fields["parts"] = PARTS if options.parts == ["all"] else tuple(options.parts)
+    idle = [name for name in ("amount", "parts") if getattr(options, name) is not None]
+    if fields["shape"] is not None and idle:
+        raise InputError(f"Levers such as --decoder-width say all of what stays: leave --{idle[0]} out, or the levers.")
+    fields["parts"] = PARTS if options.parts in (None, ["all"]) else tuple(options.parts)
     if amounts:
         fields["amounts"] = amounts
     fields["amount"] = options.amount
@@ -126,7 +135,8 @@ def base_of(options: argparse.Namespace) -> PruneSpec:
 
     if _typed_amounts(options.steps):
         raise InputError("Each point has an amount of its own here: give --steps as a number, such as 4.")
-    return PruneSpec(**_choices(options), amount=pattern_amount(options.pattern))
+    more = {} if options.importance == "sensitivity" else {"method": "structured"}  # which alone takes one
+    return PruneSpec(**_choices(options), **more, amount=pattern_amount(options.pattern))
 
 
 def pattern_amount(pattern: str) -> float:
@@ -141,6 +151,7 @@ def _choices(options: argparse.Namespace) -> dict[str, Any]:
     from vits_prune.texts import read_text_file
 
     fields: dict[str, Any] = {"floor": options.floor, "pattern": options.pattern, "schedule": options.schedule, "seed": options.prune_seed}
+    fields["importance"] = options.importance
     if options.protect is not None:
         fields["protect"] = tuple(options.protect)
     if options.steps is not None and not _typed_amounts(options.steps):

@@ -11,11 +11,14 @@ import torch
 from tests.pruning.conftest import KINDS, SENTENCES
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
+from vits_prune.pruning.calibration import flow_blocks, own_durations, stretched
+from vits_prune.pruning.importance import importance
 from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.sensitivity import channel_sensitivity
-from vits_prune.pruning.shrink import importance, shape_for
+from vits_prune.pruning.shrink import shape_for
 from vits_prune.pruning.structure import Shape, sizes, sizes_of
-from vits_prune.pruning.structured import choose, cut
+from vits_prune.pruning.structured import choose, cut, latents_are_flipped
+from vits_prune.synthesis import encode, read_text, speaker_embedding
 
 HALF = Shape(decoder_width=0.5, ffn_width=0.5, multiple=4)
 UNHEARD = ("the source of the huge river is the clear spring", "help the woman get back to her feet")
@@ -67,11 +70,64 @@ def test_the_same_from_the_recipe(families, kind):
 @pytest.mark.parametrize("shape", [Shape(resblock_width=0.5, multiple=2), Shape(flows=1), Shape(encoder_layers=1), Shape(wavenet_layers=1)],
                          ids=str)  # fmt: skip
 def test_other_levers(families, kind, shape):
+    voice = families[kind]
     if shape.flows and kind == "piper-high":  # four coupling layers: a part of them stays
         shape = Shape(flows=3)
-    smaller = prune(families[kind], spec_of(shape))
-    assert sizes_of(smaller.model.config) == sizes(families[kind].model.config, shape)
+    smaller, rough = prune(voice, spec_of(shape)), plain_cut(voice, shape)
+    assert sizes_of(smaller.model.config) == sizes(voice.model.config, shape)
     assert np.isfinite(speak(smaller, UNHEARD[0], 1).waveform).all()
+    weights = [dict(one.model.named_parameters()) for one in (smaller, rough)]
+    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]), "what stays was fitted"
+
+
+def latents(voice, original):
+    """What the flow makes of the original's prior, of one noise, in the order of channels of the original's decoder."""
+    found = []
+    for index, text in enumerate(UNHEARD):
+        [sentence] = read_text(original, text)[0]
+        _, means, log_variances = encode(original, sentence.ids)
+        state = {"means": means, "log_variances": log_variances, "durations": own_durations(original, sentence.ids, (5, index))}
+        state = stretched({**state, "key": (5, index), "conditioning": speaker_embedding(voice)}, original)
+        for block in flow_blocks(voice.model):
+            state = block.run(voice.model, state)
+        found.append(state["latents"].flip(1) if latents_are_flipped(original, voice) else state["latents"])
+    return torch.cat(found, dim=2)
+
+
+@pytest.fixture(scope="module")
+def four_couplings(families, tmp_path_factory):
+    place = tmp_path_factory.mktemp("couplings")
+    return {
+        "plain": load_voice(make_checkpoint(place / "plain", prior_encoder_num_flows=4)),
+        "speakers": load_voice(make_checkpoint(place / "speakers", prior_encoder_num_flows=4, speakers=3, stochastic=False), 2),
+        "piper-high": families["piper-high"],
+    }
+
+
+@pytest.mark.parametrize("kind", ["plain", "speakers", "piper-high"])
+@pytest.mark.parametrize("shape", [Shape(flows=3), Shape(flows=2), Shape(flows=1), Shape(wavenet_layers=1)], ids=str)
+def test_the_couplings_that_stay_carry_what_the_flow_did(four_couplings, kind, shape):
+    voice = four_couplings[kind]
+    wanted = latents(voice, voice)
+    errors = [float((latents(one, voice) - wanted).square().mean()) for one in (prune(voice, spec_of(shape)), plain_cut(voice, shape))]
+    assert errors[0] < 0.95 * errors[1]
+
+
+@pytest.mark.parametrize("kind", ["plain", "speakers", "piper-medium"])
+def test_the_encoder_layers_that_stay_carry_what_the_encoder_did(families, kind):
+    """Priors and durations come nearer to the original's."""
+    voice, errors = families[kind], []
+    for one in (prune(voice, spec_of(Shape(encoder_layers=1))), plain_cut(voice, Shape(encoder_layers=1))):
+        means, durations = [], []
+        for text in UNHEARD:
+            [sentence] = read_text(voice, text)[0]
+            (_, before, _), (_, after, _) = encode(voice, sentence.ids), encode(one, sentence.ids)
+            means.append(float((after - before).square().mean()))
+            ours, theirs = (own_durations(which, sentence.ids, (5, 0)) for which in (one, voice))
+            durations.append(float(np.abs(ours - theirs).mean()))
+        errors.append((np.mean(means), np.mean(durations)))
+    assert errors[0][0] < errors[1][0]
+    assert errors[0][1] <= errors[1][1] + 0.2
 
 
 def test_speakers_stay(families):

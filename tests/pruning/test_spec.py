@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vits_prune import PARTS, InputError, PruneSpec
-from vits_prune.pruning.registry import METHODS, SCHEDULES, SCOPES
+from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES
 from vits_prune.pruning.structure import Shape
 
 SPECS = [
@@ -99,6 +99,7 @@ OPTIONS = [
     {"protect": ()}, {"protect": ("decoder.conv_post", "flow.flows.*.conv_pre")}, {"floor": 0.1}, {"pattern": "2:4", "amount": 0.5},
     {"steps": 3}, {"steps": 3, "schedule": "linear"}, {"schedule": "linear"}, {"amounts": (0.1, 0.3)}, {"seed": 7},
     {"texts": ("one sentence", "ein zweiter Satz")}, {"method": "structured", "shape": Shape(decoder_width=0.5, branches=2)},
+    {"method": "structured", "importance": "second_order"},
     {"method": "second_order", "scope": "sensitivity", "steps": 4, "floor": 0.05, "seed": 1, "texts": ("x",)},
 ]  # fmt: skip
 
@@ -137,6 +138,7 @@ BAD = {
     ],
     "seed": [-1, 2**32, 0.5, math.nan, math.inf, "1", True, None, 10**400],
     "texts": [3, None, (3,), ("",), (" \n",), ("a" * 1001,), ("a",) * 1001, {"a"}],
+    "importance": ["", "norm", None, 3, ["sensitivity"], "second_order"],
     "shape": [0.5, {"decoder_width": 0.5}, "half", Shape(decoder_width=0.5)],
 }  # fmt: skip
 
@@ -197,3 +199,32 @@ def test_what_is_protected():
     assert not PruneSpec().protected
     assert PruneSpec("second_order").protects("duration_predictor.conv_pre")
     assert not PruneSpec("second_order", protect=()).protected
+
+
+def test_what_has_no_effect_is_as_in_the_default():
+    shape = Shape(decoder_width=0.5)
+    plain = PruneSpec("structured", shape=shape)
+    assert PruneSpec("structured", "local", 0.7, ("decoder",), shape=shape) == plain
+    assert hash(PruneSpec.from_dict({"method": "structured", "amount": 0.5, "shape": shape.to_dict()})) == hash(plain)
+    assert plain.amount == PruneSpec().amount
+    assert dataclasses.replace(plain, shape=None, amount=0.2).amount == 0.2
+
+
+def test_specs_written_before_there_was_an_importance():
+    spec = PruneSpec.from_json('{"method": "structured", "scope": "global", "amount": 0.5, "parts": ["decoder"]}')
+    assert spec.importance == "sensitivity"
+    assert "importance" not in spec.to_dict()
+
+
+def test_an_importance_is_for_a_structured_method():
+    for name in IMPORTANCES:
+        assert PruneSpec("structured", importance=name).importance == name
+    with pytest.raises(InputError, match="structured"):
+        PruneSpec("magnitude", importance="weight_norm")
+
+
+def test_a_pattern_leaves_alone_what_it_cannot_group():
+    assert PruneSpec(amount=0.5, pattern="2:4").protects("duration_predictor.conv_pre")
+    assert PruneSpec("random", amount=0.5, pattern="2:4").protected == ("duration_predictor",)
+    assert not PruneSpec(amount=0.5, pattern="2:4", protect=()).protected
+    assert "duration_predictor" in PruneSpec("activation", amount=0.5, pattern="2:4").protected

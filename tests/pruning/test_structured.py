@@ -15,7 +15,7 @@ from vits_prune import InputError, load_voice, speak
 from vits_prune.measure.latency import count_macs
 from vits_prune.pruning.couplings import BRANCHES, ENCODER_LAYERS, FLOWS
 from vits_prune.pruning.structure import Shape, sizes, sizes_of
-from vits_prune.pruning.structured import Choice, activation, choose, cut, groups, latents_are_flipped, weight_norm
+from vits_prune.pruning.structured import Choice, choose, cut, groups, latents_are_flipped, weight_norm
 
 TEXT = "the birch canoe slid"
 PIPER_MEDIUM = piper_factory.Shape(
@@ -229,31 +229,6 @@ def test_groups_cover_what_they_say(voices, kind):
     assert covered == {name for name in parameters if name.startswith("decoder.")}
     levers = {group.lever for group in found}
     assert ("resblock_width" in levers) == (kind != "piper-medium")
-
-
-def test_weight_norm_by_hand(voices):
-    voice = voices["plain"]
-    group = next(group for group in groups(voice) if group.lever == "ffn_width")
-    feed = voice.model.text_encoder.encoder.layers[0].feed_forward
-    by_hand = (feed.conv_1.weight[5].square().sum() + feed.conv_1.bias[5] ** 2 + feed.conv_2.weight[:, 5].square().sum()).sqrt()
-    assert weight_norm(voice, group)[5] == pytest.approx(float(by_hand), rel=1e-5)
-
-
-def test_activation_is_the_energy_that_is_missing(voices):
-    voice = voices["plain"]
-    group = next(group for group in groups(voice) if group.name == "decoder.conv_pre")
-    upsampler = voice.model.decoder.upsampler[0]
-    inputs = torch.randn(1, group.size, 4000, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 2, group.size)[:, None]
-    energies = {"decoder.upsampler.0": inputs.square().mean(dim=(0, 2)).numpy()}
-    found = activation(energies)(voice, group)
-    alone = torch.zeros_like(inputs)
-    alone[:, 3] = inputs[:, 3]
-    with torch.no_grad():
-        missing = nn.functional.conv_transpose1d(alone, upsampler.weight, stride=upsampler.stride, padding=upsampler.padding)
-    per_input_frame = float(missing.square().sum()) / inputs.shape[2]
-    assert found[3] == pytest.approx(per_input_frame, rel=0.05)
-    blocks = next(group for group in groups(voice) if group.name == BRANCHES)
-    assert np.array_equal(activation(energies)(voice, blocks), weight_norm(voice, blocks))
 
 
 def test_the_most_important_stay_and_the_first_of_equal_ones(voices):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vits_prune import PruneSpec
+from vits_prune import InputError, PruneSpec
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.structure import Shape
 from vits_prune.pruning.structured import cut
@@ -37,3 +37,14 @@ def test_every_layer_is_found_again_with_its_weights(tiny, shape):
         assert now.shape == kept.shape
         torch.testing.assert_close(now / now.norm(), kept / kept.norm())  # where branches went, what reads their mean is scaled
     assert met == {layer.name for layer in prunable_layers(smaller)}
+
+
+@pytest.mark.parametrize("how", [{"steps": 2}, {"amounts": (0.25, 0.5)}], ids=str)
+def test_gradual_cuts_are_refused(tiny, how):
+    with pytest.raises(InputError, match="one cut only"):
+        choice_for(tiny, PruneSpec("structured", amount=0.5, texts=("hi there",), **how))
+
+
+def test_by_the_importance_that_is_asked_for(tiny):
+    kept = [choice_for(tiny, PruneSpec("structured", amount=0.5, importance=name)).kept for name in ("sensitivity", "weight_norm")]
+    assert kept[0] != kept[1]

@@ -399,6 +399,24 @@ def test_a_calibrated_method_is_stopped_and_then_heard(page, joe):
     expect(page.locator("#savings")).to_contain_text("yes: on any hardware")
 
 
+def test_speak_is_pressed_five_times_while_the_voice_is_listened_to(page):
+    choose_method(page, "activation (Wanda)")
+    expect(page.locator("#readout")).to_contain_text("Pruning runs when you press Speak")
+    page.locator("#text textarea").fill("Hello.")
+    for amount, milliseconds in (("0.11", 1500), ("0.12", 100), ("0.13", 700), ("0.14", 2500), ("0.15", 0)):
+        page.locator("#amount input[type=number]").fill(amount)
+        page.keyboard.press("Tab")
+        page.locator("#speak").click()
+        page.wait_for_timeout(milliseconds)
+    expect(page.locator("#summary")).to_contain_text("15.0% of the voice's weights are zero", timeout=PATIENCE)  # the last press counts
+    expect(page.locator("#status")).to_contain_text("Done", timeout=PATIENCE)
+    assert all(sound.any() for sound, _ in players(page))
+    page.locator("#text textarea").fill("Hi.")  # and nothing stands in the way of the next
+    page.locator("#speak").click()
+    expect(page.locator("#status")).not_to_contain_text("Done")
+    expect(page.locator("#status")).to_contain_text("Done", timeout=PATIENCE)
+
+
 def test_gradual_steps_are_heard_one_by_one(page):
     choose_voice(page, TINY)
     page.locator("#text textarea").fill("hi there")

@@ -32,6 +32,7 @@ def test_as_they_stand_at_first_they_are_the_default_spec():
         PruneSpec("activation", "local", 0.5, pattern="2:4"),
         PruneSpec("structured", amount=0.4, parts=("decoder",)),
         PruneSpec("structured", shape=Shape(0.5, 2, 0.75, 0.5, 4, 2)),
+        PruneSpec("structured", amount=0.4, importance="weight_norm"),
     ],
     ids=str,
 )
@@ -42,10 +43,11 @@ def test_a_spec_that_is_taken_over_comes_back(spec):
 def test_what_does_not_apply_has_no_say():
     elsewhere = {"protect": ["decoder"], "floor": 0.5, "pattern": "2:4", "steps": 4}
     assert spec_of(method="structured", scope="local", **elsewhere) == PruneSpec("structured")
-    levers = {"by_lever": True, "decoder_width": 0.5, "branches": 1}
+    levers = {"by_lever": True, "decoder_width": 0.5, "branches": 1, "importance": "activation"}
     assert spec_of(**levers) == PruneSpec()
     patterned = spec_of(pattern="2:4", floor=0.5, steps=4, amount=0.9, scope="sensitivity")
-    assert patterned == PruneSpec(scope="local", amount=0.5, pattern="2:4", protect=("duration_predictor",)), "it cannot be grouped"
+    assert patterned == PruneSpec(scope="local", amount=0.5, pattern="2:4")
+    assert patterned.protects("duration_predictor.conv_pre"), "it cannot be grouped"
     assert spec_of(pattern="2:4", method="activation").protect is None
 
 
@@ -81,6 +83,8 @@ def test_what_does_not_apply_has_no_say():
         {"steps": float("nan")},
         {"steps": 2, "schedule": "never"},
         {"steps": 2, "schedule": ["linear"]},
+        {"method": "structured", "importance": "beauty"},
+        {"method": "structured", "importance": None},
         {"method": "structured", "by_lever": True, "decoder_width": 0},
         {"method": "structured", "by_lever": True, "decoder_width": float("nan")},
         {"method": "structured", "by_lever": True, "ffn_width": "wide"},
@@ -104,7 +108,7 @@ def visible(voice=None, method="magnitude", scope="global", pattern="", steps=1,
 def test_only_what_applies_is_in_sight(tiny, joe):
     shown, _ = visible()
     assert {"scope", "amount", "more", "floor", "steps"} <= shown
-    assert not shown & {"levers", "pattern_words", "schedule", *controls.LEVERS}
+    assert not shown & {"levers", "importance", "pattern_words", "schedule", *controls.LEVERS}
     assert "schedule" in visible(steps=2)[0]
     shown, found = visible(pattern="2:4", steps=2)
     assert not shown & {"scope", "floor", "steps", "schedule"}
@@ -114,7 +118,7 @@ def test_only_what_applies_is_in_sight(tiny, joe):
     assert "a CPU gains nothing" in found["pattern_words"].value
     shown, _ = visible(method="structured", pattern="2:4")
     assert not shown & {"scope", "more", "pattern_words", *controls.LEVERS}
-    assert {"amount", "levers"} <= shown
+    assert {"amount", "importance", "levers"} <= shown
     for voice, has in ((tiny, True), (joe, False)):  # joe has single convolutions in its blocks
         shown, _ = visible(voice, method="structured", by_lever=True)
         assert ("resblock_width" in shown) == has
@@ -147,3 +151,4 @@ def test_another_amount_of_the_same_spec():
     assert controls.at_amount(PruneSpec("structured", shape=Shape(0.5)), 0.2) == PruneSpec("structured", amount=0.2)
     assert controls.spec_words(spec) == "second order, pattern 2:4"
     assert controls.spec_words(PruneSpec(steps=3)) == "magnitude (L1), global, 3 steps"
+    assert controls.spec_words(PruneSpec("structured", importance="weight_norm")) == "structured by weight norm"

@@ -6,10 +6,11 @@ import asyncio
 import inspect
 import threading
 
+import gradio as gr
 import pytest
 
 from vits_prune.errors import InputError
-from vits_prune.ui.stoppable import stoppable
+from vits_prune.ui.stoppable import Halts, haltable, stoppable
 
 
 def test_the_steps_come_in_order():
@@ -75,3 +76,48 @@ def test_what_waits_for_its_next_step_is_closed_at_once():
 
     asyncio.run(visit())
     assert closed.is_set()
+
+
+def test_a_halted_run_ends_in_the_middle_of_a_step_and_shows_nothing_more():
+    inside, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+    halts = Halts()
+
+    def slow(most):
+        try:
+            yield most
+            inside.set()
+            assert go_on.wait(20)
+            yield 2
+        finally:
+            closed.set()
+
+    async def visit():
+        walk, found = haltable(slow, halts)("mine", 1), []
+        found.append(await anext(walk))
+        task = asyncio.create_task(anext(walk, "ended"))
+        while not inside.is_set():
+            await asyncio.sleep(0.01)
+        halts.halt("another")
+        await asyncio.sleep(0.3)
+        assert not task.done()
+        halts.halt("mine")
+        found.append(await asyncio.wait_for(task, 20))  # though the step is still under way
+        assert not closed.is_set()
+        go_on.set()
+        assert await asyncio.to_thread(closed.wait, 20)
+        return found, [step async for step in haltable(slow, halts)("mine", 7)]
+
+    found, after = asyncio.run(visit())
+    assert found == [1, "ended"]
+    assert after == [gr.skip()], "a link of a halted chain shows nothing"
+
+
+def test_what_is_no_ticket_halts_nothing():
+    halts = Halts()
+    for ticket in ("", None, 3, ["a"], "x" * 65):
+        halts.halt(ticket)
+        assert ticket not in halts
+    for number in range(10_001):
+        halts.halt(str(number))
+    assert "0" not in halts
+    assert "10000" in halts

@@ -16,9 +16,9 @@ import numpy as np
 from vits_prune.evaluation import Step
 from vits_prune.measure.latency import Spread, measure_latency
 from vits_prune.pruning.couplings import groups
+from vits_prune.pruning.importance import importance
 from vits_prune.pruning.listening import texts_for
 from vits_prune.pruning.sensitivity import channel_sensitivity
-from vits_prune.pruning.shrink import importance
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structure import Shape, sizes, sizes_of
 from vits_prune.pruning.structured import choose, cut

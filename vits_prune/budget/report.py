@@ -20,6 +20,8 @@ from vits_prune.voices.sparse_file import write_sparse
 
 _GREY, _BLUE, _RED, _GREEN = "#7d8590", "#2f7ed8", "#e4572e", "#2a9d6f"
 """Read on a light and on a dark page: backgrounds are transparent."""
+_LIMITS_SHOWN = 6
+"""How many times its limit a metric may go before it is drawn at the picture's edge, as an arrow."""
 
 
 def check_empty(folder: Path) -> None:
@@ -78,23 +80,32 @@ def pareto_figure(solution: Solution) -> Figure:
 
 
 def _points(axis: Axes, solution: Solution, shown: list[Candidate], limit: Limit, cost: str) -> None:
-    told = set()
+    told, reach = set(), _reach(solution, limit)
     for one in shown:
         interval = one.quality.get(limit.metric)
         if interval is None or math.isnan(interval.value):
             continue
         x = one.latency_ratio.median if cost == "latency" else one.mb
         wide = [[x - one.latency_ratio.low], [one.latency_ratio.high - x]] if cost == "latency" else None
-        low, high = (interval.value if end is None else end for end in (interval.low, interval.high))
+        y, low, high = (
+            max(-reach, min(reach, interval.value if end is None else end)) for end in (interval.value, interval.low, interval.high)
+        )
         name, colour = _kind(one, solution.budget)
         more = {"label": name} if name not in told else {}
         told.add(name)
-        ends = [[max(0.0, interval.value - low)], [max(0.0, high - interval.value)]]
-        more |= {"color": colour, "marker": "o", "markersize": 4, "linewidth": 0.9, "linestyle": ""}
-        axis.errorbar([x], [interval.value], yerr=ends, xerr=wide, **more)
+        marker = "o" if abs(interval.value) <= reach else "^" if interval.value > 0 else "v"  # an arrow: it lies beyond the picture
+        more |= {"color": colour, "marker": marker, "markersize": 4, "linewidth": 0.9, "linestyle": ""}
+        axis.errorbar([x], [y], yerr=[[max(0.0, y - low)], [max(0.0, high - y)]], xerr=wide, **more)
         if one is solution.chosen:
             ring = {"marker": "o", "s": 130, "facecolors": "none", "edgecolors": colour, "linewidths": 1.8, "zorder": 4}
-            axis.scatter([x], [interval.value], label="chosen", **ring)
+            axis.scatter([x], [y], label="chosen", **ring)
+
+
+def _reach(solution: Solution, limit: Limit) -> float:
+    """How far from nothing lost the picture goes: a hopeless candidate would flatten all others."""
+    chosen = solution.chosen.quality.get(limit.metric)
+    far = 0.0 if chosen is None or math.isnan(chosen.value) else 1.5 * abs(chosen.value)
+    return max(_LIMITS_SHOWN * abs(limit.change), far) or math.inf
 
 
 def _kind(candidate: Candidate, budget: Budget) -> tuple[str, str]:

@@ -7,10 +7,13 @@ zeros. Shapes that are quick or small enough are found on cheap cuts (ladder.py)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 from vits_prune.budget.ladder import Ladder, build_ladder, time_against, time_cut
@@ -25,12 +28,15 @@ from vits_prune.pruning.prune import prune
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structure import Shape
 from vits_prune.sweep.knee import check_measured, compared
+from vits_prune.voices.saved import save_voice
 from vits_prune.voices.voice import Voice
 
 MARGIN = 0.97
 """Of the latency limit that a cheap cut must keep: a few runs may flatter it."""
-SHAPES, ZEROED, VERIFIED = 4, 2, 2
-"""How many shapes are pruned for real, how many of them get zeros, and how many candidates are verified at the most."""
+SHAPES, ZEROED = 4, 2
+"""How many shapes are pruned for real, and how many of them get zeros."""
+VERIFIED, PROMISING = 2, 5
+"""How many candidates are verified at the most, and how many of those that kept all limits when they were chosen."""
 LOOSER = 2
 """Shapes beyond a limit of time that are pruned where all within it lose too much, to tell what could be had."""
 FINAL_RUNS = 9
@@ -107,6 +113,11 @@ class _Search:
     def seed(self) -> int:
         return self.reference.settings.seed
 
+    @functools.cached_property
+    def file_over_parameters(self) -> float:
+        """Bytes of the original's file over those of its parameters: transformers' layout keeps weight norm, and so takes a little more."""
+        return _megabytes(self.voice) / (4e-6 * sum(parameter.numel() for parameter in self.voice.model.parameters()))
+
     @property
     def measured(self) -> list[_Tried]:
         return [one for one in self.tried if one.candidate.stage != "cut"]
@@ -124,8 +135,10 @@ class _Search:
         """Measure the best on held-out sentences with more runs; the first that keeps all limits, else the nearest."""
         order = sorted(self.measured, key=lambda one: self._rank(one.candidate))
         found = []
-        for index, one in enumerate(order[:VERIFIED]):
-            told = _part(tell, index / VERIFIED, (index + 1) / VERIFIED)
+        promising = sum(not self.budget.broken(one.candidate) for one in order)
+        most = min(len(order), max(VERIFIED, min(PROMISING, promising)))
+        for index, one in enumerate(order[:most]):
+            told = _part(tell, index / most, (index + 1) / most)
             ratio, macs = time_against(self.voice, one.voice, self.text, self.seed, FINAL_RUNS)
             quality = _quality(self.budget, reference, one.voice, told)
             final = dataclasses.replace(one.candidate, stage="verified", latency_ratio=ratio, macs_ratio=macs, quality=quality)
@@ -144,9 +157,9 @@ class _Search:
         """Shapes within the limit of time as timed on cuts; without one, those that a limit of size may ask for."""
         ratio, most = self.budget.max_latency_ratio, self.budget.max_mb
         if ratio is None:
-            full = _megabytes(self.voice)
-            half = math.sqrt(most * full)
-            proposals = [*self.ladder.best(lambda one: one.mb <= 0.98 * half, 1), *self.ladder.best(lambda one: one.mb <= 0.98 * most, 1)]
+            half = math.sqrt(most * _megabytes(self.voice))
+            limits = [0.98 * limit / self.file_over_parameters for limit in (half, most)]
+            proposals = [one for limit in limits for one in self.ladder.best(lambda one, limit=limit: one.mb <= limit, 1)]
             return list(dict.fromkeys(one.shape for one in proposals))
         found: list[Shape] = []
         aim, passed = ratio * MARGIN, set()
@@ -169,7 +182,7 @@ class _Search:
         small, ratio, macs = time_cut(self.voice, shape, self.text, self.seed)
         count = sum(parameter.numel() for parameter in small.model.parameters())
         spec = PruneSpec(method="structured", shape=shape, seed=self.seed)
-        candidate = Candidate((spec,), "cut", count, "dense", 4e-6 * count, ratio, macs)
+        candidate = Candidate((spec,), "cut", count, "dense", 4e-6 * count * self.file_over_parameters, ratio, macs)
         self.tried.append(_Tried(candidate, self.voice))
         return candidate
 
@@ -233,10 +246,9 @@ def _quality(budget: Budget, reference: Reference, voice: Voice, tell: Step) -> 
 
 
 def _megabytes(voice: Voice) -> float:
-    """Of the dense float32 file, from its bytes."""
-    from safetensors.torch import save
-
-    return len(save({name: tensor.detach().float().contiguous() for name, tensor in voice.model.named_parameters()})) / 1e6
+    """Of the file of weights in the folder that saving the voice makes, dense float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        return (save_voice(voice, Path(folder) / "voice") / "model.safetensors").stat().st_size / 1e6
 
 
 def _short(shape: Shape) -> str:

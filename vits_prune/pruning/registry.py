@@ -58,8 +58,8 @@ METHODS: dict[str, Method] = {
     "structured": Method(
         "vits_prune.pruning.shrink",
         "structured",
-        "Whole channels and layers are taken out, those first whose errors change the speech least, and what stays of the decoder is "
-        "fitted to their work. The network is really smaller: it needs less arithmetic on any hardware.",
+        "Whole channels and layers are taken out, those that matter least to the speech first, and what stays is fitted to their work. "
+        "The network is really smaller: it needs less arithmetic on any hardware.",
         calibrated=True,
         structured=True,
     ),
@@ -71,6 +71,17 @@ SCOPES: dict[str, str] = {
     "sensitivity": "each layer's share from what its errors do to the speech",
 }
 """How the amount is shared out among the layers."""
+
+IMPORTANCES: dict[str, str] = {
+    "sensitivity": "what its errors do to the speech",
+    "second_order": "what the layers that read it lose though the others stand in for it",
+    "activation": "the energy it brings while the voice speaks",
+    "weight_norm": "the size of its weights alone",
+}
+"""What structured pruning judges a channel by."""
+
+UNGROUPED = ("duration_predictor",)
+"""What a pattern leaves alone where the method leaves nothing alone: it has layers of one input channel, which no pattern can group."""
 
 SCHEDULES = ("linear", "cubic")
 """How the amount grows over the steps of gradual pruning; cubic is Zhu & Gupta 2017, arXiv:1710.01878."""

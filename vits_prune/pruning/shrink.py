@@ -1,23 +1,19 @@
-"""Structured pruning: what an error in a channel does to the speech says which channels go, and the decoder and feed-forward layers
-that stay are fitted to their work. Encoder, coupling and WaveNet layers that go are not made up for: that is for healing."""
+"""Structured pruning: an importance says which channels and layers go, and what stays is fitted to their work."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from vits_prune.errors import InputError
-from vits_prune.pruning.calibration import Step
-from vits_prune.pruning.couplings import Group
+from vits_prune.pruning.calibration import Step, portion
+from vits_prune.pruning.couplings import group_counts, groups
+from vits_prune.pruning.importance import measure_importance
 from vits_prune.pruning.listening import texts_for
 from vits_prune.pruning.refit import refit
-from vits_prune.pruning.sensitivity import channel_sensitivity
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structure import Shape, sizes, sizes_of
-from vits_prune.pruning.structured import choose, cut
+from vits_prune.pruning.structured import Choice, choose, cut
 from vits_prune.voices.voice import Voice
 
 
@@ -34,34 +30,24 @@ def prune_voice(voice: Voice, spec: PruneSpec, on_step: Step | None = None, orig
     Raises:
         InputError: a lever that the voice does not have, a width that leaves nothing, or nothing that can be said for calibration.
     """
-    tell = on_step or (lambda _what, _share: None)
     shape, texts = spec.shape or shape_for(original or voice, spec), texts_for(voice, spec)
     if original is not None and original is not voice:
         shape = _from_here(shape, original, voice)
-    found = channel_sensitivity(voice, texts, spec.seed, on_step=lambda what, share: tell(what, 0.4 * share))
-    choice = choose(voice, shape, importance(found))
+    choice = chosen(voice, spec, shape, on_step=portion(on_step, 0.0, 0.4))
     smaller = cut(voice, choice, **changes)
-    refit(voice, smaller, choice, texts, spec.seed, on_step=lambda what, share: tell(what, 0.4 + 0.6 * share))
+    refit(voice, smaller, choice, texts, spec.seed, on_step=portion(on_step, 0.4, 1.0))
     return smaller
 
 
-def importance(found: Mapping[str, np.ndarray]) -> Callable[[Voice, Group], np.ndarray]:
-    """Importance from `channel_sensitivity`: of a channel what is lost where nothing writes it, of a block where nothing of it is heard."""
+def chosen(voice: Voice, spec: PruneSpec, shape: Shape, on_step: Step | None = None) -> Choice:
+    """What stays of a voice for a Shape, by the spec's importance. What calibration found is taken from memory where it is still there.
 
-    def of(voice: Voice, group: Group) -> np.ndarray:
-        if group.blocks:
-            return np.array([_block_importance(found, modules, voice) for modules in group.blocks])
-        return sum(found[f"{name}.weight"] for name in group.writers if f"{name}.weight" in found)
-
-    return of
-
-
-def _block_importance(found: Mapping[str, np.ndarray], modules: tuple[str, ...], voice: Voice) -> float:
-    """What the layers through which a block is heard do to the speech: those that end it."""
-    ends = ("conv_post", "out_proj", "conv_2", "convs2", "convs", "res_skip_layers")
-    heard = [name for name in found if name.startswith(tuple(f"{module}." for module in modules))]
-    last = [name for name in heard if any(end in name.split(".") for end in ends)]
-    return float(sum(found[name].sum() for name in last or heard))
+    Raises:
+        InputError: as `prune_voice`.
+    """
+    counts = group_counts(voice, sizes(voice.model.config, shape))
+    wanted = [group for group in groups(voice) if counts[group.name] < group.size]
+    return choose(voice, shape, measure_importance(voice, spec, wanted, on_step) if wanted else {})
 
 
 def shape_for(voice: Voice, spec: PruneSpec) -> Shape:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.registry import METHODS, SCHEDULES, SCOPES
+from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
 from vits_prune.pruning.structure import Shape
 from vits_prune.voices.voice import PARTS
 
+DEFAULT_AMOUNT = 0.3
 MAX_AMOUNT = 0.99
 MAX_STEPS = 64
 MAX_SEED = 2**32 - 1
@@ -35,13 +36,14 @@ class PruneSpec:
     scope: str = "global"
     """How the amount is shared out: "global": one ranking over all layers; "local": the same amount in each; "sensitivity": each layer's
     share from what its errors do to the speech."""
-    amount: float = 0.3
+    amount: float = DEFAULT_AMOUNT
     """Share of the weights of the chosen parts to set to zero, 0 to 0.99. What is protected counts, so the others lose more. For a
     structured method the share of the channels of each chosen part that go."""
     parts: tuple[str, ...] = PARTS
     """Which parts of the voice are pruned, in the order of PARTS."""
     protect: tuple[str, ...] | None = None
-    """Layers to leave alone: names, beginnings of names, "*" for one piece ("flow.flows.*.conv_pre"). None: the method's own list."""
+    """Layers to leave alone: names, beginnings of names, "*" for one piece ("flow.flows.*.conv_pre"). None: the method's own list, and
+    with a pattern where that is empty the duration predictor."""
     floor: float = 0.0
     """Share of its weights that every layer keeps at least, 0 to 1; does not apply to a pattern."""
     pattern: str = ""
@@ -58,7 +60,10 @@ class PruneSpec:
     texts: tuple[str, ...] = ()
     """What the voice is calibrated on; empty for built-in sentences, or where its language has none, for draws from its vocabulary."""
     shape: Shape | None = None
-    """For a structured method: what stays, lever by lever; None takes it from the amount and the parts."""
+    """For a structured method: what stays, lever by lever; the amount and the parts then say nothing and are those of the default. None
+    takes it from the amount and the parts."""
+    importance: str = "sensitivity"
+    """For a structured method: what a channel or layer is judged by, one of IMPORTANCES."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, str) or self.method not in METHODS:
@@ -76,15 +81,27 @@ class PruneSpec:
         object.__setattr__(self, "texts", _checked_strings("texts", self.texts, MAX_TEXTS, MAX_TEXT))
         if self.protect is not None:
             object.__setattr__(self, "protect", _checked_strings("protected layers", self.protect, MAX_PROTECTED, 200))
-        if METHODS[self.method].structured and (self.floor or self.protect):
+        self._check_structured()
+        self._check_pattern()
+
+    def _check_structured(self) -> None:
+        structured = METHODS[self.method].structured
+        if not isinstance(self.importance, str) or self.importance not in IMPORTANCES:
+            raise InputError(f"There is no importance {str(self.importance)[:40]!r}: choose one of {', '.join(IMPORTANCES)}.")
+        if not structured and self.importance != "sensitivity":
+            raise InputError("An importance is for a structured method: leave it out, or choose the method structured.")
+        if structured and (self.floor or self.protect):
             raise InputError("A structured method takes neither a floor nor protected layers: choose parts, or give a shape.")
-        if METHODS[self.method].structured:
-            object.__setattr__(self, "scope", "global")  # there is one way to share out: equal voices have equal specs
         if self.shape is not None and (self.steps > 1 or self.amounts):
             raise InputError("A shape is cut in one step: leave the steps out, or give an amount instead of a shape.")
-        if self.shape is not None and (not isinstance(self.shape, Shape) or not METHODS[self.method].structured):
+        if self.shape is not None and (not isinstance(self.shape, Shape) or not structured):
             raise InputError("A shape is for a structured method, and is a Shape: Shape(decoder_width=0.5).")
-        self._check_pattern()
+        # Equal voices have equal specs: what has no effect is as in the default.
+        if structured:
+            object.__setattr__(self, "scope", "global")
+        if self.shape is not None:
+            object.__setattr__(self, "amount", DEFAULT_AMOUNT)
+            object.__setattr__(self, "parts", PARTS)
 
     def _check_pattern(self) -> None:
         if self.pattern == "":
@@ -109,7 +126,9 @@ class PruneSpec:
     @property
     def protected(self) -> tuple[str, ...]:
         """What is left alone: what was asked for, else what the method leaves alone."""
-        return METHODS[self.method].protect if self.protect is None else self.protect
+        if self.protect is not None:
+            return self.protect
+        return METHODS[self.method].protect or (UNGROUPED if self.pattern else ())
 
     def protects(self, layer: str) -> bool:
         """Whether a layer, by its name, is left alone."""

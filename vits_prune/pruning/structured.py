@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.couplings import BRANCHES, ENCODER_LAYERS, FLOWS, RESBLOCKS, Group, group_counts, groups, input_dimension
+from vits_prune.pruning.couplings import BRANCHES, ENCODER_LAYERS, FLOWS, RESBLOCKS, Group, group_counts, groups
 from vits_prune.pruning.structure import Shape, sizes, sizes_of, stage_channels
 from vits_prune.voices.architecture import VitsConfig, empty_model, with_inner_channels
 from vits_prune.voices.voice import Voice
 
-__all__ = ["Choice", "Group", "activation", "choose", "cut", "groups", "latents_are_flipped", "weight_norm"]
+__all__ = ["Choice", "Group", "choose", "cut", "groups", "latents_are_flipped", "weight_norm"]
 
 Importance = Callable[[Voice, Group], np.ndarray] | Mapping[str, np.ndarray]
 """How much each member of a group matters, float [size]: a function, or arrays by the group's name."""
@@ -55,28 +55,6 @@ def weight_norm(voice: Voice, group: Group) -> np.ndarray:
 def _channel_squares(tensor: torch.Tensor, dimension: int) -> np.ndarray:
     """Sum of squares over all dimensions but one, float64 [size]."""
     return tensor.detach().movedim(dimension, 0).reshape(tensor.shape[dimension], -1).double().square().sum(1).cpu().numpy()
-
-
-def activation(energies: Mapping[str, np.ndarray]) -> Callable[[Voice, Group], np.ndarray]:
-    """Importance of a channel: the energy it brings into the layers that read it, float64 [channels]. Blocks go by weight norm.
-
-    The sum over the readers of E[x_c^2] ||W_c||^2, the output that is missing where the channel is zero: Wanda's score (Sun et al. 2024,
-    arXiv:2306.11695) summed over a channel.
-
-    Args:
-        energies: layer -> mean square of each channel of its input, float [in channels].
-    """
-
-    def importance(voice: Voice, group: Group) -> np.ndarray:
-        if group.blocks:
-            return weight_norm(voice, group)
-        brought = np.zeros(group.size)
-        for name in group.readers:
-            layer = voice.model.get_submodule(name)
-            brought += _channel_squares(layer.weight, input_dimension(layer)) * np.asarray(energies[name], dtype=np.float64)
-        return brought
-
-    return importance
 
 
 def choose(voice: Voice, shape: Shape, importance: Importance = weight_norm) -> Choice:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vits_prune.errors import InputError
 from vits_prune.pruning.calibration import Step
 from vits_prune.pruning.couplings import BRANCHES, RESBLOCKS, groups
-from vits_prune.pruning.listening import texts_for
-from vits_prune.pruning.sensitivity import channel_sensitivity
-from vits_prune.pruning.shrink import importance, shape_for
+from vits_prune.pruning.shrink import chosen, shape_for
 from vits_prune.pruning.spec import PruneSpec
-from vits_prune.pruning.structured import Choice, choose, latents_are_flipped
+from vits_prune.pruning.structured import Choice, latents_are_flipped
 from vits_prune.voices.voice import Voice
 
 
@@ -29,10 +28,11 @@ def choice_for(voice: Voice, spec: PruneSpec, on_step: Step | None = None) -> Ch
     """What stays of a voice for a structured spec; what calibration found is taken from memory where it is still there.
 
     Raises:
-        InputError: as `prune`.
+        InputError: as `prune`, or the spec is gradual: each of its steps chooses anew, among what the one before left.
     """
-    found = channel_sensitivity(voice, texts_for(voice, spec), spec.seed, on_step=on_step)
-    return choose(voice, spec.shape or shape_for(voice, spec), importance(found))
+    if len(spec.schedule_amounts()) > 1:
+        raise InputError("What stays of a voice is known for one cut only: leave the steps out, or ask for each step's voice by itself.")
+    return chosen(voice, spec, spec.shape or shape_for(voice, spec), on_step)
 
 
 def survivor(original: Voice, pruned: Voice, choice: Choice, layer: str) -> Survivor | None:

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.registry import METHODS, SCHEDULES, SCOPES
+from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
 from vits_prune.pruning.shrink import shape_for
 from vits_prune.pruning.spec import MAX_AMOUNT, PruneSpec
 from vits_prune.pruning.structure import Shape, sizes_of
@@ -20,7 +20,7 @@ from vits_prune.workbench import MAX_STEPS
 
 _COUNTED = ("branches", "encoder_layers", "flows")
 LEVERS = ("decoder_width", "resblock_width", "ffn_width", *_COUNTED)
-NAMES = ("method", "scope", "amount", "parts", "protect", "floor", "pattern", "steps", "schedule", "by_lever", *LEVERS)
+NAMES = ("method", "scope", "amount", "parts", "protect", "floor", "pattern", "steps", "schedule", "by_lever", *LEVERS, "importance")
 """The controls, in the order of `spec_of`."""
 PATTERNS = {"2:4": 0.5, "4:8": 0.5}
 NOTHING, ALL = "nothing", 0
@@ -41,8 +41,6 @@ PATTERN_WORDS = (
     "At most {keep} of every {of} neighbouring input channels stay, in every layer: the amount is {amount:.0%}. NVIDIA GPUs from Ampere on "
     "(A100, RTX 30 and later) have sparse tensor cores that {gain}; a CPU gains nothing."
 )
-UNGROUPED = ("duration_predictor",)
-"""Has layers of one input channel, which no pattern can group."""
 _GAINS = {"2:4": "compute this at up to twice the speed", "4:8": "need 2:4 and gain only where 4:8 happens to be 2:4 as well"}
 
 
@@ -82,6 +80,13 @@ def pruning_controls() -> dict[str, Any]:
             1, MAX_STEPS, value=1, step=1, label="Steps", info="Gradual pruning; each step can be heard", elem_id="steps"
         )
         made["schedule"] = gr.Radio(list(SCHEDULES), value="cubic", label="How the amount grows", visible=False, elem_id="schedule")
+    made["importance"] = gr.Radio(
+        [(f"{name.replace('_', ' ')}: {words}", name) for name, words in IMPORTANCES.items()],
+        value="sensitivity",
+        label="What a channel is judged by",
+        visible=False,
+        elem_id="importance",
+    )
     with gr.Accordion("Levers: what of the structure stays", open=False, visible=False, elem_id="levers") as made["levers"]:
         made["by_lever"] = gr.Checkbox(False, label="Set each lever myself, instead of by the amount", elem_id="by-lever")
         for name, label in (
@@ -116,6 +121,7 @@ def spec_of(
     branches: float | None = None,
     encoder_layers: float | None = None,
     flows: float | None = None,
+    importance: str = "sensitivity",
 ) -> PruneSpec:
     """The controls as one checked value; those that do not apply to the method have no say.
 
@@ -127,11 +133,9 @@ def spec_of(
         counts = {"branches": branches, "encoder_layers": encoder_layers, "flows": flows}
         widths = {"decoder_width": decoder_width, "resblock_width": resblock_width, "ffn_width": ffn_width}
         shape = Shape(**widths, **{name: _whole(count) for name, count in counts.items()}) if by_lever else None
-        return dataclasses.replace(plain, scope="global", shape=shape)
+        return dataclasses.replace(plain, shape=shape, importance=importance)
     plain = dataclasses.replace(plain, protect=_protected(protect))
     if pattern:  # it is the same in every layer: there is nothing to share out
-        if plain.protect is None and not METHODS[plain.method].protect:
-            plain = dataclasses.replace(plain, protect=UNGROUPED)
         return PruneSpec(method=method, scope="local", amount=PATTERNS.get(str(pattern), plain.amount), parts=plain.parts,
                          protect=plain.protect, pattern=pattern)  # fmt: skip
     return dataclasses.replace(
@@ -176,6 +180,7 @@ def values_of(spec: PruneSpec) -> dict[str, Any]:
         "steps": spec.steps,
         "schedule": spec.schedule,
         "by_lever": spec.shape is not None,
+        "importance": spec.importance,
         **({name: getattr(shape, name) for name in LEVERS if getattr(shape, name) is not None} if spec.shape else {}),
     }
 
@@ -211,12 +216,27 @@ def arranged(
         "floor": gr.Slider(visible=not pattern),
         "steps": gr.Slider(visible=not pattern),
         "schedule": gr.Radio(visible=not pattern and isinstance(steps, (int, float)) and steps > 1),
+        "importance": gr.Radio(visible=known.structured),
         "levers": gr.Accordion(visible=known.structured),
         **{name: _lever(name, mine and (voice is None or _has(voice, name)), levers) for name in LEVERS},
     }
 
 
-ARRANGED = ("method_words", "scope", "amount", "parts", "more", "protect", "pattern_words", "floor", "steps", "schedule", "levers", *LEVERS)
+ARRANGED = (
+    "method_words",
+    "scope",
+    "amount",
+    "parts",
+    "more",
+    "protect",
+    "pattern_words",
+    "floor",
+    "steps",
+    "schedule",
+    "importance",
+    "levers",
+    *LEVERS,
+)
 """What `arranged` shows anew."""
 
 
@@ -268,7 +288,8 @@ def spec_words(spec: PruneSpec) -> str:
     """A spec in a few words, for legends and status lines."""
     name = METHODS[spec.method].title
     if METHODS[spec.method].structured:
-        return f"{name}, levers set by hand" if spec.shape else name
+        judged = "" if spec.importance == "sensitivity" else f" by {spec.importance.replace('_', ' ')}"
+        return f"{name}{judged}, levers set by hand" if spec.shape else f"{name}{judged}"
     how = f"pattern {spec.pattern}" if spec.pattern else spec.scope
     gradual = f", {len(spec.schedule_amounts())} steps" if len(spec.schedule_amounts()) > 1 else ""
     return f"{name}, {how}{gradual}"

@@ -11,46 +11,35 @@ from vits_prune.evaluation import Evaluation
 from vits_prune.measure.quality import METRICS, Figure
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.registry import METHODS
+from vits_prune.ui import picture
 from vits_prune.ui.controls import spec_words
 
 TEMPLATE = """
-<div class="curve">
+<div class="curve measured">
   <label class="pick">Metric <select class="metric" aria-label="Metric"></select></label>
   <div class="plot" role="group" aria-label="Quality against sparsity; each point can be pressed to hear it"></div>
   <p class="hint">${value.hint}</p>
 </div>
 """
 
-STYLE = """
-.curve { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg);
-  background: var(--block-background-fill); }
-.pick { display: flex; gap: 8px; align-items: center; color: var(--body-text-color); margin-bottom: 6px; }
-.pick select { background: var(--input-background-fill); color: var(--body-text-color); border: 1px solid var(--border-color-primary);
-  border-radius: var(--radius-md); min-height: 40px; padding: 4px 8px; max-width: 100%; min-width: 0; }
+STYLE = (
+    picture.STYLE
+    + """
 .plot svg { width: 100%; height: auto; display: block; }
 .plot text { fill: #8a8f98; font: 12px system-ui, sans-serif; }
 .plot .grid { stroke: #8a8f98; stroke-opacity: 0.25; }
 .plot .point { cursor: pointer; }
 .plot .point:focus { outline: none; stroke: #2f7ed8; stroke-width: 4; }
-.hint { margin: 6px 0 0; font-size: 0.85em; color: var(--body-text-color-subdued); }
 """
+)
 
-SCRIPT = """
+SCRIPT = (
+    picture.SCRIPT
+    + """
 const COLOURS = ['#e4572e', '#2f7ed8', '#2a9d6f', '#8d6cc9'];
 const H = 340, LEFT = 58, RIGHT = 14, TOP = 16, BOTTOM = 44;
 let W = 720, chosen = '';
-const find = (name) => element.querySelector(name);
 const value = () => props.value || {series: [], metrics: {}};
-const esc = (text) => String(text).replace(/[&<>"]/g, (c) => ({'&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;'}[c]));
-const nice = (number) => Math.abs(number) >= 100 ? number.toFixed(0) : Math.abs(number) >= 10 ? number.toFixed(1) : number.toFixed(2);
-
-function pick() {
-  const select = find('.metric'), names = Object.keys(value().metrics);
-  select.innerHTML = names.map((name) => `<option value="${esc(name)}">${esc(value().metrics[name].title)}</option>`).join('');
-  if (!names.includes(chosen)) chosen = names[0] || '';
-  select.value = chosen;
-  select.disabled = !names.length;
-}
 function draw() {
   const metric = value().metrics[chosen], plot = find('.plot');
   if (!metric) { plot.innerHTML = ''; return; }
@@ -117,6 +106,7 @@ function refresh() { pick(); draw(); }
 watch('value', refresh);
 refresh();
 """
+)
 
 EMPTY: dict[str, Any] = {"series": [], "metrics": {}, "hint": "Points appear as they are measured; press one to hear it."}
 

@@ -12,21 +12,19 @@ from vits_prune.measure.quality import METRICS
 from vits_prune.pruning import PruneSpec
 from vits_prune.sweep.knee import compared
 from vits_prune.tables import PART_NAMES
+from vits_prune.ui import picture
 
 TEMPLATE = """
-<div class="heat">
+<div class="heat measured">
   <label class="pick">Metric <select class="metric" aria-label="Metric of the picture"></select></label>
   <div class="cells"></div>
   <p class="hint">${value.hint}</p>
 </div>
 """
 
-STYLE = """
-.heat { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg);
-  background: var(--block-background-fill); }
-.pick { display: flex; gap: 8px; align-items: center; color: var(--body-text-color); margin-bottom: 6px; }
-.pick select { background: var(--input-background-fill); color: var(--body-text-color); border: 1px solid var(--border-color-primary);
-  border-radius: var(--radius-md); min-height: 40px; padding: 4px 8px; max-width: 100%; min-width: 0; }
+STYLE = (
+    picture.STYLE
+    + """
 .cells { overflow-x: auto; }
 .cells table { border-collapse: separate; border-spacing: 3px; width: 100%; }
 .cells :is(table, tr, th, td) { border: 0 !important; background: none; }
@@ -36,23 +34,14 @@ STYLE = """
 .cells td { padding: 0; }
 .cells button { width: 100%; min-height: 44px; min-width: 52px; border: 0; border-radius: 6px; cursor: pointer; font-size: 0.9em; }
 .cells button:focus-visible { outline: 3px solid #2f7ed8; }
-.hint { margin: 6px 0 0; font-size: 0.85em; color: var(--body-text-color-subdued); }
 """
+)
 
-SCRIPT = """
+SCRIPT = (
+    picture.SCRIPT
+    + """
 let chosen = '';
-const find = (name) => element.querySelector(name);
 const value = () => props.value || {rows: [], amounts: [], metrics: {}};
-const esc = (text) => String(text).replace(/[&<>"]/g, (c) => ({'&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;'}[c]));
-const nice = (number) => Math.abs(number) >= 100 ? number.toFixed(0) : Math.abs(number) >= 10 ? number.toFixed(1) : number.toFixed(2);
-
-function pick() {
-  const select = find('.metric'), names = Object.keys(value().metrics);
-  select.innerHTML = names.map((name) => `<option value="${esc(name)}">${esc(value().metrics[name].title)}</option>`).join('');
-  if (!names.includes(chosen)) chosen = names[0] || '';
-  select.value = chosen;
-  select.disabled = !names.length;
-}
 function loss(number, better) {  // how much was lost: what became better is no loss
   return better === 'lower' ? Math.max(0, number) : better === 'higher' ? Math.max(0, -number) : Math.abs(number);
 }
@@ -90,6 +79,7 @@ function refresh() { pick(); draw(); }
 watch('value', refresh);
 refresh();
 """
+)
 
 EMPTY: dict[str, Any] = {
     "scope": "",

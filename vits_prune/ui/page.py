@@ -14,7 +14,7 @@ from vits_prune.pruning import PruneSpec
 from vits_prune.ui import controls, evidence, hearing, layout, sensitivity, steps, teaching
 from vits_prune.ui.endpoints import add_endpoints
 from vits_prune.ui.steps import plainly
-from vits_prune.ui.stoppable import stoppable
+from vits_prune.ui.stoppable import Halts, haltable, stoppable
 from vits_prune.ui.theme import HEAD, theme
 from vits_prune.workbench import Request
 
@@ -28,6 +28,7 @@ def build() -> gr.Blocks:
         with gr.Row(elem_classes="halves"):
             with gr.Column(scale=4, min_width=300):
                 inputs = layout.inputs()
+                inputs["ticket"] = gr.Textbox(visible="hidden", elem_id="ticket")  # of the run under way
             with gr.Column(scale=7, min_width=300, elem_classes="outputs"):
                 outputs = layout.outputs()
         _wire(demo, inputs, outputs)
@@ -50,6 +51,11 @@ def launch_options() -> dict[str, Any]:
 DELIVERED = ("voice", "speaker", "text", "seed", "timing", "speaking_rate", "noise_scale", "noise_scale_duration")
 SPEAKING = (*DELIVERED, *controls.NAMES)
 """The inputs that make a Request, in the order of `request_from`."""
+LOADED = ("voice", "speaker", *controls.NAMES)
+VOICE_SHOWN = ("facts", "speaker", "readout")
+"""What loading a voice reads and shows."""
+
+_halts = Halts()
 
 
 def request_from(values: Sequence[Any]) -> Request:
@@ -62,20 +68,63 @@ def request_from(values: Sequence[Any]) -> Request:
     return steps.request_of(voice, speaker, text, controls.spec_of(*values[len(DELIVERED) :]), *rest)
 
 
-_SCROLL = "() => { if (innerWidth < 700) document.querySelector('#status').scrollIntoView({behavior: 'smooth'}); return []; }"
-"""On a phone the players lie below the settings."""
+_START = """() => {
+  window.speaking = {ticket: Date.now().toString(36) + Math.random().toString(36).slice(2), again: false};
+  return window.speaking.ticket;
+}"""
+_SPEAK = """() => {
+  if (innerWidth < 700) document.querySelector('#status').scrollIntoView({behavior: 'smooth'});
+  if (window.speaking) { window.speaking.again = true; return window.speaking.ticket; }
+  document.querySelector('#go').click();
+  return '';
+}"""
+_STOP = "() => { if (!window.speaking) return ''; window.speaking.again = false; return window.speaking.ticket; }"
+_ENDED = """() => {
+  const again = window.speaking && window.speaking.again;
+  window.speaking = null;
+  if (again) document.querySelector('#go').click();
+}"""
+"""One run of "Speak with both" at a time in each page: pressed again, it halts the run under way, and the next one begins where that ends.
+Nothing is cancelled: in Gradio 6.31 what begins while something is being cancelled may get lost. On a phone the players lie below."""
+
+_QUIET: dict[str, Any] = {"api_visibility": "private"}
+
+
+def _lanes(inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Who waits for whom. Hearing is one at a time; measuring has its own line and lets hearing pass; so has pruning, which takes up to a
+    minute where it listens first, and others may be heard meanwhile."""
+    on_status = {"show_progress_on": [outputs["status"]], **_QUIET}
+    return {
+        "load": {"concurrency_id": "load", "concurrency_limit": 2, "show_progress_on": [inputs["facts"]], **_QUIET},
+        "prune": {"concurrency_id": "prune", "concurrency_limit": 4, **on_status},
+        "work": {"concurrency_id": "work", "concurrency_limit": 1, **on_status},
+        "measure": {"concurrency_id": "measure", "concurrency_limit": 1, **on_status},
+        "look": {"concurrency_id": "look", "concurrency_limit": 2, **on_status},
+    }
 
 
 def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-    """Which event runs which step. Hearing is one at a time, others wait in line; measuring has its own line and lets hearing pass."""
-    asked, both = [inputs[name] for name in SPEAKING], {**inputs, **outputs}
-    voice_shown = [inputs[name] for name in ("facts", "speaker", "readout")]
-    quiet = {"api_visibility": "private"}
-    work = {"concurrency_id": "work", "concurrency_limit": 1, "show_progress_on": [outputs["status"]]}
-    measuring = {**work, "concurrency_id": "measure"}
-    loading = {"concurrency_id": "load", "concurrency_limit": 2, "show_progress_on": [inputs["facts"]], **quiet}
-    pruning = [inputs[name] for name in controls.NAMES]
-    chosen = [inputs["voice"], inputs["speaker"], *pruning]
+    """Which event runs which step."""
+    both, lanes = {**inputs, **outputs}, _lanes(inputs, outputs)
+
+    def shown(found: dict[str, Any]) -> dict[Any, Any]:
+        return {both[name]: value for name, value in found.items()}
+
+    _wire_voice(demo, inputs, lanes["load"])
+    _wire_controls(inputs)
+    _wire_speaking(inputs, outputs, lanes, shown)
+    running = [*_wire_looking(inputs, outputs, lanes, shown), *_wire_evidence(inputs, outputs, lanes["measure"], lanes["work"], shown)]
+    stopped = inputs["stop"].click(_halted, inputs["ticket"], outputs["status"], js=_STOP, cancels=running, queue=False, **_QUIET)
+    stopped.then(steps.stopped_words, None, outputs["status"], queue=False, show_progress="hidden", **_QUIET)
+
+
+def _halted(ticket: Any) -> str:
+    _halts.halt(ticket)
+    return "Stopped."
+
+
+def _wire_voice(demo: gr.Blocks, inputs: dict[str, Any], loading: dict[str, Any]) -> None:
+    """Loading a voice, and the line under the slider that follows the settings."""
 
     @plainly
     def load(*values: Any) -> tuple[Any, ...]:
@@ -87,38 +136,13 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
         voice, *how, oauth = values
         return _readout(voice, how, steps.visitor_token(oauth))
 
-    def shown(found: dict[str, Any]) -> dict[Any, Any]:
-        return {both[name]: value for name, value in found.items()}
-
-    @stoppable
-    @plainly
-    def hear(*values: Any) -> Iterator[dict[Any, Any]]:
-        yield from map(shown, hearing.heard(values[0], steps.visitor_token(values[1])))
-
-    @stoppable
-    @plainly
-    def prune(*values: Any) -> Iterator[dict[Any, Any]]:
-        yield from map(shown, hearing.pruned(request_from(values[:-1]), steps.visitor_token(values[-1])))
-
-    def after(run: Callable[..., Iterator[dict[str, Any]]]) -> Any:
-        @stoppable
-        @plainly
-        def follow(request: Request, *more: Any) -> Iterator[dict[Any, Any]]:
-            yield from map(shown, run(request, steps.visitor_token(more[-1]), *more[:-1]))
-
-        return follow
-
-    @plainly
-    def save(*values: Any) -> Any:
-        return gr.File(steps.saved_folder(request_from(values[:-1]), steps.visitor_token(values[-1])), visible=True)
-
-    load = _signed(load, ("voice", "speaker", *controls.NAMES), progress=True)
+    pruning = [inputs[name] for name in controls.NAMES]
+    chosen, voice_shown = [inputs[name] for name in LOADED], [inputs[name] for name in VOICE_SHOWN]
+    load = _signed(load, LOADED, progress=True)
     demo.load(load, chosen, voice_shown, **loading)
     inputs["voice"].change(load, chosen, voice_shown, **loading)
-    _wire_controls(inputs)
-    inputs["upload"].upload(
-        plainly(_upload), inputs["upload"], [inputs["voice"], inputs["upload"]], concurrency_id="load", concurrency_limit=2, **quiet
-    )
+    uploading = {"concurrency_id": "load", "concurrency_limit": 2, **_QUIET}
+    inputs["upload"].upload(plainly(_upload), inputs["upload"], [inputs["voice"], inputs["upload"]], **uploading)
     gr.on(
         [inputs[name].change for name in controls.NAMES],
         _signed(preview, ("voice", *controls.NAMES)),
@@ -127,46 +151,75 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
         show_progress="hidden",
         trigger_mode="always_last",
         concurrency_limit=4,
-        **quiet,
+        **_QUIET,
     )
-    started = inputs["go"].click(load, chosen, voice_shown, **loading)
+
+
+def _wire_speaking(
+    inputs: dict[str, Any], outputs: dict[str, Any], lanes: dict[str, dict[str, Any]], shown: Callable[[dict[str, Any]], dict[Any, Any]]
+) -> None:
+    """ "Speak with both": a chain of loading, pruning, hearing and measuring, each link of which ends at once where the run is halted."""
+    ticket, status = inputs["ticket"], outputs["status"]
+
+    def link(run: Callable[..., Iterator[Any]], names: Sequence[str], progress: bool = False) -> Any:
+        return _signed(haltable(plainly(run), _halts), ("ticket", *names), progress=progress)
+
+    def load(*values: Any) -> Iterator[tuple[Any, ...]]:
+        voice, speaker, *how, oauth, progress = values
+        yield _load(voice, speaker, how, steps.visitor_token(oauth), progress)
+
+    def prune(*values: Any) -> Iterator[dict[Any, Any]]:
+        yield from map(shown, hearing.pruned(request_from(values[:-1]), steps.visitor_token(values[-1])))
+
+    def after(run: Callable[..., Iterator[dict[str, Any]]]) -> Callable[..., Iterator[dict[Any, Any]]]:
+        def follow(request: Request, oauth: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
+            yield from map(shown, run(request, steps.visitor_token(oauth)))
+
+        return follow
+
+    # Of the Request that was pruned, whatever the controls say by now.
     # Each step shows its findings in its last update: Gradio 6.31 forgets what an earlier one put into a tab that was never opened.
-    # Pruning has a line of its own: where it listens first it takes up to a minute, and others may be heard meanwhile.
-    pruned = started.success(
-        _signed(prune), asked, [outputs["status"], outputs["asked"]], **{**work, "concurrency_id": "prune", "concurrency_limit": 4}, **quiet
-    )
-    speaking = _signed(hear, ("request",))
-    chain = [
-        started,
-        pruned,
-        pruned.success(speaking, outputs["asked"], [outputs[name] for name in ("status", *hearing.HEARD)], **work, **quiet),
-    ]
-    for run, names in hearing.MEASURED:
-        # Of the Request that was heard, whatever the controls say by now.
+    begun = inputs["go"].click(None, None, ticket, js=_START, trigger_mode="multiple", **_QUIET)
+    loading = link(load, LOADED, progress=True)
+    chain = [begun.then(loading, [ticket, *(inputs[name] for name in LOADED)], [inputs[name] for name in VOICE_SHOWN], **lanes["load"])]
+    asked = [ticket, *(inputs[name] for name in SPEAKING)]
+    chain.append(chain[-1].success(link(prune, SPEAKING), asked, [status, outputs["asked"]], **lanes["prune"]))
+    for run, names, lane in ((hearing.heard, hearing.HEARD, "work"), *((*one, "measure") for one in hearing.MEASURED)):
+        shows = [status, *(outputs[name] for name in names)]
+        chain.append(chain[-1].success(link(after(run), ("request",)), [ticket, outputs["asked"]], shows, **lanes[lane]))
+    for one in chain:
+        one.failure(None, js=_ENDED, **_QUIET)
+    chain[-1].then(None, js=_ENDED, **_QUIET)
+    gr.on([inputs["speak"].click, inputs["text"].submit], _halts.halt, ticket, None, js=_SPEAK, queue=False, **_QUIET)
+
+
+def _wire_looking(
+    inputs: dict[str, Any], outputs: dict[str, Any], lanes: dict[str, dict[str, Any]], shown: Callable[[dict[str, Any]], dict[Any, Any]]
+) -> list[Any]:
+    """What may be asked of what was heard: another layer's matrix, a step of gradual pruning, the voice as a folder."""
+
+    def after(run: Callable[..., Iterator[dict[str, Any]]]) -> Any:
+        @stoppable
+        @plainly
+        def follow(request: Request, choice: Any, oauth: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
+            yield from map(shown, run(request, steps.visitor_token(oauth), choice))
+
+        return _signed(follow, ("request", "choice"))
+
+    @plainly
+    def save(*values: Any) -> Any:
+        return gr.File(steps.saved_folder(request_from(values[:-1]), steps.visitor_token(values[-1])), visible=True)
+
+    found = []
+    for run, choice, names, lane in (
+        (teaching.taught, "matrix_layer", ("lesson", "matrix_layer", "matrix"), "look"),
+        (hearing.rendition, "rendition", ("rendition_audio",), "work"),
+    ):
         shows = [outputs[name] for name in ("status", *names)]
-        chain.append(chain[-1].success(_signed(after(run), ("request",)), outputs["asked"], shows, **measuring, **quiet))
-    # What runs is stopped first and only then does it begin anew: an answer that comes while Gradio 6.31 cancels another event is lost.
-    asked_to = gr.on([inputs["speak"].click, inputs["text"].submit], lambda: None, None, js=_SCROLL, cancels=chain, queue=False, **quiet)
-    asked_to.then(None, js="() => document.querySelector('#go').click()", **quiet)
-    looking = outputs["matrix_layer"].input(
-        _signed(after(teaching.taught), ("request", "layer")),
-        [outputs["asked"], outputs["matrix_layer"]],
-        [outputs[name] for name in ("status", "lesson", "matrix_layer", "matrix")],
-        **{**measuring, "concurrency_limit": 2, "concurrency_id": "look"},
-        **quiet,
-    )
-    stepping = outputs["rendition"].input(
-        _signed(after(hearing.rendition), ("request", "index")),
-        [outputs["asked"], outputs["rendition"]],
-        [outputs["status"], outputs["rendition_audio"]],
-        **work,
-        **quiet,
-    )
-    saving = outputs["save"].click(_signed(save), asked, outputs["saved"], concurrency_id="work", concurrency_limit=1, **quiet)
-    evident = _wire_evidence(inputs, outputs, measuring, {**work, **quiet}, shown)
-    running = [*chain, looking, stepping, saving, *evident]
-    stopped = inputs["stop"].click(lambda: "Stopped.", None, outputs["status"], cancels=running, queue=False, **quiet)
-    stopped.then(steps.stopped_words, None, outputs["status"], queue=False, show_progress="hidden", **quiet)
+        found.append(outputs[choice].input(after(run), [outputs["asked"], outputs[choice]], shows, **lanes[lane]))
+    asked, saving = [inputs[name] for name in SPEAKING], {"concurrency_id": "work", "concurrency_limit": 1, **_QUIET}
+    found.append(outputs["save"].click(_signed(save), asked, outputs["saved"], **saving))
+    return found
 
 
 def _wire_evidence(
@@ -189,7 +242,6 @@ def _wire_evidence(
         into = [outputs[name] for name in ("status", *shows)]
         wired.append(outputs[button].click(_signed(step, (*SPEAKING, *chosen)), [*asked, *(outputs[name] for name in chosen)], into, **how))
 
-    measuring = {**measuring, "api_visibility": "private"}
     wire(
         "curve_start", evidence.curve_steps, ("curve_texts", "curve_step", "curve_last", "curve_metrics"), ("curve", "curve_csv"), measuring
     )
@@ -204,14 +256,14 @@ def _wire_evidence(
 
     for picture in ("curve", "heat"):
         settings = [inputs[name] for name in controls.NAMES]
-        pressed = outputs[picture].click(take_over, None, settings, queue=False, api_visibility="private")
+        pressed = outputs[picture].click(take_over, None, settings, queue=False, **_QUIET)
         pressed.success(None, js="() => document.querySelector('#speak').click()")
     return wired
 
 
 def _wire_controls(inputs: dict[str, Any]) -> None:
     """Only the controls that apply are in sight; a lever that is taken over starts where the amount has it."""
-    quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    quiet = {"queue": False, "show_progress": "hidden", **_QUIET}
 
     def voice_at_hand(reference: str, token: str | None) -> Any:
         reference = (reference or "").strip()
