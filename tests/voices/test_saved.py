@@ -22,6 +22,7 @@ from tests.voices.hf_factory import SMALL, edit_json, make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.voices import saved
 from vits_prune.voices.architecture import PiperVitsConfig, PiperVitsModel, fold_and_cut
+from vits_prune.voices.manifest import MARK
 from vits_prune.voices.saved import FORMAT_VERSION, MANIFEST
 
 TEXT = "the birch canoe slid"
@@ -274,7 +275,7 @@ def test_weights_that_do_not_fit(folder, change, request):
     ids=str,
 )  # fmt: skip
 def test_damaged_manifests(folder, change):
-    edit_json(folder / MANIFEST, **change)
+    edit_json(folder / MANIFEST, crc32=..., **change)  # a stranger's folder need not have it
     refused(lambda: load_voice(folder))
 
 
@@ -307,6 +308,6 @@ def test_weights_that_were_trained_on_are_not_mistaken_for_the_saved_ones(tiny, 
 def test_the_weights_file_is_plain_safetensors(whole):
     for folder in whole.values():
         with safe_open(folder / "model.safetensors", "pt") as file:
-            assert file.metadata() == {"format": "pt"}
+            assert file.metadata() == {"format": "pt", **MARK}
         assert not list(folder.glob("*.bin"))
         assert {"config.json", "model.safetensors", MANIFEST, "prune_spec.json"} <= {path.name for path in folder.iterdir()}

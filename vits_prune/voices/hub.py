@@ -201,9 +201,12 @@ def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: 
 def _weights(repo_id: str, sizes: dict[str, int | None], read_shards: Callable[[], list[str]]) -> list[str]:
     """The files of a repository that hold its weights."""
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, no_safetensors
+    from vits_prune.voices.saved import WEIGHTS as SAVED
 
     if WEIGHTS in sizes:
         return [WEIGHTS]
+    if SAVED["sparse"] in sizes and "vits_prune.json" in sizes:
+        return [SAVED["sparse"]]
     if WEIGHTS_INDEX not in sizes:
         raise no_safetensors(repo_id)
     shards = read_shards()

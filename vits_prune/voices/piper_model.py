@@ -46,7 +46,7 @@ _ENDINGS = {
 }
 
 
-def _piper_name(module: str) -> str:
+def piper_name(module: str) -> str:
     """The name of a transformers module in Piper's training code."""
     for pattern, replacement in _NAMES:
         name, found = re.subn(f"^{pattern}(?=\\.|$)", replacement, module)
@@ -214,7 +214,7 @@ def _weights(model: PiperVitsModel, graph: PiperGraph) -> dict[str, torch.Tensor
     if model.config.num_speakers > 1:
         weights["embed_speaker.weight"] = speaker_embedding(graph)
     for name, module in model.named_modules():
-        path = _piper_name(name)
+        path = piper_name(name)
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
             _take_convolution(weights, name, module, graph.convolutions.get(path), path)
         elif isinstance(module, nn.LayerNorm):

@@ -223,7 +223,7 @@ def _phoneme_ids(given: object, shown: str) -> dict[str, tuple[int, ...]]:
         if not whole or any(type(i) is not int or not 0 <= i < 2**31 for i in ids):
             raise InputError(f"{shown} gives {symbol[:20]!r} ids that are not small whole numbers: correct its phoneme_id_map.")
     for symbol in (_BLANK, _BEGIN, _END):
-        if not given.get(symbol):
+        if symbol not in given or not (given[symbol] or symbol != _BLANK):  # a voice may begin and end with nothing
             raise InputError(f"{shown} has no id for {symbol!r} in its phoneme_id_map: give the JSON file as it was published.")
     return {symbol: tuple(ids) for symbol, ids in given.items()}
 

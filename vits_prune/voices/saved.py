@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -26,37 +26,77 @@ from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import InputError
 from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig, empty_model, in_plain_layout
+from vits_prune.voices.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    MARK,
+    check_files,
+    form_of,
+    manifest_of,
+    read_manifest,
+    sort_metadata,
+    write_manifest,
+)
+from vits_prune.voices.sparse_file import decode, write_sparse
 from vits_prune.voices.voice import FreeCut, Origin, Voice, resolve_speaker
 
-MANIFEST = "vits_prune.json"
-FORMAT_VERSION = 2
-"""The newest format. Version 2 is written only for voices that readers of version 1 cannot open: narrow residual blocks."""
-_MAX_MANIFEST_BYTES = 1 << 20
+__all__ = ["FORMAT_VERSION", "MANIFEST", "load_saved", "read_manifest", "save_voice"]
+
+WEIGHTS = {"dense": "model.safetensors", "sparse": "model.sparse.safetensors"}
+"""The file of the weights by form. The sparse one has a name of its own, so that no other program takes it for plain tensors."""
+_MAX_SPARSE_BYTES = 2 << 30
 
 
-def save_voice(voice: Voice, folder: str | Path) -> Path:
-    """Write a voice so that `load_voice(folder)` speaks the same samples.
+def save_voice(
+    voice: Voice,
+    folder: str | Path,
+    form: Literal["dense", "sparse"] = "dense",
+    precision: Literal["fp32", "fp16"] = "fp32",
+) -> Path:
+    """Write a voice so that `load_voice(folder)` speaks the same samples (with fp32; fp16 rounds the weights).
 
     The folder appears whole or not at all: it is written beside its place, then renamed. A folder that an earlier save made is replaced.
 
+    Args:
+        voice: what to save.
+        folder: where to.
+        form: "dense" is plain safetensors, which `VitsModel.from_pretrained` opens for a voice of that family; "sparse" leaves the zeros
+            out (sparse_file.py) and is for `load_voice` alone.
+        precision: of the stored weights.
+
     Raises:
-        InputError: something that is not a saved voice has the name already, or the disk does not take it.
+        InputError: something that is not a saved voice has the name already, the disk does not take it, there is no such form or
+            precision, or a weight is too large for fp16.
     """
     target = Path(folder)
-    try:
-        if target.exists() and not _replaceable(target):
-            raise InputError(f"{target} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _written_beside(target) as beside:
-            _write(voice, beside)
-    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own way
-        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
-        raise InputError(f"The voice could not be written to {target}: {reason}.") from error
+    for what, given, known in (("form", form, tuple(WEIGHTS)), ("precision", precision, ("fp32", "fp16"))):
+        if given not in known:
+            raise InputError(f"A saved voice has the {what} {' or '.join(known)}, not {str(given)[:20]!r}.")
+    with written_whole(target, MANIFEST) as beside:
+        _write(voice, beside, form, precision)
     return target
 
 
-def _replaceable(target: Path) -> bool:
-    return target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))
+@contextlib.contextmanager
+def written_whole(target: Path, manifest: str) -> Iterator[Path]:
+    """A folder to write to that takes the place of `target` when the block ends well, and is gone when it does not.
+
+    Args:
+        target: new, empty, or a folder that this wrote before.
+        manifest: the file by which such a folder is known.
+
+    Raises:
+        InputError: something else has the name already, or the disk does not take it.
+    """
+    try:
+        if target.exists() and not (target.is_dir() and ((target / manifest).is_file() or not any(target.iterdir()))):
+            raise InputError(f"{target} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _written_beside(target) as beside:
+            yield beside
+    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own way
+        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
+        raise InputError(f"The voice could not be written to {target}: {reason}.") from error
 
 
 @contextlib.contextmanager
@@ -91,36 +131,33 @@ def _exchange(beside: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(voice: Voice, folder: Path) -> None:
-    """The files of a saved voice."""
+def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
+    """The files of a saved voice, the manifest last: it holds the checksums of the others."""
     config = copy.deepcopy(voice.model.config)
     for name in ("speaking_rate", "noise_scale", "noise_scale_duration"):
         setattr(config, name, float(getattr(voice.model, name)))
     tensors = {name: tensor.contiguous().cpu() for name, tensor in voice.model.state_dict().items()}
-    if in_plain_layout(config):
+    if precision == "fp16":
+        tensors = {name: tensor.half() for name, tensor in tensors.items()}
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+            raise InputError(f"{voice.name} has weights beyond 65,504, more than fp16 holds: save it with precision fp32.")
+    if form == "dense" and in_plain_layout(config):
         config, tensors = _transformers_layout(config, tensors)
     config.architectures = [type(voice.model).__name__]
+    config.dtype = "float32"  # to compute in, whatever the file stores
     config.save_pretrained(folder)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if form == "dense":
+        save_file(tensors, folder / WEIGHTS[form], metadata={"format": "pt", **MARK})
+        sort_metadata(folder / WEIGHTS[form])
+    else:
+        write_sparse(tensors, folder / WEIGHTS[form])
     voice.tokenizer.save(str(folder))
-    (folder / MANIFEST).write_text(json.dumps(_manifest(voice), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    steps = voice.recipe.get("pruned", ())
+    write_manifest(folder, manifest_of(voice, form, precision))
+    steps, healed = voice.recipe.get("pruned", ()), voice.recipe.get("healed")
     if steps:
         (folder / "prune_spec.json").write_text(json.dumps(steps[-1], indent=2) + "\n", encoding="utf-8")
-
-
-def _manifest(voice: Voice) -> dict[str, Any]:
-    origin = voice.origin
-    return {
-        "format_version": 2 if getattr(voice.model.config, "resblock_inner_channels", None) else 1,
-        "name": voice.name,
-        "family": origin.family,
-        "origin": {"reference": origin.reference, "revision": origin.revision, "licence": origin.licence},
-        "speakers": list(voice.speakers),
-        "speaker": voice.speaker,
-        "free_cut": {"parameters": voice.free_cut.parameters, "bytes": voice.free_cut.bytes},
-        "recipe": dict(voice.recipe),
-    }
+    if healed:
+        (folder / "healing.json").write_text(json.dumps(healed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _transformers_layout(config: VitsConfig, tensors: dict[str, torch.Tensor]) -> tuple[VitsConfig, dict[str, torch.Tensor]]:
@@ -135,7 +172,7 @@ def _transformers_layout(config: VitsConfig, tensors: dict[str, torch.Tensor]) -
         if not which:
             written[name] = tensors[name] if name in tensors else torch.zeros(shape)
         elif f"{stem}.weight" in tensors:
-            written[name] = _weight_norm_pair(tensors[f"{stem}.weight"])[which == "original1"]
+            written[name] = _weight_norm_pair(tensors[f"{stem}.weight"])[which == "original1"]  # the magnitudes stay float32
         else:
             written[name] = torch.zeros(shape) if which == "original0" else torch.ones(shape)
     return config, written
@@ -146,44 +183,9 @@ def _weight_norm_pair(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
     v is the weight itself and g its norm. A row of zeros has no direction: it gets ones and a magnitude of zero, since 0/0 is no number.
     """
-    magnitude = torch.norm_except_dim(weight, 2, 0)
+    magnitude = torch.norm_except_dim(weight.float(), 2, 0)
     empty = magnitude == 0
     return magnitude, torch.where(empty, torch.ones_like(weight), weight)
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder that `save_voice` wrote, None where there is none.
-
-    Raises:
-        InputError: there is one that cannot be used.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    broken = InputError(f"{folder.name} is damaged: its {MANIFEST} cannot be read. Save the voice again.")
-    try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise broken
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["format_version"]
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise InputError(f"{folder.name} was saved by a newer vits_prune (format {version}): update vits_prune to open it.")
-        valid = version in (1, FORMAT_VERSION) and manifest["family"] in ("hugging-face", "piper") and _is_recipe(manifest["recipe"])
-        [str(value) for value in (manifest["name"], manifest["origin"]["reference"], *manifest["speakers"])]
-        [int(manifest["free_cut"][key]) for key in ("parameters", "bytes")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise error if isinstance(error, InputError) else broken from error
-    if not valid:
-        raise broken
-    return manifest
-
-
-def _is_recipe(recipe: Any) -> bool:
-    steps = recipe.get("pruned", []) if isinstance(recipe, dict) else None
-    return isinstance(steps, list) and all(
-        isinstance(step, dict) and isinstance(parts := step.get("parts", []), list) and all(isinstance(part, str) for part in parts)
-        for step in steps
-    )
 
 
 def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
@@ -195,15 +197,17 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(f"{folder.name} was not written by vits_prune: it has no {MANIFEST}.")
-    if not (folder / "model.safetensors").is_file():
-        raise InputError(f"{folder.name} is damaged: it has no model.safetensors. Save the voice again.")
+    weights = folder / WEIGHTS[form_of(manifest)]
+    if not weights.is_file():
+        raise InputError(f"{folder.name} is damaged: it has no {weights.name}. Save the voice again.")
+    check_files(folder, manifest, weights)
     origin = Origin(
         family=manifest["family"],
         reference=str(manifest["origin"]["reference"])[:200],
         revision=_short(manifest["origin"].get("revision")),
         licence=_short(manifest["origin"].get("licence")),
     )
-    model, tokenizer = _loader(folder, origin.family)(folder, manifest)
+    model, tokenizer = _loader(folder, manifest)(folder, manifest)
     speakers = tuple(str(name) for name in manifest["speakers"])
     if len(speakers) != (model.config.num_speakers if model.config.num_speakers > 1 else 0):
         raise InputError(f"{folder.name} is damaged: its {MANIFEST} names other speakers than its config.json. Save the voice again.")
@@ -224,14 +228,14 @@ def _short(value: Any) -> str | None:
     return value[:64] if isinstance(value, str) else None
 
 
-def _loader(folder: Path, family: str) -> Callable[[Path, dict[str, Any]], tuple[VitsModel, Any]]:
+def _loader(folder: Path, manifest: dict[str, Any]) -> Callable[[Path, dict[str, Any]], tuple[VitsModel, Any]]:
     """What reads the model and the tokenizer of a saved voice."""
     from vits_prune.voices.hf_config import read_json
 
-    if family == "piper":
+    if manifest["family"] == "piper":
         return _load_piper_family
     narrow = read_json(folder / "config.json", folder.name).get("model_type") == NarrowVitsConfig.model_type
-    return _load_narrow if narrow else _load_transformers_family
+    return _load_hub_family if narrow or form_of(manifest) == "sparse" else _load_transformers_layout
 
 
 def _load_piper_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:
@@ -242,30 +246,31 @@ def _load_piper_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsMode
     tokenizer = PiperTokenizer.load(folder)
     if tokenizer.largest_id >= config.vocab_size:  # ids that the model has no row for
         raise _unfitting(folder)
-    return _load_own_layout(folder, config), tokenizer
+    return _load_own_layout(folder, config, manifest), tokenizer
 
 
-def _load_narrow(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:
-    from vits_prune.voices.checkpoint import read_config
+def _load_hub_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:
+    from vits_prune.voices.hf_config import read_config, read_json
     from vits_prune.voices.hf_text import HubTokenizer
 
-    config = read_config(folder, NarrowVitsConfig)
+    narrow = read_json(folder / "config.json", folder.name).get("model_type") == NarrowVitsConfig.model_type
+    config = read_config(folder, NarrowVitsConfig if narrow else VitsConfig)
     tokenizer = HubTokenizer.load(folder, vocab_size=config.vocab_size, name=str(manifest["name"]))
-    return _load_own_layout(folder, config), tokenizer
+    return _load_own_layout(folder, config, manifest), tokenizer
 
 
 def _unfitting(folder: Path) -> InputError:
-    return InputError(
-        f"{folder.name} is damaged: its model.safetensors, config.json and tokenizer do not fit together. Save the voice again."
-    )
+    return InputError(f"{folder.name} is damaged: its weights, config.json and tokenizer do not fit together. Save the voice again.")
 
 
-def _load_own_layout(folder: Path, config: VitsConfig) -> VitsModel:
+def _load_own_layout(folder: Path, config: VitsConfig, manifest: dict[str, Any]) -> VitsModel:
     """The model whose tensors were written as they are."""
     model = empty_model(config)
     try:
-        # A copy: safetensors maps the file, which may change under a voice that is in use.
-        tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in load_file(folder / "model.safetensors").items()}
+        if form_of(manifest) == "sparse":
+            tensors = {name: tensor.float() for name, tensor in _read_sparse(folder / WEIGHTS["sparse"]).items()}
+        else:  # a copy: safetensors maps the file, which may change under a voice that is in use
+            tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in load_file(folder / WEIGHTS["dense"]).items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ValueError("a weight is not a number")
         model.load_state_dict(tensors, strict=True, assign=True)
@@ -274,7 +279,13 @@ def _load_own_layout(folder: Path, config: VitsConfig) -> VitsModel:
     return model.requires_grad_(False).eval()
 
 
-def _load_transformers_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:
+def _read_sparse(path: Path) -> dict[str, torch.Tensor]:
+    if path.stat().st_size > _MAX_SPARSE_BYTES:
+        raise ValueError("larger than any voice")
+    return decode(path.read_bytes())
+
+
+def _load_transformers_layout(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:
     from vits_prune.voices.checkpoint import load_checkpoint
 
     origin = Origin("hugging-face", folder.name)

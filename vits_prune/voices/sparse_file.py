@@ -1,8 +1,10 @@
 """A lossless encoding of tensors with many zeros, inside a safetensors file.
 
-Each tensor becomes a bitmask of where it is not zero and the surviving values, their bytes sorted by significance ("byte shuffle", as in
-HDF5 and Blosc: exponents sit together and compress, mantissas do not disturb them), both compressed by Zstandard. A tensor without zeros
-keeps no mask. Plain bytes of a tensor are kept where the encoding would be larger. A CRC-32 over all of it tells damage.
+Tensors become a bitmask of where they are not zero and the surviving values. Those are taken apart into planes, all first bytes, all second
+bytes and so on ("byte shuffle", as in HDF5 and Blosc), after a rotation that moves the sign behind the mantissa: exponents, which repeat,
+then have a plane to themselves, and mantissas, which do not, cannot spoil it. Each plane and each mask of a tensor is a Zstandard frame of
+its own, for two tensors seldom have the same statistics; small tensors share one. What would get no shorter is kept as it is. A CRC-32
+over all of it tells damage.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +24,27 @@ from safetensors.numpy import load, save
 
 from vits_prune.errors import InputError
 
-_FORMAT = "vits_prune.sparse.1"
+_FORMAT = "vits_prune.sparse.2"
 _LEVEL = 3
-_DTYPES = {"float32": np.float32, "float16": np.float16}
-_MAX_ELEMENTS = 1 << 30
+_WORDS = {"float32": np.uint32, "float16": np.uint16}
+_GROUP_ELEMENTS = 1 << 15
+"""Tensors smaller than this share frames with their neighbours: a frame's own tables take a hundred bytes."""
+_MAX_ELEMENTS = 300_000_000
+"""Of all tensors together, against a small file that claims to hold the memory of a large machine."""
+_MAX_INDEX_BYTES = 1 << 24
+
+
+@dataclass
+class _Group:
+    """Neighbouring tensors of one type that share frames."""
+
+    dtype: str
+    shapes: dict[str, tuple[int, ...]]
+    """By the tensors' names."""
+
+    @property
+    def elements(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -34,27 +54,44 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
         tensors: float32 or float16 of any shape, by name.
     """
     compressor = zstandard.ZstdCompressor(level=_LEVEL)
-    blobs: dict[str, np.ndarray] = {}
-    index: dict[str, dict[str, object]] = {}
+    frames: list[bytes] = []
+    index = []
+    for group in _grouped(tensors):
+        values = np.concatenate([tensors[name].detach().cpu().contiguous().numpy().reshape(-1) for name in group.shapes])
+        nonzero = values != 0
+        survivors = int(nonzero.sum())
+        parts = [] if survivors == values.size else [np.packbits(nonzero)]
+        parts += _planes(values if survivors == values.size else values[nonzero])
+        packed = [_shorter(compressor, part) for part in parts]
+        entry = {"dtype": group.dtype, "tensors": group.shapes, "survivors": survivors, "frames": [len(frame) for frame in packed]}
+        frames += packed
+        index.append(entry)
+    described = compressor.compress(json.dumps(index, separators=(",", ":")).encode())
+    blobs = {"frames": np.frombuffer(b"".join(frames), np.uint8), "index": np.frombuffer(described, np.uint8)}
+    # The checksum is a tensor too: safetensors writes several entries of metadata in an order of chance.
+    return save({**blobs, "crc32": np.array([_checksum(blobs)], np.uint32)}, metadata={"format": _FORMAT})
+
+
+def _grouped(tensors: Mapping[str, torch.Tensor]) -> Iterator[_Group]:
+    """The tensors in their order, as groups."""
+    group: _Group | None = None
     for name, tensor in tensors.items():
-        values = tensor.detach().cpu().contiguous().numpy()
-        flat = values.reshape(-1)
-        nonzero = flat != 0
-        survivors = flat if nonzero.all() else flat[nonzero]
-        index[name] = {"shape": list(values.shape), "dtype": str(values.dtype), "masked": survivors.size < flat.size}
-        if survivors.size < flat.size:
-            blobs[f"{name}.mask"] = _compress(compressor, np.packbits(nonzero))
-        blobs[f"{name}.values"] = _compress(compressor, _shuffle(survivors))
-    described = json.dumps(index)
-    return save(blobs, metadata={"format": _FORMAT, "tensors": described, "crc32": str(_checksum(described, blobs))})
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in _WORDS:
+            raise TypeError(f"{name} is {dtype}, not float32 or float16.")
+        large = tensor.numel() >= _GROUP_ELEMENTS
+        if group is not None and (large or group.dtype != dtype or group.elements >= _GROUP_ELEMENTS):
+            yield group
+            group = None
+        group = group or _Group(dtype, {})
+        group.shapes[name] = tuple(tensor.shape)
+    if group is not None:
+        yield group
 
 
-def _checksum(described: str, blobs: Mapping[str, np.ndarray]) -> int:
-    """CRC-32 of the description and of every blob, in the order of their names."""
-    checksum = zlib.crc32(described.encode())
-    for name in sorted(blobs):
-        checksum = zlib.crc32(blobs[name].tobytes(), zlib.crc32(name.encode(), checksum))
-    return checksum
+def _checksum(blobs: Mapping[str, np.ndarray]) -> int:
+    """CRC-32 of the index and the frames."""
+    return zlib.crc32(blobs["frames"], zlib.crc32(blobs["index"]))
 
 
 def decode(data: bytes) -> dict[str, torch.Tensor]:
@@ -68,59 +105,91 @@ def decode(data: bytes) -> dict[str, torch.Tensor]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         if header["format"] != _FORMAT:
             raise InputError("This file is not a sparse-encoded voice of this version: encode it again.")
-        if int(header["crc32"]) != _checksum(header["tensors"], blobs):
+        if blobs["crc32"].tolist() != [_checksum(blobs)]:
             raise ValueError("the checksum does not fit")
-        index = json.loads(header["tensors"])
-        return {name: _decode_one(name, entry, blobs) for name, entry in index.items()}
+        described = blobs["index"].tobytes()
+        if not 0 <= zstandard.frame_content_size(described) <= _MAX_INDEX_BYTES:
+            raise ValueError("an index that large is none")
+        index = json.loads(zstandard.ZstdDecompressor().decompress(described))
+        return _decode_groups(index, blobs["frames"])
     except (SafetensorError, zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError("This sparse-encoded file is damaged: fetch or write it again.") from error
 
 
-def _decode_one(name: str, entry: Mapping[str, object], blobs: Mapping[str, np.ndarray]) -> torch.Tensor:
-    shape, dtype = tuple(int(side) for side in entry["shape"]), np.dtype(_DTYPES[entry["dtype"]])
-    size = math.prod(shape)
-    if min(shape, default=0) < 0 or size > _MAX_ELEMENTS:
-        raise ValueError(f"{name} has {size} elements")
-    if not entry["masked"]:
-        flat = _unshuffle(_decompress(blobs[f"{name}.values"], size * dtype.itemsize), dtype)
-        return torch.from_numpy(flat.reshape(shape).copy())
-    bits = _decompress(blobs[f"{name}.mask"], -(-size // 8))  # before anything of that size is made: a description may lie
-    mask = np.unpackbits(bits, count=size).view(bool)
-    survivors = _unshuffle(_decompress(blobs[f"{name}.values"], int(mask.sum()) * dtype.itemsize), dtype)
-    flat = np.zeros(size, dtype=dtype)
-    flat[mask] = survivors
-    return torch.from_numpy(flat.reshape(shape))
+def _decode_groups(index: list[dict], frames: np.ndarray) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    begin = elements = 0
+    for entry in index:
+        group = _Group(entry["dtype"], {name: tuple(int(side) for side in shape) for name, shape in entry["tensors"].items()})
+        elements += group.elements
+        if elements > _MAX_ELEMENTS or any(side < 0 for shape in group.shapes.values() for side in shape):
+            raise ValueError("tensors of such a size are none")
+        pieces = []
+        for length in entry["frames"]:
+            pieces.append(frames[begin : begin + length])
+            begin += length
+        values, start = _decode_group(group, int(entry["survivors"]), pieces), 0
+        for name, shape in group.shapes.items():
+            end = start + math.prod(shape)
+            tensors[name] = torch.from_numpy(values[start:end].reshape(shape))
+            start = end
+    if begin != frames.size:
+        raise ValueError("frames that belong to no tensor")
+    return tensors
 
 
-def _shuffle(values: np.ndarray) -> np.ndarray:
-    """Bytes of the values, all first bytes first."""
-    return np.ascontiguousarray(values).view(np.uint8).reshape(values.size, values.itemsize).T.copy().reshape(-1)
+def _decode_group(group: _Group, survivors: int, pieces: list[np.ndarray]) -> np.ndarray:
+    """The values of a group, end to end."""
+    word = np.dtype(_WORDS[group.dtype])
+    masked = survivors != group.elements
+    if not 0 <= survivors <= group.elements or len(pieces) != masked + word.itemsize:
+        raise ValueError("frames of another number than the group's")
+    # The mask comes before anything of the size that is claimed is made: a description may lie.
+    mask = np.unpackbits(_unpacked(pieces[0], -(-group.elements // 8)), count=group.elements).view(bool) if masked else None
+    if mask is not None and np.count_nonzero(mask) != survivors:
+        raise ValueError("a mask with another number of survivors")
+    values = _joined([_unpacked(piece, survivors) for piece in pieces[masked:]], word).view(group.dtype)
+    if mask is None:
+        return values
+    whole = np.zeros(group.elements, dtype=group.dtype)
+    whole[mask] = values
+    return whole
 
 
-def _unshuffle(data: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return np.ascontiguousarray(data.reshape(dtype.itemsize, -1).T).reshape(-1).view(dtype)
+def _planes(values: np.ndarray) -> list[np.ndarray]:
+    """The bytes of the values by significance, the most significant first, after the sign has gone to the lowest bit."""
+    words = values.view(_WORDS[str(values.dtype)])
+    bits = 8 * words.itemsize
+    words = (words << 1) | (words >> (bits - 1))
+    return [(words >> shift).astype(np.uint8) for shift in range(bits - 8, -1, -8)]
 
 
-def _compress(compressor: zstandard.ZstdCompressor, data: np.ndarray) -> np.ndarray:
-    """[0, plain bytes] or [1, compressed bytes], whichever is shorter."""
-    packed = compressor.compress(data.tobytes())
-    kind, payload = (1, packed) if len(packed) < data.nbytes else (0, data.tobytes())
-    return np.frombuffer(bytes([kind]) + payload, dtype=np.uint8)
+def _joined(planes: list[np.ndarray], word: np.dtype) -> np.ndarray:
+    """The words whose planes these are, the sign back in its place."""
+    words = np.empty((planes[0].size, word.itemsize), np.uint8)
+    for place, plane in enumerate(reversed(planes)):  # a word's lowest byte comes first in memory
+        words[:, place] = plane
+    words = words.reshape(-1).view(word.newbyteorder("<")).astype(word, copy=False)
+    return (words >> 1) | (words << (8 * word.itemsize - 1))
 
 
-def _decompress(blob: np.ndarray, size: int) -> np.ndarray:
-    """The bytes behind a blob; more or fewer than `size` is an error, so a crafted file cannot unpack to more than its tensors hold."""
-    raw = blob.tobytes()
-    payload = raw[1:]
-    if raw[:1] == b"\x01":
-        if zstandard.frame_content_size(payload) != size:
-            raise ValueError("a blob of another size than its tensor")
-        payload = zstandard.ZstdDecompressor().decompress(payload, max_output_size=size)
-    if len(payload) != size:
-        raise ValueError("a blob of another size than its tensor")
-    return np.frombuffer(payload, dtype=np.uint8)
+def _shorter(compressor: zstandard.ZstdCompressor, data: np.ndarray) -> bytes:
+    """The data compressed where that is shorter, else as it is: the length tells which."""
+    packed = compressor.compress(data)
+    return packed if len(packed) < data.nbytes else data.tobytes()
+
+
+def _unpacked(piece: np.ndarray, size: int) -> np.ndarray:
+    """The bytes behind a frame; more or fewer than `size` is an error, so a crafted file cannot unpack to more than its tensors hold."""
+    if piece.size < size:
+        if zstandard.frame_content_size(piece) != size:
+            raise ValueError("a frame of another size than its tensors")
+        piece = np.frombuffer(zstandard.ZstdDecompressor().decompress(piece, max_output_size=size), np.uint8)
+    if piece.size != size:
+        raise ValueError("a frame of another size than its tensors")
+    return piece
 
 
 def write_sparse(tensors: Mapping[str, torch.Tensor], path: str | Path) -> int:

@@ -1,0 +1,165 @@
+"""export_voice: a Voice in one of the formats in which voices are used."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vits_prune.bench import standalone
+from vits_prune.bench.folder import plan_of
+from vits_prune.errors import InputError
+from vits_prune.ship.onnx_check import check_onnx
+from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_file
+from vits_prune.synthesis import MAX_SENTENCE_SECONDS
+from vits_prune.voices.load import load_folder
+from vits_prune.voices.onnx_graph import write_onnx
+from vits_prune.voices.saved import save_voice, written_whole
+from vits_prune.voices.voice import Voice
+
+Step = Callable[[str, float], None]
+"""Told what is being done and the share that is done, 0 to 1; it may raise to cancel."""
+MANIFEST = "export.json"
+"""In a folder that an ONNX export wrote; what has it may be replaced by another export."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that a voice can be written to."""
+
+    words: str
+    """What it is for."""
+    precisions: tuple[str, ...]
+    write: Callable[[Voice, Path, str, Step], tuple[Voice, float | None]]
+    """Writes the folder; gives the voice with the weights that the files hold, and how far the ONNX waveform is from it."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written."""
+
+    format: str
+    precision: str
+    folder: Path
+    model: Path
+    """The file that holds the weights."""
+    files: dict[str, int]
+    """Bytes by name, of every file."""
+    shipped: Voice
+    """The voice with the weights that the files hold."""
+    waveform_error: float | None
+    """Largest difference of a sample in onnxruntime from torch, with the same weights and no noise; None where nothing was converted."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the file that holds the weights."""
+        return self.files[self.model.name]
+
+
+def export_voice(
+    voice: Voice, folder: str | Path, format: str = "dense", precision: str = "fp32", *, on_step: Step | None = None
+) -> Export:
+    """Write a voice in a format. The folder appears whole or not at all.
+
+    Args:
+        voice: any voice, pruned or not.
+        folder: new, empty, or of an earlier export, which is replaced.
+        format: one of FORMATS.
+        precision: of the stored weights, one that the format has.
+        on_step: told of the progress.
+
+    Raises:
+        InputError: no such format or precision, the voice does not fit the format, what was written does not say what the voice says, or
+            the folder cannot be written.
+    """
+    kind = FORMATS.get(format)
+    if kind is None:
+        raise InputError(f"There is no format {str(format)[:20]!r}: choose {', '.join(FORMATS)}.")
+    if precision not in kind.precisions:
+        raise InputError(f"The format {format} has the precisions {', '.join(kind.precisions)}, not {str(precision)[:20]!r}.")
+    target, tell = Path(folder), on_step or (lambda _what, _share: None)
+    voice = voice.to("cpu")
+    shipped, error = kind.write(voice, target, precision, tell)
+    files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
+    tell("written", 1.0)
+    return Export(format, precision, target, target / max(files, key=files.__getitem__), files, shipped, error)
+
+
+def _dense(voice: Voice, folder: Path, precision: str, tell: Step) -> tuple[Voice, None]:
+    return _saved(voice, folder, "dense", precision, tell)
+
+
+def _sparse(voice: Voice, folder: Path, precision: str, tell: Step) -> tuple[Voice, None]:
+    return _saved(voice, folder, "sparse", precision, tell)
+
+
+def _saved(voice: Voice, folder: Path, form: Any, precision: Any, tell: Step) -> tuple[Voice, None]:
+    tell(f"writing the {form} {precision} folder", 0.1)
+    save_voice(voice, folder, form, precision)
+    tell("reading it back", 0.7)
+    return load_folder(folder), None
+
+
+def _onnx(voice: Voice, folder: Path, precision: str, tell: Step) -> tuple[Voice, float]:
+    return _graph(voice, folder, precision, tell, None)
+
+
+def _piper(voice: Voice, folder: Path, precision: str, tell: Step) -> tuple[Voice, float]:
+    return _graph(voice, folder, precision, tell, piper_settings(voice))
+
+
+def _graph(voice: Voice, folder: Path, precision: str, tell: Step, settings: dict[str, Any] | None) -> tuple[Voice, float]:
+    """The ONNX file, what its readers need beside it, and the bench."""
+    stem = file_stem(voice.name)
+    facts = {
+        "vits_prune": json.dumps(dict(voice.recipe)),
+        "licence": voice.origin.licence or "not stated",
+        "origin": voice.origin.reference,
+    }
+    if settings:
+        facts |= sherpa_facts(voice, settings)
+    with written_whole(folder, MANIFEST) as beside:
+        tell("writing the graph", 0.05)
+        most = int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)
+        written = write_onnx(voice, precision, most_frames=most, facts=facts)
+        model = beside / f"{stem}.onnx"
+        model.write_bytes(written.data)
+        tell("comparing it with the voice, in onnxruntime", 0.2)
+        shipped = voice.with_weights(written.rounded) if written.rounded else voice
+        error = check_onnx(model, shipped)
+        tell("writing what goes beside it", 0.9)
+        if settings:
+            _write_json(beside / f"{stem}.onnx.json", settings)
+            tokens = tokens_file(settings)
+            if tokens:
+                (beside / "tokens.txt").write_text(tokens, encoding="utf-8")
+        else:
+            voice.tokenizer.save(str(beside))
+        _write_json(beside / f"{stem}.onnx.bench.json", plan_of(voice))
+        shutil.copyfile(Path(standalone.__file__), beside / "bench.py")
+        about = {"name": voice.name, "format": "piper" if settings else "onnx", "precision": precision, "waveform_error": error}
+        _write_json(beside / MANIFEST, {**about, "origin": dataclasses.asdict(voice.origin), "recipe": dict(voice.recipe)})
+    return shipped, error
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def file_stem(name: str) -> str:
+    """A voice's name as the name of a file, "owner/voice" as "owner-voice"."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip(".-")[:80] or "voice"
+
+
+FORMATS = {
+    "dense": Format("safetensors, which load_voice and, for that family, VitsModel.from_pretrained open", ("fp32", "fp16"), _dense),
+    "sparse": Format("safetensors without the zeros, for load_voice", ("fp32", "fp16"), _sparse),
+    "onnx": Format("one ONNX graph, for onnxruntime", ("fp32", "fp16", "int8"), _onnx),
+    "piper": Format("an ONNX graph with what the Piper runtime and sherpa-onnx read", ("fp32", "fp16", "int8"), _piper),
+}
+"""The formats by name."""

@@ -1,0 +1,131 @@
+"""What an export came to: size, speed and closeness to the voice, and in words where it is worse."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vits_prune.bench import standalone
+from vits_prune.bench.folder import plan_of
+from vits_prune.errors import InputError
+from vits_prune.measure.closeness import log_mel
+from vits_prune.measure.rhythm import measure_rhythm
+from vits_prune.measure.size import measure_size
+from vits_prune.ship.formats import Export, Step, export_voice
+from vits_prune.synthesis import speak
+from vits_prune.voices.voice import Voice
+
+_SENTENCES = 3
+_AUDIBLE_DB = 1.0
+"""Mean difference of mel levels above which an export is called worse; another seed of the noise moves joe's by several dB."""
+_DRIFT = 0.02
+_ROUNDS = 3
+"""Times that a rounded export and the float32 one are timed in turn, each in a process of its own."""
+_MARGIN = 0.05
+"""A verdict on speed needs every round beyond this."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far the weights of an export are from the voice's, in its speech."""
+
+    log_mel_db: float
+    """Mean absolute difference of mel band levels, same timing and noise."""
+    drift: float
+    """Mean relative change of a token's duration, own timing."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    megabytes: float
+    share: float
+    """Of a dense float32 file of the same voice."""
+    load_ms: float | None = None
+    real_time_factor: float | None = None
+    fidelity: Fidelity | None = None
+    words: str = ""
+
+
+def measure_fidelity(voice: Voice, shipped: Voice) -> Fidelity:
+    """Compare what two voices of the same shape say."""
+    ours, theirs = dict(voice.model.named_parameters()), dict(shipped.model.named_parameters())
+    if all(bool((ours[name] == theirs[name]).all()) for name in ours):
+        return Fidelity(0.0, 0.0)
+    levels, drifts = [], []
+    for sentence in plan_of(voice, _SENTENCES)["sentences"]:
+        first = speak(voice, sentence["text"])
+        aligned = speak(shipped, sentence["text"], timing=first)
+        mels = [log_mel(np.nan_to_num(speech.waveform), voice.sampling_rate) for speech in (first, aligned)]
+        levels.append(float(np.mean(np.abs(mels[0] - mels[1])) * 20 / np.log(10)))
+        drifts.append(measure_rhythm(first, speak(shipped, sentence["text"])).drift or 0.0)
+    return Fidelity(float(np.mean(levels)), float(np.mean(drifts)))
+
+
+def measure_export(voice: Voice, export: Export, *, runs: int = 3, on_step: Step | None = None) -> list[Row]:
+    """The export beside the sizes of the plain files of the same voice; rounded ONNX files beside the speed of the float32 one."""
+    tell = on_step or (lambda _what, _share: None)
+    tell("measuring sizes", 0.0)
+    size = measure_size(voice)
+    kinds = {"dense fp32": size.dense_fp32_bytes, "dense fp16": size.dense_fp16_bytes, "sparse fp32": size.sparse_fp32_bytes}
+    dense = size.dense_fp32_bytes
+    rows = [Row(f"for scale: {kind}", bytes_ / 1e6, bytes_ / dense) for kind, bytes_ in kinds.items()]
+    tell("comparing the sound", 0.2)
+    fidelity = measure_fidelity(voice, export.shipped)
+    words = _rounding_words(fidelity)
+    if export.format == "sparse" and export.precision == "fp32" and size.dense_fp16_bytes < export.bytes:
+        words.append("larger than dense fp16, though lossless")
+    if export.format == "dense" and export.precision == "fp32" and size.nonzero_parameters < 0.6 * size.parameters:
+        words.append("zeros take their full place")
+    speed = None
+    if export.format in ("onnx", "piper"):
+        with tempfile.TemporaryDirectory(prefix="vits_prune-fp32-") as folder:
+            models = [export.model]
+            if export.precision != "fp32":
+                tell("writing fp32 for comparison", 0.3)
+                models.append(export_voice(voice, Path(folder) / "fp32", export.format, "fp32").model)
+            tell("timing", 0.5)
+            rounds = [[_timed(model, runs) for model in models] for _ in range(_ROUNDS if len(models) > 1 else 1)]
+        speed = tuple(statistics.median(one[0][which] for one in rounds) for which in (0, 1))
+        if len(models) > 1:
+            words += _speed_words(rounds)
+    load, factor = (1e3 * speed[0], speed[1]) if speed else (None, None)
+    what = f"{export.format} {export.precision}"
+    rows.append(Row(what, export.bytes / 1e6, export.bytes / dense, load, factor, fidelity, "; ".join(words)))
+    return rows
+
+
+def _rounding_words(fidelity: Fidelity) -> list[str]:
+    if fidelity == Fidelity(0.0, 0.0):
+        return ["the same weights"]
+    worse = []
+    if fidelity.log_mel_db > _AUDIBLE_DB:
+        worse.append(f"worse: its mel levels are {fidelity.log_mel_db:.1f} dB off")
+    if fidelity.drift > _DRIFT:
+        worse.append(f"worse: durations drift by {100 * fidelity.drift:.0f}%")
+    return worse or ["weights rounded, speech as good as the same"]
+
+
+def _timed(model: Path, runs: int) -> tuple[float, float]:
+    """Seconds of loading and the real-time factor, on all cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        row = standalone.bench(model, [cores], runs)["rows"][0]
+    except standalone.BenchError as error:
+        raise InputError(str(error)) from error
+    return row["load_seconds"], row["real_time_factor"]
+
+
+def _speed_words(rounds: list[list[tuple[float, float]]]) -> list[str]:
+    """What the rounds, each (load, real-time factor) of the export and of fp32, agree on."""
+    loads, times = ([ours[which] / plain[which] for ours, plain in rounds] for which in (0, 1))
+    span = f"{min(times):.2f} to {max(times):.2f} of its time"
+    verdict = "slower" if min(times) > 1 + _MARGIN else "faster" if max(times) < 1 - _MARGIN else "no faster"
+    return [f"{verdict} than fp32 ({span})"] + (["slower to load than fp32"] if min(loads) > 1 + _MARGIN else [])

@@ -1,0 +1,151 @@
+"""The manifest of a saved voice: what it is, where it came from, what was done to it, and the checksums of its files.
+
+Damage is told from replacement: the weights that `save_voice` writes bear a mark, and as long as they do every file beside them must be the
+one that was written. A program that trains on such a folder and saves over it writes weights without the mark; what it wrote is then read
+like any checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from vits_prune.errors import InputError
+from vits_prune.voices.voice import Voice
+
+MANIFEST = "vits_prune.json"
+FORMAT_VERSION = 3
+"""The newest format. A higher version is written only for what readers of a lower cannot open: 2 narrow residual blocks, 3 sparse files."""
+MARK = {"written_by": "vits_prune"}
+"""In the metadata of a dense safetensors file that a manifest holds the checksum of."""
+_MAX_MANIFEST_BYTES = 1 << 20
+_CHUNK = 1 << 20
+
+
+def manifest_of(voice: Voice, form: str, precision: str) -> dict[str, Any]:
+    """The manifest of a voice that is saved in this form, without checksums."""
+    origin = voice.origin
+    narrow = bool(getattr(voice.model.config, "resblock_inner_channels", None))
+    return {
+        "format_version": 3 if form == "sparse" else 2 if narrow else 1,
+        "name": voice.name,
+        "family": origin.family,
+        "form": form,
+        "precision": precision,
+        "origin": {"reference": origin.reference, "revision": origin.revision, "licence": origin.licence},
+        "speakers": list(voice.speakers),
+        "speaker": voice.speaker,
+        "free_cut": {"parameters": voice.free_cut.parameters, "bytes": voice.free_cut.bytes},
+        "recipe": dict(voice.recipe),
+    }
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest with the checksums of all files that are in the folder by now, and its own."""
+    manifest = {**manifest, "files": {path.name: _crc32(path) for path in sorted(folder.iterdir()) if path.is_file()}}
+    text = json.dumps({**manifest, "crc32": _own_crc32(manifest)}, indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _crc32(path: Path) -> str:
+    """CRC-32 of a file, in hexadecimal."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return f"{checksum:08x}"
+
+
+def _own_crc32(manifest: dict[str, Any]) -> str:
+    """CRC-32 of all other entries, as one line of JSON with sorted keys."""
+    rest = {key: value for key, value in manifest.items() if key != "crc32"}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
+
+
+def form_of(manifest: dict[str, Any]) -> str:
+    """ "dense" or "sparse"; folders of older versions are dense."""
+    return manifest.get("form", "dense")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder that `save_voice` wrote, None where there is none.
+
+    Raises:
+        InputError: there is one that cannot be used.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    broken = InputError(f"{folder.name} is damaged: its {MANIFEST} cannot be read. Save the voice again.")
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise broken
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise InputError(f"{folder.name} was saved by a newer vits_prune (format {version}): update vits_prune to open it.")
+        valid = (
+            version in range(1, FORMAT_VERSION + 1) and manifest["family"] in ("hugging-face", "piper") and _is_recipe(manifest["recipe"])
+        )
+        valid = valid and form_of(manifest) in ("dense", "sparse")
+        valid = valid and ("crc32" not in manifest or manifest["crc32"] == _own_crc32(manifest))
+        [str(value) for value in (manifest["name"], manifest["origin"]["reference"], *manifest["speakers"])]
+        [int(manifest["free_cut"][key]) for key in ("parameters", "bytes")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise error if isinstance(error, InputError) else broken from error
+    if not valid:
+        raise broken
+    return manifest
+
+
+def _is_recipe(recipe: Any) -> bool:
+    steps = recipe.get("pruned", []) if isinstance(recipe, dict) else None
+    return isinstance(steps, list) and all(
+        isinstance(step, dict) and isinstance(parts := step.get("parts", []), list) and all(isinstance(part, str) for part in parts)
+        for step in steps
+    )
+
+
+def check_files(folder: Path, manifest: dict[str, Any], weights: Path) -> None:
+    """Compare the files of a saved voice with its manifest's checksums, unless another program has written its weights over.
+
+    Raises:
+        InputError: a file is missing or is not the one that was saved.
+    """
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not (weights.name != "model.safetensors" or _marked(weights)):
+        return
+    for name, checksum in files.items():
+        path = folder / Path(str(name)).name  # never a file elsewhere
+        try:
+            same = path.is_file() and _crc32(path) == checksum
+        except OSError:
+            same = False
+        if not same:
+            raise InputError(f"{folder.name} is damaged: its {path.name[:60]} is not the file that was saved. Save the voice again.")
+
+
+def sort_metadata(weights: Path) -> None:
+    """Put the metadata of a safetensors file that bears the mark in order, in place: safetensors writes it in an order of chance."""
+    ours, turned = (
+        json.dumps(dict(pairs), separators=(",", ":")).encode()
+        for pairs in ([("format", "pt"), *MARK.items()], [*MARK.items(), ("format", "pt")])
+    )
+    with open(weights, "r+b") as file:
+        start = file.read(8 + len(b'{"__metadata__":') + len(turned))
+        if start.endswith(turned):
+            file.seek(-len(turned), 1)
+            file.write(ours)
+
+
+def _marked(weights: Path) -> bool:
+    """Whether a safetensors file is one that `save_voice` wrote; one that cannot be read may be."""
+    try:
+        with safe_open(weights, "pt") as file:
+            return (file.metadata() or {}).items() >= MARK.items()
+    except (SafetensorError, OSError, ValueError):
+        return True
