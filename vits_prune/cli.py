@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vits_prune.cli_progress import Progress
+from vits_prune.cli_ship import bench_parser
 from vits_prune.cli_spec import add_method, add_protect, add_spec, spec_of
 from vits_prune.errors import InputError
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for bad input, 1 for anything else that went wrong, 130 when interrupted.
     """
-    parser = _parser()
+    parser = bench_parser(sys.argv[1:] if arguments is None else arguments) or _parser()
     options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -78,9 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     layers.add_argument("--csv", action="store_true", help="as CSV")
     layers.set_defaults(run=_layers)
 
-    from vits_prune import cli_budget, cli_evidence, cli_prune
+    from vits_prune import cli_budget, cli_evidence, cli_heal, cli_prune, cli_ship
 
-    for more in (cli_prune, cli_evidence, cli_budget):
+    for more in (cli_prune, cli_heal, cli_evidence, cli_budget, cli_ship):
         more.add_commands(commands)
     return parser
 

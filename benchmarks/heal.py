@@ -1,0 +1,75 @@
+"""What a training step of healing costs beyond its bare forward and backward: joe at 80% zeros, and with half the decoder's width.
+
+    python benchmarks/heal.py [--runs 15] [--threads 2]
+
+Ours: drawing the batch, forward, backward, masks, bounded gradients, AdamW, the losses as numbers, through Accelerate. Rival: forward and
+backward of the same losses on the same batch, ready made, and gradients set to nothing. In turn, in one process. Both ways of a step are
+timed: with the teacher's inputs to every stage, and with the student's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from timing import describe, in_turn, milliseconds
+
+from vits_prune import HealPlan, PruneSpec, Shape, Voice, load_voice, prune
+from vits_prune.heal.batches import Window, draw_batch
+from vits_prune.heal.exercise import weighted_sum
+from vits_prune.heal.heal import _accelerator, parts_to_train
+from vits_prune.heal.lessons import Lessons
+from vits_prune.heal.reach import decoder_reach, flow_reach
+from vits_prune.heal.training import Training
+from vits_prune.pruning.structured import choose, cut
+from vits_prune.texts import load_calibration_texts
+
+LESSONS, BATCHES = 24, 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    joe = load_voice("joe")
+    lessons = Lessons(joe, load_calibration_texts()[:LESSONS], seed=0, segment=HealPlan().segment).first(LESSONS)
+    for name, pruned in {
+        "80% zeros": prune(joe, PruneSpec(scope="local", amount=0.8)),
+        "decoder width 0.5": cut(joe, choose(joe, Shape(decoder_width=0.5))),
+    }.items():
+        for own in (False, True):
+            compare(name + (", own inputs" if own else ""), joe, pruned, lessons, own, options.runs)
+
+
+def compare(name: str, teacher: Voice, pruned: Voice, lessons: list, own: bool, runs: int) -> None:
+    """Time both and print."""
+    plan, config = HealPlan(), pruned.model.config
+    window = Window(plan.segment, decoder_reach(config), flow_reach(config), pruned.hop_length)
+    training = Training(pruned, parts_to_train(pruned, teacher), plan, window, _accelerator(plan, cpu=True))
+    if own and not training.needs_text:
+        return  # nothing before the decoder differs
+    done = 1.0 if own else 0.0
+
+    def draw(run: int) -> dict[str, torch.Tensor]:
+        key, scale = (0, run % BATCHES, 0), float(teacher.model.noise_scale)
+        return draw_batch(lessons, plan.batch, key, window, text=training.needs_text, noise_scale=scale)
+
+    ready = [draw(run) for run in range(BATCHES)]
+    for batch in ready:  # torch prepares its kernels for each shape once
+        training.step(batch, done)
+
+    def bare(run: int) -> None:
+        weighted_sum(training._exercise(ready[run % BATCHES], own=own)[0]).backward()
+        for tensor in training.weights.values():
+            tensor.grad = None
+
+    timed = in_turn(lambda run: training.step(draw(run), done), bare, runs)
+    ours, rivals = zip(*timed, strict=True)
+    print(f"{name}: a step {milliseconds(list(ours))}, bare forward and backward {milliseconds(list(rivals))}, "
+          f"ratio {describe([mine / theirs for mine, theirs in timed])}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
