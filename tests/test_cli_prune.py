@@ -63,7 +63,8 @@ def test_calibration_texts_from_a_file(tmp_path):
     ["--decoder-width 0.5", "--method structured --decoder-width 0", "--method structured --branches 0", "--pattern 4:2", "--pattern two",
      "--pattern 2:4 --amount 0.3", "--pattern 2:4 --steps 2", "--steps 0", "--steps 0.5,0.3", "--steps 0.3,x", "--steps many",
      "--method structured --flows 2 --amount 0.5", "--method structured --flows 2 --parts decoder", "--importance weight_norm",
-     "--method structured --importance beauty", "--steps 0.3,0.5 --amount 0.6", "--schedule square", "--floor 2", "--prune-seed -1", "--calibration-texts nowhere.txt"],
+     "--method structured --importance beauty", "--steps 0.3,0.5 --amount 0.6", "--schedule square", "--floor 2", "--prune-seed -1",
+     "--calibration-texts nowhere.txt"],
 )  # fmt: skip
 def test_what_cannot_be_is_one_sentence(line):
     with pytest.raises(InputError) as refused:

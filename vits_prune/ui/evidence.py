@@ -109,7 +109,7 @@ def measured_points(
     voice = steps.bench.voice(request.reference, request.speaker, token)
     said, note = texts_for(voice, request.text, texts)
     points: list[Point] = []
-    for reference in _reference(request, token, voice, said, settings):
+    for reference in measured_original(request, token, voice, said, settings):
         if isinstance(reference, Doing):
             yield points, note, f"{reference.what} … {100 * reference.share:.0f}%"
     for i, spec in enumerate(specs):
@@ -126,7 +126,9 @@ def _key(request: Request, token: str | None, voice: Voice, said: tuple[str, ...
     return (request.reference, trace(token), voice.speaker, said, settings)
 
 
-def _reference(request: Request, token: str | None, voice: Voice, said: tuple[str, ...], settings: Settings) -> Iterator[Doing | Reference]:
+def measured_original(
+    request: Request, token: str | None, voice: Voice, said: tuple[str, ...], settings: Settings
+) -> Iterator[Doing | Reference]:
     """The original measured on these texts, from the cache where it was measured before; it comes last."""
     key = _key(request, token, voice, said, settings)
     reference = _references.get(key)
@@ -159,7 +161,7 @@ def knee_steps(request: Request, token: str | None, texts: float, cer: float | N
     settings = Settings(
         seed=request.seed, noise_seeds=0, delivery=request.delivery, metrics=tuple({METRICS[one.metric].family for one in limits})
     )
-    for reference in _reference(request, token, voice, said, settings):
+    for reference in measured_original(request, token, voice, said, settings):
         if isinstance(reference, Doing):
             yield {"status": f"{reference.what} … {100 * reference.share:.0f}%"}
     for family in settings.metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,3 +19,8 @@ def on_gpu(seconds: int) -> Callable[[F], F]:
     except ImportError:
         return lambda function: function
     return spaces.GPU(duration=seconds)
+
+
+def calls_are_limited() -> bool:
+    """Whether what `on_gpu` decorates may run for so long only: on ZeroGPU."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")

@@ -8,7 +8,7 @@ import gradio as gr
 
 from vits_prune import tables
 from vits_prune.synthesis import MAX_SEED
-from vits_prune.ui import evidence, flip, sensitivity, teaching
+from vits_prune.ui import evidence, flip, heal, sensitivity, teaching
 from vits_prune.ui.controls import pruning_controls
 from vits_prune.voices.load import EMBEDDED
 
@@ -126,6 +126,8 @@ def outputs() -> dict[str, Any]:
             made |= sensitivity.sensitivity_tab()
         with gr.Tab("Fader", id="fader-tab"):
             made |= evidence.fader_tab()
+        with gr.Tab("Heal", id="heal-tab"):
+            made |= heal.heal_tab()
         with gr.Tab("Save", id="save"):
             gr.Markdown(
                 "The pruned voice as a folder: safetensors, configuration, tokenizer and the PruneSpec. `load_voice(folder)` speaks the "

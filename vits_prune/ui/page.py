@@ -11,7 +11,7 @@ import gradio as gr
 
 from vits_prune.errors import InputError
 from vits_prune.pruning import PruneSpec
-from vits_prune.ui import controls, evidence, hearing, layout, sensitivity, steps, teaching
+from vits_prune.ui import controls, evidence, heal, hearing, layout, sensitivity, steps, teaching
 from vits_prune.ui.endpoints import add_endpoints
 from vits_prune.ui.steps import plainly
 from vits_prune.ui.stoppable import Halts, haltable, stoppable
@@ -87,6 +87,13 @@ _ENDED = """() => {
 """One run of "Speak with both" at a time in each page: pressed again, it halts the run under way, and the next one begins where that ends.
 Nothing is cancelled: in Gradio 6.31 what begins while something is being cancelled may get lost. On a phone the players lie below."""
 
+_HEAL = """() => {
+  window.healing = {ticket: Date.now().toString(36) + Math.random().toString(36).slice(2), presses: 0};
+  return window.healing.ticket;
+}"""
+_STOP_HEALING = "() => window.healing ? window.healing.ticket + ':' + ++window.healing.presses : ''"
+"""Stopped once a healing keeps the best so far, stopped twice it does not measure it either."""
+
 _QUIET: dict[str, Any] = {"api_visibility": "private"}
 
 
@@ -99,6 +106,7 @@ def _lanes(inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, dict[st
         "prune": {"concurrency_id": "prune", "concurrency_limit": 4, **on_status},
         "work": {"concurrency_id": "work", "concurrency_limit": 1, **on_status},
         "measure": {"concurrency_id": "measure", "concurrency_limit": 1, **on_status},
+        "heal": {"concurrency_id": "heal", "concurrency_limit": 1, "show_progress_on": [outputs["heal_status"]], **_QUIET},
         "look": {"concurrency_id": "look", "concurrency_limit": 2, **on_status},
     }
 
@@ -113,6 +121,7 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
     _wire_voice(demo, inputs, lanes["load"])
     _wire_controls(inputs)
     _wire_speaking(inputs, outputs, lanes, shown)
+    _wire_healing(inputs, outputs, lanes, shown)
     running = [*_wire_looking(inputs, outputs, lanes, shown), *_wire_evidence(inputs, outputs, lanes["measure"], lanes["work"], shown)]
     stopped = inputs["stop"].click(_halted, inputs["ticket"], outputs["status"], js=_STOP, cancels=running, queue=False, **_QUIET)
     stopped.then(steps.stopped_words, None, outputs["status"], queue=False, show_progress="hidden", **_QUIET)
@@ -259,6 +268,39 @@ def _wire_evidence(
         pressed = outputs[picture].click(take_over, None, settings, queue=False, **_QUIET)
         pressed.success(None, js="() => document.querySelector('#speak').click()")
     return wired
+
+
+def _wire_healing(
+    inputs: dict[str, Any], outputs: dict[str, Any], lanes: dict[str, dict[str, Any]], shown: Callable[[dict[str, Any]], dict[Any, Any]]
+) -> None:
+    """Healing, which has a line of its own, and what may be asked of it. Stop does not cancel it: it ends by itself with what it has."""
+
+    @stoppable
+    @plainly
+    def run(ticket: Any, *values: Any) -> Iterator[dict[Any, Any]]:
+        def halted(what: str) -> bool:
+            return f"{ticket}:{1 if what == 'healing' else 2}" in _halts
+
+        request, token = request_from(values[: len(SPEAKING)]), steps.visitor_token(values[-1])
+        yield from map(shown, heal.heal_steps(request, token, halted, *values[len(SPEAKING) : -1]))
+
+    @plainly
+    def listen(order: Any, step: Any) -> dict[Any, Any]:
+        return shown(heal.checkpoint_steps(order, step))
+
+    @plainly
+    def save(order: Any) -> Any:
+        return gr.File(heal.healed_folder(order), visible=True)
+
+    chosen, key = ("heal_minutes", "heal_texts", "heal_adversarial"), outputs["heal_key"]
+    asked = [outputs["heal_ticket"], *(inputs[name] for name in SPEAKING), *(outputs[name] for name in chosen)]
+    begun = outputs["heal_start"].click(None, None, outputs["heal_ticket"], js=_HEAL, **_QUIET)
+    begun.then(_signed(run, ("ticket", *SPEAKING, *chosen)), asked, [outputs[name] for name in heal.SHOWN], **lanes["heal"])
+    stops = [inputs["stop"].click, outputs["heal_stop"].click]
+    gr.on(stops, _halts.halt, outputs["heal_ticket"], None, js=_STOP_HEALING, queue=False, **_QUIET)
+    looking = {"concurrency_id": "look", "concurrency_limit": 2, **_QUIET}
+    outputs["heal_checkpoint"].input(listen, [key, outputs["heal_checkpoint"]], outputs["heal_audio"], **looking)
+    outputs["heal_save"].click(save, key, outputs["heal_saved"], concurrency_id="work", concurrency_limit=1, **_QUIET)
 
 
 def _wire_controls(inputs: dict[str, Any]) -> None:

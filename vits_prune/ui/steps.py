@@ -281,12 +281,16 @@ def rendition_steps(request: Request, token: str | None, index: int) -> Iterator
 
 def saved_folder(request: Request, token: str | None) -> str:
     """The pruned voice's folder as a zip file for a download button."""
+    spec = request.spec
+    how = spec.scope if spec.method == "magnitude" else spec.method
+    return zipped(bench.pruned(request, token), f"{how}-{round(100 * spec.amount)}")
+
+
+def zipped(voice: Voice, how: str) -> str:
+    """A voice's folder as a zip file that is named after the voice and what was done to it."""
     from vits_prune.voices.saved import save_voice
 
-    voice = bench.pruned(request, token)
-    folder, spec = scratch.folder(), request.spec
-    how = spec.scope if spec.method == "magnitude" else spec.method
-    name = f"{_file_name(voice.name)}-{how}-{round(100 * spec.amount)}"
+    folder, name = scratch.folder(), f"{_file_name(voice.name)}-{how}"
     save_voice(voice, folder / name)
     archive = shutil.make_archive(str(folder / f"{name}-voice"), "zip", root_dir=folder, base_dir=name)
     shutil.rmtree(folder / name)

@@ -1,0 +1,257 @@
+"""A healing from its order to the healed voice: what it stands at while it runs, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from vits_prune.background import Doing, in_background
+from vits_prune.caches import Bounded
+from vits_prune.errors import InputError
+from vits_prune.evaluation import Evaluation, Reference, Settings, evaluate_against
+from vits_prune.heal.budget import lessons_at
+from vits_prune.heal.heal import parts_to_train
+from vits_prune.measure.recognition import spoken_language
+from vits_prune.synthesis import Speech, speak
+from vits_prune.texts import load_texts
+from vits_prune.ui import healing, steps
+from vits_prune.ui.evidence import measured_original, texts_for
+from vits_prune.ui.hardware import calls_are_limited
+from vits_prune.ui.healing import Check, Ended, Order, Progress, Saved, Task
+from vits_prune.voices.voice import Voice
+from vits_prune.workbench import Request
+
+METRICS = ("intelligibility", "naturalness", "rhythm")
+_BYTES = 512 << 20
+_TOLD_SECONDS, _REDRAWN_SECONDS = 0.25, 1.0
+"""A GPU makes more steps a second than a page can show."""
+
+_work = tempfile.TemporaryDirectory(prefix="vits_prune-heal-")
+
+
+@dataclass(eq=False)
+class Healing:
+    """How a healing stands; it grows while it runs."""
+
+    order: Order
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Of the curve of losses."""
+    checks: list[Check] = field(default_factory=list)
+    step: int = 0
+    of: int | None = None
+    seconds: float = 0.0
+    said: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """What the recipe says of checkpoints, by step."""
+    why: str = ""
+    """Why it ended early, empty where it did not."""
+    kept: int = 0
+    """Step of the voice that was kept."""
+    voice: Voice | None = None
+    note: str = ""
+    """On which sentences it is measured."""
+
+    @property
+    def complete(self) -> bool:
+        return self.voice is not None and not self.why
+
+    def words(self) -> str:
+        """How far it is, in a line."""
+        if not self.of:
+            return f"step {self.step}: finding out how many steps there is time for"
+        left = round((self.of - self.step) * self.seconds / max(1, self.step))
+        return f"step {self.step} of {self.of}, about {left // 60}:{left % 60:02} left"
+
+
+def _bytes(one: Healing) -> float:
+    weights = sum(t.numel() * t.element_size() for t in one.voice.model.parameters()) if one.voice else 0
+    return weights + sum(check.speech.waveform.nbytes for check in one.checks)
+
+
+_healings: Bounded[Order, Healing] = Bounded(_BYTES, _bytes)
+
+
+def recall(order: Order | None) -> Healing:
+    """What came of an order.
+
+    Raises:
+        InputError: it is not kept any more.
+    """
+    found = _healings.get(order.key) if isinstance(order, Order) else None
+    if found is None:
+        raise InputError("This healing is no longer kept here: press Heal again.")
+    return found
+
+
+def healing_steps(order: Order, token: str | None, halted: Callable[[], bool]) -> Iterator[Doing | Healing]:
+    """Heal: how far it is, and the Healing whenever there is more to see of it, last with its voice.
+
+    Args:
+        order: what and how.
+        token: the visitor's.
+        halted: whether it is to end with what it has.
+
+    Raises:
+        InputError: there is nothing to heal, the page cannot bear it, or it ended before there was anything to keep.
+    """
+    known = _healings.get(order.key)
+    if known is not None and known.complete:
+        yield known
+        return
+    request = order.request
+    healing.check_order(order, steps.bench.voice(request.reference, request.speaker, token, device="cpu"))
+    yield from steps.pruning_steps(request, token)
+    voice, pruned = steps.bench.voice(request.reference, request.speaker, token), steps.bench.pruned(request, token)
+    found = Healing(order)
+    said, found.note = _tuning_texts(voice, request.text, order.texts)
+    for reference in measured_original(request, token, voice, said, _settings(request)):
+        if isinstance(reference, Doing):
+            yield reference
+    for task in in_background(lambda tell: _prepared(found, reference, voice, pruned, tell)):
+        if isinstance(task, Doing):
+            yield task
+    _healings.put(order.key, found)
+    yield found
+    try:
+        why = yield from _trained(found, task, token, halted)
+        kept = healing.kept_voice(task.folder, pruned, found.said or {0: _unsaid(found, voice, pruned)}, why)
+    except GeneratorExit:  # whoever trains removes it, after a last checkpoint
+        raise
+    except BaseException:
+        shutil.rmtree(task.folder, ignore_errors=True)
+        raise
+    shutil.rmtree(task.folder, ignore_errors=True)
+    if kept is None:
+        raise InputError(why if why and not halted() else "Healing was stopped before its first checkpoint: there is nothing to keep yet.")
+    found.why, (found.kept, found.voice) = why, kept
+    _healings.put(order.key, found)  # weighs more now
+    yield found
+
+
+def _unsaid(found: Healing, voice: Voice, pruned: Voice) -> dict[str, Any]:
+    """What the recipe says where it ended before a checkpoint told it."""
+    plan = found.order.plan
+    lessons = lessons_at(max(0, found.step - 1), plan.lessons)
+    return {"plan": plan.to_dict(), "of": found.of, "lessons": lessons, "trained": list(parts_to_train(pruned, voice))}
+
+
+def _settings(request: Request) -> Settings:
+    return Settings(seed=request.seed, metrics=METRICS, noise_seeds=0, delivery=request.delivery)
+
+
+def _tuning_texts(voice: Voice, text: str, count: int) -> tuple[tuple[str, ...], str]:
+    """Sentences to choose the best checkpoint by: not those of the table at the end, where there are others."""
+    if spoken_language(voice) == "en":
+        return load_texts(count, "tuning"), f"{count} tuning sentences"
+    return texts_for(voice, text, count)
+
+
+def _prepared(found: Healing, reference: Reference, voice: Voice, pruned: Voice, tell: Callable[[str, float], None]) -> Task:
+    """Measure and hear the voice as it was pruned, which also tells how long that takes."""
+    request = found.order.request
+    text = steps.timed_text(request.text)
+    tell("speaking: original", 0.0)
+    original = speak(voice, text, request.seed, **dataclasses.asdict(request.delivery))
+    start = time.perf_counter()
+    found.checks.append(healing.checked(0, pruned, reference, request, text, original, tell))
+    reserve = min(healing.CHECKS * (time.perf_counter() - start), 30.0 * (found.order.plan.minutes or 0.0))
+    for left in Path(_work.name).iterdir():  # one healing at a time: what is there was left by one that nobody waited for
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=_work.name))
+    seconds = healing.STRETCH_SECONDS if calls_are_limited() else None
+    return Task(found.order, folder, reference, text, original, reserve, 0, False, seconds)
+
+
+def _trained(found: Healing, task: Task, token: str | None, halted: Callable[[], bool]) -> Iterator[Doing | Healing]:
+    """Stretch after stretch until it is done or halted; returns why it ended early, empty where it did not."""
+    while True:
+        before = found.step
+        try:
+            ended = yield from _stretch(found, task, token, halted)
+        except gr.Error as error:  # no GPU any more: what there is is kept
+            if not found.step:
+                raise
+            ended = Ended(why=str(error.message))
+        if ended.why:
+            return ended.why
+        if halted() and found.step != found.of:
+            return f"stopped by hand at step {found.step}"
+        if not ended.paused:
+            return ""
+        if found.step == before:
+            raise InputError("Healing makes no headway within the time of one call: heal it on your own machine, with the command line.")
+        task = dataclasses.replace(task, resume=True, checked=found.checks[-1].step)
+
+
+def _stretch(found: Healing, task: Task, token: str | None, halted: Callable[[], bool]) -> Iterator[Doing | Healing]:
+    """One stretch; returns how it Ended."""
+    told = drawn = 0.0
+    rows = len(found.rows)
+    with contextlib.closing(healing.training_steps(task, token)) as happens:
+        for news in happens:
+            if halted():
+                healing.halt(task.folder)
+            if isinstance(news, Progress):
+                found.step, found.of, found.seconds = news.step, news.of, news.seconds
+                if news.row:
+                    found.rows.append(news.row)
+            elif isinstance(news, Check):
+                found.checks.append(news)
+                yield found
+            elif isinstance(news, Saved):
+                found.said[news.step] = news.healed
+            elif isinstance(news, Doing):
+                if time.monotonic() - told > _TOLD_SECONDS:
+                    told = time.monotonic()
+                    yield Doing(found.words() if news.what.startswith("step") else news.what, news.share)
+                if len(found.rows) > rows and time.monotonic() - drawn > _REDRAWN_SECONDS:
+                    drawn, rows = time.monotonic(), len(found.rows)
+                    yield found
+            else:
+                return news
+    return Ended(why="the training ended without a word")
+
+
+def spoken_steps(found: Healing, request: Request, token: str | None) -> Iterator[Doing | tuple[Speech, Speech, Speech]]:
+    """Original, pruned and healed voice speak the visitor's text, with the timing that is chosen; they come last."""
+    voice, pruned = steps.bench.voice(request.reference, request.speaker, token), steps.bench.pruned(request, token)
+
+    def say(tell: Callable[[str, float], None]) -> tuple[Speech, Speech, Speech]:
+        speeches: list[Speech] = []
+        for i, (who, one) in enumerate((("original", voice), ("pruned", pruned), ("healed", found.voice))):
+            timing = speeches[0] if speeches and request.timing == "locked" else "own"
+
+            def on_sentence(done: int, of: int, who: str = who, i: int = i) -> None:
+                tell(f"speaking: {who}, sentence {min(done + 1, of)} of {of}", (i + done / max(1, of)) / 3)
+
+            speeches.append(
+                speak(one, request.text, request.seed, timing=timing, on_sentence=on_sentence, **dataclasses.asdict(request.delivery))
+            )
+        return speeches[0], speeches[1], speeches[2]
+
+    yield from in_background(say)
+
+
+def compared_steps(found: Healing, request: Request, token: str | None) -> Iterator[Doing | tuple[Evaluation, Evaluation, str]]:
+    """Pruned and healed voice against the original on sentences that nothing was chosen by: both evaluations and on which, last."""
+    voice, pruned = steps.bench.voice(request.reference, request.speaker, token), steps.bench.pruned(request, token)
+    said, note = texts_for(voice, request.text, found.order.texts)
+    for reference in measured_original(request, token, voice, said, _settings(request)):
+        if isinstance(reference, Doing):
+            yield reference
+
+    def compare(tell: Callable[[str, float], None]) -> tuple[Evaluation, Evaluation, str]:
+        def measured(one: Voice, when: str, start: float) -> Evaluation:
+            return evaluate_against(reference, one, on_step=lambda at, share: tell(at.replace("pruned", when), start + share / 2))
+
+        return measured(pruned, "before healing", 0.0), measured(found.voice, "after healing", 0.5), note
+
+    yield from in_background(compare)

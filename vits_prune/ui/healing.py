@@ -1,0 +1,277 @@
+"""Healing behind the page: trained in stretches that fit a GPU's time limit, measured and heard at checkpoints, the best of them kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from vits_prune.background import Doing, Stopped, in_background
+from vits_prune.errors import InputError
+from vits_prune.evaluation import Reference, evaluate_against
+from vits_prune.heal import HealPlan, Told, heal
+from vits_prune.heal.checkpoints import Checkpoints
+from vits_prune.heal.curve import Curve
+from vits_prune.heal.zeros import restored
+from vits_prune.measure.quality import Figure
+from vits_prune.sweep.knee import LIMITS
+from vits_prune.synthesis import Speech, speak
+from vits_prune.ui import steps
+from vits_prune.ui.hardware import on_gpu
+from vits_prune.voices.voice import Voice
+from vits_prune.workbench import Request
+
+STRETCH_SECONDS = 60.0
+"""On ZeroGPU a call trains so long, then leaves a checkpoint for the next."""
+STRETCH_LIMIT = 120
+"""Seconds that such a call may take: a measurement may begin just before its end."""
+CHECKS = 5
+"""How often quality is measured on the way."""
+ROW_EVERY = 5
+LEAST_MINUTES, MOST_MINUTES = 0.5, 30.0
+MAX_PARAMETERS = 100_000_000
+"""Largest voice that the page heals: training takes about seven times a voice's memory."""
+_HALT = "halt"
+_LONGEST_PAUSE = 5.0
+
+_training = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be healed, and how."""
+
+    request: Request
+    plan: HealPlan
+    texts: int
+    """Sentences that quality is measured on."""
+    owner: str
+    """What stands for the visitor's token."""
+
+    @property
+    def key(self) -> Order:
+        """The same for all texts and timings: what is spoken does not change what is learnt."""
+        return dataclasses.replace(self, request=dataclasses.replace(self.request, text="", timing="own"))
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """What a checkpoint is like. Like all that comes out of a stretch it can be pickled."""
+
+    step: int
+    """0 for the voice as it was pruned."""
+    figures: dict[str, Figure]
+    score: float | None
+    """How far it is from the original, in limits of the knee; None where nothing of that can be measured."""
+    speech: Speech
+    """The visitor's text, with the original's durations."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stretch of training, which a worker with a GPU can be given."""
+
+    order: Order
+    folder: Path
+    reference: Reference
+    text: str
+    original: Speech
+    reserve: float
+    checked: int
+    """Step that was measured last."""
+    resume: bool
+    seconds: float | None
+    """How long it may train; None for to the end."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step was made."""
+
+    step: int
+    of: int | None
+    seconds: float
+    row: dict[str, Any] | None
+    """Of the curve, with every ROW_EVERYth step."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint was written."""
+
+    step: int
+    healed: dict[str, Any]
+    """What the recipe says of it."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A stretch is over."""
+
+    paused: bool = False
+    """Whether there is more to do."""
+    why: str = ""
+    """Why it ended early, if it did by itself."""
+
+
+class _Pause(Exception):
+    pass
+
+
+class _Halt(Exception):
+    pass
+
+
+def plan_of(minutes: Any, adversarial: Any, seed: int) -> HealPlan:
+    """The plan for the page's controls.
+
+    Raises:
+        InputError: the minutes are out of range.
+    """
+    import torch
+
+    known = isinstance(minutes, (int, float)) and not isinstance(minutes, bool) and LEAST_MINUTES <= minutes <= MOST_MINUTES
+    if not known:
+        raise InputError(f"Give {LEAST_MINUTES:g} to {MOST_MINUTES:g} minutes: the command line heals longer.")
+    fast = torch.cuda.is_available()
+    # Writing a checkpoint takes about a second: every ten seconds or so is often enough, and sets how much a stop may lose.
+    every = round(max(20, 15 * minutes)) * (10 if fast else 1)
+    lessons = 400 if fast else round(min(400, max(40, 40 * minutes)))
+    return HealPlan(minutes=float(minutes), seed=seed, adversarial=bool(adversarial), lessons=lessons, checkpoint_every=every)
+
+
+def check_order(order: Order, voice: Voice) -> None:
+    """Whether there is something to heal, and the page can bear it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    spec = order.request.spec
+    if spec.amount == 0 and spec.shape is None:
+        raise InputError("Nothing is pruned yet, so there is nothing to heal: set the amount above 0 first.")
+    count = sum(parameter.numel() for parameter in voice.model.parameters())
+    if count > MAX_PARAMETERS:
+        raise InputError(
+            f"This voice has {count / 1e6:.0f} M parameters and the page heals at most {MAX_PARAMETERS / 1e6:.0f} M: "
+            "heal it on your own machine, with `python -m vits_prune heal`."
+        )
+
+
+@on_gpu(STRETCH_LIMIT)
+def training_steps(task: Task, token: str | None) -> Iterator[Doing | Progress | Check | Saved | Ended]:
+    """One stretch: what happens, as it happens; Ended comes last. On ZeroGPU it runs in a worker, and `task.folder` is all that stays."""
+    steps.bench.use_gpu()
+    stretch = _Stretch(task, token)
+    for found in in_background(stretch.run):
+        while stretch.news:
+            yield stretch.news.popleft()
+        yield found
+
+
+class _Stretch:
+    """The training of one call, in a thread."""
+
+    def __init__(self, task: Task, token: str | None) -> None:
+        self._task, self._token = task, token
+        self.news: deque[Progress | Check | Saved] = deque()
+        self._curve = Curve(ROW_EVERY)
+        self._checked = task.checked
+        self._tell: Callable[[str, float], None] = lambda _what, _share: None
+
+    def run(self, tell: Callable[[str, float], None]) -> Ended:
+        """Train until it is done, the stretch is over, it is halted, or nobody listens."""
+        self._tell, task, request = tell, self._task, self._task.order.request
+        while not _training.acquire(timeout=0.2):
+            tell("waiting for another healing to end", 0.0)
+        try:
+            self._start = time.perf_counter()
+            teacher = steps.bench.voice(request.reference, request.speaker, self._token)
+            healed = heal(
+                steps.bench.pruned(request, self._token), teacher, plan=task.order.plan, folder=task.folder, resume=task.resume,
+                on_step=self._on_step, on_checkpoint=self._on_checkpoint, reserve=task.reserve, cpu=steps.bench.device == "cpu",
+            )  # fmt: skip
+            return Ended(why=healed.recipe["healed"][-1].get("stopped", ""))
+        except _Pause:
+            return Ended(paused=True)
+        except _Halt:
+            return Ended()
+        except InputError as error:  # as a value: a worker's errors lose their words on the way
+            return Ended(why=str(error))
+        except Stopped:
+            shutil.rmtree(task.folder, ignore_errors=True)  # here, after the last checkpoint was written
+            raise
+        finally:
+            _training.release()
+
+    def _on_step(self, told: Told) -> None:
+        made = self._curve.add(told)
+        self.news.append(Progress(told.step, told.of, told.seconds, self._curve.rows.pop() if made else None))
+        self._tell(f"step {told.step}", told.step / told.of if told.of else 0.0)
+        if (self._task.folder / _HALT).exists():
+            raise _Halt
+        unfinished = told.of is not None and told.step < told.of
+        if self._task.seconds is not None and unfinished and time.perf_counter() - self._start > self._task.seconds:
+            raise _Pause
+        steps.bench.let_hearing_pass(_LONGEST_PAUSE)
+
+    def _on_checkpoint(self, step: int, voice: Voice) -> float | None:
+        done = voice.recipe["healed"][-1]
+        self.news.append(Saved(step, dict(done)))
+        of = done["of"] or step
+        if step < of and step * CHECKS // of == self._checked * CHECKS // of:
+            return None
+        self._checked = step
+        self._tell(f"measuring step {step}", step / of)
+        check = checked(step, voice, self._task.reference, self._task.order.request, self._task.text, self._task.original, self._tell)
+        self.news.append(check)
+        return check.score
+
+
+def checked(
+    step: int, voice: Voice, reference: Reference, request: Request, text: str, original: Speech, tell: Callable[[str, float], None]
+) -> Check:
+    """Measure and hear the voice of a checkpoint."""
+    what = f"measuring step {step}" if step else "measuring the pruned voice"
+    figures = evaluate_against(reference, voice, on_step=lambda at, share: tell(f"{what}: {at.removeprefix('pruned: ')}", share)).figures
+    changes = {name: figure.difference.value for name, figure in figures.items() if figure.difference}
+    known = [max(0.0, changes[limit.metric] / limit.change) for limit in LIMITS if limit.metric in changes]
+    speech = speak(voice, text, request.seed, timing=original, **dataclasses.asdict(request.delivery))
+    return Check(step, figures, sum(known) if known else None, speech)
+
+
+def kept_voice(folder: Path, pruned: Voice, said: Mapping[int, Mapping[str, Any]], why: str) -> tuple[int, Voice] | None:
+    """The best checkpoint in a folder, the newest where none was measured: (step, voice); None where there is none.
+
+    Args:
+        folder: of the healing.
+        pruned: the voice that was healed.
+        said: what the recipe says of its checkpoints, by step.
+        why: why it was stopped, empty if it was not.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints")
+    found = checkpoints.best()
+    if found is None:
+        found = checkpoints.newest()
+        if found is None:
+            return None
+        weights = {name.removeprefix("weights."): one for name, one in found[0].items() if name.startswith("weights.")}
+    else:
+        weights = found[0]
+    step = int(found[1]["step"])
+    last = said[max(said)] if said else {}
+    done = {**said.get(step, last), "steps": step, **({"stopped": why} if why else {})}
+    recipe = MappingProxyType({**pruned.recipe, "healed": [*pruned.recipe.get("healed", ()), done]})
+    weights = restored({name: one.to(pruned.device) for name, one in weights.items()}, pruned)
+    return step, pruned.with_weights(weights, recipe=recipe)
+
+
+def halt(folder: Path) -> None:
+    """End the training in a folder after the step that is under way, wherever it runs."""
+    (folder / _HALT).touch()
