@@ -6,10 +6,12 @@ import statistics
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
+import vits_prune
 from tests.heal.conftest import QUICK, TEXTS, same_weights
 from tests.pruning.conftest import KINDS
 from tests.voices.hf_factory import make_checkpoint
@@ -245,7 +247,8 @@ def test_several_processes_learn_one_voice(tiny_folder, tmp_path):
         """)
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=280, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+    found = {"PYTHONPATH": str(Path(vits_prune.__file__).parents[1])}  # a script looks beside itself, not where it was started
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=280, env={**os.environ, **found, "ACCELERATE_USE_CPU": "true"})
     assert done.returncode == 0, done.stderr[-2_000:]
     one, other = (load_voice(tmp_path / f"healed-{rank}") for rank in (0, 1))
     assert same_weights(one, other) == []

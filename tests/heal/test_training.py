@@ -114,5 +114,5 @@ def test_the_real_voice_learns_what_it_is_shown(joe):
     training = training_of(pruned, joe, learning_rate=5e-4)
     lessons = Lessons(joe, ["a short one.", "another one."], seed=0, segment=16).first(2)
     batch = draw_batch(lessons, 2, (0, 0, 0), window_of(joe), text=True, noise_scale=float(joe.model.noise_scale))
-    told = [training.step(batch, 0.0) for _ in range(6)]
+    told = [training.step(batch, 0.0) for _ in range(12)]  # at first the earlier parts give way
     assert all(told[-1][name] < told[0][name] for name in ("prior", "durations", "flow", "mel"))
