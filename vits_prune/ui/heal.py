@@ -283,7 +283,7 @@ def _compared(before: Evaluation, after: Evaluation, note: str) -> dict[str, Any
             "original": _interval(name, now.original),
             "pruned": _interval(name, was.pruned),
             "healed": _interval(name, now.pruned),
-            "healed, change from the original": _interval(name, now.difference, change=True),
+            "healed minus original": _interval(name, now.difference, change=True),
         })  # fmt: skip
     rows = [{"voice": voice, **one.to_row()} for voice, one in (("pruned", before), ("healed", after))]
     chosen = "by none of which" if "held-out" in note else "by which, for want of others,"
@@ -292,7 +292,7 @@ def _compared(before: Evaluation, after: Evaluation, note: str) -> dict[str, Any
         words.append("DNSMOS was trained on noisy speech, not on synthesis.")
     return {
         "heal_compared": " ".join([*words, *after.unmeasured.values()]),
-        "heal_table": gr.Dataframe(pd.DataFrame(shown), visible=True, column_widths=["150px", "150px", "170px", "170px", "180px"]),
+        "heal_table": gr.Dataframe(pd.DataFrame(shown), visible=True, column_widths=["120px", "125px", "150px", "150px", "165px"]),
         "heal_table_csv": gr.DownloadButton(value=steps.csv(pd.DataFrame(rows), "healed"), interactive=True, visible=True),
     }
 
