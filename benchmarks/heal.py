@@ -15,12 +15,12 @@ import torch
 from timing import describe, in_turn, milliseconds
 
 from vits_prune import HealPlan, PruneSpec, Shape, Voice, load_voice, prune
-from vits_prune.heal.batches import Window, draw_batch
-from vits_prune.heal.exercise import weighted_sum
-from vits_prune.heal.heal import _accelerator, parts_to_train
-from vits_prune.heal.lessons import Lessons
-from vits_prune.heal.reach import decoder_reach, flow_reach
-from vits_prune.heal.training import Training
+from vits_prune.healing.batches import Window, draw_batch
+from vits_prune.healing.exercise import weighted_sum
+from vits_prune.healing.lessons import Lessons
+from vits_prune.healing.pair import parts_to_train
+from vits_prune.healing.reach import decoder_reach, flow_reach
+from vits_prune.healing.training import Training, make_accelerator
 from vits_prune.pruning.structured import choose, cut
 from vits_prune.texts import load_calibration_texts
 
@@ -47,25 +47,25 @@ def compare(name: str, teacher: Voice, pruned: Voice, lessons: list, own: bool, 
     """Time both and print."""
     plan, config = HealPlan(), pruned.model.config
     window = Window(plan.segment, decoder_reach(config), flow_reach(config), pruned.hop_length)
-    training = Training(pruned, parts_to_train(pruned, teacher), plan, window, _accelerator(plan, cpu=True))
+    training = Training(pruned, parts_to_train(pruned, teacher), plan, window, make_accelerator(plan, cpu=True))
     if own and not training.needs_text:
         return  # nothing before the decoder differs
     done = 1.0 if own else 0.0
 
-    def draw(run: int) -> dict[str, torch.Tensor]:
+    def _draw(run: int) -> dict[str, torch.Tensor]:
         key, scale = (0, run % BATCHES, 0), float(teacher.model.noise_scale)
         return draw_batch(lessons, plan.batch, key, window, text=training.needs_text, noise_scale=scale)
 
-    ready = [draw(run) for run in range(BATCHES)]
+    ready = [_draw(run) for run in range(BATCHES)]
     for batch in ready:  # torch prepares its kernels for each shape once
         training.step(batch, done)
 
-    def bare(run: int) -> None:
+    def _bare(run: int) -> None:
         weighted_sum(training._exercise(ready[run % BATCHES], own=own)[0]).backward()
         for tensor in training.weights.values():
             tensor.grad = None
 
-    timed = in_turn(lambda run: training.step(draw(run), done), bare, runs)
+    timed = in_turn(lambda run: training.step(_draw(run), done), _bare, runs)
     ours, rivals = zip(*timed, strict=True)
     print(f"{name}: a step {milliseconds(list(ours))}, bare forward and backward {milliseconds(list(rivals))}, "
           f"ratio {describe([mine / theirs for mine, theirs in timed])}")  # fmt: skip

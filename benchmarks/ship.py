@@ -24,9 +24,8 @@ from safetensors.torch import load_file
 from timing import describe, in_turn, milliseconds
 
 from vits_prune import PruneSpec, Shape, load_voice, prune, save_voice
-from vits_prune.cli_ship import _table
 from vits_prune.ship import export_voice
-from vits_prune.ship.report import measure_export
+from vits_prune.ship.report import measure_export, ship_table
 from vits_prune.voices.sparse_file import decode
 
 TEXT = "The birch canoe slid on the smooth planks, and the boy was there when the sun rose."
@@ -117,7 +116,7 @@ def onnx(folder: Path, runs: int, _threads: int) -> None:
         )
         found = measure_export(joe, export, runs=runs)
         rows += found[-1:] if rows else found
-    print(_table(rows))
+    print(ship_table(rows).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from vits_prune import InputError, PruneSpec, load_voice, measure_size, prune, speak
-from vits_prune.budget import Budget, Candidate, Solution, solve, solve_budget
+from vits_prune.budget import Budget, Candidate, Solution, solve_budget
 from vits_prune.budget.ladder import build_ladder
 from vits_prune.budget.report import pareto_figure, save_solution
 from vits_prune.budget.solve import _megabytes, _Search, _Tried
@@ -19,7 +19,7 @@ from vits_prune.budget.values import used
 from vits_prune.budget.verdict import sentences_of
 from vits_prune.budget.zeros import fit_zeros, sparse_bytes
 from vits_prune.cli import main
-from vits_prune.evaluation import Settings
+from vits_prune.evaluation import Settings, prepare_reference
 from vits_prune.measure.latency import Spread
 from vits_prune.measure.statistics import Interval
 from vits_prune.pruning.structure import Shape, sizes
@@ -100,21 +100,24 @@ def test_megabytes_are_those_of_the_saved_file(tiny, tmp_path):
     assert _megabytes(tiny) > 4e-6 * measure_size(tiny).parameters
 
 
-def test_more_are_verified_where_the_first_fail(tiny, monkeypatch):
+def test_more_are_verified_where_the_first_fail(tiny):
     """Those that kept all limits when they were chosen, until one keeps them on the held-out sentences too."""
-    budget, seen = Budget(None, 0.5, (Limit("cer", 0.02),)), []
-    search = _Search(tiny, budget, None, SimpleNamespace(settings=Settings()), TEXTS[0])
-    search.tried = [_Tried(candidate(cer=0.001 * i, width=0.5 + 0.05 * i), tiny) for i in range(6)] + [_Tried(candidate(cer=0.5), tiny)]
-    monkeypatch.setattr(solve, "time_against", lambda *_: (Spread(0.5, 0.5, 0.5), 0.4))
+    budget, settings = Budget(1000.0, None, (Limit("lufs", 3.0),)), Settings(metrics=("loudness",), noise_seeds=0)
+    chosen_on, verified_on = (prepare_reference(tiny, texts, settings) for texts in (TEXTS, HELD_OUT))
+    quiet = tiny.with_weights({"decoder.conv_post.weight": 0.1 * tiny.model.decoder.conv_post.weight.detach()})
 
-    def quality(_budget, _reference, _voice, _tell):
-        seen.append(1)
-        return {"cer": Interval(0.01 if len(seen) == 4 else 0.3, None, None, 1)}
+    def chosen(lufs, voice):
+        return _Tried(dataclasses.replace(candidate(), quality={"lufs": Interval(lufs, None, None, 1)}), voice)
 
-    monkeypatch.setattr(solve, "_quality", quality)
-    found = search.verify(None, lambda *_: None)
-    assert len(seen) == 4
-    assert budget.broken(found.candidate) == ()
+    search = _Search(tiny, budget, None, chosen_on, TEXTS[0])
+    search.tried = [chosen(0.1 * i, tiny if i == 3 else quiet) for i in range(6)] + [chosen(50.0, tiny)]
+    found = search.verify(verified_on, lambda *_: None)
+    verified = [one.candidate for one in search.tried if one.candidate.stage == "verified"]
+    assert [budget.broken(one) for one in verified] == [("lufs",)] * 3 + [()]
+    assert found.candidate is verified[-1]
+    assert found.voice is tiny
+    assert [one.quality["lufs"].value for one in verified] == pytest.approx([-20, -20, -20, 0], abs=2)
+    assert all(0 < one.latency_ratio.low <= one.latency_ratio.median <= one.latency_ratio.high for one in verified)
 
 
 @pytest.mark.parametrize("share", [0.95, 0.8, 0.5])

@@ -12,7 +12,8 @@ from transformers import VitsModel
 
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak, synthesis
-from vits_prune.synthesis import MAX_SENTENCE_SECONDS, STAGES, _noise, join, read_text, speak_sentences
+from vits_prune.noise import draw_noise
+from vits_prune.synthesis import MAX_SENTENCE_SECONDS, STAGES, join, read_text, speak_sentences
 
 TEXT = "Glue the sheet."
 LETTERS = "the birch canoe slid"
@@ -60,16 +61,6 @@ def test_what_speech_is_made_of(joe, spoken):
     assert np.abs(pcm / 32767 - spoken.waveform).max() <= 0.5 / 32767 + 1e-7
 
 
-def test_noise_does_not_depend_on_how_many_rows_are_drawn():
-    few, many = _noise((7, 0), 1, 5, 6), _noise((7, 0), 1, 500, 6)
-    assert np.array_equal(few, many[:5])
-    assert many.dtype == np.float32
-    assert abs(many.mean()) < 0.1
-    assert abs(many.std() - 1) < 0.1
-    for other in (_noise((8, 0), 1, 5, 6), _noise((7, 1), 1, 5, 6), _noise((7, 0), 0, 5, 6)):
-        assert not np.isin(other, few).any()
-
-
 @pytest.mark.parametrize("delivery", [{}, {"speaking_rate": 1.3, "noise_scale": 0.4, "noise_scale_duration": 0.5}], ids=["own", "set"])
 @pytest.mark.parametrize(
     ("options", "speaker"),
@@ -89,11 +80,11 @@ def test_the_samples_of_plain_transformers_given_the_same_draws(tmp_path, monkey
     def randn(*size, **_):
         assert size == (1, 2, ids.shape[1])
         drawn.append("durations")
-        return torch.from_numpy(_noise((seed, 0), 0, size[2], 2)).T[None]
+        return torch.from_numpy(draw_noise((seed, 0), 0, size[2], 2)).T[None]
 
     def randn_like(means):
         drawn.append("prior")
-        return torch.from_numpy(_noise((seed, 0), 1, means.shape[2], means.shape[1])).T[None]
+        return torch.from_numpy(draw_noise((seed, 0), 1, means.shape[2], means.shape[1])).T[None]
 
     monkeypatch.setattr(torch, "randn", randn)
     monkeypatch.setattr(torch, "randn_like", randn_like)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vits_prune.comparison import Comparison, compare
     from vits_prune.errors import InputError
-    from vits_prune.heal.gradual import heal_steps
-    from vits_prune.heal.plan import HealPlan
+    from vits_prune.healing.gradual import heal_steps
+    from vits_prune.healing.plan import HealPlan
+    from vits_prune.healing.run import heal
     from vits_prune.measure import measure_latency, measure_size, measure_sparsity
     from vits_prune.pruning import Layer, PruneSpec, Shape, layers, prune, prune_steps
     from vits_prune.synthesis import Delivery, Speech, speak
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Comparison": "vits_prune.comparison",
     "Delivery": "vits_prune.synthesis",
-    "HealPlan": "vits_prune.heal.plan",
+    "HealPlan": "vits_prune.healing.plan",
     "InputError": "vits_prune.errors",
     "Layer": "vits_prune.pruning",
     "PARTS": "vits_prune.voices.voice",
@@ -34,7 +35,8 @@ _HOMES = {
     "Speech": "vits_prune.synthesis",
     "Voice": "vits_prune.voices.voice",
     "compare": "vits_prune.comparison",
-    "heal_steps": "vits_prune.heal.gradual",
+    "heal": "vits_prune.healing.run",
+    "heal_steps": "vits_prune.healing.gradual",
     "layers": "vits_prune.pruning",
     "load_voice": "vits_prune.voices.load",
     "measure_latency": "vits_prune.measure",
@@ -57,6 +59,7 @@ __all__ = [
     "Speech",
     "Voice",
     "compare",
+    "heal",
     "heal_steps",
     "layers",
     "load_voice",

@@ -79,9 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     layers.add_argument("--csv", action="store_true", help="as CSV")
     layers.set_defaults(run=_layers)
 
-    from vits_prune import cli_budget, cli_evidence, cli_heal, cli_prune, cli_ship
+    from vits_prune import cli_budget, cli_evidence, cli_heal, cli_prune, cli_push, cli_ship
 
-    for more in (cli_prune, cli_heal, cli_evidence, cli_budget, cli_ship):
+    for more in (cli_prune, cli_heal, cli_evidence, cli_budget, cli_ship, cli_push):
         more.add_commands(commands)
     return parser
 

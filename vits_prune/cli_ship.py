@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vits_prune.cli_progress import Progress
 from vits_prune.errors import InputError
-
-if TYPE_CHECKING:
-    from vits_prune.ship.report import Row
 
 _FORMATS = ("dense", "sparse", "onnx", "piper")
 _PRECISIONS = ("fp32", "fp16", "int8")
@@ -69,7 +66,7 @@ def _bench(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from vits_prune import cli
     from vits_prune.ship.formats import FORMATS, export_voice
-    from vits_prune.ship.report import measure_export
+    from vits_prune.ship.report import measure_export, ship_table
 
     if options.precision not in FORMATS[options.format].precisions:  # before the voice loads: bad input answers at once
         raise InputError(f"The format {options.format} has the precisions {', '.join(FORMATS[options.format].precisions)}.")
@@ -79,7 +76,7 @@ def _export(options: argparse.Namespace) -> None:
         export = export_voice(voice, options.out, options.format, options.precision, on_step=lambda what, done: tell(what, share * done))
         rows = [] if options.no_measure else measure_export(voice, export, on_step=lambda what, done: tell(what, 0.5 + 0.5 * done))
     if rows:
-        print(_table(rows))
+        print(ship_table(rows).to_string(index=False))
     if export.waveform_error is not None:
         print(f"\nonnxruntime says what torch says: no sample is off by more than {export.waveform_error:.1e} (same weights, no noise).")
     print(f"\nWritten to {export.folder}: {', '.join(f'{name} ({_size(size)})' for name, size in export.files.items())}")
@@ -89,19 +86,3 @@ def _export(options: argparse.Namespace) -> None:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
-
-
-def _table(rows: list[Row]) -> str:
-    import pandas as pd
-
-    found = []
-    for row in rows:
-        sound = row.fidelity
-        found.append({
-            "what": row.what, "MB": f"{row.megabytes:.2f}", "of dense fp32": f"{100 * row.share:.1f}%",
-            "load (ms)": "" if row.load_ms is None else f"{row.load_ms:.0f}",
-            "RTF": "" if row.real_time_factor is None else f"{row.real_time_factor:.3f}",
-            "mel levels off (dB)": "" if sound is None else f"{sound.log_mel_db:.2f}",
-            "durations off": "" if sound is None else f"{100 * sound.drift:.1f}%", "in words": row.words,
-        })  # fmt: skip
-    return pd.DataFrame(found).to_string(index=False)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from vits_prune.durations import draw_duration_noise, predict_log_durations
 from vits_prune.errors import InputError
+from vits_prune.noise import PRIOR_NOISE, draw_noise
 from vits_prune.voices.text import Sentence
 from vits_prune.voices.voice import Voice
 
@@ -27,8 +29,6 @@ MAX_SPEECH_SECONDS = 900.0
 MAX_ACTIVATION = 1 << 27
 """Numbers of the largest activation of a sentence (512 MiB of float32); far above any published voice's 60 seconds."""
 MAX_SEED = 2**32 - 1
-
-_DURATION_NOISE, _PRIOR_NOISE = 0, 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,12 +297,6 @@ class _StageClock:
         self._last = now
 
 
-def _noise(key: tuple[int, int], purpose: int, rows: int, columns: int) -> np.ndarray:
-    """Standard normal float32 [rows, columns], the first rows the same whatever the number of rows."""
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key, spawn_key=(purpose,))))
-    return generator.standard_normal((rows, columns), dtype=np.float32)
-
-
 def speaker_embedding(voice: Voice) -> torch.Tensor | None:
     """What the voice's speaker is told by: [1, speaker_embedding_size, 1], None for a voice with one speaker."""
     import torch
@@ -357,17 +351,16 @@ def log_durations(
     import torch
 
     mask = torch.ones(1, 1, hidden.shape[2], dtype=hidden.dtype, device=hidden.device)
-    if not model.config.use_stochastic_duration_prediction:
-        return model.duration_predictor(hidden, mask, conditioning)
-    noise = torch.from_numpy(_noise(key, _DURATION_NOISE, hidden.shape[2], 2)).T[None].to(hidden)
-    return _sample_log_durations(model.duration_predictor, hidden, mask, conditioning, noise * pace.noise_scale_duration)
+    stochastic = model.config.use_stochastic_duration_prediction
+    noise = draw_duration_noise(key, hidden.shape[2]).to(hidden) * pace.noise_scale_duration if stochastic else None
+    return predict_log_durations(model, hidden, mask, conditioning, noise)
 
 
 def draw_prior_noise(key: tuple[int, int], frames: int, channels: int) -> torch.Tensor:
     """The standard normal noise of a sentence's prior, float32 [1, channels, frames]: frame by frame the same whatever their number."""
     import torch
 
-    return torch.from_numpy(_noise(key, _PRIOR_NOISE, frames, channels)).T[None]
+    return torch.from_numpy(draw_noise(key, PRIOR_NOISE, frames, channels)).T[None]
 
 
 def _frames_that_fit(voice: Voice) -> int:
@@ -382,31 +375,6 @@ def _frames_that_fit(voice: Voice) -> int:
         samples, channels = samples * rate, channels // 2
         widest = max(widest, samples * channels)
     return MAX_ACTIVATION // widest
-
-
-def _sample_log_durations(
-    predictor: torch.nn.Module,
-    hidden: torch.Tensor,
-    mask: torch.Tensor,
-    conditioning: torch.Tensor | None,
-    latents: torch.Tensor,
-) -> torch.Tensor:
-    """The stochastic duration predictor's inverse flow with the noise given: log-durations [1, 1, tokens].
-
-    The same operations as transformers' VitsStochasticDurationPredictor.forward(reverse=True), which draws its noise itself.
-    """
-    import torch
-
-    states = predictor.conv_pre(hidden)
-    if conditioning is not None:
-        states = states + predictor.cond(conditioning)
-    states = predictor.conv_dds(states, mask)
-    states = predictor.conv_proj(states) * mask
-    flows = list(reversed(predictor.flows))
-    for flow in [*flows[:-2], flows[-1]]:
-        latents = torch.flip(latents, [1])
-        latents, _ = flow(latents, mask, global_conditioning=states, reverse=True)
-    return latents[:, :1]
 
 
 def sample_latents(

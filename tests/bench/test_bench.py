@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from vits_prune import PruneSpec, prune, save_voice
-from vits_prune.bench.standalone import BenchError, Rapl, bench, machine, merge, read_plan, table
+from vits_prune.bench.standalone import BenchError, Rapl, bench, find_model, machine, merge, read_plan, table
 from vits_prune.ship import export_voice
 
 
@@ -107,6 +108,38 @@ def test_what_cannot_be_benched(model, tmp_path):
     for threads, runs in (([], 1), ([0], 1), ([1], 0), ([10_000], 1)):
         with pytest.raises(BenchError, match="--threads"):
             bench(model, threads, runs)
+
+
+def test_folders(model, tmp_path):
+    assert find_model(model.parent) == model
     (tmp_path / "folder").mkdir()
-    with pytest.raises(BenchError, match=r"config.json|weights"):
+    with pytest.raises(BenchError, match="folder holds no exported voice"):
         bench(tmp_path / "folder", [1], 1)
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    with pytest.raises(BenchError, match="folder is"):
+        bench(tmp_path / "folder", [1], 1)
+    for name in ("a.onnx", "b.onnx"):
+        shutil.copy(model, tmp_path / "folder" / name)
+    with pytest.raises(BenchError, match=r"such as a.onnx"):
+        bench(tmp_path / "folder", [1], 1)
+
+
+def test_a_damaged_model_and_ids_that_it_does_not_know(model, tmp_path):
+    for file in model.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    copy, sentences = tmp_path / model.name, tmp_path / f"{model.name}.bench.json"
+    plan = json.loads(sentences.read_text(encoding="utf-8"))
+    sentences.write_text(json.dumps({**plan, "sentences": [{"ids": [10_000]}]}), encoding="utf-8")
+    with pytest.raises(BenchError, match="cannot speak with these ids"):
+        bench(tmp_path, [1], 1)
+    copy.write_bytes(copy.read_bytes()[:-1])
+    with pytest.raises(BenchError, match="is damaged") as error:
+        bench(tmp_path, [1], 1)
+    assert "\n" not in str(error.value)
+
+
+def test_peak_memory_is_of_the_measuring_process(model):
+    """Not of the one that started it, which here holds torch and an array of 400 MB."""
+    ballast = np.ones(50_000_000)
+    peak = bench(model, [1], 1)["rows"][0]["peak_memory_bytes"]
+    assert ballast.nbytes > peak > 10e6

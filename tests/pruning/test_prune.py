@@ -224,6 +224,21 @@ def test_steps(whole, method, options):
     assert identical(prune(voice, spec), before)
 
 
+def test_what_is_done_after_a_step_is_what_the_next_prunes(whole):
+    voice, name, seen = whole["plain"], "decoder.conv_pre.bias", []
+
+    def doubled(index, pruned):
+        seen.append(index)
+        return pruned.with_weights({name: 2 * tensors(pruned)[name]}, recipe={**pruned.recipe, "doubled": index})
+
+    found = [step for _, step in prune_steps(voice, PruneSpec(amount=0.4, steps=2), after_step=doubled)]
+    assert seen == [0, 1]
+    for factor, step in zip((2, 4), found, strict=True):
+        assert tensors(step)[name].equal(factor * tensors(voice)[name])
+    assert found[-1].recipe["doubled"] == 1
+    assert [one["amount"] for one in found[-1].recipe["pruned"]] == [0.4]
+
+
 def test_steps_calibrate_anew(whole):
     voice = whole["plain"]
     one, more = (PruneSpec("second_order", amount=0.6, texts=SENTENCES, steps=steps) for steps in (1, 3))

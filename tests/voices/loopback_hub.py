@@ -1,6 +1,7 @@
-"""A Hugging Face hub on the loopback interface: the REST calls that huggingface_hub 2.4 makes to load a model, served from folders.
+"""A Hugging Face hub on the loopback interface: the REST calls that huggingface_hub 2.4 makes to load and to push a model.
 
-The switches on `LoopbackHub` make it fail as real hubs, networks and hostile servers do.
+Repositories are served from folders; a commit makes a new folder and is seen whole or not at all. The switches on `LoopbackHub` make it
+fail as real hubs, networks and hostile servers do.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from tests.voices.loopback_push import Account, Fault, PushCalls, git_hash, time_silent
+from tests.voices.loopback_xet import LoopbackXet
 
 
 @dataclass
@@ -26,6 +31,8 @@ class Repository:
     licence: str | None = None
     gated: bool = False
     """Only requests with the token "let-me-in" may read files."""
+    private: bool = False
+    """Only accounts that may write to it see it."""
 
     @property
     def commit(self) -> str:
@@ -51,6 +58,55 @@ class LoopbackHub:
     """Answer everything with this status."""
     redirect_weights_to: str | None = None
     """Origin of another server (no slash at the end) that .safetensors files are redirected to."""
+    accounts: dict[str, Account] = field(default_factory=dict)
+    """By token."""
+    store: Path | None = None
+    """Where commits are kept; nothing can be pushed without."""
+    large: tuple[str, ...] = (".safetensors", ".onnx", ".wav", ".flac", ".png")
+    """Endings of files that are kept outside git, as the hub's .gitattributes says."""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Large files by their SHA-256, whether a commit names them or not."""
+    part_bytes: int | None = None
+    """Take large files in parts of this size."""
+    ignored: tuple[str, ...] = ()
+    """Files that the repository's .gitignore names."""
+    public_always: bool = False
+    """Make every new repository public whatever is asked for."""
+    faults: list[Fault] = field(default_factory=list)
+    commits: list[dict] = field(default_factory=list)
+    """Header, added and deleted files of each commit that was made."""
+    before_commit: Callable[[], None] | None = None
+    xet: LoopbackXet | None = None
+    """Storage in chunks; where there is none, large files are put whole."""
+    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def publish(self, repo_id: str, files: dict[str, bytes], like: Repository | None = None) -> Repository:
+        """Make these the files of the main branch."""
+        folder = self.store / f"commit-{len(self.commits)}-{time.monotonic_ns()}"
+        folder.mkdir()
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        made = Repository(folder, private=like.private if like else False)
+        older = self.repositories.get(repo_id, [])
+        for repository in older:
+            repository.branches = ()
+        self.repositories[repo_id] = [made, *older]
+        return made
+
+    def blank(self, private: bool) -> Repository:
+        """What a new repository is like, for `publish`."""
+        return Repository(self.store, private=private)
+
+    def files(self, repo_id: str) -> dict[str, bytes]:
+        """What the main branch holds."""
+        folder = self.find(repo_id, "main").folder
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    def is_large(self, name: str) -> bool:
+        return name.endswith(self.large)
 
     def paths(self, method: str) -> list[str]:
         return [path for seen, path, _ in self.requests if seen == method]
@@ -62,7 +118,7 @@ class LoopbackHub:
         return None
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(PushCalls, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: LoopbackHub
 
@@ -75,11 +131,42 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, {key.lower(): value for key, value in self.headers.items()}))
+        with self.hub.lock:
+            fault = next((f for f in self.hub.faults if f.method == self.command and re.search(f.pattern, path) and f.times != 0), None)
+            if fault and fault.times:
+                fault.times -= 1
+        length = int(self.headers.get("Content-Length") or 0)
+        self.body = self.rfile.read(length if not fault or fault.after_bytes is None else min(fault.after_bytes, length))
+        if fault:
+            time_silent(fault.silent)
+            if fault.late:
+                self.lost = True
+                self._serve(path)
+            if fault.status is None:
+                self.close_connection = True
+                return None
+            self.lost = False
+            return self._error(fault.status, "", fault.message)
         if self.hub.status is not None:
             return self._error(self.hub.status, "", "out of order")
+        return self._serve(path)
+
+    def _serve(self, path: str) -> None:
+        if self.hub.xet and (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/xet-write-token/main", path)):
+            return self._xet_token(match[1])
+        if self.hub.xet and re.match(r"/v[12]/", path):
+            return self._xet(self.hub.xet, path)
+        if self.command in ("POST", "PUT") or path == "/api/whoami-v2":
+            return self._write(path)
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+)|/(auth-check))?", path):
             return self._model(match[1], match[2] or "main", match[3] is not None)
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -89,25 +176,37 @@ class _Handler(BaseHTTPRequestHandler):
     def _allowed(self, repository: Repository) -> bool:
         return not repository.gated or self.headers.get("Authorization") == "Bearer let-me-in"
 
+    @property
+    def account(self) -> Account | None:
+        return self.hub.accounts.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
+
+    def _seen(self, repo_id: str) -> bool:
+        """Whether the requests' account can see a repository."""
+        held = self.hub.repositories.get(repo_id)
+        owner = repo_id.partition("/")[0]
+        return bool(held) and (not held[0].private or bool(self.account and (self.account.may_write(owner) or self.account.name == owner)))
+
     def _model(self, repo_id: str, revision: str, auth_check: bool) -> None:
-        if repo_id not in self.hub.repositories:
+        if not self._seen(repo_id):
             return self._error(404, "RepoNotFound", "Repository not found")
         repository = self.hub.find(repo_id, revision)
         if repository is None:
             return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if auth_check:
             return self._json({}) if self._allowed(repository) else self._error(403, "GatedRepo", "Access is restricted")
-        siblings = [
-            {"rfilename": file.name, "size": self.hub.declared_sizes.get(file.name, file.stat().st_size), "blobId": _etag(file)}
-            for file in sorted(repository.folder.iterdir())
-        ]
+        siblings = []
+        for file in sorted(path for path in repository.folder.rglob("*") if path.is_file()):
+            name, size = file.relative_to(repository.folder).as_posix(), self.hub.declared_sizes.get(file.name, file.stat().st_size)
+            siblings.append({"rfilename": name, "size": size, "blobId": git_hash(file.read_bytes())})
+            if self.hub.is_large(name):
+                siblings[-1]["lfs"] = {"sha256": _etag(file), "size": file.stat().st_size, "pointerSize": 134}
         card = {"license": repository.licence} if repository.licence else {}
         return self._json(
             {
                 "id": repo_id,
                 "modelId": repo_id,
                 "sha": repository.commit,
-                "private": False,
+                "private": repository.private,
                 "gated": "auto" if repository.gated else False,
                 "disabled": False,
                 "tags": [f"license:{repository.licence}"] if repository.licence else [],
@@ -117,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _file(self, repo_id: str, revision: str, name: str) -> None:
-        if repo_id not in self.hub.repositories:
+        if not self._seen(repo_id):
             return self._error(404, "RepoNotFound", "Repository not found")
         repository = self.hub.find(repo_id, revision)
         if repository is None:
@@ -175,7 +274,11 @@ class _Handler(BaseHTTPRequestHandler):
         named = {"X-Error-Code": code} if code else {}
         self._send(status, json.dumps({"error": message}).encode(), {**named, "X-Error-Message": message, **(headers or {})})
 
+    lost = False
+
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        if self.lost:  # carried out, but the answer never arrives
+            return
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
@@ -202,3 +305,22 @@ def serving(host: str = "127.0.0.1") -> Iterator[LoopbackHub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def connect(monkeypatch, server: LoopbackHub, folder: Path) -> Path:
+    """Let the client of this process talk to that hub and to nothing else, with an empty cache (returned) and nobody logged in."""
+    from huggingface_hub import constants, file_download
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_XET_CACHE", str(folder / "xet"))
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(folder / "no-tokens"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # The client waits seconds between its attempts; nothing here depends on that.
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
+    return folder / "cache"

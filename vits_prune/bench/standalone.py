@@ -1,6 +1,6 @@
 """Measure an exported voice on this machine. Needs Python 3.10, numpy, onnxruntime and the files that the export wrote, nothing else.
 
-    python bench.py voice.onnx --threads 1,2 --json laptop.json
+    python bench.py voice.onnx --threads 1,2 --json laptop.json    (or the folder that it is in)
     python bench.py --merge laptop.json board.json
 
 Each number of threads gets a process of its own, so that load time and peak memory are its own. Sentences are read as ids from the
@@ -10,6 +10,7 @@ Each number of threads gets a process of its own, so that load time and peak mem
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -55,7 +56,7 @@ class OnnxEngine:
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            reason = str(error).splitlines()[0][:120]
+            reason = " ".join(str(error).split())[:120]
             raise BenchError(f"{Path(path).name} cannot be loaded by onnxruntime ({reason}): export it again.") from error
         self._inputs = {given.name for given in self._session.get_inputs()}
         if not {"input", "input_lengths", "scales"} <= self._inputs:
@@ -72,7 +73,51 @@ class OnnxEngine:
         feed = {"input": numpy.array([ids], numpy.int64), "input_lengths": numpy.array([len(ids)], numpy.int64), "scales": self._scales}
         if "sid" in self._inputs:
             feed["sid"] = numpy.array([self._speaker], numpy.int64)
-        return int(self._session.run(None, feed)[0].size)
+        try:
+            return int(self._session.run(None, feed)[0].size)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:120]
+            raise BenchError(f"onnxruntime cannot speak with these ids ({reason}): take model and sentences from one export.") from error
+
+
+def find_model(path: Path) -> Path:
+    """What is to be benched: the file, the .onnx in a folder that an export wrote, or the folder of a voice that has none.
+
+    Raises:
+        BenchError: there is nothing there, or nothing that could be a voice.
+    """
+    if not path.exists():
+        raise BenchError(f"There is no file or folder {str(path)[:200]!r}: check the path.")
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.onnx"))
+    if len(found) > 1:
+        raise BenchError(f"{path.name} holds several .onnx files: name one of them, such as {found[0].name[:60]}.")
+    if found:
+        return found[0]
+    if not any((path / name).is_file() for name in ("vits_prune.json", "config.json")):
+        raise BenchError(f"{path.resolve().name} holds no exported voice: give the folder that export or save_voice wrote, or its .onnx.")
+    return path
+
+
+def check_whole(model: Path, plan: dict[str, Any]) -> None:
+    """Compare an .onnx with the checksum that the export wrote with its sentences, where it did.
+
+    Raises:
+        BenchError: it is another file or a damaged one.
+    """
+    wanted = plan.get("sha256")
+    if not isinstance(wanted, str):
+        return
+    digest = hashlib.sha256()
+    try:
+        with open(model, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise BenchError(f"{model.name} cannot be read ({error.strerror}): check the file.") from None
+    if digest.hexdigest() != wanted:
+        raise BenchError(f"{model.name} is damaged, or is not of the export that its sentences are of: copy both files again.")
 
 
 def read_json(path: str | Path) -> Any:
@@ -93,6 +138,11 @@ def read_json(path: str | Path) -> Any:
         raise BenchError(f"{path} is not JSON: give a file that the export or --json wrote.") from None
 
 
+def sentences_beside(model: Path) -> Path:
+    """Where the export writes what a bench says with this .onnx."""
+    return model.with_name(model.name + ".bench.json")
+
+
 def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
     """What to say: sentences as ids, scales, speaker and sampling rate.
 
@@ -103,7 +153,7 @@ def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
     Raises:
         BenchError: there is none, or it does not say that.
     """
-    beside = [model.with_name(model.name + ".bench.json"), model.with_name("bench.json")]
+    beside = [sentences_beside(model), model.with_name("bench.json")]
     path = sentences or next((file for file in beside if file.is_file()), None)
     if path is None:
         raise BenchError(f"There is no {beside[0].name} beside {model.name}: copy it from the export, or name one with --sentences.")
@@ -159,6 +209,11 @@ def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dic
 
 def peak_memory() -> int | None:
     """Largest resident memory of this process in bytes, None where the system does not tell."""
+    try:  # Linux counts what started a process into its getrusage, and that may be a large program
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        pass
     try:
         import resource
     except ImportError:  # Windows
@@ -218,7 +273,7 @@ def bench(model: str | Path, threads: list[int], runs: int = 5, sentences: str |
     """Bench a voice, each number of threads in a process of its own.
 
     Args:
-        model: an .onnx, or the folder of a saved voice (which takes vits_prune and torch).
+        model: an .onnx, the folder of an export, or the folder of a saved voice (which takes vits_prune and torch).
         threads: numbers of threads, in turn.
         runs: counted runs of every sentence.
         sentences: a .bench.json, by default the one beside the model.
@@ -226,13 +281,13 @@ def bench(model: str | Path, threads: list[int], runs: int = 5, sentences: str |
     Raises:
         BenchError: the model or the sentences cannot be used.
     """
-    model = Path(model)
-    if not model.exists():
-        raise BenchError(f"There is no file or folder {str(model)[:200]!r}: check the path.")
+    model = find_model(Path(model))
     if not threads or any(not 1 <= count <= MAX_THREADS for count in threads) or not 1 <= runs <= MAX_RUNS:
         raise BenchError(f"Threads are whole numbers from 1 to {MAX_THREADS} and runs from 1 to {MAX_RUNS}: give --threads 1,2 --runs 5.")
-    if not model.is_dir():
-        read_plan(model, None if sentences is None else Path(sentences))  # before a process starts
+    if not model.is_dir():  # before a process starts
+        plan = read_plan(model, None if sentences is None else Path(sentences))
+        if sentences is None:  # those of another export may be said on purpose
+            check_whole(model, plan)
     rows = [{"threads": count, **_in_a_process(model, count, runs, sentences)} for count in threads]
     size = sum(file.stat().st_size for file in model.iterdir() if file.is_file()) if model.is_dir() else model.stat().st_size
     label = "/".join(model.resolve().parts[-2 + model.is_dir() :])  # the folder tells exports of one voice apart
@@ -276,7 +331,13 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
     except BenchError as error:
         return {"refused": str(error)}
     except ImportError as error:
-        return {"refused": f"{error.name} is not installed here: pip install {'onnxruntime numpy' if model.is_file() else 'vits_prune'}."}
+        return {"refused": _not_installed(error.name, model)}
+
+
+def _not_installed(library: str | None, model: Path) -> str:
+    if model.is_file():
+        return f"{library} is not installed here: pip install onnxruntime numpy."
+    return f"{model.name} is a saved voice, which takes vits_prune and torch ({library} is not here): bench an .onnx export instead."
 
 
 def merge(paths: list[str]) -> list[dict[str, Any]]:
@@ -318,7 +379,7 @@ def _shown(value: Any, factor: float) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, which `python -m vits_prune bench` has too."""
-    parser.add_argument("model", nargs="?", metavar="DIR|FILE.onnx", help="an exported .onnx, or the folder of a saved voice")
+    parser.add_argument("model", nargs="?", metavar="DIR|FILE.onnx", help="an exported .onnx, its folder, or the folder of a saved voice")
     parser.add_argument("--threads", default="1", metavar="N,N", help="numbers of threads (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="counted runs of every sentence (default: %(default)s)")
     parser.add_argument("--sentences", metavar="FILE", help="the sentences as ids, default: the .bench.json beside the model")

@@ -14,6 +14,8 @@ from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import Voice
 
 Step = Callable[[str, float], None]
+AfterStep = Callable[[int, Voice], Voice]
+"""Given the number of a step, from 0, and the voice that it pruned: the voice that the next step goes on from."""
 
 
 def prune(voice: Voice, spec: PruneSpec, *, on_step: Step | None = None) -> Voice:
@@ -31,7 +33,9 @@ def prune(voice: Voice, spec: PruneSpec, *, on_step: Step | None = None) -> Voic
     return last
 
 
-def prune_steps(voice: Voice, spec: PruneSpec, *, on_step: Step | None = None) -> Iterator[tuple[float, Voice]]:
+def prune_steps(
+    voice: Voice, spec: PruneSpec, *, on_step: Step | None = None, after_step: AfterStep | None = None
+) -> Iterator[tuple[float, Voice]]:
     """The steps of gradual pruning, as they are done: (amount, pruned voice). Leave the loop to stop at one.
 
     Each step starts from the one before, whose zeros stay zeros: calibrated anew on it, its layers aim at what
@@ -41,6 +45,7 @@ def prune_steps(voice: Voice, spec: PruneSpec, *, on_step: Step | None = None) -
         voice: what to prune.
         spec: its `steps` and `schedule` say which amounts.
         on_step: told how far the whole is; it may raise to cancel.
+        after_step: what is done to each step's voice before it is given out and pruned further, such as healing.
 
     Raises:
         InputError: as `prune`.
@@ -53,19 +58,21 @@ def prune_steps(voice: Voice, spec: PruneSpec, *, on_step: Step | None = None) -
     current = voice
     for index, amount in enumerate(amounts):
         done = spec if index + 1 == len(amounts) else dataclasses.replace(spec, amount=amount, steps=1, amounts=amounts[: index + 1])
-        recipe = MappingProxyType({**voice.recipe, "pruned": [*voice.recipe.get("pruned", ()), done.to_dict()]})
+        recipe = MappingProxyType({**current.recipe, "pruned": [*voice.recipe.get("pruned", ()), done.to_dict()]})
 
-        def step(what: str, share: float, index: int = index) -> None:
+        def _told(what: str, share: float, index: int = index) -> None:
             where = f"step {index + 1} of {len(amounts)}: " if len(amounts) > 1 else ""
             tell(where + what, (index + share) / len(amounts))
 
         now = dataclasses.replace(spec, amount=amount, steps=1, amounts=())
         if method.structured:
-            current = module.prune_voice(current, now, on_step=step, original=voice, recipe=recipe)
+            current = module.prune_voice(current, now, on_step=_told, original=voice, recipe=recipe)
         else:
             more = {"original": voice} if method.recovers else {}
-            current = current.with_weights(module.prune_weights(current, now, on_step=step, **more), recipe=recipe)
-        step("pruned", 1.0)
+            current = current.with_weights(module.prune_weights(current, now, on_step=_told, **more), recipe=recipe)
+        _told("pruned", 1.0)
+        if after_step:
+            current = after_step(index, current)
         yield amount, current
 
 
@@ -73,10 +80,10 @@ def _rising(on_step: Step | None) -> Step:
     """An on_step whose share never falls: covariances that do not fit are listened to twice, in between other work."""
     highest = 0.0
 
-    def tell(what: str, share: float) -> None:
+    def _tell(what: str, share: float) -> None:
         nonlocal highest
         highest = min(1.0, max(highest, share))
         if on_step:
             on_step(what, highest)
 
-    return tell
+    return _tell

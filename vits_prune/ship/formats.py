@@ -18,13 +18,15 @@ from vits_prune.ship.onnx_check import check_onnx
 from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_file
 from vits_prune.synthesis import MAX_SENTENCE_SECONDS
 from vits_prune.voices.load import load_folder
+from vits_prune.voices.onnx_facts import facts_of
 from vits_prune.voices.onnx_graph import write_onnx
+from vits_prune.voices.onnx_load import EXPORT, sha256_of
 from vits_prune.voices.saved import save_voice, written_whole
 from vits_prune.voices.voice import Voice
 
 Step = Callable[[str, float], None]
 """Told what is being done and the share that is done, 0 to 1; it may raise to cancel."""
-MANIFEST = "export.json"
+MANIFEST = EXPORT
 """In a folder that an ONNX export wrote; what has it may be replaced by another export."""
 
 
@@ -115,18 +117,11 @@ def _piper(voice: Voice, folder: Path, precision: str, tell: Step) -> tuple[Voic
 
 def _graph(voice: Voice, folder: Path, precision: str, tell: Step, settings: dict[str, Any] | None) -> tuple[Voice, float]:
     """The ONNX file, what its readers need beside it, and the bench."""
-    stem = file_stem(voice.name)
-    facts = {
-        "vits_prune": json.dumps(dict(voice.recipe)),
-        "licence": voice.origin.licence or "not stated",
-        "origin": voice.origin.reference,
-    }
-    if settings:
-        facts |= sherpa_facts(voice, settings)
+    stem, form = file_stem(voice.name), "piper" if settings else "onnx"
+    facts = facts_of(voice, form, precision) | (sherpa_facts(voice, settings) if settings else {})
     with written_whole(folder, MANIFEST) as beside:
         tell("writing the graph", 0.05)
-        most = int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)
-        written = write_onnx(voice, precision, most_frames=most, facts=facts)
+        written = write_onnx(voice, precision, most_frames=_most_frames(voice), facts=facts)
         model = beside / f"{stem}.onnx"
         model.write_bytes(written.data)
         tell("comparing it with the voice, in onnxruntime", 0.2)
@@ -135,16 +130,29 @@ def _graph(voice: Voice, folder: Path, precision: str, tell: Step, settings: dic
         tell("writing what goes beside it", 0.9)
         if settings:
             _write_json(beside / f"{stem}.onnx.json", settings)
-            tokens = tokens_file(settings)
-            if tokens:
-                (beside / "tokens.txt").write_text(tokens, encoding="utf-8")
+            (beside / "tokens.txt").write_text(tokens_file(settings), encoding="utf-8")
         else:
             voice.tokenizer.save(str(beside))
-        _write_json(beside / f"{stem}.onnx.bench.json", plan_of(voice))
+        whole = [path for path in sorted(beside.iterdir()) if not settings or path == model]  # the Piper runtime's .json may be edited
+        checksums = {path.name: sha256_of(path) for path in whole}
+        _write_json(standalone.sentences_beside(model), {**plan_of(voice), "sha256": checksums[model.name]})
         shutil.copyfile(Path(standalone.__file__), beside / "bench.py")
-        about = {"name": voice.name, "format": "piper" if settings else "onnx", "precision": precision, "waveform_error": error}
+        about = {"name": voice.name, "format": form, "precision": precision, "waveform_error": error, "sha256": checksums}
         _write_json(beside / MANIFEST, {**about, "origin": dataclasses.asdict(voice.origin), "recipe": dict(voice.recipe)})
     return shipped, error
+
+
+def write_float32_twin(voice: Voice, export: Export, folder: Path) -> Path:
+    """The float32 graph of an exported voice with the export's sentences beside it, to be timed with it; nothing is checked or measured."""
+    model = folder / export.model.name
+    model.write_bytes(write_onnx(voice.to("cpu"), "fp32", most_frames=_most_frames(voice)).data)
+    plan = standalone.read_plan(export.model)
+    _write_json(standalone.sentences_beside(model), {key: value for key, value in plan.items() if key != "sha256"})
+    return model
+
+
+def _most_frames(voice: Voice) -> int:
+    return int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -17,18 +17,19 @@ _MOST_DROPPED = 0.01
 
 
 def piper_settings(voice: Voice) -> dict[str, Any]:
-    """The contents of the .json.
+    """The contents of the .json; what a Piper voice's own said of its language, data set and quality is said again.
 
     Raises:
         InputError: the Piper runtime cannot read text to this voice; the sentence says why.
     """
     config = voice.model.config
+    about = getattr(voice.tokenizer, "about", {})
     return {
-        "audio": {"sample_rate": voice.sampling_rate, "quality": "custom"},
+        "audio": {"sample_rate": voice.sampling_rate, "quality": "custom", **about.get("audio", {})},
         **_reading(voice),
         "inference": {
             "noise_scale": float(voice.model.noise_scale),
-            "length_scale": 1 / float(voice.model.speaking_rate),
+            "length_scale": round(1 / float(voice.model.speaking_rate), 12),
             "noise_w": float(voice.model.noise_scale_duration),
         },
         "phoneme_map": {},
@@ -37,9 +38,9 @@ def piper_settings(voice: Voice) -> dict[str, Any]:
         "speaker_id_map": {name: index for index, name in enumerate(voice.speakers)},
         "default_speaker_id": voice.speaker or 0,
         "hop_length": voice.hop_length,
-        "language": {"code": _language(voice)},
-        "dataset": voice.name,
-        "piper_version": "1.0.0",
+        "language": about.get("language") or {"code": _language(voice)},
+        "dataset": about.get("dataset", voice.name),
+        "piper_version": about.get("piper_version", "1.0.0"),
     }
 
 
@@ -111,25 +112,35 @@ def _language(voice: Voice) -> str:
         return str(named)[:20]
 
 
-def tokens_file(settings: dict[str, Any]) -> str | None:
-    """tokens.txt for sherpa-onnx, a symbol and its id a line; None for a voice of characters, which it reads by espeak-ng all the same.
+def tokens_file(settings: dict[str, Any]) -> str:
+    """tokens.txt for sherpa-onnx, a symbol and its id a line.
 
-    sherpa-onnx wants an id for each of `^ _ $`: where the voice has none for begin and end they are one more blank.
+    For a voice of phonemes sherpa-onnx wants an id for each of `^ _ $`: where the voice has none for begin and end they are one more blank.
+    A voice of characters has those apart (see `sherpa_facts`); sherpa-onnx reads its text in lower case.
     """
-    if settings["phoneme_type"] != "espeak":
-        return None
     symbols = {symbol: ids or settings["phoneme_id_map"][_BLANK] for symbol, ids in settings["phoneme_id_map"].items()}
-    return "".join(f"{symbol} {ids[0]}\n" for symbol, ids in symbols.items() if len(symbol) == 1)
+    if settings["phoneme_type"] == "text":
+        symbols = {symbol: ids for symbol, ids in symbols.items() if symbol not in (_BLANK, _BEGIN, _END)}
+    readable = (symbol for symbol in symbols if symbol == " " or len(symbol) == len(symbol.strip()) == 1)
+    return "".join(f"{symbol} {symbols[symbol][0]}\n" for symbol in readable)
 
 
 def sherpa_facts(voice: Voice, settings: dict[str, Any]) -> dict[str, str]:
     """What sherpa-onnx reads in the ONNX file's metadata."""
-    return {
+    language = settings["language"]
+    facts = {
         "model_type": "vits",
         "comment": "piper",
-        "language": settings["language"]["code"],
+        "language": language.get("name_english") or language.get("code", "und"),
         "voice": settings["espeak"]["voice"],
         "has_espeak": str(int(settings["phoneme_type"] == "espeak")),
         "n_speakers": str(voice.model.config.num_speakers),
         "sample_rate": str(voice.sampling_rate),
     }
+    if settings["phoneme_type"] == "text":  # it puts the ids together itself: begin, a blank, each character with a blank after it, end
+        ids = settings["phoneme_id_map"]
+        ends = {"bos_id": ids[_BEGIN], "eos_id": ids[_END]}
+        both = all(ends.values())
+        facts |= {"frontend": "characters", "add_blank": "1", "blank_id": str(ids[_BLANK][0]), "use_eos_bos": str(int(both))}
+        facts |= {name: str(given[0]) for name, given in ends.items()} if both else {}
+    return facts

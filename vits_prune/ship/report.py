@@ -7,6 +7,7 @@ import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,16 +17,19 @@ from vits_prune.errors import InputError
 from vits_prune.measure.closeness import log_mel
 from vits_prune.measure.rhythm import measure_rhythm
 from vits_prune.measure.size import measure_size
-from vits_prune.ship.formats import Export, Step, export_voice
+from vits_prune.ship.formats import Export, Step, write_float32_twin
 from vits_prune.synthesis import speak
 from vits_prune.voices.voice import Voice
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SENTENCES = 3
 _AUDIBLE_DB = 1.0
 """Mean difference of mel levels above which an export is called worse; another seed of the noise moves joe's by several dB."""
 _DRIFT = 0.02
 _ROUNDS = 3
-"""Times that a rounded export and the float32 one are timed in turn, each in a process of its own."""
+"""Times that a rounded export and its float32 twin are timed in turn, each in a process of its own."""
 _MARGIN = 0.05
 """A verdict on speed needs every round beyond this."""
 
@@ -70,7 +74,20 @@ def measure_fidelity(voice: Voice, shipped: Voice) -> Fidelity:
 
 
 def measure_export(voice: Voice, export: Export, *, runs: int = 3, on_step: Step | None = None) -> list[Row]:
-    """The export beside the sizes of the plain files of the same voice; rounded ONNX files beside the speed of the float32 one."""
+    """The export beside the sizes of the plain files of the same voice; rounded ONNX files beside the speed of the float32 one.
+
+    Args:
+        voice: what was exported.
+        export: what `export_voice` made of it.
+        runs: counted runs of every sentence in the timing of an ONNX file, shared out among the rounds where there are several.
+        on_step: told of the progress; it may raise to cancel.
+
+    Returns:
+        Rows of sizes for scale, the export's own last.
+
+    Raises:
+        InputError: the ONNX file cannot be timed; the sentence says why.
+    """
     tell = on_step or (lambda _what, _share: None)
     tell("measuring sizes", 0.0)
     size = measure_size(voice)
@@ -86,15 +103,9 @@ def measure_export(voice: Voice, export: Export, *, runs: int = 3, on_step: Step
         words.append("zeros take their full place")
     speed = None
     if export.format in ("onnx", "piper"):
-        with tempfile.TemporaryDirectory(prefix="vits_prune-fp32-") as folder:
-            models = [export.model]
-            if export.precision != "fp32":
-                tell("writing fp32 for comparison", 0.3)
-                models.append(export_voice(voice, Path(folder) / "fp32", export.format, "fp32").model)
-            tell("timing", 0.5)
-            rounds = [[_timed(model, runs) for model in models] for _ in range(_ROUNDS if len(models) > 1 else 1)]
+        rounds = _timings(voice, export, runs, tell)
         speed = tuple(statistics.median(one[0][which] for one in rounds) for which in (0, 1))
-        if len(models) > 1:
+        if len(rounds[0]) > 1:
             words += _speed_words(rounds)
     load, factor = (1e3 * speed[0], speed[1]) if speed else (None, None)
     what = f"{export.format} {export.precision}"
@@ -113,6 +124,21 @@ def _rounding_words(fidelity: Fidelity) -> list[str]:
     return worse or ["weights rounded, speech as good as the same"]
 
 
+def _timings(voice: Voice, export: Export, runs: int, tell: Step) -> list[list[tuple[float, float]]]:
+    """Rounds of (seconds of loading, real-time factor) of the export, and of its float32 twin where it is rounded."""
+    if export.precision == "fp32":
+        tell("timing", 0.4)
+        return [[_timed(export.model, runs)]]
+    with tempfile.TemporaryDirectory(prefix="vits_prune-fp32-") as folder:
+        tell("writing fp32 for comparison", 0.3)
+        models = [export.model, write_float32_twin(voice, export, Path(folder))]
+        rounds = []
+        for one in range(_ROUNDS):
+            tell(f"timing, round {one + 1} of {_ROUNDS}", 0.4 + 0.6 * one / _ROUNDS)
+            rounds.append([_timed(model, max(1, runs // _ROUNDS)) for model in models])
+    return rounds
+
+
 def _timed(model: Path, runs: int) -> tuple[float, float]:
     """Seconds of loading and the real-time factor, on all cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -129,3 +155,20 @@ def _speed_words(rounds: list[list[tuple[float, float]]]) -> list[str]:
     span = f"{min(times):.2f} to {max(times):.2f} of its time"
     verdict = "slower" if min(times) > 1 + _MARGIN else "faster" if max(times) < 1 - _MARGIN else "no faster"
     return [f"{verdict} than fp32 ({span})"] + (["slower to load than fp32"] if min(loads) > 1 + _MARGIN else [])
+
+
+def ship_table(rows: list[Row]) -> pd.DataFrame:
+    """The rows as the command `export` prints them; MB of 1,000,000 bytes, what was not measured is empty."""
+    import pandas as pd
+
+    found = []
+    for row in rows:
+        sound = row.fidelity
+        found.append({
+            "what": row.what, "MB": f"{row.megabytes:.2f}", "of dense fp32": f"{100 * row.share:.1f}%",
+            "load (ms)": "" if row.load_ms is None else f"{row.load_ms:.0f}",
+            "RTF": "" if row.real_time_factor is None else f"{row.real_time_factor:.3f}",
+            "mel levels off (dB)": "" if sound is None else f"{sound.log_mel_db:.2f}",
+            "durations off": "" if sound is None else f"{100 * sound.drift:.1f}%", "in words": row.words,
+        })  # fmt: skip
+    return pd.DataFrame(found)

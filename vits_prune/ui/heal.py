@@ -12,7 +12,7 @@ import pandas as pd
 from vits_prune.background import Doing
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Evaluation
-from vits_prune.heal.curve import Curve
+from vits_prune.healing.curve import Curve
 from vits_prune.measure.quality import METRICS
 from vits_prune.measure.statistics import Interval
 from vits_prune.ui import healed, steps
@@ -33,11 +33,16 @@ _SHARES = ("cer", "wer")
 
 def heal_tab() -> dict[str, Any]:
     """The tab's components."""
-    made: dict[str, Any] = {}
     gr.Markdown(
         "The voice as it is pruned on the left learns from the original, which speaks sentences for it: no recordings are needed. Zeros "
         "stay zeros, and what was removed stays removed. Stopped early, the best so far is kept."
     )
+    return {**_asked(), **_found(), "heal_key": gr.State(), "heal_ticket": gr.Textbox(visible="hidden", elem_id="heal-ticket")}
+
+
+def _asked() -> dict[str, Any]:
+    """What the visitor sets and presses."""
+    made: dict[str, Any] = {}
     with gr.Row():
         made["heal_minutes"] = gr.Slider(
             LEAST_MINUTES,
@@ -66,6 +71,12 @@ def heal_tab() -> dict[str, Any]:
     with gr.Row():
         made["heal_start"] = gr.Button("Heal", variant="primary", elem_id="heal-start", scale=3)
         made["heal_stop"] = gr.Button("Stop, keep the best", elem_id="heal-stop", scale=1, min_width=160)
+    return made
+
+
+def _found() -> dict[str, Any]:
+    """What healing fills."""
+    made: dict[str, Any] = {}
     made["heal_status"] = gr.Markdown("", elem_id="heal-status", min_height=44)
     made["heal_course"] = course()
     made["heal_csv"] = gr.DownloadButton("Download healing.csv", size="sm", interactive=False, elem_id="heal-csv")
@@ -81,8 +92,6 @@ def heal_tab() -> dict[str, Any]:
     made["heal_table_csv"] = gr.DownloadButton("Download healed.csv", size="sm", visible=False, elem_id="heal-table-csv")
     made["heal_save"] = gr.Button("Make the healed voice's folder", interactive=False, elem_id="heal-save")
     made["heal_saved"] = gr.File(label="Folder of the healed voice (zip)", interactive=False, visible=False, elem_id="heal-saved")
-    made["heal_key"] = gr.State()
-    made["heal_ticket"] = gr.Textbox(visible="hidden", elem_id="heal-ticket")  # of the healing under way
     return made
 
 

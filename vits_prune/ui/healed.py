@@ -18,15 +18,14 @@ from vits_prune.background import Doing, in_background
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Evaluation, Reference, Settings, evaluate_against
-from vits_prune.heal.budget import lessons_at
-from vits_prune.heal.heal import parts_to_train
+from vits_prune.healing import best
 from vits_prune.measure.recognition import spoken_language
 from vits_prune.synthesis import Speech, speak
 from vits_prune.texts import load_texts
 from vits_prune.ui import healing, steps
 from vits_prune.ui.evidence import measured_original, texts_for
 from vits_prune.ui.hardware import calls_are_limited
-from vits_prune.ui.healing import Check, Ended, Order, Progress, Saved, Task
+from vits_prune.ui.healing import Check, Ended, Order, Progress, Task
 from vits_prune.voices.voice import Voice
 from vits_prune.workbench import Request
 
@@ -49,8 +48,6 @@ class Healing:
     step: int = 0
     of: int | None = None
     seconds: float = 0.0
-    said: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """What the recipe says of checkpoints, by step."""
     why: str = ""
     """Why it ended early, empty where it did not."""
     kept: int = 0
@@ -122,7 +119,7 @@ def healing_steps(order: Order, token: str | None, halted: Callable[[], bool]) -
     yield found
     try:
         why = yield from _trained(found, task, token, halted)
-        kept = healing.kept_voice(task.folder, pruned, found.said or {0: _unsaid(found, voice, pruned)}, why)
+        kept = best(task.folder, pruned, stopped=why)
     except GeneratorExit:  # whoever trains removes it, after a last checkpoint
         raise
     except BaseException:
@@ -131,16 +128,9 @@ def healing_steps(order: Order, token: str | None, halted: Callable[[], bool]) -
     shutil.rmtree(task.folder, ignore_errors=True)
     if kept is None:
         raise InputError(why if why and not halted() else "Healing was stopped before its first checkpoint: there is nothing to keep yet.")
-    found.why, (found.kept, found.voice) = why, kept
+    found.why, found.voice, found.kept = why, kept, kept.recipe["healed"][-1]["steps"]
     _healings.put(order.key, found)  # weighs more now
     yield found
-
-
-def _unsaid(found: Healing, voice: Voice, pruned: Voice) -> dict[str, Any]:
-    """What the recipe says where it ended before a checkpoint told it."""
-    plan = found.order.plan
-    lessons = lessons_at(max(0, found.step - 1), plan.lessons)
-    return {"plan": plan.to_dict(), "of": found.of, "lessons": lessons, "trained": list(parts_to_train(pruned, voice))}
 
 
 def _settings(request: Request) -> Settings:
@@ -167,7 +157,7 @@ def _prepared(found: Healing, reference: Reference, voice: Voice, pruned: Voice,
         shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(dir=_work.name))
     seconds = healing.STRETCH_SECONDS if calls_are_limited() else None
-    return Task(found.order, folder, reference, text, original, reserve, 0, False, seconds)
+    return Task(found.order, folder, reference, text, original, reserve, False, seconds)
 
 
 def _trained(found: Healing, task: Task, token: str | None, halted: Callable[[], bool]) -> Iterator[Doing | Healing]:
@@ -188,7 +178,7 @@ def _trained(found: Healing, task: Task, token: str | None, halted: Callable[[],
             return ""
         if found.step == before:
             raise InputError("Healing makes no headway within the time of one call: heal it on your own machine, with the command line.")
-        task = dataclasses.replace(task, resume=True, checked=found.checks[-1].step)
+        task = dataclasses.replace(task, resume=True)
 
 
 def _stretch(found: Healing, task: Task, token: str | None, halted: Callable[[], bool]) -> Iterator[Doing | Healing]:
@@ -206,8 +196,6 @@ def _stretch(found: Healing, task: Task, token: str | None, halted: Callable[[],
             elif isinstance(news, Check):
                 found.checks.append(news)
                 yield found
-            elif isinstance(news, Saved):
-                found.said[news.step] = news.healed
             elif isinstance(news, Doing):
                 if time.monotonic() - told > _TOLD_SECONDS:
                     told = time.monotonic()
@@ -224,20 +212,20 @@ def spoken_steps(found: Healing, request: Request, token: str | None) -> Iterato
     """Original, pruned and healed voice speak the visitor's text, with the timing that is chosen; they come last."""
     voice, pruned = steps.bench.voice(request.reference, request.speaker, token), steps.bench.pruned(request, token)
 
-    def say(tell: Callable[[str, float], None]) -> tuple[Speech, Speech, Speech]:
+    def _say(tell: Callable[[str, float], None]) -> tuple[Speech, Speech, Speech]:
         speeches: list[Speech] = []
         for i, (who, one) in enumerate((("original", voice), ("pruned", pruned), ("healed", found.voice))):
             timing = speeches[0] if speeches and request.timing == "locked" else "own"
 
-            def on_sentence(done: int, of: int, who: str = who, i: int = i) -> None:
+            def _on_sentence(done: int, of: int, who: str = who, i: int = i) -> None:
                 tell(f"speaking: {who}, sentence {min(done + 1, of)} of {of}", (i + done / max(1, of)) / 3)
 
             speeches.append(
-                speak(one, request.text, request.seed, timing=timing, on_sentence=on_sentence, **dataclasses.asdict(request.delivery))
+                speak(one, request.text, request.seed, timing=timing, on_sentence=_on_sentence, **dataclasses.asdict(request.delivery))
             )
         return speeches[0], speeches[1], speeches[2]
 
-    yield from in_background(say)
+    yield from in_background(_say)
 
 
 def compared_steps(found: Healing, request: Request, token: str | None) -> Iterator[Doing | tuple[Evaluation, Evaluation, str]]:
@@ -248,10 +236,10 @@ def compared_steps(found: Healing, request: Request, token: str | None) -> Itera
         if isinstance(reference, Doing):
             yield reference
 
-    def compare(tell: Callable[[str, float], None]) -> tuple[Evaluation, Evaluation, str]:
-        def measured(one: Voice, when: str, start: float) -> Evaluation:
+    def _compare(tell: Callable[[str, float], None]) -> tuple[Evaluation, Evaluation, str]:
+        def _measured(one: Voice, when: str, start: float) -> Evaluation:
             return evaluate_against(reference, one, on_step=lambda at, share: tell(at.replace("pruned", when), start + share / 2))
 
-        return measured(pruned, "before healing", 0.0), measured(found.voice, "after healing", 0.5), note
+        return _measured(pruned, "before healing", 0.0), _measured(found.voice, "after healing", 0.5), note
 
-    yield from in_background(compare)
+    yield from in_background(_compare)

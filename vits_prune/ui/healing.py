@@ -7,19 +7,17 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from vits_prune.background import Doing, Stopped, in_background
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Reference, evaluate_against
-from vits_prune.heal import HealPlan, Told, heal
-from vits_prune.heal.checkpoints import Checkpoints
-from vits_prune.heal.curve import Curve
-from vits_prune.heal.zeros import restored
+from vits_prune.healing import HealPlan, Told, heal
+from vits_prune.healing.curve import Curve
+from vits_prune.healing.progress import is_check, score
 from vits_prune.measure.quality import Figure
 from vits_prune.sweep.knee import LIMITS
 from vits_prune.synthesis import Speech, speak
@@ -84,8 +82,6 @@ class Task:
     text: str
     original: Speech
     reserve: float
-    checked: int
-    """Step that was measured last."""
     resume: bool
     seconds: float | None
     """How long it may train; None for to the end."""
@@ -100,15 +96,6 @@ class Progress:
     seconds: float
     row: dict[str, Any] | None
     """Of the curve, with every ROW_EVERYth step."""
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint was written."""
-
-    step: int
-    healed: dict[str, Any]
-    """What the recipe says of it."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +152,7 @@ def check_order(order: Order, voice: Voice) -> None:
 
 
 @on_gpu(STRETCH_LIMIT)
-def training_steps(task: Task, token: str | None) -> Iterator[Doing | Progress | Check | Saved | Ended]:
+def training_steps(task: Task, token: str | None) -> Iterator[Doing | Progress | Check | Ended]:
     """One stretch: what happens, as it happens; Ended comes last. On ZeroGPU it runs in a worker, and `task.folder` is all that stays."""
     steps.bench.use_gpu()
     stretch = _Stretch(task, token)
@@ -180,9 +167,8 @@ class _Stretch:
 
     def __init__(self, task: Task, token: str | None) -> None:
         self._task, self._token = task, token
-        self.news: deque[Progress | Check | Saved] = deque()
+        self.news: deque[Progress | Check] = deque()
         self._curve = Curve(ROW_EVERY)
-        self._checked = task.checked
         self._tell: Callable[[str, float], None] = lambda _what, _share: None
 
     def run(self, tell: Callable[[str, float], None]) -> Ended:
@@ -195,7 +181,8 @@ class _Stretch:
             teacher = steps.bench.voice(request.reference, request.speaker, self._token)
             healed = heal(
                 steps.bench.pruned(request, self._token), teacher, plan=task.order.plan, folder=task.folder, resume=task.resume,
-                on_step=self._on_step, on_checkpoint=self._on_checkpoint, reserve=task.reserve, cpu=steps.bench.device == "cpu",
+                on_step=self._on_step, on_checkpoint=self._on_checkpoint, checks=CHECKS, reserve=task.reserve,
+                cpu=steps.bench.device == "cpu",
             )  # fmt: skip
             return Ended(why=healed.recipe["healed"][-1].get("stopped", ""))
         except _Pause:
@@ -222,12 +209,9 @@ class _Stretch:
         steps.bench.let_hearing_pass(_LONGEST_PAUSE)
 
     def _on_checkpoint(self, step: int, voice: Voice) -> float | None:
-        done = voice.recipe["healed"][-1]
-        self.news.append(Saved(step, dict(done)))
-        of = done["of"] or step
-        if step < of and step * CHECKS // of == self._checked * CHECKS // of:
+        of = voice.recipe["healed"][-1]["of"]
+        if not is_check(step, of, CHECKS):
             return None
-        self._checked = step
         self._tell(f"measuring step {step}", step / of)
         check = checked(step, voice, self._task.reference, self._task.order.request, self._task.text, self._task.original, self._tell)
         self.news.append(check)
@@ -241,35 +225,8 @@ def checked(
     what = f"measuring step {step}" if step else "measuring the pruned voice"
     figures = evaluate_against(reference, voice, on_step=lambda at, share: tell(f"{what}: {at.removeprefix('pruned: ')}", share)).figures
     changes = {name: figure.difference.value for name, figure in figures.items() if figure.difference}
-    known = [max(0.0, changes[limit.metric] / limit.change) for limit in LIMITS if limit.metric in changes]
     speech = speak(voice, text, request.seed, timing=original, **dataclasses.asdict(request.delivery))
-    return Check(step, figures, sum(known) if known else None, speech)
-
-
-def kept_voice(folder: Path, pruned: Voice, said: Mapping[int, Mapping[str, Any]], why: str) -> tuple[int, Voice] | None:
-    """The best checkpoint in a folder, the newest where none was measured: (step, voice); None where there is none.
-
-    Args:
-        folder: of the healing.
-        pruned: the voice that was healed.
-        said: what the recipe says of its checkpoints, by step.
-        why: why it was stopped, empty if it was not.
-    """
-    checkpoints = Checkpoints(folder / "checkpoints")
-    found = checkpoints.best()
-    if found is None:
-        found = checkpoints.newest()
-        if found is None:
-            return None
-        weights = {name.removeprefix("weights."): one for name, one in found[0].items() if name.startswith("weights.")}
-    else:
-        weights = found[0]
-    step = int(found[1]["step"])
-    last = said[max(said)] if said else {}
-    done = {**said.get(step, last), "steps": step, **({"stopped": why} if why else {})}
-    recipe = MappingProxyType({**pruned.recipe, "healed": [*pruned.recipe.get("healed", ()), done]})
-    weights = restored({name: one.to(pruned.device) for name, one in weights.items()}, pruned)
-    return step, pruned.with_weights(weights, recipe=recipe)
+    return Check(step, figures, score(changes, {limit.metric: limit.change for limit in LIMITS}), speech)
 
 
 def halt(folder: Path) -> None:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from vits_prune import tables
 from vits_prune.synthesis import MAX_SEED
-from vits_prune.ui import evidence, flip, heal, sensitivity, teaching
+from vits_prune.ui import evidence, flip, heal, sensitivity, ship, teaching
 from vits_prune.ui.controls import pruning_controls
 from vits_prune.voices.load import EMBEDDED
 
@@ -128,13 +128,8 @@ def outputs() -> dict[str, Any]:
             made |= evidence.fader_tab()
         with gr.Tab("Heal", id="heal-tab"):
             made |= heal.heal_tab()
-        with gr.Tab("Save", id="save"):
-            gr.Markdown(
-                "The pruned voice as a folder: safetensors, configuration, tokenizer and the PruneSpec. `load_voice(folder)` speaks the "
-                "same samples; a Hugging Face voice also opens in plain `VitsModel.from_pretrained`."
-            )
-            made["save"] = gr.Button("Make the pruned voice's folder", elem_id="save")
-            made["saved"] = gr.File(label="Folder of the pruned voice (zip)", interactive=False, visible=False, elem_id="saved")
+        with gr.Tab("Ship", id="ship-tab") as made["ship_tab"]:
+            made |= ship.ship_tab()
     return made
 
 

@@ -13,9 +13,11 @@ from vits_prune.errors import InputError
 from vits_prune.pruning import PruneSpec
 from vits_prune.ui import controls, evidence, heal, hearing, layout, sensitivity, steps, teaching
 from vits_prune.ui.endpoints import add_endpoints
+from vits_prune.ui.events import LOADED, QUIET, SPEAKING, halts, request_from, signed
 from vits_prune.ui.steps import plainly
-from vits_prune.ui.stoppable import Halts, haltable, stoppable
+from vits_prune.ui.stoppable import haltable, stoppable
 from vits_prune.ui.theme import HEAD, theme
+from vits_prune.ui.wiring_ship import wire_shipping
 from vits_prune.workbench import Request
 
 
@@ -24,7 +26,7 @@ def build() -> gr.Blocks:
     with gr.Blocks(title="vits_prune", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
         gr.Markdown(layout.TITLE, elem_id="title")
         if os.environ.get("OAUTH_CLIENT_ID"):
-            gr.LoginButton("Log in for private and gated voices", size="sm")
+            gr.LoginButton("Log in: private and gated voices, push to the hub", size="sm")
         with gr.Row(elem_classes="halves"):
             with gr.Column(scale=4, min_width=300):
                 inputs = layout.inputs()
@@ -48,25 +50,8 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-DELIVERED = ("voice", "speaker", "text", "seed", "timing", "speaking_rate", "noise_scale", "noise_scale_duration")
-SPEAKING = (*DELIVERED, *controls.NAMES)
-"""The inputs that make a Request, in the order of `request_from`."""
-LOADED = ("voice", "speaker", *controls.NAMES)
 VOICE_SHOWN = ("facts", "speaker", "readout")
 """What loading a voice reads and shows."""
-
-_halts = Halts()
-
-
-def request_from(values: Sequence[Any]) -> Request:
-    """The Request of the inputs SPEAKING.
-
-    Raises:
-        InputError: one of them cannot be used.
-    """
-    voice, speaker, text, *rest = values[: len(DELIVERED)]
-    return steps.request_of(voice, speaker, text, controls.spec_of(*values[len(DELIVERED) :]), *rest)
-
 
 _START = """() => {
   window.speaking = {ticket: Date.now().toString(36) + Math.random().toString(36).slice(2), again: false};
@@ -94,19 +79,17 @@ _HEAL = """() => {
 _STOP_HEALING = "() => window.healing ? window.healing.ticket + ':' + ++window.healing.presses : ''"
 """Stopped once a healing keeps the best so far, stopped twice it does not measure it either."""
 
-_QUIET: dict[str, Any] = {"api_visibility": "private"}
-
 
 def _lanes(inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Who waits for whom. Hearing is one at a time; measuring has its own line and lets hearing pass; so has pruning, which takes up to a
     minute where it listens first, and others may be heard meanwhile."""
-    on_status = {"show_progress_on": [outputs["status"]], **_QUIET}
+    on_status = {"show_progress_on": [outputs["status"]], **QUIET}
     return {
-        "load": {"concurrency_id": "load", "concurrency_limit": 2, "show_progress_on": [inputs["facts"]], **_QUIET},
+        "load": {"concurrency_id": "load", "concurrency_limit": 2, "show_progress_on": [inputs["facts"]], **QUIET},
         "prune": {"concurrency_id": "prune", "concurrency_limit": 4, **on_status},
         "work": {"concurrency_id": "work", "concurrency_limit": 1, **on_status},
         "measure": {"concurrency_id": "measure", "concurrency_limit": 1, **on_status},
-        "heal": {"concurrency_id": "heal", "concurrency_limit": 1, "show_progress_on": [outputs["heal_status"]], **_QUIET},
+        "heal": {"concurrency_id": "heal", "concurrency_limit": 1, "show_progress_on": [outputs["heal_status"]], **QUIET},
         "look": {"concurrency_id": "look", "concurrency_limit": 2, **on_status},
     }
 
@@ -121,14 +104,15 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
     _wire_voice(demo, inputs, lanes["load"])
     _wire_controls(inputs)
     _wire_speaking(inputs, outputs, lanes, shown)
-    _wire_healing(inputs, outputs, lanes, shown)
+    healed = _wire_healing(inputs, outputs, lanes, shown)
+    wire_shipping(demo, inputs, outputs, healed, shown)
     running = [*_wire_looking(inputs, outputs, lanes, shown), *_wire_evidence(inputs, outputs, lanes["measure"], lanes["work"], shown)]
-    stopped = inputs["stop"].click(_halted, inputs["ticket"], outputs["status"], js=_STOP, cancels=running, queue=False, **_QUIET)
-    stopped.then(steps.stopped_words, None, outputs["status"], queue=False, show_progress="hidden", **_QUIET)
+    stopped = inputs["stop"].click(_halted, inputs["ticket"], outputs["status"], js=_STOP, cancels=running, queue=False, **QUIET)
+    stopped.then(steps.stopped_words, None, outputs["status"], queue=False, show_progress="hidden", **QUIET)
 
 
 def _halted(ticket: Any) -> str:
-    _halts.halt(ticket)
+    halts.halt(ticket)
     return "Stopped."
 
 
@@ -147,20 +131,20 @@ def _wire_voice(demo: gr.Blocks, inputs: dict[str, Any], loading: dict[str, Any]
 
     pruning = [inputs[name] for name in controls.NAMES]
     chosen, voice_shown = [inputs[name] for name in LOADED], [inputs[name] for name in VOICE_SHOWN]
-    load = _signed(load, LOADED, progress=True)
+    load = signed(load, LOADED, progress=True)
     demo.load(load, chosen, voice_shown, **loading)
     inputs["voice"].change(load, chosen, voice_shown, **loading)
-    uploading = {"concurrency_id": "load", "concurrency_limit": 2, **_QUIET}
+    uploading = {"concurrency_id": "load", "concurrency_limit": 2, **QUIET}
     inputs["upload"].upload(plainly(_upload), inputs["upload"], [inputs["voice"], inputs["upload"]], **uploading)
     gr.on(
         [inputs[name].change for name in controls.NAMES],
-        _signed(preview, ("voice", *controls.NAMES)),
+        signed(preview, ("voice", *controls.NAMES)),
         [inputs["voice"], *pruning],
         inputs["readout"],
         show_progress="hidden",
         trigger_mode="always_last",
         concurrency_limit=4,
-        **_QUIET,
+        **QUIET,
     )
 
 
@@ -171,7 +155,7 @@ def _wire_speaking(
     ticket, status = inputs["ticket"], outputs["status"]
 
     def link(run: Callable[..., Iterator[Any]], names: Sequence[str], progress: bool = False) -> Any:
-        return _signed(haltable(plainly(run), _halts), ("ticket", *names), progress=progress)
+        return signed(haltable(plainly(run), halts), ("ticket", *names), progress=progress)
 
     def load(*values: Any) -> Iterator[tuple[Any, ...]]:
         voice, speaker, *how, oauth, progress = values
@@ -188,7 +172,7 @@ def _wire_speaking(
 
     # Of the Request that was pruned, whatever the controls say by now.
     # Each step shows its findings in its last update: Gradio 6.31 forgets what an earlier one put into a tab that was never opened.
-    begun = inputs["go"].click(None, None, ticket, js=_START, trigger_mode="multiple", **_QUIET)
+    begun = inputs["go"].click(None, None, ticket, js=_START, trigger_mode="multiple", **QUIET)
     loading = link(load, LOADED, progress=True)
     chain = [begun.then(loading, [ticket, *(inputs[name] for name in LOADED)], [inputs[name] for name in VOICE_SHOWN], **lanes["load"])]
     asked = [ticket, *(inputs[name] for name in SPEAKING)]
@@ -197,15 +181,15 @@ def _wire_speaking(
         shows = [status, *(outputs[name] for name in names)]
         chain.append(chain[-1].success(link(after(run), ("request",)), [ticket, outputs["asked"]], shows, **lanes[lane]))
     for one in chain:
-        one.failure(None, js=_ENDED, **_QUIET)
-    chain[-1].then(None, js=_ENDED, **_QUIET)
-    gr.on([inputs["speak"].click, inputs["text"].submit], _halts.halt, ticket, None, js=_SPEAK, queue=False, **_QUIET)
+        one.failure(None, js=_ENDED, **QUIET)
+    chain[-1].then(None, js=_ENDED, **QUIET)
+    gr.on([inputs["speak"].click, inputs["text"].submit], halts.halt, ticket, None, js=_SPEAK, queue=False, **QUIET)
 
 
 def _wire_looking(
     inputs: dict[str, Any], outputs: dict[str, Any], lanes: dict[str, dict[str, Any]], shown: Callable[[dict[str, Any]], dict[Any, Any]]
 ) -> list[Any]:
-    """What may be asked of what was heard: another layer's matrix, a step of gradual pruning, the voice as a folder."""
+    """What may be asked of what was heard: another layer's matrix, a step of gradual pruning."""
 
     def after(run: Callable[..., Iterator[dict[str, Any]]]) -> Any:
         @stoppable
@@ -213,11 +197,7 @@ def _wire_looking(
         def follow(request: Request, choice: Any, oauth: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
             yield from map(shown, run(request, steps.visitor_token(oauth), choice))
 
-        return _signed(follow, ("request", "choice"))
-
-    @plainly
-    def save(*values: Any) -> Any:
-        return gr.File(steps.saved_folder(request_from(values[:-1]), steps.visitor_token(values[-1])), visible=True)
+        return signed(follow, ("request", "choice"))
 
     found = []
     for run, choice, names, lane in (
@@ -226,8 +206,6 @@ def _wire_looking(
     ):
         shows = [outputs[name] for name in ("status", *names)]
         found.append(outputs[choice].input(after(run), [outputs["asked"], outputs[choice]], shows, **lanes[lane]))
-    asked, saving = [inputs[name] for name in SPEAKING], {"concurrency_id": "work", "concurrency_limit": 1, **_QUIET}
-    found.append(outputs["save"].click(_signed(save), asked, outputs["saved"], **saving))
     return found
 
 
@@ -249,7 +227,7 @@ def _wire_evidence(
             yield from map(shown, run(request, token, *values[len(SPEAKING) : -1]))
 
         into = [outputs[name] for name in ("status", *shows)]
-        wired.append(outputs[button].click(_signed(step, (*SPEAKING, *chosen)), [*asked, *(outputs[name] for name in chosen)], into, **how))
+        wired.append(outputs[button].click(signed(step, (*SPEAKING, *chosen)), [*asked, *(outputs[name] for name in chosen)], into, **how))
 
     wire(
         "curve_start", evidence.curve_steps, ("curve_texts", "curve_step", "curve_last", "curve_metrics"), ("curve", "curve_csv"), measuring
@@ -265,21 +243,22 @@ def _wire_evidence(
 
     for picture in ("curve", "heat"):
         settings = [inputs[name] for name in controls.NAMES]
-        pressed = outputs[picture].click(take_over, None, settings, queue=False, **_QUIET)
+        pressed = outputs[picture].click(take_over, None, settings, queue=False, **QUIET)
         pressed.success(None, js="() => document.querySelector('#speak').click()")
     return wired
 
 
 def _wire_healing(
     inputs: dict[str, Any], outputs: dict[str, Any], lanes: dict[str, dict[str, Any]], shown: Callable[[dict[str, Any]], dict[Any, Any]]
-) -> None:
-    """Healing, which has a line of its own, and what may be asked of it. Stop does not cancel it: it ends by itself with what it has."""
+) -> Any:
+    """Healing, which has a line of its own, and what may be asked of it. Stop does not cancel it: it ends by itself with what it has.
+    Returns the event of its end."""
 
     @stoppable
     @plainly
     def run(ticket: Any, *values: Any) -> Iterator[dict[Any, Any]]:
         def halted(what: str) -> bool:
-            return f"{ticket}:{1 if what == 'healing' else 2}" in _halts
+            return f"{ticket}:{1 if what == 'healing' else 2}" in halts
 
         request, token = request_from(values[: len(SPEAKING)]), steps.visitor_token(values[-1])
         yield from map(shown, heal.heal_steps(request, token, halted, *values[len(SPEAKING) : -1]))
@@ -294,18 +273,19 @@ def _wire_healing(
 
     chosen, key = ("heal_minutes", "heal_texts", "heal_adversarial"), outputs["heal_key"]
     asked = [outputs["heal_ticket"], *(inputs[name] for name in SPEAKING), *(outputs[name] for name in chosen)]
-    begun = outputs["heal_start"].click(None, None, outputs["heal_ticket"], js=_HEAL, **_QUIET)
-    begun.then(_signed(run, ("ticket", *SPEAKING, *chosen)), asked, [outputs[name] for name in heal.SHOWN], **lanes["heal"])
+    begun = outputs["heal_start"].click(None, None, outputs["heal_ticket"], js=_HEAL, **QUIET)
+    ended = begun.then(signed(run, ("ticket", *SPEAKING, *chosen)), asked, [outputs[name] for name in heal.SHOWN], **lanes["heal"])
     stops = [inputs["stop"].click, outputs["heal_stop"].click]
-    gr.on(stops, _halts.halt, outputs["heal_ticket"], None, js=_STOP_HEALING, queue=False, **_QUIET)
-    looking = {"concurrency_id": "look", "concurrency_limit": 2, **_QUIET}
+    gr.on(stops, halts.halt, outputs["heal_ticket"], None, js=_STOP_HEALING, queue=False, **QUIET)
+    looking = {"concurrency_id": "look", "concurrency_limit": 2, **QUIET}
     outputs["heal_checkpoint"].input(listen, [key, outputs["heal_checkpoint"]], outputs["heal_audio"], **looking)
-    outputs["heal_save"].click(save, key, outputs["heal_saved"], concurrency_id="work", concurrency_limit=1, **_QUIET)
+    outputs["heal_save"].click(save, key, outputs["heal_saved"], concurrency_id="work", concurrency_limit=1, **QUIET)
+    return ended
 
 
 def _wire_controls(inputs: dict[str, Any]) -> None:
     """Only the controls that apply are in sight; a lever that is taken over starts where the amount has it."""
-    quiet = {"queue": False, "show_progress": "hidden", **_QUIET}
+    quiet = {"queue": False, "show_progress": "hidden", **QUIET}
 
     def voice_at_hand(reference: str, token: str | None) -> Any:
         reference = (reference or "").strip()
@@ -320,27 +300,13 @@ def _wire_controls(inputs: dict[str, Any]) -> None:
             found = controls.arranged(voice, *how, controls.levers_for(voice, amount, parts) if fresh else None)
             return {inputs[name]: value for name, value in found.items()}
 
-        return _signed(arrange, names)
+        return signed(arrange, names)
 
     names = ("voice", "method", "scope", "pattern", "steps", "by_lever", "amount", "parts")
     asked, shown = [inputs[name] for name in names], [inputs[name] for name in controls.ARRANGED]
     changed = [inputs[name].change for name in ("facts", "method", "scope", "pattern", "steps")]
     gr.on(changed, arranger(fresh=False), asked, shown, **quiet)
     inputs["by_lever"].change(arranger(fresh=True), asked, shown, **quiet)
-
-
-def _signed(function: Any, names: Sequence[str] = SPEAKING, progress: bool = False) -> Any:
-    """Give a function of (*inputs, token) the signature that Gradio reads, so that it hands over the visitor's token."""
-    import inspect
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind) for name in names]
-    parameters.append(inspect.Parameter("oauth", kind, annotation=gr.OAuthToken | None))
-    if progress:
-        parameters.append(inspect.Parameter("progress", kind, default=gr.Progress()))
-    function.__signature__ = inspect.Signature(parameters)
-    function.__annotations__ = {"oauth": gr.OAuthToken | None}
-    return function
 
 
 def _readout(voice: str, how: Sequence[Any], token: str | None) -> str:

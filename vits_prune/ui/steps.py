@@ -236,9 +236,9 @@ def free_cut_words(voice: Voice) -> str:
     return " ".join(words)
 
 
-def plain(text: str) -> str:
+def plain(text: str, longest: int = 120) -> str:
     """Text from outside, so that Markdown shows it and does nothing else."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+!|~$&" else " " if c.isspace() else c for c in text[:120])
+    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+!|~$&" else " " if c.isspace() else c for c in text[:longest])
 
 
 def readout(voice: str, spec: PruneSpec, token: str | None) -> str:
@@ -277,13 +277,6 @@ def matrix_steps(request: Request, token: str | None, layer: str) -> Iterator[Do
 def rendition_steps(request: Request, token: str | None, index: int) -> Iterator[Doing | Speech]:
     """What the voice of one step of gradual pruning says, with the original's durations; it comes last."""
     yield from bench.hear_step(request, index, spoken_before(request, token).original, token)
-
-
-def saved_folder(request: Request, token: str | None) -> str:
-    """The pruned voice's folder as a zip file for a download button."""
-    spec = request.spec
-    how = spec.scope if spec.method == "magnitude" else spec.method
-    return zipped(bench.pruned(request, token), f"{how}-{round(100 * spec.amount)}")
 
 
 def zipped(voice: Voice, how: str) -> str:

@@ -83,14 +83,14 @@ def load_model(folder: Path, config: VitsConfig, *, name: str) -> tuple[VitsMode
         )
     runs = {key: tensor.shape for key, tensor in model.state_dict().items() if not _never_runs(key, config)}
     try:
-        tensors = _read_tensors(files, runs, name)
+        tensors = read_tensors(files, runs, name)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{name} has damaged weights ({WEIGHTS} cannot be read): download or save them again.") from error
     model.load_state_dict(tensors, strict=False, assign=True)
     free_cut = fold_and_cut(model)
-    _require_finite(model, name)
+    require_finite(model, name)
     return model, free_cut
 
 
@@ -147,8 +147,18 @@ def _current_name(key: str) -> str:
     return key
 
 
-def _read_tensors(files: list[Path], wanted: dict[str, torch.Size], name: str) -> dict[str, torch.Tensor]:
-    """The wanted tensors as fp32, after all their shapes were compared."""
+def read_tensors(files: list[Path], wanted: dict[str, torch.Size], name: str) -> dict[str, torch.Tensor]:
+    """The wanted tensors of safetensors files as fp32, after all their shapes were compared.
+
+    Args:
+        files: the shards, in any order.
+        wanted: name in today's VitsModel -> shape; other tensors in the files are left alone.
+        name: of the voice, for messages.
+
+    Raises:
+        InputError: one is missing, has another shape, or is not stored as floating-point numbers.
+        SafetensorError, OSError, ValueError, RuntimeError: a file is damaged.
+    """
     found: dict[str, tuple[Path, str]] = {}
     for file in files:
         with safe_open(file, "pt") as handle:
@@ -181,7 +191,12 @@ def _read_tensors(files: list[Path], wanted: dict[str, torch.Size], name: str) -
     return tensors
 
 
-def _require_finite(model: nn.Module, name: str) -> None:
+def require_finite(model: nn.Module, name: str) -> None:
+    """Whether all parameters of a network are numbers.
+
+    Raises:
+        InputError: one is NaN or infinite.
+    """
     for key, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} has damaged weights: {key} contains NaN or infinity.")

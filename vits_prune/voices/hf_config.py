@@ -109,9 +109,17 @@ def read_config(folder: Path, config_class: type[Config] = VitsConfig, *, name: 
         InputError: it is missing, is not JSON, is of another architecture, or asks for a network that is refused.
     """
     name = name or Path(folder).name
-    values = read_json(Path(folder) / "config.json", name)
+    return checked_config(read_json(Path(folder) / "config.json", name), config_class, name)
+
+
+def checked_config(values: dict[str, Any], config_class: type[Config], name: str) -> Config:
+    """The configuration that the contents of a config.json describe, every value within bounds.
+
+    Raises:
+        InputError: it is of another architecture, or asks for a network that is refused.
+    """
     require_model_type(values, config_class.model_type, name)
-    known = {}
+    known: dict[str, Any] = {}
     for key, (low, high) in _INTEGERS.items():
         if key in values:
             known[key] = _integer(values[key], key, low, high, name)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
-from vits_prune.voices.hub_errors import TooManyBytes, plain_errors
+from vits_prune.voices.download_meter import DownloadMeter, Progress
+from vits_prune.voices.hub_errors import plain_errors
 from vits_prune.voices.voice import Origin, Voice
 
 if TYPE_CHECKING:
@@ -19,20 +19,19 @@ if TYPE_CHECKING:
 MAX_BYTES = 2 * 1024**3
 """Largest download of one voice, in bytes."""
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
-
 _SMALL_FILES = (
     "config.json",
     "vocab.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vits_prune.json",
     "piper.json",
     "README.md",  # for the licence where the hub cannot be asked
 )
 _MAX_SMALL_BYTES = 8 << 20
+_LISTS = ("vits_prune.json", "export.json")
+"""Of a voice that this library wrote: its other files and their checksums. The first that is there counts."""
+_MAX_LISTED = 100
 _SEGMENT = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REFERENCE = re.compile(rf"(?:https://(?:www\.)?(?:huggingface\.co|hf\.co)/)?({_SEGMENT}/{_SEGMENT})(?:@(.+)|/tree/(.+?))?/?")
 _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9_-])?")
@@ -83,10 +82,13 @@ def load_hub(
         repo_id, revision=revision or named, token=token, max_bytes=max_bytes, on_progress=on_progress, cache_dir=cache_dir
     )
     from vits_prune.voices.checkpoint import load_checkpoint
-    from vits_prune.voices.saved import load_saved, read_manifest
+    from vits_prune.voices.load import load_folder
 
-    if read_manifest(snapshot.folder) is not None:
-        return load_saved(snapshot.folder, speaker)
+    if any((snapshot.folder / name).is_file() for name in _LISTS):  # it says itself where it came from
+        try:
+            return load_folder(snapshot.folder, speaker)
+        except InputError as error:
+            raise InputError(str(error).replace(snapshot.folder.name, repo_id)) from error
     origin = Origin("hugging-face", repo_id, snapshot.revision, snapshot.licence)
     return load_checkpoint(snapshot.folder, name=repo_id.partition("/")[2], origin=origin, speaker=speaker)
 
@@ -136,7 +138,7 @@ def fetch_snapshot(
         if info is None:
             return _cached_snapshot(repo_id, revision, cache_dir, anonymous=token is False)
         access = {"token": token, "cache_dir": cache_dir}
-        return _download(repo_id, revision, access, info, _Meter(max_bytes, on_progress))
+        return _download(repo_id, revision, access, info, DownloadMeter(max_bytes, on_progress))
 
 
 def _ask(repo_id: str, revision: str | None, token: str | bool | None) -> ModelInfo | None:
@@ -160,12 +162,13 @@ def _ask(repo_id: str, revision: str | None, token: str | bool | None) -> ModelI
         raise
 
 
-def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: ModelInfo, meter: _Meter) -> Snapshot:
+def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: ModelInfo, meter: DownloadMeter) -> Snapshot:
     from huggingface_hub import constants, hf_hub_download
 
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, shard_names
     from vits_prune.voices.hf_config import read_json, require_model_type
 
+    # The first file is asked for by its branch, so that the cache remembers where that points for the day when the hub cannot be reached.
     sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
     commit = str(info.sha)
 
@@ -174,22 +177,24 @@ def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: 
             path = hf_hub_download(repo_id, file, revision=at, endpoint=constants.ENDPOINT, tqdm_class=meter.bar_class(), **access)
             return Path(path)
 
-    if "config.json" not in sizes:
+    first = next((name for name in (*_LISTS, "config.json") if name in sizes), None)
+    if first is None or (first != _LISTS[1] and "config.json" not in sizes):
         raise InputError(f"{repo_id} has no config.json: it is not a VITS checkpoint in transformers' format.")
     if not _COMMIT.fullmatch(commit):
         raise InputError(f"The hub named no commit for {repo_id}: try again later.")
-    files = [file for file in _SMALL_FILES if file in sizes]
+    files = [file for file in (*_LISTS, *_SMALL_FILES) if file in sizes]
     if WEIGHTS not in sizes and WEIGHTS_INDEX in sizes:
         files.append(WEIGHTS_INDEX)
     meter.expect(repo_id, {file: sizes[file] for file in files}, _MAX_SMALL_BYTES)
-    # Asked for by its branch, so that the cache remembers where the branch points for the day when the hub cannot be reached.
-    folder = fetch("config.json", revision or constants.DEFAULT_REVISION).parent
+    folder = fetch(first, revision or constants.DEFAULT_REVISION).parent
     if folder.name != commit:
         raise InputError(f"{repo_id} was changed while it was being loaded: try again.")
-    config = read_json(folder / "config.json", repo_id)
-    if config.get("model_type") != "vits_piper":  # what save_voice writes for a Piper voice
-        require_model_type(config, "vits", repo_id)
-    weights = _weights(repo_id, sizes, lambda: shard_names(read_json(fetch(WEIGHTS_INDEX), repo_id), repo_id))
+    if first != "config.json":
+        files += [file for file in _listed(folder / first, sizes, repo_id) if file not in files]
+    else:
+        require_model_type(read_json(folder / "config.json", repo_id), "vits", repo_id)
+    weights = _weights(repo_id, sizes, folder, lambda: shard_names(read_json(fetch(WEIGHTS_INDEX), repo_id), repo_id))
+    files = [file for file in files if file not in weights]
     meter.expect(repo_id, {file: sizes[file] for file in (*files, *weights)}, meter.max_bytes)
     for file in (*files, *weights):
         fetch(file)
@@ -198,15 +203,42 @@ def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: 
     return Snapshot(folder, commit, _licence(info))
 
 
-def _weights(repo_id: str, sizes: dict[str, int | None], read_shards: Callable[[], list[str]]) -> list[str]:
-    """The files of a repository that hold its weights."""
+def _listed(path: Path, sizes: dict[str, int | None], repo_id: str) -> list[str]:
+    """The files of a repository that vits_prune.json or export.json lists; what it lists and is not there loading will miss."""
+    listed = _checksums(path, repo_id)
+    if len(listed) > _MAX_LISTED:
+        raise InputError(f"{repo_id} is damaged: its {path.name} lists more than {_MAX_LISTED} files. Push the voice again.")
+    beside = [f"{name}.json" for name in listed if name.endswith(".onnx")]  # a Piper voice's, which may be edited: not in the list
+    return [name for name in dict.fromkeys((*beside, *listed)) if name in sizes and name == Path(name).name and not name.startswith(".")]
+
+
+def _checksums(path: Path, repo_id: str) -> dict[str, Any]:
+    """File -> checksum in vits_prune.json or export.json; not one of them is believed here."""
+    from vits_prune.voices.hf_config import read_json
+
+    values = read_json(path, repo_id)
+    listed = values.get("files" if path.name == _LISTS[0] else "sha256")
+    return listed if isinstance(listed, dict) else {}
+
+
+def _weights(repo_id: str, sizes: dict[str, int | None], folder: Path, read_shards: Callable[[], list[str]]) -> list[str]:
+    """The files of a repository that hold its weights, but for those that export.json lists."""
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, no_safetensors
     from vits_prune.voices.saved import WEIGHTS as SAVED
+    from vits_prune.voices.saved import form_of, read_manifest
 
+    try:
+        manifest = read_manifest(folder)
+    except InputError as error:
+        raise InputError(str(error).replace(folder.name, repo_id)) from error
+    if manifest is None and (folder / _LISTS[1]).is_file():
+        return []
+    if manifest is not None and form_of(manifest) == "sparse":
+        if SAVED["sparse"] not in sizes:
+            raise InputError(f"{repo_id} is damaged: it has no {SAVED['sparse']}. Push the voice again.")
+        return [SAVED["sparse"]]
     if WEIGHTS in sizes:
         return [WEIGHTS]
-    if SAVED["sparse"] in sizes and "vits_prune.json" in sizes:
-        return [SAVED["sparse"]]
     if WEIGHTS_INDEX not in sizes:
         raise no_safetensors(repo_id)
     shards = read_shards()
@@ -259,92 +291,31 @@ def _cached_snapshot(repo_id: str, revision: str | None, cache_dir: str | Path |
     """
     from huggingface_hub import try_to_load_from_cache
 
-    from vits_prune.voices.checkpoint import weight_files
-
     missing = InputError(
         f"Hugging Face cannot be reached and {repo_id} is not in the cache on this machine: check the connection and try again."
     )
-    path = try_to_load_from_cache(repo_id, "config.json", cache_dir=cache_dir, revision=revision)
-    if not isinstance(path, str):
+    found = (try_to_load_from_cache(repo_id, file, cache_dir=cache_dir, revision=revision) for file in (*_LISTS, "config.json"))
+    path = next((Path(path) for path in found if isinstance(path, str)), None)
+    if path is None:
         raise missing
-    folder = Path(path).parent
+    folder = path.parent
     if anonymous and not (folder.parents[1] / _PUBLIC).is_file():
         raise missing
-    try:
-        weight_files(folder, repo_id)
-    except InputError as error:
-        raise missing from error
-    if not any((folder / file).is_file() for file in ("vocab.json", "piper.json")):
+    if not _is_whole(path, repo_id):
         raise missing
     return Snapshot(folder, folder.name, None)
 
 
-class _Meter:
-    """Counts what is received, tells the caller, and stops a server that sends more than it declared.
+def _is_whole(first: Path, repo_id: str) -> bool:
+    """Whether all files of a voice lie in the cache beside the first one that was fetched."""
+    from vits_prune.voices.checkpoint import weight_files
 
-    huggingface_hub itself notices a wrong size only when the file has ended, so without this a server could fill the disk.
-    """
-
-    def __init__(self, max_bytes: int, on_progress: Progress | None) -> None:
-        self.max_bytes = max_bytes
-        self.on_progress = on_progress
-        self.sizes: dict[str, int] = {}
-        self.done: dict[str, int] = {}
-        self.file = ""
-
-    def expect(self, repo_id: str, sizes: dict[str, Any], max_bytes: int) -> None:
-        """Note the declared sizes of files.
-
-        Raises:
-            InputError: together they are too large, or a size is not stated.
-        """
-        if not all(isinstance(size, int) and size >= 0 for size in sizes.values()):
-            raise InputError(f"The hub does not say how large the files of {repo_id} are: try again later.")
-        total = sum(sizes.values())
-        if total > max_bytes:
-            size, most = (f"{count / 2**20:,.1f} MiB" for count in (total, max_bytes))
-            raise InputError(f"{repo_id} is {size}, more than the {most} accepted: choose a smaller model.")
-        self.sizes = dict(sizes)
-
-    @contextlib.contextmanager
-    def counting(self, file: str) -> Iterator[None]:
-        """Count what is received inside the block as this file; when it ends well the file is there whole."""
-        self.file = file
-        self.done.setdefault(file, 0)
-        yield
-        self.done[file] = self.sizes[file]
-        self._tell()
-
-    def received(self, count: float) -> None:
-        self.done[self.file] += int(count)
-        if self.done[self.file] > self.sizes[self.file]:
-            raise TooManyBytes(self.file)
-        self._tell()
-
-    def _tell(self) -> None:
-        if self.on_progress is not None:
-            self.on_progress(sum(self.done.values()), sum(self.sizes.values()))
-
-    def bar_class(self) -> type:
-        """A progress bar as huggingface_hub wants it that reports here, and draws only where nobody listens."""
-        from huggingface_hub.utils import tqdm
-
-        meter = self
-
-        class Bar(tqdm):
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                if meter.on_progress is not None:
-                    kwargs["disable"] = True
-                super().__init__(*args, **kwargs)
-
-            def update(self, n: float | None = 1) -> bool | None:
-                meter.received(n or 0)
-                return super().update(n)
-
-            def update_transfer(self, n: float | None = 1) -> None:
-                """Bytes on the wire, which xet counts beside those of the file: having this method keeps it from opening a second bar."""
-
-            def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None:
-                """The rate of the same."""
-
-        return Bar
+    folder = first.parent
+    try:
+        if first.name in _LISTS:
+            listed = _checksums(first, repo_id)
+            return bool(listed) and all((folder / Path(name).name).is_file() for name in listed)
+        weight_files(folder, repo_id)
+    except InputError:
+        return False
+    return any((folder / file).is_file() for file in ("vocab.json", "piper.json"))

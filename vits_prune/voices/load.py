@@ -28,8 +28,8 @@ def load_voice(
 
     Args:
         ref: "joe" (the embedded voice), a hub id such as "facebook/mms-tts-eng" or "owner/name@revision", a folder in transformers'
-            layout or written by `save_voice`, or a Piper `.onnx` file with its `.json` beside it. What exists on disk wins over a hub id
-            of that name.
+            layout or written by `save_voice` or an export, or an `.onnx` file: Piper's with its `.json`, or an export with the files
+            written beside it. What exists on disk wins over a hub id of that name.
         speaker: index or name, for a voice with several; None for the first.
         revision: branch, tag or commit of a hub id.
         token: access token for the hub; None for the usual one (HF_TOKEN or `hf auth login`), False for none.
@@ -72,16 +72,20 @@ def load_embedded(speaker: int | str | None = None) -> Voice:
 
 
 def load_folder(folder: Path, speaker: int | str | None = None) -> Voice:
-    """A folder in transformers' layout, or one that `save_voice` wrote.
+    """A folder in transformers' layout, one that `save_voice` or an export wrote, or one with the .onnx of one Piper voice.
 
     Raises:
         InputError: it holds no VITS voice, or is damaged.
     """
     from vits_prune.voices.checkpoint import load_checkpoint
+    from vits_prune.voices.onnx_load import load_onnx, model_in
     from vits_prune.voices.saved import load_saved, read_manifest
 
     if read_manifest(folder) is not None:
         return load_saved(folder, speaker)
+    model = model_in(folder)
+    if model is not None:
+        return load_onnx(model, speaker)
     name = folder.resolve().name
     return load_checkpoint(folder, name=name, origin=Origin("hugging-face", name), speaker=speaker)
 
@@ -89,6 +93,6 @@ def load_folder(folder: Path, speaker: int | str | None = None) -> Voice:
 def _load_file(path: Path, speaker: int | str | None) -> Voice:
     if path.suffix != ".onnx":
         raise InputError(f"{path.name} is not a voice: give a Piper .onnx file, or a folder with config.json and model.safetensors.")
-    from vits_prune.voices.piper import load_piper
+    from vits_prune.voices.onnx_load import load_onnx
 
-    return load_piper(path, name=path.stem, reference=path.name, speaker=speaker)
+    return load_onnx(path, speaker)

@@ -89,7 +89,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise InputError(f"{folder.name} was saved by a newer vits_prune (format {version}): update vits_prune to open it.")
         valid = (
-            version in range(1, FORMAT_VERSION + 1) and manifest["family"] in ("hugging-face", "piper") and _is_recipe(manifest["recipe"])
+            version in range(1, FORMAT_VERSION + 1) and manifest["family"] in ("hugging-face", "piper") and is_recipe(manifest["recipe"])
         )
         valid = valid and form_of(manifest) in ("dense", "sparse")
         valid = valid and ("crc32" not in manifest or manifest["crc32"] == _own_crc32(manifest))
@@ -102,7 +102,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _is_recipe(recipe: Any) -> bool:
+def is_recipe(recipe: Any) -> bool:
+    """Whether a JSON value can be the recipe of a voice: what was pruned, step by step, and what else was done."""
     steps = recipe.get("pruned", []) if isinstance(recipe, dict) else None
     return isinstance(steps, list) and all(
         isinstance(step, dict) and isinstance(parts := step.get("parts", []), list) and all(isinstance(part, str) for part in parts)

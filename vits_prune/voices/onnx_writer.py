@@ -14,6 +14,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from vits_prune.voices.onnx_facts import PRODUCER, checksum_of
+
 OPSET = 17
 """Of onnxruntime 1.13 and later, which Piper's C++ runtime of 2023 embeds too."""
 IR_VERSION = 8
@@ -91,7 +93,7 @@ class GraphWriter:
         Args:
             inputs: name -> (ONNX element type, shape with names for dynamic sides).
             outputs: the same.
-            facts: what goes into the file's metadata.
+            facts: what goes into the file's metadata, with a checksum where they are those of a voice (onnx_facts.py).
         """
         graph = helper.make_graph(
             self._nodes,
@@ -100,8 +102,10 @@ class GraphWriter:
             [helper.make_tensor_value_info(name, *kind) for name, kind in outputs.items()],
             list(self._initializers.values()),
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="vits_prune")
-        helper.set_model_props(model, dict(facts))
+        checksum = checksum_of(graph, facts)
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name=PRODUCER if checksum else "")
+        helper.set_model_props(model, {**facts, **checksum})
         return model.SerializeToString()
 
 

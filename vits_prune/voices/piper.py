@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.voices.piper_text import PiperTokenizer, read_json
-from vits_prune.voices.voice import Origin, Voice, resolve_speaker
+from vits_prune.voices.voice import FreeCut, Origin, Voice, resolve_speaker
 
 __all__ = ["PiperTokenizer", "load_piper"]
 
@@ -32,8 +33,8 @@ def load_piper(
     Args:
         model_path: the .onnx file.
         config_path: its .json file; by default `x.onnx.json`, else `x.json`, beside it.
-        name: what to call the voice, by default the file's name without its ending.
-        reference: what was asked for, by default the file's name.
+        name: what to call the voice, by default what an export of this library says, else the file's name without its ending.
+        reference: what was asked for, by default what the voice was exported from, else the file's name.
         licence: of the weights, where it is known.
         speaker: who speaks, by index or name, by default the one that the .json names, else the first.
 
@@ -42,20 +43,22 @@ def load_piper(
             voice has no such speaker.
     """
     from vits_prune.voices.piper_graph import read_graph
-    from vits_prune.voices.piper_model import build_model
+    from vits_prune.voices.piper_model import build_model, piper_config
 
     model_path = Path(model_path)
-    config_path = Path(config_path) if config_path is not None else _config_beside(model_path)
+    config_path = Path(config_path) if config_path is not None else config_beside(model_path)
     settings = read_json(config_path, config_path.name)
     tokenizer = PiperTokenizer(settings, config_path.name)
     sampling_rate, scales = _sampling_rate(settings, config_path.name), _scales(settings, config_path.name)
-    model = build_model(read_graph(str(model_path), model_path.name), scales, sampling_rate, model_path.name)
+    graph = read_graph(str(model_path), model_path.name)
+    facts = graph.facts
+    model = build_model(graph, piper_config(graph, scales, sampling_rate, model_path.name), model_path.name)
     if tokenizer.largest_id >= model.config.vocab_size:
         raise InputError(
             f"{config_path.name} gives ids up to {tokenizer.largest_id}, but {model_path.name} knows {model.config.vocab_size} symbols: "
             "take both files from the same voice."
         )
-    name = name or model_path.stem
+    name = name or (facts.name if facts else model_path.stem)
     speakers = _speakers(settings, model.config.num_speakers, config_path.name)
     if speaker is None and speakers:
         speaker = _whole(settings.get("default_speaker_id", 0), len(speakers), "default_speaker_id", config_path.name)
@@ -64,13 +67,20 @@ def load_piper(
         tokenizer=tokenizer,
         sampling_rate=sampling_rate,
         name=name,
-        origin=Origin("piper", reference or model_path.name, licence=licence),
+        origin=Origin(
+            family="piper",
+            reference=reference or (facts.origin.reference if facts else model_path.name),
+            revision=facts.origin.revision if facts else None,
+            licence=licence or (facts.origin.licence if facts else None),
+        ),
         speaker=resolve_speaker(speaker, speakers, name),
         speakers=speakers,
+        free_cut=facts.free_cut if facts else FreeCut(),
+        recipe=facts.recipe if facts else MappingProxyType({}),
     )
 
 
-def _config_beside(model_path: Path) -> Path:
+def config_beside(model_path: Path) -> Path:
     """`x.onnx.json`, or `x.json` where only that exists."""
     usual = model_path.with_name(model_path.name + ".json")
     other = model_path.with_suffix(".json")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from vits_prune.errors import InputError
+from vits_prune.voices.onnx_facts import Facts, read_facts
 
 if TYPE_CHECKING:
     import onnx
@@ -23,6 +24,8 @@ MAX_MODEL_BYTES = 512 * 2**20
 MAX_NODES = 200_000
 _NUMPY_TYPES = {1: np.float32, 10: np.float16, 11: np.float64}
 """TensorProto's FLOAT, FLOAT16 and DOUBLE."""
+_INT8 = 3
+"""TensorProto's INT8."""
 _PARAMETER = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.\w+)*)\.(?:weight|bias|weight_g|weight_v|parametrizations\.weight\.original[01])")
 _NODE = re.compile(r"/(?P<module>.+)/Conv(?:Transpose)?(?:_\d+)?")
 _NORM_NAMES = ((".weight_g", ".weight_v"), (".parametrizations.weight.original0", ".parametrizations.weight.original1"))
@@ -57,6 +60,8 @@ class PiperGraph:
     """By the path of their module in training, such as "flow.flows.6.enc.in_layers.0"."""
     embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
     """Tables by the graph input that picks their rows: "input" for the phonemes, "sid" for the speakers."""
+    facts: Facts | None = None
+    """What the file says of the voice, None for a file that was not written by this library."""
 
 
 def read_graph(path: str, shown: str) -> PiperGraph:
@@ -67,17 +72,24 @@ def read_graph(path: str, shown: str) -> PiperGraph:
         shown: what messages call it.
 
     Raises:
-        InputError: it cannot be read, is not ONNX, keeps weights in other files, or its tensors contradict themselves.
+        InputError: it cannot be read, is not ONNX, keeps weights in other files, its tensors contradict themselves, or it was written by
+            this library and is not as it was written.
     """
     try:
-        return _collect(_parse(path))
+        model = _parse(path)
+        facts = read_facts(model, shown)
+        found = _collect(model.graph)
+        found.facts = facts
+        return found
     except _Unusable as error:
         raise InputError(f"{shown} cannot be used: {error}") from None
+    except InputError:
+        raise
     except Exception as error:  # a hostile file can break its own rules in more ways than can be listed: the file is at fault
         raise InputError(f"{shown} cannot be used: it is not a sound ONNX file, fetch it again.") from error
 
 
-def _parse(path: str) -> onnx.GraphProto:
+def _parse(path: str) -> onnx.ModelProto:
     import os
 
     import onnx
@@ -94,7 +106,7 @@ def _parse(path: str) -> onnx.GraphProto:
         raise _Unusable("it is not a whole ONNX file, fetch it again.") from None
     if not model.graph.node or len(model.graph.node) > MAX_NODES:
         raise _Unusable("it is not the ONNX file of a Piper voice, give the .onnx that belongs to the .json.")
-    return model.graph
+    return model
 
 
 def _to_torch(tensor: onnx.TensorProto) -> torch.Tensor | None:
@@ -103,20 +115,31 @@ def _to_torch(tensor: onnx.TensorProto) -> torch.Tensor | None:
         raise _Unusable("it keeps weights in other files, export the voice as a single file.")
     if tensor.data_type not in _NUMPY_TYPES:
         return None
-    shape, dtype = tuple(tensor.dims), _NUMPY_TYPES[tensor.data_type]
+    dtype = _NUMPY_TYPES[tensor.data_type]
     if tensor.raw_data:
         data = np.frombuffer(tensor.raw_data, dtype) if len(tensor.raw_data) % np.dtype(dtype).itemsize == 0 else np.empty(0, dtype)
     elif dtype is np.float16:  # ONNX keeps the bits of half floats in its integer field
         data = np.asarray(tensor.int32_data, np.int64).astype(np.uint16).view(np.float16)
     else:
         data = np.asarray(tensor.float_data if dtype is np.float32 else tensor.double_data, dtype)
-    count = 1
+    with np.errstate(over="ignore"):  # what overflows is caught as not finite where it is used
+        return torch.from_numpy(_shaped(tensor, data).astype(np.float32))
+
+
+def _levels(tensor: onnx.TensorProto) -> torch.Tensor:
+    """The whole numbers of an int8 tensor."""
+    data = np.frombuffer(tensor.raw_data, np.int8) if tensor.raw_data else np.asarray(tensor.int32_data, np.int64).astype(np.int8)
+    return torch.from_numpy(_shaped(tensor, data).copy())
+
+
+def _shaped(tensor: onnx.TensorProto, data: np.ndarray) -> np.ndarray:
+    """A tensor's numbers in the shape that it states."""
+    shape, count = tuple(tensor.dims), 1
     for size in shape:
         count *= size
     if len(shape) > 8 or any(size < 0 for size in shape) or count != data.size:
         raise _Unusable(f"its tensor {tensor.name[:60]!r} does not have the size it states, fetch the file again.")
-    with np.errstate(over="ignore"):  # what overflows is caught as not finite where it is used
-        return torch.from_numpy(data.astype(np.float32).reshape(shape))
+    return data.reshape(shape)
 
 
 def _collect(graph: onnx.GraphProto) -> PiperGraph:
@@ -135,6 +158,7 @@ def _collect(graph: onnx.GraphProto) -> PiperGraph:
         source = _resolve(name, aliases)
         if source in found.tensors:
             found.tensors[name] = found.tensors[source]
+    _dequantise(graph, found.tensors, aliases)
     inputs = {value.name for value in graph.input} - set(found.tensors)
     for node in graph.node:
         if node.op_type in ("Conv", "ConvTranspose"):
@@ -154,6 +178,21 @@ def _add(tensors: dict[str, torch.Tensor], name: str, proto: onnx.TensorProto) -
     tensor = _to_torch(proto)
     if tensor is not None:
         tensors[name] = tensor
+
+
+def _dequantise(graph: onnx.GraphProto, tensors: dict[str, torch.Tensor], aliases: dict[str, str]) -> None:
+    """Add the weights that are stored as int8 levels: a Cast and a Mul by their scales, as onnxruntime computes them."""
+    stored = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == _INT8 and not tensor.external_data}
+    for node in graph.node:
+        if node.op_type != "Mul" or len(node.input) != 2 or not node.output:
+            continue
+        source, scales = _resolve(node.input[0], aliases), tensors.get(_resolve(node.input[1], aliases))
+        if source not in stored or scales is None:
+            continue
+        levels = _levels(stored.pop(source))  # once each: a hostile file may multiply the same ones over and over
+        if scales.ndim != levels.ndim or any(one not in (1, size) for one, size in zip(scales.shape, levels.shape, strict=True)):
+            raise _Unusable(f"the scales of its tensor {source[:60]!r} do not fit it, export the voice again.")
+        tensors[node.output[0]] = levels.float() * scales
 
 
 def _resolve(name: str, aliases: dict[str, str]) -> str:

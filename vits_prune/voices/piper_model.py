@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import torch
 from torch import nn
+from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import InputError
-from vits_prune.voices.architecture import PiperVitsConfig, PiperVitsModel, empty_model
+from vits_prune.voices.architecture import PiperVitsConfig, empty_model
+from vits_prune.voices.hf_config import checked_config
 from vits_prune.voices.piper_graph import Convolution, PiperGraph
 
 MAX_LAYERS = 64
@@ -57,8 +61,8 @@ def piper_name(module: str) -> str:
     return module
 
 
-def build_model(graph: PiperGraph, scales: tuple[float, float, float], sampling_rate: int, shown: str) -> PiperVitsModel:
-    """The model of a Piper graph: float32, contiguous, without gradients, in evaluation mode.
+def piper_config(graph: PiperGraph, scales: tuple[float, float, float], sampling_rate: int, shown: str) -> PiperVitsConfig:
+    """The configuration of a Piper graph: what its facts say where this library wrote it, else read from the graph alone.
 
     Args:
         graph: from read_graph.
@@ -67,16 +71,44 @@ def build_model(graph: PiperGraph, scales: tuple[float, float, float], sampling_
         shown: what messages call the file.
 
     Raises:
-        InputError: the graph is not that of a Piper VITS voice, or a weight is missing, has the wrong size, or is not finite.
+        InputError: the graph is not that of a Piper VITS voice.
     """
-    try:
-        model = empty_model(_Structure(graph).config(scales, sampling_rate))
+    if graph.facts is None:
+        with _named(shown):
+            return _Structure(graph).config(scales, sampling_rate)
+    values = {"resblock": "1", **graph.facts.config, "model_type": PiperVitsConfig.model_type}  # Hugging Face voices have ResBlock1
+    config = checked_config(values, PiperVitsConfig, shown)
+    config.noise_scale, config.speaking_rate, config.noise_scale_duration = scales[0], 1 / scales[1], scales[2]
+    config.sampling_rate = sampling_rate
+    return config
+
+
+def build_model(graph: PiperGraph, config: VitsConfig, shown: str) -> VitsModel:
+    """The model of a graph: float32, contiguous, without gradients, in evaluation mode.
+
+    Args:
+        graph: from read_graph.
+        config: of the network.
+        shown: what messages call the file.
+
+    Raises:
+        InputError: a weight is missing, has the wrong size, or is not finite.
+    """
+    with _named(shown):
+        model = empty_model(config)
         model.load_state_dict(_weights(model, graph), strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def _named(shown: str) -> Iterator[None]:
+    """Whatever goes wrong in the block becomes an InputError that names the file."""
+    try:
+        yield
     except InputError as error:
         raise InputError(f"{shown} cannot be used: {error}") from None
     except Exception as error:  # a hostile graph can contradict itself in more ways than can be listed: the file is at fault
         raise InputError(f"{shown} is not a Piper voice that can be used: its layers do not fit together.") from error
-    return model.requires_grad_(False).eval()
 
 
 def _need(fact: bool, what: str) -> None:
@@ -208,7 +240,7 @@ def speaker_embedding(graph: PiperGraph) -> torch.Tensor | None:
     return graph.tensors.get("emb_g.weight", graph.embeddings.get("sid"))
 
 
-def _weights(model: PiperVitsModel, graph: PiperGraph) -> dict[str, torch.Tensor]:
+def _weights(model: VitsModel, graph: PiperGraph) -> dict[str, torch.Tensor]:
     """The model's state from the graph, every shape, attribute and value checked."""
     weights: dict[str, torch.Tensor | None] = {"text_encoder.embed_tokens.weight": embedding(graph)}
     if model.config.num_speakers > 1:

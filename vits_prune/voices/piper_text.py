@@ -19,6 +19,13 @@ MAX_JSON_BYTES = 4 * 2**20
 _BLANK, _BEGIN, _END = "_", "^", "$"
 _MAX_SYMBOLS = 20_000
 _MAX_IDS_A_SYMBOL = 16
+_MAX_FACT = 200
+"""Characters of the longest text about a voice that is kept."""
+_TOLD = ("dataset", "piper_version")
+_TOLD_WITHIN = {
+    "audio": ("quality",),
+    "language": ("code", "family", "region", "name_native", "name_english", "country_english"),
+}
 _RAW_PHONEMES = re.compile(r"(\[\[.*?\]\])")
 _LANGUAGE_FLAG = re.compile(r"\([^)]+\)")
 _SYMBOL_CATEGORIES = ("So", "Sk", "Sm", "Sc", "Cn", "Co")
@@ -62,7 +69,8 @@ class PiperTokenizer:
         """Take what is needed from the contents of a Piper voice's JSON file.
 
         Args:
-            settings: the file's object: phoneme_type, espeak.voice, phoneme_id_map, and vowel_clusters where there are any.
+            settings: the file's object: phoneme_type, espeak.voice, phoneme_id_map, vowel_clusters where there are any, and what tells
+                of the voice.
             shown: what messages call the file.
 
         Raises:
@@ -79,6 +87,8 @@ class PiperTokenizer:
             if not isinstance(self.espeak_voice, str):
                 raise InputError(f"{shown} names no espeak.voice: give the JSON file of a Piper voice as it was published.")
             check_voice(self.espeak_voice)
+        self.about = _about(settings)
+        """What the file tells people of the voice, in the file's own shape: language, dataset, quality; nothing is read by it."""
         self.phoneme_ids = _phoneme_ids(settings.get("phoneme_id_map"), shown)
         self.vowel_clusters = _vowel_clusters(settings.get("vowel_clusters"), shown)
 
@@ -119,7 +129,7 @@ class PiperTokenizer:
             folder: where to, it must exist.
         """
         id_map = {phoneme: list(ids) for phoneme, ids in self.phoneme_ids.items()}
-        settings: dict[str, Any] = {"phoneme_type": self.phoneme_type, "phoneme_id_map": id_map}
+        settings: dict[str, Any] = {**self.about, "phoneme_type": self.phoneme_type, "phoneme_id_map": id_map}
         if self.espeak_voice:
             settings["espeak"] = {"voice": self.espeak_voice}
         if self.vowel_clusters:
@@ -226,6 +236,21 @@ def _phoneme_ids(given: object, shown: str) -> dict[str, tuple[int, ...]]:
         if symbol not in given or not (given[symbol] or symbol != _BLANK):  # a voice may begin and end with nothing
             raise InputError(f"{shown} has no id for {symbol!r} in its phoneme_id_map: give the JSON file as it was published.")
     return {symbol: tuple(ids) for symbol, ids in given.items()}
+
+
+def _about(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that tell people of a voice, as far as they are short texts; what is anything else is left out."""
+
+    def short(value: object) -> bool:
+        return isinstance(value, str) and len(value) <= _MAX_FACT
+
+    about: dict[str, Any] = {key: settings[key] for key in _TOLD if short(settings.get(key))}
+    for key, entries in _TOLD_WITHIN.items():
+        given = settings.get(key)
+        found = {entry: given[entry] for entry in entries if short(given.get(entry))} if isinstance(given, dict) else {}
+        if found:
+            about[key] = found
+    return about
 
 
 def _vowel_clusters(given: object, shown: str) -> frozenset[tuple[str, ...]]:

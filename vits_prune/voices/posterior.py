@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vits_prune.errors import InputError
+from vits_prune.noise import POSTERIOR_NOISE, draw_noise
 from vits_prune.voices.load import EMBEDDED
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 PREFIX = "posterior_encoder."
 
 _MAGNITUDE_FLOOR = 1e-6
-_POSTERIOR_NOISE = 2
-"""Purpose of this noise, beside those of synthesis (0 durations, 1 prior): no two share a stream."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,15 +184,10 @@ def posterior_statistics(posterior: Posterior, waveform: torch.Tensor, speaker: 
 
 def draw_latents(means: torch.Tensor, deviations: torch.Tensor, seed: int | tuple[int, ...] = 0) -> torch.Tensor:
     """Latents from what `posterior_statistics` says, [1, flow_size, frames]; the seed as in `posterior_latents`."""
-    return means + _noise(seed, means.shape[2], means.shape[1]).to(means) * deviations
-
-
-def _noise(seed: int | tuple[int, ...], frames: int, channels: int) -> torch.Tensor:
-    """Standard normal float32 [1, channels, frames], the first frames the same whatever their number."""
     import torch
 
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(_POSTERIOR_NOISE,))))
-    return torch.from_numpy(generator.standard_normal((frames, channels), dtype=np.float32)).T[None]
+    noise = torch.from_numpy(draw_noise(seed, POSTERIOR_NOISE, means.shape[2], means.shape[1])).T[None]
+    return means + noise.to(means) * deviations
 
 
 def _conditioning(posterior: Posterior, speaker: int | None) -> torch.Tensor | None:
@@ -262,7 +254,7 @@ def _read(files: list[Path], config: VitsConfig, name: str) -> tuple[VitsPosteri
     from torch.nn.utils import parametrize
     from transformers.models.vits.modeling_vits import VitsPosteriorEncoder
 
-    from vits_prune.voices.checkpoint import MAX_PARAMETERS, _read_tensors, _require_finite
+    from vits_prune.voices.checkpoint import MAX_PARAMETERS, read_tensors, require_finite
 
     parts = torch.nn.ModuleDict()
     with torch.device("meta"):
@@ -273,14 +265,14 @@ def _read(files: list[Path], config: VitsConfig, name: str) -> tuple[VitsPosteri
     if parameters > MAX_PARAMETERS:
         raise InputError(f"{name} asks for {parameters / 1e6:.0f} million parameters in its posterior encoder, more than are accepted.")
     try:
-        tensors = _read_tensors(files, {key: tensor.shape for key, tensor in parts.state_dict().items()}, name)
+        tensors = read_tensors(files, {key: tensor.shape for key, tensor in parts.state_dict().items()}, name)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise error if isinstance(error, InputError) else _damaged(name) from error
     parts.load_state_dict(tensors, assign=True)
     for module in list(parts.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    _require_finite(parts, name)
+    require_finite(parts, name)
     parts.eval().requires_grad_(False)
     embeddings = parts["embed_speaker"].weight if config.num_speakers > 1 else None
     return parts["posterior_encoder"], embeddings

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.healing.conftest import TEXTS, same_weights
+from tests.voices.hf_factory import make_checkpoint
+from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
+from vits_prune.cli import main
+from vits_prune.cli_heal import _stopped
+
+RATE = 16_000
+
+QUICK = ["--lessons", "20", "--evaluations", "0", "--checkpoint-every", "10", "--batch", "2"]
+
+
+@pytest.fixture(scope="module")
+def pruned_folder(sparse, tmp_path_factory):
+    return save_voice(sparse, tmp_path_factory.mktemp("pruned") / "sparse")
+
+
+def run(*arguments):
+    return main(["heal", *map(str, arguments), *QUICK])
+
+
+def curve_of(work):
+    with (work / "curve.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_healed_voice_with_its_course(tiny_folder, pruned_folder, tmp_path, capsys):
+    out = tmp_path / "healed"
+    assert run("--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 25, "--out", out) == 0
+    assert "healed in 25 steps on 16 sentences" in capsys.readouterr().out
+    healed = load_voice(out)
+    assert healed.recipe["healed"][0]["of"] == 25
+    rows = curve_of(tmp_path / "healed-healing")
+    assert [row["step"] for row in rows] == ["10", "20", "25"]
+    assert float(rows[0]["total"]) > 0
+    assert (tmp_path / "healed-healing" / "curve.svg").read_text().startswith("<?xml")
+
+
+def test_ctrl_c_keeps_what_was_learnt_and_resume_goes_on(tiny_folder, pruned_folder, tmp_path, capsys):
+    same = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 60]
+    assert run(*same, "--out", tmp_path / "whole") == 0
+    checkpoints = tmp_path / "part-healing" / "checkpoints"
+
+    def press():
+        while not (checkpoints.is_dir() and any(path.name.startswith("checkpoint-") for path in checkpoints.iterdir())):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press, daemon=True)
+    thread.start()
+    assert run(*same, "--out", tmp_path / "part") == 130
+    thread.join()
+    told = capsys.readouterr().err
+    assert "--resume" in told
+    assert not (tmp_path / "part").exists()
+    assert run(*same, "--out", tmp_path / "part", "--resume") == 0
+    assert same_weights(load_voice(tmp_path / "whole"), load_voice(tmp_path / "part")) == []
+    steps = [int(row["step"]) for row in curve_of(tmp_path / "part-healing")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 60
+
+
+def test_pruned_in_steps_and_healed_behind_each(tiny_folder, tmp_path, capsys):
+    out = tmp_path / "healed"
+    assert run("--voice", tiny_folder, "--amount", 0.6, "--prune-steps", 2, "--steps", 9, "--out", out) == 0
+    assert len(load_voice(out).recipe["healed"]) == 2
+    assert "Step 2: amount 0.6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to heal"),
+        (["--pruned", "DIR", "--amount", "0.5"], "pruned already"),
+        (["--pruned", "DIR", "--steps", "3", "--minutes", "3"], "give one of them"),
+        (["--pruned", "DIR", "--steps", "0"], "steps must be"),
+        (["--pruned", "DIR", "--steps", "3", "--resume"], "nothing to resume"),
+        (["--pruned", "DIR", "--steps", "3", "--texts", "missing.txt"], "cannot be read"),
+        (["--pruned", "DIR", "--steps", "3", "--precision", "fp4"], "precision must be"),
+        (["--amount", "0.5", "--steps", "3", "--recordings", "."], "goes with --pruned"),
+        (["--pruned", "DIR", "--steps", "3", "--recordings", "nowhere"], "There is no folder"),
+        (["--pruned", "ITSELF", "--steps", "3"], "nothing to heal"),
+    ],
+)
+def test_bad_input_is_one_sentence(tiny_folder, pruned_folder, tmp_path, capsys, arguments, words):
+    typed = [{"DIR": pruned_folder, "ITSELF": tiny_folder}.get(one, one) for one in arguments]
+    assert run("--voice", tiny_folder, *typed, "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+
+
+def test_evaluations_lie_evenly_over_the_training(tiny_folder, pruned_folder, tmp_path, capsys):
+    arguments = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 12, "--lessons", 20, "--batch", 2, "--checkpoint-every", 5]
+    arguments += ["--evaluations", 2, "--evaluation-texts", 1, "--out", tmp_path / "out"]
+    assert main(["heal", *map(str, arguments)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "duration_ratio" in line]
+    assert [line.partition(":")[0] for line in lines] == ["Step 6 of 12", "Step 12 of 12"]
+    assert all("dnsmos_ovrl" in line for line in lines)
+    rows = curve_of(tmp_path / "out-healing")
+    assert [row["step"] for row in rows if row["measured_dnsmos_ovrl"]] == ["6", "12"]
+    assert load_voice(tmp_path / "out").recipe["healed"][0]["steps"] in (6, 12)
+
+
+def test_discriminators_and_bfloat16(tiny_folder, pruned_folder, tmp_path):
+    same = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 6, "--adversarial", "--precision", "bf16"]
+    assert run(*same, "--out", tmp_path / "out") == 0
+    healed = load_voice(tmp_path / "out")
+    plan = healed.recipe["healed"][0]["plan"]
+    assert (plan["adversarial"], plan["precision"]) == (True, "bf16")
+    assert all(bool(tensor.isfinite().all()) for tensor in healed.model.parameters())
+    assert same_weights(healed, load_voice(pruned_folder))
+    (row,) = curve_of(tmp_path / "out-healing")
+    assert all(float(row[name]) > 0 for name in ("adversarial", "features", "mel", "total"))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A voice with its posterior encoder on disk, what pruning left of it, and a folder of recordings, one of them broken."""
+    place = tmp_path_factory.mktemp("recorded")
+    voice = load_voice(make_checkpoint(place / "voice", spectrogram_bins=33))
+    save_voice(prune(voice, PruneSpec(amount=0.5)), place / "pruned")
+    (place / "mine" / "wavs").mkdir(parents=True)
+    for index, text in enumerate(TEXTS[:3]):
+        spoken = speak(voice, text, index)
+        samples = np.tile(spoken.pcm16(), 1 + RATE // len(spoken.waveform))  # a second at least
+        soundfile.write(place / "mine" / "wavs" / f"{index}.wav", samples, RATE)
+    rows = [f"{index}|{text}\n" for index, text in enumerate(TEXTS[:3])]
+    (place / "mine" / "metadata.csv").write_text("".join([*rows, "missing|nobody said this\n"]))
+    return place
+
+
+def test_recordings_are_learnt_from(recorded, tmp_path, capsys):
+    same = [
+        "--voice",
+        recorded / "voice",
+        "--pruned",
+        recorded / "pruned",
+        "--recordings",
+        recorded / "mine",
+        "--workdir",
+        tmp_path / "work",
+    ]
+    assert run(*same, "--steps", 12, "--out", tmp_path / "healed") == 0
+    told = capsys.readouterr()
+    assert "3 recordings, " in told.out
+    assert "Left out missing: There is no such file." in told.err
+    healed = load_voice(tmp_path / "healed")
+    assert healed.recipe["healed"][0]["recordings"] == 3
+    assert float(curve_of(tmp_path / "work")[0]["recorded_mel"]) > 0
+    alone = ["--voice", recorded / "voice", "--pruned", recorded / "pruned", "--steps", 12]
+    assert run(*alone, "--out", tmp_path / "alone") == 0
+    assert any(name.startswith("decoder.") for name in same_weights(healed, load_voice(tmp_path / "alone")))
+
+    other = shutil.copytree(recorded / "mine", tmp_path / "other")
+    samples, _ = soundfile.read(other / "wavs" / "1.wav", dtype="int16")
+    soundfile.write(other / "wavs" / "1.wav", samples[::-1], RATE)  # as many, as long, of the same names
+    same[same.index(recorded / "mine")] = other
+    capsys.readouterr()
+    assert run(*same, "--steps", 12, "--resume", "--out", tmp_path / "again") == 2
+    assert "were made with other recordings" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_voice_that_has_lost_the_encoder_cannot_learn_from_recordings(joe, recorded, tmp_path, capsys):
+    pruned = save_voice(prune(joe, PruneSpec(amount=0.3, parts=("decoder",))), tmp_path / "pruned")
+    assert run("--voice", "joe", "--pruned", pruned, "--recordings", recorded / "mine", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert "joe has no posterior encoder, without which recordings cannot be used" in told
+    assert "heal without recordings" in told
+    assert told.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pruned"]
+
+
+def test_who_stops_before_the_first_checkpoint_is_not_sent_to_resume(tmp_path):
+    session = argparse.Namespace(work=tmp_path / "work", step=3)
+    assert "start again without --resume" in _stopped(session)
+    (tmp_path / "work" / "step-1" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "work" / "step-1" / "checkpoints" / "checkpoint-00000003.safetensors").touch()
+    assert "Go on with the same command and --resume" in _stopped(session)
+
+
+def test_a_folder_of_other_things_is_left_alone(tiny_folder, pruned_folder, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    same = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 3]
+    assert run(*same, "--out", tmp_path / "out") == 2
+    assert run(*same, "--out", tmp_path / "new", "--workdir", tmp_path / "out") == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.healing.conftest import TEXTS
+from tests.voices.hf_factory import make_checkpoint
+from vits_prune import InputError, load_voice
+from vits_prune.healing.corpus import corpus
+from vits_prune.texts import load_calibration_texts, load_texts
+
+
+def test_built_in_sentences_and_new_ones_of_their_words(tiny):
+    texts = corpus(tiny, None, 300, 1)
+    assert len(texts) == 300
+    assert set(load_calibration_texts()) <= set(texts)
+    assert texts == corpus(tiny, None, 300, 1)
+    assert texts != corpus(tiny, None, 300, 2)
+    assert not set(texts) & set(load_texts(None, "all")), "what quality is measured on is not learnt"
+
+
+def test_fewer_than_there_are(tiny):
+    assert len(corpus(tiny, None, 7, 0)) == 7
+
+
+def test_a_users_sentences_are_all_there_and_their_words_make_more(tiny):
+    texts = corpus(tiny, TEXTS, 50, 0)
+    assert len(texts) == 50
+    assert set(TEXTS) <= set(texts)
+    words = {word for text in TEXTS for word in text.split()}
+    assert all(word in words for text in texts for word in text.rstrip(".").split())
+
+
+def test_few_words_are_not_shuffled(tiny):
+    assert sorted(corpus(tiny, ["one two", "three"], 50, 0)) == ["one two", "three"]
+
+
+def test_another_language_is_drawn_from_the_vocabulary(tmp_path):
+    voice = load_voice(make_checkpoint(tmp_path / "de", language="deu"))
+    texts = corpus(voice, None, 30, 3)
+    assert len(set(texts)) == 30
+    assert not set(texts) & set(load_calibration_texts())
+
+
+def test_no_text_is_refused(tiny):
+    with pytest.raises(InputError, match="no texts to learn from"):
+        corpus(tiny, ["", " "], 10, 0)

@@ -1,0 +1,230 @@
+"""The model card: what the hub reads of it, what it says, and that strangers' words stay words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from vits_prune import HealPlan, PruneSpec, prune
+from vits_prune.measure import measure_size, measure_sparsity
+from vits_prune.ship.card import MARK, Facts, Picture, Sample, model_card
+from vits_prune.ship.card_figures import check_evidence
+from vits_prune.ship.formats import export_voice
+from vits_prune.ship.licence import licence_of
+from vits_prune.ship.markdown import block, code, table, text
+from vits_prune.ship.reproduce import reproduce
+from vits_prune.voices.voice import Origin
+
+HUB = Origin("hugging-face", "facebook/mms-tts-eng", "a" * 40, "cc-by-nc-4.0")
+HOSTILE = "</td>|`x`<script>alert(1)</script>\n---\nlicense: mit\n\n# [click](http://evil.example) www.evil.example ![x](http://a/b)\x1b[31m\u202e\"'"
+SPEC = PruneSpec(method="magnitude", scope="local", amount=0.5)
+
+
+def facts_of(voice, folder, original=None, format="dense", precision="fp32", **more):
+    export = export_voice(voice, folder, format, precision)
+    before = {} if original is None else {"original_size": measure_size(original), "original_sparsity": measure_sparsity(original)}
+    again = reproduce(voice, format, precision)
+    return Facts("me/small", voice, export, licence_of(voice), again, measure_size(voice), measure_sparsity(voice), **before, **more)
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny):
+    return prune(dataclasses.replace(tiny, origin=HUB), SPEC)
+
+
+@pytest.fixture(scope="module")
+def facts(tiny, pruned, tmp_path_factory):
+    samples = (Sample("a short one", "samples/1-pruned.wav", "samples/1-original.wav"),)
+    return facts_of(pruned, tmp_path_factory.mktemp("card") / "out", tiny, samples=samples)
+
+
+def rendered(card):
+    return MarkdownIt("commonmark", {"html": True}).enable("table").render(re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL))
+
+
+def evidence_of(voice, value=0.03):
+    figure = {
+        "metric": "cer", "unit": "", "verdict": "no difference found", "floor": {"low": -0.01, "high": 0.01, "values": [0.01]},
+        "original": {"value": 0.02, "low": 0.01, "high": 0.03, "count": 2}, "pruned": {"value": value, "low": 0.0, "high": 0.1, "count": 2},
+        "difference": {"value": 0.01, "low": -0.02, "high": 0.04, "count": 2},
+    }  # fmt: skip
+    spread = {"median": 0.01, "low": 0.009, "high": 0.02}
+    timed = {"stage_seconds": dict.fromkeys(("text", "durations", "flow", "decoder", "total"), spread), "real_time_factor": spread}
+    timed |= {"cpu_seconds_per_audio_second": spread, "dense_macs": 2e9}
+    return {
+        "recipe": json.loads(json.dumps(dict(voice.recipe))),
+        "settings": {"recogniser": {"model": "tiny.en"}},
+        "figures": {"cer": figure},
+        "sentences": [{"text": "Hoist the load to your left shoulder."}] * 2,
+        "alarms": {"silence": 1},
+        "latency": {"runs": 5, "threads": 2, "device": "cpu", "speed_up": spread, "original": timed, "pruned": timed},
+    }
+
+
+def test_metadata_is_what_the_hub_reads(facts):
+    data = ModelCard(model_card(facts)).data
+    assert (data.license, data.base_model, data.language) == ("cc-by-nc-4.0", "facebook/mms-tts-eng", "en")
+    assert (data.pipeline_tag, data.library_name) == ("text-to-speech", "transformers")
+    assert data.to_dict()["base_model_relation"] == "finetune"
+    assert {"vits", "pruning"} <= set(data.tags)
+
+
+def test_what_it_says(facts):
+    card = model_card(facts)
+    assert "[facebook/mms-tts-eng](https://huggingface.co/facebook/mms-tts-eng) at revision `" + "a" * 40 in card
+    assert "--scope local --amount 0.5" in card
+    assert 'load_voice("me/small")' in card
+    assert 'VitsModel.from_pretrained("me/small")' in card
+    assert '<audio controls src="https://huggingface.co/me/small/resolve/main/samples/1-original.wav"></audio>' in card
+    assert f"| {facts.sparsity.weights():,} |" in card
+    assert f"**{facts.export.bytes / 1e6:.2f}**" in card
+    assert "forbids commercial use" in card
+    assert "Nothing was measured" in card
+    assert card.endswith(f"{MARK}\n")
+    assert rendered(card).count("<table>") == 3
+
+
+def test_plain_transformers_does_what_the_card_says(facts, monkeypatch):
+    lines = re.search(r"```python\n(import torch.*?)```", model_card(facts), re.DOTALL)[1]
+    found = {}
+    exec(lines.replace("me/small", str(facts.export.folder)), found)
+    assert found["waveform"].ndim == 1
+    assert found["waveform"].numel() > 100
+
+
+def test_evidence_becomes_tables_and_results(facts):
+    card = model_card(dataclasses.replace(facts, evidence=evidence_of(facts.voice)))
+    assert "| character error rate | 0.02 | 0.03 | +0.01 [-0.02, +0.04] | -0.01 to 0.01 | no difference found |" in card
+    assert "2 held-out Harvard sentences" in card
+    assert "| **all stages** (ms) | 10 (9 to 20) | 10 (9 to 20) |" in card
+    assert "silence: 1 of 2" in card
+    assert "character errors 0.02 before, 0.03 now" in card
+    (result,) = ModelCard(card).data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_type) == ("cer", 0.03, "harvard-sentences")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.1", None, True, 10**400])
+def test_evidence_that_is_no_number_is_left_out(facts, value):
+    card = model_card(dataclasses.replace(facts, evidence=evidence_of(facts.voice, value)))
+    assert "character error rate |" not in card
+    assert ModelCard(card).data.eval_results is None
+
+
+def test_evidence_of_another_voice_is_refused(pruned):
+    from vits_prune.errors import InputError
+
+    good = evidence_of(pruned)
+    check_evidence(good, pruned.recipe)
+    for evidence in ({**good, "recipe": {}}, {key: good[key] for key in good if key != "recipe"}):
+        with pytest.raises(InputError, match="another recipe"):
+            check_evidence(evidence, pruned.recipe)
+    for nothing in ({}, {"figures": 1}, []):
+        with pytest.raises(InputError, match=r"evaluate --json"):
+            check_evidence(nothing, pruned.recipe)
+
+
+def test_strangers_words_stay_words(tiny, tmp_path):
+    origin = Origin("hugging-face", HOSTILE, HOSTILE, HOSTILE)
+    recipe = {"pruned": [{"method": HOSTILE, "protect": [HOSTILE]}], HOSTILE: HOSTILE}
+    voice = dataclasses.replace(tiny, name=HOSTILE, origin=origin, recipe=recipe, speakers=(HOSTILE,) * 2)
+    evidence = evidence_of(voice)
+    evidence |= {"settings": {"recogniser": {"model": HOSTILE}}, "alarms": {HOSTILE: 1}, "sentences": [{"text": HOSTILE}]}
+    evidence["latency"] |= {"device": HOSTILE, "runs": HOSTILE}
+    evidence["figures"]["cer"]["verdict"] = HOSTILE
+    plain = facts_of(tiny, tmp_path / "out")
+    facts = dataclasses.replace(
+        plain, voice=voice, licence=licence_of(voice), reproduction=reproduce(voice), evidence=evidence,
+        samples=(Sample(HOSTILE, "samples/1-pruned.wav", None),), pictures=(Picture("healing.png", HOSTILE, "Drawn."),),
+    )  # fmt: skip
+    card = model_card(facts)
+    page = rendered(card)
+    assert not re.search(r"<(script|/td>\|)|\x1b|\u202e", page.replace("</td>\n", ""))
+    assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {
+        "https://arxiv.org/abs/2106.06103", "https://huggingface.co/me/small/resolve/main/samples/1-pruned.wav", "healing.png",
+    }  # fmt: skip
+    assert "://evil" not in re.sub(r"<code>.*?</code>", "", page)  # where a renderer would make links of its own
+    assert not re.search(r"www\.evil", re.sub(r"<code>.*?</code>", "", page))
+    assert page.count("<h1>") == 1
+    data = ModelCard(card).data
+    assert (data.license, data.base_model) == ("other", None)
+    assert len(card) < 20_000
+
+
+def test_markdown_of_strangers():
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough")
+    shown = page.render(table(["a", "b"], [[text(HOSTILE), code(HOSTILE)]] * 2))
+    assert shown.count("<tr>") == 3
+    assert shown.count("<td") == 4
+    assert "<script" not in shown
+    assert "<a " not in shown
+    assert text("plain words, 2.5 (yes)") == r"plain words, 2.5 \(yes\)"
+    assert code("``") == "`''`"
+    assert code("") == "`?`"
+    assert len(text("x" * 10_000)) <= 300
+    with pytest.raises(ValueError, match="fence"):
+        block(["```"])
+
+
+@pytest.mark.parametrize(
+    ("licence", "values"),
+    [
+        ("CC-BY-4.0", {"license": "cc-by-4.0"}),
+        ("Some Licence 1.0", {"license": "other", "license_name": "some-licence-1.0"}),
+        ("other", {"license": "other"}),
+        (None, {}),
+    ],
+)  # fmt: skip
+def test_licence_is_carried_over(facts, licence, values):
+    voice = dataclasses.replace(facts.voice, origin=dataclasses.replace(HUB, licence=licence))
+    card = model_card(dataclasses.replace(facts, voice=voice, licence=licence_of(voice)))
+    data = ModelCard(card).data.to_dict()
+    assert {key: data[key] for key in ("license", "license_name") if key in data} == {
+        key: values[key] for key in values if "link" not in key
+    }
+    assert ("all rights are reserved" in card) == (licence is None)
+
+
+@pytest.mark.parametrize(
+    ("format", "precision", "said"),
+    [
+        ("sparse", "fp32", "leaves the zeros out"),
+        ("onnx", "int8", "python bench.py tiny.onnx --threads 1,2"),
+        ("piper", "fp16", "python -m piper -m voice/tiny.onnx"),
+    ],
+)
+def test_how_other_formats_are_used(pruned, tmp_path, format, precision, said):
+    card = model_card(facts_of(pruned, tmp_path / "out", format=format, precision=precision))
+    assert said in card
+    assert ('load_voice("voice")' in card) == (format != "sparse")
+    assert "VitsModel.from_pretrained" not in card
+    data = ModelCard(card).data
+    assert data.library_name == "vits_prune"
+    assert ("onnx" in data.tags, "piper" in data.tags) == (format in ("onnx", "piper"), format == "piper")
+    assert f"export --voice pruned --format {format} --precision {precision}" in card
+
+
+def test_conversion_of_an_unpruned_voice(tiny, tmp_path):
+    voice = dataclasses.replace(tiny, origin=HUB)
+    card = model_card(facts_of(voice, tmp_path / "out", format="onnx", precision="int8"))
+    assert ModelCard(card).data.to_dict()["base_model_relation"] == "quantized"
+    assert "The weights are those of the original." in card
+
+
+def test_words_of_every_step(facts):
+    plan = HealPlan(minutes=5, adversarial=True, precision="bf16")
+    healed = {"plan": plan.to_dict(), "steps": 90, "of": 100, "lessons": 40, "trained": ["decoder", HOSTILE], "recordings": 3}
+    spec = PruneSpec(method="second_order", scope="sensitivity", amount=0.8, steps=3, texts=("one",), floor=0.1, parts=("decoder",))
+    voice = dataclasses.replace(facts.voice, recipe={"pruned": [spec.to_dict()], "healed": [healed]})
+    card = model_card(dataclasses.replace(facts, voice=voice, reproduction=reproduce(voice)))
+    for words in (
+        "Amount: 0.8 of the weights of decoder; scope sensitivity", "Left alone: `duration_predictor`", "10.00% of its weights", "3 steps",
+        "1 text of its maker's", "What was pruned (decoder) was trained", "100 steps, 5 minutes, 40 sentences, batches of 4",
+        "step 90 was the best", "Discriminators", "bf16", "3 recordings", "--calibration-texts calibration-texts.txt",
+    ):  # fmt: skip
+        assert words in card
+    assert "<script" not in card

@@ -1,0 +1,60 @@
+"""What a healing tells of itself while it runs, and when its quality is to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from vits_prune.voices.voice import Voice
+
+
+@dataclass(frozen=True)
+class Told:
+    """How far a healing is. It can be pickled, for a worker to hand it on."""
+
+    step: int
+    """Steps done."""
+    of: int | None
+    """Steps in all; None while minutes are being turned into steps."""
+    losses: Mapping[str, float]
+    """Of the last step, by name, and their weighted sum as "total"; read-only."""
+    seconds: float
+    """Since healing began, of all its runs."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "losses", MappingProxyType(dict(self.losses)))
+
+    def __reduce__(self) -> tuple[type[Told], tuple[int, int | None, dict[str, float], float]]:
+        return Told, (self.step, self.of, dict(self.losses), self.seconds)  # a mappingproxy itself cannot be pickled
+
+
+OnStep = Callable[[Told], None]
+"""Called after each step; it may raise to stop, and a checkpoint is written before what it raised goes on."""
+OnCheckpoint = Callable[[int, Voice], "float | None"]
+"""Called at each checkpoint with the step and the voice; may answer with a score, the lower the better, by which the best is kept."""
+
+
+def is_check(step: int, of: int | None, checks: int) -> bool:
+    """Whether a step is one of those at which quality is measured: so many lie evenly over the training, the last of them at its end.
+
+    Args:
+        step: steps done.
+        of: steps in all, None while that is not known.
+        checks: how many there are to be, 0 for none.
+    """
+    return of is not None and step * checks // of > (step - 1) * checks // of
+
+
+def score(changes: Mapping[str, float], limits: Mapping[str, float]) -> float | None:
+    """An answer for OnCheckpoint: how far a voice is from the original, summed up in limits; an improvement makes up for nothing.
+
+    Args:
+        changes: by metric, from the original.
+        limits: metric -> the change that counts as 1.
+
+    Returns:
+        0 or more; None where nothing was measured that is limited.
+    """
+    known = [max(0.0, changes[name] / limit) for name, limit in limits.items() if name in changes]
+    return sum(known) if known else None

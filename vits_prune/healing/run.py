@@ -1,0 +1,303 @@
+"""heal: a pruned Voice learns from the voice it was made of, and becomes another Voice."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vits_prune.errors import InputError
+from vits_prune.healing.batches import Batch, Clip, Window, draw_batch, draw_clips
+from vits_prune.healing.budget import Pace, lessons_at
+from vits_prune.healing.checkpoints import Checkpoints
+from vits_prune.healing.corpus import corpus, other_texts
+from vits_prune.healing.kept import healed_recipe
+from vits_prune.healing.lengths import Lengths
+from vits_prune.healing.lessons import SHARD, Lessons
+from vits_prune.healing.pair import parts_to_train
+from vits_prune.healing.plan import HealPlan
+from vits_prune.healing.progress import OnCheckpoint, OnStep, Told, is_check
+from vits_prune.healing.reach import decoder_reach, flow_reach
+from vits_prune.healing.storage import digest
+from vits_prune.healing.training import WARM_UP, NotFiniteError, Training, make_accelerator
+from vits_prune.pruning.calibration import sentence_ids
+from vits_prune.synthesis import Delivery
+from vits_prune.voices.voice import Voice
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_LEVELLED_ON = 64
+"""Sentences, none of them learnt from, on which a healed voice is made as long as the original: a second or two on two cores."""
+
+
+def heal(
+    pruned: Voice,
+    teacher: Voice,
+    texts: Sequence[str] | None = None,
+    plan: HealPlan | None = None,
+    folder: str | Path | None = None,
+    *,
+    resume: bool = False,
+    recordings: Sequence[Clip] = (),
+    lessons: Lessons | None = None,
+    on_step: OnStep | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
+    checks: int = 0,
+    reserve: float = 0.0,
+    cpu: bool = False,
+) -> Voice:
+    """Train a pruned voice on what the original says (self-distillation): no recordings are needed.
+
+    Both have the same noise and the original's durations, so that every stage has an exact target. Zeros of the pruned voice stay zeros to
+    the bit, and what was removed stays removed. Only parts that differ from the original's learn. Under `accelerate launch` all processes
+    call this alike, each with sentences of its own; the first one alone writes and calls back.
+
+    Args:
+        pruned: what to heal; it stays as it is.
+        teacher: the voice it was made of.
+        texts: what the teacher says; None for built-in sentences, or draws from the vocabulary.
+        plan: how long and how; None for HealPlan().
+        folder: where lessons and checkpoints are kept; None for no checkpoints.
+        resume: go on from the newest checkpoint in `folder`, where there is one. On a CPU the result is that of one uninterrupted run.
+        recordings: real speech besides, (latents [flow_size, frames], waveform [frames * hop]) each.
+        lessons: the teacher's, where they are shared among several healings (then `texts` is not read).
+        on_step, on_checkpoint: as OnStep and OnCheckpoint say.
+        checks: so many checkpoints besides the plan's, evenly over the training: those for which `is_check` says so.
+        reserve: seconds of the plan's minutes that the callbacks need.
+        cpu: stay on the CPU where there is a GPU.
+
+    Returns:
+        the voice with the best score, or the last one where no scores were given. Its recipe tells how it was made, and why it was stopped
+        if a loss was no finite number: then it is that of the last good checkpoint.
+
+    Raises:
+        InputError: the two do not belong together, nothing is left to learn, a checkpoint is of another healing or other recordings, or the
+            disk is full.
+    """
+    plan = plan or HealPlan()
+    if resume and folder is None:
+        raise InputError("There is nothing to resume without a folder of checkpoints: give the folder of the healing that was stopped.")
+    trained = parts_to_train(pruned, teacher)
+    run = _Run(pruned, teacher, trained, plan, make_accelerator(plan, cpu), None if folder is None else Path(folder), recordings)
+    with run.resumed(resume, texts):
+        return run.train(run.lessons(texts) if lessons is None else lessons, _Callbacks(on_step, on_checkpoint, checks, reserve))
+
+
+@dataclass(frozen=True)
+class _Callbacks:
+    """Who is told, when, and how long that takes; see `heal`."""
+
+    on_step: OnStep | None
+    on_checkpoint: OnCheckpoint | None
+    checks: int
+    reserve: float
+
+
+class _Run:
+    """One call of heal."""
+
+    def __init__(
+        self,
+        pruned: Voice,
+        teacher: Voice,
+        trained: Sequence[str],
+        plan: HealPlan,
+        accelerator: Accelerator,
+        folder: Path | None,
+        recordings: Sequence[Clip],
+    ) -> None:
+        self._home, self._plan, self._accelerator, self._folder = pruned.device, plan, accelerator, folder
+        self._pruned, self._teacher = pruned.to(accelerator.device), teacher.to(accelerator.device)
+        config = pruned.model.config
+        self._window = Window(plan.segment, decoder_reach(config), flow_reach(config), pruned.hop_length)
+        self._training = Training(self._pruned, trained, plan, self._window, accelerator)
+        self._recordings, self._heard = recordings, _digest_of(recordings)
+        self._checkpoints = Checkpoints(folder / "checkpoints") if folder is not None else None
+        self._belongs = digest(pruned.model.state_dict(), digest(teacher.model.state_dict()), plan.to_dict())
+        self._step, self._of = 0, plan.steps
+        self._seconds = 0.0
+        self._kept: tuple[int, float | None, Voice] = (0, None, self._pruned)
+        self._lengths: Lengths | None = None
+        self._stopped = ""
+
+    @property
+    def _main(self) -> bool:
+        return self._accelerator.is_main_process
+
+    @contextlib.contextmanager
+    def resumed(self, resume: bool, texts: Sequence[str] | None) -> Iterator[None]:
+        """Take up the newest checkpoint if asked; meanwhile torch has the number of threads that the first run had."""
+        threads = torch.get_num_threads()
+        try:
+            found = self._checkpoints.newest() if self._checkpoints and resume else None
+            self._lengths = self._lengths_of(texts)
+            if found is not None:
+                torch.set_num_threads(self._take_up(*found))
+            elif self._checkpoints and self._main:
+                self._checkpoints.clear()
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+    def _take_up(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> int:
+        """The number of threads of the run that wrote a checkpoint."""
+        if facts.get("recordings", "") != self._heard:
+            raise InputError(
+                f"The checkpoints in {self._checkpoints.folder} were made with other recordings: give the very recordings that the healing "
+                "began with, or another folder."
+            )
+        if facts.get("belongs") != self._belongs or facts.get("processes") != self._accelerator.num_processes:
+            raise InputError(
+                f"The checkpoints in {self._checkpoints.folder} belong to another healing (voice, plan or number of processes): "
+                "give the same options, or another folder."
+            )
+        try:
+            self._training.load(tensors)
+            self._step, self._of = int(facts["step"]), facts["of"]
+            self._seconds, threads = float(facts["seconds"]), int(facts["threads"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"The checkpoints in {self._checkpoints.folder} cannot be used: start without resuming.") from error
+        best = self._checkpoints.best()
+        if best is not None:
+            voice = self._pruned.with_weights({name: tensor.to(self._pruned.device) for name, tensor in best[0].items()})
+            self._kept = (int(best[1]["step"]), float(best[1]["score"]), voice)
+        else:
+            self._kept = (self._step, None, self._voice({}))
+        return threads
+
+    def lessons(self, texts: Sequence[str] | None) -> Lessons:
+        """The teacher's lessons, kept in the folder."""
+        plan = self._plan
+        said = corpus(self._teacher, texts, plan.lessons, plan.seed)
+        where = None if self._folder is None else self._folder / "lessons"
+        return Lessons(self._teacher, said, seed=plan.seed, segment=plan.segment, speakers=plan.speakers, folder=where)
+
+    def _lengths_of(self, texts: Sequence[str] | None) -> Lengths | None:
+        """What durations are levelled by, where they learn."""
+        if "duration_predictor" not in self._training.trained:
+            return None
+        others = other_texts(self._teacher, texts, _LEVELLED_ON, self._plan.seed)
+        return Lengths(self._teacher, sentence_ids(self._teacher, others), self._plan.seed)
+
+    def _voice(self, recipe: Mapping[str, Any]) -> Voice:
+        """The student as it is now, in sentences as long as the teacher's."""
+        voice = self._training.voice(recipe)
+        return voice.with_weights(self._lengths.level(voice)) if self._lengths else voice
+
+    def train(self, lessons: Lessons, callbacks: _Callbacks) -> Voice:
+        """All steps that are left."""
+        started, before = time.perf_counter(), self._seconds
+        pace = Pace(self._plan, callbacks.reserve)
+        while self._of is None or self._step < self._of:
+            there = self._lessons(lessons, pace)
+            after = time.perf_counter()
+            batch = self._batch(there)
+            try:
+                losses = self._training.step(batch, self._step / self._of if self._of else 0.0, min(1.0, (self._step + 1) / WARM_UP))
+            except NotFiniteError as error:
+                self._stopped = f"the loss {str(error)!r} was no finite number at step {self._step + 1}"
+                break
+            self._step += 1
+            fixed = self._of is None and pace.took(time.perf_counter() - after)
+            if fixed:
+                self._of = self._agreed(pace.steps(len(lessons), lambda done, batch=batch: self._training.step(batch, done, learn=False)))
+            self._seconds = before + time.perf_counter() - started
+            if fixed or self._is_checkpoint(callbacks.checks):
+                self._checkpoint(callbacks.on_checkpoint, len(lessons))
+            if callbacks.on_step and self._main:
+                self._tell(callbacks.on_step, losses, len(lessons))
+        return self._result(len(lessons))
+
+    def _is_checkpoint(self, checks: int) -> bool:
+        return self._step == self._of or self._step % self._plan.checkpoint_every == 0 or is_check(self._step, self._of, checks)
+
+    def _lessons(self, lessons: Lessons, pace: Pace) -> Sequence[Any]:
+        start, wanted = time.perf_counter(), lessons_at(self._step, len(lessons))
+        # The first process makes what is not on disk yet; the others read it, or make their own where the disk is not shared.
+        with self._accelerator.main_process_first() if self._step % SHARD == 0 else contextlib.nullcontext():
+            there = lessons.first(wanted)
+        if self._step == 0:
+            pace.lessons_took(time.perf_counter() - start, len(there))
+        return there
+
+    def _batch(self, lessons: Sequence[Any]) -> Batch:
+        plan, key = self._plan, (self._plan.seed, self._step, self._accelerator.process_index)
+        scale = Delivery().for_voice(self._teacher).noise_scale
+        batch = draw_batch(lessons, plan.batch, key, self._window, text=self._training.needs_text, noise_scale=scale)
+        if self._recordings:
+            size = max(1, plan.batch // 2)
+            batch |= draw_clips(self._recordings, size, key, self._window)
+            batch["recorded_speaker"] = torch.full((size,), self._teacher.speaker or 0)
+        return batch
+
+    def _agreed(self, steps: int) -> int:
+        """The first process's number."""
+        if self._accelerator.num_processes == 1:
+            return steps
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([steps])[0]
+
+    def _tell(self, on_step: OnStep, losses: Mapping[str, float], lessons: int) -> None:
+        try:
+            on_step(Told(self._step, self._of, losses, self._seconds))
+        except BaseException:
+            self._save(lessons)
+            raise
+
+    def _checkpoint(self, on_checkpoint: OnCheckpoint | None, lessons: int) -> None:
+        voice = self._voice(self._recipe(self._step, lessons))
+        self._save(lessons)
+        score = on_checkpoint(self._step, voice.to(self._home)) if on_checkpoint and self._main else None
+        _, best, _ = self._kept
+        if score is None and best is None:
+            self._kept = (self._step, None, voice)
+        elif score is not None and (best is None or score <= best):
+            self._kept = (self._step, score, voice)
+            if self._checkpoints and self._main:
+                weights = dict(voice.model.named_parameters())
+                facts = {"score": score, "healed": self._done(self._step, lessons)}
+                self._checkpoints.save_best(self._step, {name: weights[name] for name in self._training.weights}, facts)
+
+    def _save(self, lessons: int) -> None:
+        if self._checkpoints and self._main and self._of is not None:
+            facts = {"of": self._of, "seconds": self._seconds, "threads": torch.get_num_threads(), "belongs": self._belongs}
+            facts |= {"processes": self._accelerator.num_processes, "recordings": self._heard, "healed": self._done(self._step, lessons)}
+            self._checkpoints.save(self._step, self._training.state(), facts)
+
+    def _done(self, step: int, lessons: int) -> dict[str, Any]:
+        """What the recipe says of the voice of a step."""
+        done: dict[str, Any] = {
+            "plan": self._plan.to_dict(),
+            "steps": step,
+            "of": self._of,
+            "lessons": lessons_at(max(0, step - 1), lessons),
+            "trained": list(self._training.trained),
+        }
+        if self._recordings:
+            done["recordings"] = len(self._recordings)
+        if self._stopped:
+            done["stopped"] = self._stopped
+        return done
+
+    def _recipe(self, step: int, lessons: int) -> Mapping[str, Any]:
+        return healed_recipe(self._pruned, self._done(step, lessons))
+
+    def _result(self, lessons: int) -> Voice:
+        step, _, voice = self._kept
+        return dataclasses.replace(voice, recipe=self._recipe(step, lessons)).to(self._home)
+
+
+def _digest_of(recordings: Sequence[Clip]) -> str:
+    """A name for recordings, empty where there are none. `Pairs` knows its own; others are looked at, every sample of them."""
+    known = getattr(recordings, "digest", None)
+    if known is not None or not recordings:
+        return known or ""
+    return digest({f"{index}.{part}": tensor for index, pair in enumerate(recordings) for part, tensor in enumerate(pair)})

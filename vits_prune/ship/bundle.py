@@ -1,0 +1,248 @@
+"""write_bundle: everything that a push uploads, as one folder: the export, the model card, samples to listen to, curves."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vits_prune.errors import InputError
+from vits_prune.measure.quality import METRICS
+from vits_prune.measure.size import measure_size
+from vits_prune.measure.sparsity import measure_sparsity
+from vits_prune.pruning.registry import METHODS
+from vits_prune.ship import formats
+from vits_prune.ship.card import SAMPLES, Facts, Picture, Sample, is_card, model_card, words_of_sweep
+from vits_prune.ship.card_figures import check_evidence
+from vits_prune.ship.formats import Export, Step, export_voice
+from vits_prune.ship.licence import Licence, licence_of
+from vits_prune.ship.reproduce import reproduce
+from vits_prune.sound import write_wav
+from vits_prune.synthesis import checked_seed, speak
+from vits_prune.texts import load_texts
+from vits_prune.voices import saved
+from vits_prune.voices.hub import parse_repo_id
+from vits_prune.voices.language import draw_texts, spoken_language
+from vits_prune.voices.saved import written_whole
+from vits_prune.voices.voice import Voice
+
+CARD = "README.md"
+MAX_SAMPLES = 10
+_SHOWN = ("cer", "dnsmos_ovrl", "duration_ratio")
+"""Metrics whose curves of a sweep go into the card."""
+_MAX_PICTURE_BYTES, _MAX_TEXT_BYTES = 4 << 20, 64 << 20
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder that is ready to be pushed."""
+
+    folder: Path
+    card: str
+    """The text of its README.md."""
+    export: Export
+    licence: Licence
+
+
+def write_bundle(
+    voice: Voice,
+    folder: str | Path,
+    *,
+    repo_id: str,
+    format: str = "dense",
+    precision: str = "fp32",
+    original: Voice | None = None,
+    evidence: Mapping[str, Any] | None = None,
+    curve: str | Path | None = None,
+    samples: int = 3,
+    seed: int = 0,
+    on_step: Step | None = None,
+) -> Bundle:
+    """Write what a push uploads, and nothing else. The folder appears whole or not at all.
+
+    Args:
+        voice: what to ship.
+        folder: new, empty, or an earlier bundle, which is replaced.
+        repo_id: "owner/name", where it is to go: the card's links lead there.
+        format, precision: as `export_voice` takes them.
+        original: the voice that it was made of, for the comparison; None leaves it out of the card.
+        evidence: what `evaluate --json` or `compare` wrote of this voice, or both in one.
+        curve: the folder of a sweep, or of a healing (with curve.csv).
+        samples: sentences to listen to, 0 to 10.
+        seed: of their noise.
+        on_step: told of the progress; it may raise to cancel.
+
+    Raises:
+        InputError: what does not fit together, or the folder cannot be written.
+    """
+    target, tell = Path(folder), on_step or (lambda _what, _share: None)
+    repo_id, revision = parse_repo_id(repo_id)
+    if revision is not None:
+        raise InputError("A push goes to the main branch: leave the revision out of the name.")
+    if isinstance(samples, bool) or not isinstance(samples, int) or not 0 <= samples <= MAX_SAMPLES:
+        raise InputError(f"The number of samples must be a whole number from 0 to {MAX_SAMPLES}, not {str(samples)[:40]!r}.")
+    seed, voice = checked_seed(seed), voice.to("cpu")
+    if original is not None:
+        original = _fitting(voice, original.to("cpu"))
+    if evidence is not None:
+        check_evidence(evidence, voice.recipe)
+    licence, again = licence_of(voice), reproduce(voice, format, precision)
+    with written_whole(target, check_place(target)) as beside:
+        export = export_voice(voice, beside, format, precision, on_step=lambda what, done: tell(what, 0.4 * done))
+        tell("measuring sizes", 0.4)
+        facts = Facts(repo_id, voice, export, licence, again, measure_size(voice), measure_sparsity(voice), seed=seed, evidence=evidence)
+        if original is not None:
+            facts = dataclasses.replace(facts, original_size=measure_size(original), original_sparsity=measure_sparsity(original))
+        said = _speak(export.shipped, original, beside, samples, seed, lambda what, done: tell(what, 0.5 + 0.45 * done))
+        tell("writing the model card", 0.95)
+        pictures = () if curve is None else copy_curves(Path(curve), beside)
+        for name, content in again.files.items():
+            (beside / name).write_text(content, encoding="utf-8")
+        card = model_card(dataclasses.replace(facts, samples=said, pictures=pictures))
+        (beside / CARD).write_text(card, encoding="utf-8")
+    tell("written", 1.0)
+    return Bundle(target, card, dataclasses.replace(export, folder=target, model=target / export.model.name), licence)
+
+
+def check_place(folder: Path) -> str:
+    """Whether a bundle may be written to a folder: the file by which an earlier one there is known.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    manifests = [name for name in (saved.MANIFEST, formats.MANIFEST) if (folder / name).is_file()]
+    if manifests and is_card(folder / CARD):
+        return manifests[0]
+    try:
+        free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    except OSError:
+        free = False
+    if not free:
+        raise InputError(f"{folder} exists and is no earlier bundle: give the name of a folder that is new or empty.")
+    return saved.MANIFEST
+
+
+def _fitting(voice: Voice, original: Voice) -> Voice:
+    """The original, with the speaker of the voice.
+
+    Raises:
+        InputError: it cannot have been the original.
+    """
+    facts = {
+        "sampling rate": (voice.sampling_rate, original.sampling_rate),
+        "vocabulary": (voice.model.config.vocab_size, original.model.config.vocab_size),
+        "number of speakers": (len(voice.speakers), len(original.speakers)),
+    }
+    for what, (mine, other) in facts.items():
+        if mine != other:
+            raise InputError(
+                f"{voice.name} was not made of {original.name}: its {what} is {mine}, not {other}. Give its own original, or none."
+            )
+    return original.with_speaker(voice.speaker)
+
+
+def sample_texts(voice: Voice, count: int) -> tuple[str, ...]:
+    """English sentences that were never tuned on; for other languages draws from the vocabulary; nothing where there is none."""
+    if not count:
+        return ()
+    if spoken_language(voice) == "en":
+        return load_texts(count)
+    try:
+        return draw_texts(voice, count, seed=0)
+    except InputError:
+        return ()
+
+
+def _speak(voice: Voice, original: Voice | None, folder: Path, count: int, seed: int, tell: Step) -> tuple[Sample, ...]:
+    """Speak the samples into files."""
+    found, voices = [], {"original": original, "pruned": voice}
+    texts = sample_texts(voice, count)
+    for number, text in enumerate(texts, 1):
+        files: dict[str, str | None] = dict.fromkeys(voices)
+        for which, one in voices.items():
+            tell(f"speaking sample {number} of {len(texts)}", (number - 1 + (which == "pruned") / 2) / len(texts))
+            if one is not None:
+                (folder / SAMPLES).mkdir(exist_ok=True)
+                files[which] = f"{SAMPLES}/{number}-{which}.wav"
+                speech = speak(one, text, seed)
+                try:
+                    write_wav(speech, folder / str(files[which]))
+                except RuntimeError as error:  # how libsndfile tells of a full disk
+                    raise OSError(str(error)) from error
+        found.append(Sample(text, str(files["pruned"]), files["original"]))
+    return tuple(found)
+
+
+def check_curve(source: Path) -> None:
+    """Whether a folder has a curve.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not any((source / name).is_file() for name in ("curve.csv", *(f"curve-{metric}.png" for metric in _SHOWN))):
+        raise InputError(
+            f"{source} has no curve: give the folder of a `sweep`, or the one that `heal` keeps beside its voice (DIR-healing)."
+        )
+
+
+def copy_curves(source: Path, folder: Path) -> tuple[Picture, ...]:
+    """The pictures of a sweep's folder, or the course of a healing drawn from its curve.csv, put into a bundle.
+
+    Raises:
+        InputError: the folder has neither.
+    """
+    check_curve(source)
+    found = []
+    for metric in _SHOWN:
+        name = f"curve-{metric}.png"
+        content = _read(source / name, _MAX_PICTURE_BYTES)
+        if content.startswith(_PNG):
+            (folder / name).write_bytes(content)
+            words = "" if found else words_of_sweep(_manifest(source), _methods(source))
+            found.append(Picture(name, f"{METRICS[metric].title} against amount", words))
+    return (*found, _healing(source, folder)) if (source / "curve.csv").is_file() else tuple(found)
+
+
+def _healing(source: Path, folder: Path) -> Picture:
+    """Drawn anew: an SVG of anybody's could hold a script."""
+    from vits_prune.healing.curve import Curve, curve_figure
+
+    rows = Curve.read(source / "curve.csv", 1 << 40).rows
+    if not rows:
+        raise InputError(f"{source / 'curve.csv'} is not the course of a healing: give the folder that `heal` wrote.")
+    name = "healing.png"
+    curve_figure(rows, "losses by step; below, changes from the original on tuning sentences").savefig(folder / name)
+    return Picture(name, "losses against steps", "The course of its healing: each loss, and what was measured of the checkpoints.")
+
+
+def _manifest(source: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(_read(source / "sweep.json", _MAX_TEXT_BYTES))
+    except (ValueError, RecursionError):
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def _methods(source: Path) -> tuple[str, ...]:
+    """The pruning methods of a sweep."""
+    try:
+        rows = csv.DictReader(_read(source / "sweep.csv", _MAX_TEXT_BYTES).decode("utf-8").splitlines())
+        found = {row.get("method") for row in rows}
+    except (ValueError, csv.Error):
+        return ()
+    return tuple(name for name in METHODS if name in found)
+
+
+def _read(path: Path, most: int) -> bytes:
+    """A file's content, nothing where there is none or more than a bound."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError:
+        return b""
+    return content if len(content) <= most else b""

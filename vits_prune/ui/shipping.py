@@ -1,0 +1,297 @@
+"""Shipping behind the page: the voice at hand in every format that fits, as a file to take away, and on its way to the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vits_prune.background import Doing, Stopped, in_background
+from vits_prune.errors import InputError
+from vits_prune.ship.formats import FORMATS, export_voice, file_stem
+from vits_prune.ui import healed, steps
+from vits_prune.ui.healing import Order
+from vits_prune.voices.voice import Voice
+from vits_prune.workbench import Request
+
+if TYPE_CHECKING:
+    from vits_prune.ship.report import Row
+    from vits_prune.voices.upload import Pushed
+
+T = TypeVar("T")
+Tell = Callable[[str, float], None]
+
+CHOICES = tuple((name, precision) for name, kind in FORMATS.items() for precision in kind.precisions)
+"""Every format with every precision that it has."""
+MAX_PARAMETERS = 100_000_000
+"""Largest voice that the page writes."""
+MAX_SECONDS = 300.0
+"""No further format is begun after this."""
+RUNS = 1
+"""Of each sentence in each timing."""
+_LONGEST_PAUSE = 5.0
+_BUNDLING = 0.5
+"""Share of a push that is told as done once its files are written."""
+
+_work = tempfile.TemporaryDirectory(prefix="vits_prune-ship-")
+_writing = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A format in the table: its Row, or why there is none."""
+
+    format: str
+    precision: str
+    row: Row | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A voice as a file to take away."""
+
+    archive: Path
+    """The zip."""
+    folder: str
+    """What it unpacks to."""
+    model: str
+    """Name of the file that holds the weights."""
+    bytes: int
+    """Of that file."""
+    waveform_error: float | None
+    """As in Export."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What is to be pushed, and where to."""
+
+    repo: str
+    format: str
+    precision: str
+    private: bool
+    read: bool
+    """Whether the visitor has read what the licence forbids."""
+
+
+def order_at_hand(which: Any, order: Any) -> Order | None:
+    """The healing whose voice is to be shipped, None for the voice as it is pruned.
+
+    Raises:
+        InputError: the healed voice is asked for and there is none, or it is forgotten.
+    """
+    if which != "healed":
+        return None
+    if not isinstance(order, Order):
+        raise InputError("Nothing is healed yet: press Heal in the Heal tab first, or ship the voice as it is pruned.")
+    if healed.recall(order).voice is None:
+        raise InputError("This voice is still being healed: wait for its end, or press Stop in the Heal tab.")
+    return order
+
+
+def voice_steps(request: Request, order: Order | None, token: str | None) -> Generator[Doing, None, tuple[Voice, Voice]]:
+    """Make the voice to be shipped; returns it and its original, both on the CPU.
+
+    Raises:
+        InputError: it cannot be made, or is larger than the page writes.
+    """
+    if order is not None:
+        request = order.request
+    original = steps.bench.voice(request.reference, request.speaker, token, device="cpu")
+    count = sum(parameter.numel() for parameter in original.model.parameters())
+    if count > MAX_PARAMETERS:
+        raise InputError(
+            f"This voice has {count / 1e6:.0f} M parameters and the page writes at most {MAX_PARAMETERS / 1e6:.0f} M: "
+            "write it on your own machine, with `python -m vits_prune export`."
+        )
+    if order is not None:
+        return healed.recall(order).voice.to("cpu"), original
+    return (yield from steps.pruning_steps(request, token))[-1][1].to("cpu"), original
+
+
+def name_of(voice: Voice, request: Request, order: Order | None) -> str:
+    """A file's name that says which voice it is and what was done to it, such as "joe-second_order-75-healed"."""
+    spec = request.spec if order is None else order.request.spec
+    how = spec.scope if spec.method == "magnitude" else spec.method
+    pruned = f"-{how}-{round(100 * spec.amount)}" if spec.amount or spec.shape else ""
+    return f"{file_stem(voice.name)[:60]}{pruned}{'-healed' if order else ''}"
+
+
+# Every format
+
+
+def format_steps(voice: Voice, halted: Callable[[], bool]) -> Iterator[Doing | list[Line]]:
+    """Write the voice in every format, one after the other, and measure each: how far it is, and all Lines so far with each new one.
+
+    A format's files are gone once it is measured. Halted, it ends at once.
+    """
+    lines: list[Line] = []
+    shown = 0
+    with contextlib.closing(in_background(lambda tell: _write_all(voice, lines, tell))) as work:
+        for step in work:
+            if len(lines) > shown:
+                shown = len(lines)
+                yield list(lines)
+            if halted():
+                return
+            if isinstance(step, Doing):
+                yield step
+
+
+def _write_all(voice: Voice, lines: list[Line], tell: Tell) -> None:
+    with _turn(tell):
+        start = time.monotonic()
+        for i, (name, precision) in enumerate(CHOICES):
+
+            def at(what: str, share: float, i: int = i, of: str = f"{name} {precision}") -> None:
+                tell(f"{of}: {what}", (i + share) / len(CHOICES))
+
+            if time.monotonic() - start > MAX_SECONDS:
+                command = f"python -m vits_prune export --format {name} --precision {precision}"
+                why = f"left out: the page writes for {MAX_SECONDS / 60:.0f} minutes; on your own machine: {command}"
+                lines.append(Line(name, precision, None, why))
+                continue
+            at("waiting for those who want to hear", 0.0)
+            steps.bench.let_hearing_pass(_LONGEST_PAUSE)
+            lines.append(_line(voice, name, precision, lines, at))
+
+
+def _line(voice: Voice, name: str, precision: str, before: list[Line], tell: Tell) -> Line:
+    """One format, written, measured and removed."""
+    from vits_prune.ship.report import measure_export
+
+    with tempfile.TemporaryDirectory(dir=_work.name) as folder:
+        try:
+            export = export_voice(voice, Path(folder) / name, name, precision, on_step=lambda what, share: tell(what, share / 2))
+            twin = next((line.row for line in before if name == "piper" and (line.format, line.precision) == ("onnx", precision)), None)
+            if twin is not None:  # the very graph was measured already; only what is beside it differs
+                share = export.bytes / 1e6 / twin.megabytes * twin.share
+                words = f"the same graph as onnx {precision}" + (f"; {twin.words}" if twin.words else "")
+                return Line(
+                    name, precision, replace(twin, what=f"piper {precision}", megabytes=export.bytes / 1e6, share=share, words=words)
+                )
+            rows = measure_export(voice, export, runs=RUNS, on_step=lambda what, share: tell(what, 0.5 + share / 2))
+        except InputError as error:
+            return Line(name, precision, None, f"does not fit: {error}")
+    return Line(name, precision, rows[-1])
+
+
+@contextlib.contextmanager
+def _turn(tell: Tell) -> Iterator[None]:
+    """One voice is written at a time: two at once would time each other, and take twice the disk."""
+    while not _writing.acquire(timeout=0.2):
+        tell("waiting for another export to end", 0.0)
+    try:
+        yield
+    finally:
+        _writing.release()
+
+
+# One file to take away
+
+
+def pack_steps(voice: Voice, name: str, format: str, precision: str, halted: Callable[[], bool]) -> Iterator[Doing | Packed]:
+    """One format as a zip file: how far it is, and Packed last. Halted, it ends at once, without.
+
+    Raises:
+        InputError: there is no such format, or the voice does not fit it.
+    """
+
+    def pack(tell: Tell) -> Packed:
+        stem = f"{name}-{format}-{precision}"
+        with _turn(tell), tempfile.TemporaryDirectory(dir=_work.name) as folder:
+            export = export_voice(voice, Path(folder) / stem, format, precision, on_step=lambda what, share: tell(what, 0.7 * share))
+            tell("packing", 0.7)
+            archive = shutil.make_archive(str(steps.scratch.folder() / stem), "zip", root_dir=folder, base_dir=stem)
+            return Packed(Path(archive), stem, export.model.name, export.bytes, export.waveform_error)
+
+    check_choice(format, precision)
+    with contextlib.closing(in_background(pack)) as work:
+        for step in work:
+            if halted():
+                return
+            yield step
+
+
+def check_choice(format: Any, precision: Any) -> None:
+    """Whether a format and a precision go together.
+
+    Raises:
+        InputError: they do not.
+    """
+    if (format, precision) not in CHOICES:
+        raise InputError("Choose a format, and a precision that it has.")
+
+
+# To the hub
+
+
+def push_steps(
+    voice: Voice, original: Voice, parcel: Parcel, token: str, halted: Callable[[], bool]
+) -> Generator[Doing, None, Pushed | None]:
+    """Write all that belongs on the hub and push it in one commit; returns what was pushed, None where it was halted and nothing was.
+
+    Args:
+        voice: what is pushed.
+        original: what it is compared with.
+        parcel: where to and how.
+        token: the visitor's own; no other is ever used.
+        halted: whether it is to end. What has been published by then stays, and is returned.
+
+    Raises:
+        InputError: the licence's notice was not read, the visitor may not write there, the format does not fit, or the hub refuses.
+    """
+    from vits_prune.ship.licence import licence_of
+
+    check_choice(parcel.format, parcel.precision)
+    if licence_of(voice).needs_consent and not parcel.read:
+        raise InputError("Read what is said about the licence of this voice and tick the box under it, then push again.")
+    gone = threading.Event()
+
+    def work(tell: Tell) -> Pushed:
+        def tell_or_stop(what: str, share: float) -> None:
+            if gone.is_set():
+                raise Stopped
+            tell(what, share)
+
+        return _push(voice, original, parcel, token, tell_or_stop)
+
+    found: Any = None
+    try:
+        for found in in_background(work):
+            if halted():
+                gone.set()  # and wait: only the end tells whether anything was published
+            if isinstance(found, Doing):
+                yield Doing("stopping", found.share) if gone.is_set() else found
+    except Stopped:
+        return None
+    return found
+
+
+def _push(voice: Voice, original: Voice, parcel: Parcel, token: str, tell: Tell) -> Pushed:
+    from vits_prune.ship.bundle import write_bundle
+    from vits_prune.voices.upload import check_destination, push_folder
+
+    tell("asking the hub", 0.0)
+    destination = check_destination(parcel.repo, token=token)
+    if destination.holds == "other":
+        raise InputError(f"{destination.repo_id} holds other files already: choose another name, so that nothing of them is lost.")
+    with tempfile.TemporaryDirectory(dir=_work.name) as folder:
+        with _turn(tell):
+            bundle = write_bundle(
+                voice, Path(folder) / "bundle", repo_id=destination.repo_id, format=parcel.format, precision=parcel.precision,
+                original=original, on_step=lambda what, share: tell(what, _BUNDLING * share),
+            )  # fmt: skip
+
+        def sending(done: int, of: int) -> None:
+            tell(f"sending {done / 1e6:.0f} of {of / 1e6:.0f} MB", _BUNDLING + (1 - _BUNDLING) * done / max(1, of))
+
+        sending(0, 0)
+        return push_folder(bundle.folder, destination.repo_id, token=token, private=parcel.private, on_progress=sending)

@@ -1,0 +1,144 @@
+"""An .onnx file, or the folder that an export wrote, becomes a Voice: Piper's with its .json, ours with the tokenizer's files beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vits_prune.errors import InputError
+from vits_prune.voices.voice import Voice, resolve_speaker
+
+if TYPE_CHECKING:
+    from transformers import VitsConfig
+
+    from vits_prune.voices.onnx_facts import Facts
+    from vits_prune.voices.piper_graph import PiperGraph
+    from vits_prune.voices.text import Tokenizer
+
+EXPORT = "export.json"
+"""In a folder that an export to ONNX wrote: what it is, and the checksums of the files that make the voice."""
+_CHUNK = 1 << 20
+_MAX_FILES = 20
+
+
+def model_in(folder: Path) -> Path | None:
+    """The .onnx that a folder is there for: what an export wrote, or the only one; None for a folder in transformers' layout.
+
+    Raises:
+        InputError: an export wrote the folder, and export.json cannot be read or the file that it names is gone.
+    """
+    if (folder / EXPORT).is_file():
+        named = [name for name in _checksums(folder) if name.endswith(".onnx")]
+        if len(named) != 1 or not (folder / named[0]).is_file():
+            raise InputError(f"{folder.name} is not a whole export: it lacks the .onnx that its {EXPORT} names. Export the voice again.")
+        return folder / named[0]
+    found = [] if (folder / "config.json").exists() else sorted(folder.glob("*.onnx"))
+    return found[0] if len(found) == 1 else None
+
+
+def load_onnx(model: Path, speaker: int | str | None = None) -> Voice:
+    """The voice of an .onnx file.
+
+    Args:
+        model: exported by Piper, with its .json beside it, or by this library, with what the export wrote beside it.
+        speaker: who speaks, by index or name, by default the one that it says itself.
+
+    Raises:
+        InputError: a file is missing, damaged, or not that of a VITS voice, or the voice has no such speaker.
+    """
+    from vits_prune.voices.piper import config_beside, load_piper
+    from vits_prune.voices.piper_graph import read_graph
+
+    ours = (model.parent / EXPORT).is_file() and model.name in _checksums(model.parent)
+    if ours:
+        _check_files(model.parent, model.name)
+    usual = model.with_name(model.name + ".json")
+    alone = not usual.is_file() and (ours or not config_beside(model).is_file())  # export.json is not the .json of export.onnx
+    graph = read_graph(str(model), model.name) if alone and model.is_file() else None
+    if graph is None or graph.facts is None or graph.facts.form != "onnx":
+        return load_piper(model, speaker=speaker)
+    return _load_whole(model, graph, graph.facts, speaker)
+
+
+def _load_whole(path: Path, graph: PiperGraph, facts: Facts, speaker: int | str | None) -> Voice:
+    """The voice of a file that says itself what it is, but for its tokenizer."""
+    from vits_prune.voices.piper_model import build_model
+
+    config = _config(facts, path.name)
+    model, tokenizer = build_model(graph, config, path.name), _tokenizer(facts, path, config)
+    if len(facts.speakers) != (config.num_speakers if config.num_speakers > 1 else 0):
+        raise InputError(f"{path.name} is damaged: it names other speakers than it has. Export the voice again.")
+    return Voice(
+        model=model,
+        tokenizer=tokenizer,
+        sampling_rate=config.sampling_rate,
+        name=facts.name,
+        origin=facts.origin,
+        speaker=resolve_speaker(facts.speaker if speaker is None else speaker, facts.speakers, facts.name),
+        speakers=facts.speakers,
+        free_cut=facts.free_cut,
+        recipe=facts.recipe,
+    )
+
+
+def _config(facts: Facts, shown: str) -> VitsConfig:
+    from transformers import VitsConfig
+
+    from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig
+    from vits_prune.voices.hf_config import checked_config
+
+    kind: type[VitsConfig] = PiperVitsConfig
+    if facts.origin.family == "hugging-face":
+        kind = NarrowVitsConfig if facts.config.get("model_type") == NarrowVitsConfig.model_type else VitsConfig
+    return checked_config(dict(facts.config), kind, shown)
+
+
+def _tokenizer(facts: Facts, model: Path, config: VitsConfig) -> Tokenizer:
+    from vits_prune.voices.hf_text import HubTokenizer
+    from vits_prune.voices.piper_text import PiperTokenizer
+
+    needed = "vocab.json" if facts.origin.family == "hugging-face" else "piper.json"
+    if not (model.parent / needed).is_file():
+        raise InputError(f"{model.name} has no {needed} beside it, by which it reads text: copy all files that the export wrote.")
+    if facts.origin.family == "hugging-face":
+        return HubTokenizer.load(model.parent, vocab_size=config.vocab_size, name=facts.name)
+    tokenizer = PiperTokenizer.load(model.parent)
+    if tokenizer.largest_id >= config.vocab_size:
+        raise InputError(f"{model.name} does not know all symbols of the piper.json beside it: take both files from the same export.")
+    return tokenizer
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """File -> SHA-256 as the export wrote them, empty where it wrote none."""
+    from vits_prune.voices.piper_text import read_json
+
+    found: Any = read_json(folder / EXPORT, f"{folder.name}/{EXPORT}").get("sha256", {})
+    sound = isinstance(found, dict) and len(found) <= _MAX_FILES
+    return {Path(name).name: value for name, value in found.items() if isinstance(value, str)} if sound else {}
+
+
+def _check_files(folder: Path, model: str) -> None:
+    """Compare the files that make a voice with their checksums.
+
+    Raises:
+        InputError: one is missing or is not the one that was exported.
+    """
+    for name, checksum in _checksums(folder).items():
+        if name.endswith(".onnx") and name != model:
+            continue
+        try:
+            same = sha256_of(folder / name) == checksum
+        except OSError:
+            same = False
+        if not same:
+            raise InputError(f"{folder.name} is damaged: its {name[:60]} is not the file that was exported. Export the voice again.")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
