@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     compare = commands.add_parser("compare", help="speak a text with the original and the pruned voice and measure both")
-    _add_voice(compare)
+    add_voice(compare)
     add_spec(compare)
     compare.add_argument("--text", default="The birch canoe slid on the smooth planks.", help="what to say (default: %(default)s)")
     compare.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(run=_compare)
 
     layers = commands.add_parser("layers", help="list the layers of a voice, and why some are left alone")
-    _add_voice(layers)
+    add_voice(layers)
     add_method(layers)
     add_protect(layers)
     layers.add_argument("--csv", action="store_true", help="as CSV")
@@ -86,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_voice(parser: argparse.ArgumentParser, many: bool = False) -> None:
+def add_voice(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """Add the options that name a voice, or with `many` several."""
     what = "joe, a hub id, a folder, or a Piper .onnx"
     if many:
         parser.add_argument("--voice", nargs="+", default=["joe"], metavar="REF", help=f"one or several of {what} (default: joe)")
@@ -96,10 +97,14 @@ def _add_voice(parser: argparse.ArgumentParser, many: bool = False) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
-def _load(options: argparse.Namespace) -> Voice:
+def load(options: argparse.Namespace) -> Voice:
+    """The voice that the options of `add_voice` name."""
     from vits_prune.voices.load import load_voice
 
     return load_voice(options.voice, options.speaker, revision=options.revision)
+
+
+_add_voice, _load = add_voice, load
 
 
 def _delivery(options: argparse.Namespace) -> Delivery:
@@ -117,7 +122,7 @@ def _compare(options: argparse.Namespace) -> None:
     spec, delivery = spec_of(options), _delivery(options)  # before the voice loads: bad input answers at once
     checked_text(options.text)
     seed = checked_seed(options.seed)
-    voice = _load(options)
+    voice = load(options)
     with Progress() as tell:
         pruned = prune(voice, spec, on_step=tell)
     with Progress() as tell:
@@ -154,7 +159,7 @@ def _layers(options: argparse.Namespace) -> None:
 
     protect = {} if options.protect is None else {"protect": tuple(options.protect)}
     spec = PruneSpec(method=options.method, **protect)  # before the voice loads: bad input answers at once
-    voice = _load(options)
+    voice = load(options)
     if spec.protected or METHODS[spec.method].structured:  # what this pruning would leave alone, whatever was done before
         voice = dataclasses.replace(voice, recipe={"pruned": [spec.to_dict()]})
     table: pd.DataFrame = layer_table(measure_sparsity(voice))

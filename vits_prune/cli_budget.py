@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
         help="find what to prune so that a voice keeps limits of size, time and quality",
         description="Exit code 0 where all limits are kept, 2 where they cannot be: the nearest voice is saved all the same.",
     )
-    cli._add_voice(parser)
+    cli.add_voice(parser)
     parser.add_argument("--max-mb", type=float, metavar="MB", help="largest file, plain or sparse, in MB of 1,000,000 bytes")
     parser.add_argument("--max-latency-ratio", type=float, metavar="RATIO", help="longest time over the original's: 0.5 is twice as fast")
     parser.add_argument("--max-cer-points", type=float, metavar="POINTS", help="character errors more than the original's, per 100")
@@ -47,7 +47,7 @@ def _budget(options: argparse.Namespace) -> None:
 
     budget, settings, (texts, held_out) = _limits(options), _settings(options), _texts(options)
     check_empty(options.out)
-    voice = cli._load(options)
+    voice = cli.load(options)
     with Progress() as tell:
         solution = solve_budget(voice, budget, texts, held_out, settings, on_step=tell)
     written = save_solution(solution, options.out)

@@ -91,7 +91,7 @@ def _add_sensitivity(commands: Any) -> None:
 def _add_voice(parser: argparse.ArgumentParser, many: bool = False) -> None:
     from vits_prune import cli  # here, for cli imports this file
 
-    cli._add_voice(parser, many)
+    cli.add_voice(parser, many)
 
 
 def _add_amounts(parser: argparse.ArgumentParser, default: str) -> None:

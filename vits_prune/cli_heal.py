@@ -26,7 +26,7 @@ def add_commands(commands: Any) -> None:
 
     # What describes a PruneSpec is taken over, but for --steps, which are steps of training here.
     parser = commands.add_parser("heal", help="train a pruned voice back on the original's own speech", conflict_handler="resolve")
-    cli._add_voice(parser)
+    cli.add_voice(parser)
     parser.add_argument("--pruned", metavar="DIR", help="the voice to heal, a folder that `prune` wrote (or say below how to prune)")
     add_spec(parser)
     _add_plan(parser)
@@ -58,6 +58,10 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lessons", type=int, metavar="N", help="sentences that the original speaks (default: 400)")
     parser.add_argument("--batch", type=int, metavar="N", help="sentences of a step, of each process (default: 4)")
     parser.add_argument("--learning-rate", type=float, metavar="RATE", help="the highest (default: 5e-4)")
+    parser.add_argument(
+        "--joint", type=float, metavar="SHARE", help="share of the steps, at the end, with all parts in a row (default: 0.25)"
+    )
+    parser.add_argument("--speakers", help="whose voices are learnt where there are several: all or own (default: all)")
     parser.add_argument("--checkpoint-every", type=int, metavar="N", help="steps between checkpoints (default: 200)")
 
 
@@ -71,7 +75,7 @@ def plan_of(options: argparse.Namespace) -> HealPlan:
 
     if options.minutes is not None and options.steps is not None:
         raise InputError("--minutes and --steps are two ways to say how long: give one of them.")
-    names = ("lessons", "batch", "learning_rate", "checkpoint_every")
+    names = ("lessons", "batch", "learning_rate", "joint", "speakers", "checkpoint_every")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     budget = {"minutes": None, "steps": options.steps} if options.steps is not None else {}
     budget |= {"minutes": options.minutes} if options.minutes is not None else {}
@@ -90,10 +94,12 @@ def _heal(options: argparse.Namespace) -> None:
     if main_process():
         _check_out(options.out, False)
         _check_work(work, options.resume)
-    voice = cli._load(options)
+    voice = cli.load(options)
     pruned = None if spec else _load_pruned(options, voice)
     clips = _recordings(options, plan, voice)
     session = Session(options, voice, work)
+    if main_process():
+        _tell_of_reserve(plan, session, 1 if spec is None else len(spec.schedule_amounts()))
     try:
         healed = _run(
             session, plan, voice, spec if pruned is None else pruned, {"texts": texts, "folder": work, "resume": options.resume}, clips
@@ -113,18 +119,49 @@ def _run(session: Session, plan: HealPlan, voice: Voice, start: Voice | PruneSpe
     from vits_prune.healing import heal, heal_steps
     from vits_prune.pruning import PruneSpec
 
+    before = len(voice.recipe.get("healed", ()))
     common = {**common, "on_step": session.on_step, "reserve": session.reserve}
     if session.evaluates:
         common |= {"on_checkpoint": session.on_checkpoint, "checks": session.options.evaluations}
     with session.telling():
         if not isinstance(start, PruneSpec):
-            return heal(start, voice, plan=plan, recordings=clips, **common)
+            return _healed(heal(start, voice, plan=plan, recordings=clips, **common))
         healed = voice
         for number, step in enumerate(heal_steps(voice, start, plan, on_prune=session.tell, **common), 1):
-            amount, healed = step
+            amount, healed = step[0], _healed(step[1])
+            session.go_on(sum(one["of"] for one in healed.recipe["healed"][before:]))
             if main_process():
                 print(f"Step {number}: amount {amount:.3g}, healed.")
         return healed
+
+
+def _healed(voice: Voice) -> Voice:
+    """The voice, if it has learnt anything.
+
+    Raises:
+        InputError: it has not.
+    """
+    done = voice.recipe["healed"][-1]
+    if done["steps"] == 0:
+        raise InputError(
+            f"{voice.name} is not healed, for {done.get('stopped', 'no step was made')}, and nothing is saved: "
+            "give a lower --learning-rate, or prune anew if the pruned voice itself is broken."
+        )
+    return voice
+
+
+def _tell_of_reserve(plan: HealPlan, session: Session, healings: int) -> None:
+    """Say so where measuring takes more than its part of the minutes."""
+    from vits_prune.healing.budget import reserved
+    from vits_prune.healing.gradual import share_of
+
+    last = share_of(plan, healings - 1, healings)
+    if plan.steps is None and session.reserve > reserved(last, session.reserve):
+        print(
+            f"Measuring takes about {session.reserve / 60:.1f} of {last.minutes:.1f} minutes: half of them are kept for training, and all "
+            "takes longer than you said. Fewer --evaluations or --evaluation-texts take less.",
+            flush=True,
+        )
 
 
 def _stopped(session: Session) -> str:
@@ -167,14 +204,24 @@ def _typed_spec(options: argparse.Namespace) -> PruneSpec | None:
     told = options.amount is not None or options.prune_steps is not None or options.pattern
     told = told or any(getattr(options, name, None) is not None for name in _levers())
     if options.pruned:
-        if told:
-            raise InputError("--pruned names a voice that is pruned already: leave out --amount and what else says how to prune.")
+        idle = _says_how_to_prune(options)
+        if idle:
+            raise InputError(f"--pruned names a voice that is pruned already: leave out {idle}, which says how to prune.")
         return None
     if not told:
         raise InputError(
             "There is nothing to heal: name a pruned voice with --pruned, or say how to prune, such as --method second_order --amount 0.8."
         )
     return spec_of(argparse.Namespace(**{**vars(options), "steps": options.prune_steps}))
+
+
+def _says_how_to_prune(options: argparse.Namespace) -> str:
+    """The first option that was typed of those that describe a PruneSpec, empty where none was."""
+    described = argparse.ArgumentParser(add_help=False)
+    add_spec(described)
+    defaults = {action.dest: action.default for action in described._actions if action.dest != "steps"}  # here: of training
+    names = (name for name, default in {**defaults, "prune_steps": None}.items() if getattr(options, name) != default)
+    return next((f"--{name.replace('_', '-')}" for name in names), "")
 
 
 def _levers() -> tuple[str, ...]:
@@ -189,11 +236,13 @@ def _load_pruned(options: argparse.Namespace, voice: Voice) -> Voice:
     Raises:
         InputError: it cannot be opened, was not made of `voice`, or has nothing to learn.
     """
-    from vits_prune.healing.pair import parts_to_train
+    from vits_prune.healing.pair import check_recordings, parts_to_train
     from vits_prune.voices.load import load_voice
 
     pruned = load_voice(options.pruned, options.speaker)
-    parts_to_train(pruned, voice)  # said here, before the original is measured
+    trained = parts_to_train(pruned, voice)  # said here, before the original is measured
+    if options.recordings is not None:
+        check_recordings(trained)
     return pruned
 
 
@@ -204,6 +253,10 @@ def _check_work(work: Path, resume: bool) -> None:
     if resume and not any((work / one).is_dir() for one in ("checkpoints", "step-1")):
         raise InputError(
             f"There is nothing to resume in {work}: leave out --resume, or name the --workdir of the healing that was stopped."
+        )
+    if not resume and work.is_dir() and any(work.rglob("checkpoint-*.safetensors")):
+        raise InputError(
+            f"{work} holds the checkpoints of a healing, which would be lost: go on with it by --resume, or give another --workdir."
         )
     there = {path.name for path in work.iterdir()} if work.is_dir() else set()
     known = {"lessons", "checkpoints", "curve.csv", "curve.svg", ".curve.csv.part"} | {f"step-{i}" for i in range(1, 100)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import signal
 import time
@@ -45,6 +46,8 @@ class Session:
 
         self.options, self.voice, self.work = options, voice, work
         self.step = 0
+        """Steps done, those of earlier healings included where several follow each other."""
+        self._before, self._seconds_before = 0, 0.0
         self.tell: Callable[[str, float], None] = lambda _what, _share: None
         self.curve: Curve = Curve(_ROW_EVERY)
         self.reserve = 0.0
@@ -82,16 +85,22 @@ class Session:
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """Show the live line; Ctrl-C ends the training between two steps, so that its checkpoint is whole."""
+        """Show the live line; Ctrl-C ends the work between two steps, so that its checkpoint is whole."""
 
         def _note(_signal: int, _frame: Any) -> None:
             if self._interrupted:
                 raise KeyboardInterrupt  # pressed twice: at once
             self._interrupted = True
+            os.write(2, b"\nStopping after what is under way; press Ctrl-C once more to stop at once.\n")  # print may be under way itself
+
+        def _say(what: str, share: float) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt  # while it is pruned or measured too
+            tell(what, share)
 
         before = signal.getsignal(signal.SIGINT)
         with Progress() as tell:
-            self.tell = tell
+            self.tell = _say
             with contextlib.suppress(ValueError):  # not the main thread: nobody presses Ctrl-C there
                 signal.signal(signal.SIGINT, _note)
             try:
@@ -102,10 +111,14 @@ class Session:
 
     def on_step(self, told: Told) -> None:
         """Show how far it is, and keep the curve."""
+        shift, of = self._before, None if told.of is None else told.of + self._before
+        told = dataclasses.replace(told, step=told.step + shift, of=of, seconds=told.seconds + self._seconds_before)
         if self.step == 0 and told.step > 1:  # it goes on
             from vits_prune.healing.curve import Curve
 
             self.curve = Curve.read(self.work / "curve.csv", told.step - 1, _ROW_EVERY)
+            if shift and self.curve.rows:
+                self._seconds_before = float(self.curve.rows[-1].get("seconds", 0.0))
         self.step = told.step
         if self.curve.add(told) and told.step % (10 * _ROW_EVERY) == 0:
             self.write_curve()
@@ -113,6 +126,11 @@ class Session:
         self.tell(f"step {told.step} of {told.of or '?'}: {losses}", told.step / told.of if told.of else 0.0)
         if self._interrupted:
             raise KeyboardInterrupt
+
+    def go_on(self, steps: int) -> None:
+        """A healing is done and the next begins, behind so many steps in all."""
+        self._before = steps
+        self._seconds_before = float(next((row["seconds"] for row in reversed(self.curve.rows) if "seconds" in row), 0.0))
 
     def on_checkpoint(self, step: int, voice: Voice) -> float | None:
         """Measure the voice where it is time for it: how far it is from the original, in limits of the knee."""
@@ -128,7 +146,7 @@ class Session:
         figures = evaluate_against(self._reference, voice, on_step=lambda at, _share: self.tell(f"{what}: {at}", step / of)).figures
         limits = {limit.metric: limit.change for limit in LIMITS}
         changes = {name: figures[name].difference.value for name in (*limits, "duration_ratio") if name in figures}
-        self.curve.measured(step, {f"measured_{name}": round(value, 5) for name, value in changes.items()})
+        self.curve.measured(self._before + step, {f"measured_{name}": round(value, 5) for name, value in changes.items()})
         self.write_curve()
         print(f"Step {step} of {of}: " + ", ".join(f"{name} {value:+.3f}" for name, value in changes.items()), flush=True)
         return score(changes, limits)
@@ -150,5 +168,6 @@ class Session:
             )
         if "stopped" in done:
             print(f"Stopped early: {done['stopped']}. This is the last good checkpoint.")
-        print(f"{healed.name} healed in {done['of']} steps on {done['lessons']} sentences ({', '.join(done['trained'])}); "
+        words = "was to be healed" if "stopped" in done else "healed"
+        print(f"{healed.name} {words} in {done['of']} steps on {done['lessons']} sentences ({', '.join(done['trained'])}); "
               f"the voice of step {done['steps']} is saved to {saved}; its course is in {self.work / 'curve.csv'}")  # fmt: skip

@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
     from vits_prune import cli  # here, for cli imports this file
 
     parser = commands.add_parser("prune", help="save a pruned voice to a folder")
-    cli._add_voice(parser)
+    cli.add_voice(parser)
     add_spec(parser)
     parser.add_argument("--keep-steps", action="store_true", help="with --steps: save each step's voice too, into DIR/step-1 and on")
     parser.add_argument(
@@ -46,7 +46,7 @@ def _prune(options: argparse.Namespace) -> None:
     if (options.keep_steps or options.until_knee) and len(spec.schedule_amounts()) < 2:
         raise InputError("--keep-steps and --until-knee are for gradual pruning: give --steps, such as --steps 4.")
     _check_out(options.out, options.keep_steps)
-    voice = cli._load(options)
+    voice = cli.load(options)
     keep = _keeper(options.out) if options.keep_steps else None
     pruned = _until_knee(voice, spec, options, keep) if options.until_knee else _steps(voice, spec, keep)
     if keep:

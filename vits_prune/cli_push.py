@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.cli_progress import Progress
-from vits_prune.cli_ship import _FORMATS, _PRECISIONS
+from vits_prune.cli_ship import FORMAT_NAMES, PRECISION_NAMES
 from vits_prune.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ def add_commands(commands: Any) -> None:
         help="publish a voice on the Hugging Face hub with a model card",
         description="Log in first with `hf auth login`. Everything is published in one commit, or nothing is.",
     )
-    cli._add_voice(parser)
+    cli.add_voice(parser)
     parser.add_argument("--repo", required=True, metavar="NAME", help="name or owner/name of a model repository, new or your own")
-    parser.add_argument("--format", choices=_FORMATS, default="dense", help="as in export (default: %(default)s)")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="of the weights (default: %(default)s)")
+    parser.add_argument("--format", choices=FORMAT_NAMES, default="dense", help="as in export (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISION_NAMES, default="fp32", help="of the weights (default: %(default)s)")
     parser.add_argument("--original", metavar="REF", help="the voice that it was made of (default: found by its name, joe or a hub id)")
     evidence = parser.add_mutually_exclusive_group()
     evidence.add_argument(
@@ -60,26 +60,25 @@ def add_commands(commands: Any) -> None:
 def _push(options: argparse.Namespace) -> None:
     try:
         _publish(options)
-    except KeyboardInterrupt:
-        print("\nNothing was published.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print("\n" + (str(stopped) or "Nothing was published."), file=sys.stderr)
         raise
 
 
 def _publish(options: argparse.Namespace) -> None:
     """The command, cheap checks first: rights before minutes of measuring."""
     from vits_prune import cli
-    from vits_prune.ship.bundle import write_bundle
+    from vits_prune.ship.bundle import check_curve, write_bundle
     from vits_prune.ship.licence import licence_of
 
-    evidence = _checked(options)
+    given = _checked(options)
     place = None if options.dry_run else _destination(options)
-    voice = cli._load(options)
+    voice = cli.load(options)
     _consent(licence_of(voice), options)
+    if options.curve is not None:
+        check_curve(options.curve, voice)
     original = _original(voice, options)
-    if evidence:
-        from vits_prune.ship.card_figures import check_evidence
-
-        check_evidence(evidence, voice.recipe)
+    evidence = _together(given, voice, original)
     if options.texts is not None or options.text_file is not None:
         evidence = _measured(voice, original, options)
     repo = place.repo_id if place else _named(options.repo)
@@ -95,8 +94,8 @@ def _publish(options: argparse.Namespace) -> None:
             _send(bundle, place, options)
 
 
-def _checked(options: argparse.Namespace) -> dict[str, Any]:
-    """What can be known to be wrong before anything is loaded; the evidence of the files.
+def _checked(options: argparse.Namespace) -> dict[Path, Mapping[str, Any]]:
+    """What can be known to be wrong before anything is loaded; the evidence of each file.
 
     Raises:
         InputError: something is.
@@ -121,7 +120,7 @@ def _checked(options: argparse.Namespace) -> dict[str, Any]:
         check_curve(options.curve)
     if options.texts is not None or options.text_file is not None:
         _texts(options)
-    return {key: value for path in options.evidence or () for key, value in _evidence(path).items()}
+    return {path: _evidence(path) for path in options.evidence or ()}
 
 
 def _named(repo: str) -> str:
@@ -150,6 +149,22 @@ def _evidence(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict) or not any(isinstance(found.get(key), dict) for key in ("figures", "latency")):
         raise unreadable
     return found
+
+
+def _together(given: Mapping[Path, Mapping[str, Any]], voice: Voice, original: Voice | None) -> dict[str, Any]:
+    """The evidence of all files in one, each checked on its own before.
+
+    Raises:
+        InputError: a file tells of another voice.
+    """
+    from vits_prune.ship.card_figures import check_evidence
+
+    for path, found in given.items():
+        try:
+            check_evidence(found, voice, original)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    return {key: value for found in given.values() for key, value in found.items()}
 
 
 def _destination(options: argparse.Namespace) -> Destination:
@@ -252,11 +267,22 @@ def _send(bundle: Bundle, place: Destination, options: argparse.Namespace) -> No
     from vits_prune.voices.upload import push_folder
 
     with Progress() as tell:
+        arrived = False
 
         def on_progress(done: int, total: int) -> None:
+            nonlocal arrived
+            arrived = done >= total
             tell(f"sending {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / max(1, total))
 
-        pushed = push_folder(bundle.folder, place.repo_id, private=options.private, replace=options.replace, on_progress=on_progress)
+        try:
+            pushed = push_folder(bundle.folder, place.repo_id, private=options.private, replace=options.replace, on_progress=on_progress)
+        except KeyboardInterrupt as error:
+            if not arrived:
+                raise
+            # All was sent, so the commit may be on its way, and the hub makes it whether or not somebody waits for the answer.
+            raise KeyboardInterrupt(
+                f"It is not known whether the voice was published: look at {place.url}, and push again where it is not there."
+            ) from error
     print(
         f"Published at {pushed.url}: {pushed.files} files, {pushed.bytes_sent / 1e6:.1f} MB of them sent now (commit {pushed.commit[:12]})"
     )

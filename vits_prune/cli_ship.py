@@ -10,8 +10,8 @@ from typing import Any
 from vits_prune.cli_progress import Progress
 from vits_prune.errors import InputError
 
-_FORMATS = ("dense", "sparse", "onnx", "piper")
-_PRECISIONS = ("fp32", "fp16", "int8")
+FORMAT_NAMES = ("dense", "sparse", "onnx", "piper")
+PRECISION_NAMES = ("fp32", "fp16", "int8")
 
 
 def add_commands(commands: Any) -> None:
@@ -24,9 +24,13 @@ def add_commands(commands: Any) -> None:
         help="write a voice as a dense or sparse folder, as ONNX, or for Piper",
         description="ONNX and Piper exports are compared with the voice in onnxruntime, and not written where they differ.",
     )
-    cli._add_voice(export)
-    export.add_argument("--format", choices=_FORMATS, default="dense", help="dense or sparse folder, onnx, or piper (default: %(default)s)")
-    export.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="of the weights; int8 for onnx and piper (default: fp32)")
+    cli.add_voice(export)
+    export.add_argument(
+        "--format", choices=FORMAT_NAMES, default="dense", help="dense or sparse folder, onnx, or piper (default: %(default)s)"
+    )
+    export.add_argument(
+        "--precision", choices=PRECISION_NAMES, default="fp32", help="of the weights; int8 for onnx and piper (default: fp32)"
+    )
     export.add_argument("--no-measure", action="store_true", help="write only: no table of size, speed and sound")
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the files")
     export.set_defaults(run=_export)
@@ -65,12 +69,14 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from vits_prune import cli
-    from vits_prune.ship.formats import FORMATS, export_voice
+    from vits_prune.ship.formats import FORMATS, check_export_place, check_own_place, export_voice
     from vits_prune.ship.report import measure_export, ship_table
 
     if options.precision not in FORMATS[options.format].precisions:  # before the voice loads: bad input answers at once
         raise InputError(f"The format {options.format} has the precisions {', '.join(FORMATS[options.format].precisions)}.")
-    voice = cli._load(options)
+    check_own_place(options.voice, Path(options.out))
+    check_export_place(Path(options.out))
+    voice = cli.load(options)
     with Progress() as tell:
         share = 1.0 if options.no_measure else 0.5
         export = export_voice(voice, options.out, options.format, options.precision, on_step=lambda what, done: tell(what, share * done))

@@ -85,6 +85,8 @@ class Reference:
     notes: tuple[str, ...]
     seconds: float
     """Wall-clock seconds that making this took."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """As `identity_of` gives it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +113,15 @@ class Evaluation:
     notes: tuple[str, ...]
     seconds: float = field(default=0.0)
     """Wall-clock seconds that it took, without the Reference."""
+    identities: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    """Original's and pruned voice's, as `identity_of` gives them."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values. All but "cost" is the same in every run with the same settings."""
         return {
             "original": self.names[0],
             "pruned": self.names[1],
+            "voices": dict(zip(("original", "pruned"), self.identities, strict=True)),
             "recipe": self.recipe,
             "settings": {**dataclasses.asdict(self.settings), "metrics": list(self.settings.metrics)},
             "interval": METHOD,
@@ -159,6 +164,11 @@ class Evaluation:
         row["cpu_seconds_per_audio_second"] = self.costs[1].cpu_seconds_per_audio_second
         row["joules_per_audio_second"] = self.costs[1].joules_per_audio_second
         return row
+
+
+def identity_of(voice: Voice) -> dict[str, Any]:
+    """Which voice it is: reference and revision of where it came from, and the index of its speaker. A pruned one keeps its original's."""
+    return {"reference": voice.origin.reference, "revision": voice.origin.revision, "speaker": voice.speaker}
 
 
 def evaluate(original: Voice, pruned: Voice, texts: Sequence[str], *, on_step: Step | None = None, **choices: Any) -> Evaluation:
@@ -206,8 +216,9 @@ def prepare_reference(voice: Voice, texts: Iterable[str], settings: Settings = S
         if "closeness" in ear.families:
             melodies.append(track_melody(speeches[-1].waveform, voice.sampling_rate, ear.threads))
     first = Reference(
-        voice.name, settings, said, ear, tuple(speeches), tuple(takes), tuple(melodies), (), meter.cost(), unmeasured, notes, 0.0
-    )
+        voice.name, settings, said, ear, tuple(speeches), tuple(takes), tuple(melodies), (), meter.cost(), unmeasured, notes, 0.0,
+        identity_of(voice),
+    )  # fmt: skip
     others = []
     for k, seed in enumerate(settings.other_seeds):
         what, before = f"noise floor {k + 1} of {settings.noise_seeds}", (1 + k) / rounds
@@ -255,6 +266,7 @@ def evaluate_against(reference: Reference, pruned: Voice, *, on_step: Step | Non
         unmeasured=unmeasured,
         notes=reference.notes,
         seconds=time.perf_counter() - start,
+        identities=(reference.identity, identity_of(pruned)),
     )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import os
 import shutil
 import signal
@@ -11,12 +12,15 @@ import time
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from tests.healing.conftest import TEXTS, same_weights
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.cli import main
-from vits_prune.cli_heal import _stopped
+from vits_prune.cli_heal import _stopped, _tell_of_reserve
+from vits_prune.cli_healing import Session
+from vits_prune.healing import HealPlan, Told
 
 RATE = 16_000
 
@@ -93,6 +97,11 @@ def test_pruned_in_steps_and_healed_behind_each(tiny_folder, tmp_path, capsys):
         (["--amount", "0.5", "--steps", "3", "--recordings", "."], "goes with --pruned"),
         (["--pruned", "DIR", "--steps", "3", "--recordings", "nowhere"], "There is no folder"),
         (["--pruned", "ITSELF", "--steps", "3"], "nothing to heal"),
+        (["--pruned", "DIR", "--method", "second_order"], "leave out --method"),
+        (["--pruned", "DIR", "--scope", "local"], "leave out --scope"),
+        (["--pruned", "DIR", "--parts", "decoder"], "leave out --parts"),
+        (["--pruned", "DIR", "--speakers", "some"], "speakers must be one of all, own"),
+        (["--pruned", "DIR", "--joint", "2"], "joint must be"),
     ],
 )
 def test_bad_input_is_one_sentence(tiny_folder, pruned_folder, tmp_path, capsys, arguments, words):
@@ -190,6 +199,75 @@ def test_who_stops_before_the_first_checkpoint_is_not_sent_to_resume(tmp_path):
     (tmp_path / "work" / "step-1" / "checkpoints").mkdir(parents=True)
     (tmp_path / "work" / "step-1" / "checkpoints" / "checkpoint-00000003.safetensors").touch()
     assert "Go on with the same command and --resume" in _stopped(session)
+
+
+def test_the_same_command_again_does_not_throw_the_checkpoints_away(tiny_folder, pruned_folder, tmp_path, capsys):
+    same = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 12, "--workdir", tmp_path / "work"]
+    assert run(*same, "--out", tmp_path / "one") == 0
+    kept = sorted(path.name for path in (tmp_path / "work" / "checkpoints").iterdir())
+    capsys.readouterr()
+    assert run(*same, "--out", tmp_path / "two") == 2
+    told = capsys.readouterr().err
+    assert "--resume" in told
+    assert "--workdir" in told
+    assert sorted(path.name for path in (tmp_path / "work" / "checkpoints").iterdir()) == kept
+
+
+def test_what_has_learnt_nothing_is_not_called_healed(tiny_folder, sparse, tmp_path, capsys):
+    name = "text_encoder.embed_tokens.weight"
+    broken = sparse.with_weights({name: torch.full_like(sparse.model.text_encoder.embed_tokens.weight, 1e30)})
+    pruned = save_voice(dataclasses.replace(broken, recipe={**broken.recipe, "healed": []}), tmp_path / "broken")
+    assert run("--voice", tiny_folder, "--pruned", pruned, "--steps", 12, "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert "is not healed" in told.err
+    assert "no finite number at step 1" in told.err
+    assert "healed in" not in told.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_recordings_without_a_decoder_that_learns_are_refused_before_they_are_read(recorded, tmp_path, capsys):
+    pruned = save_voice(prune(load_voice(recorded / "voice"), PruneSpec(amount=0.5, parts=("flow",))), tmp_path / "pruned")
+    assert run("--voice", recorded / "voice", "--pruned", pruned, "--recordings", recorded / "mine", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert "heal without recordings, or prune the decoder too" in told.err
+    assert "recordings, " not in told.out
+
+
+def session_of(tmp_path):
+    return Session(argparse.Namespace(evaluations=0), None, tmp_path)
+
+
+def test_ctrl_c_answers_at_once_and_ends_pruning_and_measuring_too(tmp_path, capfd):
+    session = session_of(tmp_path)
+    with session.telling():
+        session.tell("pruning", 0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert "once more to stop at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            session.tell("pruning", 0.2)
+
+
+def test_the_course_of_several_healings_runs_on(tmp_path):
+    session = session_of(tmp_path)
+    for before, steps in ((0, 20), (20, 40)):
+        for step in range(1, steps + 1):
+            session.on_step(Told(step, steps, {"total": 1.0}, float(step)))
+        session.go_on(before + steps)
+    rows = session.curve.rows
+    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
+    assert [row["seconds"] for row in rows] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
+
+
+def test_measuring_that_takes_most_of_the_minutes_is_told(tmp_path, capsys):
+    session = session_of(tmp_path)
+    session.reserve = 50.0
+    _tell_of_reserve(HealPlan(minutes=2), session, 1)
+    _tell_of_reserve(HealPlan(minutes=None, steps=3), session, 1)
+    assert capsys.readouterr().out == ""
+    _tell_of_reserve(HealPlan(minutes=2), session, 2)  # the last healing has two thirds of them
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1
+    assert "0.8 of 1.3 minutes" in told
 
 
 def test_a_folder_of_other_things_is_left_alone(tiny_folder, pruned_folder, tmp_path, capsys):

@@ -41,6 +41,23 @@ def test_another_language_is_drawn_from_the_vocabulary(tmp_path):
     assert not set(texts) & set(load_calibration_texts())
 
 
+def test_what_has_no_blanks_between_words_is_not_put_together_anew(tiny):
+    thai = ["\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 " * 30, "\u4f60\u597d \u4e16\u754c", "[[h\u0259l\u02c8o\u028a a b]] c"]
+    assert sorted(corpus(tiny, thai, 50, 0)) == sorted(thai)
+    texts = corpus(tiny, [*TEXTS, *thai], 50, 0)
+    assert len(texts) == 50
+    assert all("[[" not in text and text.isascii() for text in set(texts) - set(thai))
+
+
+def test_texts_that_are_left_out_are_counted(tiny, caplog):
+    corpus(tiny, TEXTS, 2, 0)
+    assert f"{len(TEXTS) - 2} of {len(TEXTS)} texts are left out" in caplog.text
+    caplog.clear()
+    corpus(tiny, None, 2, 0)
+    corpus(tiny, TEXTS, 20, 0)
+    assert caplog.text == "", "built-in ones are nobody's"
+
+
 def test_no_text_is_refused(tiny):
     with pytest.raises(InputError, match="no texts to learn from"):
         corpus(tiny, ["", " "], 10, 0)

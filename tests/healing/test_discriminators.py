@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional
 
 from vits_prune.healing.discriminators import (
-    NARROW_WIDTH,
     PERIODS,
     Discriminators,
     discriminator_loss,
@@ -30,7 +29,7 @@ def test_the_full_width_is_the_papers():
     assert channels == [[32, 128, 512, 1024, 1024], [128, 128, 256, 512, 1024, 1024, 1024]]
     assert sum(parameter.numel() for parameter in full.parameters()) == pytest.approx(70.7e6, rel=0.01)
     assert [discriminator.period for discriminator in full.periods] == list(PERIODS)
-    narrow = sum(parameter.numel() for parameter in Discriminators(NARROW_WIDTH).parameters())
+    narrow = sum(parameter.numel() for parameter in Discriminators(1 / 8).parameters())
     assert narrow == pytest.approx(1.12e6, rel=0.01)
 
 

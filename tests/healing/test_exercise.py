@@ -25,6 +25,16 @@ def batch_of(voice, step=0, size=4, text=True):
     return draw_batch(lessons, size, (0, step, 0), window_of(voice), text=text, noise_scale=scale)
 
 
+def test_no_window_lies_in_what_a_waveform_is_filled_up_with(tiny):
+    lessons = Lessons(tiny, ["a short one"], seed=3, segment=16).first(1)
+    frames, filled = lessons[0].frames, len(lessons[0].waveform) // tiny.hop_length
+    assert filled > frames
+    window = window_of(tiny, segment=8)
+    inside = slice(window.flow + window.decoder, window.flow + window.decoder + 8)
+    for step in range(40):
+        assert bool(draw_batch(lessons, 2, (0, step, 0), window, text=True)["frame_mask"][..., inside].bool().all())
+
+
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_teacher_itself_makes_no_error(families, kind, own):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from tests.healing.conftest import QUICK, TEXTS
 from vits_prune import PruneSpec, Shape, heal_steps, measure_sparsity
@@ -20,6 +21,35 @@ def test_each_step_goes_on_from_the_healed_voice(tiny, tmp_path):
     assert [one["steps"] for one in found[-1][1].recipe["healed"]] == [3, 6]
     assert len(found[-1][1].recipe["pruned"]) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"lessons", "step-1", "step-2"}
+
+
+def test_with_other_threads_each_step_is_pruned_as_before(tiny, tmp_path):
+    """What is calibrated rounds by the number of threads; a checkpoint is of one pruned voice alone."""
+    plan = dataclasses.replace(QUICK, steps=6, batch=1, checkpoint_every=1)
+    spec = PruneSpec(method="second_order", amount=0.5, steps=2, parts=("flow",), texts=TEXTS)
+    before, seen = torch.get_num_threads(), []
+
+    class Stop(Exception):
+        pass
+
+    def stop(told):
+        raise Stop
+
+    try:
+        torch.set_num_threads(1)
+        with pytest.raises(Stop):
+            list(heal_steps(tiny, spec, plan, texts=TEXTS, folder=tmp_path, on_step=stop))
+        torch.set_num_threads(2)
+        steps = heal_steps(
+            tiny, spec, plan, texts=TEXTS, folder=tmp_path, resume=True, on_prune=lambda *_: seen.append(torch.get_num_threads())
+        )
+        amount, _ = next(steps)
+        steps.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+    assert amount < 0.5
 
 
 def test_structured_steps(tiny):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from tests.pruning.conftest import KINDS
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import HealPlan, InputError, PruneSpec, Shape, heal, load_voice, prune, save_voice, speak
 from vits_prune.healing.checkpoints import Checkpoints
+from vits_prune.healing.lessons import Lessons
+from vits_prune.healing.pair import check_pair
 from vits_prune.healing.zeros import masks
 
 
@@ -149,7 +152,7 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tiny, sparse, tmp_path):
     assert healed.recipe["healed"][0]["steps"] == 10
     assert healed.recipe["healed"][0]["of"] == 23
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["best.safetensors", "checkpoint-00000020.safetensors", "checkpoint-00000023.safetensors"]
+    assert names == ["best.safetensors", "checkpoint-00000020.safetensors", "checkpoint-00000023.safetensors", "scored.safetensors"]
 
 
 def test_the_best_survives_being_resumed(tiny, sparse, tmp_path):
@@ -159,6 +162,46 @@ def test_the_best_survives_being_resumed(tiny, sparse, tmp_path):
     healed = heal(sparse, tiny, TEXTS, QUICK, tmp_path, resume=True, on_checkpoint=lambda step, _: scores[step])
     assert healed.recipe["healed"][0]["steps"] == 5
     assert Checkpoints(tmp_path / "checkpoints").best()[1]["score"] == 1.0
+
+
+@pytest.mark.parametrize(("at", "checks"), [(10, 0), (12, 0), (8, 3)])
+def test_killed_while_it_is_measured_the_measurement_is_made_up_for(tiny, sparse, tmp_path, at, checks):
+    scores = {4: 2.0, 5: 3.0, 8: 1.0, 10: 0.5, 12: 4.0}
+
+    def whole_score(step, _voice):
+        return scores[step]
+
+    def killed(step, voice):
+        if step == at:
+            raise Stop
+        return whole_score(step, voice)
+
+    with pytest.raises(Stop):
+        heal(sparse, tiny, TEXTS, QUICK, tmp_path, checks=checks, on_checkpoint=killed)
+    measured = []
+    resumed = heal(
+        sparse, tiny, TEXTS, QUICK, tmp_path, resume=True, checks=checks,
+        on_checkpoint=lambda step, voice: measured.append(step) or whole_score(step, voice),
+    )  # fmt: skip
+    assert measured[0] == at
+    assert len(set(measured)) == len(measured)
+    whole = heal(sparse, tiny, TEXTS, QUICK, checks=checks, on_checkpoint=whole_score)
+    assert same_weights(whole, resumed) == []
+    assert resumed.recipe == whole.recipe
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tiny, sparse):
+    scores = {5: 1.0, 10: float("nan"), 12: 2.0}
+    assert heal(sparse, tiny, TEXTS, QUICK, on_checkpoint=lambda step, _: scores[step]).recipe["healed"][0]["steps"] == 5
+
+
+def test_states_that_are_no_numbers_end_it_where_durations_are_drawn(tiny, sparse):
+    """The spline of a stochastic predictor does not take them."""
+    name = "text_encoder.embed_tokens.weight"
+    broken = sparse.with_weights({name: torch.full_like(sparse.model.text_encoder.embed_tokens.weight, float("nan"))})
+    healed = heal(broken, tiny, TEXTS, QUICK)
+    assert "no finite number at step 1" in healed.recipe["healed"][0]["stopped"]
+    assert healed.recipe["healed"][0]["steps"] == 0
 
 
 def test_a_loss_that_is_no_number_ends_it_at_the_last_good_checkpoint(tiny, sparse, tmp_path):
@@ -187,8 +230,30 @@ def test_a_checkpoint_of_another_healing_is_refused(tiny, sparse, smaller, tmp_p
     for pruned, plan in ((sparse, dataclasses.replace(QUICK, seed=5)), (smaller, QUICK)):
         with pytest.raises(InputError, match="belong to another healing"):
             heal(pruned, tiny, TEXTS, plan, tmp_path, resume=True)
+    for texts in (TEXTS[:3], None):
+        with pytest.raises(InputError, match="belong to another healing"):
+            heal(sparse, tiny, texts, QUICK, tmp_path, resume=True)
     with pytest.raises(InputError, match="nothing to resume without a folder"):
         heal(sparse, tiny, TEXTS, QUICK, resume=True)
+
+
+def test_a_checkpoint_of_another_speakers_healing_is_refused(families, tmp_path):
+    teacher = families["speakers"]
+    pruned = prune(teacher, PruneSpec(amount=0.5))
+    with pytest.raises(Stop):
+        heal(pruned, teacher, TEXTS, QUICK, tmp_path, on_step=stopping(3))
+    with pytest.raises(InputError, match="belong to another healing"):
+        heal(pruned.with_speaker(0), teacher.with_speaker(0), TEXTS, QUICK, tmp_path, resume=True)
+
+
+def test_what_a_killed_run_left_goes(tiny, sparse, tmp_path):
+    with pytest.raises(Stop):
+        heal(sparse, tiny, TEXTS, QUICK, tmp_path, on_step=stopping(3))
+    for name in (".checkpoint-00000009.safetensors.abc", ".best.safetensors.abc", "mine"):
+        (tmp_path / "checkpoints" / name).write_text("half")
+    heal(sparse, tiny, TEXTS, QUICK, tmp_path, resume=True)
+    assert not [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert (tmp_path / "checkpoints" / "mine").exists()
 
 
 @pytest.mark.parametrize(
@@ -208,16 +273,66 @@ def test_a_teacher_of_another_shape_is_refused(sparse, tmp_path, config, words):
         heal(sparse, teacher, TEXTS, QUICK)
 
 
+def test_another_voice_of_the_same_shape_is_refused(sparse, tiny_folder, tmp_path):
+    other = load_voice(make_checkpoint(tmp_path / "other", seed=5))
+    with pytest.raises(InputError, match="is not the voice that this one was pruned from"):
+        heal(sparse, other, TEXTS, QUICK)
+    letters = load_voice(make_checkpoint(tmp_path / "letters", symbols="_ 'zyxwvutsrqponmlkjihgfedcba-"))
+    with pytest.raises(InputError, match="its vocabulary has other symbols"):
+        heal(sparse, letters, TEXTS, QUICK)
+    copy = load_voice(shutil.copytree(tiny_folder, tmp_path / "a copy"))
+    assert heal(sparse, copy, TEXTS, dataclasses.replace(QUICK, steps=1)).recipe["healed"][0]["steps"] == 1
+
+
+def test_a_healed_voice_is_known_by_what_was_published(tiny, sparse, tmp_path):
+    """Its embeddings have learnt: only two published names that differ tell."""
+    other = load_voice(make_checkpoint(tmp_path / "other", seed=5))
+    healed = heal(sparse, tiny, TEXTS, dataclasses.replace(QUICK, steps=1))
+    check_pair(healed, other)
+    mine, theirs = (
+        dataclasses.replace(one, origin=dataclasses.replace(one.origin, reference=name, revision="0" * 40))
+        for one, name in ((healed, "one/voice"), (other, "another/voice"))
+    )
+    with pytest.raises(InputError, match=r"another/voice\) is not the voice .* which is one/voice: give that one"):
+        check_pair(mine, theirs)
+
+
 def test_nothing_to_heal_is_said(tiny):
     with pytest.raises(InputError, match="nothing to heal"):
         heal(tiny, tiny, TEXTS, QUICK)
 
 
 def test_a_full_disk_loses_nothing(tiny, sparse, tmp_path):
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "checkpoints").write_text("a file in the way")
-    with pytest.raises(InputError, match="could not be written"):
-        heal(sparse, tiny, TEXTS, QUICK, tmp_path / "work")
+    in_the_way = tmp_path / "checkpoints" / "checkpoint-00000010.safetensors"
+    (in_the_way / "of the tenth").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"checkpoint-00000010\.safetensors could not be written"):
+        heal(sparse, tiny, TEXTS, QUICK, tmp_path)
+    shutil.rmtree(in_the_way)
+    assert Checkpoints(tmp_path / "checkpoints").newest()[1]["step"] == 5
+    told = []
+    resumed = heal(sparse, tiny, TEXTS, QUICK, tmp_path, resume=True, on_step=told.append)
+    assert told[0].step == 6
+    assert same_weights(heal(sparse, tiny, TEXTS, QUICK), resumed) == []
+
+
+def test_whatever_ends_it_the_last_whole_step_is_kept(tiny, sparse, tmp_path):
+    lessons = Lessons(tiny, TEXTS, seed=0, segment=16)
+    before = lessons.first
+
+    def first(count):
+        if made[0] == 7:
+            raise RuntimeError("no memory for lessons")
+        return before(count)
+
+    made = [0]
+    lessons.first = first
+
+    def on_step(told):
+        made[0] = told.step
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        heal(sparse, tiny, TEXTS, QUICK, tmp_path, lessons=lessons, on_step=on_step)
+    assert Checkpoints(tmp_path / "checkpoints").newest()[1]["step"] == 7
 
 
 def test_recordings_join_in(tiny):
@@ -228,6 +343,13 @@ def test_recordings_join_in(tiny):
     healed = heal(pruned, tiny, TEXTS, QUICK, recordings=clips, on_step=told.append)
     assert "recorded_mel" in told[0].losses
     assert healed.recipe["healed"][0]["recordings"] == 1
+
+
+def test_recordings_without_a_decoder_that_learns_are_refused(tiny):
+    pruned = prune(tiny, PruneSpec(amount=0.5, parts=("flow",)))
+    clips = [(torch.randn(16, 40), torch.zeros(40 * tiny.hop_length))]
+    with pytest.raises(InputError, match="heal without recordings, or prune the decoder too"):
+        heal(pruned, tiny, TEXTS, QUICK, recordings=clips)
 
 
 def test_with_other_recordings_it_does_not_go_on(tiny, sparse, tmp_path):
@@ -259,13 +381,18 @@ def test_several_processes_learn_one_voice(tiny_folder, tmp_path):
     script.write_text(
         textwrap.dedent(f"""
         import os, sys
-        from vits_prune import HealPlan, PruneSpec, load_voice, prune, save_voice
-                teacher = load_voice({str(tiny_folder)!r})
+        from vits_prune import HealPlan, InputError, PruneSpec, heal, load_voice, prune, save_voice
+        teacher = load_voice({str(tiny_folder)!r})
         plan = HealPlan(minutes=None, steps=6, lessons=20, batch=2, segment=16, learning_rate=2e-3, checkpoint_every=3)
         told = []
         healed = heal(prune(teacher, PruneSpec(amount=0.5)), teacher, None, plan, {str(tmp_path / "work")!r}, on_step=told.append)
         save_voice(healed, {str(tmp_path)!r} + "/healed-" + os.environ["RANK"])
         open({str(tmp_path)!r} + "/told-" + os.environ["RANK"], "w").write(str(len(told)))
+        own = {str(tmp_path / "work")!r} if os.environ["RANK"] == "0" else {str(tmp_path / "another machine")!r}
+        try:
+            heal(prune(teacher, PruneSpec(amount=0.5)), teacher, None, plan, own, resume=True)
+        except InputError as error:
+            open({str(tmp_path)!r} + "/refused-" + os.environ["RANK"], "w").write(str(error))
         """)
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
@@ -275,6 +402,7 @@ def test_several_processes_learn_one_voice(tiny_folder, tmp_path):
     one, other = (load_voice(tmp_path / f"healed-{rank}") for rank in (0, 1))
     assert same_weights(one, other) == []
     assert [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)] == ["6", "0"]
+    assert all("a disk that all machines share" in (tmp_path / f"refused-{rank}").read_text() for rank in (0, 1))
     alone = heal(
         prune(load_voice(tiny_folder), PruneSpec(amount=0.5)), load_voice(tiny_folder), None,
         HealPlan(minutes=None, steps=6, lessons=20, batch=2, segment=16, learning_rate=2e-3),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -74,6 +75,34 @@ def test_another_voice_text_or_seed_has_files_of_its_own(tiny, sparse, tmp_path)
     assert len(names) == 5
 
 
+def test_what_the_voice_says_at_another_pace_is_another_lesson(tiny):
+    names = {Lessons(tiny, TEXTS, seed=1, segment=16).content}
+    for name in ("noise_scale", "speaking_rate", "noise_scale_duration"):
+        other = dataclasses.replace(tiny, model=copy.deepcopy(tiny.model))
+        setattr(other.model, name, 0.9 * float(getattr(tiny.model, name)))
+        names.add(Lessons(other, TEXTS, seed=1, segment=16).content)
+    assert len(names) == 4
+
+
+def test_a_full_disk_costs_no_more_than_making_them_anew(tiny, tmp_path, caplog):
+    (tmp_path / "lessons").write_text("a file in the way")
+    found = Lessons(tiny, TEXTS * 4, seed=1, segment=16, folder=tmp_path / "lessons")
+    assert all(equal(a, b) for a, b in zip(found.first(20), Lessons(tiny, TEXTS * 4, seed=1, segment=16).first(20), strict=True))
+    assert caplog.text.count("kept in memory alone") == 1
+    found.tidy()
+
+
+def test_other_lessons_and_what_was_never_finished_go(tiny, tmp_path):
+    Lessons(tiny, TEXTS, seed=1, segment=16, folder=tmp_path).first(1)
+    ours = Lessons(tiny, TEXTS, seed=2, segment=16, folder=tmp_path)
+    ours.first(1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ours.digest / ".lessons-0000.safetensors.abc").write_text("half")
+    ours.tidy()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([ours.digest, "mine"])
+    assert [path.name for path in (tmp_path / ours.digest).iterdir()] == ["lessons-0000.safetensors"]
+
+
 def test_no_more_are_held_than_memory_allows(tiny, monkeypatch):
     size = Lessons(tiny, TEXTS, seed=1, segment=16).first(1)[0].bytes
     monkeypatch.setattr(lessons_file, "MAX_BYTES", 3 * size)
@@ -93,8 +122,9 @@ def test_every_second_sentence_is_the_chosen_speakers(families):
     assert {lesson.speaker for lesson in own} == {voice.speaker}
 
 
-def test_texts_that_are_too_long_are_passed_over(tiny):
+def test_texts_that_are_too_long_are_passed_over_and_counted(tiny, caplog):
     assert len(Lessons(tiny, ["a" * 300, "a short one"], seed=0, segment=16)) == 1
+    assert "1 of 2 sentences have more than 400 symbols" in caplog.text
     with pytest.raises(InputError, match="write shorter ones"):
         Lessons(tiny, ["a" * 300], seed=0, segment=16)
 

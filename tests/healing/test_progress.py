@@ -42,3 +42,8 @@ def test_a_score_counts_limits_and_no_improvement():
     assert score({"cer": -0.5, "dnsmos_ovrl": 0.3}, limits) == 0.0
     assert score({"dnsmos_ovrl": -0.2}, limits) == pytest.approx(2.0)
     assert score({"duration_ratio": 1.0}, limits) is None
+
+
+def test_what_is_no_number_is_the_worst_score():
+    limits = {"cer": 0.02, "dnsmos_ovrl": -0.1}
+    assert score({"cer": float("nan"), "dnsmos_ovrl": 0.0}, limits) == float("inf")

@@ -8,7 +8,8 @@ import torch
 from tests.healing.conftest import QUICK, TEXTS
 from tests.healing.test_exercise import window_of
 from tests.pruning.conftest import KINDS
-from vits_prune import PruneSpec, prune
+from tests.voices.hf_factory import make_checkpoint
+from vits_prune import PruneSpec, load_voice, prune
 from vits_prune.healing.batches import draw_batch
 from vits_prune.healing.lessons import Lessons
 from vits_prune.healing.pair import parts_to_train
@@ -61,6 +62,41 @@ def test_a_loss_that_is_no_number_changes_nothing(tiny, sparse):
     with pytest.raises(NotFiniteError, match=r"waveform|mel|stft"):
         training.step({**batch, "waveform": torch.full_like(batch["waveform"], float("nan"))}, 0.0)
     assert all(tensor.equal(before[name]) for name, tensor in training.state().items())
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "decoder"])
+def test_a_gradient_that_is_no_number_changes_nothing(tiny, sparse, part):
+    training = training_of(sparse, tiny)
+    batch = batches(tiny, 1)[0]
+    training.step(batch, 0.0)
+    before = {name: tensor.detach().clone() for name, tensor in training.state().items()}
+    weight = next(tensor for name, tensor in training.weights.items() if name.startswith(part))
+    handle = weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(NotFiniteError, match=f"gradient of {part}"):
+        training.step(batch, 0.0)
+    assert all(tensor.equal(before[name]) for name, tensor in training.state().items())
+    handle.remove()
+    assert training.step(batch, 0.0)["total"] > 0
+
+
+def test_weights_are_looked_at_before_they_are_kept(tiny, sparse):
+    training = training_of(sparse, tiny)
+    training.check()
+    with torch.no_grad():
+        next(iter(training.weights.values())).view(-1)[0] = float("inf")
+    with pytest.raises(NotFiniteError, match="weights"):
+        training.check()
+
+
+def test_weights_that_nothing_runs_through_stay(tmp_path):
+    """One speaker and a size for the speakers' embeddings: the layers that would take one are there."""
+    teacher = load_voice(make_checkpoint(tmp_path / "cond", speaker_embedding_size=8))
+    pruned = prune(teacher, PruneSpec(amount=0.5, scope="local"))
+    training = training_of(pruned, teacher)
+    assert any(".cond" in name for name in training.weights)
+    assert training.step(batches(teacher, 1)[0], 0.0)["total"] > 0
+    before = dict(pruned.model.named_parameters())
+    assert all(tensor.equal(before[name]) for name, tensor in training.weights.items() if ".cond" in name)
 
 
 def test_a_rehearsal_changes_nothing(tiny, sparse):

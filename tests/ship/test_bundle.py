@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from vits_prune import PruneSpec, load_voice, prune, speak
+from vits_prune import HealPlan, PruneSpec, load_voice, prune, speak
 from vits_prune.errors import InputError
 from vits_prune.ship.bundle import write_bundle
 from vits_prune.voices.voice import Origin
@@ -121,12 +121,16 @@ def test_curves_of_a_sweep_and_of_a_healing(pruned, tmp_path):
     assert "curve-dnsmos_ovrl.png" not in files(bundle.folder)
     assert "![character error rate against amount](curve-cer.png)" in bundle.card
     assert "A sweep of amounts of `a/<b>'` over 2 sentences: pruned by second order to each" in bundle.card
+    with pytest.raises(InputError, match="was not healed: leave the curve out"):
+        write_bundle(pruned, tmp_path / "two", repo_id="me/small", samples=0, curve=healing)
+    pruned = dataclasses.replace(pruned, recipe={"healed": [{"plan": HealPlan().to_dict(), "steps": 20, "of": 20}]})
     bundle = write_bundle(pruned, tmp_path / "two", repo_id="me/small", samples=0, curve=healing)
     assert (bundle.folder / "healing.png").read_bytes().startswith(b"\x89PNG")
-    (healing / "curve.csv").write_bytes(b"\xff\x00nonsense")
-    for place in (healing, tmp_path):
-        with pytest.raises(InputError, match="give the folder"):
-            write_bundle(pruned, tmp_path / "three", repo_id="me/small", samples=0, curve=place)
+    for content in (b"\xff\x00nonsense", b"step,$\\frac$\n10,0.5\n20,0.4\n"):
+        (healing / "curve.csv").write_bytes(content)
+        for place in (healing, tmp_path):
+            with pytest.raises(InputError, match="give the folder"):
+                write_bundle(pruned, tmp_path / "three", repo_id="me/small", samples=0, curve=place)
     assert not (tmp_path / "three").exists()
 
 

@@ -57,6 +57,9 @@ def evidence_of(voice, value=0.03):
     timed = {"stage_seconds": dict.fromkeys(("text", "durations", "flow", "decoder", "total"), spread), "real_time_factor": spread}
     timed |= {"cpu_seconds_per_audio_second": spread, "dense_macs": 2e9}
     return {
+        "reference": voice.origin.reference,
+        "revision": voice.origin.revision,
+        "speaker": voice.speaker,
         "recipe": json.loads(json.dumps(dict(voice.recipe))),
         "settings": {"recogniser": {"model": "tiny.en"}},
         "figures": {"cer": figure},
@@ -119,13 +122,38 @@ def test_evidence_of_another_voice_is_refused(pruned):
     from vits_prune.errors import InputError
 
     good = evidence_of(pruned)
-    check_evidence(good, pruned.recipe)
+    check_evidence(good, pruned)
     for evidence in ({**good, "recipe": {}}, {key: good[key] for key in good if key != "recipe"}):
         with pytest.raises(InputError, match="another recipe"):
-            check_evidence(evidence, pruned.recipe)
+            check_evidence(evidence, pruned)
     for nothing in ({}, {"figures": 1}, []):
         with pytest.raises(InputError, match=r"evaluate --json"):
-            check_evidence(nothing, pruned.recipe)
+            check_evidence(nothing, pruned)
+    with pytest.raises(InputError, match="does not say which voice"):
+        check_evidence({key: good[key] for key in good if key != "reference"}, pruned)
+    for other in ({"reference": "facebook/mms-tts-deu"}, {"revision": "b" * 40}, {"speaker": 1}):
+        with pytest.raises(InputError, match=r"another voice \(.*give its own file\.$"):
+            check_evidence({**good, **other}, pruned)
+
+
+def test_evidence_names_both_voices(tiny, pruned):
+    from vits_prune.errors import InputError
+    from vits_prune.evaluation import evaluate
+
+    other = dataclasses.replace(tiny, origin=dataclasses.replace(HUB, reference="me/another"))
+    same = dataclasses.replace(tiny, origin=HUB)
+    for original, shipped in ((other, pruned), (same, dataclasses.replace(other, recipe=pruned.recipe)), (same, other)):
+        found = evaluate(original, shipped, ("a short one",), metrics=("rhythm",), noise_seeds=0).to_dict()
+        check_evidence(found, shipped, original)
+        with pytest.raises(InputError, match="another voice"):
+            check_evidence(found, pruned if shipped.recipe else same)
+
+
+def test_figures_of_weights_before_rounding_are_no_results(pruned, tmp_path):
+    facts = facts_of(pruned, tmp_path / "out", precision="fp16")
+    card = model_card(dataclasses.replace(facts, evidence=evidence_of(pruned)))
+    assert ModelCard(card).data.eval_results is None
+    assert "0.03 now (before its weights were rounded to fp16)" in card
 
 
 def test_strangers_words_stay_words(tiny, tmp_path):

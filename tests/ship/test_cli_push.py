@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Account, Fault, Repository, connect, serving
 from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.cli import main
-from vits_prune.cli_ship import _FORMATS, _PRECISIONS
+from vits_prune.cli_ship import FORMAT_NAMES, PRECISION_NAMES
 from vits_prune.ship.formats import FORMATS
+from vits_prune.voices.transfer import Meter
 
 ME = Account("me", orgs={"readers": "read"})
 
@@ -52,8 +54,8 @@ def files(folder):
 
 
 def test_the_choices_are_those_of_the_registry():
-    assert tuple(FORMATS) == _FORMATS
-    assert {precision for kind in FORMATS.values() for precision in kind.precisions} == set(_PRECISIONS)
+    assert tuple(FORMATS) == FORMAT_NAMES
+    assert {precision for kind in FORMATS.values() for precision in kind.precisions} == set(PRECISION_NAMES)
 
 
 def test_dry_run_writes_what_would_be_pushed(folder, tiny_folder, tmp_path, capsys, monkeypatch):
@@ -109,13 +111,20 @@ def test_evidence_of_compare_and_evaluate_together(folder, tiny_folder, tmp_path
     latency = {"speed_up": {"median": 1.5, "low": 1.25, "high": 2.0}, "runs": 1, "threads": 2, "device": "cpu"}
     timed = {"real_time_factor": {"median": 0.1, "low": 0.1, "high": 0.1}}
     recipe = json.loads((folder / "vits_prune.json").read_text(encoding="utf-8"))["recipe"]
-    (tmp_path / "report.json").write_text(json.dumps({"recipe": recipe, "latency": {**latency, "original": timed, "pruned": timed}}))
+    report = {"revision": None, "speaker": None, "recipe": recipe}
+    report |= {"latency": {**latency, "original": timed, "pruned": timed}}
+    report["reference"] = load_voice(folder).origin.reference
+    (tmp_path / "report.json").write_text(json.dumps(report))
     evidence = ["--evidence", tmp_path / "quality.json", tmp_path / "report.json"]
     assert push(folder, "--repo", "me/small", "--dry-run", "--out", tmp_path / "out", "--original", tiny_folder, *evidence) == 0
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| duration ratio |" in card
     assert "2 sentences of its maker's choice" in card
     assert "1.5 (1.25 to 2)" in card
+    (tmp_path / "other.json").write_text(json.dumps(json.loads((tmp_path / "quality.json").read_text()) | {"recipe": {}}))
+    others = ["--evidence", tmp_path / "other.json", tmp_path / "report.json"]  # the last one's recipe is the voice's
+    assert push(folder, "--repo", "me/small", "--dry-run", "--out", tmp_path / "not", "--original", tiny_folder, *others) == 2
+    assert "other.json: The evidence was measured of a voice with another recipe" in capsys.readouterr().err
 
 
 def test_the_whole_way(hub, folder, tiny_folder, tmp_path, capsys):
@@ -191,6 +200,23 @@ def test_connection_lost_publishes_nothing_and_the_same_command_goes_on(hub, fol
     assert "model.safetensors" in hub.files("me/small")
 
 
+def test_interrupted_while_it_is_published_it_is_not_known(hub, folder, capsys, monkeypatch):
+    waiting = Meter.wait
+
+    def impatient(meter, call, *, listen=True):
+        found = waiting(meter, call, listen=listen)
+        if not listen:  # the second Ctrl-C, before the answer to the commit
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Meter, "wait", impatient)
+    assert push(folder, "--repo", "small", "--yes") == 130
+    said = capsys.readouterr().err
+    assert "Nothing was published" not in said
+    assert f"It is not known whether the voice was published: look at {hub.url}/me/small" in said
+    assert "model.safetensors" in hub.files("me/small")
+
+
 def terminal(hub, folder, typed, *more):
     """The command in a terminal of its own, with its answer; gives the exit code and what was shown."""
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "my-token", "NO_PROXY": "127.0.0.1", "PYTHONPATH": os.getcwd()}
@@ -198,10 +224,12 @@ def terminal(hub, folder, typed, *more):
     command = [sys.executable, "-m", "vits_prune", "push", "--voice", str(folder), "--repo", "small", "--samples", "1", *more]
     with subprocess.Popen(command, stdin=other_end, stdout=other_end, stderr=other_end, env=environment, close_fds=True) as run:
         os.close(other_end)
-        shown = b""
+        shown, give_up = b"", time.monotonic() + 300
         asked = False
         with contextlib.suppress(OSError):  # the other end is gone
             while select.select([main_end], [], [], 3.0)[0] or run.poll() is None:
+                if time.monotonic() > give_up:
+                    run.kill()
                 if select.select([main_end], [], [], 0)[0]:
                     shown += os.read(main_end, 1 << 16)
                 elif asked and isinstance(typed, bytes):

@@ -11,8 +11,9 @@ import pytest
 
 from vits_prune import load_voice
 from vits_prune.cli import main
+from vits_prune.ship import report
 from vits_prune.ship.formats import export_voice
-from vits_prune.ship.report import measure_export, measure_fidelity
+from vits_prune.ship.report import Row, measure_export, measure_fidelity
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,19 @@ def test_the_words_say_what_is_worse(joe, tmp_path):
     name = "decoder.conv_pre.weight"
     other = joe.with_weights({name: 0.5 * joe.model.get_parameter(name)})
     assert measure_fidelity(joe, other).log_mel_db > 1
+
+
+def test_a_rounded_export_is_held_against_the_float32_row_at_hand(tiny, tmp_path, monkeypatch):
+    """No other is written and timed: one of another machine, as it were, decides what the words say."""
+    monkeypatch.setattr(report, "_ROUNDS", 1)
+    export = export_voice(tiny, tmp_path / "out", "onnx", "int8")
+    there, told = Row("onnx fp32", 1.0, 1.0, rounds=((1e-6, 1e6),)), []
+    *_, row = measure_export(tiny, export, float32=there, on_step=lambda what, _share: told.append(what))
+    assert "faster than fp32 (0.00 to 0.00" in row.words
+    assert "slower to load than fp32" in row.words
+    assert "timing, round 1 of 1" in told
+    assert not any("fp32" in what for what in told)
+    assert (1e3 * row.rounds[0][0], row.rounds[0][1]) == (row.load_ms, row.real_time_factor)
 
 
 def test_bench_command(tiny, tmp_path, capsys):

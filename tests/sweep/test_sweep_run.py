@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import THREADS
 from vits_prune import PARTS, InputError, PruneSpec, load_voice, measure_sparsity, prune
 from vits_prune.evaluation import Settings, evaluate_against, prepare_reference
 from vits_prune.sweep import engines
@@ -93,10 +94,9 @@ def test_a_grid_may_grow_and_the_folder_of_another_sweep_is_refused(whole, tiny_
 
 
 SWEEP = """
-import sys, torch
+import sys
 from tests.sweep.test_sweep_run import CHEAP, GRID, TEXTS
 from vits_prune.sweep.run import run_sweep
-torch.set_num_threads(2)
 run_sweep(sys.argv[1], GRID, TEXTS, CHEAP, sys.argv[2], on_point=lambda row: print("point", flush=True))
 """
 
@@ -156,7 +156,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(tiny_folder, tmp_path, monk
 
 def test_processes_and_one_that_is_killed(whole, tiny, tiny_folder):
     """Two workers, one killed once: its point is tried again, nothing is missing, and the numbers are those of one process."""
-    work = Work(VoiceRef(str(tiny_folder)), fingerprint(tiny), prepare_reference(tiny, TEXTS, CHEAP), threads=2)
+    work = Work(VoiceRef(str(tiny_folder)), fingerprint(tiny), prepare_reference(tiny, TEXTS, CHEAP), threads=THREADS)
     tasks, killed = [(point,) for point in GRID.points()[1:6]], []
 
     def tell(index, what, share):
@@ -173,7 +173,7 @@ def test_processes_and_one_that_is_killed(whole, tiny, tiny_folder):
 
 def test_a_point_that_kills_every_process_is_given_up(tiny, tiny_folder):
     """A reference that cannot be taken in ends a worker at its start, as too little memory would."""
-    work = Work(VoiceRef(str(tiny_folder)), fingerprint(tiny), _Deadly(), threads=2)
+    work = Work(VoiceRef(str(tiny_folder)), fingerprint(tiny), _Deadly(), threads=THREADS)
     found = dict(run_processes(work, [(Point(PruneSpec()),)], 2, lambda *_: None))
     assert f"killed {TRIES} times (signal 9)" in found[0]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import THREADS
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from tests.voices.loopback_hub import LoopbackHub, Repository, serving
 
@@ -68,7 +69,7 @@ def running(port: int, hub_url: str, base: Path, log: Path, more: dict[str, str]
         "HF_ENDPOINT": hub_url,
         "HF_HOME": str(base / "hf"),
         "HF_TOKEN": TOKEN,
-        "OMP_NUM_THREADS": "2",  # as many as tests/conftest.py gives torch, so that samples may be compared to the bit
+        "OMP_NUM_THREADS": str(THREADS),  # as many as tests/conftest.py gives torch, so that samples may be compared to the bit
         "OMP_WAIT_POLICY": "PASSIVE",  # on a machine with other work, threads that spin while they wait cost ten times the time
         "NO_PROXY": "127.0.0.1,localhost",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))),

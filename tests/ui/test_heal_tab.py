@@ -116,7 +116,18 @@ def test_it_heals_and_shows_what_became_of_it(order, tiny, tmp_path):
     other = dataclasses.replace(order, request=dataclasses.replace(order.request, text="you hi", timing="own"))
     again = last_of(other)
     assert len(again) < len(updates)
-    assert healed.recall(other) is found, "what was healed is spoken with, not healed again"
+    theirs = healed.recall(other)
+    assert theirs.voice is found.voice, "what was healed is spoken with, not healed again"
+    assert [check.figures for check in theirs.checks] == [check.figures for check in found.checks]
+    assert [value for _, value in again[-1]["heal_checkpoint"].choices] == [0, found.kept], "others said what another visitor wrote"
+    original = speak(tiny, "you hi", order.request.seed)
+    for step, voice in ((0, steps.bench.pruned(order.request)), (found.kept, found.voice)):
+        heard = heal.checkpoint_steps(other, step)["heal_audio"].value["path"]
+        own = speak(voice, "you hi", order.request.seed, timing=original)
+        np.testing.assert_array_equal(soundfile.read(heard, dtype="int16")[0], own.pcm16())
+    with pytest.raises(InputError, match="Choose one of the checkpoints"):
+        heal.checkpoint_steps(other, next(check.step for check in found.checks if check.step not in (0, found.kept)))
+    assert healed.recall(order) is found
 
 
 def test_in_stretches_it_is_the_same_to_the_bit(order, tiny, monkeypatch):

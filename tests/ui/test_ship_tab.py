@@ -20,10 +20,13 @@ from tests.voices.loopback_hub import Account, Fault, Repository, serving
 from vits_prune import HealPlan, PruneSpec, load_voice, prune, speak
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
+from vits_prune.evaluation import evaluate
+from vits_prune.ship import report
 from vits_prune.ship.formats import FORMATS
 from vits_prune.ui import events, healed, page, ship, shipped, shipping, steps
 from vits_prune.ui.healed import Healing
-from vits_prune.ui.healing import Order
+from vits_prune.ui.healing import Check, Order
+from vits_prune.ui.shipped_healing import write_course
 from vits_prune.ui.shipping import CHOICES, Packed, Parcel
 from vits_prune.voices.voice import Origin
 
@@ -44,6 +47,7 @@ def order(at_hand, tiny):
     """A healing that has finished."""
     made = Order(at_hand, HealPlan(), 2, "")
     voice = prune(tiny, PruneSpec("random", amount=0.5))
+    voice = dataclasses.replace(voice, recipe={**voice.recipe, "healed": [{"plan": HealPlan().to_dict(), "steps": 10, "of": 10}]})
     healed._healings.put(made.key, Healing(made, voice=voice))
     return made
 
@@ -74,22 +78,25 @@ def left_behind():
 
 
 def test_every_format_is_a_row_and_what_does_not_fit_says_why(at_hand, monkeypatch):
-    some = (("dense", "fp32"), ("sparse", "fp16"), ("onnx", "fp32"), ("piper", "fp32"))
+    some = (("dense", "fp32"), ("sparse", "fp16"), ("onnx", "fp32"), ("onnx", "int8"), ("piper", "fp32"))
     monkeypatch.setattr(shipped, "CHOICES", some)
     monkeypatch.setattr(shipping, "CHOICES", some)
+    monkeypatch.setattr(report, "_ROUNDS", 1)
     updates = list(shipped.compare_steps(at_hand, None, never, "pruned", None))
     assert {name for update in updates for name in update} == set(shipped.COMPARED)
     grown = [update for update in updates if "ship_table" in update and update["ship_table"].visible]
-    assert [len(update["ship_table"].value["data"]) for update in grown] == [1, 2, 3, 4, 4]
+    assert [len(update["ship_table"].value["data"]) for update in grown] == [1, 2, 3, 4, 5, 5]
     assert any("onnx fp32: comparing it with the voice" in update["ship_status"] for update in updates if "ship_status" in update)
     assert "Done: **tiny-local-50**" in updates[-1]["ship_status"]
     rows = pd.read_csv(updates[-1]["ship_csv"].value["path"]).set_index(["format", "precision"])
     assert list(rows.index) == list(some)
     assert rows.loc[("dense", "fp32"), "megabytes"] > 2 * rows.loc[("sparse", "fp16"), "megabytes"]
     assert rows.loc[("sparse", "fp16"), "mel_levels_off_db"] > 0
-    assert rows["load_ms"].notna().tolist() == [False, False, True, True]
+    assert rows["load_ms"].notna().tolist() == [False, False, True, True, True]
     assert rows.loc[("onnx", "fp32"), "real_time_factor"] == rows.loc[("piper", "fp32"), "real_time_factor"]
     assert rows.loc[("piper", "fp32"), "in_words"].startswith("the same graph as onnx fp32")
+    assert "than fp32 (" in rows.loc[("onnx", "int8"), "in_words"]
+    assert not any("writing fp32" in update.get("ship_status", "") for update in updates), "the float32 file was timed a moment before"
     assert left_behind() == []
 
 
@@ -233,8 +240,9 @@ def _sent(component):
 
 
 def push(at_hand, tiny, hub, parcel=PARCEL, halted=never, **named):
-    seen = named.pop("noticed", at_hand.reference)
-    return list(shipped.hub_steps(at_hand, named.pop("token", TOKEN), halted, "pruned", None, seen, parcel))
+    seen, order = named.pop("noticed", at_hand.reference), named.pop("order", None)
+    which = "healed" if order else "pruned"
+    return list(shipped.hub_steps(at_hand, named.pop("token", TOKEN), halted, which, order, seen, parcel))
 
 
 def test_a_push_is_the_voice_with_its_card_under_the_visitors_name(at_hand, tiny, hub):
@@ -251,6 +259,36 @@ def test_a_push_is_the_voice_with_its_card_under_the_visitors_name(at_hand, tiny
     np.testing.assert_array_equal(speak(voice, "hi there").waveform, speak(steps.bench.pruned(at_hand), "hi there").waveform)
     assert "Pushed to" in push(at_hand, tiny, hub)[-1]["ship_pushing"], "and once more, over what was pushed before"
     assert left_behind() == []
+
+
+def test_a_healed_voice_is_pushed_with_its_course_and_its_figures(at_hand, tiny, hub, order, monkeypatch):
+    monkeypatch.setattr(healed, "METRICS", ("rhythm", "loudness"))  # those that need no recogniser
+    found = healed.recall(order)
+    before = evaluate(tiny, found.voice, ("hi there", "you hi"), metrics=("rhythm", "loudness"), noise_seeds=0)
+    found.rows = [{"step": 5, "seconds": 1.0, "mel": 2.0}, {"step": 10, "seconds": 2.0, "mel": 1.0}]
+    found.checks = [Check(step, before.figures, 1.0, speak(tiny, "hi")) for step in (0, 10)]
+    updates = push(at_hand, tiny, hub, order=order)
+    assert "Pushed to" in updates[-1]["ship_pushing"]
+    assert any("measuring for the card" in update["ship_pushing"] for update in updates)
+    files = hub.files("visitor/small")
+    assert files["healing.png"].startswith(b"\x89PNG")
+    card = files["README.md"].decode()
+    assert "healing.png" in card
+    assert "| duration ratio |" in card
+    assert "Nothing was measured" not in card
+    assert left_behind() == []
+
+
+def test_the_course_of_a_healing_is_the_changes_from_the_original(tiny, order, tmp_path):
+    found = healed.recall(order)
+    assert write_course(found, tmp_path / "none") is None
+    figures = evaluate(tiny, found.voice, ("hi there", "you hi"), metrics=("rhythm",), noise_seeds=0).figures
+    found.rows = [{"step": 5, "seconds": 1.0, "mel": 2.0}]
+    found.checks = [Check(step, figures, 1.0, speak(tiny, "hi")) for step in (5, 0)]
+    rows = pd.read_csv(write_course(found, tmp_path) / "curve.csv")
+    assert list(rows["step"]) == [0, 5]
+    assert rows["measured_duration_ratio"].tolist() == [round(figures["duration_ratio"].difference.value, 5)] * 2
+    assert np.isnan(rows["mel"][0])
 
 
 @pytest.mark.parametrize(
@@ -274,6 +312,20 @@ def test_what_cannot_be_pushed_gets_a_sentence_and_nothing_is_published(at_hand,
     assert "hf_" not in str(error.value)
     assert set(hub.repositories) == {"visitor/taken"}
     assert left_behind() == []
+
+
+def test_a_public_repository_and_a_log_in_without_rights_are_told_before_anything_is_written(at_hand, tiny, hub, monkeypatch):
+    push(at_hand, tiny, hub, dataclasses.replace(PARCEL, private=False))
+    hub.accounts["hf_reads"] = Account("visitor", role="read")
+    for token, message in ((TOKEN, "is public already.*take the tick from Private"), ("hf_reads", "log out and in again")):
+        told = []
+        with pytest.raises(InputError, match=message) as error:
+            told.extend(
+                update["ship_pushing"] for update in shipped.hub_steps(at_hand, token, never, "pruned", None, at_hand.reference, PARCEL)
+            )
+        assert "hf auth" not in str(error.value)
+        assert not any("writing" in what for what in told)
+    assert len(hub.commits) == 1
 
 
 def test_a_lost_connection_publishes_nothing_and_the_same_push_goes_on(at_hand, tiny, hub):

@@ -19,6 +19,7 @@ from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, spe
 from vits_prune.pruning.structure import Shape
 from vits_prune.pruning.structured import choose, cut
 from vits_prune.voices.manifest import FORMAT_VERSION, MANIFEST
+from vits_prune.voices.onnx_facts import facts_of
 
 SPARSE = "model.sparse.safetensors"
 NARROW = Shape(decoder_width=0.5, resblock_width=0.5, multiple=2)
@@ -215,3 +216,16 @@ def test_a_folder_that_another_program_saved_over_is_read_as_it_is(tiny, tmp_pat
 def test_saved_several_times_is_the_same_file(tiny, form, tmp_path):
     made = {next(save_voice(tiny, tmp_path / str(i), form).glob("model*")).read_bytes() for i in range(6)}
     assert len(made) == 1
+
+
+def test_a_recipe_of_the_longest_texts_is_read_again(voices, tmp_path):
+    spec = PruneSpec(texts=("\u0001" * 1000,) * 1000).to_dict()
+    voice = dataclasses.replace(voices["plain"], recipe=MappingProxyType({"pruned": [spec]}))
+    assert load_voice(save_voice(voice, tmp_path / "one")).recipe["pruned"][0]["texts"] == spec["texts"]
+    assert len(facts_of(voice, "onnx", "fp32")["vits_prune"]) > 1 << 20
+    endless = dataclasses.replace(voice, recipe=MappingProxyType({"pruned": [spec] * 4}))
+    with pytest.raises(InputError, match="fewer or shorter calibration texts"):
+        save_voice(endless, tmp_path / "four")
+    with pytest.raises(InputError, match="fewer or shorter calibration texts"):
+        facts_of(endless, "onnx", "fp32")
+    assert not (tmp_path / "four").exists()

@@ -194,3 +194,11 @@ def test_other_files_are_refused(data):
     with pytest.raises(InputError) as error:
         decode(data)
     assert "\n" not in str(error.value)
+
+
+def test_more_elements_than_the_network_has_are_not_unpacked():
+    data = encode({"x": torch.zeros(100, 100)})
+    assert len(data) < 1000
+    assert decode(data, 10_000)["x"].numel() == 10_000
+    with pytest.raises(InputError, match="damaged"):
+        decode(data, 9_999)

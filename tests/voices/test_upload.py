@@ -21,6 +21,7 @@ from tests.voices.loopback_hub import Account, Fault, Repository, connect, servi
 from tests.voices.loopback_xet import LoopbackXet
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.voices import transfer
+from vits_prune.voices.hub_errors import _one_line
 from vits_prune.voices.pushable import RECORD, files_of_earlier_push, is_plain, pushable_files
 from vits_prune.voices.upload import Destination, check_destination, push_folder
 
@@ -155,8 +156,16 @@ def test_what_a_destination_holds(hub, folder):
     assert check_destination("other", token=ANN).holds == "other"
     hub.publish("ann/bare", {".gitattributes": b"", "README.md": b"soon"})
     assert check_destination("bare", token=ANN).holds == ""
-    hub.publish("ann/exported", {"export.json": b"{}", "voice.onnx": b""})
+    hub.publish("ann/exported", {"export.json": b'{"format": "onnx", "sha256": {"voice.onnx": ""}}', "voice.onnx": b""})
     assert check_destination("exported", token=ANN).holds == "voice"
+    for content in (b"{}", b"[1]", b"no JSON", b'{"format": "csv"}'):  # other programs write a file of that name too
+        hub.publish("ann/theirs", {"export.json": content, "pytorch_model.bin": b""})
+        assert check_destination("theirs", token=ANN).holds == "other"
+
+
+def test_no_part_of_a_token_is_shown():
+    said = _one_line("Invalid hf_oauth_eyJhbGciOi.eyJzdWIiOi-x.c2ln_bmF0 of ann, Bearer abc.def")
+    assert said == "Invalid *** of ann, ***"
 
 
 def test_the_next_push_takes_away_what_it_lacks_and_nothing_of_others(hub, folder):

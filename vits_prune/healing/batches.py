@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vits_prune.healing.lessons import Lesson
+from vits_prune.healing.storage import digest
 from vits_prune.synthesis import draw_prior_noise
 
 _TOKENS = 32
@@ -66,7 +67,7 @@ def draw_batch(
     random = np.random.default_rng(key)
     shares = np.array([lesson.frames for lesson in lessons], dtype=float)
     chosen = [lessons[i] for i in random.choice(len(lessons), size=size, p=shares / shares.sum())]
-    places = [_place(len(lesson.waveform) // window.hop, window.segment, random) for lesson in chosen]
+    places = [_place(lesson.frames, window.segment, random) for lesson in chosen]
     drawn = list(zip(chosen, places, strict=True))
     batch = {
         "speaker": torch.tensor([lesson.speaker for lesson in chosen]),
@@ -86,6 +87,14 @@ def draw_clips(clips: Sequence[Clip], size: int, key: tuple[int, int, int], wind
         found["recorded_latents"].append(_cut(latents, place - window.decoder, window.decoded))
         found["recorded_waveform"].append(_cut(waveform[None], place * window.hop, window.segment * window.hop)[0])
     return {name: torch.stack(tensors) for name, tensors in found.items()}
+
+
+def clips_digest(clips: Sequence[Clip]) -> str:
+    """A name for recordings, empty where there are none. `Pairs` knows its own; others are looked at, every sample of them."""
+    known = getattr(clips, "digest", None)
+    if known is not None or not clips:
+        return known or ""
+    return digest({f"{index}.{part}": tensor for index, pair in enumerate(clips) for part, tensor in enumerate(pair)})
 
 
 def _place(frames: int, segment: int, random: np.random.Generator) -> int:

@@ -1,4 +1,4 @@
-"""Minutes as a number of steps: found once from the first steps, and fixed from then on."""
+"""Minutes as a number of steps: found once from the first steps; later only ever lowered, where the machine turns out to be too busy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from vits_prune.healing.plan import HealPlan
 UNCOUNTED, COUNTED = 4, 8
 """Steps before the clock counts (torch prepares its kernels), and steps that are timed."""
 _REHEARSALS = 3
+_LOOKS = 10
+"""So often a healing looks at the clock after that."""
+_SLACK = 0.05
+"""Share of the minutes that it may take longer."""
 STEPS_A_LESSON = 4
 """On two cores a lesson costs about as much as a step: a new one each step would halve the number of steps."""
 
@@ -29,17 +33,58 @@ def phases(plan: HealPlan) -> list[tuple[float, float]]:
     return [(low, high) for low, high in itertools.pairwise(ordered) if high > low]
 
 
+def reserved(plan: HealPlan, reserve: float) -> float:
+    """Seconds that are kept for measuring: as many as it needs, but half of the plan's minutes are for training."""
+    return min(reserve, 30 * (plan.minutes or 0.0))
+
+
+class Watch:
+    """The clock of a healing whose number of steps is known: on a machine that others keep busy, fewer fit into the minutes.
+
+    Args:
+        plan: one with steps is never cut short.
+        reserve: seconds of its minutes that are not for training.
+    """
+
+    def __init__(self, plan: HealPlan, reserve: float) -> None:
+        self._seconds = None if plan.steps is not None else 60 * (plan.minutes or 0.0)
+        self._reserve = reserved(plan, reserve)
+        self._steps: list[float] = []
+
+    def took(self, seconds: float, of: int) -> bool:
+        """Count a step; whether it is time to look at the clock."""
+        self._steps.append(seconds)
+        return self._seconds is not None and len(self._steps) >= max(COUNTED, of // _LOOKS)
+
+    def steps(self, step: int, of: int, seconds: float) -> int:
+        """How many steps there are to be, those done included: `of`, or fewer where steps like those of late would take too long.
+
+        Args:
+            step: steps done.
+            of: steps that were to be.
+            seconds: since healing began.
+        """
+        if self._seconds is None or step >= of:
+            return of
+        each = statistics.fmean(self._steps)
+        self._steps = []
+        left = self._seconds - seconds - self._reserve * (1 - step / of)
+        if (of - step) * each <= left + _SLACK * self._seconds:
+            return of
+        return min(of, step + max(1, int(left / each)))
+
+
 class Pace:
     """The clock of a healing that was given minutes.
 
     Args:
         plan: with minutes.
-        reserve: seconds of them that are not for training.
+        reserve: seconds of them that are not for training, half of them at most.
     """
 
     def __init__(self, plan: HealPlan, reserve: float) -> None:
         self._plan, self._start = plan, time.perf_counter()
-        self._seconds = 60 * (plan.minutes or 0.0) - reserve
+        self._seconds = 60 * (plan.minutes or 0.0) - reserved(plan, reserve)
         self._steps: list[float] = []
         self._lesson = 0.0
 

@@ -16,8 +16,10 @@ KEPT = 2
 MAX_BYTES = 8 << 30
 WEIGHTS = "weights."
 """Begins the names of the student's weights in a checkpoint, beside the optimiser's numbers."""
-_BEST = "best.safetensors"
+_BEST, _SCORED = "best.safetensors", "scored.safetensors"
 _NAME = re.compile(r"checkpoint-(\d{8})\.safetensors")
+_UNFINISHED = re.compile(r"\.(checkpoint-\d{8}|best|scored)\.safetensors\.")
+_MAX_NOTE = 1 << 16
 
 State = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
@@ -68,9 +70,30 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove what an earlier healing left."""
-        for path in (*self._paths(), self.folder / _BEST):
+        for path in (*self._paths(), self.folder / _BEST, self.folder / _SCORED):
             with contextlib.suppress(OSError):
                 path.unlink()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what writing left that was killed; nobody else writes here meanwhile."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if _UNFINISHED.match(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def save_scored(self, step: int) -> None:
+        """Note that the voice of a step has been measured.
+
+        Raises:
+            InputError: the disk does not take it.
+        """
+        write_tensors(self.folder / _SCORED, {}, {"step": step})
+
+    def scored(self) -> int:
+        """The step that was measured last, 0 where none was."""
+        found = read_tensors(self.folder / _SCORED, _MAX_NOTE)
+        return int(found[1].get("step", 0)) if found else 0
 
     def _paths(self) -> list[Path]:
         """Oldest first."""

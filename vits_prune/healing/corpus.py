@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,8 +16,12 @@ from vits_prune.voices.voice import Voice
 _WORDS = (4, 10)
 """Fewest words of a sentence made of others' words, and one more than the most: about what a Harvard sentence has."""
 _ENOUGH_WORDS = 20
+_UNSPACED = re.compile(r"\[\[|[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+"""What shows that blanks do not part words: phonemes in [[ ]], and Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese letters."""
 _ELSEWHERE = 1_000_003
 """Added to a seed for other draws."""
+
+log = logging.getLogger(__name__)
 
 
 def corpus(voice: Voice, texts: Sequence[str] | None, count: int, seed: int) -> tuple[str, ...]:
@@ -32,6 +38,7 @@ def corpus(voice: Voice, texts: Sequence[str] | None, count: int, seed: int) -> 
     Raises:
         InputError: there are none, or the voice has nothing to draw from.
     """
+    asked = texts is not None
     if texts is not None and not any(text.strip() for text in texts):
         raise InputError("There are no texts to learn from: give some, or leave them out for built-in ones.")
     if texts is None:
@@ -41,6 +48,8 @@ def corpus(voice: Voice, texts: Sequence[str] | None, count: int, seed: int) -> 
     random = np.random.default_rng((seed, 0xC0))
     given = [text for text in texts if text.strip()]
     chosen = [given[i] for i in random.permutation(len(given))[:count]]
+    if asked and len(chosen) < len(given):
+        log.warning("%d of %d texts are left out: there are to be %d lessons, ask for more.", len(given) - count, len(given), count)
     mixed = [*chosen, *_made(given, count - len(chosen), random)]
     return tuple(mixed[i] for i in random.permutation(len(mixed))) if len(mixed) > len(chosen) else tuple(chosen)
 
@@ -58,7 +67,7 @@ def other_texts(voice: Voice, texts: Sequence[str] | None, count: int, seed: int
 
 def _made(given: Sequence[str], count: int, random: np.random.Generator) -> tuple[str, ...]:
     """Sentences of the words of others; none where there are too few words."""
-    words = [word.strip(".,;:!?\"'()«»“”…。！？") for text in given for word in text.split()]
+    words = [word.strip(".,;:!?\"'()«»“”…。！？") for text in given if not _UNSPACED.search(text) for word in text.split()]
     words = [word for word in words if word]
     if len(set(words)) < _ENOUGH_WORDS:
         return ()

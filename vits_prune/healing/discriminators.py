@@ -16,8 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 FULL_WIDTH = 1.0
-NARROW_WIDTH = 1 / 8
-"""Of the paper's channels: full on a GPU, narrow on a CPU."""
+"""Of the paper's channels."""
 PERIODS = (2, 3, 5, 7, 11)
 """Prime, so that no two look at the same samples."""
 SCALES = 3
@@ -98,7 +97,7 @@ class Discriminators(nn.Module):
     """The discriminators of all periods and all scales.
 
     Args:
-        width: of the paper's channels, FULL_WIDTH (70 million parameters) or NARROW_WIDTH (1.1 million) or between; each layer gets a
+        width: of the paper's channels, FULL_WIDTH (70 million parameters) or less (1/8: 1.1 million); each layer gets a
             multiple of 16 channels.
         periods: one discriminator each.
         scales: so many, each after the first at half the rate of the one before.

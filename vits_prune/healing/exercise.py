@@ -87,9 +87,15 @@ class Exercise(nn.Module):
         mask = batch["token_mask"]
         # A spline's bins are found by comparing sums of small numbers: bfloat16 would pick wrong ones.
         with torch.autocast(hidden.device.type, enabled=False):
-            logarithms = predict_log_durations(
-                self.student, hidden.float().transpose(1, 2), mask[:, None], conditioning, batch["duration_noise"]
-            )
+            try:
+                logarithms = predict_log_durations(
+                    self.student, hidden.float().transpose(1, 2), mask[:, None], conditioning, batch["duration_noise"]
+                )
+            except (ValueError, RuntimeError) as error:  # the spline does not take what is no number
+                if isinstance(error, RuntimeError) and bool(hidden.isfinite().all()):
+                    raise
+                # No error of this process alone: the others would wait for it where losses are averaged.
+                return torch.full((), float("nan"), device=hidden.device)
         return duration_loss(logarithms[:, 0], batch["log_durations"], mask)
 
     def _flow(self, batch: Batch, prior: tuple[torch.Tensor, torch.Tensor] | None, conditioning: torch.Tensor | None) -> torch.Tensor:

@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
+from vits_prune.healing.checkpoints import Checkpoints
 from vits_prune.healing.corpus import corpus
 from vits_prune.healing.lessons import Lessons
 from vits_prune.healing.plan import HealPlan
 from vits_prune.healing.progress import OnCheckpoint, OnStep
-from vits_prune.healing.run import heal
+from vits_prune.healing.run import MOST_THREADS, heal
 from vits_prune.pruning import PruneSpec, prune_steps
 from vits_prune.voices.voice import Voice
 
@@ -60,11 +63,18 @@ def heal_steps(
     def _healed(index: int, pruned: Voice) -> Voice:
         steps = len(spec.schedule_amounts())
         return heal(
-            pruned, voice, plan=share_of(plan, index, steps), folder=None if place is None else place / f"step-{index + 1}",
+            pruned, voice, texts, plan=share_of(plan, index, steps), folder=None if place is None else place / f"step-{index + 1}",
             resume=resume, lessons=lessons, on_step=on_step, cpu=cpu, **(at_end if index + 1 == steps else {}),
         )  # fmt: skip
 
-    yield from prune_steps(voice, spec, on_step=on_prune, after_step=_healed)
+    threads = torch.get_num_threads()
+    first = Checkpoints(place / "step-1" / "checkpoints").newest() if place is not None and resume else None
+    try:
+        if first is not None:  # calibrated pruning rounds by the number of threads: without it each step would be of another voice
+            torch.set_num_threads(min(MOST_THREADS, max(1, int(first[1].get("threads", threads)))))
+        yield from prune_steps(voice, spec, on_step=on_prune, after_step=_healed)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def share_of(plan: HealPlan, index: int, steps: int) -> HealPlan:

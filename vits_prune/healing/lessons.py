@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import logging
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +38,13 @@ SHARD = 16
 """Lessons in a file."""
 MAX_BYTES = 1 << 30
 """Lessons that are held; with more to come the first so many are made do."""
+_FORMAT = 2
+"""Of what a lesson holds and how it is made: files of another are not read."""
+_FOLDER = re.compile(r"[0-9a-f]{32}")
 _ROUND = 32
 """Frames are filled up to a multiple of this: oneDNN prepares its kernels anew for every shape."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,28 +101,38 @@ class Lessons:
             seed: of the noise and of whose turn it is.
             segment: frames that a decoder's segment has: no lesson's waveform is shorter.
             speakers: "all" or "own", as in HealPlan.
-            folder: where to keep them; None for in memory alone.
+            folder: where to keep them, and none of other lessons; None for in memory alone.
 
         Raises:
             InputError: the voice can say nothing of the texts.
         """
         self.teacher, self.seed, self.segment = teacher, seed, segment
-        self._ids = [ids for ids in sentence_ids(teacher, texts) if len(ids) <= MAX_TOKENS]
+        every = sentence_ids(teacher, texts)
+        self._ids = [ids for ids in every if len(ids) <= MAX_TOKENS]
         if not self._ids:
             raise InputError(f"All sentences have more than {MAX_TOKENS} symbols: write shorter ones, one a line.")
+        if len(self._ids) < len(every):
+            log.warning(
+                "%d of %d sentences have more than %d symbols and are left out.", len(every) - len(self._ids), len(every), MAX_TOKENS
+            )
         random = np.random.default_rng((seed, 0x5E))
         own = teacher.speaker or 0
         drawn = random.integers(max(1, len(teacher.speakers)), size=len(self._ids)).tolist()
         self._speakers = [own if speakers == "own" or index % 2 == 0 else drawn[index] for index in range(len(self._ids))]
         self._made: list[Lesson] = []
         self._bytes, self._full = 0, False
-        self._folder = None if folder is None else folder / self.digest
+        self._folder = folder
+
+    @functools.cached_property
+    def content(self) -> str:
+        """A name for what is said, by whom and how."""
+        pace = dataclasses.astuple(Delivery().for_voice(self.teacher))
+        return digest(self.teacher.model.state_dict(), _FORMAT, self._ids, self._speakers, self.seed, self.segment, pace)
 
     @property
     def digest(self) -> str:
-        """A name for all that these lessons depend on."""
-        facts = (self._ids, self._speakers, self.seed, self.segment, torch.__version__, torch.get_num_threads(), str(self.teacher.device))
-        return digest(self.teacher.model.state_dict(), *facts)
+        """A name for all that these lessons depend on to the bit, torch's threads included."""
+        return digest({}, self.content, torch.__version__, torch.get_num_threads(), str(self.teacher.device))
 
     def __len__(self) -> int:
         """How many there will be."""
@@ -122,28 +142,43 @@ class Lessons:
         """The first lessons, made where they are not there yet; fewer where there are no more, or no more can be held.
 
         Raises:
-            InputError: the teacher makes what is no finite number, or the disk is full.
+            InputError: the teacher makes what is no finite number.
         """
         while len(self._made) < min(count, len(self)):
             self._add(len(self._made) // SHARD)
         return self._made[:count] if count < len(self._made) else self._made
 
     def _add(self, shard: int) -> None:
-        """Read or make the lessons of a shard."""
+        """Read or make the lessons of a shard. They are in memory: a disk that does not take them costs no more than making them anew."""
         numbers = range(shard * SHARD, min((shard + 1) * SHARD, len(self._ids)))
-        path = None if self._folder is None else self._folder / f"lessons-{shard:04}.safetensors"
+        path = None if self._folder is None else self._folder / self.digest / f"lessons-{shard:04}.safetensors"
         found = None if path is None else self._read(path, numbers)
         if found is None:
             found = [self._make(number) for number in numbers]
             if path is not None:
                 tensors = {f"{lesson.key[1]}.{name}": getattr(lesson, name) for lesson in found for name in _TENSORS}
-                write_tensors(path, tensors, {"lessons": len(found)})
+                try:
+                    write_tensors(path, tensors, {"lessons": len(found)})
+                except InputError as error:
+                    log.warning("Lessons are kept in memory alone, and made anew after a stop: %s", error)
+                    self._folder = None
         for lesson in found:
             if self._made and self._bytes + lesson.bytes > MAX_BYTES:
                 self._full = True
                 return
             self._made.append(lesson)
             self._bytes += lesson.bytes
+
+    def tidy(self) -> None:
+        """Remove what is on disk of other lessons and of writing that was killed."""
+        if self._folder is None or not self._folder.is_dir():
+            return
+        for path in self._folder.iterdir():
+            if _FOLDER.fullmatch(path.name) and path.is_dir() and path.name != self.digest:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in (self._folder / self.digest).glob(".lessons-*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _read(self, path: Path, numbers: range) -> list[Lesson] | None:
         """A shard from disk, None where there is none or it is damaged."""

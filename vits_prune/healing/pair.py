@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 
 from vits_prune.errors import InputError
@@ -15,6 +18,9 @@ _SAME = {
     "speaker_embedding_size": "size of the speakers' embeddings",
     "use_stochastic_duration_prediction": "kind of duration predictor",
 }
+
+_UNLIKE = 0.05
+"""Embeddings of two voices differ by more than this share of their size."""
 
 
 def check_pair(pruned: Voice, teacher: Voice) -> None:
@@ -32,6 +38,36 @@ def check_pair(pruned: Voice, teacher: Voice) -> None:
                 f"{teacher.name} cannot teach this voice: its {what} is {other}, the pruned voice's is {mine}. "
                 "Give the voice it was pruned from."
             )
+    if _reads(pruned) != _reads(teacher):
+        raise InputError(f"{teacher.name} cannot teach this voice: its vocabulary has other symbols. Give the voice it was pruned from.")
+    if _is_another(pruned, teacher):
+        raise InputError(
+            f"{teacher.name} ({teacher.origin.reference}) is not the voice that this one was pruned from, which is "
+            f"{pruned.origin.reference}: give that one."
+        )
+
+
+def _reads(voice: Voice) -> tuple[str, dict[str, object]]:
+    """Symbols and their ids, behind the name of the tokenizer's kind; empty for a kind that does not tell."""
+    tokenizer: Any = voice.tokenizer
+    found = tokenizer.tokenizer.get_vocab() if hasattr(tokenizer, "tokenizer") else getattr(tokenizer, "phoneme_ids", {})
+    return type(tokenizer).__name__, dict(found)
+
+
+def _is_another(pruned: Voice, teacher: Voice) -> bool:
+    """Whether the teacher is certainly not what the voice was made of. A copy of it under another name or path is as good.
+
+    Pruning leaves the embeddings of the symbols alone; healing does not, and then only two ids of the hub that differ tell.
+    """
+    ours, theirs = (voice.model.text_encoder.embed_tokens.weight.detach().cpu().float() for voice in (pruned, teacher))
+    if ours.shape != theirs.shape:
+        return True
+    unlike = bool((ours - theirs).abs().mean() > _UNLIKE * theirs.abs().mean())  # a voice saved with fewer bits is still itself
+    if not unlike or "pruned" not in pruned.recipe:
+        return False
+    published = all(voice.origin.revision for voice in (pruned, teacher))
+    named = published and pruned.origin.reference.lower() != teacher.origin.reference.lower()
+    return named or "healed" not in pruned.recipe
 
 
 def parts_to_train(pruned: Voice, teacher: Voice) -> tuple[str, ...]:
@@ -47,6 +83,19 @@ def parts_to_train(pruned: Voice, teacher: Voice) -> tuple[str, ...]:
     if "text_encoder" in differing:
         differing.add("duration_predictor")
     return tuple(part for part in PARTS if part in differing)
+
+
+def check_recordings(trained: Collection[str]) -> None:
+    """Whether recordings can be learnt from by these parts.
+
+    Raises:
+        InputError: the decoder, which alone learns from them, is not among them.
+    """
+    if "decoder" not in trained:
+        raise InputError(
+            "Recordings teach the decoder, and this voice's decoder has nothing to learn, for it is the original's: "
+            "heal without recordings, or prune the decoder too."
+        )
 
 
 def _equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:

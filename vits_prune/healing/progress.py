@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -54,7 +55,8 @@ def score(changes: Mapping[str, float], limits: Mapping[str, float]) -> float | 
         limits: metric -> the change that counts as 1.
 
     Returns:
-        0 or more; None where nothing was measured that is limited.
+        0 or more, infinity where a change is no number; None where nothing was measured that is limited.
     """
-    known = [max(0.0, changes[name] / limit) for name, limit in limits.items() if name in changes]
+    shares = [changes[name] / limit for name, limit in limits.items() if name in changes]
+    known = [math.inf if math.isnan(share) else max(0.0, share) for share in shares]
     return sum(known) if known else None

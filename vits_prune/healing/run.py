@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vits_prune.errors import InputError
-from vits_prune.healing.batches import Batch, Clip, Window, draw_batch, draw_clips
-from vits_prune.healing.budget import Pace, lessons_at
+from vits_prune.healing.batches import Batch, Clip, Window, clips_digest, draw_batch, draw_clips
+from vits_prune.healing.budget import Pace, Watch, lessons_at
 from vits_prune.healing.checkpoints import Checkpoints
 from vits_prune.healing.corpus import corpus, other_texts
 from vits_prune.healing.kept import healed_recipe
 from vits_prune.healing.lengths import Lengths
 from vits_prune.healing.lessons import SHARD, Lessons
-from vits_prune.healing.pair import parts_to_train
+from vits_prune.healing.pair import check_recordings, parts_to_train
 from vits_prune.healing.plan import HealPlan
+from vits_prune.healing.processes import agreed, everywhere
 from vits_prune.healing.progress import OnCheckpoint, OnStep, Told, is_check
 from vits_prune.healing.reach import decoder_reach, flow_reach
 from vits_prune.healing.storage import digest
@@ -33,6 +36,9 @@ from vits_prune.voices.voice import Voice
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+log = logging.getLogger(__name__)
+
+MOST_THREADS = 4096
 _LEVELLED_ON = 64
 """Sentences, none of them learnt from, on which a healed voice is made as long as the original: a second or two on two cores."""
 
@@ -67,27 +73,30 @@ def heal(
         folder: where lessons and checkpoints are kept; None for no checkpoints.
         resume: go on from the newest checkpoint in `folder`, where there is one. On a CPU the result is that of one uninterrupted run.
         recordings: real speech besides, (latents [flow_size, frames], waveform [frames * hop]) each.
-        lessons: the teacher's, where they are shared among several healings (then `texts` is not read).
+        lessons: the teacher's, where they are shared among several healings, of the same texts.
         on_step, on_checkpoint: as OnStep and OnCheckpoint say.
         checks: so many checkpoints besides the plan's, evenly over the training: those for which `is_check` says so.
-        reserve: seconds of the plan's minutes that the callbacks need.
+        reserve: seconds of the plan's minutes that the callbacks need; half of the minutes are for training in any case.
         cpu: stay on the CPU where there is a GPU.
 
     Returns:
         the voice with the best score, or the last one where no scores were given. Its recipe tells how it was made, and why it was stopped
-        if a loss was no finite number: then it is that of the last good checkpoint.
+        if a loss or a gradient was no finite number: then it is that of the last good checkpoint, of step 0 where there was none yet.
 
     Raises:
-        InputError: the two do not belong together, nothing is left to learn, a checkpoint is of another healing or other recordings, or the
-            disk is full.
+        InputError: the two do not belong together, nothing is left to learn, recordings have no decoder to teach, a checkpoint is of
+            another healing or other recordings, or the disk is full. What was learnt until then is in a checkpoint if the disk takes it.
     """
     plan = plan or HealPlan()
     if resume and folder is None:
         raise InputError("There is nothing to resume without a folder of checkpoints: give the folder of the healing that was stopped.")
     trained = parts_to_train(pruned, teacher)
+    if recordings:
+        check_recordings(trained)
     run = _Run(pruned, teacher, trained, plan, make_accelerator(plan, cpu), None if folder is None else Path(folder), recordings)
-    with run.resumed(resume, texts):
-        return run.train(run.lessons(texts) if lessons is None else lessons, _Callbacks(on_step, on_checkpoint, checks, reserve))
+    lessons = run.lessons(texts) if lessons is None else lessons
+    with run.resumed(resume, texts, lessons):
+        return run.train(lessons, _Callbacks(on_step, on_checkpoint, checks, reserve))
 
 
 @dataclass(frozen=True)
@@ -118,36 +127,53 @@ class _Run:
         config = pruned.model.config
         self._window = Window(plan.segment, decoder_reach(config), flow_reach(config), pruned.hop_length)
         self._training = Training(self._pruned, trained, plan, self._window, accelerator)
-        self._recordings, self._heard = recordings, _digest_of(recordings)
+        self._recordings, self._heard = recordings, clips_digest(recordings)
         self._checkpoints = Checkpoints(folder / "checkpoints") if folder is not None else None
-        self._belongs = digest(pruned.model.state_dict(), digest(teacher.model.state_dict()), plan.to_dict())
+        self._belongs = ""
         self._step, self._of = 0, plan.steps
         self._seconds = 0.0
         self._kept: tuple[int, float | None, Voice] = (0, None, self._pruned)
         self._lengths: Lengths | None = None
         self._stopped = ""
+        self._between, self._written = True, -1
+        """Whether it is between two steps, so that the weights are those of a step; and the step of the newest checkpoint."""
 
     @property
     def _main(self) -> bool:
         return self._accelerator.is_main_process
 
     @contextlib.contextmanager
-    def resumed(self, resume: bool, texts: Sequence[str] | None) -> Iterator[None]:
+    def resumed(self, resume: bool, texts: Sequence[str] | None, lessons: Lessons) -> Iterator[None]:
         """Take up the newest checkpoint if asked; meanwhile torch has the number of threads that the first run had."""
         threads = torch.get_num_threads()
+        self._belongs = digest(self._pruned.model.state_dict(), lessons.content, self._teacher.speaker, self._plan.to_dict())
         try:
-            found = self._checkpoints.newest() if self._checkpoints and resume else None
+            found = self._newest() if resume else None
+            if found is not None:
+                torch.set_num_threads(self._checked(found[1]))  # before anything is made of the teacher
             self._lengths = self._lengths_of(texts)
             if found is not None:
-                torch.set_num_threads(self._take_up(*found))
+                self._take_up(*found)
             elif self._checkpoints and self._main:
                 self._checkpoints.clear()
+            if self._checkpoints and self._main:
+                self._checkpoints.tidy()
+                lessons.tidy()
             yield
         finally:
             torch.set_num_threads(threads)
 
-    def _take_up(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> int:
-        """The number of threads of the run that wrote a checkpoint."""
+    def _newest(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """The newest checkpoint, the same in all processes."""
+        found = self._checkpoints.newest() if self._checkpoints else None
+        if len(set(everywhere(self._accelerator, None if found is None else str(found[1].get("step"))))) > 1:
+            raise InputError(
+                f"Not every process finds the same newest checkpoint in {self._folder}: give a folder on a disk that all machines share."
+            )
+        return found
+
+    def _checked(self, facts: Mapping[str, Any]) -> int:
+        """The number of threads of the run that wrote a checkpoint, which must be of this healing."""
         if facts.get("recordings", "") != self._heard:
             raise InputError(
                 f"The checkpoints in {self._checkpoints.folder} were made with other recordings: give the very recordings that the healing "
@@ -155,22 +181,31 @@ class _Run:
             )
         if facts.get("belongs") != self._belongs or facts.get("processes") != self._accelerator.num_processes:
             raise InputError(
-                f"The checkpoints in {self._checkpoints.folder} belong to another healing (voice, plan or number of processes): "
-                "give the same options, or another folder."
+                f"The checkpoints in {self._checkpoints.folder} belong to another healing (voice, speaker, texts, plan or number of "
+                "processes): give the same options, or another folder."
             )
+        threads = facts.get("threads")
+        if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+            raise self._useless()
+        return threads
+
+    def _useless(self) -> InputError:
+        return InputError(f"The checkpoints in {self._checkpoints.folder} cannot be used: start without resuming.")
+
+    def _take_up(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
         try:
             self._training.load(tensors)
-            self._step, self._of = int(facts["step"]), facts["of"]
-            self._seconds, threads = float(facts["seconds"]), int(facts["threads"])
+            self._step, self._of, self._seconds = int(facts["step"]), int(facts["of"]), float(facts["seconds"])
+            self._written = self._step
         except (KeyError, ValueError, TypeError) as error:
-            raise InputError(f"The checkpoints in {self._checkpoints.folder} cannot be used: start without resuming.") from error
+            raise self._useless() from error
         best = self._checkpoints.best()
         if best is not None:
             voice = self._pruned.with_weights({name: tensor.to(self._pruned.device) for name, tensor in best[0].items()})
             self._kept = (int(best[1]["step"]), float(best[1]["score"]), voice)
         else:
             self._kept = (self._step, None, self._voice({}))
-        return threads
 
     def lessons(self, texts: Sequence[str] | None) -> Lessons:
         """The teacher's lessons, kept in the folder."""
@@ -194,26 +229,67 @@ class _Run:
     def train(self, lessons: Lessons, callbacks: _Callbacks) -> Voice:
         """All steps that are left."""
         started, before = time.perf_counter(), self._seconds
-        pace = Pace(self._plan, callbacks.reserve)
-        while self._of is None or self._step < self._of:
-            there = self._lessons(lessons, pace)
-            after = time.perf_counter()
-            batch = self._batch(there)
-            try:
-                losses = self._training.step(batch, self._step / self._of if self._of else 0.0, min(1.0, (self._step + 1) / WARM_UP))
-            except NotFiniteError as error:
-                self._stopped = f"the loss {str(error)!r} was no finite number at step {self._step + 1}"
-                break
-            self._step += 1
-            fixed = self._of is None and pace.took(time.perf_counter() - after)
-            if fixed:
-                self._of = self._agreed(pace.steps(len(lessons), lambda done, batch=batch: self._training.step(batch, done, learn=False)))
-            self._seconds = before + time.perf_counter() - started
-            if fixed or self._is_checkpoint(callbacks.checks):
-                self._checkpoint(callbacks.on_checkpoint, len(lessons))
-            if callbacks.on_step and self._main:
-                self._tell(callbacks.on_step, losses, len(lessons))
+        pace, watch = Pace(self._plan, callbacks.reserve), Watch(self._plan, callbacks.reserve)
+        with self._saved_on_error(lessons):
+            if self._unscored(callbacks):
+                self._score(callbacks.on_checkpoint, len(lessons))
+            while self._of is None or self._step < self._of:
+                batch, after = self._batch(self._lessons(lessons, pace)), time.perf_counter()
+                at = self._step + 1
+                try:
+                    losses = self._learn(batch)
+                    took, known = time.perf_counter() - after, self._of is not None
+                    if not known and pace.took(took):
+                        steps = pace.steps(len(lessons), lambda done, batch=batch: self._training.step(batch, done, learn=False))
+                        self._of = agreed(self._accelerator, steps)
+                    self._seconds = before + time.perf_counter() - started
+                    cut = known and watch.took(took, self._of) and self._shortened(watch)
+                    due = (not known and self._of is not None) or self._is_checkpoint(callbacks.checks)
+                    if due or cut:
+                        self._training.check()
+                except NotFiniteError as error:
+                    self._stopped = f"{str(error)!r} was no finite number at step {at}"
+                    break
+                if due or cut:
+                    self._save(len(lessons))
+                if due:
+                    self._score(callbacks.on_checkpoint, len(lessons))
+                if callbacks.on_step and self._main:
+                    callbacks.on_step(Told(self._step, self._of, losses, self._seconds))
         return self._result(len(lessons))
+
+    def _learn(self, batch: Batch) -> dict[str, float]:
+        """One step."""
+        self._between = False
+        losses = self._training.step(batch, self._step / self._of if self._of else 0.0, min(1.0, (self._step + 1) / WARM_UP))
+        self._step += 1
+        self._between = True
+        return losses
+
+    def _shortened(self, watch: Watch) -> bool:
+        """Let there be fewer steps where the minutes are too few for all of them; whether that was so."""
+        before = self._of
+        self._of = agreed(self._accelerator, watch.steps(self._step, before, self._seconds))
+        return self._of < before
+
+    @contextlib.contextmanager
+    def _saved_on_error(self, lessons: Lessons) -> Iterator[None]:
+        """Whatever ends the training, cancelling included: the last whole step is in a checkpoint, if the disk takes it."""
+        try:
+            yield
+        except BaseException:
+            if self._between and self._written != self._step:
+                try:
+                    self._save(len(lessons))
+                except InputError as error:
+                    log.warning("The last steps are lost: %s", error)
+            raise
+
+    def _unscored(self, callbacks: _Callbacks) -> bool:
+        """Whether the healing was stopped between the checkpoint that it goes on from and its measurement."""
+        if not callbacks.on_checkpoint or not self._checkpoints or not self._main or self._step == 0:
+            return False
+        return self._is_checkpoint(callbacks.checks) and self._checkpoints.scored() < self._step
 
     def _is_checkpoint(self, checks: int) -> bool:
         return self._step == self._of or self._step % self._plan.checkpoint_every == 0 or is_check(self._step, self._of, checks)
@@ -237,25 +313,12 @@ class _Run:
             batch["recorded_speaker"] = torch.full((size,), self._teacher.speaker or 0)
         return batch
 
-    def _agreed(self, steps: int) -> int:
-        """The first process's number."""
-        if self._accelerator.num_processes == 1:
-            return steps
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([steps])[0]
-
-    def _tell(self, on_step: OnStep, losses: Mapping[str, float], lessons: int) -> None:
-        try:
-            on_step(Told(self._step, self._of, losses, self._seconds))
-        except BaseException:
-            self._save(lessons)
-            raise
-
-    def _checkpoint(self, on_checkpoint: OnCheckpoint | None, lessons: int) -> None:
+    def _score(self, on_checkpoint: OnCheckpoint | None, lessons: int) -> None:
+        """Let a checkpoint be measured, and keep it if it is the best."""
         voice = self._voice(self._recipe(self._step, lessons))
-        self._save(lessons)
         score = on_checkpoint(self._step, voice.to(self._home)) if on_checkpoint and self._main else None
+        if score is not None and math.isnan(score):
+            score = math.inf
         _, best, _ = self._kept
         if score is None and best is None:
             self._kept = (self._step, None, voice)
@@ -265,12 +328,15 @@ class _Run:
                 weights = dict(voice.model.named_parameters())
                 facts = {"score": score, "healed": self._done(self._step, lessons)}
                 self._checkpoints.save_best(self._step, {name: weights[name] for name in self._training.weights}, facts)
+        if on_checkpoint and self._checkpoints and self._main:
+            self._checkpoints.save_scored(self._step)
 
     def _save(self, lessons: int) -> None:
         if self._checkpoints and self._main and self._of is not None:
             facts = {"of": self._of, "seconds": self._seconds, "threads": torch.get_num_threads(), "belongs": self._belongs}
             facts |= {"processes": self._accelerator.num_processes, "recordings": self._heard, "healed": self._done(self._step, lessons)}
             self._checkpoints.save(self._step, self._training.state(), facts)
+            self._written = self._step
 
     def _done(self, step: int, lessons: int) -> dict[str, Any]:
         """What the recipe says of the voice of a step."""
@@ -293,11 +359,3 @@ class _Run:
     def _result(self, lessons: int) -> Voice:
         step, _, voice = self._kept
         return dataclasses.replace(voice, recipe=self._recipe(step, lessons)).to(self._home)
-
-
-def _digest_of(recordings: Sequence[Clip]) -> str:
-    """A name for recordings, empty where there are none. `Pairs` knows its own; others are looked at, every sample of them."""
-    known = getattr(recordings, "digest", None)
-    if known is not None or not recordings:
-        return known or ""
-    return digest({f"{index}.{part}": tensor for index, pair in enumerate(recordings) for part, tensor in enumerate(pair)})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WARM_UP = 20
 """Steps in which the learning rate rises."""
-RATES = {"text_encoder": 2.5, "duration_predictor": 0.1, "flow": 4.0, "decoder": 3.0}
+RATES = {"text_encoder": 2.5, "duration_predictor": 0.1, "flow": 4.0, "decoder": 2.0}
 """Learning rates of the parts, as shares of the plan's; measured on joe at 80% and 90% zeros and at half the decoder's width. The
 predictor's is low: it is seldom pruned, and learns its sentences by heart."""
 ADVERSARIAL_RATE = 1.0
@@ -51,7 +51,7 @@ def make_accelerator(plan: HealPlan, cpu: bool = False) -> Accelerator:
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss is no finite number: the weights are as they were before the step."""
+    """What is named is no finite number: the voice's weights are as they were before the step."""
 
 
 class Training:
@@ -97,7 +97,7 @@ class Training:
             the losses, averaged over all processes.
 
         Raises:
-            NotFiniteError: a loss is no finite number; nothing was changed.
+            NotFiniteError: a loss or a gradient is no finite number; no weight of the voice was changed.
         """
         device = self._accelerator.device
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
@@ -112,17 +112,27 @@ class Training:
             total = total + sum(more.values())
             losses = {**losses, **more}
         told = self._told(losses, total)
-        self._accelerator.backward(total)
+        self._accelerator.backward(total)  # averages gradients over the processes: all of them judge alike whether they are finite
         self._apply(learn)
         return told
 
     def _apply(self, learn: bool) -> None:
-        """The optimiser's step, with masked and bounded gradients."""
-        if self._held:
+        """The optimiser's step, with masked and bounded gradients.
+
+        Raises:
+            NotFiniteError: a gradient is no finite number.
+        """
+        held = [(weight.grad, mask) for weight, mask in self._held if weight.grad is not None]
+        if held:
             # A weight of zero without gradient or momentum stays zero to the bit.
-            torch._foreach_mul_([weight.grad for weight, _ in self._held], [mask for _, mask in self._held])
-        for group in self._optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], LARGEST_NORM[group["part"]], foreach=True)
+            torch._foreach_mul_([gradient for gradient, _ in held], [mask for _, mask in held])
+        norms = {
+            group["part"]: nn.utils.clip_grad_norm_(group["params"], LARGEST_NORM[group["part"]], foreach=True)
+            for group in self._optimizer.param_groups
+        }
+        if not bool(torch.stack([norm.float() for norm in norms.values()]).isfinite().all()):
+            self._optimizer.zero_grad(set_to_none=True)
+            raise NotFiniteError(next(f"gradient of {part}" for part, norm in norms.items() if not bool(norm.isfinite())))
         if learn:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -141,6 +151,15 @@ class Training:
             self._optimizer.zero_grad(set_to_none=True)
             raise NotFiniteError(next(name for name, value in told.items() if not math.isfinite(value)))
         return told
+
+    def check(self) -> None:
+        """Look at every weight, before it is kept.
+
+        Raises:
+            NotFiniteError: one is no finite number.
+        """
+        if not bool(torch.stack([tensor.detach().isfinite().all() for tensor in self.weights.values()]).all()):
+            raise NotFiniteError("weights")
 
     def voice(self, recipe: Mapping[str, Any]) -> Voice:
         """The student as it is now: weights of its own, zeros in place to the bit."""
@@ -199,9 +218,13 @@ class _Adversary:
         both = self._module(torch.cat([real, spoken.detach()]))
         theirs, ours = _halves(both, len(real))
         loss = discriminator_loss(theirs, ours)
-        if not bool(torch.isfinite(loss)):
+        # Of all processes together: one that ended alone would leave the others waiting for it.
+        if not bool(torch.isfinite(self._accelerator.reduce(loss.detach().float(), reduction="mean"))):
             raise NotFiniteError("discriminators")
         self._accelerator.backward(loss)
+        if not bool(torch.stack([one.grad.isfinite().all() for one in self.bare.parameters() if one.grad is not None]).all()):
+            self._optimizer.zero_grad(set_to_none=True)
+            raise NotFiniteError("gradient of the discriminators")
         if learn:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ MAX_SAMPLES = 10
 _SHOWN = ("cer", "dnsmos_ovrl", "duration_ratio")
 """Metrics whose curves of a sweep go into the card."""
 _MAX_PICTURE_BYTES, _MAX_TEXT_BYTES = 4 << 20, 64 << 20
+_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""Names of columns as `heal` writes them: a stranger's would be drawn as formulas where they hold dollar signs."""
+_MOST_COLUMNS = 24
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -90,7 +94,9 @@ def write_bundle(
     if original is not None:
         original = _fitting(voice, original.to("cpu"))
     if evidence is not None:
-        check_evidence(evidence, voice.recipe)
+        check_evidence(evidence, voice, original)
+    if curve is not None:
+        check_curve(Path(curve), voice)
     licence, again = licence_of(voice), reproduce(voice, format, precision)
     with written_whole(target, check_place(target)) as beside:
         export = export_voice(voice, beside, format, precision, on_step=lambda what, done: tell(what, 0.4 * done))
@@ -178,15 +184,19 @@ def _speak(voice: Voice, original: Voice | None, folder: Path, count: int, seed:
     return tuple(found)
 
 
-def check_curve(source: Path) -> None:
-    """Whether a folder has a curve.
+def check_curve(source: Path, voice: Voice | None = None) -> None:
+    """Whether a folder has a curve, and one that a voice can have.
 
     Raises:
-        InputError: it has none.
+        InputError: it has none, or that of a healing and the voice was not healed.
     """
     if not any((source / name).is_file() for name in ("curve.csv", *(f"curve-{metric}.png" for metric in _SHOWN))):
         raise InputError(
             f"{source} has no curve: give the folder of a `sweep`, or the one that `heal` keeps beside its voice (DIR-healing)."
+        )
+    if voice is not None and (source / "curve.csv").is_file() and not voice.recipe.get("healed"):
+        raise InputError(
+            f"{source} has the course of a healing, and {voice.name} was not healed: leave the curve out, or push the healed voice."
         )
 
 
@@ -212,11 +222,18 @@ def _healing(source: Path, folder: Path) -> Picture:
     """Drawn anew: an SVG of anybody's could hold a script."""
     from vits_prune.healing.curve import Curve, curve_figure
 
+    unreadable = InputError(f"{source / 'curve.csv'} is not the course of a healing: give the folder that `heal` wrote.")
     rows = Curve.read(source / "curve.csv", 1 << 40).rows
-    if not rows:
-        raise InputError(f"{source / 'curve.csv'} is not the course of a healing: give the folder that `heal` wrote.")
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if _COLUMN.fullmatch(name)][:_MOST_COLUMNS]
+    rows = [{name: row[name] for name in names if name in row} for row in rows]
+    if len(names) < 2 or "step" not in names:
+        raise unreadable
     name = "healing.png"
-    curve_figure(rows, "losses by step; below, changes from the original on tuning sentences").savefig(folder / name)
+    title = "losses by step; below, changes from the original on the sentences that the checkpoint was chosen by"
+    try:
+        curve_figure(rows, title).savefig(folder / name)
+    except (ValueError, OverflowError) as error:  # numbers that cannot be drawn
+        raise unreadable from error
     return Picture(name, "losses against steps", "The course of its healing: each loss, and what was measured of the checkpoints.")
 
 

@@ -117,7 +117,8 @@ def _metadata(facts: Facts) -> str:
     }
     if facts.export.format in ("onnx", "piper"):
         values["tags"] += ["onnx"] + ["piper"] * (facts.export.format == "piper")
-    results = card_figures.results(facts.evidence) if facts.evidence else []
+    # The hub's own table has no room for the words that the figures are those of other weights.
+    results = card_figures.results(facts.evidence) if facts.evidence and facts.export.precision == "fp32" else []
     return front_matter(values, facts.repo_id, results)
 
 
@@ -138,7 +139,8 @@ def _head(facts: Facts) -> str:
         f"- **Licence**: {code(facts.licence.id) if facts.licence.id else 'none is stated for the original'}",
     ]
     measured = card_figures.in_short(facts.evidence) if facts.evidence else ""
-    facts_list += [f"- **Measured**: {measured}"] if measured else []
+    rounded = "" if facts.export.precision == "fp32" else f" (before its weights were rounded to {facts.export.precision})"
+    facts_list += [f"- **Measured**: {measured}{rounded}"] if measured else []
     intro = f"A text-to-speech voice ([VITS]({PAPER})) made by `vits_prune`, which prunes VITS voices and measures what that does to them."
     return "\n\n".join([title, intro, "\n".join(facts_list)])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vits_prune.errors import InputError
@@ -15,6 +15,7 @@ from vits_prune.ship.markdown import plain, table, text
 from vits_prune.synthesis import STAGES
 from vits_prune.texts import load_texts
 from vits_prune.voices.front_matter import Result
+from vits_prune.voices.voice import Voice
 
 _VERDICTS = (NO_DIFFERENCE, "worse", "better", "higher", "lower", TOO_FEW, NO_FLOOR)
 _FIRST = ("wer", "cer", "dnsmos_ovrl", "mcd_db", "duration_ratio", "lufs")
@@ -31,8 +32,13 @@ _SIZES = {
 Evidence = Mapping[str, Any]
 
 
-def check_evidence(evidence: Evidence, recipe: Mapping[str, Any]) -> None:
-    """Whether this is what `evaluate --json` or `compare` wrote of a voice with this recipe.
+def check_evidence(evidence: Evidence, voice: Voice, original: Voice | None = None) -> None:
+    """Whether this is what `evaluate --json` or `compare` wrote of a voice: with its recipe, its origin and its speaker.
+
+    Args:
+        evidence: one file's content, or several in one of which each was checked.
+        voice: that is to be shipped.
+        original: what it is compared with, where that goes by another name than the one that the voice came from.
 
     Raises:
         InputError: it is not.
@@ -40,8 +46,33 @@ def check_evidence(evidence: Evidence, recipe: Mapping[str, Any]) -> None:
     if not isinstance(evidence, Mapping) or not any(isinstance(evidence.get(key), Mapping) for key in ("figures", "latency")):
         raise InputError("The evidence is not what `evaluate --json` or `compare` writes (report.json): give such a file.")
     measured = evidence.get("recipe")
-    if not isinstance(measured, Mapping) or not same_recipe(measured, recipe):
+    if not isinstance(measured, Mapping) or not same_recipe(measured, voice.recipe):
         raise InputError("The evidence was measured of a voice with another recipe: measure this one, or give its own file.")
+    voices = evidence.get("voices")
+    if isinstance(voices, Mapping):
+        _require_same(voices.get("pruned"), (voice,))
+        _require_same(voices.get("original"), (voice, original))
+    else:
+        _require_same(evidence, (voice,))
+
+
+def _require_same(measured: Any, voices: Sequence[Voice | None]) -> None:
+    """Whether an identity in a report is that of one of these voices; a revision that is not known may be any.
+
+    Raises:
+        InputError: it is not, or nothing is said.
+    """
+    if not isinstance(measured, Mapping) or not isinstance(measured.get("reference"), str):
+        raise InputError("The evidence does not say which voice was measured: measure it again with `evaluate --json` or `compare`.")
+    for voice in voices:
+        if voice is None or measured["reference"] != voice.origin.reference or measured.get("speaker") != voice.speaker:
+            continue
+        if None in (measured.get("revision"), voice.origin.revision) or measured["revision"] == voice.origin.revision:
+            return
+    said = plain(measured["reference"], 60) + "".join(
+        f", {name} {plain(measured[name], 40)}" for name in ("revision", "speaker") if measured.get(name) is not None
+    )
+    raise InputError(f"The evidence was measured of another voice ({said}): measure this one, or give its own file.")
 
 
 def same_recipe(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -17,11 +18,14 @@ from vits_prune.errors import InputError
 from vits_prune.ship.onnx_check import check_onnx
 from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_file
 from vits_prune.synthesis import MAX_SENTENCE_SECONDS
+from vits_prune.voices.checkpoint import require_finite
 from vits_prune.voices.load import load_folder
-from vits_prune.voices.onnx_facts import facts_of
+from vits_prune.voices.onnx_facts import facts_of, reading_of
 from vits_prune.voices.onnx_graph import write_onnx
-from vits_prune.voices.onnx_load import EXPORT, sha256_of
-from vits_prune.voices.saved import save_voice, written_whole
+from vits_prune.voices.onnx_load import EXPORT, checksums_in, is_export, model_in, sha256_of
+from vits_prune.voices.piper_text import TOKENIZER_FILE, PiperTokenizer
+from vits_prune.voices.saved import MANIFEST as SAVED
+from vits_prune.voices.saved import WEIGHTS, read_manifest, save_voice, written_whole
 from vits_prune.voices.voice import Voice
 
 Step = Callable[[str, float], None]
@@ -37,8 +41,20 @@ class Format:
     words: str
     """What it is for."""
     precisions: tuple[str, ...]
-    write: Callable[[Voice, Path, str, Step], tuple[Voice, float | None]]
-    """Writes the folder; gives the voice with the weights that the files hold, and how far the ONNX waveform is from it."""
+    write: Callable[[Voice, Path, str, Step], Written]
+    """Writes the folder."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a format wrote."""
+
+    model: str
+    """Name of the file that holds the weights."""
+    shipped: Voice
+    """The voice with the weights that the files hold."""
+    error: float | None = None
+    """How far the ONNX waveform is from it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ def export_voice(
 
     Args:
         voice: any voice, pruned or not.
-        folder: new, empty, or of an earlier export, which is replaced.
+        folder: new, empty, or of an earlier export with nothing else in it, which is replaced.
         format: one of FORMATS.
         precision: of the stored weights, one that the format has.
         on_step: told of the progress.
@@ -85,42 +101,47 @@ def export_voice(
     if precision not in kind.precisions:
         raise InputError(f"The format {format} has the precisions {', '.join(kind.precisions)}, not {str(precision)[:20]!r}.")
     target, tell = Path(folder), on_step or (lambda _what, _share: None)
+    check_export_place(target)
     voice = voice.to("cpu")
-    shipped, error = kind.write(voice, target, precision, tell)
+    require_finite(voice.model, voice.name)
+    written = kind.write(voice, target, precision, tell)
     files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
     tell("written", 1.0)
-    return Export(format, precision, target, target / max(files, key=files.__getitem__), files, shipped, error)
+    return Export(format, precision, target, target / written.model, files, written.shipped, written.error)
 
 
-def _dense(voice: Voice, folder: Path, precision: str, tell: Step) -> tuple[Voice, None]:
+def _dense(voice: Voice, folder: Path, precision: str, tell: Step) -> Written:
     return _saved(voice, folder, "dense", precision, tell)
 
 
-def _sparse(voice: Voice, folder: Path, precision: str, tell: Step) -> tuple[Voice, None]:
+def _sparse(voice: Voice, folder: Path, precision: str, tell: Step) -> Written:
     return _saved(voice, folder, "sparse", precision, tell)
 
 
-def _saved(voice: Voice, folder: Path, form: Any, precision: Any, tell: Step) -> tuple[Voice, None]:
+def _saved(voice: Voice, folder: Path, form: Any, precision: Any, tell: Step) -> Written:
     tell(f"writing the {form} {precision} folder", 0.1)
     save_voice(voice, folder, form, precision)
     tell("reading it back", 0.7)
-    return load_folder(folder), None
+    return Written(WEIGHTS[form], load_folder(folder))
 
 
-def _onnx(voice: Voice, folder: Path, precision: str, tell: Step) -> tuple[Voice, float]:
+def _onnx(voice: Voice, folder: Path, precision: str, tell: Step) -> Written:
     return _graph(voice, folder, precision, tell, None)
 
 
-def _piper(voice: Voice, folder: Path, precision: str, tell: Step) -> tuple[Voice, float]:
+def _piper(voice: Voice, folder: Path, precision: str, tell: Step) -> Written:
     return _graph(voice, folder, precision, tell, piper_settings(voice))
 
 
-def _graph(voice: Voice, folder: Path, precision: str, tell: Step, settings: dict[str, Any] | None) -> tuple[Voice, float]:
+def _graph(voice: Voice, folder: Path, precision: str, tell: Step, settings: dict[str, Any] | None) -> Written:
     """The ONNX file, what its readers need beside it, and the bench."""
     stem, form = file_stem(voice.name), "piper" if settings else "onnx"
-    facts = facts_of(voice, form, precision) | (sherpa_facts(voice, settings) if settings else {})
     with written_whole(folder, MANIFEST) as beside:
         tell("writing the graph", 0.05)
+        if not settings:
+            voice.tokenizer.save(str(beside))
+        reading = reading_of(PiperTokenizer(settings) if settings else _tokenizer_in(beside))
+        facts = facts_of(voice, form, precision, reading) | (sherpa_facts(voice, settings) if settings else {})
         written = write_onnx(voice, precision, most_frames=_most_frames(voice), facts=facts)
         model = beside / f"{stem}.onnx"
         model.write_bytes(written.data)
@@ -131,15 +152,72 @@ def _graph(voice: Voice, folder: Path, precision: str, tell: Step, settings: dic
         if settings:
             _write_json(beside / f"{stem}.onnx.json", settings)
             (beside / "tokens.txt").write_text(tokens_file(settings), encoding="utf-8")
-        else:
-            voice.tokenizer.save(str(beside))
         whole = [path for path in sorted(beside.iterdir()) if not settings or path == model]  # the Piper runtime's .json may be edited
         checksums = {path.name: sha256_of(path) for path in whole}
         _write_json(standalone.sentences_beside(model), {**plan_of(voice), "sha256": checksums[model.name]})
         shutil.copyfile(Path(standalone.__file__), beside / "bench.py")
         about = {"name": voice.name, "format": form, "precision": precision, "waveform_error": error, "sha256": checksums}
         _write_json(beside / MANIFEST, {**about, "origin": dataclasses.asdict(voice.origin), "recipe": dict(voice.recipe)})
-    return shipped, error
+    return Written(model.name, shipped, error)
+
+
+def _tokenizer_in(folder: Path) -> Path | PiperTokenizer:
+    """What reads text, in a folder that it was saved to."""
+    return PiperTokenizer.load(folder) if (folder / TOKENIZER_FILE).is_file() else folder
+
+
+def check_export_place(folder: Path) -> None:
+    """Refuse a folder that an export would take something from: what it replaces it removes.
+
+    Raises:
+        InputError: the folder holds anything but what an earlier export or save wrote, or cannot be read.
+    """
+    try:
+        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if not held:
+            return
+        others = held - _files_of_ours(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}): give the name of a new folder.") from error
+    if others == held:
+        raise InputError(f"{folder} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before.")
+    if others:
+        raise InputError(
+            f"{folder} holds {sorted(others)[0][:80]!r}, which no export wrote and which would be removed: give the name of a new folder, "
+            "or take it out."
+        )
+
+
+def check_own_place(reference: str, folder: Path) -> None:
+    """Refuse to write an export over the folder of the voice that is exported.
+
+    Args:
+        reference: what the voice was loaded from.
+        folder: where the export is to go.
+
+    Raises:
+        InputError: it is the voice's own folder, or the one with its file.
+    """
+    source = Path(reference).expanduser()
+    if source.exists() and folder.exists() and folder.resolve() in (source.resolve(), source.resolve().parent):
+        raise InputError(f"{folder} is the folder of the voice itself, which would be removed: give the name of a new folder.")
+
+
+def _files_of_ours(folder: Path) -> set[str]:
+    """The files of a folder that a save or an export wrote, by what it wrote of them; empty for any other folder."""
+    manifest = None
+    with contextlib.suppress(InputError):
+        manifest = read_manifest(folder)
+    if manifest is not None:
+        listed = manifest.get("files")
+        return {*(listed if isinstance(listed, dict) else ()), SAVED, "prune_spec.json", "healing.json"}
+    if (folder / MANIFEST).is_file() and is_export(folder):
+        with contextlib.suppress(InputError):
+            model = model_in(folder)
+            if model is not None:
+                beside = {f"{model.name}.json", "tokens.txt", standalone.sentences_beside(model).name, "bench.py", MANIFEST}
+                return {*checksums_in(folder), *beside}
+    return set()
 
 
 def write_float32_twin(voice: Voice, export: Export, folder: Path) -> Path:

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from vits_prune.voices.voice import Voice
 
 _LONGEST = 64
-_NOTHING_SAID = ("other", "unknown", "none", "not stated")
+_NOTHING_SAID = ("other", "unknown", "none", "not stated", "no-license", "no license", "no-licence", "no licence", "unlicensed")
 """What publishers state that names no terms."""
-_FOR_RESEARCH = ("deepfloyd-if-license", "apple-amlr", "intel-research", "coqui-public-model-license", "cpml")
-"""Licences without commerce whose names do not say so."""
-_SHARE_ALIKE = re.compile(r"(^|-)sa(-|$)|^(a|l)?gpl|^osl|^eupl|^odbl|^gfdl|^cdla-sharing")
+_NO_COMMERCE = re.compile(
+    r"(^|-)nc(-|$)|(no|non|not|not-for|without)-?commerc|(^|-)(personal|research|cpml|academic(?!-free)|educational?(?!-community))(-|$)"
+    r"|coqui-public-model|deepfloyd|apple-amlr|all-rights-reserved"
+)
+_NO_DERIVATIVES = re.compile(r"(^|-)nd(-|$)|no-?deriv|all-rights-reserved")
+"""In licences as `_words` writes them, ids of the hub or not; some of them do not say in their names what they forbid."""
+_SHARE_ALIKE = re.compile(r"(^|-)sa(-|$)|share-?alike|^(a|l)?gpl|^osl|^eupl|^odbl|^gfdl|^cdla-sharing")
+_MOST_STATED = 256
 
 _HUB_IDS = (
     "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m afl-3.0 artistic-2.0 "
@@ -27,6 +32,21 @@ HUB_LICENCES = frozenset(_HUB_IDS.split())
 """The ids that a model card's `license` may have (huggingface.co/docs/hub/repositories-licenses); others go by `license_name`."""
 
 
+def _words(named: str) -> str:
+    """A licence's name for comparing: small letters, digits and single dashes, without what is only around a name."""
+    words = re.sub(r"[^a-z0-9]+", "-", named.lower()).strip("-")
+    return re.sub(r"^the-|-international$|-unported$|-licen[sc]e$", "", words) or words
+
+
+_OWN_TERMS = re.compile(r"cc|c-uda|apple-ascl|llama.*|grok.*|gemma|unknown|other")
+_ALLOWS = frozenset(
+    words
+    for id in HUB_LICENCES
+    if not _OWN_TERMS.fullmatch(id) and not _NO_COMMERCE.search(words := _words(id)) and not _NO_DERIVATIVES.search(words)
+) | {"cc0", "apache-2", "gpl-2-0-only", "gpl-3-0-only", "gpl-2-0-or-later", "gpl-3-0-or-later", "agpl-3-0-only", "lgpl-3-0-only"}
+"""Those that let everybody share what is made of a work, commerce included; some under the same licence only."""
+
+
 @dataclass(frozen=True)
 class Licence:
     """The licence of a voice's weights, as far as its publisher tells."""
@@ -37,6 +57,8 @@ class Licence:
     """Of "derivatives" and "commerce"; empty where neither is forbidden, or it is not known."""
     stated: bool
     """Whether a licence is named; "other" and "unknown" name none."""
+    known: bool = True
+    """Whether this program knows what it says; of several licences, of all of them."""
 
     @property
     def notice(self) -> str:
@@ -55,16 +77,16 @@ class Licence:
             said.append("It forbids derivatives: a changed voice, as a pruned one is, may not be shared without its publisher's consent.")
         if "commerce" in self.forbids:
             said.append("It forbids commercial use, of what is made of the voice too.")
-        if _SHARE_ALIKE.search(self.id.lower()):
+        if any(_SHARE_ALIKE.search(_words(one)) for one in self.id.split(",")):
             said.append("What is made of the voice may be shared under the same licence only: the model card states it.")
-        if self.id.lower() not in HUB_LICENCES and not self.forbids:
-            said.append("It is not one of the usual ones: read its terms before you share.")
+        if not self.known:
+            said.append("It is not one that this program knows: read its terms before you share.")
         return " ".join(said) if len(said) > 1 else ""
 
     @property
     def needs_consent(self) -> bool:
         """Whether somebody has to say yes before a push: it forbids something, or nobody knows what it says."""
-        return bool(self.forbids) or not self.stated
+        return bool(self.forbids) or not (self.stated and self.known)
 
     @property
     def hub_id(self) -> str:
@@ -74,15 +96,16 @@ class Licence:
 
 
 def licence_of(voice: Voice) -> Licence:
-    """The licence that a voice came with: pruning and healing change nothing about it."""
-    named = re.sub(r"[^A-Za-z0-9 .,+()/_-]+", " ", str(voice.origin.licence or "")[: 4 * _LONGEST])
-    named = " ".join(named.split())[:_LONGEST].strip()
-    words = re.sub(r"[^a-z0-9]+", "-", named.lower()).strip("-")
-    creative = re.search(r"(^|-)(cc|creative-?commons)(-|$)", words) is not None
-    forbids = []
-    if (creative and re.search(r"-nd(-|$)", words)) or re.search(r"no-?deriv", words):
-        forbids.append("derivatives")
-    research = words in _FOR_RESEARCH or "research-only" in words
-    if (creative and re.search(r"-nc(-|$)", words)) or re.search(r"non-?commercial", words) or research:
-        forbids.append("commerce")
-    return Licence(named, tuple(forbids), bool(named) and named.lower() not in _NOTHING_SAID)
+    """The licence that a voice came with: pruning and healing change nothing about it. Of several, all that any of them forbids."""
+    origin = str(voice.origin.licence or "")
+    named = " ".join(re.sub(r"[^A-Za-z0-9 .,+()/_-]+", " ", origin[:_MOST_STATED]).split()).strip()
+    if named.lower() in _NOTHING_SAID or not named:
+        return Licence(named, (), False, False)
+    known, forbids = len(origin) <= _MOST_STATED, set()
+    for words in filter(None, map(_words, named.split(","))):
+        if words in _ALLOWS:
+            continue
+        found = {what for what, says in (("derivatives", _NO_DERIVATIVES), ("commerce", _NO_COMMERCE)) if says.search(words)}
+        forbids |= found
+        known = known and bool(found)
+    return Licence(named[:_LONGEST].strip(), tuple(what for what in ("derivatives", "commerce") if what in forbids), True, known)

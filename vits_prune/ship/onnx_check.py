@@ -29,7 +29,7 @@ def check_onnx(path: Path, voice: Voice) -> float:
         voice: what it was made of, with the weights that it computes with.
 
     Raises:
-        InputError: the two differ by more than TOLERANCE.
+        InputError: the two differ by more than TOLERANCE, or either says anything but numbers.
     """
     import onnxruntime
 
@@ -39,25 +39,66 @@ def check_onnx(path: Path, voice: Voice) -> float:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise InputError(f"onnxruntime cannot load the ONNX file of {voice.name} ({str(error).splitlines()[0][:120]}).") from error
-    worst, compared = 0.0, 0
+    differences: list[float] = []
     pace = Pace(float(voice.model.speaking_rate), 0.0, 0.0)
     scales = np.array([0, 1 / pace.speaking_rate, 0], np.float32)
     for speaker, ids in _cases(voice):
         one = dataclasses.replace(voice, speaker=speaker)
-        if not _decided(one, ids, pace):
-            continue
         feed = {"input": np.array([ids], np.int64), "input_lengths": np.array([len(ids)], np.int64), "scales": scales}
         if speaker is not None:
             feed["sid"] = np.array([speaker], np.int64)
-        ours, theirs = waveform_of(one, ids, pace), session.run(None, feed)[0].reshape(-1)
-        same_length = ours.size == theirs.size
-        worst, compared = max(worst, float(np.abs(ours - theirs).max()) if same_length else np.inf), compared + 1
-        if not worst <= TOLERANCE:
-            what = f"by {worst:.1e}" if same_length else f"in length, {theirs.size} samples to {ours.size}"
-            raise InputError(f"The ONNX file of {voice.name} does not say what the voice says (they differ {what}), so it is not written.")
-    if not compared:
+        ours = _spoken(one, ids, pace)
+        if ours is None:
+            continue
+        try:
+            theirs = session.run(None, feed)[0].reshape(-1)
+        except Exception as error:
+            raise InputError(
+                f"onnxruntime cannot run the ONNX file of {voice.name} ({str(error).splitlines()[0][:120]}), so it is not written."
+            ) from error
+        differences.append(_difference(voice.name, ours, theirs))
+    if not differences:
         raise InputError(f"The ONNX file of {voice.name} could not be compared with it: its durations are too near to whole numbers.")
-    return worst
+    return max(differences)
+
+
+def _difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference of two samples of one sentence, [samples] each.
+
+    Raises:
+        InputError: it is more than TOLERANCE, or a sample is not a number.
+    """
+    if ours.size != theirs.size:
+        what = f"they differ in length, {theirs.size} samples to {ours.size}"
+    elif not np.isfinite(theirs).all():
+        what = "it says samples that are not numbers"
+    else:
+        off = float(np.abs(ours - theirs).max())
+        if off <= TOLERANCE:
+            return off
+        what = f"they differ by {off:.1e}"
+    raise InputError(f"The ONNX file of {name} does not say what the voice says ({what}), so it is not written.")
+
+
+def _spoken(voice: Voice, ids: tuple[int, ...], pace: Pace) -> np.ndarray | None:
+    """What the voice says in torch, [samples]; None where a duration is about to be rounded either way.
+
+    Raises:
+        InputError: the voice does not speak.
+    """
+    try:
+        said = waveform_of(voice, ids, pace) if _decided(voice, ids, pace) else None
+    except InputError:
+        raise
+    except (ValueError, RuntimeError, AssertionError) as error:  # torch's own, of weights that lead to no number
+        raise _mute(voice.name) from error
+    if said is not None and not np.isfinite(said).all():
+        raise _mute(voice.name)
+    return said
+
+
+def _mute(name: str) -> InputError:
+    return InputError(f"{name} does not speak: its weights lead to what is not a number. Prune or heal its original again.")
 
 
 def _cases(voice: Voice) -> Iterator[tuple[int | None, tuple[int, ...]]]:

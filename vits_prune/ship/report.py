@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import tempfile
@@ -29,9 +30,13 @@ _AUDIBLE_DB = 1.0
 """Mean difference of mel levels above which an export is called worse; another seed of the noise moves joe's by several dB."""
 _DRIFT = 0.02
 _ROUNDS = 3
-"""Times that a rounded export and its float32 twin are timed in turn, each in a process of its own."""
+"""Times that an ONNX file is timed, each in a process of its own; a rounded one in turn with its float32 twin."""
 _MARGIN = 0.05
 """A verdict on speed needs every round beyond this."""
+
+
+Round = tuple[float, float]
+"""Seconds of loading and the real-time factor."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Row:
     real_time_factor: float | None = None
     fidelity: Fidelity | None = None
     words: str = ""
+    rounds: tuple[Round, ...] = ()
+    """Of an ONNX file, that the two figures are the medians of."""
 
 
 def measure_fidelity(voice: Voice, shipped: Voice) -> Fidelity:
@@ -73,13 +80,15 @@ def measure_fidelity(voice: Voice, shipped: Voice) -> Fidelity:
     return Fidelity(float(np.mean(levels)), float(np.mean(drifts)))
 
 
-def measure_export(voice: Voice, export: Export, *, runs: int = 3, on_step: Step | None = None) -> list[Row]:
+def measure_export(voice: Voice, export: Export, *, runs: int = 3, float32: Row | None = None, on_step: Step | None = None) -> list[Row]:
     """The export beside the sizes of the plain files of the same voice; rounded ONNX files beside the speed of the float32 one.
 
     Args:
         voice: what was exported.
         export: what `export_voice` made of it.
-        runs: counted runs of every sentence in the timing of an ONNX file, shared out among the rounds where there are several.
+        runs: counted runs of every sentence in the timing of an ONNX file, shared out among the rounds.
+        float32: the row of the same voice's float32 ONNX export, where that was measured a moment ago: a rounded one is held against
+            it, and no float32 file is written and timed again.
         on_step: told of the progress; it may raise to cancel.
 
     Returns:
@@ -101,15 +110,14 @@ def measure_export(voice: Voice, export: Export, *, runs: int = 3, on_step: Step
         words.append("larger than dense fp16, though lossless")
     if export.format == "dense" and export.precision == "fp32" and size.nonzero_parameters < 0.6 * size.parameters:
         words.append("zeros take their full place")
-    speed = None
+    load = factor = None
+    rounds: tuple[Round, ...] = ()
     if export.format in ("onnx", "piper"):
-        rounds = _timings(voice, export, runs, tell)
-        speed = tuple(statistics.median(one[0][which] for one in rounds) for which in (0, 1))
-        if len(rounds[0]) > 1:
-            words += _speed_words(rounds)
-    load, factor = (1e3 * speed[0], speed[1]) if speed else (None, None)
+        rounds, ratios = _timings(voice, export, runs, float32, tell)
+        load, factor = 1e3 * statistics.median(one[0] for one in rounds), statistics.median(one[1] for one in rounds)
+        words += _speed_words(ratios)
     what = f"{export.format} {export.precision}"
-    rows.append(Row(what, export.bytes / 1e6, export.bytes / dense, load, factor, fidelity, "; ".join(words)))
+    rows.append(Row(what, export.bytes / 1e6, export.bytes / dense, load, factor, fidelity, "; ".join(words), rounds))
     return rows
 
 
@@ -124,22 +132,27 @@ def _rounding_words(fidelity: Fidelity) -> list[str]:
     return worse or ["weights rounded, speech as good as the same"]
 
 
-def _timings(voice: Voice, export: Export, runs: int, tell: Step) -> list[list[tuple[float, float]]]:
-    """Rounds of (seconds of loading, real-time factor) of the export, and of its float32 twin where it is rounded."""
-    if export.precision == "fp32":
-        tell("timing", 0.4)
-        return [[_timed(export.model, runs)]]
+def _timings(voice: Voice, export: Export, runs: int, float32: Row | None, tell: Step) -> tuple[tuple[Round, ...], list[Round]]:
+    """The rounds of an export, and where it is rounded its time as shares of float32's: round by round where the two were timed in turn,
+    else of each round with each."""
+    before = float32.rounds if float32 else ()
     with tempfile.TemporaryDirectory(prefix="vits_prune-fp32-") as folder:
-        tell("writing fp32 for comparison", 0.3)
-        models = [export.model, write_float32_twin(voice, export, Path(folder))]
-        rounds = []
+        models = [export.model]
+        if export.precision != "fp32" and not before:
+            tell("writing fp32 for comparison", 0.3)
+            models.append(write_float32_twin(voice, export, Path(folder)))
+        timed = []
         for one in range(_ROUNDS):
             tell(f"timing, round {one + 1} of {_ROUNDS}", 0.4 + 0.6 * one / _ROUNDS)
-            rounds.append([_timed(model, max(1, runs // _ROUNDS)) for model in models])
-    return rounds
+            timed.append([_timed(model, max(1, runs // _ROUNDS)) for model in models])
+    ours = tuple(one[0] for one in timed)
+    if export.precision == "fp32":
+        return ours, []
+    pairs = itertools.product(ours, before) if before else timed
+    return ours, [(one[0] / plain[0], one[1] / plain[1]) for one, plain in pairs]
 
 
-def _timed(model: Path, runs: int) -> tuple[float, float]:
+def _timed(model: Path, runs: int) -> Round:
     """Seconds of loading and the real-time factor, on all cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -149,9 +162,11 @@ def _timed(model: Path, runs: int) -> tuple[float, float]:
     return row["load_seconds"], row["real_time_factor"]
 
 
-def _speed_words(rounds: list[list[tuple[float, float]]]) -> list[str]:
-    """What the rounds, each (load, real-time factor) of the export and of fp32, agree on."""
-    loads, times = ([ours[which] / plain[which] for ours, plain in rounds] for which in (0, 1))
+def _speed_words(ratios: list[Round]) -> list[str]:
+    """What the rounds, as shares of float32's, agree on."""
+    if not ratios:
+        return []
+    loads, times = zip(*ratios, strict=True)
     span = f"{min(times):.2f} to {max(times):.2f} of its time"
     verdict = "slower" if min(times) > 1 + _MARGIN else "faster" if max(times) < 1 - _MARGIN else "no faster"
     return [f"{verdict} than fp32 ({span})"] + (["slower to load than fp32"] if min(loads) > 1 + _MARGIN else [])

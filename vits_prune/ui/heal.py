@@ -174,7 +174,7 @@ def checkpoint_steps(order: Order | None, step: Any) -> dict[str, Any]:
         InputError: there is no such checkpoint, or it is forgotten.
     """
     check = next((one for one in healed.recall(order).checks if one.step == step and not isinstance(step, bool)), None)
-    if check is None:
+    if check is None or check.speech is None:
         raise InputError("Choose one of the checkpoints.")
     label = f"{_named(check.step)}, with the original's durations"
     return {"heal_audio": gr.Audio(steps.wav(check.speech, f"step-{check.step}"), label=label, visible=True)}
@@ -231,7 +231,7 @@ def _shown(found: Healing) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "heal_course": course_value(found.rows, [(one.step, one.figures) for one in found.checks], found.of, kept, hint)
     }
-    choices = [(_named(one.step) + (" (kept)" if one.step == kept else ""), one.step) for one in found.checks]
+    choices = [(_named(one.step) + (" (kept)" if one.step == kept else ""), one.step) for one in found.checks if one.speech]
     shown["heal_checkpoint"] = gr.Radio(choices, visible=True)
     if found.voice is not None:
         shown["heal_csv"] = gr.DownloadButton(value=_course_csv(found), interactive=True)

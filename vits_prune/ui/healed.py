@@ -70,7 +70,7 @@ class Healing:
 
 def _bytes(one: Healing) -> float:
     weights = sum(t.numel() * t.element_size() for t in one.voice.model.parameters()) if one.voice else 0
-    return weights + sum(check.speech.waveform.nbytes for check in one.checks)
+    return weights + sum(check.speech.waveform.nbytes for check in one.checks if check.speech)
 
 
 _healings: Bounded[Order, Healing] = Bounded(_BYTES, _bytes)
@@ -103,6 +103,10 @@ def healing_steps(order: Order, token: str | None, halted: Callable[[], bool]) -
     if known is not None and known.complete:
         yield known
         return
+    known = _healings.get(order.learnt)
+    if known is not None and known.complete:
+        yield from _retold(known, order, token)
+        return
     request = order.request
     healing.check_order(order, steps.bench.voice(request.reference, request.speaker, token, device="cpu"))
     yield from steps.pruning_steps(request, token)
@@ -130,7 +134,32 @@ def healing_steps(order: Order, token: str | None, halted: Callable[[], bool]) -
         raise InputError(why if why and not halted() else "Healing was stopped before its first checkpoint: there is nothing to keep yet.")
     found.why, found.voice, found.kept = why, kept, kept.recipe["healed"][-1]["steps"]
     _healings.put(order.key, found)  # weighs more now
+    if spoken_language(voice) == "en":  # in other languages the best was chosen by what the visitor's text is like
+        _healings.put(order.learnt, found)
     yield found
+
+
+def _retold(known: Healing, order: Order, token: str | None) -> Iterator[Doing | Healing]:
+    """A healing that is done, for another text: the voices that are at hand speak it; what others said stays with who asked for it."""
+    request = order.request
+    yield from steps.pruning_steps(request, token)
+    voice, pruned = steps.bench.voice(request.reference, request.speaker, token), steps.bench.pruned(request, token)
+
+    def _speak(tell: Callable[[str, float], None]) -> Healing:
+        text, choices = steps.timed_text(request.text), dataclasses.asdict(request.delivery)
+        tell("speaking: original", 0.0)
+        original = speak(voice, text, request.seed, **choices)
+        speeches = {}
+        for number, (step, one) in enumerate(((0, pruned), (known.kept, known.voice)), 1):
+            tell(f"speaking: step {step}", number / 3)
+            speeches[step] = speak(one, text, request.seed, timing=original, **choices)
+        checks = [dataclasses.replace(check, speech=speeches.get(check.step)) for check in known.checks]
+        return dataclasses.replace(known, order=order, checks=checks)
+
+    for step in in_background(_speak):
+        if isinstance(step, Healing):
+            _healings.put(order.key, step)
+        yield step
 
 
 def _settings(request: Request) -> Settings:

@@ -55,8 +55,13 @@ class Order:
 
     @property
     def key(self) -> Order:
-        """The same for all texts and timings: what is spoken does not change what is learnt."""
-        return dataclasses.replace(self, request=dataclasses.replace(self.request, text="", timing="own"))
+        """The same for all timings: what is heard of checkpoints is the visitor's own text."""
+        return dataclasses.replace(self, request=dataclasses.replace(self.request, timing="own"))
+
+    @property
+    def learnt(self) -> Order:
+        """The same for all texts too: what is spoken does not change what is learnt."""
+        return dataclasses.replace(self.key, request=dataclasses.replace(self.key.request, text=""))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +73,8 @@ class Check:
     figures: dict[str, Figure]
     score: float | None
     """How far it is from the original, in limits of the knee; None where nothing of that can be measured."""
-    speech: Speech
-    """The visitor's text, with the original's durations."""
+    speech: Speech | None
+    """The visitor's text, with the original's durations; None where the voice was not kept and had said another visitor's."""
 
 
 @dataclass(frozen=True)

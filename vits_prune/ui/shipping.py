@@ -16,7 +16,9 @@ from vits_prune.background import Doing, Stopped, in_background
 from vits_prune.errors import InputError
 from vits_prune.ship.formats import FORMATS, export_voice, file_stem
 from vits_prune.ui import healed, steps
+from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import Order
+from vits_prune.ui.shipped_healing import measured, write_course
 from vits_prune.voices.voice import Voice
 from vits_prune.workbench import Request
 
@@ -36,8 +38,8 @@ MAX_SECONDS = 300.0
 RUNS = 1
 """Of each sentence in each timing."""
 _LONGEST_PAUSE = 5.0
-_BUNDLING = 0.5
-"""Share of a push that is told as done once its files are written."""
+_MEASURING, _BUNDLING = 0.25, 0.5
+"""Shares of a push that are told as done once a healed voice is measured, and once the files are written."""
 
 _work = tempfile.TemporaryDirectory(prefix="vits_prune-ship-")
 _writing = threading.Lock()
@@ -170,14 +172,16 @@ def _line(voice: Voice, name: str, precision: str, before: list[Line], tell: Tel
     with tempfile.TemporaryDirectory(dir=_work.name) as folder:
         try:
             export = export_voice(voice, Path(folder) / name, name, precision, on_step=lambda what, share: tell(what, share / 2))
-            twin = next((line.row for line in before if name == "piper" and (line.format, line.precision) == ("onnx", precision)), None)
+            known = {line.precision: line.row for line in before if line.format == "onnx"}
+            twin = known.get(precision) if name == "piper" else None
             if twin is not None:  # the very graph was measured already; only what is beside it differs
                 share = export.bytes / 1e6 / twin.megabytes * twin.share
                 words = f"the same graph as onnx {precision}" + (f"; {twin.words}" if twin.words else "")
                 return Line(
                     name, precision, replace(twin, what=f"piper {precision}", megabytes=export.bytes / 1e6, share=share, words=words)
                 )
-            rows = measure_export(voice, export, runs=RUNS, on_step=lambda what, share: tell(what, 0.5 + share / 2))
+            plain = known.get("fp32")
+            rows = measure_export(voice, export, runs=RUNS, float32=plain, on_step=lambda what, share: tell(what, 0.5 + share / 2))
         except InputError as error:
             return Line(name, precision, None, f"does not fit: {error}")
     return Line(name, precision, rows[-1])
@@ -234,7 +238,7 @@ def check_choice(format: Any, precision: Any) -> None:
 
 
 def push_steps(
-    voice: Voice, original: Voice, parcel: Parcel, token: str, halted: Callable[[], bool]
+    voice: Voice, original: Voice, parcel: Parcel, order: Order | None, token: str, halted: Callable[[], bool]
 ) -> Generator[Doing, None, Pushed | None]:
     """Write all that belongs on the hub and push it in one commit; returns what was pushed, None where it was halted and nothing was.
 
@@ -242,6 +246,7 @@ def push_steps(
         voice: what is pushed.
         original: what it is compared with.
         parcel: where to and how.
+        order: the healing whose voice it is, whose course and figures go into the card.
         token: the visitor's own; no other is ever used.
         halted: whether it is to end. What has been published by then stays, and is returned.
 
@@ -253,6 +258,7 @@ def push_steps(
     check_choice(parcel.format, parcel.precision)
     if licence_of(voice).needs_consent and not parcel.read:
         raise InputError("Read what is said about the licence of this voice and tick the box under it, then push again.")
+    found_healed = healed.recall(order) if order else None
     gone = threading.Event()
 
     def work(tell: Tell) -> Pushed:
@@ -261,7 +267,7 @@ def push_steps(
                 raise Stopped
             tell(what, share)
 
-        return _push(voice, original, parcel, token, tell_or_stop)
+        return _push(voice, original, parcel, found_healed, token, tell_or_stop)
 
     found: Any = None
     try:
@@ -275,23 +281,49 @@ def push_steps(
     return found
 
 
-def _push(voice: Voice, original: Voice, parcel: Parcel, token: str, tell: Tell) -> Pushed:
+def _push(voice: Voice, original: Voice, parcel: Parcel, healing: Healing | None, token: str, tell: Tell) -> Pushed:
     from vits_prune.ship.bundle import write_bundle
     from vits_prune.voices.upload import check_destination, push_folder
 
     tell("asking the hub", 0.0)
-    destination = check_destination(parcel.repo, token=token)
+    with _for_visitors(parcel.repo):
+        destination = check_destination(parcel.repo, token=token)
     if destination.holds == "other":
         raise InputError(f"{destination.repo_id} holds other files already: choose another name, so that nothing of them is lost.")
+    if parcel.private and destination.private is False:
+        raise InputError(
+            f"{destination.repo_id} is public already: make it private at {destination.url}/settings first, choose another name, or take "
+            "the tick from Private; nothing was published."
+        )
     with tempfile.TemporaryDirectory(dir=_work.name) as folder:
+        curve, evidence, begun = None, None, 0.0
+        if healing:
+            curve, begun = write_course(healing, Path(folder) / "course"), _MEASURING
+            evidence = measured(healing, token, lambda what, share: tell(what, _MEASURING * share))
         with _turn(tell):
             bundle = write_bundle(
                 voice, Path(folder) / "bundle", repo_id=destination.repo_id, format=parcel.format, precision=parcel.precision,
-                original=original, on_step=lambda what, share: tell(what, _BUNDLING * share),
+                original=original, evidence=evidence, curve=curve,
+                on_step=lambda what, share: tell(what, begun + (_BUNDLING - begun) * share),
             )  # fmt: skip
 
         def sending(done: int, of: int) -> None:
             tell(f"sending {done / 1e6:.0f} of {of / 1e6:.0f} MB", _BUNDLING + (1 - _BUNDLING) * done / max(1, of))
 
         sending(0, 0)
-        return push_folder(bundle.folder, destination.repo_id, token=token, private=parcel.private, on_progress=sending)
+        with _for_visitors(destination.repo_id):
+            return push_folder(bundle.folder, destination.repo_id, token=token, private=parcel.private, on_progress=sending)
+
+
+@contextlib.contextmanager
+def _for_visitors(repo: str) -> Iterator[None]:
+    """Says what a visitor can do where the hub refuses their log-in: they have no token and no command line here."""
+    try:
+        yield
+    except InputError as error:
+        if "token" not in str(error) and "hf auth login" not in str(error):
+            raise
+        raise InputError(
+            f"Hugging Face does not let this page write to {repo[:80]}: log out and in again at the top of the page, and choose a new "
+            "name, for it may write only to repositories that it made; nothing was published."
+        ) from error

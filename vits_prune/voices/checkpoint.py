@@ -21,6 +21,7 @@ from vits_prune.errors import InputError
 from vits_prune.voices.architecture import fold_and_cut
 from vits_prune.voices.hf_config import read_config, read_json
 from vits_prune.voices.hf_text import HubTokenizer
+from vits_prune.voices.manifest import require_manifest
 from vits_prune.voices.voice import FreeCut, Origin, Voice, resolve_speaker
 
 MAX_PARAMETERS = 300_000_000
@@ -46,6 +47,7 @@ def load_checkpoint(folder: Path, *, name: str, origin: Origin, speaker: int | s
         InputError: it is not VITS, is damaged or incomplete, exceeds the bounds, or has no such speaker.
     """
     folder = Path(folder)
+    require_manifest(folder, folder / WEIGHTS, name)
     config = read_config(folder, VitsConfig, name=name)
     model, free_cut = load_model(folder, config, name=name)
     tokenizer = HubTokenizer.load(folder, vocab_size=config.vocab_size, name=name)

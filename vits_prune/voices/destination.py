@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.hub_errors import PushState, plain_push_errors
+from vits_prune.voices.onnx_load import describes_export
 from vits_prune.voices.pushable import MARKS, RECORD
 from vits_prune.voices.transfer import Meter
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 30.0
 """How long the hub may take to say what a repository holds."""
+_MAX_SMALL_BYTES = 1 << 20
 _BARE = frozenset({"README.md", ".gitattributes", ".gitignore", "LICENSE"})
 """Files of a repository in which nothing was put yet."""
 
@@ -96,10 +100,11 @@ def look(repo: str, token: str | bool | None, state: PushState, meter: Meter) ->
     if info is not None and str(info.id) != state.repo_id:  # it was renamed, or is written with other capitals
         state.repo_id = parse_repo_id(str(info.id))[0]
         _require_rights(who, state)
-    holds = _holds({sibling.rfilename for sibling in info.siblings or ()}) if info is not None else ""
     private = bool(info.private) if info is not None else None
     url = f"{constants.ENDPOINT.rstrip('/')}/{state.repo_id}"
-    return Place(Destination(state.repo_id, url, state.user, info is not None, private, holds), api, info)
+    place = Place(Destination(state.repo_id, url, state.user, info is not None, private, ""), api, info)
+    holds = meter.wait(lambda: _holds(place))
+    return dataclasses.replace(place, destination=dataclasses.replace(place.destination, holds=holds))
 
 
 def _repository_name(repo: Any, state: PushState) -> str:
@@ -146,8 +151,35 @@ def _require_rights(who: dict[str, Any], state: PushState) -> None:
         )
 
 
-def _holds(names: set[str]) -> str:
-    """ "", "voice" or "other", see Destination."""
-    if names & {*MARKS, RECORD}:
+def _holds(place: Place) -> str:
+    """ "", "voice" or "other", see Destination. Other programs write files called export.json too: what it says decides."""
+    names = set(place.files)
+    if names & {MARKS[0], RECORD} or (MARKS[1] in names and _is_export(small_file(place, MARKS[1]))):
         return "voice"
     return "other" if names - _BARE else ""
+
+
+def _is_export(content: bytes | None) -> bool:
+    try:
+        return content is not None and describes_export(json.loads(content))
+    except (ValueError, RecursionError):
+        return False
+
+
+def small_file(place: Place, name: str) -> bytes | None:
+    """What a file of a repository holds, None where it is not there or larger than a list of files is."""
+    size = getattr(place.files.get(name), "size", None)
+    if not isinstance(size, int) or size > _MAX_SMALL_BYTES:
+        return None
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(place.destination.repo_id, name, revision=place.info.sha if place.info else None, endpoint=place.api.endpoint)
+    content = b""
+    with get_session().stream("GET", url, headers=build_hf_headers(token=place.api.token)) as answer:
+        hf_raise_for_status(answer)
+        for chunk in answer.iter_bytes():
+            content += chunk
+            if len(content) > _MAX_SMALL_BYTES:
+                return None
+    return content

@@ -28,7 +28,7 @@ _SMALL_FILES = (
     "piper.json",
     "README.md",  # for the licence where the hub cannot be asked
 )
-_MAX_SMALL_BYTES = 8 << 20
+_MAX_SMALL_BYTES = 32 << 20
 _LISTS = ("vits_prune.json", "export.json")
 """Of a voice that this library wrote: its other files and their checksums. The first that is there counts."""
 _MAX_LISTED = 100
@@ -83,8 +83,9 @@ def load_hub(
     )
     from vits_prune.voices.checkpoint import load_checkpoint
     from vits_prune.voices.load import load_folder
+    from vits_prune.voices.onnx_load import is_export
 
-    if any((snapshot.folder / name).is_file() for name in _LISTS):  # it says itself where it came from
+    if (snapshot.folder / _LISTS[0]).is_file() or is_export(snapshot.folder):  # it says itself where it came from
         try:
             return load_folder(snapshot.folder, speaker)
         except InputError as error:
@@ -167,6 +168,7 @@ def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: 
 
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, shard_names
     from vits_prune.voices.hf_config import read_json, require_model_type
+    from vits_prune.voices.onnx_load import is_export
 
     # The first file is asked for by its branch, so that the cache remembers where that points for the day when the hub cannot be reached.
     sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
@@ -189,6 +191,8 @@ def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: 
     folder = fetch(first, revision or constants.DEFAULT_REVISION).parent
     if folder.name != commit:
         raise InputError(f"{repo_id} was changed while it was being loaded: try again.")
+    if first == _LISTS[1] and "config.json" in sizes and not is_export(folder):  # another program's, beside a checkpoint
+        first = fetch("config.json").name
     if first != "config.json":
         files += [file for file in _listed(folder / first, sizes, repo_id) if file not in files]
     else:
@@ -216,7 +220,7 @@ def _checksums(path: Path, repo_id: str) -> dict[str, Any]:
     """File -> checksum in vits_prune.json or export.json; not one of them is believed here."""
     from vits_prune.voices.hf_config import read_json
 
-    values = read_json(path, repo_id)
+    values = read_json(path, repo_id, _MAX_SMALL_BYTES)
     listed = values.get("files" if path.name == _LISTS[0] else "sha256")
     return listed if isinstance(listed, dict) else {}
 
@@ -224,6 +228,7 @@ def _checksums(path: Path, repo_id: str) -> dict[str, Any]:
 def _weights(repo_id: str, sizes: dict[str, int | None], folder: Path, read_shards: Callable[[], list[str]]) -> list[str]:
     """The files of a repository that hold its weights, but for those that export.json lists."""
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, no_safetensors
+    from vits_prune.voices.onnx_load import is_export
     from vits_prune.voices.saved import WEIGHTS as SAVED
     from vits_prune.voices.saved import form_of, read_manifest
 
@@ -231,7 +236,7 @@ def _weights(repo_id: str, sizes: dict[str, int | None], folder: Path, read_shar
         manifest = read_manifest(folder)
     except InputError as error:
         raise InputError(str(error).replace(folder.name, repo_id)) from error
-    if manifest is None and (folder / _LISTS[1]).is_file():
+    if manifest is None and is_export(folder):
         return []
     if manifest is not None and form_of(manifest) == "sparse":
         if SAVED["sparse"] not in sizes:
@@ -249,13 +254,15 @@ def _weights(repo_id: str, sizes: dict[str, int | None], folder: Path, read_shar
 
 
 def _licence(info: ModelInfo) -> str | None:
-    """The licence that the model card states."""
+    """The licence that the model card states, several as "apache-2.0, cc-by-nc-4.0"."""
     stated = info.card_data.get("license") if info.card_data else None
     if isinstance(stated, list):
-        stated = stated[0] if stated else None
+        stated = ", ".join(dict.fromkeys(str(one)[:64] for one in stated[:_MAX_LISTED])) or None
     tagged = next((tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), None)
     licence = stated if isinstance(stated, str) else tagged
-    return licence[:64] if licence else None
+    if licence and len(licence) > 64:
+        return "other"  # a part of it could leave out what it forbids
+    return licence or None
 
 
 def trim_cache(max_bytes: int, keep: str) -> None:
@@ -309,10 +316,11 @@ def _cached_snapshot(repo_id: str, revision: str | None, cache_dir: str | Path |
 def _is_whole(first: Path, repo_id: str) -> bool:
     """Whether all files of a voice lie in the cache beside the first one that was fetched."""
     from vits_prune.voices.checkpoint import weight_files
+    from vits_prune.voices.onnx_load import is_export
 
     folder = first.parent
     try:
-        if first.name in _LISTS:
+        if first.name == _LISTS[0] or is_export(folder):
             listed = _checksums(first, repo_id)
             return bool(listed) and all((folder / Path(name).name).is_file() for name in listed)
         weight_files(folder, repo_id)

@@ -179,5 +179,5 @@ def _push_refused(state: PushState, error: Exception) -> str:
 
 def _one_line(text: str) -> str:
     """What a server said, short, on one line, and without anything like a token."""
-    text = re.sub(r"\b(?:hf|api)_\w{6,}|[Bb]earer\s+\S+", "***", text)
+    text = re.sub(r"\b(?:hf|api)_[\w.\-]{6,}|[Bb]earer\s+\S+", "***", text)
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:160].rstrip(".: ")

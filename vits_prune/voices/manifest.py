@@ -22,7 +22,8 @@ FORMAT_VERSION = 3
 """The newest format. A higher version is written only for what readers of a lower cannot open: 2 narrow residual blocks, 3 sparse files."""
 MARK = {"written_by": "vits_prune"}
 """In the metadata of a dense safetensors file that a manifest holds the checksum of."""
-_MAX_MANIFEST_BYTES = 1 << 20
+MAX_MANIFEST_BYTES = 16 << 20
+"""More than the recipe of one pruning takes, whose texts and protected layers are bounded (at most 1,000 texts of 1,000 characters)."""
 _CHUNK = 1 << 20
 
 
@@ -45,10 +46,25 @@ def manifest_of(voice: Voice, form: str, precision: str) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write a manifest with the checksums of all files that are in the folder by now, and its own."""
+    """Write a manifest with the checksums of all files that are in the folder by now, and its own.
+
+    Raises:
+        InputError: it is larger than what is read.
+    """
     manifest = {**manifest, "files": {path.name: _crc32(path) for path in sorted(folder.iterdir()) if path.is_file()}}
     text = json.dumps({**manifest, "crc32": _own_crc32(manifest)}, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    content = (text + "\n").encode()
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise too_long(str(manifest["name"]))
+    (folder / MANIFEST).write_bytes(content)
+
+
+def too_long(name: str) -> InputError:
+    """The refusal to write a recipe that would not be read again."""
+    return InputError(
+        f"What was done to {name} takes more than {MAX_MANIFEST_BYTES >> 20} MiB to write down: prune its original again with fewer or "
+        "shorter calibration texts."
+    )
 
 
 def _crc32(path: Path) -> str:
@@ -82,7 +98,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     broken = InputError(f"{folder.name} is damaged: its {MANIFEST} cannot be read. Save the voice again.")
     try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise broken
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
@@ -143,10 +159,20 @@ def sort_metadata(weights: Path) -> None:
             file.write(ours)
 
 
-def _marked(weights: Path) -> bool:
+def require_manifest(folder: Path, weights: Path, name: str) -> None:
+    """Refuse weights that `save_voice` wrote where its manifest is gone: nothing tells then whether the files beside them are theirs.
+
+    Raises:
+        InputError: so it is.
+    """
+    if not (folder / MANIFEST).exists() and weights.is_file() and _marked(weights, unreadable=False):
+        raise InputError(f"{name} is not whole: it lacks its {MANIFEST}. Copy all files that were saved, or save the voice again.")
+
+
+def _marked(weights: Path, unreadable: bool = True) -> bool:
     """Whether a safetensors file is one that `save_voice` wrote; one that cannot be read may be."""
     try:
         with safe_open(weights, "pt") as file:
             return (file.metadata() or {}).items() >= MARK.items()
     except (SafetensorError, OSError, ValueError):
-        return True
+        return unreadable

@@ -12,22 +12,27 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
-from vits_prune.voices.manifest import is_recipe, manifest_of
+from vits_prune.voices.manifest import MAX_MANIFEST_BYTES, is_recipe, manifest_of, too_long
 from vits_prune.voices.voice import FreeCut, Origin, Voice
 
 if TYPE_CHECKING:
     import onnx
 
+    from vits_prune.voices.piper_text import PiperTokenizer
+
 PRODUCER = "vits_prune"
 VERSION = 1
 """Of the facts. Files of a newer one are refused."""
 _FACTS, _CHECKSUM = "vits_prune", "vits_prune_sha256"
-_MAX_FACTS = 1 << 20
+_MAX_FACTS = MAX_MANIFEST_BYTES
 """Characters of the largest facts that are read."""
+_READING = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""The files by which a voice in transformers' layout reads text."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +49,75 @@ class Facts:
     recipe: Mapping[str, Any]
     config: Mapping[str, Any]
     """Of the network, as in a config.json; not checked yet."""
+    reading: str
+    """Of what turns text into ids (see `reading_of`), "" in files of before."""
 
 
-def facts_of(voice: Voice, form: str, precision: str) -> dict[str, str]:
-    """Metadata for the ONNX file of a voice; the checksum is added when the graph is done (see `checksum_of`)."""
+def facts_of(voice: Voice, form: str, precision: str, reading: str = "") -> dict[str, str]:
+    """Metadata for the ONNX file of a voice; the checksum is added when the graph is done (see `checksum_of`).
+
+    Args:
+        voice: whose file it is.
+        form: "onnx" or "piper".
+        precision: of the weights in the file.
+        reading: what `reading_of` gives of the files that are written beside it.
+
+    Raises:
+        InputError: what was done to the voice takes more room than is read.
+    """
     config = copy.deepcopy(voice.model.config)
     for name in ("speaking_rate", "noise_scale", "noise_scale_duration"):
         setattr(config, name, float(getattr(voice.model, name)))
     values = {**manifest_of(voice, form, precision), "format_version": VERSION, "config": json.loads(config.to_json_string())}
+    if reading:
+        values["reading"] = reading
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    if len(text) > _MAX_FACTS:
+        raise too_long(voice.name)
     return {
-        _FACTS: json.dumps(values, ensure_ascii=False, separators=(",", ":")),
+        _FACTS: text,
         "licence": voice.origin.licence or "not stated",
         "origin": voice.origin.reference,
     }
+
+
+def reading_of(source: Path | PiperTokenizer) -> str:
+    """SHA-256 of what turns text into ids, in hexadecimal: the same weights with another table of symbols speak other words.
+
+    Args:
+        source: a folder with the files of a tokenizer in transformers' layout, or a Piper voice's tokenizer.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    from vits_prune.voices.hf_config import read_json
+    from vits_prune.voices.hf_text import MAX_VOCAB_BYTES
+
+    if isinstance(source, Path):
+        found: Any = {name: read_json(source / name, source.name, MAX_VOCAB_BYTES) for name in _READING if (source / name).is_file()}
+    else:
+        ids = {symbol: list(given) for symbol, given in source.phoneme_ids.items()}
+        found = [source.phoneme_type, source.espeak_voice, ids, sorted(map(list, source.vowel_clusters))]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def check_reading(facts: Facts, source: Path | PiperTokenizer, shown: str, beside: str) -> None:
+    """Compare what turns text into ids with what the export wrote.
+
+    Args:
+        facts: of the ONNX file.
+        source: as `reading_of` takes it.
+        shown: what messages call the ONNX file.
+        beside: what messages call the file that has the symbols.
+
+    Raises:
+        InputError: it is not the same.
+    """
+    if facts.reading and facts.reading != reading_of(source):
+        raise InputError(
+            f"{beside} does not read text as it did when {shown} was exported: copy both files again from the same export, or export the "
+            "voice again."
+        )
 
 
 def checksum_of(graph: onnx.GraphProto, facts: Mapping[str, str]) -> dict[str, str]:
@@ -114,6 +175,7 @@ def _facts(values: dict[str, Any]) -> Facts:
         free_cut=FreeCut(int(free_cut["parameters"]), int(free_cut["bytes"])),
         recipe=MappingProxyType(values["recipe"]),
         config=MappingProxyType(values["config"]),
+        reading=str(values.get("reading", "")),
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
+from vits_prune.voices.manifest import MAX_MANIFEST_BYTES
 from vits_prune.voices.voice import Voice, resolve_speaker
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 EXPORT = "export.json"
 """In a folder that an export to ONNX wrote: what it is, and the checksums of the files that make the voice."""
+FORMS = ("onnx", "piper")
+"""The formats of which such a folder is."""
+MAX_EXPORT_BYTES = 2 * MAX_MANIFEST_BYTES
+"""Of the largest export.json that is read: the voice's recipe is in it."""
 _CHUNK = 1 << 20
 _MAX_FILES = 20
 
@@ -28,8 +34,8 @@ def model_in(folder: Path) -> Path | None:
     Raises:
         InputError: an export wrote the folder, and export.json cannot be read or the file that it names is gone.
     """
-    if (folder / EXPORT).is_file():
-        named = [name for name in _checksums(folder) if name.endswith(".onnx")]
+    if is_export(folder):
+        named = [name for name in checksums_in(folder) if name.endswith(".onnx")]
         if len(named) != 1 or not (folder / named[0]).is_file():
             raise InputError(f"{folder.name} is not a whole export: it lacks the .onnx that its {EXPORT} names. Export the voice again.")
         return folder / named[0]
@@ -50,7 +56,7 @@ def load_onnx(model: Path, speaker: int | str | None = None) -> Voice:
     from vits_prune.voices.piper import config_beside, load_piper
     from vits_prune.voices.piper_graph import read_graph
 
-    ours = (model.parent / EXPORT).is_file() and model.name in _checksums(model.parent)
+    ours = is_export(model.parent) and model.name in checksums_in(model.parent)
     if ours:
         _check_files(model.parent, model.name)
     usual = model.with_name(model.name + ".json")
@@ -96,26 +102,49 @@ def _config(facts: Facts, shown: str) -> VitsConfig:
 
 def _tokenizer(facts: Facts, model: Path, config: VitsConfig) -> Tokenizer:
     from vits_prune.voices.hf_text import HubTokenizer
+    from vits_prune.voices.onnx_facts import check_reading
     from vits_prune.voices.piper_text import PiperTokenizer
 
     needed = "vocab.json" if facts.origin.family == "hugging-face" else "piper.json"
     if not (model.parent / needed).is_file():
         raise InputError(f"{model.name} has no {needed} beside it, by which it reads text: copy all files that the export wrote.")
     if facts.origin.family == "hugging-face":
+        check_reading(facts, model.parent, model.name, needed)
         return HubTokenizer.load(model.parent, vocab_size=config.vocab_size, name=facts.name)
     tokenizer = PiperTokenizer.load(model.parent)
+    check_reading(facts, tokenizer, model.name, needed)
     if tokenizer.largest_id >= config.vocab_size:
         raise InputError(f"{model.name} does not know all symbols of the piper.json beside it: take both files from the same export.")
     return tokenizer
 
 
-def _checksums(folder: Path) -> dict[str, str]:
+def checksums_in(folder: Path) -> dict[str, str]:
     """File -> SHA-256 as the export wrote them, empty where it wrote none."""
-    from vits_prune.voices.piper_text import read_json
+    from vits_prune.voices.hf_config import read_json
 
-    found: Any = read_json(folder / EXPORT, f"{folder.name}/{EXPORT}").get("sha256", {})
+    found: Any = read_json(folder / EXPORT, folder.name, MAX_EXPORT_BYTES).get("sha256", {})
     sound = isinstance(found, dict) and len(found) <= _MAX_FILES
     return {Path(name).name: value for name, value in found.items() if isinstance(value, str)} if sound else {}
+
+
+def is_export(folder: Path) -> bool:
+    """Whether an export to ONNX wrote a folder's export.json. One that cannot be read counts, unless the folder has a config.json.
+
+    Other programs write files of that name too, beside a checkpoint for example.
+    """
+    path = folder / EXPORT
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return describes_export(json.loads(file.read(MAX_EXPORT_BYTES)))
+    except (OSError, ValueError, RecursionError):
+        return not (folder / "config.json").is_file()
+
+
+def describes_export(values: Any) -> bool:
+    """Whether a JSON value is what an export to ONNX writes into export.json."""
+    return isinstance(values, dict) and values.get("format") in FORMS and isinstance(values.get("sha256"), dict)
 
 
 def _check_files(folder: Path, model: str) -> None:
@@ -124,7 +153,7 @@ def _check_files(folder: Path, model: str) -> None:
     Raises:
         InputError: one is missing or is not the one that was exported.
     """
-    for name, checksum in _checksums(folder).items():
+    for name, checksum in checksums_in(folder).items():
         if name.endswith(".onnx") and name != model:
             continue
         try:

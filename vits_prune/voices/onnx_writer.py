@@ -14,6 +14,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from vits_prune.errors import InputError
 from vits_prune.voices.onnx_facts import PRODUCER, checksum_of
 
 OPSET = 17
@@ -68,12 +69,17 @@ class GraphWriter:
             name: of the weight, unique.
             tensor: float32.
             channels: axis of the output channels, which have a scale each in int8; None keeps the tensor out of int8.
+
+        Raises:
+            InputError: the precision is fp16, which does not hold the weight.
         """
         if name in self.rounded or name in self._initializers:
             return name
         rounds = tensor.ndim > 1 and tensor.numel() >= _LEAST_ROUNDED
         if self.precision == "fp16" and rounds:
             half = tensor.half()
+            if not bool(torch.isfinite(half).all()):
+                raise InputError(f"The voice has weights beyond 65,504 ({name}), more than fp16 holds: export it with precision fp32.")
             self._initializers[f"{name}.half"] = numpy_helper.from_array(half.numpy(), f"{name}.half")
             self.op("Cast", f"{name}.half", name=name, to=TensorProto.FLOAT)
             self.rounded[name] = half.float()

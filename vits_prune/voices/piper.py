@@ -39,9 +39,10 @@ def load_piper(
         speaker: who speaks, by index or name, by default the one that the .json names, else the first.
 
     Raises:
-        InputError: a file is missing, larger than 512 MiB (.json: 4 MiB), broken, or not that of a Piper VITS voice; or the
-            voice has no such speaker.
+        InputError: a file is missing, larger than 512 MiB (.json: 4 MiB), broken, or not that of a Piper VITS voice; the
+            .json reads text otherwise than the one that was exported with the file; or the voice has no such speaker.
     """
+    from vits_prune.voices.onnx_facts import check_reading
     from vits_prune.voices.piper_graph import read_graph
     from vits_prune.voices.piper_model import build_model, piper_config
 
@@ -52,6 +53,8 @@ def load_piper(
     sampling_rate, scales = _sampling_rate(settings, config_path.name), _scales(settings, config_path.name)
     graph = read_graph(str(model_path), model_path.name)
     facts = graph.facts
+    if facts:
+        check_reading(facts, tokenizer, model_path.name, config_path.name)
     model = build_model(graph, piper_config(graph, scales, sampling_rate, model_path.name), model_path.name)
     if tokenizer.largest_id >= model.config.vocab_size:
         raise InputError(

@@ -26,6 +26,7 @@ from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import InputError
 from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig, empty_model, in_plain_layout
+from vits_prune.voices.checkpoint import load_checkpoint, require_finite
 from vits_prune.voices.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -66,7 +67,7 @@ def save_voice(
 
     Raises:
         InputError: something that is not a saved voice has the name already, the disk does not take it, there is no such form or
-            precision, or a weight is too large for fp16.
+            precision, or a weight is not a number or too large for fp16.
     """
     target = Path(folder)
     for what, given, known in (("form", form, tuple(WEIGHTS)), ("precision", precision, ("fp32", "fp16"))):
@@ -86,9 +87,13 @@ def written_whole(target: Path, manifest: str) -> Iterator[Path]:
         manifest: the file by which such a folder is known.
 
     Raises:
-        InputError: something else has the name already, or the disk does not take it.
+        InputError: something else has the name already, it is a link or where the program runs, or the disk does not take it.
     """
     try:
+        if target.is_symlink():
+            raise InputError(f"{target} is a link: give the folder that it leads to, or the name of a new one.")
+        if target.exists() and target.resolve() == Path.cwd():
+            raise InputError(f"{target} is the folder in which this runs, and cannot be replaced: give the name of a new folder in it.")
         if target.exists() and not (target.is_dir() and ((target / manifest).is_file() or not any(target.iterdir()))):
             raise InputError(f"{target} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before.")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +142,7 @@ def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
     for name in ("speaking_rate", "noise_scale", "noise_scale_duration"):
         setattr(config, name, float(getattr(voice.model, name)))
     tensors = {name: tensor.contiguous().cpu() for name, tensor in voice.model.state_dict().items()}
+    require_finite(voice.model, voice.name)
     if precision == "fp16":
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
@@ -268,7 +274,7 @@ def _load_own_layout(folder: Path, config: VitsConfig, manifest: dict[str, Any])
     model = empty_model(config)
     try:
         if form_of(manifest) == "sparse":
-            tensors = {name: tensor.float() for name, tensor in _read_sparse(folder / WEIGHTS["sparse"]).items()}
+            tensors = {name: tensor.float() for name, tensor in _read_sparse(folder / WEIGHTS["sparse"], model).items()}
         else:  # a copy: safetensors maps the file, which may change under a voice that is in use
             tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in load_file(folder / WEIGHTS["dense"]).items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
@@ -279,15 +285,14 @@ def _load_own_layout(folder: Path, config: VitsConfig, manifest: dict[str, Any])
     return model.requires_grad_(False).eval()
 
 
-def _read_sparse(path: Path) -> dict[str, torch.Tensor]:
+def _read_sparse(path: Path, model: VitsModel) -> dict[str, torch.Tensor]:
+    """The tensors of a file that may hold as many numbers as the network that its config.json describes."""
     if path.stat().st_size > _MAX_SPARSE_BYTES:
         raise ValueError("larger than any voice")
-    return decode(path.read_bytes())
+    return decode(path.read_bytes(), sum(tensor.numel() for tensor in model.state_dict().values()))
 
 
 def _load_transformers_layout(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:
-    from vits_prune.voices.checkpoint import load_checkpoint
-
     origin = Origin("hugging-face", folder.name)
     voice = load_checkpoint(folder, name=str(manifest["name"]), origin=origin)
     # Weight norm was multiplied out again on loading, which may round; the directions on disk are the exact weights.

@@ -29,7 +29,7 @@ _LEVEL = 3
 _WORDS = {"float32": np.uint32, "float16": np.uint16}
 _GROUP_ELEMENTS = 1 << 15
 """Tensors smaller than this share frames with their neighbours: a frame's own tables take a hundred bytes."""
-_MAX_ELEMENTS = 300_000_000
+MAX_ELEMENTS = 300_000_000
 """Of all tensors together, against a small file that claims to hold the memory of a large machine."""
 _MAX_INDEX_BYTES = 1 << 24
 
@@ -94,11 +94,15 @@ def _checksum(blobs: Mapping[str, np.ndarray]) -> int:
     return zlib.crc32(blobs["frames"], zlib.crc32(blobs["index"]))
 
 
-def decode(data: bytes) -> dict[str, torch.Tensor]:
+def decode(data: bytes, most_elements: int = MAX_ELEMENTS) -> dict[str, torch.Tensor]:
     """The tensors that `encode` wrote.
 
+    Args:
+        data: the file's bytes.
+        most_elements: of all tensors together, where it is known how many there are to be: a small file may claim to hold many.
+
     Raises:
-        InputError: the bytes are not such a file, or are damaged.
+        InputError: the bytes are not such a file, are damaged, or hold more elements.
     """
     try:
         blobs = load(data)
@@ -111,20 +115,20 @@ def decode(data: bytes) -> dict[str, torch.Tensor]:
         if not 0 <= zstandard.frame_content_size(described) <= _MAX_INDEX_BYTES:
             raise ValueError("an index that large is none")
         index = json.loads(zstandard.ZstdDecompressor().decompress(described))
-        return _decode_groups(index, blobs["frames"])
+        return _decode_groups(index, blobs["frames"], min(most_elements, MAX_ELEMENTS))
     except (SafetensorError, zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError("This sparse-encoded file is damaged: fetch or write it again.") from error
 
 
-def _decode_groups(index: list[dict], frames: np.ndarray) -> dict[str, torch.Tensor]:
+def _decode_groups(index: list[dict], frames: np.ndarray, most_elements: int) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     begin = elements = 0
     for entry in index:
         group = _Group(entry["dtype"], {name: tuple(int(side) for side in shape) for name, shape in entry["tensors"].items()})
         elements += group.elements
-        if elements > _MAX_ELEMENTS or any(side < 0 for shape in group.shapes.values() for side in shape):
+        if elements > most_elements or any(side < 0 for shape in group.shapes.values() for side in shape):
             raise ValueError("tensors of such a size are none")
         pieces = []
         for length in entry["frames"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vits_prune.errors import InputError
-from vits_prune.voices.destination import LOOK_SECONDS, Destination, Place, check_destination, look, shown
+from vits_prune.voices.destination import LOOK_SECONDS, Destination, Place, check_destination, look, shown, small_file
 from vits_prune.voices.hub_errors import PushStalled, PushState, plain_push_errors
 from vits_prune.voices.pushable import MARKS, RECORD, files_of_earlier_push, pushable_files, record_of
 from vits_prune.voices.transfer import CountedFile, Meter, Progress, offers_xet, send_large
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 __all__ = ["Destination", "Pushed", "check_destination", "push_folder"]
-
-_MAX_SMALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -122,26 +120,8 @@ def _create(place: Place, state: PushState, meter: Meter, private: bool) -> Plac
 
 def _earlier_files(place: Place) -> set[str]:
     """The files that an earlier push left there."""
-    record, manifest = (_small_file(place, name) for name in (RECORD, MARKS[0]))
+    record, manifest = (small_file(place, name) for name in (RECORD, MARKS[0]))
     return files_of_earlier_push(place.files, record, manifest)
-
-
-def _small_file(place: Place, name: str) -> bytes | None:
-    size = getattr(place.files.get(name), "size", None)
-    if not isinstance(size, int) or size > _MAX_SMALL_BYTES:
-        return None
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    url = hf_hub_url(place.destination.repo_id, name, revision=place.info.sha if place.info else None, endpoint=place.api.endpoint)
-    content = b""
-    with get_session().stream("GET", url, headers=build_hf_headers(token=place.api.token)) as answer:
-        hf_raise_for_status(answer)
-        for chunk in answer.iter_bytes():
-            content += chunk
-            if len(content) > _MAX_SMALL_BYTES:
-                return None
-    return content
 
 
 def _additions(files: dict[str, Path], place: Place, meter: Meter, opened: ExitStack) -> list[CommitOperationAdd]:
