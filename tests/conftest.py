@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
@@ -11,10 +10,9 @@ import torch
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import load_voice
 
-THREADS = 2 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) < 2 else 1
-"""Of torch, on two cores: pytest's workers share them."""
+THREADS = 2
+"""Of torch, in this process and in those that tests start: samples are compared to the bit."""
 torch.set_num_threads(THREADS)
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of processes that tests start: threads that spin take the other worker's core
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell, which what tests start would inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -152,7 +152,7 @@ def test_damage_in_the_folder_of_an_export(tiny, format, tmp_path):
     with pytest.raises(InputError, match="not a whole export"):
         load_voice(export.folder)
     (export.folder / "export.json").write_text("{")
-    with pytest.raises(InputError, match=r"export.json is not JSON"):
+    with pytest.raises(InputError, match=r"export.json that is not JSON"):
         load_voice(export.folder)
 
 

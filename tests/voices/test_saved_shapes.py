@@ -158,7 +158,7 @@ def test_manifests_of_another_voice(narrow, change):
 
 def test_without_its_manifest_it_is_no_voice(narrow):
     (narrow / MANIFEST).unlink()
-    refused(lambda: load_voice(narrow), "vits_narrow")
+    refused(lambda: load_voice(narrow), "lacks its vits_prune.json")
 
 
 @pytest.mark.parametrize("kind", ["wider", "missing", "more", "nan"])

@@ -147,7 +147,7 @@ def save_figure(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> No
 
 def _style(axis: Any) -> None:
     axis.set_facecolor("none")
-    axis.tick_params(colors=_GREY, labelsize=8)
+    axis.tick_params(which="both", colors=_GREY, labelsize=8)
     for label in (axis.xaxis.label, axis.yaxis.label):
         label.set_color(_GREY)
     for spine in axis.spines.values():

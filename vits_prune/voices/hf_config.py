@@ -83,7 +83,7 @@ def read_json(path: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[st
     try:
         values = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{name} has a {path.name} that is not JSON: download or save it again.") from error
+        raise InputError(f"{name} has the file {path.name} that is not JSON: download or save it again.") from error
     if not isinstance(values, dict):
         raise InputError(f"{name} has a {path.name} that is not a JSON object: download or save it again.")
     return values
