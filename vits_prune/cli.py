@@ -104,9 +104,6 @@ def load(options: argparse.Namespace) -> Voice:
     return load_voice(options.voice, options.speaker, revision=options.revision)
 
 
-_add_voice, _load = add_voice, load
-
-
 def _delivery(options: argparse.Namespace) -> Delivery:
     from vits_prune.synthesis import Delivery
 
