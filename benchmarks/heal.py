@@ -20,6 +20,7 @@ from vits_prune.healing.exercise import weighted_sum
 from vits_prune.healing.lessons import Lessons
 from vits_prune.healing.pair import parts_to_train
 from vits_prune.healing.reach import decoder_reach, flow_reach
+from vits_prune.healing.readings import Readings
 from vits_prune.healing.training import Training, make_accelerator
 from vits_prune.pruning.structured import choose, cut
 from vits_prune.texts import load_calibration_texts
@@ -34,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     joe = load_voice("joe")
-    lessons = Lessons(joe, load_calibration_texts()[:LESSONS], seed=0, segment=HealPlan().segment).first(LESSONS)
+    lessons = Lessons(joe, load_calibration_texts()[:LESSONS], seed=0, segment=HealPlan().segment)
     for name, pruned in {
         "80% zeros": prune(joe, PruneSpec(scope="local", amount=0.8)),
         "decoder width 0.5": cut(joe, choose(joe, Shape(decoder_width=0.5))),
@@ -43,18 +44,19 @@ def main() -> None:
             compare(name + (", own inputs" if own else ""), joe, pruned, lessons, own, options.runs)
 
 
-def compare(name: str, teacher: Voice, pruned: Voice, lessons: list, own: bool, runs: int) -> None:
+def compare(name: str, teacher: Voice, pruned: Voice, lessons: Lessons, own: bool, runs: int) -> None:
     """Time both and print."""
     plan, config = HealPlan(), pruned.model.config
     window = Window(plan.segment, decoder_reach(config), flow_reach(config), pruned.hop_length)
     training = Training(pruned, parts_to_train(pruned, teacher), plan, window, make_accelerator(plan, cpu=True))
     if own and not training.needs_text:
         return  # nothing before the decoder differs
-    done = 1.0 if own else 0.0
+    done, readings = 1.0 if own else 0.0, Readings(teacher, lessons.sentences, lessons.spoken_by)
 
     def _draw(run: int) -> dict[str, torch.Tensor]:
         key, scale = (0, run % BATCHES, 0), float(teacher.model.noise_scale)
-        return draw_batch(lessons, plan.batch, key, window, text=training.needs_text, noise_scale=scale)
+        batch = draw_batch(lessons.first(LESSONS), plan.batch, key, window, text=training.needs_text, noise_scale=scale)
+        return batch | readings.draw(plan.batch, key) if training.needs_text else batch
 
     ready = [_draw(run) for run in range(BATCHES)]
     for batch in ready:  # torch prepares its kernels for each shape once

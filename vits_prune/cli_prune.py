@@ -58,8 +58,10 @@ def _prune(options: argparse.Namespace) -> None:
 
 def _check_out(folder: Path, steps: bool) -> None:
     """Tell of a folder that cannot be used before an hour of pruning, not after it."""
-    from vits_prune.voices.saved import MANIFEST
+    from vits_prune.voices.saved import MANIFEST, check_save_place
 
+    if not folder.is_symlink():
+        check_save_place(folder)
     if folder.is_dir() and (not any(folder.iterdir()) or ((folder / MANIFEST).is_file() and not steps)):
         return
     if folder.exists() or folder.is_symlink():

@@ -50,7 +50,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--samples", type=int, default=3, metavar="N", help="sentences to listen to (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="noise of the samples and of what is measured (default: %(default)s)")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--replace", action="store_true", help="push to a repository that holds something else, too")
+    parser.add_argument("--replace", action="store_true", help="push to a repository that holds something else or another voice, too")
     parser.add_argument("--yes", action="store_true", help="push though the licence forbids something, or is not stated")
     parser.add_argument("--dry-run", action="store_true", help="write what would be pushed to --out and publish nothing; needs no login")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep what was pushed in a folder")
@@ -74,6 +74,8 @@ def _publish(options: argparse.Namespace) -> None:
     given = _checked(options)
     place = None if options.dry_run else _destination(options)
     voice = cli.load(options)
+    if place and not options.replace:
+        place.require_same(voice.name)
     _consent(licence_of(voice), options)
     if options.curve is not None:
         check_curve(options.curve, voice)

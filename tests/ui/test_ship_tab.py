@@ -60,6 +60,7 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_serverownersecret")
+        monkeypatch.setattr(healed, "METRICS", ("rhythm", "loudness"))  # of the card: those that need no recogniser
         hub.store, hub.accounts = tmp_path / "store", {TOKEN: Account("visitor"), "hf_serverownersecret": Account("owner")}
         hub.store.mkdir()
         yield hub
@@ -254,6 +255,7 @@ def test_a_push_is_the_voice_with_its_card_under_the_visitors_name(at_hand, tiny
     files = hub.files("visitor/small")
     assert "model.sparse.safetensors" in files
     assert b"visitor/small" in files["README.md"]
+    assert b"| duration ratio |" in files["README.md"]
     assert all("serverowner" not in headers.get("authorization", "") for _, _, headers in hub.requests)
     voice = load_voice("visitor/small", token=TOKEN)
     np.testing.assert_array_equal(speak(voice, "hi there").waveform, speak(steps.bench.pruned(at_hand), "hi there").waveform)
@@ -261,8 +263,7 @@ def test_a_push_is_the_voice_with_its_card_under_the_visitors_name(at_hand, tiny
     assert left_behind() == []
 
 
-def test_a_healed_voice_is_pushed_with_its_course_and_its_figures(at_hand, tiny, hub, order, monkeypatch):
-    monkeypatch.setattr(healed, "METRICS", ("rhythm", "loudness"))  # those that need no recogniser
+def test_a_healed_voice_is_pushed_with_its_course_and_its_figures(at_hand, tiny, hub, order):
     found = healed.recall(order)
     before = evaluate(tiny, found.voice, ("hi there", "you hi"), metrics=("rhythm", "loudness"), noise_seeds=0)
     found.rows = [{"step": 5, "seconds": 1.0, "mel": 2.0}, {"step": 10, "seconds": 2.0, "mel": 1.0}]
@@ -302,15 +303,17 @@ def test_the_course_of_a_healing_is_the_changes_from_the_original(tiny, order, t
         ({"format": "sparse", "precision": "int8"}, {}, "Choose a format"),
         ({"repo": "someone-else/small"}, {}, "cannot push to someone-else"),
         ({"repo": "visitor/taken"}, {}, "choose another name"),
+        ({"repo": "visitor/sung"}, {}, "holds another voice already, 'Alto': choose another name"),
         ({}, {"token": "hf_expired"}, "nothing was published"),
     ],
 )
 def test_what_cannot_be_pushed_gets_a_sentence_and_nothing_is_published(at_hand, tiny, hub, tiny_folder, change, named, message):
     hub.repositories["visitor/taken"] = [Repository(tiny_folder)]
+    hub.publish("visitor/sung", {"vits_prune.json": b'{"name": "Alto"}'})
     with pytest.raises(InputError, match=rf"{message}[^\n]*\.$") as error:
         push(at_hand, tiny, hub, dataclasses.replace(PARCEL, **change), **named)
     assert "hf_" not in str(error.value)
-    assert set(hub.repositories) == {"visitor/taken"}
+    assert set(hub.repositories) == {"visitor/taken", "visitor/sung"}
     assert left_behind() == []
 
 

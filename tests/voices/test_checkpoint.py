@@ -14,6 +14,7 @@ from transformers import VitsModel, VitsTokenizer
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from vits_prune.errors import InputError
 from vits_prune.voices.checkpoint import load_checkpoint
+from vits_prune.voices.front_matter import read_licence
 from vits_prune.voices.hf_config import read_config
 from vits_prune.voices.voice import Origin
 
@@ -147,6 +148,28 @@ def test_licence_of_the_readme(folder):
     assert load(folder).origin.licence == "cc-by-4.0"
     (folder / "README.md").write_text("license: mit\n", encoding="utf-8")
     assert load(folder).origin.licence is None
+
+
+@pytest.mark.parametrize(
+    ("front", "licence"),
+    [
+        ("license:\n- apache-2.0\n- cc-by-nc-4.0", "apache-2.0, cc-by-nc-4.0"),
+        ("license: [mit, mit]", "mit"),
+        ("license: 4.0", "4.0"),
+        ("license:", None),
+        ("license: [mit", None),
+        ("[mit]", None),
+        ("license: {a: b}", "other"),
+        ("license: [a, b, c, d, e, f, g, h, i]", "other"),
+        (f"license: {'long ' * 20}", "other"),
+        ("license: &a [*a]", "other"),
+        (f"license: {'[' * 5000}", None),
+        ("license: !!python/object/apply:os.system [exit]", None),
+    ],
+)
+def test_what_a_readme_may_state(tmp_path, front, licence):
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
+    assert read_licence(tmp_path / "README.md") == licence
 
 
 HOSTILE_CONFIG = [

@@ -115,12 +115,11 @@ def test_saved_twice_is_the_same(tiny, tmp_path):
 
 
 def test_a_saved_voice_is_replaced(tiny, tmp_path):
-    folder = save_voice(prune(tiny, LOCAL), tmp_path / "saved")
-    (folder / "left over").write_text("")
+    folder = save_voice(prune(tiny, LOCAL), tmp_path / "saved", "sparse")
     again = prune(tiny, PruneSpec(amount=0.1))
     save_voice(again, folder)
     assert same_voice(again, load_voice(folder))
-    assert not (folder / "left over").exists()
+    assert not (folder / "model.sparse.safetensors").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
@@ -308,3 +307,18 @@ def test_the_weights_file_is_plain_safetensors(whole):
             assert file.metadata() == {"format": "pt", **MARK}
         assert not list(folder.glob("*.bin"))
         assert {"config.json", "model.safetensors", MANIFEST, "prune_spec.json"} <= {path.name for path in folder.iterdir()}
+
+
+def test_what_a_user_put_beside_a_saved_voice_is_not_removed(tiny, tmp_path):
+    folder = save_voice(tiny, tmp_path / "voice")
+    assert save_voice(tiny, folder, "sparse") == folder  # what a save wrote is replaced
+    (folder / "notes.txt").write_text("mine")
+    for damage in (False, True):
+        if damage:
+            (folder / MANIFEST).write_text("{")
+        with pytest.raises(InputError, match=r"notes\.txt.*would be removed"):
+            save_voice(tiny, folder)
+        assert (folder / "notes.txt").read_text() == "mine"
+        assert (folder / "model.sparse.safetensors").is_file()
+    (folder / "notes.txt").unlink()
+    assert load_voice(save_voice(tiny, folder)).name == tiny.name

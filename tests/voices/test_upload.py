@@ -151,7 +151,8 @@ def test_a_push_has_no_revision(hub):
 
 def test_what_a_destination_holds(hub, folder):
     assert push_folder(folder, "choir/voice", token=ANN, private=True).repo_id == "choir/voice"
-    assert check_destination("choir/voice", token=ANN) == Destination("choir/voice", f"{hub.url}/choir/voice", "ann", True, True, "voice")
+    found = Destination("choir/voice", f"{hub.url}/choir/voice", "ann", True, True, "voice", voice="voice")
+    assert check_destination("choir/voice", token=ANN) == found
     hub.publish("ann/other", {"train.py": b"print()", "README.md": b"mine"})
     assert check_destination("other", token=ANN).holds == "other"
     hub.publish("ann/bare", {".gitattributes": b"", "README.md": b"soon"})
@@ -193,6 +194,31 @@ def test_something_else_is_written_over_only_when_asked_to(hub, folder):
     push_folder(folder, "voice", token=ANN, replace=True)
     assert published(hub) == {**contents(folder), "train.py": b"print()"}
     assert hub.commits[0]["deletedFile"] == []
+
+
+def test_another_voice_is_replaced_only_when_asked_to(hub, folder):
+    push_folder(folder, "voice", token=ANN)
+    before = hub.files("ann/voice")
+    (folder / "vits_prune.json").write_text('{"name": "alto"}')
+    assert NOTHING in refused(lambda: push_folder(folder, "voice", token=ANN), "holds the voice 'voice', and this is 'alto'.*--replace")
+    assert (hub.files("ann/voice"), len(hub.commits)) == (before, 1)
+    push_folder(folder, "voice", token=ANN, replace=True)
+    assert published(hub) == contents(folder)
+    (folder / "vits_prune.json").write_text("{}")  # one that does not tell its name
+    push_folder(folder, "voice", token=ANN)
+    push_folder(folder, "voice", token=ANN)
+
+
+@pytest.mark.parametrize("stays", ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"])
+def test_no_sparse_voice_is_put_beside_weights_that_others_would_load(hub, folder, stays):
+    hub.publish("ann/voice", {stays: b"another", "config.json": b"{}"})
+    (folder / "model.safetensors").rename(folder / "model.sparse.safetensors")
+    message = f"holds {stays}, which other programs would go on loading.*delete it there first"
+    assert NOTHING in refused(lambda: push_folder(folder, "voice", token=ANN, replace=True), message)
+    assert untouched(hub)
+    (folder / "model.sparse.safetensors").rename(folder / "model.safetensors")
+    push_folder(folder, "voice", token=ANN, replace=True)  # dense weights are what others load first
+    assert published(hub)["model.safetensors"] == contents(folder)["model.safetensors"]
 
 
 def test_what_is_to_be_private_is_not_put_into_a_public_repository(hub, folder):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from vits_prune.healing.lessons import Lesson
 from vits_prune.healing.storage import digest
 from vits_prune.synthesis import draw_prior_noise
 
+READ = "read_"
+"""Before the names of what is read besides, see readings.py."""
 _TOKENS = 32
 """Sentences are filled up to a multiple of so many tokens: oneDNN prepares its kernels anew for every shape."""
 
@@ -111,10 +113,14 @@ def _cut(tensor: torch.Tensor, start: int, length: int) -> torch.Tensor:
     return found
 
 
+def padded_length(sentences: Sequence[Sized]) -> int:
+    """Tokens that these sentences are filled up to."""
+    return -(-max(len(ids) for ids in sentences) // _TOKENS) * _TOKENS
+
+
 def _tokens(chosen: Sequence[Lesson]) -> Batch:
     """What goes by token, filled up with zeros."""
-    longest = max(len(lesson.ids) for lesson in chosen)
-    length = -(-longest // _TOKENS) * _TOKENS
+    length = padded_length([lesson.ids for lesson in chosen])
 
     def _filled(rows: list[torch.Tensor], at: int = 0) -> torch.Tensor:
         shape = list(rows[0].shape)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vits_prune.durations import predict_log_durations
-from vits_prune.healing.batches import Batch, Window
+from vits_prune.healing.batches import READ, Batch, Window
 from vits_prune.healing.losses import Hearing, duration_loss, level_loss, prior_loss, waveform_loss
 
 WEIGHTS = {"prior": 1.0, "hidden": 1.0, "durations": 1.0, "flow": 1.0, "mel": 1.0, "stft": 1.0, "waveform": 0.5, "level": 1.0}
@@ -39,18 +39,13 @@ class Exercise(nn.Module):
         """Losses, and the waveform [size, segment * hop] that the decoder spoke (None where it does not learn).
 
         Args:
-            batch: of `draw_batch`, and of `draw_clips` where there are recordings.
+            batch: of `draw_batch`, of `Readings.draw`, and of `draw_clips` where there are recordings.
             own: whether the decoder is given what the student's stages before it make, not what the teacher's do.
         """
-        table = getattr(self.student, "embed_speaker", None)
-        conditioning = None if table is None else table(batch["speaker"]).unsqueeze(-1)
-        losses: dict[str, torch.Tensor] = {}
-        latents, prior = batch["latents"], None
-        if "text_encoder" in self.trained:
-            losses, prior = self._read(batch, conditioning)
-        elif "duration_predictor" in self.trained:
-            losses["durations"] = self._durations(batch, batch["hidden"], conditioning)
+        conditioning = self._conditioning(batch["speaker"])
         own = own and self.needs_text and "decoder" in self.trained
+        losses, prior = self._text(batch, own)
+        latents = batch["latents"]
         if own:
             latents = self._flow(batch, prior, conditioning)
         if "flow" in self.trained:  # judged on the teacher's prior: it cannot undo what the student's lacks, and would learn to blur
@@ -67,6 +62,23 @@ class Exercise(nn.Module):
         if "recorded_latents" in batch:
             losses |= self._recorded(batch)
         return losses, spoken
+
+    def _text(self, batch: Batch, own: bool) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]:
+        """Losses of what goes by token, from sentences that are only read where there are such; with `own` the prior of those said."""
+        only_read = {name.removeprefix(READ): tensor for name, tensor in batch.items() if name.startswith(READ)}
+        rows = only_read or batch
+        if "text_encoder" not in self.trained:
+            durations = "duration_predictor" in self.trained
+            return {"durations": self._durations(rows, rows["hidden"], self._conditioning(rows["speaker"]))} if durations else {}, None
+        losses, prior = self._read(rows, self._conditioning(rows["speaker"]))
+        if own and only_read:
+            said, prior = self._read(batch, self._conditioning(batch["speaker"]))
+            losses = {name: (loss + said[name]) / 2 for name, loss in losses.items()}
+        return losses, prior
+
+    def _conditioning(self, speakers: torch.Tensor) -> torch.Tensor | None:
+        table = getattr(self.student, "embed_speaker", None)
+        return None if table is None else table(speakers).unsqueeze(-1)
 
     def _read(self, batch: Batch, conditioning: torch.Tensor | None) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
         """Losses of text encoder and durations, and the prior's means and log-deviations [size, tokens, flow_size]."""
@@ -118,9 +130,8 @@ class Exercise(nn.Module):
 
     def _recorded(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Losses against real speech. Its waveform's phase is the microphone's: only spectra are compared."""
-        table = getattr(self.student, "embed_speaker", None)
-        conditioning = None if table is None else table(batch["recorded_speaker"]).unsqueeze(-1)
-        heard = self.hearing(self._speak(batch["recorded_latents"], conditioning), batch["recorded_waveform"])
+        spoken = self._speak(batch["recorded_latents"], self._conditioning(batch["recorded_speaker"]))
+        heard = self.hearing(spoken, batch["recorded_waveform"])
         return {f"recorded_{name}": loss for name, loss in heard.items()}
 
 

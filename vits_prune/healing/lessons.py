@@ -123,6 +123,16 @@ class Lessons:
         self._bytes, self._full = 0, False
         self._folder = folder
 
+    @property
+    def sentences(self) -> Sequence[tuple[int, ...]]:
+        """Ids of what is said."""
+        return self._ids
+
+    @property
+    def spoken_by(self) -> Sequence[int]:
+        """Index of the speaker of each sentence."""
+        return self._speakers
+
     @functools.cached_property
     def content(self) -> str:
         """A name for what is said, by whom and how."""

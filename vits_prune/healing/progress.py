@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from vits_prune.measure.statistics import Interval
 from vits_prune.voices.voice import Voice
 
 
@@ -47,16 +48,24 @@ def is_check(step: int, of: int | None, checks: int) -> bool:
     return of is not None and step * checks // of > (step - 1) * checks // of
 
 
-def score(changes: Mapping[str, float], limits: Mapping[str, float]) -> float | None:
-    """An answer for OnCheckpoint: how far a voice is from the original, summed up in limits; an improvement makes up for nothing.
+def score(changes: Mapping[str, Interval], limits: Mapping[str, float]) -> float | None:
+    """An answer for OnCheckpoint: how far a voice certainly is from the original, summed up in limits.
+
+    An interval counts by its end nearer to the original, and one that reaches it not at all: of ten sentences one vowel makes a percent of
+    CER, and of voices between which noise would choose the one that learnt longest is kept. An improvement makes up for nothing.
 
     Args:
-        changes: by metric, from the original.
+        changes: by metric, from the original, paired; one without ends counts by its value.
         limits: metric -> the change that counts as 1.
 
     Returns:
         0 or more, infinity where a change is no number; None where nothing was measured that is limited.
     """
-    shares = [changes[name] / limit for name, limit in limits.items() if name in changes]
-    known = [math.inf if math.isnan(share) else max(0.0, share) for share in shares]
-    return sum(known) if known else None
+    shares = [_certain(changes[name], limit) for name, limit in limits.items() if name in changes]
+    return sum(shares) if shares else None
+
+
+def _certain(change: Interval, limit: float) -> float:
+    ends = [change.value] if change.low is None or change.high is None else [change.low, change.high]
+    shares = [end / limit for end in (change.value, *ends)]
+    return math.inf if any(map(math.isnan, shares)) else max(0.0, min(shares))

@@ -27,6 +27,7 @@ from vits_prune.healing.plan import HealPlan
 from vits_prune.healing.processes import agreed, everywhere
 from vits_prune.healing.progress import OnCheckpoint, OnStep, Told, is_check
 from vits_prune.healing.reach import decoder_reach, flow_reach
+from vits_prune.healing.readings import MOST, Readings
 from vits_prune.healing.storage import digest
 from vits_prune.healing.training import WARM_UP, NotFiniteError, Training, make_accelerator
 from vits_prune.pruning.calibration import sentence_ids
@@ -134,6 +135,7 @@ class _Run:
         self._seconds = 0.0
         self._kept: tuple[int, float | None, Voice] = (0, None, self._pruned)
         self._lengths: Lengths | None = None
+        self._readings: Readings | None = None
         self._stopped = ""
         self._between, self._written = True, -1
         """Whether it is between two steps, so that the weights are those of a step; and the step of the newest checkpoint."""
@@ -151,7 +153,7 @@ class _Run:
             found = self._newest() if resume else None
             if found is not None:
                 torch.set_num_threads(self._checked(found[1]))  # before anything is made of the teacher
-            self._lengths = self._lengths_of(texts)
+            self._lengths, self._readings = self._lengths_of(texts), self._readings_of(texts, lessons)
             if found is not None:
                 self._take_up(*found)
             elif self._checkpoints and self._main:
@@ -220,6 +222,13 @@ class _Run:
             return None
         others = other_texts(self._teacher, texts, _LEVELLED_ON, self._plan.seed)
         return Lengths(self._teacher, sentence_ids(self._teacher, others), self._plan.seed)
+
+    def _readings_of(self, texts: Sequence[str] | None, lessons: Lessons) -> Readings | None:
+        """What is read besides what is said, where there are parts that learn from it."""
+        if not {"text_encoder", "duration_predictor"} & set(self._training.trained):
+            return None
+        others = sentence_ids(self._teacher, other_texts(self._teacher, texts, MOST, self._plan.seed + 1))
+        return Readings(self._teacher, [*lessons.sentences, *others], lessons.spoken_by)
 
     def _voice(self, recipe: Mapping[str, Any]) -> Voice:
         """The student as it is now, in sentences as long as the teacher's."""
@@ -307,6 +316,8 @@ class _Run:
         plan, key = self._plan, (self._plan.seed, self._step, self._accelerator.process_index)
         scale = Delivery().for_voice(self._teacher).noise_scale
         batch = draw_batch(lessons, plan.batch, key, self._window, text=self._training.needs_text, noise_scale=scale)
+        if self._readings:
+            batch |= self._readings.draw(plan.batch, key)
         if self._recordings:
             size = max(1, plan.batch // 2)
             batch |= draw_clips(self._recordings, size, key, self._window)

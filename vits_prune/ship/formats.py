@@ -20,12 +20,13 @@ from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_
 from vits_prune.synthesis import MAX_SENTENCE_SECONDS
 from vits_prune.voices.checkpoint import require_finite
 from vits_prune.voices.load import load_folder
+from vits_prune.voices.manifest import files_of_save
 from vits_prune.voices.onnx_facts import facts_of, reading_of
 from vits_prune.voices.onnx_graph import write_onnx
 from vits_prune.voices.onnx_load import EXPORT, checksums_in, is_export, model_in, sha256_of
 from vits_prune.voices.piper_text import TOKENIZER_FILE, PiperTokenizer
 from vits_prune.voices.saved import MANIFEST as SAVED
-from vits_prune.voices.saved import WEIGHTS, read_manifest, save_voice, written_whole
+from vits_prune.voices.saved import WEIGHTS, save_voice, written_whole
 from vits_prune.voices.voice import Voice
 
 Step = Callable[[str, float], None]
@@ -205,12 +206,8 @@ def check_own_place(reference: str, folder: Path) -> None:
 
 def _files_of_ours(folder: Path) -> set[str]:
     """The files of a folder that a save or an export wrote, by what it wrote of them; empty for any other folder."""
-    manifest = None
-    with contextlib.suppress(InputError):
-        manifest = read_manifest(folder)
-    if manifest is not None:
-        listed = manifest.get("files")
-        return {*(listed if isinstance(listed, dict) else ()), SAVED, "prune_spec.json", "healing.json"}
+    if (folder / SAVED).is_file():
+        return files_of_save(folder)
     if (folder / MANIFEST).is_file() and is_export(folder):
         with contextlib.suppress(InputError):
             model = model_in(folder)

@@ -96,9 +96,11 @@ def curve_steps(
 
 
 def measured_points(
-    request: Request, token: str | None, specs: Sequence[PruneSpec], texts: int, families: Sequence[str]
+    request: Request, token: str | None, specs: Sequence[PruneSpec], texts: int, families: Sequence[str], called: str = "point"
 ) -> Iterator[tuple[list[Point], str, str]]:
     """Points one by one: (all so far, on which texts, what is being done; empty where a point was just added).
+
+    `called` is what the visitor knows a point as.
 
     Raises:
         InputError: no measure was chosen, or the voice can say nothing of the texts.
@@ -115,7 +117,7 @@ def measured_points(
     for i, spec in enumerate(specs):
         for found in _point(_key(request, token, voice, said, settings), reference, request, spec, token):
             if isinstance(found, Doing):
-                at = f"point {i + 1} of {len(specs)}, {spec_words(spec)}, {spec.amount:.0%}"
+                at = f"{called} {i + 1} of {len(specs)}, {spec_words(spec)}, {spec.amount:.0%}"
                 yield points, note, f"{at}: {found.what} … {100 * found.share:.0f}%"
             else:
                 points.append(found)

@@ -53,7 +53,7 @@ def sensitivity_steps(
     specs = reachable(steps.bench.voice(request.reference, request.speaker, token, device="cpu"), wanted)
     lost = [PART_NAMES[part] for part in PARTS if sum(spec.parts == (part,) for spec in specs) < len(amounts)]
     refused = f"; left out where the method protects it or it cannot lose so much: {', '.join(lost)}" if lost else ""
-    for found, note, what in measured_points(request, token, specs, int(texts), families):
+    for found, note, what in measured_points(request, token, specs, int(texts), families, "cell"):
         yield {"status": what} if what else _shown(found, amounts, f"{note}{refused}", done=len(found) == len(specs))
 
 

@@ -194,7 +194,7 @@ def _pushed_steps(
     seen = (healing.request if healing else request).reference
     if noticed != seen:
         parcel = dataclasses.replace(parcel, read=False)
-    pushing = shipping.push_steps(*made, parcel, healing, token, halted)
+    pushing = shipping.push_steps(*made, parcel, request, healing, token, halted)
     try:
         while True:
             yield {"ship_pushing": _doing(next(pushing))}

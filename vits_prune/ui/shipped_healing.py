@@ -1,19 +1,23 @@
-"""What a healing on the page gives to the model card: its course, and what was measured of the healed voice."""
+"""What the page gives to a model card: the course of a healing, and what was measured of the voice."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.background import Doing
+from vits_prune.background import Doing, in_background
 from vits_prune.errors import InputError
+from vits_prune.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.healing.curve import Curve
-from vits_prune.ui import healed
+from vits_prune.ui import healed, steps
+from vits_prune.ui.evidence import measured_original, texts_for
 
 if TYPE_CHECKING:
     from vits_prune.ui.healed import Healing
+    from vits_prune.voices.voice import Voice
+    from vits_prune.workbench import Request
 
 
 def write_course(found: Healing, folder: Path) -> Path | None:
@@ -39,16 +43,25 @@ _MEASURED = ("cer", "dnsmos_ovrl", "duration_ratio")
 """As many as a small plot each has room for."""
 
 
-def measured(found: Healing, token: str | None, tell: Callable[[str, float], None]) -> dict[str, Any] | None:
-    """What `evaluate` finds of a healed voice, on the sentences of the Heal tab's table; None where it can say none of them.
+_TEXTS = 10
+"""Sentences that a voice which was only pruned is measured on."""
+
+
+def measured(
+    voice: Voice, found: Healing | None, request: Request, token: str | None, tell: Callable[[str, float], None]
+) -> dict[str, Any] | None:
+    """What `evaluate` finds of a voice, a healed one on the sentences of the Heal tab's table; None where it can say none of them.
 
     Args:
-        found: the healing, with its voice.
+        voice: pruned, or healed.
+        found: the healing that it comes from.
+        request: what it was made of and how.
         token: the visitor's.
         tell: told how far it is; it may raise to cancel.
     """
+    work = healed.compared_steps(found, found.order.request, token) if found else _pruned_steps(voice, request, token)
     try:
-        with contextlib.closing(healed.compared_steps(found, found.order.request, token)) as work:
+        with contextlib.closing(work):
             for step in work:
                 if not isinstance(step, Doing):
                     return step[1].to_dict()
@@ -56,3 +69,16 @@ def measured(found: Healing, token: str | None, tell: Callable[[str, float], Non
     except InputError:  # a voice may be pushed without figures, too, and its card says so
         return None
     return None
+
+
+def _pruned_steps(pruned: Voice, request: Request, token: str | None) -> Iterator[Doing | tuple[str, Evaluation]]:
+    """A pruned voice against its original: on which sentences, and what was found, last."""
+    voice = steps.bench.voice(request.reference, request.speaker, token)
+    said, note = texts_for(voice, request.text, _TEXTS)
+    settings = Settings(seed=request.seed, metrics=healed.METRICS, noise_seeds=1, delivery=request.delivery)
+    for reference in measured_original(request, token, voice, said, settings):
+        if isinstance(reference, Doing):
+            yield Doing(reference.what, reference.share / 2)
+    device = voice.device
+    for found in in_background(lambda tell: evaluate_against(reference, pruned.to(device), on_step=tell)):
+        yield Doing(found.what, 0.5 + found.share / 2) if isinstance(found, Doing) else (note, found)

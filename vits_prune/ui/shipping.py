@@ -238,7 +238,7 @@ def check_choice(format: Any, precision: Any) -> None:
 
 
 def push_steps(
-    voice: Voice, original: Voice, parcel: Parcel, order: Order | None, token: str, halted: Callable[[], bool]
+    voice: Voice, original: Voice, parcel: Parcel, request: Request, order: Order | None, token: str, halted: Callable[[], bool]
 ) -> Generator[Doing, None, Pushed | None]:
     """Write all that belongs on the hub and push it in one commit; returns what was pushed, None where it was halted and nothing was.
 
@@ -246,6 +246,7 @@ def push_steps(
         voice: what is pushed.
         original: what it is compared with.
         parcel: where to and how.
+        request: how it was pruned.
         order: the healing whose voice it is, whose course and figures go into the card.
         token: the visitor's own; no other is ever used.
         halted: whether it is to end. What has been published by then stays, and is returned.
@@ -267,7 +268,7 @@ def push_steps(
                 raise Stopped
             tell(what, share)
 
-        return _push(voice, original, parcel, found_healed, token, tell_or_stop)
+        return _push(voice, original, parcel, request, found_healed, token, tell_or_stop)
 
     found: Any = None
     try:
@@ -281,7 +282,7 @@ def push_steps(
     return found
 
 
-def _push(voice: Voice, original: Voice, parcel: Parcel, healing: Healing | None, token: str, tell: Tell) -> Pushed:
+def _push(voice: Voice, original: Voice, parcel: Parcel, request: Request, healing: Healing | None, token: str, tell: Tell) -> Pushed:
     from vits_prune.ship.bundle import write_bundle
     from vits_prune.voices.upload import check_destination, push_folder
 
@@ -290,16 +291,21 @@ def _push(voice: Voice, original: Voice, parcel: Parcel, healing: Healing | None
         destination = check_destination(parcel.repo, token=token)
     if destination.holds == "other":
         raise InputError(f"{destination.repo_id} holds other files already: choose another name, so that nothing of them is lost.")
+    if destination.voice not in ("", voice.name):
+        raise InputError(
+            f"{destination.repo_id} holds another voice already, {destination.voice!r}: choose another name, so that it is not lost; "
+            "nothing was published."
+        )
     if parcel.private and destination.private is False:
         raise InputError(
             f"{destination.repo_id} is public already: make it private at {destination.url}/settings first, choose another name, or take "
             "the tick from Private; nothing was published."
         )
     with tempfile.TemporaryDirectory(dir=_work.name) as folder:
-        curve, evidence, begun = None, None, 0.0
-        if healing:
-            curve, begun = write_course(healing, Path(folder) / "course"), _MEASURING
-            evidence = measured(healing, token, lambda what, share: tell(what, _MEASURING * share))
+        evidence, begun = None, 0.0
+        curve = write_course(healing, Path(folder) / "course") if healing else None
+        if voice.recipe:
+            evidence, begun = measured(voice, healing, request, token, lambda what, share: tell(what, _MEASURING * share)), _MEASURING
         with _turn(tell):
             bundle = write_bundle(
                 voice, Path(folder) / "bundle", repo_id=destination.repo_id, format=parcel.format, precision=parcel.precision,

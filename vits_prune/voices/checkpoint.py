@@ -19,6 +19,7 @@ from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import InputError
 from vits_prune.voices.architecture import fold_and_cut
+from vits_prune.voices.front_matter import read_licence
 from vits_prune.voices.hf_config import read_config, read_json
 from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.manifest import require_manifest
@@ -53,7 +54,7 @@ def load_checkpoint(folder: Path, *, name: str, origin: Origin, speaker: int | s
     tokenizer = HubTokenizer.load(folder, vocab_size=config.vocab_size, name=name)
     speakers = tuple(str(index) for index in range(config.num_speakers)) if config.num_speakers > 1 else ()
     if origin.licence is None:
-        origin = dataclasses.replace(origin, licence=read_licence(folder))
+        origin = dataclasses.replace(origin, licence=read_licence(folder / "README.md"))
     return Voice(
         model=model,
         tokenizer=tokenizer,
@@ -202,15 +203,3 @@ def require_finite(model: nn.Module, name: str) -> None:
     for key, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} has damaged weights: {key} contains NaN or infinity.")
-
-
-def read_licence(folder: Path) -> str | None:
-    """The `license:` of a folder's README.md front matter, None where there is none."""
-    try:
-        with open(folder / "README.md", encoding="utf-8", errors="replace") as file:
-            text = file.read(1 << 16)
-    except OSError:
-        return None
-    front = re.match(r"\ufeff?---\s*\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"^license:[ \t]*[\"']?([A-Za-z0-9][\w.+-]{0,63})", front.group(1), re.MULTILINE) if front else None
-    return found.group(1) if found else None

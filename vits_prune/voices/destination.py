@@ -11,7 +11,7 @@ from vits_prune.errors import InputError
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.hub_errors import PushState, plain_push_errors
 from vits_prune.voices.onnx_load import describes_export
-from vits_prune.voices.pushable import MARKS, RECORD
+from vits_prune.voices.pushable import MARKS, RECORD, voice_named_in
 from vits_prune.voices.transfer import Meter
 
 if TYPE_CHECKING:
@@ -39,6 +39,20 @@ class Destination:
     """None where it does not exist."""
     holds: str
     """"" (nothing, or only a README), "voice" (something that vits_prune pushed) or "other"."""
+    voice: str = ""
+    """Name of the voice that was pushed there, as far as it is told."""
+
+    def require_same(self, name: str) -> None:
+        """Refuse to put a voice in the place of a different one.
+
+        Raises:
+            InputError: the repository holds a voice of another name.
+        """
+        if self.voice and self.voice != name:
+            raise InputError(
+                f"{self.repo_id} holds the voice {self.voice!r}, and this is {name[:80]!r}: choose another name, or push with replace "
+                "(--replace), which puts this voice in its place; nothing was published."
+            )
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,8 @@ def look(repo: str, token: str | bool | None, state: PushState, meter: Meter) ->
     url = f"{constants.ENDPOINT.rstrip('/')}/{state.repo_id}"
     place = Place(Destination(state.repo_id, url, state.user, info is not None, private, ""), api, info)
     holds = meter.wait(lambda: _holds(place))
-    return dataclasses.replace(place, destination=dataclasses.replace(place.destination, holds=holds))
+    voice = meter.wait(lambda: _voice_in(place)) if holds == "voice" else ""
+    return dataclasses.replace(place, destination=dataclasses.replace(place.destination, holds=holds, voice=voice))
 
 
 def _repository_name(repo: Any, state: PushState) -> str:
@@ -157,6 +172,11 @@ def _holds(place: Place) -> str:
     if names & {MARKS[0], RECORD} or (MARKS[1] in names and _is_export(small_file(place, MARKS[1]))):
         return "voice"
     return "other" if names - _BARE else ""
+
+
+def _voice_in(place: Place) -> str:
+    """The name of a voice that was pushed, "" where it is not told."""
+    return next(filter(None, (voice_named_in(small_file(place, mark)) for mark in MARKS)), "")
 
 
 def _is_export(content: bytes | None) -> bool:

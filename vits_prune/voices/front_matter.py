@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+_MAX_CHARACTERS = 1 << 16
+_MAX_LISTED = 8
+"""Licences of one model that are told; with more it is "other"."""
+_MAX_LICENCE = 64
 
 
 @dataclass(frozen=True)
@@ -41,3 +48,29 @@ def front_matter(values: Mapping[str, Any], name: str = "", results: Sequence[Re
     given = {key: value for key, value in values.items() if value not in (None, "", [], ())}
     card = ModelCardData(**given, **({"eval_results": found, "model_name": name} if found else {}))
     return f"---\n{card.to_yaml()}\n---\n"
+
+
+def read_licence(card: Path) -> str | None:
+    """The licence that a model card states in its front matter, as `licence_words` writes it; None where there is none."""
+    import yaml
+
+    try:
+        with open(card, encoding="utf-8", errors="replace") as file:
+            text = file.read(_MAX_CHARACTERS)
+        front = re.match(r"\ufeff?---[ \t]*\n(.*?)\n---", text, re.DOTALL)
+        values = yaml.safe_load(front.group(1)) if front else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    return licence_words(values.get("license")) if isinstance(values, dict) else None
+
+
+def licence_words(stated: Any) -> str | None:
+    """What a card states under `license`, several as "apache-2.0, cc-by-nc-4.0"; None where it states nothing.
+
+    What is too long to be told whole is "other": a part of it could leave out what it forbids.
+    """
+    every = [one for one in (stated if isinstance(stated, list) else [stated]) if one not in (None, "")]
+    if len(every) > _MAX_LISTED or any(not isinstance(one, (str, int, float)) for one in every):
+        return "other"
+    words = ", ".join(dict.fromkeys(" ".join(str(one).split()) for one in every))
+    return "other" if len(words) > _MAX_LICENCE else words or None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
 from vits_prune.voices.download_meter import DownloadMeter, Progress
+from vits_prune.voices.front_matter import licence_words
 from vits_prune.voices.hub_errors import plain_errors
 from vits_prune.voices.voice import Origin, Voice
 
@@ -255,14 +256,8 @@ def _weights(repo_id: str, sizes: dict[str, int | None], folder: Path, read_shar
 
 def _licence(info: ModelInfo) -> str | None:
     """The licence that the model card states, several as "apache-2.0, cc-by-nc-4.0"."""
-    stated = info.card_data.get("license") if info.card_data else None
-    if isinstance(stated, list):
-        stated = ", ".join(dict.fromkeys(str(one)[:64] for one in stated[:_MAX_LISTED])) or None
     tagged = next((tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), None)
-    licence = stated if isinstance(stated, str) else tagged
-    if licence and len(licence) > 64:
-        return "other"  # a part of it could leave out what it forbids
-    return licence or None
+    return licence_words(info.card_data.get("license") if info.card_data else None) or licence_words(tagged)
 
 
 def trim_cache(max_bytes: int, keep: str) -> None:

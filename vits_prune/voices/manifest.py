@@ -25,6 +25,10 @@ MARK = {"written_by": "vits_prune"}
 MAX_MANIFEST_BYTES = 16 << 20
 """More than the recipe of one pruning takes, whose texts and protected layers are bounded (at most 1,000 texts of 1,000 characters)."""
 _CHUNK = 1 << 20
+_EVER_WRITTEN = (
+    "config.json", "model.safetensors", "model.sparse.safetensors", "piper.json", "vocab.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 
 
 def manifest_of(voice: Voice, form: str, precision: str) -> dict[str, Any]:
@@ -85,6 +89,17 @@ def _own_crc32(manifest: dict[str, Any]) -> str:
 def form_of(manifest: dict[str, Any]) -> str:
     """ "dense" or "sparse"; folders of older versions are dense."""
     return manifest.get("form", "dense")
+
+
+def files_of_save(folder: Path) -> set[str]:
+    """Names of the files in a saved folder that `save_voice` wrote: what its manifest lists, or all that any save writes where the
+    manifest is damaged."""
+    listed: Any = None
+    try:
+        listed = (read_manifest(folder) or {}).get("files")
+    except InputError:
+        listed = _EVER_WRITTEN
+    return {*(listed if isinstance(listed, (dict, tuple)) else ()), MANIFEST, "prune_spec.json", "healing.json"}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -89,6 +89,15 @@ def is_plain(name: Any) -> bool:
     return "/".join(parts) == name and len(parts) <= 2 and not any(re.match(r"[.\s]|.*\s$", part) for part in parts) and name[0] != "/"
 
 
+def voice_named_in(mark: bytes | None) -> str:
+    """The name of the voice in the content of one of MARKS, "" where it tells none."""
+    try:
+        name = json.loads(mark)["name"] if mark and len(mark) <= _MAX_RECORD_BYTES else ""
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return "".join(c if c.isprintable() else "?" for c in name)[:80] if isinstance(name, str) else ""
+
+
 def record_of(files: Iterable[str]) -> bytes:
     """What RECORD holds after a push of these files; the same files give the same bytes."""
     return (json.dumps({"files": sorted(files)}, indent=1, ensure_ascii=False) + "\n").encode()

@@ -32,6 +32,7 @@ from vits_prune.voices.manifest import (
     MANIFEST,
     MARK,
     check_files,
+    files_of_save,
     form_of,
     manifest_of,
     read_manifest,
@@ -66,16 +67,36 @@ def save_voice(
         precision: of the stored weights.
 
     Raises:
-        InputError: something that is not a saved voice has the name already, the disk does not take it, there is no such form or
-            precision, or a weight is not a number or too large for fp16.
+        InputError: something that is not a saved voice has the name already, the folder of one holds a file that no save wrote and that
+            would be lost, the disk does not take it, there is no such form or precision, or a weight is not a number or too large for fp16.
     """
     target = Path(folder)
     for what, given, known in (("form", form, tuple(WEIGHTS)), ("precision", precision, ("fp32", "fp16"))):
         if given not in known:
             raise InputError(f"A saved voice has the {what} {' or '.join(known)}, not {str(given)[:20]!r}.")
+    check_save_place(target)
     with written_whole(target, MANIFEST) as beside:
         _write(voice, beside, form, precision)
     return target
+
+
+def check_save_place(folder: Path) -> None:
+    """Refuse the folder of an earlier save in which there is more by now: what is replaced is removed.
+
+    Raises:
+        InputError: it holds a file that no save wrote, or cannot be read.
+    """
+    try:
+        if not (folder / MANIFEST).is_file():
+            return  # `written_whole` refuses all but new and empty ones
+        others = {path.name for path in folder.iterdir()} - files_of_save(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}): give the name of a new folder.") from error
+    if others:
+        raise InputError(
+            f"{folder} holds {min(others)[:80]!r}, which was not saved with the voice and which would be removed: give the name of a new "
+            "folder, or take it out."
+        )
 
 
 @contextlib.contextmanager

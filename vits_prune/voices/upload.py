@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vits_prune.errors import InputError
 from vits_prune.voices.destination import LOOK_SECONDS, Destination, Place, check_destination, look, shown, small_file
 from vits_prune.voices.hub_errors import PushStalled, PushState, plain_push_errors
-from vits_prune.voices.pushable import MARKS, RECORD, files_of_earlier_push, pushable_files, record_of
+from vits_prune.voices.pushable import MARKS, RECORD, files_of_earlier_push, pushable_files, record_of, voice_named_in
 from vits_prune.voices.transfer import CountedFile, Meter, Progress, offers_xet, send_large
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 __all__ = ["Destination", "Pushed", "check_destination", "push_folder"]
+
+
+_SPARSE_WEIGHTS = "model.sparse.safetensors"
+_PLAIN_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,16 @@ def push_folder(
         repo: "name" (a repository of one's own), "owner/name" or the address of a model's page; made where it does not exist.
         token: access token with write permission; None for the usual one (HF_TOKEN or `hf auth login`), False for none.
         private: make a new repository private. An existing one keeps what it is, and is refused where it is public.
-        replace: push to a repository that holds something else, too. Of that only files of the same names are written over; what
-            vits_prune did not push is never deleted.
+        replace: push to a repository that holds something else or another voice, too. Of what vits_prune did not push only files of the
+            same names are written over; none is ever deleted.
         message: title of the commit.
         on_progress: told several times a second in the calling thread, with bytes of all files; it may raise to cancel, and nothing is
             published then. It is not called once the commit is being made.
 
     Raises:
         InputError: see `check_destination`; the folder is no voice or holds something that is not pushed; the repository holds something
-            else, is public, or was changed meanwhile; the connection was lost. Nothing was published then; where only the answer to the
-            commit was lost and the hub cannot be asked any more, the sentence says that it is not known.
+            else or another voice, is public, or was changed meanwhile; the connection was lost. Nothing was published then; where only the
+            answer to the commit was lost and the hub cannot be asked any more, the sentence says that it is not known.
     """
     files = pushable_files(folder)
     state = PushState(shown(repo))
@@ -73,11 +77,14 @@ def push_folder(
     with plain_push_errors(state), ExitStack() as opened:
         place = look(repo, token, state, meter)
         _require_willing(place, state, private, replace)
+        if not replace:
+            place.destination.require_same(_name_in(files) or place.destination.voice)
         meter.tell()
         if not place.destination.exists:
             place = _create(place, state, meter, private)
         state.step = "send"
         old = meter.wait(lambda: _earlier_files(place))
+        _require_readable(place, files, old, state)
         additions = meter.wait(lambda: _additions(files, place, meter, opened))
         meter.wait(lambda: send_large(place.api, state.repo_id, additions, meter))
         _require_all(additions, state)
@@ -101,6 +108,21 @@ def _require_willing(place: Place, state: PushState, private: bool, replace: boo
         raise state.refusal(
             f"{destination.repo_id} is public: make it private at {destination.url}/settings first, choose another name, or push without "
             "private"
+        )
+
+
+def _name_in(files: dict[str, Path]) -> str:
+    """The name of the voice that is pushed, "" where its files are too long to be asked."""
+    return next(filter(None, (voice_named_in(files[mark].read_bytes()) for mark in MARKS if mark in files)), "")
+
+
+def _require_readable(place: Place, files: dict[str, Path], old: set[str], state: PushState) -> None:
+    """Refuse a sparse voice beside plain weights that stay: other programs would go on loading those, with this voice's configuration."""
+    stays = [name for name in _PLAIN_WEIGHTS if name in place.files and name not in files and name not in old]
+    if _SPARSE_WEIGHTS in files and stays:
+        raise state.refusal(
+            f"{state.repo_id} holds {stays[0]}, which other programs would go on loading in place of this voice: delete it there first, "
+            "push the voice dense, or choose another name"
         )
 
 
