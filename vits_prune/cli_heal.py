@@ -90,10 +90,14 @@ def _heal(options: argparse.Namespace) -> None:
 
     plan, spec = plan_of(options), _typed_spec(options)
     texts = None if options.texts is None else read_text_file(options.texts).texts
+    if not options.out.name:
+        raise InputError(f"{options.out} has no name: give the name of a new folder with --out.")
     work = options.workdir or options.out.with_name(f"{options.out.name}-healing")
     if main_process():
         _check_out(options.out, False)
         _check_work(work, options.resume)
+        if work.resolve().is_relative_to(options.out.resolve()):
+            raise InputError(f"{work} lies in {options.out}, which the healed voice replaces as a whole: give another --workdir.")
     voice = cli.load(options)
     pruned = None if spec else _load_pruned(options, voice)
     clips = _recordings(options, plan, voice)

@@ -145,12 +145,11 @@ class Session:
         what = f"step {step}: measuring"
         figures = evaluate_against(self._reference, voice, on_step=lambda at, _share: self.tell(f"{what}: {at}", step / of)).figures
         limits = {limit.metric: limit.change for limit in LIMITS}
-        differences = {name: figures[name].difference for name in (*limits, "duration_ratio") if name in figures}
-        changes = {name: difference.value for name, difference in differences.items()}
+        changes = {name: figures[name].difference.value for name in (*limits, "duration_ratio") if name in figures}
         self.curve.measured(self._before + step, {f"measured_{name}": round(value, 5) for name, value in changes.items()})
         self.write_curve()
         print(f"Step {step} of {of}: " + ", ".join(f"{name} {value:+.3f}" for name, value in changes.items()), flush=True)
-        return score(differences, limits)
+        return score(changes, limits)
 
     def write_curve(self) -> None:
         """The curve so far."""

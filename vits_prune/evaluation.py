@@ -167,8 +167,9 @@ class Evaluation:
 
 
 def identity_of(voice: Voice) -> dict[str, Any]:
-    """Which voice it is: reference and revision of where it came from, and the index of its speaker. A pruned one keeps its original's."""
-    return {"reference": voice.origin.reference, "revision": voice.origin.revision, "speaker": voice.speaker}
+    """Which voice it is: reference and revision of where it came from, the index of its speaker, and whether it was pruned or healed."""
+    found = {"reference": voice.origin.reference, "revision": voice.origin.revision, "speaker": voice.speaker}
+    return {**found, "changed": bool(voice.recipe)}
 
 
 def evaluate(original: Voice, pruned: Voice, texts: Sequence[str], *, on_step: Step | None = None, **choices: Any) -> Evaluation:

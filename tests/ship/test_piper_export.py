@@ -174,3 +174,22 @@ def test_voices_that_piper_cannot_read_to(options, why, tmp_path):
         export_voice(voice, tmp_path / "out", "piper")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("where", "value"), [(("audio", "sample_rate"), 44100), (("speaker_id_map",), {"1": 0, "0": 1, "2": 2})])
+def test_settings_that_are_of_another_voice(tmp_path, where, value):
+    voice = load_voice(piper_factory.make_voice(tmp_path, piper_factory.SPEAKERS, "many"))
+    export = export_voice(voice, tmp_path / "out", "piper")
+    path = export.model.with_name(f"{export.model.name}.json")
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["inference"]["length_scale"] = 1.5  # Piper's users do that
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    assert load_voice(export.folder).speakers == voice.speakers
+    inner = settings
+    for key in where[:-1]:
+        inner = inner[key]
+    assert inner[where[-1]] != value
+    inner[where[-1]] = value
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(InputError, match="another sampling rate or other speakers"):
+        load_voice(export.folder)

@@ -280,6 +280,41 @@ def test_a_healed_voice_is_pushed_with_its_course_and_its_figures(at_hand, tiny,
     assert left_behind() == []
 
 
+def test_a_voice_that_was_pruned_before_is_compared_with_what_all_began_with(at_hand, tiny, hub, tmp_path, monkeypatch):
+    first = dataclasses.replace(tiny, origin=Origin("hugging-face", "someone/first", None, "mit"))
+    half = prune(first, PruneSpec("random", amount=0.5))
+    voices = {"someone/half": half, "someone/first": first}
+    monkeypatch.setattr(steps.bench, "voice", lambda reference, *_, **__: voices[reference])
+    request = dataclasses.replace(at_hand, reference="someone/half", spec=PruneSpec(amount=0.0))
+    updates = push(request, tiny, hub)
+    assert "Pushed to" in updates[-1]["ship_pushing"]
+    card = hub.files("visitor/small")["README.md"].decode()
+    assert "| duration ratio |" in card
+    assert "Amount: 0 of" not in card
+    pushed = load_voice("visitor/small", token=TOKEN)
+    assert pushed.recipe == half.recipe
+    assert "samples/1-original.wav" in hub.files("visitor/small")
+    del voices["someone/first"]  # nobody has it any more
+
+    def gone(reference, *_, **__):
+        if reference not in voices:
+            raise InputError("It is gone.")
+        return voices[reference]
+
+    monkeypatch.setattr(steps.bench, "voice", gone)
+    assert "Pushed to" in push(request, tiny, hub)[-1]["ship_pushing"]
+    card = hub.files("visitor/small")["README.md"].decode()
+    assert "| duration ratio |" not in card
+    assert "samples/1-original.wav" not in hub.files("visitor/small")
+
+
+def test_a_repository_with_token_in_its_name_keeps_its_errors(at_hand, tiny, hub):
+    hub.faults.append(Fault("POST", "/commit/", status=503))
+    with pytest.raises(InputError) as error:
+        push(at_hand, tiny, hub, dataclasses.replace(PARCEL, repo="tokenizer-voice"))
+    assert "does not let this page write" not in str(error.value)
+
+
 def test_the_course_of_a_healing_is_the_changes_from_the_original(tiny, order, tmp_path):
     found = healed.recall(order)
     assert write_course(found, tmp_path / "none") is None

@@ -322,3 +322,15 @@ def test_what_a_user_put_beside_a_saved_voice_is_not_removed(tiny, tmp_path):
         assert (folder / "model.sparse.safetensors").is_file()
     (folder / "notes.txt").unlink()
     assert load_voice(save_voice(tiny, folder)).name == tiny.name
+
+
+def test_a_folder_of_a_first_version_is_replaced_and_one_of_a_newer_is_not(tiny, tmp_path):
+    folder = save_voice(tiny, tmp_path / "voice")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    first = {name: value for name, value in manifest.items() if name not in ("files", "crc32")}
+    (folder / MANIFEST).write_text(json.dumps(first))
+    save_voice(tiny, folder)
+    (folder / MANIFEST).write_text(json.dumps({**first, "format_version": FORMAT_VERSION + 1}))
+    with pytest.raises(InputError, match="saved by a newer vits_prune"):
+        save_voice(tiny, folder)
+    assert (folder / "model.safetensors").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -207,6 +208,16 @@ def test_another_voice_is_replaced_only_when_asked_to(hub, folder):
     (folder / "vits_prune.json").write_text("{}")  # one that does not tell its name
     push_folder(folder, "voice", token=ANN)
     push_folder(folder, "voice", token=ANN)
+
+
+@pytest.mark.parametrize("name", ["v" * 96, "no\u00a0break", "x" * 3_000_000])
+def test_long_and_odd_names_are_the_same_voice(hub, folder, name):
+    (folder / "vits_prune.json").write_text(json.dumps({"name": name}))
+    push_folder(folder, "voice", token=ANN)
+    check_destination("voice", token=ANN).require_same(name)
+    push_folder(folder, "voice", token=ANN)
+    (folder / "vits_prune.json").write_text('{"name": "alto"}')
+    refused(lambda: push_folder(folder, "voice", token=ANN), "holds the voice")
 
 
 @pytest.mark.parametrize("stays", ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"])

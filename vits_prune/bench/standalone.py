@@ -3,8 +3,8 @@
     python bench.py voice.onnx --threads 1,2 --json laptop.json    (or the folder that it is in)
     python bench.py --merge laptop.json board.json
 
-Each number of threads gets a process of its own, so that load time and peak memory are its own. Sentences are read as ids from the
-`.bench.json` beside the model, since there is no phonemiser here.
+Each number of threads gets a process of its own, so that load time and peak memory are its own. There is no phonemiser here: sentences
+are read as ids from the `.bench.json` beside the model, else from the model itself; a stock Piper voice is given the symbols of its .json.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from typing import Any
 MAX_THREADS = 256
 MAX_RUNS = 1000
 MAX_JSON_BYTES = 4 << 20
+METADATA = "vits_prune_bench"
+"""In the model's own metadata: what `.bench.json` holds."""
+MAX_METADATA = 1 << 16
+_SYMBOLS = 100
 POWERCAP = Path("/sys/class/powercap")
 COLUMNS = (
     ("threads", "threads", 1),
@@ -148,16 +152,16 @@ def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
 
     Args:
         model: the .onnx.
-        sentences: the file that says it, by default `<model>.bench.json`, else `bench.json` beside the model.
+        sentences: the file that says it, by default `<model>.bench.json`, else `bench.json` beside the model, else the model itself.
 
     Raises:
         BenchError: there is none, or it does not say that.
     """
     beside = [sentences_beside(model), model.with_name("bench.json")]
     path = sentences or next((file for file in beside if file.is_file()), None)
-    if path is None:
+    plan = read_json(path) if path else _plan_inside(model) or _plan_of_piper(model)
+    if plan is None:
         raise BenchError(f"There is no {beside[0].name} beside {model.name}: copy it from the export, or name one with --sentences.")
-    plan = read_json(path)
     try:
         sound = plan["sentences"] and all(
             sentence["ids"] and all(type(i) is int and i >= 0 for i in sentence["ids"]) for sentence in plan["sentences"]
@@ -167,8 +171,48 @@ def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
     if not sound:
-        raise BenchError(f"{path} does not hold sentences as ids: give the .bench.json that the export wrote.")
+        raise BenchError(f"{path or model.name} does not hold sentences as ids: give the .bench.json that the export wrote.")
     return plan
+
+
+def _plan_inside(model: Path) -> Any:
+    """What an export wrote into the model, None where it holds nothing."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BenchError("onnxruntime is not installed here: pip install onnxruntime numpy.") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA, "")
+        return json.loads(text) if 0 < len(text) <= MAX_METADATA else None
+    except (ValueError, RecursionError):
+        return None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BenchError(f"{model.name} cannot be loaded by onnxruntime ({reason}): export it again.") from error
+
+
+def _plan_of_piper(model: Path) -> Any:
+    """For a voice of Piper's own: the symbols that its .json knows, one after the other, twenty to a sentence."""
+    path = model.with_name(f"{model.name}.json")
+    if not path.is_file():
+        return None
+    settings = read_json(path)
+    try:
+        known, given = settings["phoneme_id_map"], settings["inference"]
+        begin, blank, end = (known.get(symbol, []) for symbol in "^_$")
+        spoken = [known[symbol] for symbol in sorted(known) if len(symbol) == 1 and symbol.isalpha()][:_SYMBOLS]
+        ids = [[*begin, *blank, *(i for one in spoken[at : at + 20] for i in (*one, *blank)), *end] for at in range(0, len(spoken), 20)]
+        return {
+            "sampling_rate": settings["audio"]["sample_rate"],
+            "scales": [given["noise_scale"], given["length_scale"], 0.0],
+            "sentences": [{"ids": sentence} for sentence in ids],
+        }
+    except (KeyError, TypeError, AttributeError):
+        raise BenchError(f"{path.name} is not that of a Piper voice: name a file of sentences with --sentences.") from None
 
 
 def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dict[str, Any]:
@@ -284,24 +328,26 @@ def bench(model: str | Path, threads: list[int], runs: int = 5, sentences: str |
     model = find_model(Path(model))
     if not threads or any(not 1 <= count <= MAX_THREADS for count in threads) or not 1 <= runs <= MAX_RUNS:
         raise BenchError(f"Threads are whole numbers from 1 to {MAX_THREADS} and runs from 1 to {MAX_RUNS}: give --threads 1,2 --runs 5.")
+    plan = None
     if not model.is_dir():  # before a process starts
         plan = read_plan(model, None if sentences is None else Path(sentences))
         if sentences is None:  # those of another export may be said on purpose
             check_whole(model, plan)
-    rows = [{"threads": count, **_in_a_process(model, count, runs, sentences)} for count in threads]
+    rows = [{"threads": count, **_in_a_process(model, count, runs, sentences, plan)} for count in threads]
     size = sum(file.stat().st_size for file in model.iterdir() if file.is_file()) if model.is_dir() else model.stat().st_size
     label = "/".join(model.resolve().parts[-2 + model.is_dir() :])  # the folder tells exports of one voice apart
     return {"vits_prune_bench": 1, "model": label, "bytes": size, "machine": machine(), "rows": rows}
 
 
-def _in_a_process(model: Path, threads: int, runs: int, sentences: str | Path | None) -> dict[str, Any]:
+def _in_a_process(model: Path, threads: int, runs: int, sentences: str | Path | None, plan: dict[str, Any] | None) -> dict[str, Any]:
     job = {"model": str(model.resolve()), "threads": threads, "runs": runs, "sentences": sentences and str(Path(sentences).resolve())}
+    job["plan"] = plan
     here = Path(__file__).resolve()
     paths = [str(here.parents[2]) if here.parent.name == "bench" else "", os.environ.get("PYTHONPATH", "")]
     number = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     environment = {**os.environ, **number, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, str(here), "--child", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    command = [sys.executable, str(here), "--child"]
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, env=environment, check=False)
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -322,7 +368,7 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
             started = time.perf_counter()
             engine: Any = FolderEngine(model, threads, plan)
         else:
-            plan = read_plan(model, Path(job["sentences"]) if job["sentences"] else None)
+            plan = job["plan"]
             import onnxruntime  # noqa: F401 - not counted as loading the voice
 
             started = time.perf_counter()
@@ -400,6 +446,9 @@ def run(options: argparse.Namespace) -> None:
     except ValueError:
         raise BenchError(f"--threads {options.threads[:40]!r} is not a list of whole numbers: give --threads 1,2.") from None
     results = merge(options.merge) if options.merge else [bench(options.model, threads, options.runs, options.sentences)]
+    print(table(results))
+    if not options.merge and all(row["joules_per_audio_second"] is None for row in results[0]["rows"]):
+        print("\nEnergy: no counter can be read on this machine.")
     if options.json:
         beside = f"{options.json}.part"
         try:
@@ -407,14 +456,11 @@ def run(options: argparse.Namespace) -> None:
             os.replace(beside, options.json)
         except OSError as error:
             raise BenchError(f"{options.json} cannot be written: {error.strerror}.") from None
-    print(table(results))
-    if not options.merge and all(row["joules_per_audio_second"] is None for row in results[0]["rows"]):
-        print("\nEnergy: no counter can be read on this machine.")
 
 
 def main() -> int:
     if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(_child(json.loads(sys.argv[2]))))
+        print(json.dumps(_child(json.load(sys.stdin))))
         return 0
     parser = argparse.ArgumentParser(prog="bench", description="Measure an exported VITS voice on this machine.")
     add_arguments(parser)

@@ -211,7 +211,7 @@ class Lessons:
         key, ids, speaker = (self.seed, number), self._ids[number], self._speakers[number]
         voice = dataclasses.replace(self.teacher, speaker=speaker) if self.teacher.speakers else self.teacher
         pace, conditioning = Delivery().for_voice(voice), speaker_embedding(voice)
-        broken = InputError(f"{voice.name} makes what is no finite number when it speaks: a broken voice can teach nothing, load it anew.")
+        broken = broken_teacher(voice)
         hidden, means, log_variances = encode(voice, ids)
         if not bool(torch.isfinite(hidden).all()):
             raise broken
@@ -239,6 +239,11 @@ class Lessons:
             latents=latents[0].cpu(),
             waveform=waveform[reach : len(waveform) - reach].float().cpu(),
         )
+
+
+def broken_teacher(voice: Voice) -> InputError:
+    """The refusal of a teacher that makes what is no number."""
+    return InputError(f"{voice.name} makes what is no finite number when it speaks: a broken voice can teach nothing, load it anew.")
 
 
 def padded(latents: torch.Tensor, reach: int, segment: int) -> torch.Tensor:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from vits_prune.measure.statistics import Interval
 from vits_prune.voices.voice import Voice
+
+_TOLD = 0.5
+"""Limits by which scores differ."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +50,21 @@ def is_check(step: int, of: int | None, checks: int) -> bool:
     return of is not None and step * checks // of > (step - 1) * checks // of
 
 
-def score(changes: Mapping[str, Interval], limits: Mapping[str, float]) -> float | None:
-    """An answer for OnCheckpoint: how far a voice certainly is from the original, summed up in limits.
+def score(changes: Mapping[str, float], limits: Mapping[str, float]) -> float | None:
+    """An answer for OnCheckpoint: how far a voice is from the original, summed up in limits; an improvement makes up for nothing.
 
-    An interval counts by its end nearer to the original, and one that reaches it not at all: of ten sentences one vowel makes a percent of
-    CER, and of voices between which noise would choose the one that learnt longest is kept. An improvement makes up for nothing.
+    It is told in whole halves of a limit, rounded down: in ten sentences one vowel is a percent of CER, half a limit, and of voices between
+    which such a vowel would choose the one that learnt longest is kept.
 
     Args:
-        changes: by metric, from the original, paired; one without ends counts by its value.
+        changes: by metric, from the original.
         limits: metric -> the change that counts as 1.
 
     Returns:
         0 or more, infinity where a change is no number; None where nothing was measured that is limited.
     """
-    shares = [_certain(changes[name], limit) for name, limit in limits.items() if name in changes]
-    return sum(shares) if shares else None
-
-
-def _certain(change: Interval, limit: float) -> float:
-    ends = [change.value] if change.low is None or change.high is None else [change.low, change.high]
-    shares = [end / limit for end in (change.value, *ends)]
-    return math.inf if any(map(math.isnan, shares)) else max(0.0, min(shares))
+    shares = [changes[name] / limit for name, limit in limits.items() if name in changes]
+    if any(map(math.isnan, shares)):
+        return math.inf
+    total = sum(max(0.0, share) for share in shares)
+    return (total if math.isinf(total) else math.floor(total / _TOLD + 1e-9) * _TOLD) if shares else None

@@ -9,6 +9,7 @@ import torch
 
 from vits_prune.durations import draw_duration_noise, predict_log_durations
 from vits_prune.healing.batches import READ, Batch, padded_length
+from vits_prune.healing.lessons import broken_teacher
 from vits_prune.synthesis import Delivery
 from vits_prune.voices.voice import Voice
 
@@ -30,7 +31,8 @@ class Readings:
     """
 
     def __init__(self, teacher: Voice, sentences: Sequence[Sequence[int]], speakers: Sequence[int]) -> None:
-        self._teacher, self._sentences, self._speakers = teacher, [ids[:_LONGEST] for ids in sentences], tuple(speakers)
+        self.sentences = tuple(tuple(ids[:_LONGEST]) for ids in sentences)
+        self._teacher, self._speakers = teacher, tuple(speakers)
         self._pace = Delivery().for_voice(teacher)
 
     def draw(self, size: int, key: tuple[int, int, int]) -> Batch:
@@ -39,9 +41,12 @@ class Readings:
         Args:
             size: sentences.
             key: seed, step and number of the process.
+
+        Raises:
+            InputError: the teacher makes what is no finite number.
         """
         random = np.random.default_rng((*key, _PURPOSE))
-        chosen = [self._sentences[i] for i in random.integers(len(self._sentences), size=size)]
+        chosen = [self.sentences[i] for i in random.integers(len(self.sentences), size=size)]
         length = padded_length(chosen)
         ids, mask = torch.zeros(size, length, dtype=torch.int64), torch.zeros(size, length)
         for row, sentence in enumerate(chosen):
@@ -62,7 +67,12 @@ class Readings:
         hidden = read.last_hidden_state
         stochastic = model.config.use_stochastic_duration_prediction
         noise = noise * mask[:, None] * self._pace.noise_scale_duration if stochastic else noise[:, :0]
+        finite = bool(torch.isfinite(torch.cat([hidden.flatten(), read.prior_means.flatten(), read.prior_log_variances.flatten()])).all())
+        if not finite:  # the spline of a stochastic predictor does not take what is no number
+            raise broken_teacher(self._teacher)
         logarithms = predict_log_durations(model, hidden.transpose(1, 2), mask[:, None], conditioning, noise)[:, 0]
+        if not bool(torch.isfinite(logarithms).all()):
+            raise broken_teacher(self._teacher)
         frames = torch.exp(logarithms.clamp(max=6.0)) * mask
         found = {"hidden": hidden, "means": read.prior_means, "log_variances": read.prior_log_variances}
         return {name: tensor * mask[..., None] for name, tensor in found.items()} | {

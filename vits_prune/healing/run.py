@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_RECIPE = 2
+"""Of what a step does: checkpoints of another are not gone on from."""
 MOST_THREADS = 4096
 _LEVELLED_ON = 64
 """Sentences, none of them learnt from, on which a healed voice is made as long as the original: a second or two on two cores."""
@@ -148,12 +151,15 @@ class _Run:
     def resumed(self, resume: bool, texts: Sequence[str] | None, lessons: Lessons) -> Iterator[None]:
         """Take up the newest checkpoint if asked; meanwhile torch has the number of threads that the first run had."""
         threads = torch.get_num_threads()
-        self._belongs = digest(self._pruned.model.state_dict(), lessons.content, self._teacher.speaker, self._plan.to_dict())
+        self._readings = self._readings_of(texts, lessons)
+        read = self._readings.sentences if self._readings else ()
+        parts = (_RECIPE, lessons.content, read, self._teacher.speaker, self._plan.to_dict())
+        self._belongs = digest(self._pruned.model.state_dict(), *parts)
         try:
             found = self._newest() if resume else None
             if found is not None:
                 torch.set_num_threads(self._checked(found[1]))  # before anything is made of the teacher
-            self._lengths, self._readings = self._lengths_of(texts), self._readings_of(texts, lessons)
+            self._lengths = self._lengths_of(texts)
             if found is not None:
                 self._take_up(*found)
             elif self._checkpoints and self._main:
@@ -243,13 +249,13 @@ class _Run:
             if self._unscored(callbacks):
                 self._score(callbacks.on_checkpoint, len(lessons))
             while self._of is None or self._step < self._of:
-                batch, after = self._batch(self._lessons(lessons, pace)), time.perf_counter()
+                there, after = self._lessons(lessons, pace), time.perf_counter()
                 at = self._step + 1
                 try:
-                    losses = self._learn(batch)
+                    losses = self._learn(self._batch(there))
                     took, known = time.perf_counter() - after, self._of is not None
                     if not known and pace.took(took):
-                        steps = pace.steps(len(lessons), lambda done, batch=batch: self._training.step(batch, done, learn=False))
+                        steps = pace.steps(len(lessons), functools.partial(self._rehearse, there))
                         self._of = agreed(self._accelerator, steps)
                     self._seconds = before + time.perf_counter() - started
                     cut = known and watch.took(took, self._of) and self._shortened(watch)
@@ -274,6 +280,10 @@ class _Run:
         self._step += 1
         self._between = True
         return losses
+
+    def _rehearse(self, lessons: Sequence[Any], done: float) -> None:
+        """The work of a step as it will be when a share of the training is over; nothing is learnt."""
+        self._training.step(self._batch(lessons), done, learn=False)
 
     def _shortened(self, watch: Watch) -> bool:
         """Let there be fewer steps where the minutes are too few for all of them; whether that was so."""

@@ -32,6 +32,8 @@ from vits_prune.voices.saved import written_whole
 from vits_prune.voices.voice import Voice
 
 CARD = "README.md"
+_OURS = re.compile(r"calibration-texts(-\d+)?\.txt|curve-[a-z_]+\.png|healing\.png")
+_SAMPLE = re.compile(r"\d+-(original|pruned)\.wav")
 MAX_SAMPLES = 10
 _SHOWN = ("cer", "dnsmos_ovrl", "duration_ratio")
 """Metrics whose curves of a sweep go into the card."""
@@ -123,6 +125,12 @@ def check_place(folder: Path) -> str:
     """
     manifests = [name for name in (saved.MANIFEST, formats.MANIFEST) if (folder / name).is_file()]
     if manifests and is_card(folder / CARD):
+        others = _others_in(folder)
+        if others:
+            raise InputError(
+                f"{folder} holds {min(others)[:80]!r}, which no bundle has and which would be removed: give the name of a new folder, or "
+                "take it out."
+            )
         return manifests[0]
     try:
         free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
@@ -133,12 +141,27 @@ def check_place(folder: Path) -> str:
     return saved.MANIFEST
 
 
+def _others_in(folder: Path) -> set[str]:
+    """What is in the folder of an earlier bundle that no bundle writes."""
+    ours = formats.files_of_ours(folder) | {CARD}
+    found = {path.name for path in folder.iterdir() if path.name not in ours and not _OURS.fullmatch(path.name)}
+    samples = folder / SAMPLES
+    if SAMPLES in found and samples.is_dir() and not samples.is_symlink():
+        found.remove(SAMPLES)
+        found |= {f"{SAMPLES}/{path.name}" for path in samples.iterdir() if not _SAMPLE.fullmatch(path.name)}
+    return found
+
+
 def _fitting(voice: Voice, original: Voice) -> Voice:
     """The original, with the speaker of the voice.
 
     Raises:
         InputError: it cannot have been the original.
     """
+    if original.recipe:
+        raise InputError(
+            f"{original.name} was itself pruned or healed: give the voice that {voice.name} was made of in the first place, or none."
+        )
     facts = {
         "sampling rate": (voice.sampling_rate, original.sampling_rate),
         "vocabulary": (voice.model.config.vocab_size, original.model.config.vocab_size),

@@ -52,6 +52,10 @@ def check_evidence(evidence: Evidence, voice: Voice, original: Voice | None = No
     if isinstance(voices, Mapping):
         _require_same(voices.get("pruned"), (voice,))
         _require_same(voices.get("original"), (voice, original))
+        if voices["original"].get("changed") is True:
+            raise InputError(
+                "The evidence was measured against a voice that was itself pruned or healed: measure against the one that all began with."
+            )
     else:
         _require_same(evidence, (voice,))
 

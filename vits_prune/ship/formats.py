@@ -103,6 +103,7 @@ def export_voice(
         raise InputError(f"The format {format} has the precisions {', '.join(kind.precisions)}, not {str(precision)[:20]!r}.")
     target, tell = Path(folder), on_step or (lambda _what, _share: None)
     check_export_place(target)
+    _require_kind(target, SAVED if format in WEIGHTS else MANIFEST)
     voice = voice.to("cpu")
     require_finite(voice.model, voice.name)
     written = kind.write(voice, target, precision, tell)
@@ -143,6 +144,10 @@ def _graph(voice: Voice, folder: Path, precision: str, tell: Step, settings: dic
             voice.tokenizer.save(str(beside))
         reading = reading_of(PiperTokenizer(settings) if settings else _tokenizer_in(beside))
         facts = facts_of(voice, form, precision, reading) | (sherpa_facts(voice, settings) if settings else {})
+        plan = plan_of(voice)
+        inside = json.dumps(plan, ensure_ascii=False, separators=(",", ":"))
+        if len(inside) <= standalone.MAX_METADATA:  # so that the bench needs nothing beside the file
+            facts |= {standalone.METADATA: inside}
         written = write_onnx(voice, precision, most_frames=_most_frames(voice), facts=facts)
         model = beside / f"{stem}.onnx"
         model.write_bytes(written.data)
@@ -155,7 +160,7 @@ def _graph(voice: Voice, folder: Path, precision: str, tell: Step, settings: dic
             (beside / "tokens.txt").write_text(tokens_file(settings), encoding="utf-8")
         whole = [path for path in sorted(beside.iterdir()) if not settings or path == model]  # the Piper runtime's .json may be edited
         checksums = {path.name: sha256_of(path) for path in whole}
-        _write_json(standalone.sentences_beside(model), {**plan_of(voice), "sha256": checksums[model.name]})
+        _write_json(standalone.sentences_beside(model), {**plan, "sha256": checksums[model.name]})
         shutil.copyfile(Path(standalone.__file__), beside / "bench.py")
         about = {"name": voice.name, "format": form, "precision": precision, "waveform_error": error, "sha256": checksums}
         _write_json(beside / MANIFEST, {**about, "origin": dataclasses.asdict(voice.origin), "recipe": dict(voice.recipe)})
@@ -177,7 +182,7 @@ def check_export_place(folder: Path) -> None:
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         if not held:
             return
-        others = held - _files_of_ours(folder)
+        others = held - files_of_ours(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}): give the name of a new folder.") from error
     if others == held:
@@ -187,6 +192,16 @@ def check_export_place(folder: Path) -> None:
             f"{folder} holds {sorted(others)[0][:80]!r}, which no export wrote and which would be removed: give the name of a new folder, "
             "or take it out."
         )
+
+
+def _require_kind(folder: Path, manifest: str) -> None:
+    """Refuse to put an export in the place of one of another kind.
+
+    Raises:
+        InputError: the folder holds one.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / manifest).is_file():
+        raise InputError(f"{folder} holds an export of another format: give the name of a new folder.")
 
 
 def check_own_place(reference: str, folder: Path) -> None:
@@ -204,7 +219,7 @@ def check_own_place(reference: str, folder: Path) -> None:
         raise InputError(f"{folder} is the folder of the voice itself, which would be removed: give the name of a new folder.")
 
 
-def _files_of_ours(folder: Path) -> set[str]:
+def files_of_ours(folder: Path) -> set[str]:
     """The files of a folder that a save or an export wrote, by what it wrote of them; empty for any other folder."""
     if (folder / SAVED).is_file():
         return files_of_save(folder)

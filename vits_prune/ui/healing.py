@@ -229,7 +229,7 @@ def checked(
     """Measure and hear the voice of a checkpoint."""
     what = f"measuring step {step}" if step else "measuring the pruned voice"
     figures = evaluate_against(reference, voice, on_step=lambda at, share: tell(f"{what}: {at.removeprefix('pruned: ')}", share)).figures
-    changes = {name: figure.difference for name, figure in figures.items() if figure.difference}
+    changes = {name: figure.difference.value for name, figure in figures.items() if figure.difference}
     speech = speak(voice, text, request.seed, timing=original, **dataclasses.asdict(request.delivery))
     return Check(step, figures, score(changes, {limit.metric: limit.change for limit in LIMITS}), speech)
 

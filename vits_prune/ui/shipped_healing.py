@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.background import Doing, in_background
+from vits_prune.comparison import DEFAULT_TEXT
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.healing.curve import Curve
+from vits_prune.measure.recognition import spoken_language
+from vits_prune.ship.bundle import sample_texts
 from vits_prune.ui import healed, steps
 from vits_prune.ui.evidence import measured_original, texts_for
 
@@ -74,7 +77,10 @@ def measured(
 def _pruned_steps(pruned: Voice, request: Request, token: str | None) -> Iterator[Doing | tuple[str, Evaluation]]:
     """A pruned voice against its original: on which sentences, and what was found, last."""
     voice = steps.bench.voice(request.reference, request.speaker, token)
+    voice = voice.with_speaker(pruned.speaker) if voice.speakers else voice
     said, note = texts_for(voice, request.text, _TEXTS)
+    if spoken_language(voice) != "en" and request.text == DEFAULT_TEXT:
+        said = sample_texts(voice, _TEXTS)  # the page's own text is English
     settings = Settings(seed=request.seed, metrics=healed.METRICS, noise_seeds=1, delivery=request.delivery)
     for reference in measured_original(request, token, voice, said, settings):
         if isinstance(reference, Doing):

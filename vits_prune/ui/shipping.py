@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import tempfile
 import threading
@@ -115,7 +116,23 @@ def voice_steps(request: Request, order: Order | None, token: str | None) -> Gen
         )
     if order is not None:
         return healed.recall(order).voice.to("cpu"), original
+    if not (request.spec.amount or request.spec.shape or request.spec.pattern):
+        return original, original  # nothing is taken away, and no recipe says that something was
     return (yield from steps.pruning_steps(request, token))[-1][1].to("cpu"), original
+
+
+def _first(voice: Voice, request: Request, token: str) -> tuple[Voice | None, Request]:
+    """What a voice that was pruned before it was loaded was made of, None where that cannot be had, and the request for it."""
+    from vits_prune.ship.reproduce import published
+
+    source = published(voice)
+    if source is None:
+        return None, request
+    request = dataclasses.replace(request, reference="@".join(filter(None, source)))
+    try:
+        return steps.bench.voice(request.reference, request.speaker, token, device="cpu"), request
+    except InputError:
+        return None, request
 
 
 def name_of(voice: Voice, request: Request, order: Order | None) -> str:
@@ -291,7 +308,7 @@ def _push(voice: Voice, original: Voice, parcel: Parcel, request: Request, heali
         destination = check_destination(parcel.repo, token=token)
     if destination.holds == "other":
         raise InputError(f"{destination.repo_id} holds other files already: choose another name, so that nothing of them is lost.")
-    if destination.voice not in ("", voice.name):
+    if destination.holds_another(voice.name):
         raise InputError(
             f"{destination.repo_id} holds another voice already, {destination.voice!r}: choose another name, so that it is not lost; "
             "nothing was published."
@@ -304,12 +321,15 @@ def _push(voice: Voice, original: Voice, parcel: Parcel, request: Request, heali
     with tempfile.TemporaryDirectory(dir=_work.name) as folder:
         evidence, begun = None, 0.0
         curve = write_course(healing, Path(folder) / "course") if healing else None
-        if voice.recipe:
-            evidence, begun = measured(voice, healing, request, token, lambda what, share: tell(what, _MEASURING * share)), _MEASURING
+        table, base = healing, original
+        if original.recipe:
+            table, (base, request) = None, _first(original, healing.order.request if healing else request, token)
+        if voice.recipe and base is not None:
+            evidence, begun = measured(voice, table, request, token, lambda what, share: tell(what, _MEASURING * share)), _MEASURING
         with _turn(tell):
             bundle = write_bundle(
                 voice, Path(folder) / "bundle", repo_id=destination.repo_id, format=parcel.format, precision=parcel.precision,
-                original=original, evidence=evidence, curve=curve,
+                original=base, evidence=evidence, curve=curve,
                 on_step=lambda what, share: tell(what, begun + (_BUNDLING - begun) * share),
             )  # fmt: skip
 
@@ -327,7 +347,8 @@ def _for_visitors(repo: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if "token" not in str(error) and "hf auth login" not in str(error):
+        said = str(error).replace(repo, "")
+        if "token" not in said and "hf auth login" not in said:
             raise
         raise InputError(
             f"Hugging Face does not let this page write to {repo[:80]}: log out and in again at the top of the page, and choose a new "

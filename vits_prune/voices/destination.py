@@ -11,7 +11,7 @@ from vits_prune.errors import InputError
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.hub_errors import PushState, plain_push_errors
 from vits_prune.voices.onnx_load import describes_export
-from vits_prune.voices.pushable import MARKS, RECORD, voice_named_in
+from vits_prune.voices.pushable import MARKS, MAX_MARK_BYTES, RECORD, shown_name, voice_named_in
 from vits_prune.voices.transfer import Meter
 
 if TYPE_CHECKING:
@@ -42,16 +42,20 @@ class Destination:
     voice: str = ""
     """Name of the voice that was pushed there, as far as it is told."""
 
+    def holds_another(self, name: str) -> bool:
+        """Whether a voice of another name is there."""
+        return bool(self.voice) and self.voice != shown_name(name)
+
     def require_same(self, name: str) -> None:
         """Refuse to put a voice in the place of a different one.
 
         Raises:
             InputError: the repository holds a voice of another name.
         """
-        if self.voice and self.voice != name:
+        if self.holds_another(name):
             raise InputError(
-                f"{self.repo_id} holds the voice {self.voice!r}, and this is {name[:80]!r}: choose another name, or push with replace "
-                "(--replace), which puts this voice in its place; nothing was published."
+                f"{self.repo_id} holds the voice {self.voice!r}, and this is {shown_name(name)!r}: choose another name, or push with "
+                "replace (--replace), which puts this voice in its place; nothing was published."
             )
 
 
@@ -169,14 +173,14 @@ def _require_rights(who: dict[str, Any], state: PushState) -> None:
 def _holds(place: Place) -> str:
     """ "", "voice" or "other", see Destination. Other programs write files called export.json too: what it says decides."""
     names = set(place.files)
-    if names & {MARKS[0], RECORD} or (MARKS[1] in names and _is_export(small_file(place, MARKS[1]))):
+    if names & {MARKS[0], RECORD} or (MARKS[1] in names and _is_export(small_file(place, MARKS[1], MAX_MARK_BYTES))):
         return "voice"
     return "other" if names - _BARE else ""
 
 
 def _voice_in(place: Place) -> str:
     """The name of a voice that was pushed, "" where it is not told."""
-    return next(filter(None, (voice_named_in(small_file(place, mark)) for mark in MARKS)), "")
+    return next(filter(None, (voice_named_in(small_file(place, mark, MAX_MARK_BYTES)) for mark in MARKS)), "")
 
 
 def _is_export(content: bytes | None) -> bool:
@@ -186,10 +190,10 @@ def _is_export(content: bytes | None) -> bool:
         return False
 
 
-def small_file(place: Place, name: str) -> bytes | None:
-    """What a file of a repository holds, None where it is not there or larger than a list of files is."""
+def small_file(place: Place, name: str, most: int = _MAX_SMALL_BYTES) -> bytes | None:
+    """What a file of a repository holds, None where it is not there or larger than `most` bytes."""
     size = getattr(place.files.get(name), "size", None)
-    if not isinstance(size, int) or size > _MAX_SMALL_BYTES:
+    if not isinstance(size, int) or size > most:
         return None
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -200,6 +204,6 @@ def small_file(place: Place, name: str) -> bytes | None:
         hf_raise_for_status(answer)
         for chunk in answer.iter_bytes():
             content += chunk
-            if len(content) > _MAX_SMALL_BYTES:
+            if len(content) > most:
                 return None
     return content

@@ -257,7 +257,8 @@ def _weights(repo_id: str, sizes: dict[str, int | None], folder: Path, read_shar
 def _licence(info: ModelInfo) -> str | None:
     """The licence that the model card states, several as "apache-2.0, cc-by-nc-4.0"."""
     tagged = next((tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), None)
-    return licence_words(info.card_data.get("license") if info.card_data else None) or licence_words(tagged)
+    card = info.card_data or {}
+    return licence_words(card.get("license") or tagged, card.get("license_name"))
 
 
 def trim_cache(max_bytes: int, keep: str) -> None:

@@ -31,6 +31,10 @@ _EVER_WRITTEN = (
 )  # fmt: skip
 
 
+class NewerFormatError(InputError):
+    """A folder was saved by a newer version than this."""
+
+
 def manifest_of(voice: Voice, form: str, precision: str) -> dict[str, Any]:
     """The manifest of a voice that is saved in this form, without checksums."""
     origin = voice.origin
@@ -92,14 +96,20 @@ def form_of(manifest: dict[str, Any]) -> str:
 
 
 def files_of_save(folder: Path) -> set[str]:
-    """Names of the files in a saved folder that `save_voice` wrote: what its manifest lists, or all that any save writes where the
-    manifest is damaged."""
+    """Names of the files in a saved folder that `save_voice` wrote: those that its manifest lists, or all that any save writes.
+
+    Raises:
+        NewerFormatError: a newer version wrote it, nobody knows what.
+    """
     listed: Any = None
     try:
         listed = (read_manifest(folder) or {}).get("files")
+    except NewerFormatError:
+        raise
     except InputError:
-        listed = _EVER_WRITTEN
-    return {*(listed if isinstance(listed, (dict, tuple)) else ()), MANIFEST, "prune_spec.json", "healing.json"}
+        pass
+    # Manifests of the first versions have no list either.
+    return {*(listed if isinstance(listed, dict) else _EVER_WRITTEN), MANIFEST, "prune_spec.json", "healing.json"}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -118,7 +128,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
         if isinstance(version, int) and version > FORMAT_VERSION:
-            raise InputError(f"{folder.name} was saved by a newer vits_prune (format {version}): update vits_prune to open it.")
+            raise NewerFormatError(f"{folder.name} was saved by a newer vits_prune (format {version}): update vits_prune to open it.")
         valid = (
             version in range(1, FORMAT_VERSION + 1) and manifest["family"] in ("hugging-face", "piper") and is_recipe(manifest["recipe"])
         )

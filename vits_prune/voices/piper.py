@@ -63,6 +63,11 @@ def load_piper(
         )
     name = name or (facts.name if facts else model_path.stem)
     speakers = _speakers(settings, model.config.num_speakers, config_path.name)
+    if facts and (sampling_rate != facts.config.get("sampling_rate") or speakers != facts.speakers):
+        raise InputError(
+            f"{config_path.name} has another sampling rate or other speakers than when {model_path.name} was exported: copy both files "
+            "again from the same export, or export the voice again."
+        )
     if speaker is None and speakers:
         speaker = _whole(settings.get("default_speaker_id", 0), len(speakers), "default_speaker_id", config_path.name)
     return Voice(

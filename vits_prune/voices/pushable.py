@@ -18,6 +18,8 @@ MAX_FILES = 200
 MAX_BYTES = 4 << 30
 """Of one push: twice what `load_voice` would fetch again."""
 _MAX_RECORD_BYTES = 1 << 20
+MAX_MARK_BYTES = 32 << 20
+"""Of one of MARKS: both hold a recipe."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5")
 """Kinds of files that run code when they are read, or may; load_voice reads none of them."""
 
@@ -92,10 +94,15 @@ def is_plain(name: Any) -> bool:
 def voice_named_in(mark: bytes | None) -> str:
     """The name of the voice in the content of one of MARKS, "" where it tells none."""
     try:
-        name = json.loads(mark)["name"] if mark and len(mark) <= _MAX_RECORD_BYTES else ""
+        name = json.loads(mark)["name"] if mark and len(mark) <= MAX_MARK_BYTES else ""
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
-    return "".join(c if c.isprintable() else "?" for c in name)[:80] if isinstance(name, str) else ""
+    return shown_name(name) if isinstance(name, str) else ""
+
+
+def shown_name(name: str) -> str:
+    """A voice's name as it is shown and compared."""
+    return "".join(c if c.isprintable() else "?" for c in name)[:80]
 
 
 def record_of(files: Iterable[str]) -> bytes:

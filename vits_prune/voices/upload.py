@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Destination", "Pushed", "check_destination", "push_folder"]
 
 
-_SPARSE_WEIGHTS = "model.sparse.safetensors"
 _PLAIN_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -117,9 +116,9 @@ def _name_in(files: dict[str, Path]) -> str:
 
 
 def _require_readable(place: Place, files: dict[str, Path], old: set[str], state: PushState) -> None:
-    """Refuse a sparse voice beside plain weights that stay: other programs would go on loading those, with this voice's configuration."""
+    """Refuse a voice beside plain weights that stay: other programs would go on loading those, with this voice's files around them."""
     stays = [name for name in _PLAIN_WEIGHTS if name in place.files and name not in files and name not in old]
-    if _SPARSE_WEIGHTS in files and stays:
+    if stays and _PLAIN_WEIGHTS[0] not in files:
         raise state.refusal(
             f"{state.repo_id} holds {stays[0]}, which other programs would go on loading in place of this voice: delete it there first, "
             "push the voice dense, or choose another name"
