@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
+import torch
 
-THREADS = 2 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) < 2 else 1
-"""Of torch, in this process, all its threads and those that tests start: samples are compared to the bit. Two cores are shared."""
-os.environ["OMP_NUM_THREADS"] = str(THREADS)  # before torch is imported: torch.set_num_threads would hold for one thread alone
+from tests.voices.hf_factory import make_checkpoint
+from vits_prune import load_voice
 
-from tests.voices.hf_factory import make_checkpoint  # noqa: E402
-from vits_prune import load_voice  # noqa: E402
+THREADS = 2
+"""Of torch, in this process and in those that tests start: samples are compared to the bit."""
+torch.set_num_threads(THREADS)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell, which what tests start would inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)

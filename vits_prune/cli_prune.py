@@ -60,7 +60,7 @@ def _check_out(folder: Path, steps: bool) -> None:
     """Tell of a folder that cannot be used before an hour of pruning, not after it."""
     from vits_prune.voices.saved import MANIFEST, check_save_place
 
-    if not folder.is_symlink():
+    if not folder.is_symlink() and not steps:
         check_save_place(folder)
     if folder.is_dir() and (not any(folder.iterdir()) or ((folder / MANIFEST).is_file() and not steps)):
         return
