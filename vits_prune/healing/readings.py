@@ -1,4 +1,4 @@
-"""Readings: what the teacher's text encoder and durations make of a sentence, without a sound: new ones, with new noise, for every step."""
+"""Readings: what the teacher's text encoder and durations make of a sentence, without a sound: drawn anew, with new noise, for every step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vits_prune.synthesis import Delivery
 from vits_prune.voices.voice import Voice
 
 MOST = 1500
-"""Sentences that are drawn from."""
+"""Sentences that are drawn from, besides those of the lessons."""
 _LONGEST = 128
 """Symbols; what a sentence has beyond that is left unread."""
 _PURPOSE = 0x4EAD
