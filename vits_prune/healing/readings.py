@@ -1,4 +1,4 @@
-"""Readings: what the teacher's text encoder and durations make of a sentence, without a sound: drawn anew, with new noise, for every step."""
+"""Readings: what the teacher's text encoder and durations make of a sentence, unsaid: drawn anew, with new noise, for every step."""
 
 from __future__ import annotations
 
