@@ -13,7 +13,9 @@ import pytest
 import soundfile
 
 from vits_prune import InputError, PruneSpec, prune, speak
+from vits_prune.caches import Bounded
 from vits_prune.sweep.knee import LIMITS, RESOLUTION
+from vits_prune.synthesis import Delivery
 from vits_prune.ui import curve, evidence, fader, steps
 from vits_prune.ui.controls import at_amount, spec_words
 from vits_prune.workbench import Request, Workbench
@@ -121,6 +123,28 @@ def test_the_fader_holds_aligned_renditions(request_, tiny):
     assert np.array_equal(sounds[0], original.pcm16())
     assert np.array_equal(sounds[5], speak(prune(tiny, PruneSpec(scope="local", amount=0.5)), TEXT, 2, timing=original).pcm16())
     assert points[5]["numbers"]["zeros"] == "50.0%"
+
+
+def test_the_fader_shows_figures_of_the_same_voice_speaker_text_and_delivery_alone(request_, tiny, monkeypatch):
+    monkeypatch.setattr(evidence, "_points", Bounded(400, lambda _: 1))
+    monkeypatch.setattr(evidence, "spoken_language", lambda voice: "de")  # so that the visitor's own text is measured
+
+    def shown(request, token=None):
+        *_, last = evidence.fader_steps(request, token)
+        return [point["numbers"].get("duration ×") for point in last["fader"]["points"]]
+
+    for _ in evidence.curve_steps(request_, "hf_mine", 2, 0.3, 0.3, ["rhythm"]):
+        pass
+    found = shown(request_, "hf_mine")
+    assert found[0] == "1.00"
+    assert found[3] is not None
+    assert found[5] is None, "was not measured"
+    assert not any(shown(request_)), "measured with another visitor's token"
+    for change in ({"text": "you hi"}, {"seed": 3}, {"delivery": Delivery(speaking_rate=0.9)}, {"reference": "someone/other"}):
+        assert not any(shown(dataclasses.replace(request_, **change), "hf_mine")), change
+    specs = [at_amount(request_.spec, 0.3)]
+    assert list(evidence._measured_points(request_, "hf_mine", tiny, specs)) == [at_amount(request_.spec, 0.0), *specs]
+    assert evidence._measured_points(request_, "hf_mine", dataclasses.replace(tiny, speaker=1), specs) == {}, "of another speaker"
 
 
 def test_a_long_text_is_refused_by_the_fader(request_, monkeypatch):

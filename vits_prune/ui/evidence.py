@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import pandas as pd
@@ -37,8 +37,21 @@ MAX_FADER_SECONDS = 12.0
 MAX_CURVE_TEXTS = 20
 
 Point = tuple[PruneSpec, float, Evaluation]
-_references: Bounded[tuple[Any, ...], Reference] = Bounded(8, lambda _: 1)
-_points: Bounded[tuple[Any, ...], Point] = Bounded(400, lambda _: 1)
+
+
+class Measured(NamedTuple):
+    """What a measured original depends on: the key of the caches."""
+
+    reference: str
+    visitor: str
+    """Digest of the token that the voice was loaded with."""
+    speaker: int | None
+    texts: tuple[str, ...]
+    settings: Settings
+
+
+_references: Bounded[Measured, Reference] = Bounded(8, lambda _: 1)
+_points: Bounded[tuple[Measured, PruneSpec], Point] = Bounded(400, lambda _: 1)
 
 
 def curve_tab() -> dict[str, Any]:
@@ -124,8 +137,8 @@ def measured_points(
         yield points, note, ""
 
 
-def _key(request: Request, token: str | None, voice: Voice, said: tuple[str, ...], settings: Settings) -> tuple[Any, ...]:
-    return (request.reference, trace(token), voice.speaker, said, settings)
+def _key(request: Request, token: str | None, voice: Voice, said: tuple[str, ...], settings: Settings) -> Measured:
+    return Measured(request.reference, trace(token), voice.speaker, said, settings)
 
 
 def measured_original(
@@ -217,9 +230,9 @@ def _tried(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def _point(key: tuple[Any, ...], reference: Reference, request: Request, spec: PruneSpec, token: str | None) -> Iterator[Doing | Point]:
+def _point(key: Measured, reference: Reference, request: Request, spec: PruneSpec, token: str | None) -> Iterator[Doing | Point]:
     """One measured point, from the cache where it was measured before."""
-    known = _points.get((*key, spec))
+    known = _points.get((key, spec))
     if known is None:
         pruned = (yield from steps.pruning_steps(dataclasses.replace(request, spec=spec), token))[-1][1]
         weights = measure_sparsity(steps.bench.voice(request.reference, request.speaker, token)).weights()
@@ -228,7 +241,7 @@ def _point(key: tuple[Any, ...], reference: Reference, request: Request, spec: P
                 yield found
             else:
                 known = (spec, _taken(weights, pruned), found)
-        _points.put((*key, spec), known)
+        _points.put((key, spec), known)
     yield known
 
 
@@ -284,10 +297,12 @@ def fader_steps(request: Request, token: str | None) -> Iterator[dict[str, Any]]
         raise InputError(f"The fader loops one sentence of at most {MAX_FADER_SECONDS:.0f} seconds, and this is longer: shorten the text.")
     wanted = FEWER_AMOUNTS if listens(request.spec) else FADER_AMOUNTS
     amounts = [spec.amount for spec in reachable(voice, [at_amount(request.spec, amount) for amount in wanted])]
+    specs = [at_amount(request.spec, amount) for amount in amounts]
+    known = _measured_points(request, token, voice, specs)
     weights, speeches, numbers = measure_sparsity(voice).weights(), [], []
-    for i, amount in enumerate(amounts):
+    for i, (amount, spec) in enumerate(zip(amounts, specs, strict=True)):
         at = f"{spec_words(request.spec)}, {amount:.0%}, {i + 1} of {len(amounts)}"
-        spec, pruned = at_amount(request.spec, amount), voice
+        pruned = voice
         for found in steps.bench.pruning(dataclasses.replace(request, spec=spec), token):
             if isinstance(found, Doing):
                 yield {"status": f"{at}: {found.what} … {100 * found.share:.0f}%"}
@@ -296,14 +311,22 @@ def fader_steps(request: Request, token: str | None) -> Iterator[dict[str, Any]]
         yield {"status": f"{at}: speaking …"}
         speeches.append(speak(pruned, request.text, request.seed, timing=original, **delivery))
         word = "zeros or gone" if METHODS[spec.method].structured else "zeros"
-        numbers.append({word: f"{100 * _taken(weights, pruned):.1f}%", **_measured_numbers(request, spec)})
+        numbers.append({word: f"{100 * _taken(weights, pruned):.1f}%", **_measured_numbers(known.get(spec))})
     yield {"fader": fader_value(amounts, speeches, numbers), "status": "Ready: press play in the fader and drag."}
 
 
-def _measured_numbers(request: Request, spec: PruneSpec) -> dict[str, str]:
-    """What the curve found for this voice and spec, where it was measured."""
-    found = next((point for key, point in _points.items() if key[0] == request.reference and key[-1] == spec), None)
-    if found is None:
+def _measured_points(request: Request, token: str | None, voice: Voice, specs: Sequence[PruneSpec]) -> dict[PruneSpec, Point]:
+    """Return what the curve last found for this visitor's voice, speaker, text and delivery, by spec."""
+    for (key, spec), _ in reversed(_points.items()):
+        settings = dataclasses.replace(key.settings, seed=request.seed, delivery=request.delivery)
+        same_voice = spec in specs and key == _key(request, token, voice, key.texts, settings)
+        if same_voice and key.texts == texts_for(voice, request.text, len(key.texts))[0]:
+            return {one: point for (its_key, one), point in _points.items() if its_key == key}
+    return {}
+
+
+def _measured_numbers(point: Point | None) -> dict[str, str]:
+    if point is None:
         return {}
     names = {"cer": "CER", "wer": "WER", "dnsmos_ovrl": "DNSMOS", "duration_ratio": "duration ×"}
-    return {names[name]: f"{figure.pruned.value:.2f}" for name, figure in found[2].figures.items() if name in names}
+    return {names[name]: f"{figure.pruned.value:.2f}" for name, figure in point[2].figures.items() if name in names}
