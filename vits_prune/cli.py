@@ -126,7 +126,7 @@ def _compare(options: argparse.Namespace) -> None:
         choices = {"timing": options.timing, "delivery": delivery, "runs": options.runs}
         comparison = compare(voice, pruned, options.text, seed, on_step=tell, **choices)
     tables = comparison.tables()
-    report = {**comparison.report(), "spec": spec.to_dict()}
+    report = comparison.report()
     with _writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
         write_wav(comparison.original, options.out / "original.wav")

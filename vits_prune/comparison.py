@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,10 +49,30 @@ class Comparison:
         }
 
     def report(self) -> dict[str, Any]:
-        """Everything measured, as `report` gives it."""
-        original, pruned = self.voices
-        speeches = (self.original, self.pruned)
-        return report(original, self.text, self.seed, self.timing, pruned.recipe, speeches, self.sparsity, self.size, self.latency)
+        """Return all measures as JSON-able values.
+
+        The name of a number ends in its unit. Ratios and shares (0 to 1) have none.
+        """
+        (voice, pruned), names = self.voices, ("original", "pruned")
+        recipe, speeches = dict(pruned.recipe), (self.original, self.pruned)
+        before, after = self.sparsity
+        return {
+            "voice": voice.name,
+            "reference": voice.origin.reference,
+            "revision": voice.origin.revision,
+            "licence": voice.origin.licence,
+            "speaker": voice.speaker,
+            "text": self.text,
+            "seed": self.seed,
+            "timing": self.timing,
+            "spec": recipe["pruned"][-1] if recipe.get("pruned") else None,
+            "recipe": recipe,
+            "sparsity": {"overall": after.overall, "parts": after.parts, "original_overall": before.overall},
+            "size": {name: dataclasses.asdict(one) for name, one in zip(names, self.size, strict=True)},
+            "latency": _latency_report(self.latency),
+            "audio": {name: _speech_report(speech) for name, speech in zip(names, speeches, strict=True)},
+            "free_cut": dataclasses.asdict(voice.free_cut),
+        }
 
     def __str__(self) -> str:
         tables = self.tables()
@@ -118,38 +138,6 @@ def compare(
         on_run=_within(tell, "timing: run", 0.5, 1.0),
     )
     return Comparison(text, seed, timing, (original, pruned), first, second, sparsity, size, latency)
-
-
-def report(
-    voice: Voice,
-    text: str,
-    seed: int,
-    timing: str,
-    recipe: Mapping[str, Any],
-    speeches: tuple[Speech, Speech],
-    sparsity: tuple[Sparsity, Sparsity],
-    size: tuple[Size, Size],
-    latency: Latency,
-) -> dict[str, Any]:
-    """What was measured, as JSON-able values; every number's unit is in its name, ratios and shares (0 to 1) have none."""
-    names = ("original", "pruned")
-    return {
-        "voice": voice.name,
-        "reference": voice.origin.reference,
-        "revision": voice.origin.revision,
-        "licence": voice.origin.licence,
-        "speaker": voice.speaker,
-        "text": text,
-        "seed": seed,
-        "timing": timing,
-        "spec": recipe["pruned"][-1] if recipe.get("pruned") else None,
-        "recipe": dict(recipe),
-        "sparsity": {"overall": sparsity[1].overall, "parts": sparsity[1].parts, "original_overall": sparsity[0].overall},
-        "size": {name: dataclasses.asdict(one) for name, one in zip(names, size, strict=True)},
-        "latency": _latency_report(latency),
-        "audio": {name: _speech_report(speech) for name, speech in zip(names, speeches, strict=True)},
-        "free_cut": dataclasses.asdict(voice.free_cut),
-    }
 
 
 def _within(tell: Callable[[str, float], None], what: str, low: float, high: float) -> Callable[[int, int], None]:

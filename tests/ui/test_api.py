@@ -14,11 +14,14 @@ from gradio_client import Client
 
 from tests.ui.conftest import BERT, CROWD, TINY
 from vits_prune import PruneSpec, load_voice, prune, speak
+from vits_prune import compare as library_compare
 from vits_prune.comparison import DEFAULT_TEXT
 from vits_prune.measure import measure_size, measure_sparsity
 from vits_prune.pruning.magnitude import sparsity_preview
 from vits_prune.pruning.structure import Shape
+from vits_prune.ui import endpoints, steps
 from vits_prune.voices.voice import PARTS
+from vits_prune.workbench import Workbench
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,19 @@ def test_the_endpoints_are_named_and_documented(client):
     assert all(
         word in endpoints["named_endpoints"]["/compare"]["description"] for word in ("0 to 0.99", "16-bit", "locked", "second_order")
     )
+
+
+def test_the_report_keeps_the_history_of_a_voice_that_was_pruned_before(tiny, monkeypatch):
+    before, now = PruneSpec("random", amount=0.2), PruneSpec(scope="local", amount=0.5)
+    half, bench = prune(tiny, before), Workbench()
+    monkeypatch.setattr(steps, "bench", bench)
+    monkeypatch.setattr(bench, "voice", lambda *args, **named: half)
+    *_, report = endpoints.compare("someone/half", "", "hi there", "", 0.0, [], 1, "own", spec=now.to_dict())
+    by_library = library_compare(half, prune(half, now), "hi there", 1, runs=1).report()
+    assert report["recipe"]["pruned"] == [before.to_dict(), now.to_dict()]
+    assert report["spec"] == now.to_dict()
+    varying = ("latency",)
+    assert {k: v for k, v in report.items() if k not in varying} == {k: v for k, v in by_library.items() if k not in varying}
 
 
 # Voices of the hub

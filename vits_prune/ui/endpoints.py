@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from vits_prune.comparison import DEFAULT_TEXT, report
+from vits_prune.comparison import DEFAULT_TEXT, Comparison
 from vits_prune.errors import InputError
 from vits_prune.measure import Latency
 from vits_prune.pruning import PruneSpec
@@ -83,19 +83,12 @@ def compare(
         found[type(step).__name__] = step
     spoken: Spoken = found["Spoken"]
     latency: Latency = found["Latency"]
-    loaded = steps.bench.voice(request.reference, request.speaker)
-    answer = report(
-        loaded,
-        request.text,
-        request.seed,
-        request.timing,
-        {"pruned": [request.spec.to_dict()]},
-        (spoken.original, spoken.pruned),
-        spoken.sparsity,
-        steps.bench.size(request),
+    voices = (steps.bench.voice(request.reference, request.speaker), steps.bench.pruned(request, None))
+    comparison = Comparison(
+        request.text, request.seed, request.timing, voices, spoken.original, spoken.pruned, spoken.sparsity, steps.bench.size(request),
         latency,
-    )
-    return steps.wav(spoken.original, "original"), steps.wav(spoken.pruned, "pruned"), answer
+    )  # fmt: skip
+    return steps.wav(spoken.original, "original"), steps.wav(spoken.pruned, "pruned"), comparison.report()
 
 
 def sparsity(
