@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vits_prune.errors import InputError
+from vits_prune.errors import InputError, UnmeasurableError
 from vits_prune.measure.alarms import KINDS
 from vits_prune.measure.closeness import Melody, track_melody
 from vits_prune.measure.cost import Cost, CostMeter
@@ -202,7 +202,8 @@ def prepare_reference(voice: Voice, texts: Iterable[str], settings: Settings = S
         on_step: told how far it is.
 
     Raises:
-        InputError: nothing can be said, or the recogniser cannot be had.
+        UnmeasurableError: there are no texts, or the voice can say none of them.
+        InputError: the recogniser cannot be loaded.
     """
     start, tell = time.perf_counter(), on_step or _silent
     said, notes = _sayable(voice, texts)
@@ -298,9 +299,9 @@ def _sayable(voice: Voice, texts: Iterable[str]) -> tuple[tuple[str, ...], tuple
         except InputError as error:
             refused.append(error)
     if not texts:
-        raise InputError("There are no texts to measure on: give some, or use the built-in ones.")
+        raise UnmeasurableError("There are no texts to measure on: give some, or use the built-in ones.")
     if not said:
-        raise refused[0]
+        raise UnmeasurableError(str(refused[0])) from refused[0]
     notes = [f"{len(refused)} of {len(texts)} texts were left out: {refused[0]}"] if refused else []
     return tuple(said), tuple(notes)
 

@@ -23,7 +23,7 @@ from vits_prune.errors import InputError
 from vits_prune.evaluation import evaluate
 from vits_prune.ship import report
 from vits_prune.ship.formats import FORMATS
-from vits_prune.ui import events, healed, page, ship, shipped, shipping, steps
+from vits_prune.ui import events, healed, page, ship, shipped, shipped_healing, shipping, steps
 from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import Check, Order
 from vits_prune.ui.shipped_healing import write_course
@@ -302,10 +302,30 @@ def test_a_voice_that_was_pruned_before_is_compared_with_what_all_began_with(at_
         return voices[reference]
 
     monkeypatch.setattr(steps.bench, "voice", gone)
-    assert "Pushed to" in push(request, tiny, hub)[-1]["ship_pushing"]
+    words = push(request, tiny, hub)[-1]["ship_pushing"]
+    assert "Pushed to" in words
+    assert "Its card has no figures: its original cannot be loaded. It is gone." in words
     card = hub.files("visitor/small")["README.md"].decode()
     assert "| duration ratio |" not in card
     assert "samples/1-original.wav" not in hub.files("visitor/small")
+
+
+def test_a_voice_that_cannot_be_measured_is_pushed_and_told_to_have_no_figures(at_hand, tiny, hub, monkeypatch):
+    monkeypatch.setattr(shipped_healing, "texts_for", lambda *_: (("🙂",), "nothing"))
+    words = push(at_hand, tiny, hub)[-1]["ship_pushing"]
+    assert "Pushed to" in words
+    assert "Its card has no figures: " in words
+    assert "Nothing was measured" in hub.files("visitor/small")["README.md"].decode()
+
+
+def test_other_errors_of_measuring_end_a_push(at_hand, tiny, hub, monkeypatch):
+    def broken(*_, **__):
+        raise InputError("The recogniser cannot be loaded.")
+
+    monkeypatch.setattr(shipped_healing, "evaluate_against", broken)
+    with pytest.raises(InputError, match="recogniser cannot be loaded"):
+        push(at_hand, tiny, hub)
+    assert "visitor/small" not in hub.repositories or "README.md" not in hub.files("visitor/small")
 
 
 def test_a_repository_with_token_in_its_name_keeps_its_errors(at_hand, tiny, hub):

@@ -14,7 +14,7 @@ from vits_prune.errors import InputError
 from vits_prune.ui import shipping, steps
 from vits_prune.ui.healing import Order
 from vits_prune.ui.ship import login_words, used_lines
-from vits_prune.ui.shipping import CHOICES, Line, Packed, Parcel
+from vits_prune.ui.shipping import CHOICES, Line, Packed, Parcel, Published
 from vits_prune.voices.voice import Voice
 from vits_prune.workbench import Request
 
@@ -207,11 +207,13 @@ def _pushed_steps(
 _UNPUBLISHED = "Stopped: nothing was published."
 
 
-def _pushed_words(pushed: Any, parcel: Parcel, halted: bool) -> str:
-    if pushed is None:
+def _pushed_words(published: Published | None, parcel: Parcel, halted: bool) -> str:
+    if published is None:
         return f"{_UNPUBLISHED} Where it was new, its repository may be there, empty; the same push again goes on."
-    words = "It was too late to stop. " if halted else ""
+    pushed, words = published.pushed, "It was too late to stop. " if halted else ""
     words += f"Pushed to [{steps.plain(pushed.repo_id)}]({pushed.url}): {pushed.files} files, {pushed.bytes_sent / 1e6:.1f} MB sent."
     if parcel.format in ("dense", "sparse"):
         words += f' Load it with `load_voice("{pushed.repo_id}")`.'
+    if published.no_figures:
+        words += f" Its card has no figures: {steps.plain(published.no_figures, 400)}"
     return words

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from vits_prune.background import Doing, in_background
 from vits_prune.comparison import DEFAULT_TEXT
-from vits_prune.errors import InputError
 from vits_prune.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.healing.curve import Curve
 from vits_prune.measure.recognition import spoken_language
@@ -52,8 +51,8 @@ _TEXTS = 10
 
 def measured(
     voice: Voice, found: Healing | None, request: Request, token: str | None, tell: Callable[[str, float], None]
-) -> dict[str, Any] | None:
-    """What `evaluate` finds of a voice, a healed one on the sentences of the Heal tab's table; None where it can say none of them.
+) -> dict[str, Any]:
+    """Return what `evaluate` finds of a voice, of a healed one on the sentences of the Heal tab's table.
 
     Args:
         voice: pruned, or healed.
@@ -61,17 +60,16 @@ def measured(
         request: what it was made of and how.
         token: the visitor's.
         tell: told how far it is; it may raise to cancel.
+
+    Raises:
+        UnmeasurableError: there are no sentences that the voice can say.
     """
     work = healed.compared_steps(found, found.order.request, token) if found else _pruned_steps(voice, request, token)
-    try:
-        with contextlib.closing(work):
-            for step in work:
-                if not isinstance(step, Doing):
-                    return step[1].to_dict()
+    with contextlib.closing(work):
+        for step in work:
+            if isinstance(step, Doing):
                 tell(f"measuring for the card: {step.what}", step.share)
-    except InputError:  # a voice may be pushed without figures, too, and its card says so
-        return None
-    return None
+    return step[1].to_dict()
 
 
 def _pruned_steps(pruned: Voice, request: Request, token: str | None) -> Iterator[Doing | tuple[str, Evaluation]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vits_prune.background import Doing, Stopped, in_background
-from vits_prune.errors import InputError
+from vits_prune.errors import InputError, UnmeasurableError
 from vits_prune.ship.formats import FORMATS, export_voice, file_stem
 from vits_prune.ui import healed, steps
 from vits_prune.ui.healed import Healing
@@ -84,6 +84,15 @@ class Parcel:
     """Whether the visitor has read what the licence forbids."""
 
 
+@dataclass(frozen=True)
+class Published:
+    """A push that is done."""
+
+    pushed: Pushed
+    no_figures: str = ""
+    """Why the model card has no measurements, empty where it has them."""
+
+
 def order_at_hand(which: Any, order: Any) -> Order | None:
     """The healing whose voice is to be shipped, None for the voice as it is pruned.
 
@@ -121,18 +130,18 @@ def voice_steps(request: Request, order: Order | None, token: str | None) -> Gen
     return (yield from steps.pruning_steps(request, token))[-1][1].to("cpu"), original
 
 
-def _first(voice: Voice, request: Request, token: str) -> tuple[Voice | None, Request]:
-    """What a voice that was pruned before it was loaded was made of, None where that cannot be had, and the request for it."""
+def _first(voice: Voice, request: Request, token: str) -> tuple[Voice | None, Request, str]:
+    """Return the voice that a loaded voice was pruned from, the request for it, and where it is None why it cannot be loaded."""
     from vits_prune.ship.reproduce import published
 
     source = published(voice)
     if source is None:
-        return None, request
+        return None, request, "its original was a file or folder, which this page cannot open"
     request = dataclasses.replace(request, reference="@".join(filter(None, source)))
     try:
-        return steps.bench.voice(request.reference, request.speaker, token, device="cpu"), request
-    except InputError:
-        return None, request
+        return steps.bench.voice(request.reference, request.speaker, token, device="cpu"), request, ""
+    except InputError as error:
+        return None, request, f"its original cannot be loaded. {error}"
 
 
 def name_of(voice: Voice, request: Request, order: Order | None) -> str:
@@ -256,8 +265,8 @@ def check_choice(format: Any, precision: Any) -> None:
 
 def push_steps(
     voice: Voice, original: Voice, parcel: Parcel, request: Request, order: Order | None, token: str, halted: Callable[[], bool]
-) -> Generator[Doing, None, Pushed | None]:
-    """Write all that belongs on the hub and push it in one commit; returns what was pushed, None where it was halted and nothing was.
+) -> Generator[Doing, None, Published | None]:
+    """Write all that belongs on the hub and push it in one commit; returns what was published, None where it was halted and nothing was.
 
     Args:
         voice: what is pushed.
@@ -279,7 +288,7 @@ def push_steps(
     found_healed = healed.recall(order) if order else None
     gone = threading.Event()
 
-    def work(tell: Tell) -> Pushed:
+    def work(tell: Tell) -> Published:
         def tell_or_stop(what: str, share: float) -> None:
             if gone.is_set():
                 raise Stopped
@@ -299,7 +308,7 @@ def push_steps(
     return found
 
 
-def _push(voice: Voice, original: Voice, parcel: Parcel, request: Request, healing: Healing | None, token: str, tell: Tell) -> Pushed:
+def _push(voice: Voice, original: Voice, parcel: Parcel, request: Request, healing: Healing | None, token: str, tell: Tell) -> Published:
     from vits_prune.ship.bundle import write_bundle
     from vits_prune.voices.upload import check_destination, push_folder
 
@@ -319,13 +328,17 @@ def _push(voice: Voice, original: Voice, parcel: Parcel, request: Request, heali
             "the tick from Private; nothing was published."
         )
     with tempfile.TemporaryDirectory(dir=_work.name) as folder:
-        evidence, begun = None, 0.0
+        evidence, begun, why_not = None, 0.0, ""
         curve = write_course(healing, Path(folder) / "course") if healing else None
         table, base = healing, original
         if original.recipe:
-            table, (base, request) = None, _first(original, healing.order.request if healing else request, token)
+            table, (base, request, why_not) = None, _first(original, healing.order.request if healing else request, token)
         if voice.recipe and base is not None:
-            evidence, begun = measured(voice, table, request, token, lambda what, share: tell(what, _MEASURING * share)), _MEASURING
+            begun = _MEASURING
+            try:
+                evidence = measured(voice, table, request, token, lambda what, share: tell(what, _MEASURING * share))
+            except UnmeasurableError as error:
+                why_not = str(error)
         with _turn(tell):
             bundle = write_bundle(
                 voice, Path(folder) / "bundle", repo_id=destination.repo_id, format=parcel.format, precision=parcel.precision,
@@ -338,7 +351,8 @@ def _push(voice: Voice, original: Voice, parcel: Parcel, request: Request, heali
 
         sending(0, 0)
         with _for_visitors(destination.repo_id):
-            return push_folder(bundle.folder, destination.repo_id, token=token, private=parcel.private, on_progress=sending)
+            pushed = push_folder(bundle.folder, destination.repo_id, token=token, private=parcel.private, on_progress=sending)
+    return Published(pushed, why_not)
 
 
 @contextlib.contextmanager
