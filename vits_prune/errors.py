@@ -1,4 +1,4 @@
-"""The errors that a user can cause."""
+"""The errors that a user, a hub or a damaged file can cause. Callers branch on their types, never on their messages."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,15 @@ class InputError(ValueError):
 
 class UnmeasurableError(InputError):
     """A voice cannot be measured: there are no texts, or it can say none of them."""
+
+
+class HubError(InputError):
+    """The Hugging Face hub refuses, answers with an error, or cannot be reached."""
+
+
+class LoginError(HubError):
+    """Nobody is logged in to the hub, or the access token does not give the rights that are needed."""
+
+
+class DamagedFileError(InputError):
+    """A file that vits_prune wrote earlier is damaged or incomplete."""

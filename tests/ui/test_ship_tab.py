@@ -335,6 +335,12 @@ def test_a_repository_with_token_in_its_name_keeps_its_errors(at_hand, tiny, hub
     assert "does not let this page write" not in str(error.value)
 
 
+def test_a_file_named_tokens_is_not_a_log_in_that_failed(at_hand, tiny, hub):
+    hub.faults.append(Fault("POST", "/commit/", status=413, message="tokens.txt is too large"))
+    with pytest.raises(InputError, match="is too large"):
+        push(at_hand, tiny, hub)
+
+
 def test_the_course_of_a_healing_is_the_changes_from_the_original(tiny, order, tmp_path):
     found = healed.recall(order)
     assert write_course(found, tmp_path / "none") is None

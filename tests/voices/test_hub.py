@@ -15,7 +15,8 @@ import torch
 
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from tests.voices.loopback_hub import Repository, serving
-from vits_prune.errors import InputError
+from vits_prune.errors import HubError, InputError, LoginError
+from vits_prune.voices import hub as hub_module
 from vits_prune.voices.checkpoint import load_checkpoint
 from vits_prune.voices.hub import fetch_snapshot, load_hub, parse_repo_id, trim_cache
 from vits_prune.voices.voice import Origin
@@ -276,6 +277,33 @@ def test_refused_before_the_weights(hub, folders, tmp_path, spoil, message):
         load_hub(TINY)
     assert "\n" not in str(caught.value)
     assert not [path for path in hub.paths("GET") if path.endswith((".safetensors", ".bin"))]
+
+
+@pytest.mark.parametrize("bug", [TypeError, KeyError, AttributeError, ValueError, RuntimeError, AssertionError])
+def test_a_bug_of_our_own_is_not_reported_as_the_hubs(hub, monkeypatch, bug):
+    def broken(*_):
+        raise bug("a bug")
+
+    with pytest.raises(bug, match="a bug") as caught:
+        load_hub(TINY, on_progress=broken)  # huggingface_hub is on the way
+    assert not isinstance(caught.value, InputError)
+    monkeypatch.setattr(hub_module, "_licence", broken)
+    with pytest.raises(bug, match="a bug") as caught:
+        load_hub(TINY)
+    assert not isinstance(caught.value, InputError)
+
+
+def test_errors_of_the_hub_have_types(hub, folders):
+    hub.status = 500
+    with pytest.raises(HubError):
+        load_hub(TINY)
+    for hub.status in (401, 403):
+        with pytest.raises(LoginError):
+            load_hub(TINY)
+    hub.status = None
+    hub.repositories[TINY] = [Repository(folders["tiny"], gated=True)]
+    with pytest.raises(LoginError, match="gated"):
+        load_hub(TINY, token=False)
 
 
 def test_missing_revision(hub):

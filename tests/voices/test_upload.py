@@ -21,7 +21,8 @@ from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Account, Fault, Repository, connect, serving
 from tests.voices.loopback_xet import LoopbackXet
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
-from vits_prune.voices import transfer
+from vits_prune.errors import HubError, LoginError
+from vits_prune.voices import transfer, upload
 from vits_prune.voices.hub_errors import _one_line
 from vits_prune.voices.pushable import RECORD, files_of_earlier_push, is_plain, pushable_files
 from vits_prune.voices.upload import Destination, check_destination, push_folder
@@ -352,6 +353,46 @@ def test_whatever_goes_wrong_nothing_is_published_and_the_next_push_works(hub, f
     hub.faults = []
     push_folder(folder, "voice", token=ANN)
     assert published(hub) == contents(folder)
+
+
+@pytest.mark.parametrize("bug", [TypeError, KeyError, AttributeError, ValueError, RuntimeError, AssertionError])
+@pytest.mark.parametrize("where", ["_additions", "_require_all", "read"])
+def test_a_bug_of_our_own_is_not_reported_as_the_hubs(hub, folder, monkeypatch, bug, where):
+    def broken(*_):
+        raise bug("a bug")
+
+    if where == "read":  # a CountedFile, which huggingface_hub reads
+        monkeypatch.setattr(transfer.Meter, "arrived", broken)
+    else:
+        monkeypatch.setattr(upload, where, broken)
+    with pytest.raises(bug, match="a bug") as caught:
+        push_folder(folder, "voice", token=ANN)
+    assert not isinstance(caught.value, InputError)
+    assert untouched(hub)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Fault("GET", "whoami", status=401), LoginError),
+        (Fault("GET", "whoami", status=200), HubError),
+        (Fault("POST", "repos/create", status=403), LoginError),
+        (Fault("POST", "repos/create", status=402), HubError),
+        (Fault("POST", "commit/main", status=413, message="tokens.txt is too large"), HubError),
+    ],
+    ids=lambda value: f"{value.pattern}-{value.status}" if isinstance(value, Fault) else value.__name__,
+)
+def test_errors_of_a_push_have_types(hub, folder, fault, kind):
+    hub.faults = [fault]
+    with pytest.raises(InputError) as caught:
+        push_folder(folder, "voice", token=ANN)
+    assert type(caught.value) is kind
+
+
+def test_nobody_logged_in_and_a_token_that_only_reads(hub):
+    for token in ("", False, READS):
+        with pytest.raises(LoginError):
+            check_destination("voice", token=token)
 
 
 def test_an_update_that_fails_leaves_the_voice_that_was_there(hub, folder):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vits_prune.background import Doing, Stopped, in_background
-from vits_prune.errors import InputError, UnmeasurableError
+from vits_prune.errors import InputError, LoginError, UnmeasurableError
 from vits_prune.ship.formats import FORMATS, export_voice, file_stem
 from vits_prune.ui import healed, steps
 from vits_prune.ui.healed import Healing
@@ -357,14 +357,11 @@ def _push(voice: Voice, original: Voice, parcel: Parcel, request: Request, heali
 
 @contextlib.contextmanager
 def _for_visitors(repo: str) -> Iterator[None]:
-    """Says what a visitor can do where the hub refuses their log-in: they have no token and no command line here."""
+    """Say what a visitor can do where the hub refuses their log-in: they have no token and no command line here."""
     try:
         yield
-    except InputError as error:
-        said = str(error).replace(repo, "")
-        if "token" not in said and "hf auth login" not in said:
-            raise
-        raise InputError(
+    except LoginError as error:
+        raise LoginError(
             f"Hugging Face does not let this page write to {repo[:80]}: log out and in again at the top of the page, and choose a new "
             "name, for it may write only to repositories that it made; nothing was published."
         ) from error

@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.errors import InputError
+from vits_prune.errors import HubError, InputError, LoginError
 from vits_prune.voices.hub import parse_repo_id
-from vits_prune.voices.hub_errors import PushState, plain_push_errors
+from vits_prune.voices.hub_errors import PushState, UnreadableAnswer, plain_push_errors
 from vits_prune.voices.onnx_load import describes_export
 from vits_prune.voices.pushable import MARKS, MAX_MARK_BYTES, RECORD, shown_name, voice_named_in
 from vits_prune.voices.transfer import Meter
@@ -82,7 +82,9 @@ def check_destination(repo: str, *, token: str | bool | None = None) -> Destinat
         token: access token with write permission; None for the usual one (HF_TOKEN or `hf auth login`), False for none.
 
     Raises:
-        InputError: nobody is logged in, the token cannot write there, it is no name of a repository, or the hub cannot be reached.
+        LoginError: nobody is logged in, or the token may not write.
+        HubError: this user may not write there, or the hub cannot be reached.
+        InputError: it is no name of a repository.
     """
     state = PushState(shown(repo))
     with plain_push_errors(state):
@@ -105,9 +107,11 @@ def look(repo: str, token: str | bool | None, state: PushState, meter: Meter) ->
 
     named = _repository_name(repo, state)
     if token is False or token == "":
-        raise state.refusal("Nobody is logged in to Hugging Face: log in with write permission, then push")
+        raise state.refusal("Nobody is logged in to Hugging Face: log in with write permission, then push", LoginError)
     api = HfApi(endpoint=constants.ENDPOINT, token=token if isinstance(token, str) else get_token())
     who = meter.wait(api.whoami)
+    if not isinstance(who, dict) or not isinstance(who.get("name"), str):
+        raise UnreadableAnswer("it names no user")
     state.user = parse_repo_id(f"{who['name']}/x")[0].partition("/")[0]
     state.repo_id = named if "/" in named else parse_repo_id(f"{state.user}/{named}")[0]
     _require_rights(who, state)
@@ -156,7 +160,8 @@ def _require_rights(who: dict[str, Any], state: PushState) -> None:
     if role == "read" or (isinstance(scopes, list) and not writable):
         raise state.refusal(
             f"The access token of {state.user} may only read: make one with write permission at huggingface.co/settings/tokens and log in "
-            "with it (hf auth login)"
+            "with it (hf auth login)",
+            LoginError,
         )
     owner = state.repo_id.partition("/")[0]
     if owner.lower() in {state.user.lower(), *(str(entity.get("name", "")).lower() for entity in writable)}:
@@ -166,7 +171,8 @@ def _require_rights(who: dict[str, Any], state: PushState) -> None:
         what = "may only read there" if owner.lower() in orgs else "does not belong to it"
         name = state.repo_id.partition("/")[2]
         raise state.refusal(
-            f"{state.user} cannot push to {owner} ({what}): push to {state.user}/{name}, or ask {owner} for write permission"
+            f"{state.user} cannot push to {owner} ({what}): push to {state.user}/{name}, or ask {owner} for write permission",
+            HubError,
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.errors import InputError
+from vits_prune.errors import HubError, InputError
 from vits_prune.voices.download_meter import DownloadMeter, Progress
 from vits_prune.voices.front_matter import licence_words
 from vits_prune.voices.hub_errors import plain_errors
@@ -184,14 +184,14 @@ def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: 
     if first is None or (first != _LISTS[1] and "config.json" not in sizes):
         raise InputError(f"{repo_id} has no config.json: it is not a VITS checkpoint in transformers' format.")
     if not _COMMIT.fullmatch(commit):
-        raise InputError(f"The hub named no commit for {repo_id}: try again later.")
+        raise HubError(f"The hub named no commit for {repo_id}: try again later.")
     files = [file for file in (*_LISTS, *_SMALL_FILES) if file in sizes]
     if WEIGHTS not in sizes and WEIGHTS_INDEX in sizes:
         files.append(WEIGHTS_INDEX)
     meter.expect(repo_id, {file: sizes[file] for file in files}, _MAX_SMALL_BYTES)
     folder = fetch(first, revision or constants.DEFAULT_REVISION).parent
     if folder.name != commit:
-        raise InputError(f"{repo_id} was changed while it was being loaded: try again.")
+        raise HubError(f"{repo_id} was changed while it was being loaded: try again.")
     if first == _LISTS[1] and "config.json" in sizes and not is_export(folder):  # another program's, beside a checkpoint
         first = fetch("config.json").name
     if first != "config.json":
@@ -294,7 +294,7 @@ def _cached_snapshot(repo_id: str, revision: str | None, cache_dir: str | Path |
     """
     from huggingface_hub import try_to_load_from_cache
 
-    missing = InputError(
+    missing = HubError(
         f"Hugging Face cannot be reached and {repo_id} is not in the cache on this machine: check the connection and try again."
     )
     found = (try_to_load_from_cache(repo_id, file, cache_dir=cache_dir, revision=revision) for file in (*_LISTS, "config.json"))

@@ -246,13 +246,16 @@ def _send_by_xet(api: HfApi, repo_id: str, additions: list[CommitOperationAdd], 
             meter.arrived(addition.path_in_repo, int(min(looked, sent, 1.0) * addition.upload_info.size))
 
     plain = {key: value for key, value in headers.items() if key.lower() != "authorization"}  # the storage has a token of its own
-    with session.new_upload_commit(
-        token_refresh_url=_xet_token_url(api, repo_id), token_refresh_headers=headers, custom_headers=plain, progress_callback=told
-    ) as commit:
-        for addition in additions:
-            if meter.stopped:
-                raise PushStopped
-            commit.start_upload_file(addition.path_or_fileobj, sha256=addition.upload_info.sha256.hex())
+    try:
+        with session.new_upload_commit(
+            token_refresh_url=_xet_token_url(api, repo_id), token_refresh_headers=headers, custom_headers=plain, progress_callback=told
+        ) as commit:
+            for addition in additions:
+                if meter.stopped:
+                    raise PushStopped
+                commit.start_upload_file(addition.path_or_fileobj, sha256=addition.upload_info.sha256.hex())
+    except RuntimeError as error:  # how hf_xet reports a broken connection
+        raise ConnectionError("hf_xet could not send all") from error
     meter.abort = None
     for addition in additions:
         meter.arrived(addition.path_in_repo, addition.upload_info.size)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vits_prune.errors import InputError
+from vits_prune.errors import HubError
 from vits_prune.voices.destination import LOOK_SECONDS, Destination, Place, check_destination, look, shown, small_file
 from vits_prune.voices.hub_errors import PushStalled, PushState, plain_push_errors
 from vits_prune.voices.pushable import MARKS, RECORD, files_of_earlier_push, pushable_files, record_of, voice_named_in
@@ -200,7 +200,7 @@ def _told_whether_it_landed(
                 lambda: place.api.model_info(state.repo_id, revision="main", files_metadata=True, timeout=LOOK_SECONDS), listen=False
             )
         except Exception:
-            raise InputError(
+            raise HubError(
                 f"The connection was lost at the last step, so it is not known whether {state.repo_id} has the voice: look at "
                 f"{place.destination.url}, and push again where it has not, which sends only what is missing."
             ) from error
