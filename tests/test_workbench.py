@@ -1,8 +1,9 @@
-"""The caches behind the page: they forget, they make once, and what crosses to another process pickles."""
+"""The caches behind the page: what they keep for whom, and what crosses to another process pickles."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.forked import in_fork
 from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Repository, serving
 from vits_prune import PruneSpec, prune, speak, workbench
 from vits_prune.background import Doing
-from vits_prune.caches import Bounded, Scratch
 from vits_prune.errors import InputError
 from vits_prune.measure import Latency, measure_latency
 from vits_prune.pruning import magnitude
@@ -64,70 +65,6 @@ def heard(bench: Workbench, request: Request, token: str | None = None) -> Spoke
     *_, spoken = bench.hear(request, token)
     assert isinstance(spoken, Spoken)
     return spoken
-
-
-# Bounded
-
-
-def test_a_bounded_cache_forgets_the_least_recently_used():
-    cache: Bounded[str, int] = Bounded(10, lambda value: value)
-    for key in "abc":
-        assert cache.put(key, 3) == []
-    assert cache.get("a") == 3
-    assert cache.put("d", 4) == [3]
-    assert [cache.get(key) for key in "abcd"] == [3, None, 3, 4]
-    assert sorted(cache.put("huge", 100)) == [3, 3, 4]
-    assert cache.get("huge") == 100, "the newest stays however large"
-    assert cache.put("huge", 1) == []
-    assert cache.put("e", 9) == []
-
-
-def test_what_is_asked_for_at_once_is_made_once():
-    cache: Bounded[str, object] = Bounded(10, lambda _: 1)
-    made, inside, go_on = [], threading.Event(), threading.Event()
-
-    def make():
-        made.append(object())
-        inside.set()
-        assert go_on.wait(10)
-        return made[-1]
-
-    with ThreadPoolExecutor(6) as pool:
-        first = pool.submit(cache.get_or_make, "a", make)
-        assert inside.wait(10)
-        others = [pool.submit(cache.get_or_make, "a", make) for _ in range(5)]
-        assert cache.get_or_make("b", lambda: "b") == "b", "another key need not wait"
-        go_on.set()
-        assert {id(future.result(10)) for future in (first, *others)} == {id(made[0])}
-    assert len(made) == 1
-
-
-def test_a_cache_recovers_when_making_fails():
-    cache: Bounded[str, int] = Bounded(10, lambda _: 1)
-    inside, go_on = threading.Event(), threading.Event()
-
-    def fail():
-        inside.set()
-        assert go_on.wait(10)
-        raise InputError("no.")
-
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(cache.get_or_make, "a", fail)
-        assert inside.wait(10)
-        second = pool.submit(cache.get_or_make, "a", lambda: 7)
-        go_on.set()
-        with pytest.raises(InputError):
-            first.result(10)
-        assert second.result(10) == 7
-    assert cache.get_or_make("a", lambda: 8) == 7
-
-
-def test_scratch_folders_are_removed_once_there_are_many():
-    scratch = Scratch(most=2)
-    first, second, third = (scratch.folder() for _ in range(3))
-    assert not first.exists()
-    assert second.is_dir()
-    assert third.is_dir()
 
 
 # Requests
@@ -321,15 +258,6 @@ def test_all_that_crosses_to_a_worker_pickles(bench):
     assert str(error) == "One sentence."
 
 
-def test_scratch_folders_are_bounded_in_bytes():
-    scratch = Scratch(most=100, most_bytes=1000)
-    folders = []
-    for _ in range(5):
-        folders.append(scratch.folder())
-        (folders[-1] / "file").write_bytes(bytes(600))
-    assert [folder.exists() for folder in folders] == [False, False, False, True, True]
-
-
 def test_measuring_waits_while_somebody_waits_to_hear():
     bench = Workbench()
     passed = threading.Event()
@@ -339,3 +267,61 @@ def test_measuring_waits_while_somebody_waits_to_hear():
         assert not passed.wait(0.2)
     assert passed.wait(10)
     thread.join()
+
+
+def test_nobody_waits_to_hear_in_a_worker():
+    """It is forked while visitors of the page wait."""
+    bench = Workbench()
+    calibrating = bench._calibrating
+    with bench.hearing(), calibrating:
+        assert in_fork(lambda: (bench.let_hearing_pass(600.0), calibrating.acquire(timeout=5))) == (None, True)
+
+
+def test_what_a_worker_spoke_is_kept_by_the_page(bench, monkeypatch):
+    """Only what comes out of a ZeroGPU worker reaches the page: the original need not speak again for another amount."""
+    request = Request(TINY, TEXT, PruneSpec(amount=0.3))
+    worker, page = bench, Workbench()
+    spoken = heard(worker, request)
+    page.remember(request, spoken)
+    speaking = []
+    real = workbench.speak_sentences
+    monkeypatch.setattr(workbench, "speak_sentences", lambda voice, *args, **named: speaking.append(voice) or real(voice, *args, **named))
+    again = heard(page, dataclasses.replace(request, spec=PruneSpec(amount=0.7)))
+    assert again.original is spoken.original
+    assert len(speaking) == 1
+
+
+def test_an_upload_is_hashed_piece_by_piece(bench, piper_files, monkeypatch):
+    expected = hashlib.sha256(b"".join(path.read_bytes() for path in piper_files)).hexdigest()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read whole"))
+    monkeypatch.setattr(bench, "voice", lambda reference: None)
+    assert bench.keep_upload(*piper_files)[0] == f"upload:{expected}"
+
+
+def test_one_who_waits_for_the_same_pruned_voice_can_leave(bench, monkeypatch):
+    """Both ask for a voice that needs no calibration, which would let one in at a time."""
+    request = Request(TINY, TEXT, PruneSpec(amount=0.3))
+    inside, go_on = threading.Event(), threading.Event()
+    real = bench._prune
+
+    def slow(*args):
+        inside.set()
+        assert go_on.wait(60)
+        return real(*args)
+
+    class Gone(Exception):
+        pass
+
+    def leave(what, share):
+        raise Gone
+
+    monkeypatch.setattr(bench, "_prune", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(bench.steps, request)
+        try:
+            assert inside.wait(60)
+            with pytest.raises(Gone):
+                bench.steps(request, on_step=leave)
+        finally:
+            go_on.set()
+        assert len(first.result(60)) == 1

@@ -6,20 +6,24 @@ A Request (a value) goes in, steps come out. Anything here may be forgotten at a
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from vits_prune import forks
 from vits_prune.background import Doing, in_background
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
+from vits_prune.forks import renew_in_forks
 from vits_prune.measure import Size, Sparsity, measure_size, measure_sparsity
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.magnitude import sparsity_preview
@@ -117,7 +121,7 @@ class Workbench:
         self._voices: Bounded[tuple[str, ...], Voice] = Bounded(_VOICES_BYTES, _voice_bytes)
         self._spoken: Bounded[tuple[Request, str], Spoken] = Bounded(_SPEECH_BYTES, _spoken_bytes)
         self._pruned: Bounded[tuple[Any, ...], Steps] = Bounded(_PRUNED_BYTES, _steps_bytes)
-        self._calibrating = threading.Lock()
+        self._calibrating = forks.Lock()
         self._originals: Bounded[tuple[Any, ...], Speech] = Bounded(_SPEECH_BYTES, lambda speech: speech.waveform.nbytes)
         self._sizes: Bounded[tuple[str, str], Size] = Bounded(256, lambda _: 1)
         self._uploads: Bounded[str, Path] = Bounded(_UPLOADS, lambda _: 1)
@@ -125,6 +129,11 @@ class Workbench:
         self._folder = Path(self._temporary.name)
         self._quiet = threading.Condition()
         self._hearing = 0
+        renew_in_forks(self)
+
+    def after_fork(self) -> None:
+        """In a forked process nobody waits to hear yet."""
+        self._quiet, self._hearing = threading.Condition(), 0
 
     # Voices
 
@@ -195,11 +204,11 @@ class Workbench:
         """
         if model.stat().st_size + config.stat().st_size > MAX_UPLOAD_BYTES:
             raise InputError(f"The two files are larger than {MAX_UPLOAD_BYTES >> 20} MB together: choose a smaller voice.")
-        digest = hashlib.sha256(model.read_bytes() + config.read_bytes()).hexdigest()
+        digest = _digest(model, config)
         folder = self._folder / digest
         folder.mkdir(exist_ok=True)
-        shutil.copyfile(model, folder / "voice.onnx")
-        shutil.copyfile(config, folder / "voice.onnx.json")
+        _copy(model, folder / "voice.onnx")
+        _copy(config, folder / "voice.onnx.json")
         reference = _UPLOAD + digest
         try:
             voice = self.voice(reference)
@@ -250,13 +259,12 @@ class Workbench:
             else:
                 pruned_voice = step[-1][1]
         half = start + 0.5 * (1 - start)
-        key = (request.reference, trace(token), voice.speaker, request.text, request.seed, request.delivery)
-        original = self._originals.get(key)
+        original = self._originals.get(self._original_key(request, token))
         if original is None:
             pieces: list[Speech] = []
             yield from _speaking("original", voice, request, "own", pieces, (start, half))
             original = join(pieces)
-            self._originals.put(key, original)
+            self._originals.put(self._original_key(request, token), original)
         pieces = []
         yield from _speaking("pruned", pruned_voice, request, original if request.timing == "locked" else "own", pieces, (half, 1.0))
         yield Spoken(original, join(pieces), (measure_sparsity(voice), measure_sparsity(pruned_voice)))
@@ -277,8 +285,12 @@ class Workbench:
         yield join(pieces)
 
     def remember(self, request: Request, spoken: Spoken, token: str | None = None) -> None:
-        """Keep what was spoken for the steps that follow."""
+        """Keep what was spoken for the steps that follow, and the original's speech for other amounts.
+
+        Call it in the page's own process: what `hear` keeps in a ZeroGPU worker ends with the worker.
+        """
         self._spoken.put((request, trace(token)), spoken)
+        self._originals.put(self._original_key(request, token), spoken.original)
 
     def recall(self, request: Request, token: str | None = None) -> Spoken | None:
         """What was remembered for a request, None where it is forgotten."""
@@ -302,7 +314,11 @@ class Workbench:
         """
         key = self._key(request, token)
         with self._turn(request, token, on_step):
-            steps = self._pruned.get_or_make((*key, "cpu"), lambda: self._prune(request, token, on_step))
+            steps = self._pruned.get_or_make(
+                (*key, "cpu"),
+                lambda: self._prune(request, token, on_step),
+                on_step and functools.partial(on_step, "waiting for the same voice, which is being pruned", 0.0),
+            )
         if self.device == "cpu":
             return steps
         return self._pruned.get_or_make((*key, self.device), lambda: tuple((amount, voice.to(self.device)) for amount, voice in steps))
@@ -310,6 +326,9 @@ class Workbench:
     def pruned(self, request: Request, token: str | None = None, on_step: Callable[[str, float], None] | None = None) -> Voice:
         """The pruned voice of a request."""
         return self.steps(request, token, on_step)[-1][1]
+
+    def _original_key(self, request: Request, token: str | None) -> tuple[Any, ...]:
+        return (request.reference, trace(token), request.speaker or None, request.text, request.seed, request.delivery)
 
     def _key(self, request: Request, token: str | None) -> tuple[Any, ...]:
         return (request.reference, trace(token), request.speaker or None, request.spec)
@@ -356,6 +375,26 @@ class Workbench:
 def listens(spec: PruneSpec) -> bool:
     """Whether pruning listens to the voice first, which takes seconds to minutes."""
     return METHODS[spec.method].calibrated or spec.scope == "sensitivity"
+
+
+def _digest(*paths: Path) -> str:
+    """SHA-256 of files one after the other, read piece by piece."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file. Whoever reads the target meanwhile has the old one, whole."""
+    beside = target.with_name(f".{uuid.uuid4().hex}")
+    try:
+        shutil.copyfile(source, beside)
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def trace(token: str | None) -> str:

@@ -44,6 +44,7 @@ def test_with_other_threads_each_step_is_pruned_as_before(tiny, tmp_path):
             tiny, spec, plan, texts=TEXTS, folder=tmp_path, resume=True, on_prune=lambda *_: seen.append(torch.get_num_threads())
         )
         amount, _ = next(steps)
+        assert torch.get_num_threads() == 2, "while the caller looks at a step"
         steps.close()
         assert torch.get_num_threads() == 2
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -34,3 +36,19 @@ def test_short_speech(seconds):
 @pytest.mark.parametrize("waveform", [np.zeros(22_050), np.full(22_050, np.nan), np.full(5, 1e-9), np.zeros(1), sine(1, 22_050, -90.0)])
 def test_silence(waveform):
     assert measure_lufs(waveform, 22_050) == SILENCE_LUFS
+
+
+def test_what_other_threads_are_warned_of_is_left_alone(monkeypatch):
+    """The filters of warnings belong to the process."""
+    before, seen = list(warnings.filters), []
+
+    class Meter:
+        def __init__(self, rate, block_size):
+            seen.append(list(warnings.filters))
+
+        def integrated_loudness(self, samples):
+            return -20.0
+
+    monkeypatch.setattr("pyloudnorm.Meter", Meter)
+    assert measure_lufs(sine(1, 16_000, -20.0), 16_000) == -20.0
+    assert seen == [before]

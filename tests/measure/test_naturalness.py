@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from speechmos import dnsmos
 
+from tests.forked import in_fork
 from vits_prune import InputError, speak
 from vits_prune.measure import naturalness
 from vits_prune.measure.naturalness import measure_dnsmos
@@ -47,7 +48,7 @@ def test_broken_sound_gets_a_score(waveform):
 
 
 def test_without_the_predictor_it_says_what_to_install(monkeypatch):
-    naturalness._open.cache_clear()
+    naturalness._sessions.clear()
     monkeypatch.setattr(naturalness.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install speechmos"):
         measure_dnsmos(np.zeros(100), 16_000)
@@ -55,7 +56,7 @@ def test_without_the_predictor_it_says_what_to_install(monkeypatch):
 
 def test_the_package_is_not_imported(monkeypatch, spoken):
     """Importing speechmos would need librosa and requests."""
-    naturalness._open.cache_clear()
+    naturalness._sessions.clear()
     real = builtins.__import__
 
     def guarded(name, *rest):
@@ -64,3 +65,9 @@ def test_the_package_is_not_imported(monkeypatch, spoken):
 
     monkeypatch.setattr(builtins, "__import__", guarded)
     assert measure_dnsmos(spoken, 16_000).ovrl > 2
+
+
+def test_a_forked_process_measures_too(spoken):
+    """Threads that the parent started are not there."""
+    expected = measure_dnsmos(spoken, 16_000, threads=2)
+    assert in_fork(lambda: measure_dnsmos(spoken, 16_000, threads=2)) == expected

@@ -138,7 +138,7 @@ def test_a_folder_is_a_recogniser_too(spoken):
 
 
 def test_threads_share_one_model(monkeypatch):
-    recognition._load.cache_clear()
+    recognition._models.clear()
     made = []
     monkeypatch.setattr("faster_whisper.WhisperModel", lambda *args, **kwargs: made.append(args) or object())
     threads = [threading.Thread(target=load_recogniser, args=(Recogniser(),)) for _ in range(4)]
@@ -147,4 +147,4 @@ def test_threads_share_one_model(monkeypatch):
     for thread in threads:
         thread.join()
     assert len(made) == 1
-    recognition._load.cache_clear()
+    recognition._models.clear()

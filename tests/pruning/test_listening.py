@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from tests.pruning.conftest import SENTENCES
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune
+from vits_prune.caches import Bounded
 from vits_prune.pruning import listening
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.listening import chosen_layers, listen, texts_for, zeros_wanted
@@ -98,7 +101,7 @@ def counted(monkeypatch):
     """How often a voice was listened to."""
     calls, real = [], listening.collect
     monkeypatch.setattr(listening, "collect", lambda *args, **named: calls.append(args) or real(*args, **named))
-    monkeypatch.setattr(listening, "_kept", type(listening._kept)())
+    monkeypatch.setattr(listening, "_kept", Bounded(listening._KEPT_VOICES, lambda _: 1))
     return calls
 
 
@@ -163,7 +166,7 @@ def test_what_does_not_fit_is_listened_to_again_with_the_same_result(families, c
     assert shares[-1] == 1
 
 
-def test_one_who_cancels_leaves_the_lock_and_the_next_one_listens(families, counted):
+def test_after_one_who_cancels_the_next_one_listens(families, counted):
     def cancel(_what, share):
         if share > 0.1:
             raise KeyboardInterrupt
@@ -181,3 +184,31 @@ def test_only_what_is_asked_for_comes_back(families):
     decoder = prunable_layers(voice, ("decoder",))
     assert [layer for layer, _ in listen(voice, SPEC, decoder, covariances=False)] != []
     assert names(layer for layer, _ in listen(voice, SPEC, decoder, covariances=False)) == names(decoder)
+
+
+def test_others_need_not_wait_and_who_waits_can_leave(families, counted):
+    """One listens to a voice for minutes: another voice is pruned meanwhile, and a second visitor of the same one can leave."""
+    voice, other = families["plain"].with_weights({}), families["speakers"].with_weights({})
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(_what, _share):
+        inside.set()
+        assert go_on.wait(60)
+
+    class Gone(Exception):
+        pass
+
+    def leave(_what, _share):
+        raise Gone
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(prune, voice, SPEC, on_step=wait)
+        try:
+            assert inside.wait(60)
+            with pytest.raises(Gone):
+                prune(voice, SPEC, on_step=leave)
+            prune(other, SPEC)
+        finally:
+            go_on.set()
+        first.result(60)
+    assert len(counted) == 2, "who left had not begun to listen"

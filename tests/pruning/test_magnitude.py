@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch.nn.utils import prune as torch_prune
 
 from vits_prune import PARTS, InputError, PruneSpec, measure_sparsity, prune
+from vits_prune.pruning import magnitude
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.magnitude import sorted_magnitudes, sparsity_preview
 
@@ -191,3 +194,24 @@ def test_magnitudes_are_sorted_once_a_voice(joe, tiny):
 def test_prune_takes_a_spec_only(tiny, spec):
     with pytest.raises(InputError, match="PruneSpec"):
         prune(tiny, spec)
+
+
+def test_while_one_voice_is_sorted_another_need_not_wait(tiny, monkeypatch):
+    voice, other = tiny.with_weights({}), tiny.with_weights({})
+    inside, go_on, real = threading.Event(), threading.Event(), magnitude.SortedMagnitudes
+
+    def slow(which):
+        if which is voice:
+            inside.set()
+            assert go_on.wait(60)
+        return real(which)
+
+    monkeypatch.setattr(magnitude, "SortedMagnitudes", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(magnitude.sorted_magnitudes, voice)
+        try:
+            assert inside.wait(60)
+            assert pool.submit(magnitude.sorted_magnitudes, other).result(60)
+        finally:
+            go_on.set()
+        assert first.result(60) is magnitude.sorted_magnitudes(voice)

@@ -310,3 +310,25 @@ def test_second_order_of_the_real_voice(joe):
     spectra = [torch.stft(torch.from_numpy(one.waveform), 512, window=torch.hann_window(512), return_complex=True).abs()
                for one in (original, near, far)]  # fmt: skip
     assert float((spectra[1] - spectra[0]).norm()) < 0.5 * float((spectra[2] - spectra[0]).norm())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [PruneSpec(method="second_order", amount=0.3), PruneSpec(scope="sensitivity", amount=0.3), PruneSpec(method="structured", amount=0.3)],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["plain", "speakers"])
+def test_hooks_go_on_copies(families, monkeypatch, spec, kind):
+    """Another thread may be speaking with the voice: what it says must not be counted in, nor changed."""
+    voice, hooked = families[kind].with_weights({}), []
+    for name in ("register_forward_hook", "register_forward_pre_hook"):
+        real = getattr(torch.nn.Module, name)
+
+        def register(module, *args, real=real, **named):
+            hooked.append(module)
+            return real(module, *args, **named)
+
+        monkeypatch.setattr(torch.nn.Module, name, register)
+    prune(voice, dataclasses.replace(spec, texts=SENTENCES))
+    assert hooked
+    assert not set(hooked) & set(voice.model.modules())

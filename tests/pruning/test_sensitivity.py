@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +103,29 @@ def test_a_voice_that_is_broken(families):
     broken = voice.with_weights({"decoder.conv_pre.bias": torch.full_like(voice.model.decoder.conv_pre.bias, float("nan"))})
     with pytest.raises(InputError, match="no finite number"):
         channel_sensitivity(broken, SENTENCES, SEED)
+
+
+def test_others_need_not_wait_and_who_waits_can_leave(families):
+    voice, other = families["plain"].with_weights({}), families["speakers"].with_weights({})
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(_what, _share):
+        inside.set()
+        assert go_on.wait(60)
+
+    class Gone(Exception):
+        pass
+
+    def leave(_what, _share):
+        raise Gone
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(channel_sensitivity, voice, SENTENCES, SEED, on_step=wait)
+        try:
+            assert inside.wait(60)
+            with pytest.raises(Gone):
+                channel_sensitivity(voice, SENTENCES, SEED, on_step=leave)
+            assert channel_sensitivity(other, SENTENCES, SEED)
+        finally:
+            go_on.set()
+        assert first.result(60) is channel_sensitivity(voice, SENTENCES, SEED)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -225,3 +226,30 @@ def test_sensitivity(tiny_folder, tmp_path):
     assert len(layer_points(voice, (0.2,))) > len(names)
     with pytest.raises(InputError, match="no layer"):
         layer_points(voice, (0.2,), ["decoder.nothing"])
+
+
+def test_threads_that_start_processes_leave_the_environment_as_it_was(monkeypatch):
+    """The environment belongs to all threads: the first one must not take away what the second needs."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    inside, entered, left, seen = threading.Event(), threading.Event(), threading.Event(), []
+
+    def first():
+        with engines.patient():
+            inside.set()
+            entered.wait(0.5)  # it must not be
+        left.set()
+
+    def other():
+        assert inside.wait(60)
+        with engines.patient():
+            entered.set()
+            assert left.wait(60)
+            seen.append(os.environ.get("OMP_WAIT_POLICY"))
+
+    threads = [threading.Thread(target=work) for work in (first, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == ["PASSIVE"]
+    assert "OMP_WAIT_POLICY" not in os.environ

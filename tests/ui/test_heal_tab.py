@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import threading
 import zipfile
@@ -330,3 +331,47 @@ def test_the_page_heals_in_a_line_of_its_own():
     demo = page.build()
     lines = {one.concurrency_id: one.concurrency_limit for one in demo.fns.values()}
     assert lines["heal"] == 1
+
+
+def test_a_folder_that_somebody_may_still_write_to_stays(tmp_path):
+    for name in ("held", "left"):
+        (tmp_path / name).mkdir()
+    with healing.holding(tmp_path / "held"):
+        healing.remove_left(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["held"]
+    healing.remove_left(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_a_worker_may_still_write_to_stays(tmp_path, monkeypatch):
+    """A worker of ZeroGPU is another process, which ends some time after its visitor has gone."""
+    monkeypatch.setattr(healing, "calls_are_limited", lambda: True)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    os.utime(tmp_path / "old", (0, 0))
+    healing.remove_left(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_the_thread_that_trains_holds_its_folder(order, monkeypatch):
+    """Its visitor has gone, and the next one's healing begins: the thread may be in the middle of a checkpoint."""
+    task = task_of(order)
+    inside, go_on, held = threading.Event(), threading.Event(), []
+
+    def train(*_args, **_named):
+        inside.set()
+        assert go_on.wait(60)
+        healing.remove_left(task.folder.parent)
+        held.append(task.folder.is_dir())
+        raise InputError("enough.")
+
+    monkeypatch.setattr(healing, "heal", train)
+    run = healing.training_steps(task, None)
+    try:
+        next(run)
+        assert inside.wait(60)
+        run.close()
+    finally:
+        go_on.set()
+    with healing._training:
+        assert held == [True]

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from tests.forked import in_fork
 from vits_prune.errors import InputError
 from vits_prune.voices import espeak, espeak_process
 
@@ -65,3 +66,41 @@ def test_threads_take_turns():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_process_with_many_open_files():
+    """`select.select` takes no descriptor above 1023."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1100:
+        pytest.skip("no more than 1,023 files may be open here")
+    child, opened = espeak_process._Child(), []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1100) if soft != resource.RLIM_INFINITY else soft, hard))
+        while not opened or opened[-1] < 1024:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        child.ask("check_voice", "de")
+        assert child._process.stdout.fileno() > 1023
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        if child._process:
+            child._stop()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_forked_process_has_a_child_of_its_own():
+    """It is forked while another thread asks the child."""
+    expected, mine = espeak_process.clauses("Hi", "en-us"), espeak_process._child._process.pid
+
+    def ask():
+        found, child = espeak_process.clauses("Hi", "en-us"), espeak_process._child._process
+        espeak_process._child._stop()
+        return found, child.pid
+
+    with espeak_process._child._lock:
+        found, theirs = in_fork(ask)
+    assert found == expected
+    assert theirs != mine
+    assert espeak_process.clauses("Hi", "en-us") == expected
+    assert espeak_process._child._process.pid == mine

@@ -15,12 +15,15 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+from vits_prune import forks
+
 FULL_WIDTH = 1.0
 """Of the paper's channels."""
 PERIODS = (2, 3, 5, 7, 11)
 """Prime, so that no two look at the same samples."""
 SCALES = 3
 
+_seeding = forks.Lock()
 _SLOPE = 0.1
 _GROUPS = 16
 _PERIOD_LAYERS = ((32, 5, 3), (128, 5, 3), (512, 5, 3), (1024, 5, 3), (1024, 5, 1))
@@ -111,7 +114,7 @@ class Discriminators(nn.Module):
         super().__init__()
         if not 0 < width <= 1 or any(period < 1 for period in periods) or scales < 0 or not (len(periods) or scales):
             raise ValueError("Discriminators need a width above 0 and at most 1, and at least one period or scale.")
-        with torch.random.fork_rng(devices=[]):
+        with _seeding, torch.random.fork_rng(devices=[]):  # torch's generator belongs to all threads
             torch.default_generator.manual_seed(seed)
             self.periods = nn.ModuleList(PeriodDiscriminator(period, width) for period in periods)
             self.scales = nn.ModuleList(ScaleDiscriminator(width, spectral=index == 0) for index in range(scales))

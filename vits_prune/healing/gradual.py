@@ -15,6 +15,7 @@ from vits_prune.healing.plan import HealPlan
 from vits_prune.healing.progress import OnCheckpoint, OnStep
 from vits_prune.healing.run import MOST_THREADS, heal
 from vits_prune.pruning import PruneSpec, prune_steps
+from vits_prune.threads import torch_threads
 from vits_prune.voices.voice import Voice
 
 LAST_SHARE = 2
@@ -67,14 +68,16 @@ def heal_steps(
             resume=resume, lessons=lessons, on_step=on_step, cpu=cpu, **(at_end if index + 1 == steps else {}),
         )  # fmt: skip
 
-    threads = torch.get_num_threads()
     first = Checkpoints(place / "step-1" / "checkpoints").newest() if place is not None and resume else None
-    try:
-        if first is not None:  # calibrated pruning rounds by the number of threads: without it each step would be of another voice
-            torch.set_num_threads(min(MOST_THREADS, max(1, int(first[1].get("threads", threads)))))
-        yield from prune_steps(voice, spec, on_step=on_prune, after_step=_healed)
-    finally:
-        torch.set_num_threads(threads)
+    # Calibrated pruning rounds by the number of threads: with another one each step would be of another voice.
+    threads = None if first is None else min(MOST_THREADS, max(1, int(first[1].get("threads", torch.get_num_threads()))))
+    steps = prune_steps(voice, spec, on_step=on_prune, after_step=_healed)
+    while True:
+        with torch_threads(threads or torch.get_num_threads()):  # not while the caller looks at a step
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 def share_of(plan: HealPlan, index: int, steps: int) -> HealPlan:

@@ -33,6 +33,7 @@ from vits_prune.healing.storage import digest
 from vits_prune.healing.training import WARM_UP, NotFiniteError, Training, make_accelerator
 from vits_prune.pruning.calibration import sentence_ids
 from vits_prune.synthesis import Delivery
+from vits_prune.threads import torch_threads
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def heal(
         texts: what the teacher says; None for built-in sentences, or draws from the vocabulary.
         plan: how long and how; None for HealPlan().
         folder: where lessons and checkpoints are kept; None for no checkpoints.
-        resume: go on from the newest checkpoint in `folder`, where there is one. On a CPU the result is that of one uninterrupted run.
+        resume: go on from the newest checkpoint in `folder`, where there is one. On a CPU the result is that of one uninterrupted run:
+            torch has the number of threads of the first run meanwhile, which only the main thread may change.
         recordings: real speech besides, (latents [flow_size, frames], waveform [frames * hop]) each.
         lessons: the teacher's, where they are shared among several healings, of the same texts.
         on_step, on_checkpoint: as OnStep and OnCheckpoint say.
@@ -150,15 +152,12 @@ class _Run:
     @contextlib.contextmanager
     def resumed(self, resume: bool, texts: Sequence[str] | None, lessons: Lessons) -> Iterator[None]:
         """Take up the newest checkpoint if asked; meanwhile torch has the number of threads that the first run had."""
-        threads = torch.get_num_threads()
         self._readings = self._readings_of(texts, lessons)
         read = self._readings.sentences if self._readings else ()
         parts = (_RECIPE, lessons.content, read, self._teacher.speaker, self._plan.to_dict())
         self._belongs = digest(self._pruned.model.state_dict(), *parts)
-        try:
-            found = self._newest() if resume else None
-            if found is not None:
-                torch.set_num_threads(self._checked(found[1]))  # before anything is made of the teacher
+        found = self._newest() if resume else None
+        with torch_threads(torch.get_num_threads() if found is None else self._checked(found[1])):
             self._lengths = self._lengths_of(texts)
             if found is not None:
                 self._take_up(*found)
@@ -168,8 +167,6 @@ class _Run:
                 self._checkpoints.tidy()
                 lessons.tidy()
             yield
-        finally:
-            torch.set_num_threads(threads)
 
     def _newest(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """The newest checkpoint, the same in all processes."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vits_prune.caches import Bounded
 from vits_prune.measure.resampling import RATE, at_16_khz
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ STFT_RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
 """FFT, hop and window in samples, those of Parallel WaveGAN (Yamamoto et al. 2020, arXiv:1910.11480)."""
 F0_RANGE_HZ = (50.0, 600.0)
 _VOICED = 0.5
-_OPENING = threading.Lock()
+_detectors: Bounded[int | None, SwiftF0] = Bounded(2, lambda _: 1, survives_fork=False)
 
 
 @dataclass(frozen=True)
@@ -187,11 +187,9 @@ def _finite(waveform: np.ndarray) -> np.ndarray:
 
 
 def _detector(threads: int | None) -> SwiftF0:
-    with _OPENING:
-        return _open(threads)
+    return _detectors.get_or_make(threads, lambda: _open(threads))
 
 
-@functools.lru_cache(maxsize=2)
 def _open(threads: int | None) -> SwiftF0:
     from swift_f0 import SwiftF0
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from vits_prune import forks
+
 POWERCAP = Path("/sys/class/powercap")
-_STARTING = threading.Lock()
+_STARTING = forks.Lock()
 
 
 @dataclass(frozen=True)

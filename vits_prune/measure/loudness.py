@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
 SILENCE_LUFS = -70.0
@@ -25,7 +23,6 @@ def measure_lufs(waveform: np.ndarray, sampling_rate: int) -> float:
     if not samples.any():
         return SILENCE_LUFS
     block = min(0.4, len(samples) / sampling_rate)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):  # the logarithm of a block below the gate
-        warnings.simplefilter("ignore")
+    with np.errstate(all="ignore"):  # the logarithm of a block below the gate
         loudness = pyloudnorm.Meter(sampling_rate, block_size=block).integrated_loudness(samples)
     return max(SILENCE_LUFS, float(loudness)) if np.isfinite(loudness) else SILENCE_LUFS

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.measure.resampling import RATE, at_16_khz, available_cores
 
@@ -27,7 +26,8 @@ _WINDOW = int(9.01 * RATE)
 _SIG = (-0.08397278, 1.22083953, 0.0052439)
 _BAK = (-0.13166888, 1.60915514, -0.39604546)
 _OVRL = (-0.06766283, 1.11546468, 0.04602535)
-_OPENING = threading.Lock()
+_sessions: Bounded[str, onnxruntime.InferenceSession] = Bounded(1, lambda _: 1, survives_fork=False)
+_pools: Bounded[int, ThreadPoolExecutor] = Bounded(2, lambda _: 1, survives_fork=False)
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,9 @@ def _windows(audio: np.ndarray) -> np.ndarray:
 
 
 def _session() -> onnxruntime.InferenceSession:
-    with _OPENING:
-        return _open()
+    return _sessions.get_or_make("", _open)
 
 
-@functools.lru_cache(maxsize=1)
 def _open() -> onnxruntime.InferenceSession:
     import onnxruntime
 
@@ -93,6 +91,5 @@ def _open() -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-@functools.lru_cache(maxsize=2)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="dnsmos")
+    return _pools.get_or_make(threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix="dnsmos"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.measure.resampling import at_16_khz, available_cores
 from vits_prune.voices.language import spoken_language as spoken_language
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "tiny.en"
 _UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")
 """Languages written without spaces, whose characters Whisper's own evaluation counts as words."""
-_LOADING = threading.Lock()
+_models: Bounded[tuple[str, str, str, int], WhisperModel] = Bounded(2, lambda _: 1, survives_fork=False)
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,10 @@ def load_recogniser(recogniser: Recogniser) -> WhisperModel:
     Raises:
         InputError: it is neither installed, nor on disk, nor to be downloaded.
     """
-    with _LOADING:
-        return _load(recogniser.model, recogniser.device, recogniser.compute_type, recogniser.threads or available_cores())
+    key = (recogniser.model, recogniser.device, recogniser.compute_type, recogniser.threads or available_cores())
+    return _models.get_or_make(key, lambda: _load(*key))
 
 
-@functools.lru_cache(maxsize=2)
 def _load(name: str, device: str, compute_type: str, threads: int) -> WhisperModel:
     from faster_whisper import WhisperModel
 

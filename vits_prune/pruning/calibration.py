@@ -23,6 +23,7 @@ from vits_prune.pruning.layers import Layer
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.overlaps import OverlapSums, overlap
 from vits_prune.synthesis import Delivery, draw_prior_noise, encode, log_durations, predict_durations, read_text, speaker_embedding
+from vits_prune.voices.architecture import copy_with_weights
 from vits_prune.voices.voice import PARTS, Voice
 
 READ_TOKENS = 8_192
@@ -117,6 +118,7 @@ def collect(
         InputError: the voice can say nothing of the texts, a covariance does not fit, or a layer is given what is no number.
     """
     tell = on_step or (lambda _what, _share: None)
+    voice = voice.with_weights({})  # hooks go on a copy: another thread may be speaking with this voice
     if covariances:
         _check_memory(voice, layers)
     # Each layer has draws of its own, so that it does not matter which others are listened to.
@@ -307,6 +309,7 @@ def _parts(
 
 def token_states(model: nn.Module, sentences: Sequence[tuple[int, ...]]) -> Iterator[State]:
     """What the first layer of the text encoder is given, in batches of sentences of about one length."""
+    model = copy_with_weights(model, {})  # for the hook of _encoder_call: another thread may be speaking
     ordered = sorted(sentences, key=len)
     while ordered:
         longest = len(ordered[-1])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections import OrderedDict
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
 
+from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.pruning.calibration import Statistics, Step, collect
 from vits_prune.pruning.layers import Layer, prunable_layers
@@ -26,8 +24,7 @@ KEPT_BYTES = 1 << 30
 _KEPT_VOICES = 2
 
 _Found = tuple[tuple[Layer, Statistics], ...]
-_kept: OrderedDict[tuple[object, ...], tuple[weakref.ref[nn.Module], _Found]] = OrderedDict()
-_lock = threading.Lock()
+_kept: Bounded[tuple[object, ...], _Found] = Bounded(_KEPT_VOICES, lambda _: 1)
 
 
 def chosen_layers(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
@@ -91,16 +88,17 @@ def listen(
     if size > KEPT_BYTES:
         yield from collect(voice, layers, texts, spec.seed, on_step=on_step)
         return
-    key = (id(voice.model), voice.speaker, texts, spec.seed, torch.get_num_threads())
-    with _lock:
-        of, found = _kept.get(key, (None, ()))
-        if not (of and of() is voice.model and names <= {layer.name for layer, one in found if one.covariance is not None or not covariances
-                                                          or not one.matrix.dense}):  # fmt: skip
-            found = tuple(collect(voice, layers, texts, spec.seed, covariances=covariances, on_step=on_step))
-            _kept[key] = (weakref.ref(voice.model, lambda _: _kept.pop(key, None)), found)  # forgotten with the voice
-        _kept.move_to_end(key)
-        while len(_kept) > _KEPT_VOICES:
-            _kept.popitem(last=False)
+
+    def _enough(found: _Found) -> bool:
+        return names <= {layer.name for layer, one in found if not covariances or one.covariance is not None or not one.matrix.dense}
+
+    found = _kept.get_or_make(
+        (voice.speaker, texts, spec.seed, torch.get_num_threads()),
+        lambda: tuple(collect(voice, layers, texts, spec.seed, covariances=covariances, on_step=on_step)),
+        on_step and functools.partial(on_step, "waiting for another calibration of this voice", 0.0),
+        owner=voice.model,
+        enough=_enough,
+    )
     yield from (pair for pair in found if pair[0].name in names)
 
 

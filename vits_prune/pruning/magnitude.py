@@ -6,8 +6,6 @@ magnitudes are sorted once a voice, so a new amount costs a look-up of the thres
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vits_prune.caches import Bounded
 from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import PARTS, Voice
@@ -72,17 +71,13 @@ class SortedMagnitudes:
         return np.partition(np.concatenate(between), place)[place]
 
 
-_cache: weakref.WeakKeyDictionary[nn.Module, SortedMagnitudes] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+_kept: Bounded[str, SortedMagnitudes] = Bounded(1, lambda _: 0)
+"""Of every voice, as long as its model lives."""
 
 
 def sorted_magnitudes(voice: Voice) -> SortedMagnitudes:
     """The sorted magnitudes of a voice, made at the first call and kept for as long as the voice's model lives."""
-    with _lock:
-        found = _cache.get(voice.model)
-        if found is None:
-            found = _cache[voice.model] = SortedMagnitudes(voice)
-        return found
+    return _kept.get_or_make("", lambda: SortedMagnitudes(voice), owner=voice.model)
 
 
 def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None) -> dict[str, torch.Tensor]:

@@ -40,6 +40,7 @@ def refit(original: Voice, smaller: Voice, choice: Choice, texts: Sequence[str],
         InputError: the voice can say nothing of the texts.
     """
     tell = on_step or (lambda _what, _share: None)
+    original = original.with_weights({})  # hooks go on a copy: another thread may be speaking with this voice
     there = groups(original)
     kept = {group.name: choice.kept.get(group.name, tuple(range(group.size))) for group in there}
     lost = [group.name for group in there if len(kept[group.name]) < group.size]

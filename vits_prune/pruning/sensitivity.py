@@ -8,15 +8,15 @@ directions v, for which E (∂(v·f)/∂y)² = sum (∂f/∂y)² (Hutchinson 198
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
+from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.pruning.calibration import Step, decoder_blocks, flow_blocks, own_durations, sentence_ids, stretch_of, stretched
 from vits_prune.pruning.layers import Layer, prunable_layers
@@ -24,14 +24,13 @@ from vits_prune.synthesis import Delivery, encode, log_durations, speaker_embedd
 from vits_prune.voices.voice import Voice
 
 SENTENCES, DIRECTIONS = 8, 2
-KEPT = 4
-"""Choices of texts and seed that are remembered of a voice."""
+KEPT_BYTES = 64 << 20
+"""Results that are kept, of all voices together: about 100 kB for each choice of texts and seed."""
 MEL_SCALE, DURATION_SCALE = 0.5, 0.1
 """Errors that count as equally bad: half a neper of log-mel amplitude, a tenth of a token's duration."""
 _BANDS, _SIZE, _HOP = 80, 1024, 256
 
-_kept: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], dict[str, np.ndarray]]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+_kept: Bounded[tuple[object, ...], dict[str, np.ndarray]] = Bounded(KEPT_BYTES, lambda found: sum(one.nbytes for one in found.values()))
 
 
 def output_sensitivity(voice: Voice, texts: Sequence[str], seed: int, *, on_step: Step | None = None) -> dict[str, float]:
@@ -57,17 +56,16 @@ def channel_sensitivity(voice: Voice, texts: Sequence[str], seed: int, *, on_ste
         InputError: the voice can say nothing of the texts.
     """
     key = (voice.speaker, tuple(texts), seed, torch.get_num_threads())
-    with _lock:
-        known = _kept.setdefault(voice.model, {})
-        if key not in known:
-            found = _measure(voice, texts, seed, on_step or (lambda _what, _share: None))
-            while len(known) >= KEPT:
-                known.pop(next(iter(known)))
-            known[key] = found
-        return known[key]
+    return _kept.get_or_make(
+        key,
+        lambda: _measure(voice, texts, seed, on_step or (lambda _what, _share: None)),
+        on_step and functools.partial(on_step, "waiting for another measurement of this voice", 0.0),
+        owner=voice.model,
+    )
 
 
 def _measure(voice: Voice, texts: Sequence[str], seed: int, tell: Step) -> dict[str, np.ndarray]:
+    voice = voice.with_weights({})  # hooks go on a copy: another thread may be speaking with this voice
     layers = prunable_layers(voice)
     random, places = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     sentences = sentence_ids(voice, texts)

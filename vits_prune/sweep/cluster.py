@@ -8,7 +8,8 @@ from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Reference, Settings, Step, prepare_reference
-from vits_prune.sweep.engines import TRIES, Measured, Result, Task, Tell, VoiceRef, Work, load_same, measured, patient, torch_threads
+from vits_prune.sweep.engines import TRIES, Measured, Result, Task, Tell, VoiceRef, Work, load_same, measured, patient
+from vits_prune.threads import torch_threads
 
 PATIENCE = 1.0
 """Seconds after which whoever waits for the cluster is told again, so that they can cancel."""

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vits_prune import forks
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Reference, evaluate_against
 from vits_prune.measure.resampling import available_cores
 from vits_prune.sweep.grid import Point
+from vits_prune.threads import torch_threads
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnContext
 
 ENGINES = ("local", "ray")
+_starting = forks.Lock()
 TRIES = 2
 """How often a point is begun whose process was killed."""
 
@@ -77,19 +80,6 @@ def fingerprint(voice: Voice) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads for torch, and as many as before at the end."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def measure_task(reference: Reference, voice: Voice, task: Task, on_step: Callable[[str, float], None] | None = None) -> Measured:
@@ -176,13 +166,15 @@ def _sharing(reference: Reference, jobs: int) -> Reference:
 @contextlib.contextmanager
 def patient() -> Iterator[None]:
     """Processes that start now have threads that sleep while they wait: spinning ones take the cores from the other processes."""
-    name, before = "OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY")
-    os.environ.setdefault(name, "PASSIVE")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
+    name = "OMP_WAIT_POLICY"
+    with _starting:  # the environment belongs to all threads
+        before = os.environ.get(name)
+        os.environ.setdefault(name, "PASSIVE")
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop(name, None)
 
 
 class _Worker:

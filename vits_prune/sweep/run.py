@@ -27,10 +27,10 @@ from vits_prune.sweep.engines import (
     fingerprint,
     run_here,
     run_processes,
-    torch_threads,
 )
 from vits_prune.sweep.grid import Grid, Point
 from vits_prune.sweep.store import Store
+from vits_prune.threads import torch_threads
 from vits_prune.voices.voice import Voice
 
 MAX_JOBS = 256

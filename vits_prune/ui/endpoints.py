@@ -82,6 +82,7 @@ def compare(
     for step in (*steps.hear_steps(request, None), *steps.latency_steps(request, None)):
         found[type(step).__name__] = step
     spoken: Spoken = found["Spoken"]
+    steps.bench.remember(request, spoken)
     latency: Latency = found["Latency"]
     voices = (steps.bench.voice(request.reference, request.speaker), steps.bench.pruned(request, None))
     comparison = Comparison(

@@ -147,14 +147,16 @@ def measured_original(
     """The original measured on these texts, from the cache where it was measured before; it comes last."""
     key = _key(request, token, voice, said, settings)
     reference = _references.get(key)
-    if reference is None:
-        for found in in_background(lambda tell: prepare_reference(voice, said, settings, on_step=tell)):
-            if isinstance(found, Doing):
-                yield found
-            else:
-                reference = found
-        _references.put(key, reference)
-    yield reference
+    if reference is not None:
+        yield reference
+        return
+    yield from in_background(
+        lambda tell: _references.get_or_make(
+            key,
+            lambda: prepare_reference(voice, said, settings, on_step=tell),
+            lambda: tell("waiting for another measurement of the original", 0.0),
+        )
+    )
 
 
 def knee_steps(request: Request, token: str | None, texts: float, cer: float | None, dnsmos: float | None) -> Iterator[dict[str, Any]]:
@@ -233,16 +235,18 @@ def _tried(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 def _point(key: Measured, reference: Reference, request: Request, spec: PruneSpec, token: str | None) -> Iterator[Doing | Point]:
     """One measured point, from the cache where it was measured before."""
     known = _points.get((key, spec))
-    if known is None:
-        pruned = (yield from steps.pruning_steps(dataclasses.replace(request, spec=spec), token))[-1][1]
-        weights = measure_sparsity(steps.bench.voice(request.reference, request.speaker, token)).weights()
-        for found in in_background(lambda tell: evaluate_against(reference, pruned, on_step=tell)):
-            if isinstance(found, Doing):
-                yield found
-            else:
-                known = (spec, _taken(weights, pruned), found)
-        _points.put((key, spec), known)
-    yield known
+    if known is not None:
+        yield known
+        return
+    pruned = (yield from steps.pruning_steps(dataclasses.replace(request, spec=spec), token))[-1][1]
+    weights = measure_sparsity(steps.bench.voice(request.reference, request.speaker, token)).weights()
+    yield from in_background(
+        lambda tell: _points.get_or_make(
+            (key, spec),
+            lambda: (spec, _taken(weights, pruned), evaluate_against(reference, pruned, on_step=tell)),
+            lambda: tell("waiting for another measurement of this point", 0.0),
+        )
+    )
 
 
 def _taken(weights: int, pruned: Voice) -> float:

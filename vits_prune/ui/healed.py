@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import tempfile
 import time
@@ -119,16 +120,17 @@ def healing_steps(order: Order, token: str | None, halted: Callable[[], bool]) -
     for task in in_background(lambda tell: _prepared(found, reference, voice, pruned, tell)):
         if isinstance(task, Doing):
             yield task
-    _healings.put(order.key, found)
-    yield found
-    try:
-        why = yield from _trained(found, task, token, halted)
-        kept = best(task.folder, pruned, stopped=why)
-    except GeneratorExit:  # whoever trains removes it, after a last checkpoint
-        raise
-    except BaseException:
-        shutil.rmtree(task.folder, ignore_errors=True)
-        raise
+    with healing.holding(task.folder):
+        _healings.put(order.key, found)
+        yield found
+        try:
+            why = yield from _trained(found, task, token, halted)
+            kept = best(task.folder, pruned, stopped=why)
+        except GeneratorExit:  # whoever trains removes it, after a last checkpoint
+            raise
+        except BaseException:
+            shutil.rmtree(task.folder, ignore_errors=True)
+            raise
     shutil.rmtree(task.folder, ignore_errors=True)
     if kept is None:
         raise InputError(why if why and not halted() else "Healing was stopped before its first checkpoint: there is nothing to keep yet.")
@@ -182,8 +184,7 @@ def _prepared(found: Healing, reference: Reference, voice: Voice, pruned: Voice,
     start = time.perf_counter()
     found.checks.append(healing.checked(0, pruned, reference, request, text, original, tell))
     reserve = min(healing.CHECKS * (time.perf_counter() - start), 30.0 * (found.order.plan.minutes or 0.0))
-    for left in Path(_work.name).iterdir():  # one healing at a time: what is there was left by one that nobody waited for
-        shutil.rmtree(left, ignore_errors=True)
+    healing.remove_left(Path(_work.name))
     folder = Path(tempfile.mkdtemp(dir=_work.name))
     seconds = healing.STRETCH_SECONDS if calls_are_limited() else None
     return Task(found.order, folder, reference, text, original, reserve, False, seconds)
@@ -212,6 +213,7 @@ def _trained(found: Healing, task: Task, token: str | None, halted: Callable[[],
 
 def _stretch(found: Healing, task: Task, token: str | None, halted: Callable[[], bool]) -> Iterator[Doing | Healing]:
     """One stretch; returns how it Ended."""
+    os.utime(task.folder)  # see `healing.remove_left`
     told = drawn = 0.0
     rows = len(found.rows)
     with contextlib.closing(healing.training_steps(task, token)) as happens:

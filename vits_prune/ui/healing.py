@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vits_prune import forks
 from vits_prune.background import Doing, Stopped, in_background
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Reference, evaluate_against
@@ -22,7 +23,7 @@ from vits_prune.measure.quality import Figure
 from vits_prune.sweep.knee import LIMITS
 from vits_prune.synthesis import Speech, speak
 from vits_prune.ui import steps
-from vits_prune.ui.hardware import on_gpu
+from vits_prune.ui.hardware import calls_are_limited, on_gpu
 from vits_prune.voices.voice import Voice
 from vits_prune.workbench import Request
 
@@ -39,7 +40,10 @@ MAX_PARAMETERS = 100_000_000
 _HALT = "halt"
 _LONGEST_PAUSE = 5.0
 
-_training = threading.Lock()
+_training = forks.Lock()
+_folders: Counter[Path] = Counter()
+"""How many hold each folder of a healing, in this process."""
+_folders_lock = forks.Lock()
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,10 @@ class _Stretch:
 
     def run(self, tell: Callable[[str, float], None]) -> Ended:
         """Train until it is done, the stretch is over, it is halted, or nobody listens."""
+        with holding(self._task.folder):
+            return self._trained(tell)
+
+    def _trained(self, tell: Callable[[str, float], None]) -> Ended:
         self._tell, task, request = tell, self._task, self._task.order.request
         while not _training.acquire(timeout=0.2):
             tell("waiting for another healing to end", 0.0)
@@ -232,6 +240,35 @@ def checked(
     changes = {name: figure.difference.value for name, figure in figures.items() if figure.difference}
     speech = speak(voice, text, request.seed, timing=original, **dataclasses.asdict(request.delivery))
     return Check(step, figures, score(changes, {limit.metric: limit.change for limit in LIMITS}), speech)
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Keep `remove_left` from a folder that somebody may still write to."""
+    with _folders_lock:
+        _folders[folder] += 1
+    try:
+        yield
+    finally:
+        with _folders_lock:
+            _folders[folder] -= 1
+            if not _folders[folder]:
+                del _folders[folder]
+
+
+def remove_left(work: Path) -> None:
+    """Remove the folders of healings that ended without their visitor.
+
+    A thread that nobody waits for any more works on until it next says how far it is: a folder that
+    it holds stays. A ZeroGPU worker is another process, which ends STRETCH_LIMIT seconds after its
+    folder was touched at the latest.
+    """
+    with _folders_lock:
+        held = set(_folders)
+    for folder in work.iterdir():
+        working = calls_are_limited() and time.time() - folder.stat().st_mtime < 2 * STRETCH_LIMIT
+        if folder not in held and not working:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def halt(folder: Path) -> None:

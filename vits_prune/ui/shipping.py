@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vits_prune import forks
 from vits_prune.background import Doing, Stopped, in_background
 from vits_prune.errors import InputError, LoginError, UnmeasurableError
 from vits_prune.ship.formats import FORMATS, export_voice, file_stem
@@ -43,7 +44,7 @@ _MEASURING, _BUNDLING = 0.25, 0.5
 """Shares of a push that are told as done once a healed voice is measured, and once the files are written."""
 
 _work = tempfile.TemporaryDirectory(prefix="vits_prune-ship-")
-_writing = threading.Lock()
+_writing = forks.Lock()
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,7 @@ def spoken_before(request: Request, token: str | None) -> Spoken:
         for _ in pruning_steps(request, token):
             pass
         spoken = next(step for step in hear_steps(request, token) if isinstance(step, Spoken))
+        bench.remember(request, spoken, token)
     return spoken
 
 

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import anyio.to_thread
 import gradio as gr
 
+from vits_prune import forks
+
 T = TypeVar("T")
 _END = object()
 _KEPT = 10_000
@@ -25,7 +27,7 @@ class Halts:
 
     def __init__(self) -> None:
         self._tickets: OrderedDict[str, None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = forks.Lock()
 
     def halt(self, ticket: object) -> None:
         """The run of this ticket is to end; what is no ticket is passed over."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
+import selectors
 import subprocess
 import sys
 import threading
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
+from vits_prune.forks import renew_in_forks
 from vits_prune.voices.espeak import Clause
 
 _ANSWER_SECONDS = 60.0
@@ -30,7 +31,16 @@ class _Child:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
+        renew_in_forks(self)
+
+    def after_fork(self) -> None:
+        """Leave the child to the parent process: two processes must not share its pipes."""
+        self._lock = threading.Lock()
+        process, self._process = self._process, None
+        if process is not None:
+            for pipe in (process.stdin, process.stdout):
+                pipe.raw.close()  # the file below the buffer, which may hold what the parent is about to send
+            process.returncode = 0  # only the parent can wait for it
 
     def ask(self, operation: str, *arguments: str) -> Any:
         """The child's answer.
@@ -40,8 +50,8 @@ class _Child:
             RuntimeError: the child does not start.
         """
         with self._lock:
-            if self._process is None or self._process.poll() is not None or self._owner != os.getpid():
-                self._start()  # also after a fork: two processes must not share one child's pipes
+            if self._process is None or self._process.poll() is not None:
+                self._start()
             answer = self._exchange([operation, *arguments], _ANSWER_SECONDS)
             if answer is None:
                 self._stop()
@@ -62,7 +72,6 @@ class _Child:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": paths},
         )
-        self._owner = os.getpid()
         if self._exchange(["ready"], _START_SECONDS) is None:
             self._stop()
             raise RuntimeError("The process that reads text with espeak-ng does not start.")
@@ -73,8 +82,10 @@ class _Child:
         try:
             process.stdin.write(json.dumps(question).encode() + b"\n")
             process.stdin.flush()
-            if not select.select([process.stdout], [], [], seconds)[0]:
-                return None
+            with selectors.DefaultSelector() as selector:  # `select.select` takes no descriptor above 1023
+                selector.register(process.stdout, selectors.EVENT_READ)
+                if not selector.select(seconds):
+                    return None
             line = process.stdout.readline()
             return json.loads(line) if line.endswith(b"\n") else None
         except (BrokenPipeError, ConnectionResetError):

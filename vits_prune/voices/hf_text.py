@@ -11,13 +11,13 @@ import functools
 import json
 import re
 import tempfile
-import threading
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vits_prune import forks
 from vits_prune.errors import InputError
 from vits_prune.voices.espeak_process import phonemise
 from vits_prune.voices.hf_config import read_json
@@ -36,8 +36,8 @@ _TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 _MAX_SYMBOL = 64
 
 # Both keep state of their own: espeak-ng in a C library, uroman in a cache of what it has romanised.
-_ESPEAK_LOCK = threading.RLock()
-_UROMAN_LOCK = threading.Lock()
+_ESPEAK_LOCK = forks.Lock()
+_UROMAN_LOCK = forks.Lock()
 
 _CLOSERS = "\"'”’»›)]}」』）】》〉"
 # Ends a sentence wherever it stands, for scripts that put no space after it; those of the second set need a space or the end behind them.

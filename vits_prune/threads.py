@@ -1,0 +1,38 @@
+"""How many threads torch computes with. Sums, and so the last bits of a result, depend on it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from vits_prune.errors import InputError
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Give torch so many threads inside the block, and as many as before after it.
+
+    The number belongs to the process: whatever else computes meanwhile would get it too. So it changes
+    in the main thread only, as in a script, a notebook or the command line. A server that works in
+    other threads keeps its own.
+
+    Raises:
+        InputError: it would have to change, and this is not the main thread.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if count == before:
+        yield
+        return
+    if threading.current_thread() is not threading.main_thread():
+        raise InputError(
+            f"This was begun with {count} threads of torch and there are {before} now: "
+            f"call torch.set_num_threads({count}) first, or run it in the main thread."
+        )
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
