@@ -741,3 +741,11 @@ def test_end_to_end_in_a_process_of_its_own(hub, folder, tmp_path):
     assert (done.returncode, done.stdout.strip()) == (0, f"{hub.url}/ann/voice"), done.stderr
     assert ANN not in done.stdout + done.stderr
     assert published(hub) == contents(folder)
+
+
+def test_a_file_too_long_to_name_a_voice_is_not_read_whole(tmp_path, monkeypatch):
+    path = tmp_path / upload.MARKS[0]
+    with path.open("wb") as file:
+        file.truncate(3 * upload.MAX_MARK_BYTES)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read whole"))
+    assert upload._name_in({upload.MARKS[0]: path}) == ""

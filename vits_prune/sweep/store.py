@@ -186,10 +186,10 @@ def read_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     read_manifest(folder)
     try:
-        lines = (Path(folder) / LINES).read_bytes().splitlines(keepends=True)
+        with (Path(folder) / LINES).open("rb") as lines:
+            return [record["row"] for line in lines if (record := _parsed(line))]
     except OSError as error:
         raise InputError(f"{Path(folder) / LINES} cannot be read: {error.strerror or error}.") from error
-    return [record["row"] for line in lines if (record := _parsed(line))]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vits_prune.errors import HubError
 from vits_prune.voices.destination import LOOK_SECONDS, Destination, Place, check_destination, look, shown, small_file
 from vits_prune.voices.hub_errors import PushStalled, PushState, plain_push_errors
-from vits_prune.voices.pushable import MARKS, RECORD, files_of_earlier_push, pushable_files, record_of, voice_named_in
+from vits_prune.voices.pushable import MARKS, MAX_MARK_BYTES, RECORD, files_of_earlier_push, pushable_files, record_of, voice_named_in
 from vits_prune.voices.transfer import CountedFile, Meter, Progress, offers_xet, send_large
 
 if TYPE_CHECKING:
@@ -112,7 +112,13 @@ def _require_willing(place: Place, state: PushState, private: bool, replace: boo
 
 def _name_in(files: dict[str, Path]) -> str:
     """The name of the voice that is pushed, "" where its files are too long to be asked."""
-    return next(filter(None, (voice_named_in(files[mark].read_bytes()) for mark in MARKS if mark in files)), "")
+    return next(filter(None, (voice_named_in(_beginning(files[mark])) for mark in MARKS if mark in files)), "")
+
+
+def _beginning(path: Path) -> bytes:
+    """As much of a file as shows whether it is too long to be one of MARKS."""
+    with path.open("rb") as file:
+        return file.read(MAX_MARK_BYTES + 1)
 
 
 def _require_readable(place: Place, files: dict[str, Path], old: set[str], state: PushState) -> None:
