@@ -1,7 +1,8 @@
-"""What must not change: weights, samples, files of older versions, options, endpoints and public names.
+"""What must not change: weights, samples, old files, options, endpoints and public names.
 
-`tests/goldens/record.json` says what commit be97033 answered, `tests/goldens/folders/` is what it wrote. Where the processor and torch are
-those of the recording, samples are compared to the bit, elsewhere within what rounding does. See `tests/goldens/make.py`.
+`tests/goldens/record.json` holds the answers of commit be97033, `tests/goldens/folders/` its files.
+On the processor and torch of the recording samples must be equal, elsewhere nearly equal.
+`tests/goldens/make.py` makes both.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def voices():
 
 
 def check_sound(found, recorded, *, calibrated=False):
-    """Samples to the bit on the machine of the recording; elsewhere nearly so, or for weights that depend on the processor the level."""
+    """Compare samples; on another machine loosely, and of calibrated weights the level alone."""
     assert found["rate"] == recorded["rate"]
     if SAME_MACHINE:
         assert found == recorded
@@ -144,10 +145,12 @@ def test_a_sweep_of_an_older_version_goes_on(tmp_path):
     for before, after in zip(old, new, strict=True):
         assert list(before) == list(after)
         for key, value in before.items():
-            if not key.startswith(cases.VARYING):
-                assert after[key] == (
-                    value if SAME_MACHINE else pytest.approx(value, rel=0.05, abs=0.05)
-                ), key
+            if key.startswith(cases.VARYING):
+                continue
+            if SAME_MACHINE or isinstance(value, str):
+                assert after[key] == value or not SAME_MACHINE and key.endswith("_verdict"), key
+            else:
+                assert after[key] == pytest.approx(value, rel=0.05, abs=0.05), key
 
 
 def rows_of(folder):
@@ -201,7 +204,7 @@ def test_the_commands_are_those_recorded():
 
 @pytest.mark.parametrize("command", RECORD["commands"], ids=lambda name: name or "program")
 def test_options(command):
-    """Options may be added. A default that argparse does not state, or stated only before, may come from elsewhere now."""
+    """Options may be added, and a default may move out of argparse or into it."""
     found = cases.options(command)
     for name, recorded in RECORD["commands"][command].items():
         assert name in found, name

@@ -1,6 +1,7 @@
-"""What the golden tests do with the program, shared by the tests and by the script that records the answers.
+"""The cases of the golden tests, shared by the tests and by the script that records the answers.
 
-Only the public names and the command line are used. Everything a redesign may reach differently is in the first functions here.
+They use only the public names and the command line. What a redesign may call differently is in the
+first functions.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def history(voice):
 
 
 def run(*arguments):
-    """Run `python -m vits_prune ARGUMENTS` in this process: (exit code, standard output, standard error)."""
+    """Run `python -m vits_prune ARGUMENTS` in this process: (exit code, output, errors)."""
     out, err = io.StringIO(), io.StringIO()
     typed = mock.patch.object(sys, "argv", ["vits_prune", *map(str, arguments)])
     with typed, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -65,14 +66,15 @@ def run(*arguments):
 
 
 def machine():
-    """What floating-point results depend on; results are compared exactly where this is the recorded one."""
+    """Describe what rounding depends on: results are compared exactly where it is as recorded."""
     cpu = platform.processor()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu = next(
             (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu
         )
-    return f"{platform.machine()}, {cpu}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, numpy {np.__version__}"
+    cpu = f"{platform.machine()}, {cpu}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cpu}, torch {torch.__version__}, numpy {np.__version__}"
 
 
 def weights_digest(voice):
@@ -97,7 +99,7 @@ def zeros(voice):
 
 
 def sound(speech):
-    """A waveform in short: every 64th of its 16-bit samples, its level, and a digest of all of them."""
+    """Summarise a waveform: every 64th of its 16-bit samples, its level, a digest of them all."""
     samples = speech.pcm16()
     return {
         "rate": speech.sampling_rate,
@@ -196,7 +198,7 @@ def reference(name):
 
 
 def pruned_facts(voice, spec):
-    """What pruning gave: digest, zeros, sizes, sound and history; `spec` None for the voice itself."""
+    """Prune and return digest, zeros, sizes, sound and history; `spec` None for no pruning."""
     made = voice if spec is None else prune(voice, spec)
     size = measure_size(made)
     return {
@@ -214,13 +216,18 @@ def pruned_facts(voice, spec):
 SPECS = (
     "{}",
     '{"method": "magnitude", "scope": "local", "amount": 0.5, "parts": ["flow", "decoder"]}',
-    '{"method": "magnitude", "scope": "global", "amount": 0.5, "parts": ["decoder"], "pattern": "2:4", "protect": []}',
-    '{"method": "random", "scope": "global", "amount": 0.3, "parts": ["text_encoder", "duration_predictor", "flow", "decoder"], "seed": 5}',
-    '{"method": "second_order", "scope": "sensitivity", "amount": 0.6, "parts": ["decoder"], "protect": ["decoder.conv_pre"], '
+    '{"method": "magnitude", "scope": "global", "amount": 0.5, "parts": ["decoder"], '
+    '"pattern": "2:4", "protect": []}',
+    '{"method": "random", "scope": "global", "amount": 0.3, '
+    '"parts": ["text_encoder", "duration_predictor", "flow", "decoder"], "seed": 5}',
+    '{"method": "second_order", "scope": "sensitivity", "amount": 0.6, '
+    '"parts": ["decoder"], "protect": ["decoder.conv_pre"], '
     '"floor": 0.1, "amounts": [0.3, 0.5, 0.6], "texts": ["hello"]}',
     '{"method": "activation", "amount": 0.6, "steps": 4, "schedule": "linear"}',
-    '{"method": "structured", "scope": "local", "amount": 0.5, "importance": "weight_norm", "steps": 2}',
-    '{"method": "structured", "shape": {"decoder_width": 0.5, "branches": 2, "resblock_width": 0.75, "ffn_width": 0.5, '
+    '{"method": "structured", "scope": "local", "amount": 0.5, '
+    '"importance": "weight_norm", "steps": 2}',
+    '{"method": "structured", "shape": {"decoder_width": 0.5, "branches": 2, '
+    '"resblock_width": 0.75, "ffn_width": 0.5, '
     '"encoder_layers": 4, "flows": 2, "wavenet_layers": 3, "multiple": 4}}',
     '{"method": "structured", "shape": {"decoder_width": 0.5}, "importance": "second_order"}',
 )
@@ -258,7 +265,7 @@ def commands():
 
 
 def options(command):
-    """The options of a command, or of the program with "": how many values each takes, its choices and its default where it has one."""
+    """The options of a command ("" for the program): number of values, choices, default."""
     parser = _parsers(*filter(None, [command]), "--help")[0]
     if command:
         parser = _sub_parsers(parser)[command]
@@ -283,15 +290,19 @@ def options(command):
 
 
 PRUNE_LINES = {
-    "local": ["--scope", "local", "--amount", "0.5", "--parts", "flow", "decoder", "--protect", "decoder.conv_pre", "--floor", "0.1"],
+    "local": ["--scope", "local", "--amount", "0.5", "--parts", "flow", "decoder",
+              "--protect", "decoder.conv_pre", "--floor", "0.1"],
     "steps": ["--steps", "0.2,0.4,0.6", "--protect"],
     "linear": ["--steps", "3", "--amount", "0.6", "--schedule", "linear", "--parts", "all"],
     "random": ["--method", "random", "--prune-seed", "7"],
     "pattern": ["--pattern", "2:4"],
-    "levers": ["--method", "structured", "--decoder-width", "0.5", "--flows", "1", "--branches", "1", "--ffn-width", "0.5",
-               "--encoder-layers", "1", "--wavenet-layers", "1", "--multiple", "2", "--importance", "weight_norm",
+    "levers": ["--method", "structured", "--decoder-width", "0.5", "--flows", "1",
+               "--branches", "1", "--ffn-width", "0.5",
+               "--encoder-layers", "1", "--wavenet-layers", "1", "--multiple", "2",
+               "--importance", "weight_norm",
                "--calibration-texts", "TEXTS"],
-    "second-order": ["--method", "second_order", "--scope", "sensitivity", "--amount", "0.5", "--calibration-texts", "TEXTS"],
+    "second-order": ["--method", "second_order", "--scope", "sensitivity", "--amount", "0.5",
+                     "--calibration-texts", "TEXTS"],
 }  # fmt: skip
 """What is typed after `prune --voice hf`; TEXTS is a file with TEXTS in it."""
 WRONG_LINES = (
@@ -520,8 +531,10 @@ def page(folder):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {
-        **os.environ, "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False",
-        "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"),
+        **os.environ, "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hf"),
         "NO_PROXY": "127.0.0.1,localhost", "GRADIO_TEMP_DIR": str(folder / "gradio"),
     }  # fmt: skip
     for name in ("OAUTH_CLIENT_ID", "SPACE_ID"):

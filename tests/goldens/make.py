@@ -1,8 +1,9 @@
-"""Record what the program answers today: `python -m tests.goldens.make [SECTION ...]` from the root of the repository.
+"""Record what the program answers: `python -m tests.goldens.make [SECTION ...]` from the root.
 
-The record in use was made with the package of commit be97033. `folders/` holds voices, exports, a sweep and a healing that was stopped,
-all written by that package; they stay as they are, so that later versions open what an older one wrote. Without `--folders` only
-`record.json` is written anew, of the sections that are named (by default all). Record anew only what is meant to change, and say why.
+The record in use was made with the package of commit be97033. That package also wrote `folders/`:
+voices, exports, a sweep, and a healing that was stopped. They stay as they are, so that later
+versions still open them. Without `--folders` only `record.json` is written, all of it or the
+sections that are named. Record again only what is meant to change, and say why in the commit.
 """
 
 from __future__ import annotations
