@@ -1,0 +1,87 @@
+"""Progress: what long work is doing, how much of it is done, and whether it is still wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Cancelled(Exception):
+    """Raised inside work that nobody wants any more."""
+
+
+class Progress:
+    """A channel from long work to whoever waits for it.
+
+    The work calls `report`; a listener shows it. A piece of the work gets `part(...)`, which maps
+    its own 0 to 1 onto a stretch of the whole. `report` raises Cancelled once the work is no longer
+    wanted, and anything that the listener raises ends the work in the same way.
+
+    Example:
+        >>> shown = []
+        >>> progress = Progress(lambda message, fraction: shown.append((message, fraction)))
+        >>> for _ in progress.part(0.0, 0.5).track("ab", "letter"):
+        ...     pass
+        >>> shown
+        [('letter 1 of 2', 0.0), ('letter 2 of 2', 0.25)]
+
+    Args:
+        listener: called with a message and the fraction that is done, 0 to 1.
+        cancelled: returns True once the work is no longer wanted.
+    """
+
+    def __init__(
+        self,
+        listener: Callable[[str, float], object] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        self._listener, self._cancelled = listener, cancelled
+
+    @classmethod
+    def of(cls, given: Progress | Callable[[str, float], object] | None) -> Progress:
+        """Return a Progress for what callers give while the package is being converted."""
+        return given if isinstance(given, Progress) else cls(given)
+
+    def report(self, message: str, fraction: float) -> None:
+        """Say what is being done and the fraction that is done, 0 to 1.
+
+        Raises:
+            Cancelled: the work is no longer wanted.
+        """
+        self.raise_if_cancelled()
+        if self._listener:
+            self._listener(message, fraction)
+
+    def __call__(self, message: str, fraction: float) -> None:
+        self.report(message, fraction)
+
+    def raise_if_cancelled(self) -> None:
+        """Raise Cancelled if the work is no longer wanted."""
+        if self._cancelled and self._cancelled():
+            raise Cancelled
+
+    def part(self, start: float, end: float, before: str = "") -> Progress:
+        """Return the progress of a piece of the work, from `start` to `end` of the whole.
+
+        Args:
+            start: fraction of the whole that is done when the piece begins.
+            end: fraction of the whole that is done when the piece ends.
+            before: put before each message of the piece.
+        """
+
+        def listen(message: str, fraction: float) -> None:
+            self.report(f"{before}{message}", start + (end - start) * fraction)
+
+        return Progress(listen, self._cancelled)
+
+    def track(self, items: Sequence[T], message: str) -> Iterator[T]:
+        """Yield the items, reporting "message 3 of 10" before each."""
+        for index, item in enumerate(items):
+            self.report(f"{message} {index + 1} of {len(items)}", index / len(items))
+            yield item
+
+
+SILENT = Progress()
+"""For work that nobody watches."""
