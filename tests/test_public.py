@@ -33,6 +33,7 @@ BELOW = {
     "sweep": {"evaluation", "texts", "measure", "pruning", "synthesis", "voices", "errors"},
     "budget": {"sweep", "evaluation", "measure", "pruning", "voices", "errors"},
     "healing": {"texts", "pruning", "synthesis", "durations", "voices", "errors"},
+    "study": {"healing", "sweep", "evaluation", "texts", "measure", "pruning", "voices", "errors"},
     "bench": {"texts", "synthesis", "voices", "errors"},
     "ship": {"bench", "healing", "sound", "texts", "measure", "pruning", "synthesis", "voices", "errors"},
     "cli_ship": {"cli", "cli_progress", "ship", "bench", "measure", "voices", "errors"},
@@ -43,7 +44,7 @@ BELOW = {
     "cli_evidence": {"cli", "cli_progress", "cli_spec", "sweep", "evaluation", "texts", "measure", "pruning", "voices", "errors"},
     "cli_budget": {"cli", "cli_progress", "budget", "sweep", "evaluation", "texts", "measure", "voices", "errors"},
     "cli_heal": {"cli", "cli_healing", "cli_progress", "cli_prune", "cli_spec", "healing", "texts", "pruning", "voices", "errors"},
-    "cli_healing": {"cli_progress", "healing", "sweep", "evaluation", "texts", "measure", "voices", "errors"},
+    "cli_healing": {"cli_progress", "study", "healing", "voices", "errors"},
     "cli": {
         "cli_budget",
         "cli_evidence",
@@ -67,6 +68,7 @@ BELOW = {
         "background",
         "caches",
         "healing",
+        "study",
         "ship",
         "workbench",
         "sweep",
@@ -82,7 +84,7 @@ BELOW = {
         "errors",
     },
     "__main__": {"cli"},
-    "__init__": {"comparison", "healing", "measure", "pruning", "synthesis", "voices", "errors"},
+    "__init__": {"comparison", "study", "healing", "measure", "pruning", "synthesis", "voices", "errors"},
 }
 """Part of the house -> the parts that it may import, besides itself."""
 

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vits_prune.comparison import Comparison, compare
     from vits_prune.errors import InputError
-    from vits_prune.healing.gradual import heal_steps
     from vits_prune.healing.plan import HealPlan
-    from vits_prune.healing.run import heal
     from vits_prune.measure import measure_latency, measure_size, measure_sparsity
     from vits_prune.pruning import Layer, PruneSpec, Shape, layers, prune, prune_steps
+    from vits_prune.study.judge import heal, heal_steps
     from vits_prune.synthesis import Delivery, Speech, speak
     from vits_prune.voices.load import load_voice
     from vits_prune.voices.saved import save_voice
@@ -35,8 +34,8 @@ _HOMES = {
     "Speech": "vits_prune.synthesis",
     "Voice": "vits_prune.voices.voice",
     "compare": "vits_prune.comparison",
-    "heal": "vits_prune.healing.run",
-    "heal_steps": "vits_prune.healing.gradual",
+    "heal": "vits_prune.study.judge",
+    "heal_steps": "vits_prune.study.judge",
     "layers": "vits_prune.pruning",
     "load_voice": "vits_prune.voices.load",
     "measure_latency": "vits_prune.measure",

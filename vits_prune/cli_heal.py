@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.cli_healing import Session, main_process
+from vits_prune.cli_healing import Session
 from vits_prune.cli_progress import Progress
 from vits_prune.cli_spec import add_spec, spec_of
 from vits_prune.errors import InputError
@@ -85,6 +85,7 @@ def plan_of(options: argparse.Namespace) -> HealPlan:
 def _heal(options: argparse.Namespace) -> None:
     from vits_prune import cli
     from vits_prune.cli_prune import _check_out
+    from vits_prune.healing.processes import is_main_process
     from vits_prune.texts import read_text_file
     from vits_prune.voices.saved import save_voice
 
@@ -93,7 +94,7 @@ def _heal(options: argparse.Namespace) -> None:
     if not options.out.name:
         raise InputError(f"{options.out} has no name: give the name of a new folder with --out.")
     work = options.workdir or options.out.with_name(f"{options.out.name}-healing")
-    if main_process():
+    if is_main_process():
         _check_out(options.out, False)
         _check_work(work, options.resume)
         if work.resolve().is_relative_to(options.out.resolve()):
@@ -101,8 +102,8 @@ def _heal(options: argparse.Namespace) -> None:
     voice = cli.load(options)
     pruned = None if spec else _load_pruned(options, voice)
     clips = _recordings(options, plan, voice)
-    session = Session(options, voice, work)
-    if main_process():
+    session = Session(options, voice, work, texts)
+    if is_main_process():
         _tell_of_reserve(plan, session, 1 if spec is None else len(spec.schedule_amounts()))
     try:
         healed = _run(
@@ -110,10 +111,10 @@ def _heal(options: argparse.Namespace) -> None:
         )
     except KeyboardInterrupt:
         session.write_curve()
-        if main_process():
+        if is_main_process():
             print(f"\n{_stopped(session)}", file=sys.stderr)
         raise
-    if main_process():
+    if is_main_process():
         saved = save_voice(healed, options.out)
         session.finish(healed, saved)
 
@@ -121,12 +122,11 @@ def _heal(options: argparse.Namespace) -> None:
 def _run(session: Session, plan: HealPlan, voice: Voice, start: Voice | PruneSpec, common: dict[str, Any], clips: Sequence[Any]) -> Voice:
     """The healed voice; `start` is the pruned one, or says how to prune."""
     from vits_prune.healing import heal, heal_steps
+    from vits_prune.healing.processes import is_main_process
     from vits_prune.pruning import PruneSpec
 
     before = len(voice.recipe.get("healed", ()))
-    common = {**common, "on_step": session.on_step, "reserve": session.reserve}
-    if session.evaluates:
-        common |= {"on_checkpoint": session.on_checkpoint, "checks": session.options.evaluations}
+    common = {**common, "on_step": session.on_step, "judge": session.judge}
     with session.telling():
         if not isinstance(start, PruneSpec):
             return _healed(heal(start, voice, plan=plan, recordings=clips, **common))
@@ -134,7 +134,7 @@ def _run(session: Session, plan: HealPlan, voice: Voice, start: Voice | PruneSpe
         for number, step in enumerate(heal_steps(voice, start, plan, on_prune=session.tell, **common), 1):
             amount, healed = step[0], _healed(step[1])
             session.go_on(sum(one["of"] for one in healed.recipe["healed"][before:]))
-            if main_process():
+            if is_main_process():
                 print(f"Step {number}: amount {amount:.3g}, healed.")
         return healed
 
@@ -183,6 +183,7 @@ def _recordings(options: argparse.Namespace, plan: HealPlan, voice: Voice) -> Se
     """
     if options.recordings is None:
         return ()
+    from vits_prune.healing.processes import is_main_process
     from vits_prune.healing.recordings import open_recordings, pairs
 
     with Progress() as tell:
@@ -190,7 +191,7 @@ def _recordings(options: argparse.Namespace, plan: HealPlan, voice: Voice) -> Se
             options.recordings, options.voice, voice, revision=options.revision,
             on_clip=lambda done, of: tell("reading recordings", done / max(1, of)),
         )  # fmt: skip
-    if main_process():
+    if is_main_process():
         for one in found.skipped:
             print(f"Left out {one.name}: {one.reason}", file=sys.stderr)
         print(f"{len(found.clips)} recordings, {found.seconds / 60:.1f} minutes.")

@@ -7,8 +7,8 @@ import contextlib
 import dataclasses
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,10 @@ from vits_prune.errors import InputError
 if TYPE_CHECKING:
     from vits_prune.healing.curve import Curve
     from vits_prune.healing.progress import Told
+    from vits_prune.study.judge import CheckpointJudge, Judgement
     from vits_prune.voices.voice import Voice
 
-MOST_EVALUATIONS = 1_000
 _ROW_EVERY = 10
-
-
-def main_process() -> bool:
-    """Whether this is the one process of several, under `accelerate launch`, that writes and speaks to the user."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 class Session:
@@ -36,15 +31,17 @@ class Session:
         options: what was typed; of them `evaluations` and `evaluation_texts` are read.
         voice: the original, which is measured at once.
         work: folder that the curve is written to.
+        texts: what the voice is healed on, None for built-in sentences or draws.
 
     Raises:
         InputError: the number of evaluations or of their texts is out of range.
     """
 
-    def __init__(self, options: argparse.Namespace, voice: Voice, work: Path) -> None:
+    def __init__(self, options: argparse.Namespace, voice: Voice, work: Path, texts: Sequence[str] | None = None) -> None:
         from vits_prune.healing.curve import Curve
+        from vits_prune.study.judge import MOST_EVALUATIONS
 
-        self.options, self.voice, self.work = options, voice, work
+        self.work = work
         self.step = 0
         """Steps done, those of earlier healings included where several follow each other."""
         self._before, self._seconds_before = 0, 0.0
@@ -52,36 +49,23 @@ class Session:
         self.curve: Curve = Curve(_ROW_EVERY)
         self.reserve = 0.0
         """Seconds that measuring takes, all evaluations together."""
-        self.evaluates = options.evaluations > 0 and main_process()
         self._interrupted = False
-        self._reference: Any = None
+        self.judge: CheckpointJudge | None = None
         if not 0 <= options.evaluations <= MOST_EVALUATIONS:
             raise InputError(f"--evaluations must be a whole number from 0 to {MOST_EVALUATIONS}, not {options.evaluations}.")
-        if self.evaluates:
-            self._measure_original()
+        if options.evaluations > 0:
+            self._prepare_judge(options, voice, texts)
 
-    def _measure_original(self) -> None:
+    def _prepare_judge(self, options: argparse.Namespace, voice: Voice, texts: Sequence[str] | None) -> None:
         """Measure the original once, and so how much of the minutes evaluations will take."""
-        from vits_prune.evaluation import Settings, evaluate_against, prepare_reference
-        from vits_prune.measure.recognition import spoken_language
-        from vits_prune.texts import load_texts
+        from vits_prune.study.judge import judge_of
 
-        if spoken_language(self.voice) != "en":
-            self.evaluates = False  # there are no built-in sentences of its language
-            return
-        settings = Settings(metrics=("intelligibility", "naturalness", "rhythm"), noise_seeds=0)
-        start = time.perf_counter()
         with Progress() as tell:
-            self._reference = prepare_reference(
-                self.voice,
-                load_texts(self.options.evaluation_texts, "tuning"),
-                settings,
-                on_step=lambda what, share: tell(what, 0.5 * share),
-            )
-            middle = time.perf_counter()
-            evaluate_against(self._reference, self.voice, on_step=lambda what, share: tell(what, 0.5 + 0.5 * share))
-        end = time.perf_counter()
-        self.reserve = end - start + self.options.evaluations * (end - middle)
+            judge = judge_of(voice, texts, options.evaluations, options.evaluation_texts, seed=options.seed, on_step=tell)
+        for sentence in judge.unmeasured:
+            print(sentence, file=sys.stderr, flush=True)
+        self.reserve = judge.reserve
+        self.judge = dataclasses.replace(judge, on_judgement=self.on_judgement, on_step=lambda what, share: self.tell(what, share))
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
@@ -132,28 +116,18 @@ class Session:
         self._before = steps
         self._seconds_before = float(next((row["seconds"] for row in reversed(self.curve.rows) if "seconds" in row), 0.0))
 
-    def on_checkpoint(self, step: int, voice: Voice) -> float | None:
-        """Measure the voice where it is time for it: how far it is from the original, in limits of the knee."""
-        from vits_prune.healing.progress import is_check, score
-
-        of = voice.recipe["healed"][-1]["of"]
-        if not is_check(step, of, self.options.evaluations):
-            return None
-        from vits_prune.evaluation import evaluate_against
-        from vits_prune.sweep.knee import LIMITS
-
-        what = f"step {step}: measuring"
-        figures = evaluate_against(self._reference, voice, on_step=lambda at, _share: self.tell(f"{what}: {at}", step / of)).figures
-        limits = {limit.metric: limit.change for limit in LIMITS}
-        changes = {name: figures[name].difference.value for name in (*limits, "duration_ratio") if name in figures}
-        self.curve.measured(self._before + step, {f"measured_{name}": round(value, 5) for name, value in changes.items()})
+    def on_judgement(self, found: Judgement, _voice: Voice) -> None:
+        """Keep and show what was measured of a checkpoint."""
+        changes = found.changes()
+        self.curve.measured(self._before + found.step, {f"measured_{name}": round(value, 5) for name, value in changes.items()})
         self.write_curve()
-        print(f"Step {step} of {of}: " + ", ".join(f"{name} {value:+.3f}" for name, value in changes.items()), flush=True)
-        return score(changes, limits)
+        print(f"Step {found.step} of {found.of}: " + ", ".join(f"{name} {value:+.3f}" for name, value in changes.items()), flush=True)
 
     def write_curve(self) -> None:
         """The curve so far."""
-        if self.curve.rows and main_process():
+        from vits_prune.healing.processes import is_main_process
+
+        if self.curve.rows and is_main_process():
             self.curve.write(self.work / "curve.csv")
 
     def finish(self, healed: Voice, saved: Path) -> None:
@@ -163,9 +137,8 @@ class Session:
         self.write_curve()
         done = healed.recipe["healed"][-1]
         if self.curve.rows:
-            save_figure(
-                self.curve.rows, f"{healed.name}, healed: change from the original on tuning sentences below", self.work / "curve.svg"
-            )
+            below = f": change from the original on {self.judge.measured_on} below" if self.judge else ""
+            save_figure(self.curve.rows, f"{healed.name}, healed{below}", self.work / "curve.svg")
         if "stopped" in done:
             print(f"Stopped early: {done['stopped']}. This is the last good checkpoint.")
         words = "was to be healed" if "stopped" in done else "healed"

@@ -124,6 +124,19 @@ def test_evaluations_lie_evenly_over_the_training(tiny_folder, pruned_folder, tm
     assert load_voice(tmp_path / "out").recipe["healed"][0]["steps"] in (6, 12)
 
 
+def test_a_voice_of_another_language_is_measured_too(tiny_folder, pruned_folder, tmp_path, capsys, monkeypatch):
+    for place in ("study.judge", "healing.corpus", "evaluation"):
+        monkeypatch.setattr(f"vits_prune.{place}.spoken_language", lambda voice: "de")
+    arguments = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 4, "--lessons", 20, "--batch", 2]
+    arguments += ["--evaluations", 2, "--evaluation-texts", 1, "--out", tmp_path / "out"]
+    assert main(["heal", *map(str, arguments)]) == 0
+    told = capsys.readouterr()
+    assert "does not know the language 'de'" in told.err
+    assert [line.partition(":")[0] for line in told.out.splitlines() if "dnsmos_ovrl" in line] == ["Step 2 of 4", "Step 4 of 4"]
+    rows = curve_of(tmp_path / "out-healing")
+    assert [row["step"] for row in rows if row["measured_dnsmos_ovrl"]] == ["2", "4"]
+
+
 def test_discriminators_and_bfloat16(tiny_folder, pruned_folder, tmp_path):
     same = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 6, "--adversarial", "--precision", "bf16"]
     assert run(*same, "--out", tmp_path / "out") == 0

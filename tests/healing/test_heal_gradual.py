@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.healing.conftest import QUICK, TEXTS
-from vits_prune import PruneSpec, Shape, heal_steps, measure_sparsity
+from vits_prune import PruneSpec, Shape, measure_sparsity
+from vits_prune.healing import heal_steps
 from vits_prune.healing.gradual import share_of
 
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import vits_prune
-from tests.healing.conftest import QUICK, TEXTS, same_weights
+from tests.healing.conftest import QUICK, TEXTS, Scores, same_weights
 from tests.pruning.conftest import KINDS
 from tests.voices.hf_factory import make_checkpoint
-from vits_prune import HealPlan, InputError, PruneSpec, Shape, heal, load_voice, prune, save_voice, speak
+from vits_prune import HealPlan, InputError, PruneSpec, Shape, load_voice, prune, save_voice, speak
+from vits_prune.healing import heal
 from vits_prune.healing.checkpoints import Checkpoints
 from vits_prune.healing.corpus import corpus
 from vits_prune.healing.lessons import Lessons
@@ -147,7 +148,7 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tiny, sparse, tmp_path):
         heard[step] = voice
         return scores[step]
 
-    healed = heal(sparse, tiny, TEXTS, dataclasses.replace(QUICK, steps=23), tmp_path, on_checkpoint=on_checkpoint)
+    healed = heal(sparse, tiny, TEXTS, dataclasses.replace(QUICK, steps=23), tmp_path, judge=Scores(on_checkpoint))
     assert sorted(heard) == sorted(scores)
     assert same_weights(healed, heard[10]) == []
     assert healed.recipe["healed"][0]["steps"] == 10
@@ -159,8 +160,8 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tiny, sparse, tmp_path):
 def test_the_best_survives_being_resumed(tiny, sparse, tmp_path):
     scores = {5: 1.0, 10: 3.0, 12: 2.0}
     with pytest.raises(Stop):
-        heal(sparse, tiny, TEXTS, QUICK, tmp_path, on_checkpoint=lambda step, _: scores[step], on_step=stopping(7))
-    healed = heal(sparse, tiny, TEXTS, QUICK, tmp_path, resume=True, on_checkpoint=lambda step, _: scores[step])
+        heal(sparse, tiny, TEXTS, QUICK, tmp_path, judge=Scores(lambda step, _: scores[step]), on_step=stopping(7))
+    healed = heal(sparse, tiny, TEXTS, QUICK, tmp_path, resume=True, judge=Scores(lambda step, _: scores[step]))
     assert healed.recipe["healed"][0]["steps"] == 5
     assert Checkpoints(tmp_path / "checkpoints").best()[1]["score"] == 1.0
 
@@ -178,15 +179,15 @@ def test_killed_while_it_is_measured_the_measurement_is_made_up_for(tiny, sparse
         return whole_score(step, voice)
 
     with pytest.raises(Stop):
-        heal(sparse, tiny, TEXTS, QUICK, tmp_path, checks=checks, on_checkpoint=killed)
+        heal(sparse, tiny, TEXTS, QUICK, tmp_path, judge=Scores(killed, checks))
     measured = []
     resumed = heal(
-        sparse, tiny, TEXTS, QUICK, tmp_path, resume=True, checks=checks,
-        on_checkpoint=lambda step, voice: measured.append(step) or whole_score(step, voice),
+        sparse, tiny, TEXTS, QUICK, tmp_path, resume=True,
+        judge=Scores(lambda step, voice: measured.append(step) or whole_score(step, voice), checks),
     )  # fmt: skip
     assert measured[0] == at
     assert len(set(measured)) == len(measured)
-    whole = heal(sparse, tiny, TEXTS, QUICK, checks=checks, on_checkpoint=whole_score)
+    whole = heal(sparse, tiny, TEXTS, QUICK, judge=Scores(whole_score, checks))
     assert same_weights(whole, resumed) == []
     assert resumed.recipe == whole.recipe
 
@@ -204,7 +205,7 @@ def test_other_sentences_to_read_are_another_healing(tiny, sparse, tmp_path):
 
 def test_a_score_that_is_no_number_is_never_the_best(tiny, sparse):
     scores = {5: 1.0, 10: float("nan"), 12: 2.0}
-    assert heal(sparse, tiny, TEXTS, QUICK, on_checkpoint=lambda step, _: scores[step]).recipe["healed"][0]["steps"] == 5
+    assert heal(sparse, tiny, TEXTS, QUICK, judge=Scores(lambda step, _: scores[step])).recipe["healed"][0]["steps"] == 5
 
 
 def test_states_that_are_no_numbers_end_it_where_durations_are_drawn(tiny, sparse):
@@ -381,7 +382,7 @@ def test_with_other_recordings_it_does_not_go_on(tiny, sparse, tmp_path):
 def test_checks_are_checkpoints_too_and_change_nothing(tiny, sparse):
     steps = {0: [], 3: []}
     voices = [
-        heal(sparse, tiny, TEXTS, QUICK, checks=checks, on_checkpoint=lambda step, _, to=to: to.append(step))
+        heal(sparse, tiny, TEXTS, QUICK, judge=Scores(lambda step, _, to=to: to.append(step), checks))
         for checks, to in steps.items()
     ]
     assert steps == {0: [5, 10, 12], 3: [4, 5, 8, 10, 12]}
@@ -393,7 +394,8 @@ def test_several_processes_learn_one_voice(tiny_folder, tmp_path):
     script.write_text(
         textwrap.dedent(f"""
         import os, sys
-        from vits_prune import HealPlan, InputError, PruneSpec, heal, load_voice, prune, save_voice
+        from vits_prune import HealPlan, InputError, PruneSpec, load_voice, prune, save_voice
+        from vits_prune.healing import heal
         teacher = load_voice({str(tiny_folder)!r})
         plan = HealPlan(minutes=None, steps=6, lessons=20, batch=2, segment=16, learning_rate=2e-3, checkpoint_every=3)
         told = []

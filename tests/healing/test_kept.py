@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.healing.conftest import QUICK, TEXTS, same_weights
-from vits_prune import InputError, heal, speak
-from vits_prune.healing import best
+from tests.healing.conftest import QUICK, TEXTS, Scores, same_weights
+from vits_prune import InputError, speak
+from vits_prune.healing import best, heal
 
 SCORES = {5: 2.0, 10: 1.0, 12: 3.0}
 
@@ -19,7 +19,7 @@ def stopping(told):
 
 
 def test_the_best_of_a_folder_is_what_healing_gave_back(tiny, sparse, tmp_path):
-    healed = heal(sparse, tiny, TEXTS, QUICK, tmp_path, on_checkpoint=lambda step, _: SCORES[step])
+    healed = heal(sparse, tiny, TEXTS, QUICK, tmp_path, judge=Scores(lambda step, _: SCORES[step]))
     kept = best(tmp_path, sparse)
     assert kept.recipe == healed.recipe
     assert kept.recipe["healed"][-1]["steps"] == 10

@@ -23,7 +23,7 @@ from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Settings, prepare_reference
 from vits_prune.healing import heal as heal_voice
-from vits_prune.healing.progress import is_check
+from vits_prune.study.judge import CheckpointJudge, tuning_texts
 from vits_prune.ui import heal, healed, healing, page, steps
 from vits_prune.ui.course import MAX_POINTS, course_value
 from vits_prune.ui.healed import Healing
@@ -61,16 +61,9 @@ def left_behind():
 def heal_wholly(order, tiny):
     """The same by the library in one go, with the page's own measure."""
     request = order.request
-    said, _ = healed._tuning_texts(tiny, request.text, order.texts)
+    said = tuning_texts(tiny, order.texts).texts
     reference = prepare_reference(tiny, said, Settings(seed=request.seed, metrics=healed.METRICS, noise_seeds=0))
-    original = speak(tiny, request.text, request.seed)
-
-    def score(step, voice):
-        if not is_check(step, PLAN.steps, healing.CHECKS):
-            return None
-        return healing.checked(step, voice, reference, request, request.text, original, lambda _what, _share: None).score
-
-    return heal_voice(steps.bench.pruned(request), tiny, plan=order.plan, on_checkpoint=score, checks=healing.CHECKS)
+    return heal_voice(steps.bench.pruned(request), tiny, plan=order.plan, judge=CheckpointJudge(reference, healing.CHECKS))
 
 
 def weights_of(voice):
@@ -259,7 +252,7 @@ def task_of(order):
     pruned = steps.bench.pruned(request)
     return next(
         step
-        for step in healed.in_background(lambda tell: healed._prepared(Healing(order), reference, voice, pruned, tell))
+        for step in healed.in_background(lambda tell: healed._prepared(Healing(order), CheckpointJudge(reference, healing.CHECKS), voice, pruned, tell))
         if isinstance(step, Task)
     )
 

@@ -12,7 +12,7 @@ from vits_prune.healing.checkpoints import Checkpoints
 from vits_prune.healing.corpus import corpus
 from vits_prune.healing.lessons import Lessons
 from vits_prune.healing.plan import HealPlan
-from vits_prune.healing.progress import OnCheckpoint, OnStep
+from vits_prune.healing.progress import Judge, OnStep
 from vits_prune.healing.run import MOST_THREADS, heal
 from vits_prune.pruning import PruneSpec, prune_steps
 from vits_prune.threads import torch_threads
@@ -32,9 +32,7 @@ def heal_steps(
     resume: bool = False,
     on_prune: Callable[[str, float], None] | None = None,
     on_step: OnStep | None = None,
-    on_checkpoint: OnCheckpoint | None = None,
-    checks: int = 0,
-    reserve: float = 0.0,
+    judge: Judge | None = None,
     cpu: bool = False,
 ) -> Iterator[tuple[float, Voice]]:
     """Gradual pruning with healing behind each step: (amount, healed voice) as they are done. Leave the loop to stop at one.
@@ -45,8 +43,7 @@ def heal_steps(
         voice: what to prune.
         spec: its `steps` and `schedule` say which amounts.
         plan: its minutes or steps are those of all healings together; pruning comes on top.
-        texts, resume, on_step, on_checkpoint, checks, reserve, cpu: as in `heal`; `on_checkpoint`, `checks` and `reserve` belong to the
-            last healing.
+        texts, resume, on_step, judge, cpu: as in `heal`; the last healing alone is judged.
         folder: where lessons and checkpoints are kept, each step's in a folder of its own.
         on_prune: told how far the pruning of all steps is; it may raise to cancel.
 
@@ -55,7 +52,6 @@ def heal_steps(
     """
     plan = plan or HealPlan()
     place = None if folder is None else Path(folder)
-    at_end = {"on_checkpoint": on_checkpoint, "checks": checks, "reserve": reserve}
     lessons = Lessons(
         voice, corpus(voice, texts, plan.lessons, plan.seed), seed=plan.seed, segment=plan.segment, speakers=plan.speakers,
         folder=None if place is None else place / "lessons",
@@ -65,7 +61,7 @@ def heal_steps(
         steps = len(spec.schedule_amounts())
         return heal(
             pruned, voice, texts, plan=share_of(plan, index, steps), folder=None if place is None else place / f"step-{index + 1}",
-            resume=resume, lessons=lessons, on_step=on_step, cpu=cpu, **(at_end if index + 1 == steps else {}),
+            resume=resume, lessons=lessons, on_step=on_step, cpu=cpu, judge=judge if index + 1 == steps else None,
         )  # fmt: skip
 
     first = Checkpoints(place / "step-1" / "checkpoints").newest() if place is not None and resume else None

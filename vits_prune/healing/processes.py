@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Value = TypeVar("Value")
+
+
+def is_main_process() -> bool:
+    """Return whether this process, of several under `accelerate launch`, is the one that writes, measures and speaks to the user."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def agreed(accelerator: Accelerator, value: Value) -> Value:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Protocol
 
 from vits_prune.voices.voice import Voice
 
@@ -35,8 +36,21 @@ class Told:
 
 OnStep = Callable[[Told], None]
 """Called after each step; it may raise to stop, and a checkpoint is written before what it raised goes on."""
-OnCheckpoint = Callable[[int, Voice], "float | None"]
-"""Called at each checkpoint with the step and the voice; may answer with a score, the lower the better, by which the best is kept."""
+
+
+class Judge(Protocol):
+    """Who scores checkpoints, so that the best is kept."""
+
+    @property
+    def checks(self) -> int:
+        """So many checkpoints besides the plan's, evenly over the training: those for which `is_check` says so."""
+
+    @property
+    def reserve(self) -> float:
+        """Seconds of the plan's minutes that judging takes."""
+
+    def __call__(self, step: int, voice: Voice) -> float | None:
+        """Return the score of a checkpoint, the lower the better; None where it has none. Called at each checkpoint."""
 
 
 def is_check(step: int, of: int | None, checks: int) -> bool:
@@ -51,7 +65,7 @@ def is_check(step: int, of: int | None, checks: int) -> bool:
 
 
 def score(changes: Mapping[str, float], limits: Mapping[str, float]) -> float | None:
-    """An answer for OnCheckpoint: how far a voice is from the original, summed up in limits; an improvement makes up for nothing.
+    """Return the answer of a Judge: how far a voice is from the original, summed up in limits; an improvement makes up for nothing.
 
     It is told in whole halves of a limit, rounded down: in ten sentences one vowel is a percent of CER, half a limit, and of voices between
     which such a vowel would choose the one that learnt longest is kept.

@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from vits_prune.healing.lessons import SHARD, Lessons
 from vits_prune.healing.pair import check_recordings, parts_to_train
 from vits_prune.healing.plan import HealPlan
 from vits_prune.healing.processes import agreed, everywhere
-from vits_prune.healing.progress import OnCheckpoint, OnStep, Told, is_check
+from vits_prune.healing.progress import Judge, OnStep, Told, is_check
 from vits_prune.healing.reach import decoder_reach, flow_reach
 from vits_prune.healing.readings import MOST, Readings
 from vits_prune.healing.storage import digest
@@ -59,9 +58,7 @@ def heal(
     recordings: Sequence[Clip] = (),
     lessons: Lessons | None = None,
     on_step: OnStep | None = None,
-    on_checkpoint: OnCheckpoint | None = None,
-    checks: int = 0,
-    reserve: float = 0.0,
+    judge: Judge | None = None,
     cpu: bool = False,
 ) -> Voice:
     """Train a pruned voice on what the original says (self-distillation): no recordings are needed.
@@ -80,9 +77,8 @@ def heal(
             torch has the number of threads of the first run meanwhile, which only the main thread may change.
         recordings: real speech besides, (latents [flow_size, frames], waveform [frames * hop]) each.
         lessons: the teacher's, where they are shared among several healings, of the same texts.
-        on_step, on_checkpoint: as OnStep and OnCheckpoint say.
-        checks: so many checkpoints besides the plan's, evenly over the training: those for which `is_check` says so.
-        reserve: seconds of the plan's minutes that the callbacks need; half of the minutes are for training in any case.
+        on_step: called after each step, as OnStep says.
+        judge: scores checkpoints; None to keep the last one. Half of the minutes are for training, whatever time it needs.
         cpu: stay on the CPU where there is a GPU.
 
     Returns:
@@ -102,17 +98,7 @@ def heal(
     run = _Run(pruned, teacher, trained, plan, make_accelerator(plan, cpu), None if folder is None else Path(folder), recordings)
     lessons = run.lessons(texts) if lessons is None else lessons
     with run.resumed(resume, texts, lessons):
-        return run.train(lessons, _Callbacks(on_step, on_checkpoint, checks, reserve))
-
-
-@dataclass(frozen=True)
-class _Callbacks:
-    """Who is told, when, and how long that takes; see `heal`."""
-
-    on_step: OnStep | None
-    on_checkpoint: OnCheckpoint | None
-    checks: int
-    reserve: float
+        return run.train(lessons, on_step, judge)
 
 
 class _Run:
@@ -238,13 +224,14 @@ class _Run:
         voice = self._training.voice(recipe)
         return voice.with_weights(self._lengths.level(voice)) if self._lengths else voice
 
-    def train(self, lessons: Lessons, callbacks: _Callbacks) -> Voice:
+    def train(self, lessons: Lessons, on_step: OnStep | None, judge: Judge | None) -> Voice:
         """All steps that are left."""
+        reserve = judge.reserve if judge else 0.0
         started, before = time.perf_counter(), self._seconds
-        pace, watch = Pace(self._plan, callbacks.reserve), Watch(self._plan, callbacks.reserve)
+        pace, watch = Pace(self._plan, reserve), Watch(self._plan, reserve)
         with self._saved_on_error(lessons):
-            if self._unscored(callbacks):
-                self._score(callbacks.on_checkpoint, len(lessons))
+            if self._unscored(judge):
+                self._score(judge, len(lessons))
             while self._of is None or self._step < self._of:
                 there, after = self._lessons(lessons, pace), time.perf_counter()
                 at = self._step + 1
@@ -256,7 +243,7 @@ class _Run:
                         self._of = agreed(self._accelerator, steps)
                     self._seconds = before + time.perf_counter() - started
                     cut = known and watch.took(took, self._of) and self._shortened(watch)
-                    due = (not known and self._of is not None) or self._is_checkpoint(callbacks.checks)
+                    due = (not known and self._of is not None) or self._is_checkpoint(judge)
                     if due or cut:
                         self._training.check()
                 except NotFiniteError as error:
@@ -265,9 +252,9 @@ class _Run:
                 if due or cut:
                     self._save(len(lessons))
                 if due:
-                    self._score(callbacks.on_checkpoint, len(lessons))
-                if callbacks.on_step and self._main:
-                    callbacks.on_step(Told(self._step, self._of, losses, self._seconds))
+                    self._score(judge, len(lessons))
+                if on_step and self._main:
+                    on_step(Told(self._step, self._of, losses, self._seconds))
         return self._result(len(lessons))
 
     def _learn(self, batch: Batch) -> dict[str, float]:
@@ -301,13 +288,14 @@ class _Run:
                     log.warning("The last steps are lost: %s", error)
             raise
 
-    def _unscored(self, callbacks: _Callbacks) -> bool:
+    def _unscored(self, judge: Judge | None) -> bool:
         """Whether the healing was stopped between the checkpoint that it goes on from and its measurement."""
-        if not callbacks.on_checkpoint or not self._checkpoints or not self._main or self._step == 0:
+        if not judge or not self._checkpoints or not self._main or self._step == 0:
             return False
-        return self._is_checkpoint(callbacks.checks) and self._checkpoints.scored() < self._step
+        return self._is_checkpoint(judge) and self._checkpoints.scored() < self._step
 
-    def _is_checkpoint(self, checks: int) -> bool:
+    def _is_checkpoint(self, judge: Judge | None) -> bool:
+        checks = judge.checks if judge else 0
         return self._step == self._of or self._step % self._plan.checkpoint_every == 0 or is_check(self._step, self._of, checks)
 
     def _lessons(self, lessons: Lessons, pace: Pace) -> Sequence[Any]:
@@ -331,10 +319,10 @@ class _Run:
             batch["recorded_speaker"] = torch.full((size,), self._teacher.speaker or 0)
         return batch
 
-    def _score(self, on_checkpoint: OnCheckpoint | None, lessons: int) -> None:
+    def _score(self, judge: Judge | None, lessons: int) -> None:
         """Let a checkpoint be measured, and keep it if it is the best."""
         voice = self._voice(self._recipe(self._step, lessons))
-        score = on_checkpoint(self._step, voice.to(self._home)) if on_checkpoint and self._main else None
+        score = judge(self._step, voice.to(self._home)) if judge and self._main else None
         if score is not None and math.isnan(score):
             score = math.inf
         _, best, _ = self._kept
@@ -346,7 +334,7 @@ class _Run:
                 weights = dict(voice.model.named_parameters())
                 facts = {"score": score, "healed": self._done(self._step, lessons)}
                 self._checkpoints.save_best(self._step, {name: weights[name] for name in self._training.weights}, facts)
-        if on_checkpoint and self._checkpoints and self._main:
+        if judge and self._checkpoints and self._main:
             self._checkpoints.save_scored(self._step)
 
     def _save(self, lessons: int) -> None:

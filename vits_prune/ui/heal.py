@@ -226,8 +226,8 @@ def _shown(found: Healing) -> dict[str, Any]:
     kept = found.kept if found.voice is not None else None
     hint = (
         f"Losses on a logarithmic scale. Below: measured on {found.note}, bars are 95% intervals, dashed is the original. "
-        "The best checkpoint is chosen by character errors and DNSMOS there."
-    )
+        f"The best checkpoint is chosen by character errors and DNSMOS there. {found.unmeasured}"
+    ).strip()
     shown: dict[str, Any] = {
         "heal_course": course_value(found.rows, [(one.step, one.figures) for one in found.checks], found.of, kept, hint)
     }

@@ -18,19 +18,19 @@ import gradio as gr
 from vits_prune.background import Doing, in_background
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.evaluation import Evaluation, Reference, Settings, evaluate_against
+from vits_prune.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.healing import best
-from vits_prune.measure.recognition import spoken_language
+from vits_prune.study.judge import METRICS, CheckpointJudge, tuning_texts
 from vits_prune.synthesis import Speech, speak
-from vits_prune.texts import load_texts
 from vits_prune.ui import healing, steps
 from vits_prune.ui.evidence import measured_original, texts_for
 from vits_prune.ui.hardware import calls_are_limited
 from vits_prune.ui.healing import Check, Ended, Order, Progress, Task
+from vits_prune.voices.hf_text import split_sentences
+from vits_prune.voices.language import spoken_language
 from vits_prune.voices.voice import Voice
 from vits_prune.workbench import Request
 
-METRICS = ("intelligibility", "naturalness", "rhythm")
 _BYTES = 512 << 20
 _TOLD_SECONDS, _REDRAWN_SECONDS = 0.25, 1.0
 """A GPU makes more steps a second than a page can show."""
@@ -56,6 +56,8 @@ class Healing:
     voice: Voice | None = None
     note: str = ""
     """On which sentences it is measured."""
+    unmeasured: str = ""
+    """What cannot be measured and why, in sentences."""
 
     @property
     def complete(self) -> bool:
@@ -113,11 +115,13 @@ def healing_steps(order: Order, token: str | None, halted: Callable[[], bool]) -
     yield from steps.pruning_steps(request, token)
     voice, pruned = steps.bench.voice(request.reference, request.speaker, token), steps.bench.pruned(request, token)
     found = Healing(order)
-    said, found.note = _tuning_texts(voice, request.text, order.texts)
-    for reference in measured_original(request, token, voice, said, _settings(request)):
+    said = tuning_texts(voice, order.texts, split_sentences(request.text))
+    for reference in measured_original(request, token, voice, said.texts, _settings(request)):
         if isinstance(reference, Doing):
             yield reference
-    for task in in_background(lambda tell: _prepared(found, reference, voice, pruned, tell)):
+    judge = CheckpointJudge(reference, healing.CHECKS)
+    found.note, found.unmeasured = said.words, " ".join((*reference.unmeasured.values(), *reference.notes))
+    for task in in_background(lambda tell: _prepared(found, judge, voice, pruned, tell)):
         if isinstance(task, Doing):
             yield task
     with healing.holding(task.folder):
@@ -168,26 +172,20 @@ def _settings(request: Request) -> Settings:
     return Settings(seed=request.seed, metrics=METRICS, noise_seeds=0, delivery=request.delivery)
 
 
-def _tuning_texts(voice: Voice, text: str, count: int) -> tuple[tuple[str, ...], str]:
-    """Sentences to choose the best checkpoint by: not those of the table at the end, where there are others."""
-    if spoken_language(voice) == "en":
-        return load_texts(count, "tuning"), f"{count} tuning sentences"
-    return texts_for(voice, text, count)
-
-
-def _prepared(found: Healing, reference: Reference, voice: Voice, pruned: Voice, tell: Callable[[str, float], None]) -> Task:
+def _prepared(found: Healing, judge: CheckpointJudge, voice: Voice, pruned: Voice, tell: Callable[[str, float], None]) -> Task:
     """Measure and hear the voice as it was pruned, which also tells how long that takes."""
     request = found.order.request
     text = steps.timed_text(request.text)
     tell("speaking: original", 0.0)
     original = speak(voice, text, request.seed, **dataclasses.asdict(request.delivery))
     start = time.perf_counter()
-    found.checks.append(healing.checked(0, pruned, reference, request, text, original, tell))
+    judgement = dataclasses.replace(judge, on_step=tell).judgement(0, pruned, name="the pruned voice")
+    found.checks.append(healing.spoken_check(judgement, pruned, request, text, original))
     reserve = min(healing.CHECKS * (time.perf_counter() - start), 30.0 * (found.order.plan.minutes or 0.0))
     healing.remove_left(Path(_work.name))
     folder = Path(tempfile.mkdtemp(dir=_work.name))
     seconds = healing.STRETCH_SECONDS if calls_are_limited() else None
-    return Task(found.order, folder, reference, text, original, reserve, False, seconds)
+    return Task(found.order, folder, dataclasses.replace(judge, reserve=reserve), text, original, False, seconds)
 
 
 def _trained(found: Healing, task: Task, token: str | None, halted: Callable[[], bool]) -> Iterator[Doing | Healing]:

@@ -15,12 +15,10 @@ from typing import Any
 from vits_prune import forks
 from vits_prune.background import Doing, Stopped, in_background
 from vits_prune.errors import InputError
-from vits_prune.evaluation import Reference, evaluate_against
 from vits_prune.healing import HealPlan, Told, heal
 from vits_prune.healing.curve import Curve
-from vits_prune.healing.progress import is_check, score
 from vits_prune.measure.quality import Figure
-from vits_prune.sweep.knee import LIMITS
+from vits_prune.study.judge import CheckpointJudge, Judgement
 from vits_prune.synthesis import Speech, speak
 from vits_prune.ui import steps
 from vits_prune.ui.hardware import calls_are_limited, on_gpu
@@ -87,10 +85,9 @@ class Task:
 
     order: Order
     folder: Path
-    reference: Reference
+    judge: CheckpointJudge
     text: str
     original: Speech
-    reserve: float
     resume: bool
     seconds: float | None
     """How long it may train; None for to the end."""
@@ -192,10 +189,10 @@ class _Stretch:
         try:
             self._start = time.perf_counter()
             teacher = steps.bench.voice(request.reference, request.speaker, self._token)
+            judge = dataclasses.replace(task.judge, on_judgement=self._on_judgement, on_step=tell)
             healed = heal(
                 steps.bench.pruned(request, self._token), teacher, plan=task.order.plan, folder=task.folder, resume=task.resume,
-                on_step=self._on_step, on_checkpoint=self._on_checkpoint, checks=CHECKS, reserve=task.reserve,
-                cpu=steps.bench.device == "cpu",
+                on_step=self._on_step, judge=judge, cpu=steps.bench.device == "cpu",
             )  # fmt: skip
             return Ended(why=healed.recipe["healed"][-1].get("stopped", ""))
         except _Pause:
@@ -221,25 +218,14 @@ class _Stretch:
             raise _Pause
         steps.bench.let_hearing_pass(_LONGEST_PAUSE)
 
-    def _on_checkpoint(self, step: int, voice: Voice) -> float | None:
-        of = voice.recipe["healed"][-1]["of"]
-        if not is_check(step, of, CHECKS):
-            return None
-        self._tell(f"measuring step {step}", step / of)
-        check = checked(step, voice, self._task.reference, self._task.order.request, self._task.text, self._task.original, self._tell)
-        self.news.append(check)
-        return check.score
+    def _on_judgement(self, found: Judgement, voice: Voice) -> None:
+        self.news.append(spoken_check(found, voice, self._task.order.request, self._task.text, self._task.original))
 
 
-def checked(
-    step: int, voice: Voice, reference: Reference, request: Request, text: str, original: Speech, tell: Callable[[str, float], None]
-) -> Check:
-    """Measure and hear the voice of a checkpoint."""
-    what = f"measuring step {step}" if step else "measuring the pruned voice"
-    figures = evaluate_against(reference, voice, on_step=lambda at, share: tell(f"{what}: {at.removeprefix('pruned: ')}", share)).figures
-    changes = {name: figure.difference.value for name, figure in figures.items() if figure.difference}
+def spoken_check(found: Judgement, voice: Voice, request: Request, text: str, original: Speech) -> Check:
+    """Let the voice of a checkpoint that was measured speak."""
     speech = speak(voice, text, request.seed, timing=original, **dataclasses.asdict(request.delivery))
-    return Check(step, figures, score(changes, {limit.metric: limit.change for limit in LIMITS}), speech)
+    return Check(found.step, found.figures, found.score, speech)
 
 
 @contextlib.contextmanager

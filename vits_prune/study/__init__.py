@@ -1,0 +1,1 @@
+"""Studies: many measurements that answer one question about a voice."""
