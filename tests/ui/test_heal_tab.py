@@ -248,11 +248,11 @@ def task_of(order):
     """A task whose preparation is done."""
     request = order.request
     voice = steps.bench.voice(request.reference)
-    reference = prepare_reference(voice, ["hi there"], Settings(metrics=("rhythm",), noise_seeds=0))
+    judge = CheckpointJudge(prepare_reference(voice, ["hi there"], Settings(metrics=("rhythm",), noise_seeds=0)), healing.CHECKS)
     pruned = steps.bench.pruned(request)
     return next(
         step
-        for step in healed.in_background(lambda tell: healed._prepared(Healing(order), CheckpointJudge(reference, healing.CHECKS), voice, pruned, tell))
+        for step in healed.in_background(lambda tell: healed._prepared(Healing(order), judge, voice, pruned, tell))
         if isinstance(step, Task)
     )
 
