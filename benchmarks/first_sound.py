@@ -43,12 +43,19 @@ def main() -> None:
         bare(0)
         if abs(lengths[-1] / original.audio_seconds - 1) < 0.01:
             break
-    print(f"{len(TEXT.split())} words, original {original.audio_seconds:.2f} s, bare forward {lengths[-1]:.2f} s, 2 threads")
+    print(
+        f"{len(TEXT.split())} words, original {original.audio_seconds:.2f} s, bare forward {lengths[-1]:.2f} s, 2 threads"
+    )
     for name, timing in (("locked", original), ("own", "own")):
         for scope in ("global", "local"):
             spoken: list[float] = []
 
-            def ours(run: int, scope: str = scope, timing: Speech | str = timing, spoken: list[float] = spoken) -> None:
+            def ours(
+                run: int,
+                scope: str = scope,
+                timing: Speech | str = timing,
+                spoken: list[float] = spoken,
+            ) -> None:
                 pruned = prune(voice, PruneSpec(scope=scope, amount=0.1 + 0.3 * run / runs))
                 spoken.append(speak(pruned, TEXT, timing=timing).audio_seconds)
 
@@ -56,7 +63,8 @@ def main() -> None:
             timed = in_turn(ours, bare, runs)
             mine, theirs = zip(*timed, strict=True)
             per_second = [
-                (a / b) * (bare_length / length) for (a, b), length, bare_length in zip(timed, spoken[1:], lengths[1:], strict=True)
+                (a / b) * (bare_length / length)
+                for (a, b), length, bare_length in zip(timed, spoken[1:], lengths[1:], strict=True)
             ]
             length = f"speech {statistics.median(spoken):.2f} s, ratio per second of speech {describe(per_second)}"
             print(

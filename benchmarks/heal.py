@@ -15,15 +15,13 @@ import torch
 from timing import describe, in_turn, milliseconds
 
 from vits_prune import HealPlan, PruneSpec, Shape, Voice, load_voice, prune
-from vits_prune.healing.batches import Window, draw_batch
-from vits_prune.healing.exercise import weighted_sum
-from vits_prune.healing.lessons import Lessons
-from vits_prune.healing.pair import parts_to_train
-from vits_prune.healing.reach import decoder_reach, flow_reach
-from vits_prune.healing.readings import Readings
+from vits_prune.healing.batches import Readings, Window, draw_batch
+from vits_prune.healing.lessons import Lessons, decoder_reach, flow_reach
+from vits_prune.healing.losses import weighted_sum
+from vits_prune.healing.student import parts_to_train
 from vits_prune.healing.training import Training, make_accelerator
-from vits_prune.pruning.structured import choose, cut
-from vits_prune.texts import load_calibration_texts
+from vits_prune.pruning.structured.cut import choose, cut
+from vits_prune.synthesis.texts import load_calibration_texts
 
 LESSONS, BATCHES = 24, 4
 
@@ -44,18 +42,29 @@ def main() -> None:
             compare(name + (", own inputs" if own else ""), joe, pruned, lessons, own, options.runs)
 
 
-def compare(name: str, teacher: Voice, pruned: Voice, lessons: Lessons, own: bool, runs: int) -> None:
+def compare(
+    name: str, teacher: Voice, pruned: Voice, lessons: Lessons, own: bool, runs: int
+) -> None:
     """Time both and print."""
     plan, config = HealPlan(), pruned.model.config
     window = Window(plan.segment, decoder_reach(config), flow_reach(config), pruned.hop_length)
-    training = Training(pruned, parts_to_train(pruned, teacher), plan, window, make_accelerator(plan, cpu=True))
+    training = Training(
+        pruned, parts_to_train(pruned, teacher), plan, window, make_accelerator(plan, cpu=True)
+    )
     if own and not training.needs_text:
         return  # nothing before the decoder differs
     done, readings = 1.0 if own else 0.0, Readings(teacher, lessons.sentences, lessons.spoken_by)
 
     def _draw(run: int) -> dict[str, torch.Tensor]:
         key, scale = (0, run % BATCHES, 0), float(teacher.model.noise_scale)
-        batch = draw_batch(lessons.first(LESSONS), plan.batch, key, window, text=training.needs_text, noise_scale=scale)
+        batch = draw_batch(
+            lessons.first(LESSONS),
+            plan.batch,
+            key,
+            window,
+            text=training.needs_text,
+            noise_scale=scale,
+        )
         return batch | readings.draw(plan.batch, key) if training.needs_text else batch
 
     ready = [_draw(run) for run in range(BATCHES)]

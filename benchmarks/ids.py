@@ -27,7 +27,8 @@ def main() -> None:
     different = [
         sentence
         for sentence in sentences
-        if [runtime.phonemes_to_ids(p) for p in runtime.phonemize(sentence)] != [list(s.ids) for s in tokenizer.sentences(sentence)]
+        if [runtime.phonemes_to_ids(p) for p in runtime.phonemize(sentence)]
+        != [list(s.ids) for s in tokenizer.sentences(sentence)]
     ]
     print(f"{len(sentences)} sentences, {len(different)} with other ids")
     for sentence in different[:20]:

@@ -27,14 +27,26 @@ def main() -> None:
     sizes = [measure_size(one) for one in pruned]
     speeds = [measure_latency(voice, one, TEXT, runs=7).speed_up for one in pruned]
     for amount, size, speed in zip(AMOUNTS, sizes, speeds, strict=True):
-        print(f"{amount:.0%}: sparse {size.sparse_fp32_bytes / 1e6:.1f} MB, {speed.median:.2f}x ({speed.low:.2f} to {speed.high:.2f})")
+        print(
+            f"{amount:.0%}: sparse {size.sparse_fp32_bytes / 1e6:.1f} MB, {speed.median:.2f}x ({speed.low:.2f} to {speed.high:.2f})"
+        )
 
     figure = Figure(figsize=(11, 3.2), layout="constrained", facecolor="none")
     weights, files, speed = figure.subplots(1, 3)
     histogram = measure_weights(voice, pruned[3])
     left, width = histogram.edges[:-1], histogram.edges[1] - histogram.edges[0]
-    weights.bar(left, histogram.zeroed / 1e6, width, align="edge", color=ORANGE, label="set to zero")
-    weights.bar(left, histogram.kept / 1e6, width, bottom=histogram.zeroed / 1e6, align="edge", color=BLUE, label="kept")
+    weights.bar(
+        left, histogram.zeroed / 1e6, width, align="edge", color=ORANGE, label="set to zero"
+    )
+    weights.bar(
+        left,
+        histogram.kept / 1e6,
+        width,
+        bottom=histogram.zeroed / 1e6,
+        align="edge",
+        color=BLUE,
+        label="kept",
+    )
     weights.set(title="weights at 30%, global L1", xlabel="absolute value", ylabel="millions")
 
     percent = [100 * amount for amount in AMOUNTS]
@@ -43,14 +55,38 @@ def main() -> None:
         ("dense_fp16_bytes", "dense fp16", BLUE),
         ("sparse_fp32_bytes", "sparse, lossless", ORANGE),
     ):
-        files.plot(percent, [getattr(size, name) / 1e6 for size in sizes], "o-", markersize=3, label=label, color=colour)
+        files.plot(
+            percent,
+            [getattr(size, name) / 1e6 for size in sizes],
+            "o-",
+            markersize=3,
+            label=label,
+            color=colour,
+        )
     files.set(title="smaller: in a sparse file", xlabel="zeros (%)", ylabel="MB", ylim=(0, None))
 
     middle = [one.median for one in speeds]
-    spread = [[m - one.low for m, one in zip(middle, speeds, strict=True)], [one.high - m for m, one in zip(middle, speeds, strict=True)]]
-    speed.errorbar(percent, middle, spread, fmt="o-", markersize=3, capsize=2, color=ORANGE, label="pruned / original")
+    spread = [
+        [m - one.low for m, one in zip(middle, speeds, strict=True)],
+        [one.high - m for m, one in zip(middle, speeds, strict=True)],
+    ]
+    speed.errorbar(
+        percent,
+        middle,
+        spread,
+        fmt="o-",
+        markersize=3,
+        capsize=2,
+        color=ORANGE,
+        label="pruned / original",
+    )
     speed.axhline(1.0, color=GREY, linewidth=0.8, linestyle="--")
-    speed.set(title="faster: no, zeros cost what numbers cost", xlabel="zeros (%)", ylabel="speed", ylim=(0, 2))
+    speed.set(
+        title="faster: no, zeros cost what numbers cost",
+        xlabel="zeros (%)",
+        ylabel="speed",
+        ylim=(0, 2),
+    )
 
     for axis in (weights, files, speed):
         axis.set_facecolor("none")

@@ -37,7 +37,10 @@ def main() -> None:
     sorted_magnitudes(voice)
     sort_seconds = time.perf_counter() - start
     amounts = [0.2 + 0.6 * run / runs for run in range(runs + 1)]
-    copies = [voice.with_weights({k: p.clone() for k, p in model.named_parameters()}).model for _ in range(2)]
+    copies = [
+        voice.with_weights({k: p.clone() for k, p in model.named_parameters()}).model
+        for _ in range(2)
+    ]
 
     def torchs_way(run: int) -> None:
         fresh = copies[run % 2]
@@ -50,8 +53,12 @@ def main() -> None:
 
     timed = in_turn(lambda run: prune(voice, PruneSpec(amount=amounts[run])), torchs_way, runs)
     ours, theirs = zip(*timed, strict=True)
-    print(f"{parameters / 1e6:.1f} M parameters, {voice_weights(voice) / 1e6:.1f} M prunable weights, {torch.get_num_threads()} threads")
-    print(f"sort once: {sort_seconds:.2f} s; a new amount: {milliseconds(ours)}, torch.nn.utils.prune: {milliseconds(theirs)}")
+    print(
+        f"{parameters / 1e6:.1f} M parameters, {voice_weights(voice) / 1e6:.1f} M prunable weights, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"sort once: {sort_seconds:.2f} s; a new amount: {milliseconds(ours)}, torch.nn.utils.prune: {milliseconds(theirs)}"
+    )
     print(f"times faster: {describe([b / a for a, b in timed])}")
 
 

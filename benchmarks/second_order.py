@@ -22,8 +22,8 @@ from vits_prune import PruneSpec, Voice, load_voice, prune, speak
 from vits_prune.measure.closeness import log_mel
 from vits_prune.pruning import listening
 from vits_prune.pruning.layers import Layer
-from vits_prune.synthesis import encode, read_text
-from vits_prune.texts import load_calibration_texts, load_texts
+from vits_prune.synthesis.speak import encode, read_text
+from vits_prune.synthesis.texts import load_calibration_texts, load_texts
 
 SENTENCES, BLOCK, DAMPING = 12, 128, 0.01
 
@@ -52,7 +52,10 @@ def main() -> None:
         print(f"{name}: {describe(list(seconds))} s")
     print(f"straightforward / ours: {describe([theirs / mine for mine, theirs in timed])}")
     for name, pruned in made.items():
-        print(f"{name}: " + ", ".join(f"{what} {value:.3f}" for what, value in damage(voice, pruned).items()))
+        print(
+            f"{name}: "
+            + ", ".join(f"{what} {value:.3f}" for what, value in damage(voice, pruned).items())
+        )
 
 
 def straightforward(voice: Voice, layers: tuple[Layer, ...], share: float) -> Voice:
@@ -66,7 +69,10 @@ def straightforward(voice: Voice, layers: tuple[Layer, ...], share: float) -> Vo
 
         return listen
 
-    hooks = [voice.model.get_submodule(layer.name).register_forward_pre_hook(hook(layer.name)) for layer in layers]
+    hooks = [
+        voice.model.get_submodule(layer.name).register_forward_pre_hook(hook(layer.name))
+        for layer in layers
+    ]
     for text in load_calibration_texts()[:SENTENCES]:
         speak(voice, text)
     for one in hooks:
@@ -83,9 +89,15 @@ def unfolded(module: nn.Module, given: torch.Tensor) -> torch.Tensor:
     if isinstance(module, nn.ConvTranspose1d):
         taps = module.kernel_size[0] // module.stride[0]
         padded = nn.functional.pad(given, (taps - 1, taps - 1))
-        return padded.unfold(2, taps, 1).flip(3).permute(0, 2, 1, 3).reshape(-1, given.shape[1] * taps)
-    kernel, dilation, padding = ((1, one[0]) for one in (module.kernel_size, module.dilation, module.padding))
-    windows = nn.functional.unfold(given[:, :, None], kernel, dilation=dilation, padding=(0, padding[1]))
+        return (
+            padded.unfold(2, taps, 1).flip(3).permute(0, 2, 1, 3).reshape(-1, given.shape[1] * taps)
+        )
+    kernel, dilation, padding = (
+        (1, one[0]) for one in (module.kernel_size, module.dilation, module.padding)
+    )
+    windows = nn.functional.unfold(
+        given[:, :, None], kernel, dilation=dilation, padding=(0, padding[1])
+    )
     return windows.transpose(1, 2).reshape(-1, windows.shape[1])
 
 
@@ -100,12 +112,20 @@ def sparse_gpt(module: nn.Module, covariance: torch.Tensor, share: float) -> tor
     table = weight.reshape(-1, covariance.shape[0]).clone()
     covariance = covariance.clone()
     covariance.diagonal().add_(DAMPING * covariance.diagonal().mean())
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(covariance)), upper=True)
+    upper = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(covariance)), upper=True
+    )
     for first in range(0, table.shape[1], BLOCK):
         last = min(first + BLOCK, table.shape[1])
-        piece, errors, inside = table[:, first:last].clone(), torch.zeros(len(table), last - first), upper[first:last, first:last]
+        piece, errors, inside = (
+            table[:, first:last].clone(),
+            torch.zeros(len(table), last - first),
+            upper[first:last, first:last],
+        )
         saliency = (piece / inside.diagonal()).square()
-        goes = saliency <= saliency.flatten().kthvalue(max(1, round(share * saliency.numel()))).values
+        goes = (
+            saliency <= saliency.flatten().kthvalue(max(1, round(share * saliency.numel()))).values
+        )
         for column in range(last - first):
             kept = piece[:, column].masked_fill(goes[:, column], 0.0)
             errors[:, column] = (piece[:, column] - kept) / inside[column, column]
@@ -114,7 +134,12 @@ def sparse_gpt(module: nn.Module, covariance: torch.Tensor, share: float) -> tor
         table[:, first:last] = piece
         table[:, last:] -= errors @ upper[first:last, last:]
     if transposed:
-        return table.reshape(outputs, stride, inputs, taps // stride).permute(2, 0, 3, 1).reshape(inputs, outputs, taps).contiguous()
+        return (
+            table.reshape(outputs, stride, inputs, taps // stride)
+            .permute(2, 0, 3, 1)
+            .reshape(inputs, outputs, taps)
+            .contiguous()
+        )
     return table.reshape(module.weight.shape)
 
 
@@ -127,8 +152,18 @@ def damage(voice: Voice, pruned: Voice) -> dict[str, float]:
         means.append(float((after - before).square().sum() / before.square().sum()))
         original = speak(voice, text)
         aligned = speak(pruned, text, timing=original)
-        mels.append(float(np.abs(log_mel(original.waveform, voice.sampling_rate) - log_mel(aligned.waveform, voice.sampling_rate)).mean()))
-    return {"relative error of the prior means": float(np.mean(means)), "log-mel distance": float(np.mean(mels))}
+        mels.append(
+            float(
+                np.abs(
+                    log_mel(original.waveform, voice.sampling_rate)
+                    - log_mel(aligned.waveform, voice.sampling_rate)
+                ).mean()
+            )
+        )
+    return {
+        "relative error of the prior means": float(np.mean(means)),
+        "log-mel distance": float(np.mean(mels)),
+    }
 
 
 if __name__ == "__main__":

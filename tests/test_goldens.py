@@ -182,7 +182,9 @@ def test_a_healing_that_an_older_version_was_stopped_in_goes_on(tmp_path):
     healed, whole = load_voice(out), load_voice(FOLDERS / "healed")
     if SAME_MACHINE:
         assert cases.weights_digest(healed) == cases.weights_digest(whole)
-    for (name, tensor), other in zip(healed.model.named_parameters(), whole.model.parameters(), strict=True):
+    for (name, tensor), other in zip(
+        healed.model.named_parameters(), whole.model.parameters(), strict=True
+    ):
         torch.testing.assert_close(tensor, other, rtol=1e-2, atol=2e-3, msg=name)
     check_zeros(cases.zeros(healed), cases.zeros(whole), exact=True)
     done, before = cases.history(healed)["healed"][0], cases.history(whole)["healed"][0]
@@ -209,7 +211,9 @@ def test_options(command):
         now = found[name]
         assert (now["values"], now["required"]) == (recorded["values"], recorded["required"]), name
         assert recorded["choices"] is None or now["choices"] in (None, recorded["choices"]), name
-        assert None in (now["default"], recorded["default"]) or now["default"] == recorded["default"], name
+        assert (
+            None in (now["default"], recorded["default"]) or now["default"] == recorded["default"]
+        ), name
 
 
 def test_help_as_a_user_types_it():
@@ -251,7 +255,9 @@ def test_keep_steps(tmp_path):
         out,
     )
     assert cases.weights_digest(load_voice(out)) == RECORD["prune_lines"]["steps"]["weights"]
-    assert [load_voice(out / f"step-{number}").recipe["pruned"][0]["amount"] for number in (1, 2, 3)] == [0.2, 0.4, 0.6]
+    assert [
+        load_voice(out / f"step-{number}").recipe["pruned"][0]["amount"] for number in (1, 2, 3)
+    ] == [0.2, 0.4, 0.6]
 
 
 def test_what_compare_writes(tmp_path):
@@ -275,7 +281,9 @@ def test_exports(name, tmp_path):
     assert cases.export_facts(tmp_path / "out") == RECORD["exports"][name]
 
 
-@pytest.mark.parametrize("typed", cases.WRONG_LINES, ids=lambda typed: " ".join(typed[:1] + typed[3:5]))
+@pytest.mark.parametrize(
+    "typed", cases.WRONG_LINES, ids=lambda typed: " ".join(typed[:1] + typed[3:5])
+)
 def test_wrong_input_ends_with_2_and_a_sentence(typed, tmp_path):
     places = {"VOICE": str(FOLDERS / "hf"), "OUT": str(tmp_path / "out")}
     code, out, err = cases.run(*(places.get(word, word) for word in typed))

@@ -27,7 +27,18 @@ BELOW = {
     "comparison": {"tables", "measure", "pruning", "synthesis", "voices", "errors"},
     "background": set(),
     "caches": set(),
-    "workbench": {"background", "caches", "comparison", "tables", "sound", "measure", "pruning", "synthesis", "voices", "errors"},
+    "workbench": {
+        "background",
+        "caches",
+        "comparison",
+        "tables",
+        "sound",
+        "measure",
+        "pruning",
+        "synthesis",
+        "voices",
+        "errors",
+    },
     "texts": {"synthesis", "voices", "errors"},
     "evaluation": {"measure", "synthesis", "voices", "errors"},
     "sweep": {"evaluation", "texts", "measure", "pruning", "synthesis", "voices", "errors"},
@@ -35,15 +46,79 @@ BELOW = {
     "healing": {"texts", "pruning", "synthesis", "durations", "voices", "errors"},
     "study": {"healing", "sweep", "evaluation", "texts", "measure", "pruning", "voices", "errors"},
     "bench": {"texts", "synthesis", "voices", "errors"},
-    "ship": {"bench", "healing", "sound", "texts", "measure", "pruning", "synthesis", "voices", "errors"},
+    "ship": {
+        "bench",
+        "healing",
+        "sound",
+        "texts",
+        "measure",
+        "pruning",
+        "synthesis",
+        "voices",
+        "errors",
+    },
     "cli_ship": {"cli", "cli_progress", "ship", "bench", "measure", "voices", "errors"},
-    "cli_push": {"cli", "cli_progress", "cli_ship", "comparison", "evaluation", "ship", "synthesis", "texts", "voices", "errors"},
+    "cli_push": {
+        "cli",
+        "cli_progress",
+        "cli_ship",
+        "comparison",
+        "evaluation",
+        "ship",
+        "synthesis",
+        "texts",
+        "voices",
+        "errors",
+    },
     "cli_progress": set(),
     "cli_spec": {"texts", "pruning", "voices", "errors"},
-    "cli_prune": {"cli", "cli_progress", "cli_spec", "sweep", "evaluation", "texts", "measure", "pruning", "voices", "errors"},
-    "cli_evidence": {"cli", "cli_progress", "cli_spec", "sweep", "evaluation", "texts", "measure", "pruning", "voices", "errors"},
-    "cli_budget": {"cli", "cli_progress", "budget", "sweep", "evaluation", "texts", "measure", "voices", "errors"},
-    "cli_heal": {"cli", "cli_healing", "cli_progress", "cli_prune", "cli_spec", "healing", "texts", "pruning", "voices", "errors"},
+    "cli_prune": {
+        "cli",
+        "cli_progress",
+        "cli_spec",
+        "sweep",
+        "evaluation",
+        "texts",
+        "measure",
+        "pruning",
+        "voices",
+        "errors",
+    },
+    "cli_evidence": {
+        "cli",
+        "cli_progress",
+        "cli_spec",
+        "sweep",
+        "evaluation",
+        "texts",
+        "measure",
+        "pruning",
+        "voices",
+        "errors",
+    },
+    "cli_budget": {
+        "cli",
+        "cli_progress",
+        "budget",
+        "sweep",
+        "evaluation",
+        "texts",
+        "measure",
+        "voices",
+        "errors",
+    },
+    "cli_heal": {
+        "cli",
+        "cli_healing",
+        "cli_progress",
+        "cli_prune",
+        "cli_spec",
+        "healing",
+        "texts",
+        "pruning",
+        "voices",
+        "errors",
+    },
     "cli_healing": {"cli_progress", "study", "healing", "voices", "errors"},
     "cli": {
         "cli_budget",
@@ -84,7 +159,16 @@ BELOW = {
         "errors",
     },
     "__main__": {"cli"},
-    "__init__": {"comparison", "study", "healing", "measure", "pruning", "synthesis", "voices", "errors"},
+    "__init__": {
+        "comparison",
+        "study",
+        "healing",
+        "measure",
+        "pruning",
+        "synthesis",
+        "voices",
+        "errors",
+    },
 }
 """Part of the house -> the parts that it may import, besides itself."""
 
@@ -108,9 +192,17 @@ def test_every_public_name_resolves():
     for name in vits_prune.__all__:
         assert getattr(vits_prune, name) is not None
     assert dir(vits_prune) == sorted(vits_prune.__all__)
-    assert {"load_voice", "Voice", "PruneSpec", "prune", "speak", "Speech", "compare", "Comparison", "save_voice"} <= set(
-        vits_prune.__all__
-    )
+    assert {
+        "load_voice",
+        "Voice",
+        "PruneSpec",
+        "prune",
+        "speak",
+        "Speech",
+        "compare",
+        "Comparison",
+        "save_voice",
+    } <= set(vits_prune.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         vits_prune.nothing  # noqa: B018
 
@@ -125,8 +217,8 @@ def test_public_functions_and_classes_are_documented():
 
 def test_importing_loads_nothing_heavy():
     code = (
-        "import sys, vits_prune, vits_prune.cli; print([m for m in ('torch', 'transformers', 'gradio', 'pandas') if m in sys.modules]);"
-        "[getattr(vits_prune, n) for n in vits_prune.__all__]; import vits_prune.workbench;"
+        "import sys, vits_prune, vits_prune.cli.main; print([m for m in ('torch', 'transformers', 'gradio', 'pandas') if m in sys.modules]);"
+        "[getattr(vits_prune, n) for n in vits_prune.__all__]; import vits_prune.studio.workbench;"
         "print('torch' in sys.modules, 'gradio' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -153,24 +245,46 @@ def test_arrows_point_down(path):
         package, _, target = name.partition(".")
         if package != "vits_prune" or target.split(".")[0] == layer:
             continue
-        if target.split(".")[0] not in BELOW:  # a name of the package itself, which fetches it from below
+        if (
+            target.split(".")[0] not in BELOW
+        ):  # a name of the package itself, which fetches it from below
             assert layer in ("ui", "cli"), f"{layer} imports {name} from the top of the house"
             continue
-        assert any(f"{target}.".startswith(f"{allowed}.") for allowed in BELOW[layer]), f"{layer} imports {name}"
+        assert any(f"{target}.".startswith(f"{allowed}.") for allowed in BELOW[layer]), (
+            f"{layer} imports {name}"
+        )
 
 
 @pytest.mark.parametrize(
     ("library", "home"),
     [("gradio", "ui"), ("spaces", "ui")]
-    + [(name, "voices") for name in ("huggingface_hub", "onnx", "transformers", "phonemizer", "espeakng_loader", "uroman")],
+    + [
+        (name, "voices")
+        for name in (
+            "huggingface_hub",
+            "onnx",
+            "transformers",
+            "phonemizer",
+            "espeakng_loader",
+            "uroman",
+        )
+    ],
 )
 def test_libraries_that_one_part_alone_knows(library, home):
-    users = {layer_of(path) for path in FILES if any(name.split(".")[0] == library for name in imports(path))}
+    users = {
+        layer_of(path)
+        for path in FILES
+        if any(name.split(".")[0] == library for name in imports(path))
+    }
     assert users == {home}
 
 
 def test_pictures_are_drawn_by_the_page_the_sweep_the_budget_and_the_healing_alone():
-    assert {layer_of(path) for path in FILES if any(name.split(".")[0] == "matplotlib" for name in imports(path))} == {
+    assert {
+        layer_of(path)
+        for path in FILES
+        if any(name.split(".")[0] == "matplotlib" for name in imports(path))
+    } == {
         "budget",
         "healing",
         "sweep",

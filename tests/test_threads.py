@@ -20,7 +20,9 @@ def test_the_number_is_as_before_at_the_end():
 
 def test_another_thread_changes_nothing_for_the_process(monkeypatch):
     before = torch.get_num_threads()
-    monkeypatch.setattr(torch, "set_num_threads", lambda _count: pytest.fail("changed for all threads"))
+    monkeypatch.setattr(
+        torch, "set_num_threads", lambda _count: pytest.fail("changed for all threads")
+    )
 
     def use(count):
         with torch_threads(count):

@@ -11,29 +11,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vits_prune.comparison import Comparison, compare
     from vits_prune.errors import InputError
     from vits_prune.healing.plan import HealPlan
     from vits_prune.measure import measure_latency, measure_size, measure_sparsity
     from vits_prune.pruning import Layer, PruneSpec, Shape, layers, prune, prune_steps
+    from vits_prune.study.comparison import Comparison, compare
     from vits_prune.study.judge import heal, heal_steps
-    from vits_prune.synthesis import Delivery, Speech, speak
+    from vits_prune.synthesis.speak import Delivery, Speech, speak
     from vits_prune.voices.load import load_voice
     from vits_prune.voices.saved import save_voice
     from vits_prune.voices.voice import PARTS, Voice
 
 _HOMES = {
-    "Comparison": "vits_prune.comparison",
-    "Delivery": "vits_prune.synthesis",
+    "Comparison": "vits_prune.study.comparison",
+    "Delivery": "vits_prune.synthesis.speak",
     "HealPlan": "vits_prune.healing.plan",
     "InputError": "vits_prune.errors",
     "Layer": "vits_prune.pruning",
     "PARTS": "vits_prune.voices.voice",
     "PruneSpec": "vits_prune.pruning",
     "Shape": "vits_prune.pruning",
-    "Speech": "vits_prune.synthesis",
+    "Speech": "vits_prune.synthesis.speak",
     "Voice": "vits_prune.voices.voice",
-    "compare": "vits_prune.comparison",
+    "compare": "vits_prune.study.comparison",
     "heal": "vits_prune.study.judge",
     "heal_steps": "vits_prune.study.judge",
     "layers": "vits_prune.pruning",
@@ -44,7 +44,7 @@ _HOMES = {
     "prune": "vits_prune.pruning",
     "prune_steps": "vits_prune.pruning",
     "save_voice": "vits_prune.voices.saved",
-    "speak": "vits_prune.synthesis",
+    "speak": "vits_prune.synthesis.speak",
 }
 __all__ = [
     "PARTS",

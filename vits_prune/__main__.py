@@ -2,7 +2,7 @@
 
 import sys
 
-from vits_prune.cli import main
+from vits_prune.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -45,7 +45,9 @@ class Bounded(Generic[K, V]):
             of its own: a forked process then makes it again.
     """
 
-    def __init__(self, bound: float, weigh: Callable[[V], float], *, survives_fork: bool = True) -> None:
+    def __init__(
+        self, bound: float, weigh: Callable[[V], float], *, survives_fork: bool = True
+    ) -> None:
         self._bound, self._weigh, self._survives_fork = bound, weigh, survives_fork
         self._values: OrderedDict[Any, V] = OrderedDict()
         self._making: dict[Any, _Making[V]] = {}
@@ -122,7 +124,9 @@ class Bounded(Generic[K, V]):
         with self._locked():
             self._values[key] = value
             self._values.move_to_end(key)
-            while len(self._values) > 1 and sum(map(self._weigh, self._values.values())) > self._bound:
+            while (
+                len(self._values) > 1 and sum(map(self._weigh, self._values.values())) > self._bound
+            ):
                 forgotten.append(self._values.popitem(last=False)[1])
         return forgotten
 
@@ -135,7 +139,9 @@ class Bounded(Generic[K, V]):
         """In a forked process: nobody holds the lock, and nobody makes anything."""
         self._lock, self._making = threading.Lock(), {}
         if not self._survives_fork:
-            self._left.append(self._values)  # not freed: its end would wait for threads that are not here
+            self._left.append(
+                self._values
+            )  # not freed: its end would wait for threads that are not here
             self._values = OrderedDict()
 
     def _get(self, key: Any) -> V | None:
@@ -162,7 +168,9 @@ class Bounded(Generic[K, V]):
     def _forget_gone(self) -> None:
         while self._gone:
             owner = self._gone.popleft()
-            for key in [key for key in self._values if isinstance(key, _Owned) and key.owner is owner]:
+            for key in [
+                key for key in self._values if isinstance(key, _Owned) and key.owner is owner
+            ]:
                 del self._values[key]
 
 
@@ -179,7 +187,10 @@ class Scratch:
         """A new empty folder."""
         made = Path(tempfile.mkdtemp(dir=self._root.name))
         with self._lock:
-            while self._folders and (len(self._folders) >= self._most or sum(map(_folder_bytes, self._folders)) > self._most_bytes):
+            while self._folders and (
+                len(self._folders) >= self._most
+                or sum(map(_folder_bytes, self._folders)) > self._most_bytes
+            ):
                 shutil.rmtree(self._folders.popleft(), ignore_errors=True)
             self._folders.append(made)
         return made

@@ -70,7 +70,9 @@ def machine():
     cpu = platform.processor()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+        cpu = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu
+        )
     cpu = f"{platform.machine()}, {cpu}, {torch.backends.cpu.get_cpu_capability()}"
     return f"{cpu}, torch {torch.__version__}, numpy {np.__version__}"
 
@@ -115,7 +117,11 @@ def shape_of(value):
         return {key: shape_of(one) for key, one in sorted(value.items())}
     if isinstance(value, list):
         return [shape_of(value[0])] if value else []
-    return "number" if isinstance(value, (int, float)) and not isinstance(value, bool) else type(value).__name__
+    return (
+        "number"
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        else type(value).__name__
+    )
 
 
 # Pruning
@@ -134,12 +140,18 @@ _EXACT = {
     ),
     "steps": PruneSpec(amount=0.6, steps=3),
 }
-_LEVERS = Shape(0.5, branches=1, ffn_width=0.5, encoder_layers=1, flows=1, wavenet_layers=1, multiple=2)
+_LEVERS = Shape(
+    0.5, branches=1, ffn_width=0.5, encoder_layers=1, flows=1, wavenet_layers=1, multiple=2
+)
 JOE = {
     **_EXACT,
     "activation-local": PruneSpec("activation", "local", 0.5, **_FEW),
-    "second-order-sensitivity": PruneSpec("second_order", "sensitivity", 0.5, parts=("text_encoder",), texts=("glue",)),
-    "structured": PruneSpec("structured", shape=Shape(decoder_width=0.5, branches=2, flows=3), **_FEW),
+    "second-order-sensitivity": PruneSpec(
+        "second_order", "sensitivity", 0.5, parts=("text_encoder",), texts=("glue",)
+    ),
+    "structured": PruneSpec(
+        "structured", shape=Shape(decoder_width=0.5, branches=2, flows=3), **_FEW
+    ),
 }
 TINY = {
     **_EXACT,
@@ -150,19 +162,29 @@ TINY = {
     "activation-local-pattern": PruneSpec("activation", "local", 0.5, pattern="2:4", **_FEW),
     "activation-sensitivity": PruneSpec("activation", "sensitivity", 0.7, **_FEW),
     "second-order-global": PruneSpec("second_order", amount=0.5, **_FEW),
-    "second-order-local-steps": PruneSpec("second_order", "local", amount=0.6, amounts=(0.3, 0.6), **_FEW),
+    "second-order-local-steps": PruneSpec(
+        "second_order", "local", amount=0.6, amounts=(0.3, 0.6), **_FEW
+    ),
     "second-order-sensitivity-built-in-texts": PruneSpec("second_order", "sensitivity", 0.75),
-    "second-order-pattern": PruneSpec("second_order", amount=0.5, pattern="2:4", protect=(), parts=("decoder", "flow"), **_FEW),
+    "second-order-pattern": PruneSpec(
+        "second_order", amount=0.5, pattern="2:4", protect=(), parts=("decoder", "flow"), **_FEW
+    ),
     "structured-amount": PruneSpec("structured", amount=0.5, **_FEW),
-    "structured-amount-parts-steps": PruneSpec("structured", amount=0.5, parts=("decoder", "flow"), steps=2, schedule="linear", **_FEW),
+    "structured-amount-parts-steps": PruneSpec(
+        "structured", amount=0.5, parts=("decoder", "flow"), steps=2, schedule="linear", **_FEW
+    ),
     "structured-levers": PruneSpec("structured", shape=_LEVERS, **_FEW),
     "structured-weight-norm": PruneSpec("structured", amount=0.4, importance="weight_norm", **_FEW),
     "structured-activation": PruneSpec("structured", amount=0.4, importance="activation", **_FEW),
-    "structured-second-order": PruneSpec("structured", amount=0.4, importance="second_order", **_FEW),
+    "structured-second-order": PruneSpec(
+        "structured", amount=0.4, importance="second_order", **_FEW
+    ),
 }
 HIGH = {
     "second-order-sensitivity": PruneSpec("second_order", "sensitivity", 0.5, **_FEW),
-    "structured-residual-width": PruneSpec("structured", shape=Shape(resblock_width=0.5, multiple=1), **_FEW),
+    "structured-residual-width": PruneSpec(
+        "structured", shape=Shape(resblock_width=0.5, multiple=1), **_FEW
+    ),
 }
 """A Piper voice of high quality, whose residual blocks can become narrower inside."""
 PRUNED = {"joe": JOE, "hf": TINY, "high": HIGH}
@@ -226,7 +248,11 @@ def _parsers(*arguments):
 
 
 def _sub_parsers(parser):
-    choices = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    choices = [
+        action.choices
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
     return dict(choices[0]) if choices else {}
 
 
@@ -246,7 +272,11 @@ def options(command):
             continue
         for name in action.option_strings or [action.dest]:
             default = action.default
-            typed = [str(one) for one in default] if isinstance(default, (list, tuple)) else [str(default)]
+            typed = (
+                [str(one) for one in default]
+                if isinstance(default, (list, tuple))
+                else [str(default)]
+            )
             found[name] = {
                 "values": 0 if action.nargs == 0 else action.nargs or 1,
                 "required": action.required,
@@ -346,7 +376,10 @@ def compare_facts(folder):
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     return {
         "files": sorted(path.name for path in out.iterdir()),
-        "columns": {path.stem: path.read_text(encoding="utf-8").splitlines()[0].split(",") for path in sorted(out.glob("*.csv"))},
+        "columns": {
+            path.stem: path.read_text(encoding="utf-8").splitlines()[0].split(",")
+            for path in sorted(out.glob("*.csv"))
+        },
         "report": shape_of(report),
         "sparsity": report["sparsity"],
         "size": report["size"],
@@ -443,7 +476,11 @@ def public_names():
     for name in vits_prune.__all__:
         value = getattr(vits_prune, name)
         known = (
-            [one for one in inspect.signature(value).parameters if not one.startswith(("on_", "after_"))]
+            [
+                one
+                for one in inspect.signature(value).parameters
+                if not one.startswith(("on_", "after_"))
+            ]
             if inspect.isfunction(value)
             else None
         )
@@ -458,7 +495,10 @@ def fields():
     """The fields of public values."""
     import dataclasses
 
-    return {name: [field.name for field in dataclasses.fields(getattr(vits_prune, name))] for name in FIELDS}
+    return {
+        name: [field.name for field in dataclasses.fields(getattr(vits_prune, name))]
+        for name in FIELDS
+    }
 
 
 # The page
@@ -497,7 +537,9 @@ def page(folder):
     for name in ("OAUTH_CLIENT_ID", "SPACE_ID"):
         environment.pop(name, None)
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
     try:
         url = f"http://127.0.0.1:{port}"
         for _ in range(600):
@@ -525,7 +567,10 @@ def api_facts(url):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     schema = {
         name: {
-            "parameters": [[one["parameter_name"], one["parameter_has_default"], kind_of(one["type"])] for one in endpoint["parameters"]],
+            "parameters": [
+                [one["parameter_name"], one["parameter_has_default"], kind_of(one["type"])]
+                for one in endpoint["parameters"]
+            ],
             "returns": [[one["label"], kind_of(one["type"])] for one in endpoint["returns"]],
         }
         for name, endpoint in sorted(named.items())
@@ -535,7 +580,9 @@ def api_facts(url):
     for name, path in (("original", original), ("pruned", pruned)):
         samples, rate = soundfile.read(path, dtype="int16")
         clips[name] = [rate, len(samples), soundfile.info(path).subtype]
-    about = {key: report[key] for key in ("voice", "text", "seed", "timing", "spec", "sparsity", "size")}
+    about = {
+        key: report[key] for key in ("voice", "text", "seed", "timing", "spec", "sparsity", "size")
+    }
     return {
         "schema": schema,
         "report": shape_of(report),

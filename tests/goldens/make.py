@@ -40,7 +40,9 @@ def make_folders(work):
     make_checkpoint(FOLDERS / "hf", **sizes)
     make_checkpoint(work / "crowd", speakers=3, stochastic=False, seed=1, **sizes)
     small = dataclasses.replace(piper_factory.TINIEST, hidden=8, inter=4, filter=8, initial=8)
-    high = dataclasses.replace(small, resblock="1", resblock_kernels=(3, 5), resblock_dilations=((1, 3, 5),) * 2)
+    high = dataclasses.replace(
+        small, resblock="1", resblock_kernels=(3, 5), resblock_dilations=((1, 3, 5),) * 2
+    )
     for name, shape in (
         ("medium", small),
         ("high", high),
@@ -59,7 +61,9 @@ def make_folders(work):
                 FOLDERS / name,
             )
     (FOLDERS / "stock").mkdir()
-    (FOLDERS / "stock" / "stock.onnx.gz").write_bytes(gzip.compress((work / "stock.onnx").read_bytes(), mtime=0))
+    (FOLDERS / "stock" / "stock.onnx.gz").write_bytes(
+        gzip.compress((work / "stock.onnx").read_bytes(), mtime=0)
+    )
     shutil.copy(work / "stock.onnx.json", FOLDERS / "stock")
 
     def prune(voice, name, *typed):
@@ -147,12 +151,18 @@ def _pruned(_work):
     found = {}
     for name, specs in cases.PRUNED.items():
         voice = cases.load_voice(cases.reference(name))
-        found[name] = {case: cases.pruned_facts(voice, spec) for case, spec in {"original": None, **specs}.items()}
+        found[name] = {
+            case: cases.pruned_facts(voice, spec)
+            for case, spec in {"original": None, **specs}.items()
+        }
     return found
 
 
 def _lines(work):
-    return {name: cases.prune_line_facts(typed, Path(tempfile.mkdtemp(dir=work))) for name, typed in cases.PRUNE_LINES.items()}
+    return {
+        name: cases.prune_line_facts(typed, Path(tempfile.mkdtemp(dir=work)))
+        for name, typed in cases.PRUNE_LINES.items()
+    }
 
 
 def _exports(work):
@@ -183,7 +193,9 @@ def _api(work):
 
 SECTIONS = {
     "pruned": _pruned,
-    "specs": lambda _work: [json.loads(cases.PruneSpec.from_json(text).to_json()) for text in cases.SPECS],
+    "specs": lambda _work: [
+        json.loads(cases.PruneSpec.from_json(text).to_json()) for text in cases.SPECS
+    ],
     "opened": lambda _work: {name: cases.opened_facts(name) for name in cases.OPENED},
     "stock": _stock,
     "exports": _exports,
@@ -198,7 +210,9 @@ SECTIONS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--folders", action="store_true", help="write folders/ anew too")
     chosen = parser.parse_args()

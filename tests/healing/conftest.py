@@ -18,7 +18,9 @@ TEXTS = (
     "rice is often served in round bowls",
     "a short one",
 )
-QUICK = HealPlan(minutes=None, steps=12, lessons=20, batch=2, segment=16, learning_rate=2e-3, checkpoint_every=5)
+QUICK = HealPlan(
+    minutes=None, steps=12, lessons=20, batch=2, segment=16, learning_rate=2e-3, checkpoint_every=5
+)
 SMALLER = PruneSpec(method="structured", shape=Shape(decoder_width=0.5, flows=1, encoder_layers=1))
 
 

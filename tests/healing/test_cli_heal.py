@@ -17,9 +17,8 @@ import torch
 from tests.healing.conftest import TEXTS, same_weights
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
-from vits_prune.cli import main
-from vits_prune.cli_heal import _stopped, _tell_of_reserve
-from vits_prune.cli_healing import Session
+from vits_prune.cli.heal_command import Session, _stopped, _tell_of_reserve
+from vits_prune.cli.main import main
 from vits_prune.healing import HealPlan, Told
 
 RATE = 16_000
@@ -53,13 +52,18 @@ def test_a_healed_voice_with_its_course(tiny_folder, pruned_folder, tmp_path, ca
     assert (tmp_path / "healed-healing" / "curve.svg").read_text().startswith("<?xml")
 
 
-def test_ctrl_c_keeps_what_was_learnt_and_resume_goes_on(tiny_folder, pruned_folder, tmp_path, capsys):
+def test_ctrl_c_keeps_what_was_learnt_and_resume_goes_on(
+    tiny_folder, pruned_folder, tmp_path, capsys
+):
     same = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 60]
     assert run(*same, "--out", tmp_path / "whole") == 0
     checkpoints = tmp_path / "part-healing" / "checkpoints"
 
     def press():
-        while not (checkpoints.is_dir() and any(path.name.startswith("checkpoint-") for path in checkpoints.iterdir())):
+        while not (
+            checkpoints.is_dir()
+            and any(path.name.startswith("checkpoint-") for path in checkpoints.iterdir())
+        ):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -79,7 +83,10 @@ def test_ctrl_c_keeps_what_was_learnt_and_resume_goes_on(tiny_folder, pruned_fol
 
 def test_pruned_in_steps_and_healed_behind_each(tiny_folder, tmp_path, capsys):
     out = tmp_path / "healed"
-    assert run("--voice", tiny_folder, "--amount", 0.6, "--prune-steps", 2, "--steps", 9, "--out", out) == 0
+    assert (
+        run("--voice", tiny_folder, "--amount", 0.6, "--prune-steps", 2, "--steps", 9, "--out", out)
+        == 0
+    )
     assert len(load_voice(out).recipe["healed"]) == 2
     assert "Step 2: amount 0.6" in capsys.readouterr().out
 
@@ -113,7 +120,20 @@ def test_bad_input_is_one_sentence(tiny_folder, pruned_folder, tmp_path, capsys,
 
 
 def test_evaluations_lie_evenly_over_the_training(tiny_folder, pruned_folder, tmp_path, capsys):
-    arguments = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 12, "--lessons", 20, "--batch", 2, "--checkpoint-every", 5]
+    arguments = [
+        "--voice",
+        tiny_folder,
+        "--pruned",
+        pruned_folder,
+        "--steps",
+        12,
+        "--lessons",
+        20,
+        "--batch",
+        2,
+        "--checkpoint-every",
+        5,
+    ]
     arguments += ["--evaluations", 2, "--evaluation-texts", 1, "--out", tmp_path / "out"]
     assert main(["heal", *map(str, arguments)]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "duration_ratio" in line]
@@ -124,21 +144,47 @@ def test_evaluations_lie_evenly_over_the_training(tiny_folder, pruned_folder, tm
     assert load_voice(tmp_path / "out").recipe["healed"][0]["steps"] in (6, 12)
 
 
-def test_a_voice_of_another_language_is_measured_too(tiny_folder, pruned_folder, tmp_path, capsys, monkeypatch):
+def test_a_voice_of_another_language_is_measured_too(
+    tiny_folder, pruned_folder, tmp_path, capsys, monkeypatch
+):
     for place in ("study.judge", "healing.corpus", "evaluation"):
         monkeypatch.setattr(f"vits_prune.{place}.spoken_language", lambda voice: "de")
-    arguments = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 4, "--lessons", 20, "--batch", 2]
+    arguments = [
+        "--voice",
+        tiny_folder,
+        "--pruned",
+        pruned_folder,
+        "--steps",
+        4,
+        "--lessons",
+        20,
+        "--batch",
+        2,
+    ]
     arguments += ["--evaluations", 2, "--evaluation-texts", 1, "--out", tmp_path / "out"]
     assert main(["heal", *map(str, arguments)]) == 0
     told = capsys.readouterr()
     assert "does not know the language 'de'" in told.err
-    assert [line.partition(":")[0] for line in told.out.splitlines() if "dnsmos_ovrl" in line] == ["Step 2 of 4", "Step 4 of 4"]
+    assert [line.partition(":")[0] for line in told.out.splitlines() if "dnsmos_ovrl" in line] == [
+        "Step 2 of 4",
+        "Step 4 of 4",
+    ]
     rows = curve_of(tmp_path / "out-healing")
     assert [row["step"] for row in rows if row["measured_dnsmos_ovrl"]] == ["2", "4"]
 
 
 def test_discriminators_and_bfloat16(tiny_folder, pruned_folder, tmp_path):
-    same = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 6, "--adversarial", "--precision", "bf16"]
+    same = [
+        "--voice",
+        tiny_folder,
+        "--pruned",
+        pruned_folder,
+        "--steps",
+        6,
+        "--adversarial",
+        "--precision",
+        "bf16",
+    ]
     assert run(*same, "--out", tmp_path / "out") == 0
     healed = load_voice(tmp_path / "out")
     plan = healed.recipe["healed"][0]["plan"]
@@ -185,20 +231,38 @@ def test_recordings_are_learnt_from(recorded, tmp_path, capsys):
     assert float(curve_of(tmp_path / "work")[0]["recorded_mel"]) > 0
     alone = ["--voice", recorded / "voice", "--pruned", recorded / "pruned", "--steps", 12]
     assert run(*alone, "--out", tmp_path / "alone") == 0
-    assert any(name.startswith("decoder.") for name in same_weights(healed, load_voice(tmp_path / "alone")))
+    assert any(
+        name.startswith("decoder.") for name in same_weights(healed, load_voice(tmp_path / "alone"))
+    )
 
     other = shutil.copytree(recorded / "mine", tmp_path / "other")
     samples, _ = soundfile.read(other / "wavs" / "1.wav", dtype="int16")
-    soundfile.write(other / "wavs" / "1.wav", samples[::-1], RATE)  # as many, as long, of the same names
+    soundfile.write(
+        other / "wavs" / "1.wav", samples[::-1], RATE
+    )  # as many, as long, of the same names
     same[same.index(recorded / "mine")] = other
     capsys.readouterr()
     assert run(*same, "--steps", 12, "--resume", "--out", tmp_path / "again") == 2
     assert "were made with other recordings" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_voice_that_has_lost_the_encoder_cannot_learn_from_recordings(joe, recorded, tmp_path, capsys):
+def test_a_voice_that_has_lost_the_encoder_cannot_learn_from_recordings(
+    joe, recorded, tmp_path, capsys
+):
     pruned = save_voice(prune(joe, PruneSpec(amount=0.3, parts=("decoder",))), tmp_path / "pruned")
-    assert run("--voice", "joe", "--pruned", pruned, "--recordings", recorded / "mine", "--out", tmp_path / "out") == 2
+    assert (
+        run(
+            "--voice",
+            "joe",
+            "--pruned",
+            pruned,
+            "--recordings",
+            recorded / "mine",
+            "--out",
+            tmp_path / "out",
+        )
+        == 2
+    )
     told = capsys.readouterr().err
     assert "joe has no posterior encoder, without which recordings cannot be used" in told
     assert "heal without recordings" in told
@@ -214,8 +278,19 @@ def test_who_stops_before_the_first_checkpoint_is_not_sent_to_resume(tmp_path):
     assert "Go on with the same command and --resume" in _stopped(session)
 
 
-def test_the_same_command_again_does_not_throw_the_checkpoints_away(tiny_folder, pruned_folder, tmp_path, capsys):
-    same = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 12, "--workdir", tmp_path / "work"]
+def test_the_same_command_again_does_not_throw_the_checkpoints_away(
+    tiny_folder, pruned_folder, tmp_path, capsys
+):
+    same = [
+        "--voice",
+        tiny_folder,
+        "--pruned",
+        pruned_folder,
+        "--steps",
+        12,
+        "--workdir",
+        tmp_path / "work",
+    ]
     assert run(*same, "--out", tmp_path / "one") == 0
     kept = sorted(path.name for path in (tmp_path / "work" / "checkpoints").iterdir())
     capsys.readouterr()
@@ -228,9 +303,16 @@ def test_the_same_command_again_does_not_throw_the_checkpoints_away(tiny_folder,
 
 def test_what_has_learnt_nothing_is_not_called_healed(tiny_folder, sparse, tmp_path, capsys):
     name = "text_encoder.embed_tokens.weight"
-    broken = sparse.with_weights({name: torch.full_like(sparse.model.text_encoder.embed_tokens.weight, 1e30)})
-    pruned = save_voice(dataclasses.replace(broken, recipe={**broken.recipe, "healed": []}), tmp_path / "broken")
-    assert run("--voice", tiny_folder, "--pruned", pruned, "--steps", 12, "--out", tmp_path / "out") == 2
+    broken = sparse.with_weights(
+        {name: torch.full_like(sparse.model.text_encoder.embed_tokens.weight, 1e30)}
+    )
+    pruned = save_voice(
+        dataclasses.replace(broken, recipe={**broken.recipe, "healed": []}), tmp_path / "broken"
+    )
+    assert (
+        run("--voice", tiny_folder, "--pruned", pruned, "--steps", 12, "--out", tmp_path / "out")
+        == 2
+    )
     told = capsys.readouterr()
     assert "is not healed" in told.err
     assert "no finite number at step 1" in told.err
@@ -238,9 +320,26 @@ def test_what_has_learnt_nothing_is_not_called_healed(tiny_folder, sparse, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_recordings_without_a_decoder_that_learns_are_refused_before_they_are_read(recorded, tmp_path, capsys):
-    pruned = save_voice(prune(load_voice(recorded / "voice"), PruneSpec(amount=0.5, parts=("flow",))), tmp_path / "pruned")
-    assert run("--voice", recorded / "voice", "--pruned", pruned, "--recordings", recorded / "mine", "--out", tmp_path / "out") == 2
+def test_recordings_without_a_decoder_that_learns_are_refused_before_they_are_read(
+    recorded, tmp_path, capsys
+):
+    pruned = save_voice(
+        prune(load_voice(recorded / "voice"), PruneSpec(amount=0.5, parts=("flow",))),
+        tmp_path / "pruned",
+    )
+    assert (
+        run(
+            "--voice",
+            recorded / "voice",
+            "--pruned",
+            pruned,
+            "--recordings",
+            recorded / "mine",
+            "--out",
+            tmp_path / "out",
+        )
+        == 2
+    )
     told = capsys.readouterr()
     assert "heal without recordings, or prune the decoder too" in told.err
     assert "recordings, " not in told.out
@@ -271,10 +370,24 @@ def test_the_course_of_several_healings_runs_on(tmp_path):
     assert [row["seconds"] for row in rows] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
 
 
-def test_a_damaged_course_is_refused_before_the_work_and_stays(tiny_folder, pruned_folder, tmp_path, capsys):
+def test_a_damaged_course_is_refused_before_the_work_and_stays(
+    tiny_folder, pruned_folder, tmp_path, capsys
+):
     work = tmp_path / "work"
     (work / "checkpoints").mkdir(parents=True)
-    given = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 3, "--out", tmp_path / "out", "--workdir", work, "--resume"]
+    given = [
+        "--voice",
+        tiny_folder,
+        "--pruned",
+        pruned_folder,
+        "--steps",
+        3,
+        "--out",
+        tmp_path / "out",
+        "--workdir",
+        work,
+        "--resume",
+    ]
     (work / "curve.csv").write_text("step,mel\n10,0.5\n2x")
     assert run(*given) == 2
     assert "curve.csv is damaged" in capsys.readouterr().err
@@ -283,10 +396,12 @@ def test_a_damaged_course_is_refused_before_the_work_and_stays(tiny_folder, prun
 
 
 def test_a_run_that_goes_on_with_measuring_keeps_the_course(tiny, tmp_path, monkeypatch):
-    from vits_prune import evaluation
+    from vits_prune.study import evaluation
 
     (tmp_path / "curve.csv").write_text("step,seconds,mel\n10,1.0,0.5\n20,2.0,0.4\n30,3.0,0.3\n")
-    monkeypatch.setattr(evaluation, "evaluate_against", lambda *_, **__: argparse.Namespace(figures={}))
+    monkeypatch.setattr(
+        evaluation, "evaluate_against", lambda *_, **__: argparse.Namespace(figures={})
+    )
     session = Session(argparse.Namespace(evaluations=0, resume=True), None, tmp_path)
     session.options.evaluations = 1
     voice = dataclasses.replace(tiny, recipe={"healed": [{"of": 20}]})
@@ -317,9 +432,14 @@ def test_a_folder_of_other_things_is_left_alone(tiny_folder, pruned_folder, tmp_
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
-def test_places_that_the_healed_voice_would_replace(tiny_folder, pruned_folder, tmp_path, capsys, monkeypatch):
+def test_places_that_the_healed_voice_would_replace(
+    tiny_folder, pruned_folder, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    for typed, words in ((["--out", "."], "has no name"), (["--out", "out", "--workdir", "out/work"], "give another --workdir")):
+    for typed, words in (
+        (["--out", "."], "has no name"),
+        (["--out", "out", "--workdir", "out/work"], "give another --workdir"),
+    ):
         assert run("--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 5, *typed) == 2
         assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

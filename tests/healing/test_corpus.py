@@ -6,7 +6,7 @@ from tests.healing.conftest import TEXTS
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, load_voice
 from vits_prune.healing.corpus import corpus
-from vits_prune.texts import load_calibration_texts, load_texts
+from vits_prune.synthesis.texts import load_calibration_texts, load_texts
 
 
 def test_built_in_sentences_and_new_ones_of_their_words(tiny):
@@ -15,7 +15,9 @@ def test_built_in_sentences_and_new_ones_of_their_words(tiny):
     assert set(load_calibration_texts()) <= set(texts)
     assert texts == corpus(tiny, None, 300, 1)
     assert texts != corpus(tiny, None, 300, 2)
-    assert not set(texts) & set(load_texts(None, "all")), "what quality is measured on is not learnt"
+    assert not set(texts) & set(load_texts(None, "all")), (
+        "what quality is measured on is not learnt"
+    )
 
 
 def test_fewer_than_there_are(tiny):
@@ -42,7 +44,11 @@ def test_another_language_is_drawn_from_the_vocabulary(tmp_path):
 
 
 def test_what_has_no_blanks_between_words_is_not_put_together_anew(tiny):
-    thai = ["\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 " * 30, "\u4f60\u597d \u4e16\u754c", "[[h\u0259l\u02c8o\u028a a b]] c"]
+    thai = [
+        "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 " * 30,
+        "\u4f60\u597d \u4e16\u754c",
+        "[[h\u0259l\u02c8o\u028a a b]] c",
+    ]
     assert sorted(corpus(tiny, thai, 50, 0)) == sorted(thai)
     texts = corpus(tiny, [*TEXTS, *thai], 50, 0)
     assert len(texts) == 50

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vits_prune.errors import DamagedFileError
-from vits_prune.healing.curve import Curve
+from vits_prune.healing.training_curve import Curve
 
 
 def curve_at(path):
@@ -23,7 +23,15 @@ def test_a_curve_is_read_up_to_a_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe", b"mel,total\n1,2\n", b"step,mel\n10,0.5\n20,0.4abc\n", b"step,mel\n,0.5\n", b"step\ninf\n"]
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"mel,total\n1,2\n",
+        b"step,mel\n10,0.5\n20,0.4abc\n",
+        b"step,mel\n,0.5\n",
+        b"step\ninf\n",
+    ],
 )
 def test_a_damaged_curve_is_refused(tmp_path, content):
     path = tmp_path / "curve.csv"

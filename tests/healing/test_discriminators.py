@@ -25,9 +25,14 @@ def narrow():
 def test_the_full_width_is_the_papers():
     with torch.device("meta"):
         full = Discriminators(1.0)
-    channels = [[layer.weight.shape[0] for layer in full.periods[0].layers], [layer.weight.shape[0] for layer in full.scales[0].layers]]
+    channels = [
+        [layer.weight.shape[0] for layer in full.periods[0].layers],
+        [layer.weight.shape[0] for layer in full.scales[0].layers],
+    ]
     assert channels == [[32, 128, 512, 1024, 1024], [128, 128, 256, 512, 1024, 1024, 1024]]
-    assert sum(parameter.numel() for parameter in full.parameters()) == pytest.approx(70.7e6, rel=0.01)
+    assert sum(parameter.numel() for parameter in full.parameters()) == pytest.approx(
+        70.7e6, rel=0.01
+    )
     assert [discriminator.period for discriminator in full.periods] == list(PERIODS)
     narrow = sum(parameter.numel() for parameter in Discriminators(1 / 8).parameters())
     assert narrow == pytest.approx(1.12e6, rel=0.01)
@@ -39,9 +44,13 @@ def test_a_period_is_the_papers_two_dimensional_convolution():
     waveform = torch.randn(2, 1, 301, generator=torch.Generator().manual_seed(1))
     folded = functional.pad(waveform, (0, 2), "reflect").view(2, 1, 101, 3)
     for layer in discriminator.layers:
-        folded = functional.conv2d(folded, layer.weight[..., None], layer.bias, (layer.stride[0], 1), (layer.padding[0], 0))
+        folded = functional.conv2d(
+            folded, layer.weight[..., None], layer.bias, (layer.stride[0], 1), (layer.padding[0], 0)
+        )
         folded = functional.leaky_relu(folded, 0.1)
-    expected = functional.conv2d(folded, discriminator.score.weight[..., None], discriminator.score.bias, 1, (1, 0))
+    expected = functional.conv2d(
+        folded, discriminator.score.weight[..., None], discriminator.score.bias, 1, (1, 0)
+    )
     score, features = discriminator(waveform)
     assert len(features) == 6
     # The order of the places differs; the losses average over them.
@@ -72,7 +81,9 @@ def test_another_shape_is_refused(narrow, shape):
         narrow(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("wrong", [{"width": 0.0}, {"width": 1.5}, {"periods": (0,)}, {"periods": (), "scales": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"width": 0.0}, {"width": 1.5}, {"periods": (0,)}, {"periods": (), "scales": 0}]
+)
 def test_impossible_widths_and_periods_are_refused(wrong):
     with pytest.raises(ValueError, match="width"):
         Discriminators(**{"width": NARROW, **wrong})
@@ -84,14 +95,23 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator():
     torch.manual_seed(3)
     first = Discriminators(NARROW, seed=5).state_dict()
     assert torch.equal(torch.rand(4), expected)
-    again, other = Discriminators(NARROW, seed=5).state_dict(), Discriminators(NARROW, seed=6).state_dict()
+    again, other = (
+        Discriminators(NARROW, seed=5).state_dict(),
+        Discriminators(NARROW, seed=6).state_dict(),
+    )
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
 def test_losses_are_least_squares():
-    real = [(torch.tensor([[1.0, 0.0]]), [torch.tensor([1.0, 3.0])]), (torch.tensor([[1.0]]), [torch.tensor([2.0])])]
-    fake = [(torch.tensor([[0.0, 2.0]]), [torch.tensor([0.0, 1.0])]), (torch.tensor([[-1.0]]), [torch.tensor([5.0])])]
+    real = [
+        (torch.tensor([[1.0, 0.0]]), [torch.tensor([1.0, 3.0])]),
+        (torch.tensor([[1.0]]), [torch.tensor([2.0])]),
+    ]
+    fake = [
+        (torch.tensor([[0.0, 2.0]]), [torch.tensor([0.0, 1.0])]),
+        (torch.tensor([[-1.0]]), [torch.tensor([5.0])]),
+    ]
     assert discriminator_loss(real, fake).item() == pytest.approx(0.5 + 2.0 + 0.0 + 1.0)
     assert generator_loss(fake).item() == pytest.approx(1.0 + 4.0)
     assert feature_loss(real, fake).item() == pytest.approx(1.5 + 3.0)
@@ -101,7 +121,10 @@ def test_losses_are_least_squares():
 
 
 def test_feature_matching_teaches_the_student_alone(narrow):
-    real, fake = torch.randn(1, 1, 512, requires_grad=True), torch.randn(1, 1, 512, requires_grad=True)
+    real, fake = (
+        torch.randn(1, 1, 512, requires_grad=True),
+        torch.randn(1, 1, 512, requires_grad=True),
+    )
     feature_loss(narrow(real), narrow(fake)).backward()
     assert real.grad is None
     assert fake.grad.abs().sum() > 0

@@ -8,15 +8,16 @@ import torch
 from tests.healing.conftest import TEXTS
 from tests.pruning.conftest import KINDS
 from vits_prune.healing.batches import Window, draw_batch, draw_clips
-from vits_prune.healing.exercise import Exercise, weighted_sum
-from vits_prune.healing.lessons import Lessons
-from vits_prune.healing.reach import decoder_reach, flow_reach
-from vits_prune.synthesis import Delivery
+from vits_prune.healing.lessons import Lessons, decoder_reach, flow_reach
+from vits_prune.healing.losses import Exercise, weighted_sum
+from vits_prune.synthesis.speak import Delivery
 from vits_prune.voices.voice import PARTS
 
 
 def window_of(voice, segment=16):
-    return Window(segment, decoder_reach(voice.model.config), flow_reach(voice.model.config), voice.hop_length)
+    return Window(
+        segment, decoder_reach(voice.model.config), flow_reach(voice.model.config), voice.hop_length
+    )
 
 
 def batch_of(voice, step=0, size=4, text=True):
@@ -32,7 +33,11 @@ def test_no_window_lies_in_what_a_waveform_is_filled_up_with(tiny):
     window = window_of(tiny, segment=8)
     inside = slice(window.flow + window.decoder, window.flow + window.decoder + 8)
     for step in range(40):
-        assert bool(draw_batch(lessons, 2, (0, step, 0), window, text=True)["frame_mask"][..., inside].bool().all())
+        assert bool(
+            draw_batch(lessons, 2, (0, step, 0), window, text=True)["frame_mask"][..., inside]
+            .bool()
+            .all()
+        )
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -43,16 +48,26 @@ def test_the_teacher_itself_makes_no_error(families, kind, own):
     for step in range(4):
         losses, spoken = exercise(batch_of(voice, step), own=own)
         # Phases are compared only where the latents are the teacher's.
-        assert set(losses) == {"prior", "hidden", "durations", "flow", "mel", "stft", "level"} | (set() if own else {"waveform"})
-        assert {name: round(float(loss), 3) for name, loss in losses.items()} == dict.fromkeys(losses, 0.0)
+        assert set(losses) == {"prior", "hidden", "durations", "flow", "mel", "stft", "level"} | (
+            set() if own else {"waveform"}
+        )
+        assert {name: round(float(loss), 3) for name, loss in losses.items()} == dict.fromkeys(
+            losses, 0.0
+        )
         assert spoken.shape == (4, 16 * voice.hop_length)
 
 
 def test_each_part_is_judged_by_its_own_work(tiny, sparse):
     batch = batch_of(tiny)
     for part in PARTS:
-        weights = {name: tensor for name, tensor in sparse.model.named_parameters() if name.startswith(f"{part}.")}
-        exercise = Exercise(tiny.with_weights(weights).model, PARTS, window_of(tiny), tiny.sampling_rate)
+        weights = {
+            name: tensor
+            for name, tensor in sparse.model.named_parameters()
+            if name.startswith(f"{part}.")
+        }
+        exercise = Exercise(
+            tiny.with_weights(weights).model, PARTS, window_of(tiny), tiny.sampling_rate
+        )
         wrong = {name for name, loss in exercise(batch)[0].items() if loss > 0.01}
         assert (
             wrong
@@ -66,8 +81,14 @@ def test_each_part_is_judged_by_its_own_work(tiny, sparse):
 
 
 def test_on_its_own_work_a_later_part_hears_the_earlier_ones(tiny, sparse):
-    weights = {name: tensor for name, tensor in sparse.model.named_parameters() if name.startswith("text_encoder.")}
-    exercise = Exercise(tiny.with_weights(weights).model, PARTS, window_of(tiny), tiny.sampling_rate)
+    weights = {
+        name: tensor
+        for name, tensor in sparse.model.named_parameters()
+        if name.startswith("text_encoder.")
+    }
+    exercise = Exercise(
+        tiny.with_weights(weights).model, PARTS, window_of(tiny), tiny.sampling_rate
+    )
     losses, _ = exercise(batch_of(tiny), own=True)
     assert losses["flow"] < 1e-3  # judged on the teacher's prior all the same
     assert losses["mel"] > 0.01
@@ -75,12 +96,22 @@ def test_on_its_own_work_a_later_part_hears_the_earlier_ones(tiny, sparse):
 
 @pytest.mark.parametrize("kind", ["plain", "speakers"])
 def test_durations_do_not_shape_the_states_that_they_are_read_off(families, kind):
-    model = families[kind].with_weights({name: t.detach().clone() for name, t in families[kind].model.named_parameters()}).model
+    model = (
+        families[kind]
+        .with_weights(
+            {name: t.detach().clone() for name, t in families[kind].model.named_parameters()}
+        )
+        .model
+    )
     model.requires_grad_(True)
     exercise = Exercise(model, PARTS, window_of(families[kind]), families[kind].sampling_rate)
     losses, _ = exercise(batch_of(families[kind]))
     (losses["durations"] + 1).backward()
-    learning = {name.partition(".")[0] for name, tensor in model.named_parameters() if tensor.grad is not None and tensor.grad.any()}
+    learning = {
+        name.partition(".")[0]
+        for name, tensor in model.named_parameters()
+        if tensor.grad is not None and tensor.grad.any()
+    }
     assert learning <= {"duration_predictor", "embed_speaker"}
 
 
@@ -108,7 +139,9 @@ def test_recordings_are_judged_by_their_spectra(tiny):
 def test_a_batch_is_a_function_of_its_key(tiny):
     one, same, other = batch_of(tiny, 7), batch_of(tiny, 7), batch_of(tiny, 8)
     assert all(one[name].equal(same[name]) for name in one)
-    assert any(one[name].shape != other[name].shape or not one[name].equal(other[name]) for name in one)
+    assert any(
+        one[name].shape != other[name].shape or not one[name].equal(other[name]) for name in one
+    )
 
 
 def test_the_lengths_of_a_batch_are_few(tiny):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vits_prune import HealPlan
-from vits_prune.healing.budget import COUNTED, UNCOUNTED, Pace, Watch, lessons_at, phases, reserved
+from vits_prune.healing.pace import COUNTED, UNCOUNTED, Pace, Watch, lessons_at, phases, reserved
 
 
 def test_lessons_grow_with_the_steps_up_to_what_there_is():

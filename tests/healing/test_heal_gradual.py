@@ -13,12 +13,18 @@ from vits_prune.healing.gradual import share_of
 
 def test_each_step_goes_on_from_the_healed_voice(tiny, tmp_path):
     spec = PruneSpec(amount=0.6, steps=2, schedule="linear")
-    found = list(heal_steps(tiny, spec, dataclasses.replace(QUICK, steps=9), texts=TEXTS, folder=tmp_path))
+    found = list(
+        heal_steps(tiny, spec, dataclasses.replace(QUICK, steps=9), texts=TEXTS, folder=tmp_path)
+    )
     assert [amount for amount, _ in found] == pytest.approx([0.3, 0.6])
     for amount, voice in found:
         assert measure_sparsity(voice).overall == pytest.approx(amount, abs=0.01)
     first, last = (dict(voice.model.named_parameters()) for _, voice in found)
-    assert all(bool((last[name][first[name] == 0] == 0).all()) for name in first if name.endswith("weight") and first[name].ndim > 1)
+    assert all(
+        bool((last[name][first[name] == 0] == 0).all())
+        for name in first
+        if name.endswith("weight") and first[name].ndim > 1
+    )
     assert [one["steps"] for one in found[-1][1].recipe["healed"]] == [3, 6]
     assert len(found[-1][1].recipe["pruned"]) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"lessons", "step-1", "step-2"}
@@ -42,7 +48,13 @@ def test_with_other_threads_each_step_is_pruned_as_before(tiny, tmp_path):
             list(heal_steps(tiny, spec, plan, texts=TEXTS, folder=tmp_path, on_step=stop))
         torch.set_num_threads(2)
         steps = heal_steps(
-            tiny, spec, plan, texts=TEXTS, folder=tmp_path, resume=True, on_prune=lambda *_: seen.append(torch.get_num_threads())
+            tiny,
+            spec,
+            plan,
+            texts=TEXTS,
+            folder=tmp_path,
+            resume=True,
+            on_prune=lambda *_: seen.append(torch.get_num_threads()),
         )
         amount, _ = next(steps)
         assert torch.get_num_threads() == 2, "while the caller looks at a step"
@@ -56,7 +68,10 @@ def test_with_other_threads_each_step_is_pruned_as_before(tiny, tmp_path):
 
 def test_structured_steps(tiny):
     spec = PruneSpec(method="structured", amount=0.3, parts=("decoder",), steps=2)
-    voices = [voice for _, voice in heal_steps(tiny, spec, dataclasses.replace(QUICK, steps=4), texts=TEXTS)]
+    voices = [
+        voice
+        for _, voice in heal_steps(tiny, spec, dataclasses.replace(QUICK, steps=4), texts=TEXTS)
+    ]
     sizes = [sum(p.numel() for p in voice.model.decoder.parameters()) for voice in (tiny, *voices)]
     assert sizes == sorted(sizes, reverse=True)
 

@@ -19,11 +19,10 @@ from tests.voices.hf_factory import make_checkpoint
 from vits_prune import HealPlan, InputError, PruneSpec, Shape, load_voice, prune, save_voice, speak
 from vits_prune.errors import DamagedFileError
 from vits_prune.healing import heal
-from vits_prune.healing.checkpoints import Checkpoints
 from vits_prune.healing.corpus import corpus
 from vits_prune.healing.lessons import Lessons
-from vits_prune.healing.pair import check_pair
-from vits_prune.healing.zeros import masks
+from vits_prune.healing.storage import Checkpoints
+from vits_prune.healing.student import check_pair, masks
 
 
 class Stop(Exception):
@@ -43,14 +42,28 @@ def stopping(step):
 def test_it_learns_and_what_was_pruned_stays_pruned(families, kind, method):
     teacher = families[kind]
     shape = Shape(decoder_width=0.5, flows=1, encoder_layers=1)
-    pruned = prune(teacher, PruneSpec(amount=0.5) if method == "sparse" else PruneSpec(method="structured", shape=shape))
+    pruned = prune(
+        teacher,
+        PruneSpec(amount=0.5)
+        if method == "sparse"
+        else PruneSpec(method="structured", shape=shape),
+    )
     told = []
-    healed = heal(pruned, teacher, TEXTS, dataclasses.replace(QUICK, steps=40, joint=0.0), on_step=told.append)
+    healed = heal(
+        pruned, teacher, TEXTS, dataclasses.replace(QUICK, steps=40, joint=0.0), on_step=told.append
+    )
     assert [one.step for one in told] == list(range(1, 41))
-    begin, end = (statistics.fmean(one.losses["total"] for one in some) for some in (told[:6], told[-6:]))
+    begin, end = (
+        statistics.fmean(one.losses["total"] for one in some) for some in (told[:6], told[-6:])
+    )
     assert end < 0.95 * begin
-    assert all(bool((dict(healed.model.named_parameters())[name][mask == 0] == 0).all()) for name, mask in masks(pruned).items())
-    assert [p.shape for p in healed.model.parameters()] == [p.shape for p in pruned.model.parameters()]
+    assert all(
+        bool((dict(healed.model.named_parameters())[name][mask == 0] == 0).all())
+        for name, mask in masks(pruned).items()
+    )
+    assert [p.shape for p in healed.model.parameters()] == [
+        p.shape for p in pruned.model.parameters()
+    ]
     assert speak(healed, "a short one").audio_seconds > 0
 
 
@@ -60,17 +73,25 @@ def test_only_what_differs_learns(tiny):
     assert {name.partition(".")[0] for name in same_weights(healed, tiny)} == {"decoder"}
     assert healed.recipe["healed"][0]["trained"] == ["decoder"]
     before = dict(pruned.model.named_parameters())
-    assert all(tensor is before[name] for name, tensor in healed.model.named_parameters() if not name.startswith("decoder."))
+    assert all(
+        tensor is before[name]
+        for name, tensor in healed.model.named_parameters()
+        if not name.startswith("decoder.")
+    )
 
 
 def test_the_same_again_is_the_same_and_another_seed_another(tiny, smaller):
-    one, same, other = (heal(smaller, tiny, TEXTS, dataclasses.replace(QUICK, seed=seed)) for seed in (1, 1, 2))
+    one, same, other = (
+        heal(smaller, tiny, TEXTS, dataclasses.replace(QUICK, seed=seed)) for seed in (1, 1, 2)
+    )
     assert same_weights(one, same) == []
     assert same_weights(one, other)
     assert one.recipe == same.recipe
 
 
-@pytest.mark.parametrize("changes", [{}, {"adversarial": True, "adversarial_width": 0.04}], ids=["plain", "adversarial"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"adversarial": True, "adversarial_width": 0.04}], ids=["plain", "adversarial"]
+)
 def test_killed_and_resumed_it_is_the_same_to_the_bit(tiny, sparse, tmp_path, changes):
     plan = dataclasses.replace(QUICK, **changes)
     whole = heal(sparse, tiny, TEXTS, plan)
@@ -106,7 +127,15 @@ def test_damaged_checkpoints_are_refused_and_stay(tiny, sparse, tmp_path):
             path.write_bytes(spoiled[path] if path.name.startswith(names) else whole[path])
         there = {path: path.read_bytes() for path in whole}
         with pytest.raises(DamagedFileError, match=words):
-            heal(sparse, tiny, TEXTS, plan, tmp_path, resume=True, on_checkpoint=lambda step, _: float(step))
+            heal(
+                sparse,
+                tiny,
+                TEXTS,
+                plan,
+                tmp_path,
+                resume=True,
+                on_checkpoint=lambda step, _: float(step),
+            )
         assert {path: path.read_bytes() for path in folder.iterdir()} == there
 
 
@@ -164,26 +193,56 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tiny, sparse, tmp_path):
         heard[step] = voice
         return scores[step]
 
-    healed = heal(sparse, tiny, TEXTS, dataclasses.replace(QUICK, steps=23), tmp_path, judge=Scores(on_checkpoint))
+    healed = heal(
+        sparse,
+        tiny,
+        TEXTS,
+        dataclasses.replace(QUICK, steps=23),
+        tmp_path,
+        judge=Scores(on_checkpoint),
+    )
     assert sorted(heard) == sorted(scores)
     assert same_weights(healed, heard[10]) == []
     assert healed.recipe["healed"][0]["steps"] == 10
     assert healed.recipe["healed"][0]["of"] == 23
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["best.safetensors", "checkpoint-00000020.safetensors", "checkpoint-00000023.safetensors", "scored.safetensors"]
+    assert names == [
+        "best.safetensors",
+        "checkpoint-00000020.safetensors",
+        "checkpoint-00000023.safetensors",
+        "scored.safetensors",
+    ]
 
 
 def test_the_best_survives_being_resumed(tiny, sparse, tmp_path):
     scores = {5: 1.0, 10: 3.0, 12: 2.0}
     with pytest.raises(Stop):
-        heal(sparse, tiny, TEXTS, QUICK, tmp_path, judge=Scores(lambda step, _: scores[step]), on_step=stopping(7))
-    healed = heal(sparse, tiny, TEXTS, QUICK, tmp_path, resume=True, judge=Scores(lambda step, _: scores[step]))
+        heal(
+            sparse,
+            tiny,
+            TEXTS,
+            QUICK,
+            tmp_path,
+            judge=Scores(lambda step, _: scores[step]),
+            on_step=stopping(7),
+        )
+    healed = heal(
+        sparse,
+        tiny,
+        TEXTS,
+        QUICK,
+        tmp_path,
+        resume=True,
+        judge=Scores(lambda step, _: scores[step]),
+    )
     assert healed.recipe["healed"][0]["steps"] == 5
     assert Checkpoints(tmp_path / "checkpoints").best()[1]["score"] == 1.0
 
 
 @pytest.mark.parametrize(("at", "checks"), [(10, 0), (12, 0), (8, 3)])
-def test_killed_while_it_is_measured_the_measurement_is_made_up_for(tiny, sparse, tmp_path, at, checks):
+def test_killed_while_it_is_measured_the_measurement_is_made_up_for(
+    tiny, sparse, tmp_path, at, checks
+):
     scores = {4: 2.0, 5: 3.0, 8: 1.0, 10: 0.5, 12: 4.0}
 
     def whole_score(step, _voice):
@@ -221,13 +280,20 @@ def test_other_sentences_to_read_are_another_healing(tiny, sparse, tmp_path):
 
 def test_a_score_that_is_no_number_is_never_the_best(tiny, sparse):
     scores = {5: 1.0, 10: float("nan"), 12: 2.0}
-    assert heal(sparse, tiny, TEXTS, QUICK, judge=Scores(lambda step, _: scores[step])).recipe["healed"][0]["steps"] == 5
+    assert (
+        heal(sparse, tiny, TEXTS, QUICK, judge=Scores(lambda step, _: scores[step])).recipe[
+            "healed"
+        ][0]["steps"]
+        == 5
+    )
 
 
 def test_states_that_are_no_numbers_end_it_where_durations_are_drawn(tiny, sparse):
     """The spline of a stochastic predictor does not take them."""
     name = "text_encoder.embed_tokens.weight"
-    broken = sparse.with_weights({name: torch.full_like(sparse.model.text_encoder.embed_tokens.weight, float("nan"))})
+    broken = sparse.with_weights(
+        {name: torch.full_like(sparse.model.text_encoder.embed_tokens.weight, float("nan"))}
+    )
     healed = heal(broken, tiny, TEXTS, QUICK)
     assert "no finite number at step 1" in healed.recipe["healed"][0]["stopped"]
     assert healed.recipe["healed"][0]["steps"] == 0
@@ -235,7 +301,9 @@ def test_states_that_are_no_numbers_end_it_where_durations_are_drawn(tiny, spars
 
 def test_a_loss_that_is_no_number_ends_it_at_the_last_good_checkpoint(tiny, sparse, tmp_path):
     name = "text_encoder.project.bias"
-    broken = sparse.with_weights({name: torch.full_like(sparse.model.text_encoder.project.bias, 1e30)})
+    broken = sparse.with_weights(
+        {name: torch.full_like(sparse.model.text_encoder.project.bias, 1e30)}
+    )
     told = []
     healed = heal(broken, tiny, TEXTS, QUICK, tmp_path, on_step=told.append)
     assert told == []
@@ -281,7 +349,9 @@ def test_what_a_killed_run_left_goes(tiny, sparse, tmp_path):
     for name in (".checkpoint-00000009.safetensors.abc", ".best.safetensors.abc", "mine"):
         (tmp_path / "checkpoints" / name).write_text("half")
     heal(sparse, tiny, TEXTS, QUICK, tmp_path, resume=True)
-    assert not [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert not [
+        path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")
+    ]
     assert (tmp_path / "checkpoints" / "mine").exists()
 
 
@@ -298,7 +368,10 @@ def test_what_a_killed_run_left_goes(tiny, sparse, tmp_path):
 )
 def test_a_teacher_of_another_shape_is_refused(sparse, tmp_path, config, words):
     teacher = load_voice(make_checkpoint(tmp_path / "other", **config))
-    with pytest.raises(InputError, match=f"cannot teach this voice: its {words} is .* Give the voice it was pruned from"):
+    with pytest.raises(
+        InputError,
+        match=f"cannot teach this voice: its {words} is .* Give the voice it was pruned from",
+    ):
         heal(sparse, teacher, TEXTS, QUICK)
 
 
@@ -306,11 +379,16 @@ def test_another_voice_of_the_same_shape_is_refused(sparse, tiny_folder, tmp_pat
     other = load_voice(make_checkpoint(tmp_path / "other", seed=5))
     with pytest.raises(InputError, match="is not the voice that this one was pruned from"):
         heal(sparse, other, TEXTS, QUICK)
-    letters = load_voice(make_checkpoint(tmp_path / "letters", symbols="_ 'zyxwvutsrqponmlkjihgfedcba-"))
+    letters = load_voice(
+        make_checkpoint(tmp_path / "letters", symbols="_ 'zyxwvutsrqponmlkjihgfedcba-")
+    )
     with pytest.raises(InputError, match="its vocabulary has other symbols"):
         heal(sparse, letters, TEXTS, QUICK)
     copy = load_voice(shutil.copytree(tiny_folder, tmp_path / "a copy"))
-    assert heal(sparse, copy, TEXTS, dataclasses.replace(QUICK, steps=1)).recipe["healed"][0]["steps"] == 1
+    assert (
+        heal(sparse, copy, TEXTS, dataclasses.replace(QUICK, steps=1)).recipe["healed"][0]["steps"]
+        == 1
+    )
 
 
 def test_a_healed_voice_is_known_by_what_was_published(tiny, sparse, tmp_path):
@@ -319,10 +397,14 @@ def test_a_healed_voice_is_known_by_what_was_published(tiny, sparse, tmp_path):
     healed = heal(sparse, tiny, TEXTS, dataclasses.replace(QUICK, steps=1))
     check_pair(healed, other)
     mine, theirs = (
-        dataclasses.replace(one, origin=dataclasses.replace(one.origin, reference=name, revision="0" * 40))
+        dataclasses.replace(
+            one, origin=dataclasses.replace(one.origin, reference=name, revision="0" * 40)
+        )
         for one, name in ((healed, "one/voice"), (other, "another/voice"))
     )
-    with pytest.raises(InputError, match=r"another/voice\) is not the voice .* which is one/voice: give that one"):
+    with pytest.raises(
+        InputError, match=r"another/voice\) is not the voice .* which is one/voice: give that one"
+    ):
         check_pair(mine, theirs)
 
 
@@ -367,7 +449,12 @@ def test_whatever_ends_it_the_last_whole_step_is_kept(tiny, sparse, tmp_path):
 def test_recordings_join_in(tiny):
     pruned = prune(tiny, PruneSpec(amount=0.5, parts=("decoder",)))
     noise = torch.Generator().manual_seed(0)
-    clips = [(torch.randn(16, 40, generator=noise), 0.1 * torch.randn(40 * tiny.hop_length, generator=noise))]
+    clips = [
+        (
+            torch.randn(16, 40, generator=noise),
+            0.1 * torch.randn(40 * tiny.hop_length, generator=noise),
+        )
+    ]
     told = []
     healed = heal(pruned, tiny, TEXTS, QUICK, recordings=clips, on_step=told.append)
     assert "recorded_mel" in told[0].losses
@@ -383,22 +470,42 @@ def test_recordings_without_a_decoder_that_learns_are_refused(tiny):
 
 def test_with_other_recordings_it_does_not_go_on(tiny, sparse, tmp_path):
     noise = torch.Generator().manual_seed(0)
-    clips = [(torch.randn(16, 40, generator=noise), 0.1 * torch.randn(40 * tiny.hop_length, generator=noise)) for _ in range(2)]
+    clips = [
+        (
+            torch.randn(16, 40, generator=noise),
+            0.1 * torch.randn(40 * tiny.hop_length, generator=noise),
+        )
+        for _ in range(2)
+    ]
     with pytest.raises(Stop):
         heal(sparse, tiny, TEXTS, QUICK, tmp_path, recordings=clips, on_step=stopping(6))
     others = ([], clips[:1], clips[::-1], [clips[0], (clips[1][0], clips[1][1] + 1e-6)])
     for other in others:
-        with pytest.raises(InputError, match=r"^The checkpoints in .* were made with other recordings: give the very recordings [^\n]+\.$"):
+        with pytest.raises(
+            InputError,
+            match=r"^The checkpoints in .* were made with other recordings: give the very recordings [^\n]+\.$",
+        ):
             heal(sparse, tiny, TEXTS, QUICK, tmp_path, resume=True, recordings=other)
     told = []
-    heal(sparse, tiny, TEXTS, QUICK, tmp_path, resume=True, recordings=[(a.clone(), b.clone()) for a, b in clips], on_step=told.append)
+    heal(
+        sparse,
+        tiny,
+        TEXTS,
+        QUICK,
+        tmp_path,
+        resume=True,
+        recordings=[(a.clone(), b.clone()) for a, b in clips],
+        on_step=told.append,
+    )
     assert told[0].step == 7
 
 
 def test_checks_are_checkpoints_too_and_change_nothing(tiny, sparse):
     steps = {0: [], 3: []}
     voices = [
-        heal(sparse, tiny, TEXTS, QUICK, judge=Scores(lambda step, _, to=to: to.append(step), checks))
+        heal(
+            sparse, tiny, TEXTS, QUICK, judge=Scores(lambda step, _, to=to: to.append(step), checks)
+        )
         for checks, to in steps.items()
     ]
     assert steps == {0: [5, 10, 12], 3: [4, 5, 8, 10, 12]}
@@ -425,14 +532,33 @@ def test_several_processes_learn_one_voice(tiny_folder, tmp_path):
             open({str(tmp_path)!r} + "/refused-" + os.environ["RANK"], "w").write(str(error))
         """)
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    found = {"PYTHONPATH": str(Path(vits_prune.__file__).parents[1])}  # a script looks beside itself, not where it was started
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=280, env={**os.environ, **found, "ACCELERATE_USE_CPU": "true"})
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+    ]
+    found = {
+        "PYTHONPATH": str(Path(vits_prune.__file__).parents[1])
+    }  # a script looks beside itself, not where it was started
+    done = subprocess.run(
+        launch,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, **found, "ACCELERATE_USE_CPU": "true"},
+    )
     assert done.returncode == 0, done.stderr[-2_000:]
     one, other = (load_voice(tmp_path / f"healed-{rank}") for rank in (0, 1))
     assert same_weights(one, other) == []
     assert [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)] == ["6", "0"]
-    assert all("a disk that all machines share" in (tmp_path / f"refused-{rank}").read_text() for rank in (0, 1))
+    assert all(
+        "a disk that all machines share" in (tmp_path / f"refused-{rank}").read_text()
+        for rank in (0, 1)
+    )
     alone = heal(
         prune(load_voice(tiny_folder), PruneSpec(amount=0.5)), load_voice(tiny_folder), None,
         HealPlan(minutes=None, steps=6, lessons=20, batch=2, segment=16, learning_rate=2e-3),

@@ -32,7 +32,12 @@ def test_the_newest_where_none_was_measured_and_why_it_ended(tiny, sparse, tmp_p
         heal(sparse, tiny, TEXTS, QUICK, tmp_path, on_step=stopping)
     kept = best(str(tmp_path), sparse, stopped="by hand")
     done = kept.recipe["healed"][-1]
-    assert (done["steps"], done["of"], done["stopped"], done["plan"]) == (7, 12, "by hand", QUICK.to_dict())
+    assert (done["steps"], done["of"], done["stopped"], done["plan"]) == (
+        7,
+        12,
+        "by hand",
+        QUICK.to_dict(),
+    )
     assert kept.recipe["pruned"] == sparse.recipe["pruned"]
     assert same_weights(kept, sparse)
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tests.pruning.conftest import KINDS
-from vits_prune.durations import draw_duration_noise
 from vits_prune.healing import HealPlan, heal
 from vits_prune.healing.corpus import corpus, other_texts
 from vits_prune.healing.lengths import Lengths
 from vits_prune.pruning import PruneSpec, prune
 from vits_prune.pruning.calibration import sentence_ids
-from vits_prune.synthesis import Delivery, encode, predict_durations, speaker_embedding
+from vits_prune.synthesis.noise import draw_duration_noise
+from vits_prune.synthesis.speak import Delivery, encode, predict_durations, speaker_embedding
 
 
 def frames(voice, sentences, seed):
@@ -21,7 +21,9 @@ def frames(voice, sentences, seed):
     for number, ids in enumerate(sentences):
         one = voice.with_speaker(number % len(voice.speakers)) if voice.speakers else voice
         with torch.inference_mode():
-            durations, _ = predict_durations(one, encode(one, ids)[0], speaker_embedding(one), (seed, number), pace, 10**6)
+            durations, _ = predict_durations(
+                one, encode(one, ids)[0], speaker_embedding(one), (seed, number), pace, 10**6
+            )
         found += int(durations.sum())
     return found
 
@@ -35,9 +37,14 @@ def test_a_voice_that_takes_too_long_or_too_short_is_levelled(families, kind, fa
     if teacher.model.config.use_stochastic_duration_prediction:
         name = "duration_predictor.flows.0.translate"
         moved = predictor.flows[0].translate.detach().clone()
-        moved[0] -= torch.log(torch.tensor(factor)) * torch.exp(predictor.flows[0].log_scale[0].detach())
+        moved[0] -= torch.log(torch.tensor(factor)) * torch.exp(
+            predictor.flows[0].log_scale[0].detach()
+        )
     else:
-        name, moved = "duration_predictor.proj.bias", predictor.proj.bias.detach() + torch.log(torch.tensor(factor))
+        name, moved = (
+            "duration_predictor.proj.bias",
+            predictor.proj.bias.detach() + torch.log(torch.tensor(factor)),
+        )
     wrong = teacher.with_weights({name: moved})
     lengths = Lengths(teacher, sentences, 5)
     assert draw_duration_noise((5, 0), 3).shape == (1, 2, 3)
@@ -49,7 +56,9 @@ def test_a_voice_that_takes_too_long_or_too_short_is_levelled(families, kind, fa
 
 def test_what_is_no_number_is_left_alone(tiny):
     lengths = Lengths(tiny, sentence_ids(tiny, ["abc def."]), 0)
-    name = next(name for name, _ in tiny.model.named_parameters() if name.startswith("text_encoder.embed"))
+    name = next(
+        name for name, _ in tiny.model.named_parameters() if name.startswith("text_encoder.embed")
+    )
     broken = tiny.with_weights({name: torch.full_like(tiny.model.get_parameter(name), torch.inf)})
     try:
         assert lengths.level(broken) == {}
@@ -68,6 +77,8 @@ def test_others_are_not_those_learnt_from(joe):
 
 def test_healing_ends_with_sentences_as_long_as_the_original(tiny):
     pruned = prune(tiny, PruneSpec(amount=0.5, parts=("text_encoder",)))
-    healed = heal(pruned, tiny, plan=HealPlan(minutes=None, steps=2, batch=2, segment=16, lessons=4), cpu=True)
+    healed = heal(
+        pruned, tiny, plan=HealPlan(minutes=None, steps=2, batch=2, segment=16, lessons=4), cpu=True
+    )
     sentences = sentence_ids(tiny, other_texts(tiny, None, 64, 0))
     assert abs(frames(healed, sentences, 0) / frames(tiny, sentences, 0) - 1) < 0.01

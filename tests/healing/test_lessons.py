@@ -11,8 +11,7 @@ from tests.healing.conftest import TEXTS
 from tests.pruning.conftest import KINDS
 from vits_prune import InputError, speak
 from vits_prune.healing import lessons as lessons_file
-from vits_prune.healing.lessons import Lessons
-from vits_prune.healing.reach import decoder_reach
+from vits_prune.healing.lessons import Lessons, decoder_reach
 
 FIELDS = [field.name for field in dataclasses.fields(lessons_file.Lesson)]
 
@@ -26,7 +25,9 @@ def equal(one, other):
 def test_a_lesson_is_what_the_voice_says_with_that_noise(families, kind):
     voice = families[kind]
     made = Lessons(voice, TEXTS, seed=5, segment=16).first(1)[0]
-    said = speak(voice if not voice.speakers else voice.with_speaker(made.speaker), TEXTS[0], seed=5)
+    said = speak(
+        voice if not voice.speakers else voice.with_speaker(made.speaker), TEXTS[0], seed=5
+    )
     assert made.ids.tolist() == list(said.sentences[0].ids)
     assert made.durations.tolist() == said.durations.tolist()
     assert made.frames == said.durations.sum()
@@ -87,7 +88,12 @@ def test_what_the_voice_says_at_another_pace_is_another_lesson(tiny):
 def test_a_full_disk_costs_no_more_than_making_them_anew(tiny, tmp_path, caplog):
     (tmp_path / "lessons").write_text("a file in the way")
     found = Lessons(tiny, TEXTS * 4, seed=1, segment=16, folder=tmp_path / "lessons")
-    assert all(equal(a, b) for a, b in zip(found.first(20), Lessons(tiny, TEXTS * 4, seed=1, segment=16).first(20), strict=True))
+    assert all(
+        equal(a, b)
+        for a, b in zip(
+            found.first(20), Lessons(tiny, TEXTS * 4, seed=1, segment=16).first(20), strict=True
+        )
+    )
     assert caplog.text.count("kept in memory alone") == 1
     found.tidy()
 
@@ -100,7 +106,9 @@ def test_other_lessons_and_what_was_never_finished_go(tiny, tmp_path):
     (tmp_path / ours.digest / ".lessons-0000.safetensors.abc").write_text("half")
     ours.tidy()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([ours.digest, "mine"])
-    assert [path.name for path in (tmp_path / ours.digest).iterdir()] == ["lessons-0000.safetensors"]
+    assert [path.name for path in (tmp_path / ours.digest).iterdir()] == [
+        "lessons-0000.safetensors"
+    ]
 
 
 def test_no_more_are_held_than_memory_allows(tiny, monkeypatch):
@@ -131,6 +139,8 @@ def test_texts_that_are_too_long_are_passed_over_and_counted(tiny, caplog):
 
 def test_a_broken_teacher_teaches_nothing(tiny):
     name = "text_encoder.project.weight"
-    broken = tiny.with_weights({name: torch.full_like(dict(tiny.model.named_parameters())[name], float("nan"))})
+    broken = tiny.with_weights(
+        {name: torch.full_like(dict(tiny.model.named_parameters())[name], float("nan"))}
+    )
     with pytest.raises(InputError, match="can teach nothing"):
         Lessons(broken, TEXTS, seed=0, segment=16).first(1)

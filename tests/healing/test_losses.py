@@ -39,7 +39,9 @@ def test_segments_shorter_than_the_windows_are_heard():
     assert all(float(loss) > 0.1 for loss in losses.values())
 
 
-@pytest.mark.parametrize(("rate", "window"), [(16_000, 1024), (22_050, 1024), (44_100, 1024), (8_000, 256)])
+@pytest.mark.parametrize(
+    ("rate", "window"), [(16_000, 1024), (22_050, 1024), (44_100, 1024), (8_000, 256)]
+)
 def test_every_band_hears_something(rate, window):
     bands = mel_bands(rate, window, 80)
     assert bands.shape == (80, window // 2 + 1)
@@ -47,16 +49,24 @@ def test_every_band_hears_something(rate, window):
 
 
 def test_errors_of_means_count_in_deviations_and_unspoken_tokens_do_not():
-    means, deviations, weights = torch.zeros(1, 2, 3), torch.full((1, 2, 3), -1.0), torch.tensor([[1.0, 0.0]])
+    means, deviations, weights = (
+        torch.zeros(1, 2, 3),
+        torch.full((1, 2, 3), -1.0),
+        torch.tensor([[1.0, 0.0]]),
+    )
     off = means.clone()
     off[:, 0] = 0.1
     off[:, 1] = 9.0
     error = 0.1 * 2.71828
-    assert float(prior_loss(off, deviations, means, deviations, weights)) == pytest.approx((error + 0.5 * error**2) / 2, rel=1e-3)
+    assert float(prior_loss(off, deviations, means, deviations, weights)) == pytest.approx(
+        (error + 0.5 * error**2) / 2, rel=1e-3
+    )
 
 
 def test_durations_count_as_rhythm_and_runaways_stay_finite():
     wanted, mask = torch.log(torch.tensor([[4.0, 2.0, 1.0]])), torch.tensor([[1.0, 1.0, 0.0]])
     twice = wanted + torch.log(torch.tensor(2.0))
-    assert float(duration_loss(twice, wanted, mask)) == pytest.approx(3 * (3 - 3 * 0.6931) + 0.25 * 0.6931 + 1.0, abs=1e-3)
+    assert float(duration_loss(twice, wanted, mask)) == pytest.approx(
+        3 * (3 - 3 * 0.6931) + 0.25 * 0.6931 + 1.0, abs=1e-3
+    )
     assert bool(torch.isfinite(duration_loss(wanted + 1_000, wanted, mask)))

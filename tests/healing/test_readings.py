@@ -11,11 +11,10 @@ from tests.healing.conftest import TEXTS
 from tests.healing.test_exercise import batch_of, window_of
 from tests.pruning.conftest import KINDS
 from vits_prune.errors import InputError
-from vits_prune.healing.batches import READ
-from vits_prune.healing.exercise import Exercise
-from vits_prune.healing.readings import Readings
+from vits_prune.healing.batches import READ, Readings
+from vits_prune.healing.losses import Exercise
 from vits_prune.pruning.calibration import sentence_ids
-from vits_prune.synthesis import Delivery, encode, log_durations, speaker_embedding
+from vits_prune.synthesis.speak import Delivery, encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import PARTS
 
 
@@ -29,36 +28,58 @@ def test_the_teacher_itself_makes_no_error(families, kind, own):
     voice = families[kind]
     exercise = Exercise(voice.model, PARTS, window_of(voice), voice.sampling_rate)
     losses, spoken = exercise(batch_of(voice) | readings_of(voice).draw(3, (0, 0, 0)), own=own)
-    assert {name: round(float(loss), 3) for name, loss in losses.items()} == dict.fromkeys(losses, 0.0)
+    assert {name: round(float(loss), 3) for name, loss in losses.items()} == dict.fromkeys(
+        losses, 0.0
+    )
     assert spoken.shape == (4, 16 * voice.hop_length)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_is_what_the_sentence_alone_is(families, kind):
     voice = families[kind]
-    batch = {name.removeprefix(READ): tensor for name, tensor in readings_of(voice).draw(4, (0, 1, 0)).items()}
+    batch = {
+        name.removeprefix(READ): tensor
+        for name, tensor in readings_of(voice).draw(4, (0, 1, 0)).items()
+    }
     lengths = batch["token_mask"].sum(1).int().tolist()
     assert len(set(lengths)) > 1
     for row, length in enumerate(lengths):
-        assert batch["ids"][row, :length].tolist() in [list(ids[:128]) for ids in sentence_ids(voice, TEXTS)]
-        alone = dataclasses.replace(voice, speaker=int(batch["speaker"][row])) if voice.speakers else voice
+        assert batch["ids"][row, :length].tolist() in [
+            list(ids[:128]) for ids in sentence_ids(voice, TEXTS)
+        ]
+        alone = (
+            dataclasses.replace(voice, speaker=int(batch["speaker"][row]))
+            if voice.speakers
+            else voice
+        )
         with torch.no_grad():
             hidden, means, log_variances = encode(alone, tuple(batch["ids"][row, :length].tolist()))
             # without noise durations are those of log_durations for any key
             silent = dataclasses.replace(Delivery().for_voice(alone), noise_scale_duration=0.0)
             if not bool(batch["duration_noise"].any()):
-                wanted = log_durations(alone.model, hidden, speaker_embedding(alone), (0, 0), silent)[0, 0]
-                torch.testing.assert_close(batch["log_durations"][row, :length], wanted, atol=1e-4, rtol=1e-4)
+                wanted = log_durations(
+                    alone.model, hidden, speaker_embedding(alone), (0, 0), silent
+                )[0, 0]
+                torch.testing.assert_close(
+                    batch["log_durations"][row, :length], wanted, atol=1e-4, rtol=1e-4
+                )
         torch.testing.assert_close(batch["hidden"][row, :length], hidden[0].T, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(batch["means"][row, :length], means[0], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(batch["log_variances"][row, :length], log_variances[0], atol=1e-4, rtol=1e-4)
-        assert not any(bool(batch[name][row, length:].any()) for name in ("hidden", "means", "log_variances", "log_durations", "weights"))
+        torch.testing.assert_close(
+            batch["log_variances"][row, :length], log_variances[0], atol=1e-4, rtol=1e-4
+        )
+        assert not any(
+            bool(batch[name][row, length:].any())
+            for name in ("hidden", "means", "log_variances", "log_durations", "weights")
+        )
 
 
 def test_draws_depend_on_the_key_alone(tiny):
     one, same, other = (readings_of(tiny).draw(4, key) for key in ((0, 1, 0), (0, 1, 0), (0, 2, 0)))
     assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["read_duration_noise"][..., :8], other["read_duration_noise"][..., :8])
+    assert not torch.equal(
+        one["read_duration_noise"][..., :8], other["read_duration_noise"][..., :8]
+    )
 
 
 def test_only_speakers_that_are_asked_for_read(families):
@@ -69,7 +90,10 @@ def test_only_speakers_that_are_asked_for_read(families):
 def test_the_text_encoder_learns_from_what_is_read_not_from_what_is_said(tiny, sparse):
     exercise = Exercise(sparse.model, PARTS, window_of(tiny), tiny.sampling_rate)
     batch, read = batch_of(tiny), readings_of(tiny).draw(4, (0, 0, 0))
-    silent = batch | {"hidden": torch.zeros_like(batch["hidden"]), "log_durations": torch.zeros_like(batch["log_durations"])}
+    silent = batch | {
+        "hidden": torch.zeros_like(batch["hidden"]),
+        "log_durations": torch.zeros_like(batch["log_durations"]),
+    }
     first, second = (exercise(one | read)[0] for one in (batch, silent))
     assert {name: float(first[name]) for name in ("prior", "hidden", "durations")} == {
         name: float(second[name]) for name in ("prior", "hidden", "durations")

@@ -16,8 +16,15 @@ from tests.voices.hf_factory import make_checkpoint
 from vits_prune import load_voice
 from vits_prune.errors import InputError
 from vits_prune.healing import audio, transcripts
-from vits_prune.healing.recordings import Clip, Recordings, load_clip, open_recordings, pairs, read_recordings
-from vits_prune.voices.posterior import load_posterior, posterior_latents
+from vits_prune.healing.posterior import load_posterior, posterior_latents
+from vits_prune.healing.recordings import (
+    Clip,
+    Recordings,
+    load_clip,
+    open_recordings,
+    pairs,
+    read_recordings,
+)
 
 RATE = 16_000
 
@@ -38,7 +45,9 @@ def posterior(teacher):
 
 
 def _tone(seconds=1.0, rate=RATE, frequency=440.0, level=0.25):
-    return (level * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+    return (level * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(
+        np.float32
+    )
 
 
 def _write(path, samples=None, rate=RATE, **options):
@@ -50,14 +59,19 @@ def _write(path, samples=None, rate=RATE, **options):
 def _ljspeech(folder, names, *, place="wavs/"):
     for name in names:
         _write(folder / f"{place}{name}.wav")
-    (folder / "metadata.csv").write_text("".join(f"{name}|Text of {name}.\n" for name in names), encoding="utf-8")
+    (folder / "metadata.csv").write_text(
+        "".join(f"{name}|Text of {name}.\n" for name in names), encoding="utf-8"
+    )
     return folder
 
 
 @pytest.mark.parametrize("place", ["wavs/", ""])
 def test_ljspeech_layout(tmp_path, voice, place):
     folder = _ljspeech(tmp_path, ["a", "b", "c"], place=place)
-    (folder / "metadata.csv").write_text('\ufeffa|Mr. "X" said|Mister "X" said\r\nb|as it is|\r\n\r\nc|only, once\r\n', encoding="utf-8")
+    (folder / "metadata.csv").write_text(
+        '\ufeffa|Mr. "X" said|Mister "X" said\r\nb|as it is|\r\n\r\nc|only, once\r\n',
+        encoding="utf-8",
+    )
     found = read_recordings(folder, voice)
     assert [clip.text for clip in found.clips] == ['Mister "X" said', "as it is", "only, once"]
     assert [clip.path.name for clip in found.clips] == ["a.wav", "b.wav", "c.wav"]
@@ -70,18 +84,32 @@ def test_ljspeech_layout(tmp_path, voice, place):
 def test_hugging_face_audio_folder_as_csv(tmp_path, voice, column):
     _write(tmp_path / "data" / "one.wav")
     _write(tmp_path / "two.flac")
-    (tmp_path / "metadata.csv").write_text(f'speaker,file_name,{column}\n3,data/one.wav,"Yes, one"\n3,two.flac,Two\n', encoding="utf-8")
+    (tmp_path / "metadata.csv").write_text(
+        f'speaker,file_name,{column}\n3,data/one.wav,"Yes, one"\n3,two.flac,Two\n', encoding="utf-8"
+    )
     found = read_recordings(tmp_path, voice)
-    assert [(clip.path.name, clip.text) for clip in found.clips] == [("one.wav", "Yes, one"), ("two.flac", "Two")]
+    assert [(clip.path.name, clip.text) for clip in found.clips] == [
+        ("one.wav", "Yes, one"),
+        ("two.flac", "Two"),
+    ]
 
 
 def test_hugging_face_audio_folder_as_jsonl(tmp_path, voice):
     _write(tmp_path / "one.wav")
-    lines = [json.dumps({"file_name": "one.wav", "transcription": "Eins \ud800"}), "{broken", "[1]", json.dumps({"file_name": "one.wav"})]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n" + "[" * 100_000, encoding="utf-8")
+    lines = [
+        json.dumps({"file_name": "one.wav", "transcription": "Eins \ud800"}),
+        "{broken",
+        "[1]",
+        json.dumps({"file_name": "one.wav"}),
+    ]
+    (tmp_path / "metadata.jsonl").write_text(
+        "\n".join(lines) + "\n" + "[" * 100_000, encoding="utf-8"
+    )
     found = read_recordings(tmp_path, voice)
     assert [clip.text for clip in found.clips] == ["Eins ?"]
-    assert [skipped.name for skipped in found.skipped] == [f"line {number} of metadata.jsonl" for number in (2, 3, 4, 5)]
+    assert [skipped.name for skipped in found.skipped] == [
+        f"line {number} of metadata.jsonl" for number in (2, 3, 4, 5)
+    ]
 
 
 def _cut(path):
@@ -121,20 +149,43 @@ BROKEN = {
     "missing": (lambda folder: None, "no such file"),
     "empty": (lambda folder: (folder / "bad.wav").touch(), "empty"),
     "no audio": (lambda folder: (folder / "bad.wav").write_text("hello " * 100), "no audio file"),
-    "raw": (lambda folder: (folder / "bad.raw").write_bytes(bytes(64_000)), "no such file|no audio file"),
+    "raw": (
+        lambda folder: (folder / "bad.raw").write_bytes(bytes(64_000)),
+        "no such file|no audio file",
+    ),
     "cut wav": (lambda folder: _cut(_write(folder / "bad.wav")), "truncated"),
     "cut flac": (_flac_cut, "truncated|damaged"),
-    "header only": (lambda folder: (folder / "bad.wav").write_bytes(_write(folder / "bad.wav").read_bytes()[:44]), "truncated"),
+    "header only": (
+        lambda folder: (folder / "bad.wav").write_bytes(
+            _write(folder / "bad.wav").read_bytes()[:44]
+        ),
+        "truncated",
+    ),
     "chunks": (_endless_chunks, "truncated"),
     "nan": (_not_a_number, "not numbers"),
-    "beyond": (lambda folder: _write(folder / "bad.wav", _tone(level=3e4), subtype="FLOAT"), "full scale"),
+    "beyond": (
+        lambda folder: _write(folder / "bad.wav", _tone(level=3e4), subtype="FLOAT"),
+        "full scale",
+    ),
     "silent": (lambda folder: _write(folder / "bad.wav", _tone(level=1e-3)), "silent"),
-    "opposed": (lambda folder: _write(folder / "bad.wav", np.stack([_tone(), -_tone()], 1)), "silent"),
+    "opposed": (
+        lambda folder: _write(folder / "bad.wav", np.stack([_tone(), -_tone()], 1)),
+        "silent",
+    ),
     "short": (lambda folder: _write(folder / "bad.wav", _tone(0.4)), "0.40 seconds"),
     "long": (lambda folder: _write(folder / "bad.wav", _tone(2.1)), "longer than 2 seconds"),
-    "low rate": (lambda folder: _write(folder / "bad.wav", rate=8_000), "8,000 samples a second and the voice 16,000"),
-    "high rate": (lambda folder: _write(folder / "bad.wav", _tone(0.1, 400_000), 400_000), "more than 192,000"),
-    "channels": (lambda folder: _write(folder / "bad.wav", np.repeat(_tone()[:, None], 9, 1)), "9 channels"),
+    "low rate": (
+        lambda folder: _write(folder / "bad.wav", rate=8_000),
+        "8,000 samples a second and the voice 16,000",
+    ),
+    "high rate": (
+        lambda folder: _write(folder / "bad.wav", _tone(0.1, 400_000), 400_000),
+        "more than 192,000",
+    ),
+    "channels": (
+        lambda folder: _write(folder / "bad.wav", np.repeat(_tone()[:, None], 9, 1)),
+        "9 channels",
+    ),
     "huge": (_huge, "64 MiB"),
     "folder": (lambda folder: (folder / "bad.wav").mkdir(), "no such file"),
     "pipe": (lambda folder: os.mkfifo(folder / "bad.wav"), "no such file"),
@@ -230,7 +281,9 @@ def test_the_limit_and_the_progress(tmp_path, voice):
     folder = _ljspeech(tmp_path, ["a", "b", "c", "d"])
     (folder / "wavs" / "a.wav").unlink()
     told = []
-    found = read_recordings(folder, voice, limit=2, on_clip=lambda done, of: told.append((done, of)))
+    found = read_recordings(
+        folder, voice, limit=2, on_clip=lambda done, of: told.append((done, of))
+    )
     assert [clip.path.stem for clip in found.clips] == ["b", "c"]
     assert found.left == 1
     assert told == [(0, 4), (1, 4), (2, 4), (4, 4)]
@@ -242,7 +295,9 @@ def test_the_limit_and_the_progress(tmp_path, voice):
         read_recordings(folder, voice, on_clip=cancel)
 
 
-@pytest.mark.parametrize(("suffix", "options"), [("wav", {"subtype": "PCM_24"}), ("flac", {}), ("ogg", {}), ("mp3", {})])
+@pytest.mark.parametrize(
+    ("suffix", "options"), [("wav", {"subtype": "PCM_24"}), ("flac", {}), ("ogg", {}), ("mp3", {})]
+)
 def test_every_usual_format_is_read(tmp_path, voice, suffix, options):
     _write(tmp_path / f"a.{suffix}", **options)
     (tmp_path / "metadata.csv").write_text("a|x\n", encoding="utf-8")
@@ -273,7 +328,9 @@ def test_a_stream_of_unknown_length_is_read(tmp_path, voice):
 def three(tmp_path, voice):
     folder = tmp_path / "mine"
     for index, name in enumerate("abc"):
-        _write(folder / "wavs" / f"{name}.wav", _tone(0.6 + 0.1 * index, frequency=200 * (index + 1)))
+        _write(
+            folder / "wavs" / f"{name}.wav", _tone(0.6 + 0.1 * index, frequency=200 * (index + 1))
+        )
     (folder / "metadata.csv").write_text("a|x\nb|x\nc|x\n", encoding="utf-8")
     return read_recordings(folder, voice)
 
@@ -284,7 +341,9 @@ def test_pairs_belong_together_and_repeat(three, voice, posterior):
     for index, (latents, waveform) in enumerate(drawn):
         assert latents.shape == (voice.model.config.flow_size, len(waveform) // voice.hop_length)
         assert latents.dtype == waveform.dtype == torch.float32
-        torch.testing.assert_close(latents, posterior_latents(posterior, waveform, None, (4, index, 0))[0])
+        torch.testing.assert_close(
+            latents, posterior_latents(posterior, waveform, None, (4, index, 0))[0]
+        )
         np.testing.assert_array_equal(waveform.numpy(), load_clip(three.clips[index], RATE))
     again, other = pairs(three, posterior, voice, seed=4), pairs(three, posterior, voice, seed=5)
     assert torch.equal(again[-1][0], drawn[2][0])
@@ -307,12 +366,22 @@ def test_pairs_have_a_name_for_what_they_are_made_of(three, voice, posterior, tm
     _write(first.path, samples + 1e-3)  # as long as before
     louder = read_recordings(tmp_path / "mine", voice).clips
     assert [clip.seconds for clip in louder] == [clip.seconds for clip in three.clips]
-    others = [louder, [first], [*rest, first], [dataclasses.replace(first, path=first.path.with_name("z.wav")), *rest]]
+    others = [
+        louder,
+        [first],
+        [*rest, first],
+        [dataclasses.replace(first, path=first.path.with_name("z.wav")), *rest],
+    ]
     assert len({same, _named(three.clips, seed=1), *map(_named, others)}) == 6
 
 
-def test_what_is_kept_is_bounded_and_nothing_is_read_before_it_is_asked_for(three, voice, posterior):
-    roomy, narrow = pairs(three, posterior, voice), pairs(three, posterior, voice, cache_bytes=200_000)
+def test_what_is_kept_is_bounded_and_nothing_is_read_before_it_is_asked_for(
+    three, voice, posterior
+):
+    roomy, narrow = (
+        pairs(three, posterior, voice),
+        pairs(three, posterior, voice, cache_bytes=200_000),
+    )
     assert roomy.bytes == 0
     expected = [roomy[index][0] for index in (0, 1, 2, 0)]
     held = roomy.bytes
@@ -350,7 +419,9 @@ def test_a_clip_shorter_than_the_window_is_filled_with_silence(tmp_path):
     assert waveform[4_000:].abs().max() == 0
 
 
-def test_a_teacher_without_posterior_encoder_is_refused_before_anything_is_read(tmp_path, teacher, voice, joe):
+def test_a_teacher_without_posterior_encoder_is_refused_before_anything_is_read(
+    tmp_path, teacher, voice, joe
+):
     folder = _ljspeech(tmp_path, ["a"])
     found, posterior = open_recordings(folder, teacher, voice)
     assert len(found.clips) == 1
@@ -359,7 +430,9 @@ def test_a_teacher_without_posterior_encoder_is_refused_before_anything_is_read(
     def never(done, of):
         raise AssertionError("a recording was read")
 
-    with pytest.raises(InputError, match=r"^joe has no posterior encoder, without which recordings cannot be used"):
+    with pytest.raises(
+        InputError, match=r"^joe has no posterior encoder, without which recordings cannot be used"
+    ):
         open_recordings(folder, "joe", joe, on_clip=never)
     with pytest.raises(InputError, match=r"samples a second and joe"):
         open_recordings(folder, teacher, joe, on_clip=never)

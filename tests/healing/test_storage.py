@@ -8,7 +8,12 @@ import torch
 from vits_prune import InputError
 from vits_prune.healing.storage import digest, read_tensors, write_tensors
 
-TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]), "none": torch.zeros(0, 3), "one": torch.tensor(3.0)}
+TENSORS = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "b": torch.tensor([1, 2]),
+    "none": torch.zeros(0, 3),
+    "one": torch.tensor(3.0),
+}
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -18,7 +23,10 @@ def test_what_is_written_is_read(tmp_path):
     assert facts["step"] == 3
     assert facts["words"] == "é"
     assert set(tensors) == set(TENSORS)
-    assert all(tensors[name].equal(TENSORS[name]) and tensors[name].dtype == TENSORS[name].dtype for name in TENSORS)
+    assert all(
+        tensors[name].equal(TENSORS[name]) and tensors[name].dtype == TENSORS[name].dtype
+        for name in TENSORS
+    )
     assert [one.name for one in path.parent.iterdir()] == ["file.safetensors"]
 
 
@@ -29,7 +37,9 @@ def test_any_flipped_byte_and_any_cut_is_noticed(tmp_path):
     for at in range(0, len(whole), 7):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         read = read_tensors(path, 1 << 20)
-        assert read is None or (read[1]["step"] == 3 and all(read[0][name].equal(TENSORS[name]) for name in TENSORS)), at
+        assert read is None or (
+            read[1]["step"] == 3 and all(read[0][name].equal(TENSORS[name]) for name in TENSORS)
+        ), at
     for at in range(0, len(whole), 13):
         path.write_bytes(whole[:at])
         assert read_tensors(path, 1 << 20) is None, at
@@ -49,9 +59,13 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path):
     path = tmp_path / "file.safetensors"
     write_tensors(path, TENSORS, {"step": 1})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # a disk that takes no more than that
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (4096, before[1])
+    )  # a disk that takes no more than that
     try:
-        with pytest.raises(InputError, match=r"file\.safetensors could not be written .* Free some space"):
+        with pytest.raises(
+            InputError, match=r"file\.safetensors could not be written .* Free some space"
+        ):
             write_tensors(path, {"large": torch.zeros(1 << 16)}, {"step": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

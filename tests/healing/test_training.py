@@ -12,19 +12,26 @@ from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, load_voice, prune
 from vits_prune.healing.batches import draw_batch
 from vits_prune.healing.lessons import Lessons
-from vits_prune.healing.pair import parts_to_train
+from vits_prune.healing.student import masks, parts_to_train
 from vits_prune.healing.training import NotFiniteError, Training, make_accelerator
-from vits_prune.healing.zeros import masks
 
 
 def training_of(pruned, teacher, **changes):
     plan = dataclasses.replace(QUICK, **changes)
-    return Training(pruned, parts_to_train(pruned, teacher), plan, window_of(teacher), make_accelerator(plan, cpu=True))
+    return Training(
+        pruned,
+        parts_to_train(pruned, teacher),
+        plan,
+        window_of(teacher),
+        make_accelerator(plan, cpu=True),
+    )
 
 
 def batches(teacher, count):
     lessons = Lessons(teacher, TEXTS, seed=3, segment=16).first(6)
-    return [draw_batch(lessons, 2, (0, step, 0), window_of(teacher), text=True) for step in range(count)]
+    return [
+        draw_batch(lessons, 2, (0, step, 0), window_of(teacher), text=True) for step in range(count)
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,7 +58,12 @@ def test_every_weight_that_may_learn_does(tiny):
         training.step(batch, index / 3)
     still = [name for name, tensor in training.weights.items() if tensor.equal(before[name])]
     assert still == []
-    assert {name.partition(".")[0] for name in before} == {"text_encoder", "duration_predictor", "flow", "decoder"}
+    assert {name.partition(".")[0] for name in before} == {
+        "text_encoder",
+        "duration_predictor",
+        "flow",
+        "decoder",
+    }
 
 
 def test_a_loss_that_is_no_number_changes_nothing(tiny, sparse):
@@ -96,7 +108,9 @@ def test_weights_that_nothing_runs_through_stay(tmp_path):
     assert any(".cond" in name for name in training.weights)
     assert training.step(batches(teacher, 1)[0], 0.0)["total"] > 0
     before = dict(pruned.model.named_parameters())
-    assert all(tensor.equal(before[name]) for name, tensor in training.weights.items() if ".cond" in name)
+    assert all(
+        tensor.equal(before[name]) for name, tensor in training.weights.items() if ".cond" in name
+    )
 
 
 def test_a_rehearsal_changes_nothing(tiny, sparse):
@@ -109,7 +123,9 @@ def test_a_rehearsal_changes_nothing(tiny, sparse):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"adversarial": True, "adversarial_from": 0.0, "adversarial_width": 0.04}], ids=["plain", "adversarial"]
+    "changes",
+    [{}, {"adversarial": True, "adversarial_from": 0.0, "adversarial_width": 0.04}],
+    ids=["plain", "adversarial"],
 )
 def test_taken_up_from_its_state_it_goes_on_alike(tiny, sparse, changes):
     work = batches(tiny, 4)
@@ -125,14 +141,22 @@ def test_taken_up_from_its_state_it_goes_on_alike(tiny, sparse, changes):
 
 
 def test_discriminators_learn_and_teach(tiny, sparse):
-    training = training_of(sparse, tiny, adversarial=True, adversarial_from=0.5, adversarial_width=0.04)
+    training = training_of(
+        sparse, tiny, adversarial=True, adversarial_from=0.5, adversarial_width=0.04
+    )
     batch = batches(tiny, 1)[0]
     assert "adversarial" not in training.step(batch, 0.4)
-    state = {name: tensor.clone() for name, tensor in training.state().items() if name.startswith("adversary.")}
+    state = {
+        name: tensor.clone()
+        for name, tensor in training.state().items()
+        if name.startswith("adversary.")
+    }
     told = training.step(batch, 0.6)
     assert told["adversarial"] > 0
     assert told["features"] > 0
-    assert any(not tensor.equal(state[name]) for name, tensor in training.state().items() if name in state)
+    assert any(
+        not tensor.equal(state[name]) for name, tensor in training.state().items() if name in state
+    )
 
 
 def test_bfloat16_arithmetic_runs_on_a_cpu(tiny, sparse):
@@ -149,6 +173,8 @@ def test_the_real_voice_learns_what_it_is_shown(joe):
     pruned = prune(joe, PruneSpec(amount=0.5, scope="local"))
     training = training_of(pruned, joe, learning_rate=5e-4)
     lessons = Lessons(joe, ["a short one.", "another one."], seed=0, segment=16).first(2)
-    batch = draw_batch(lessons, 2, (0, 0, 0), window_of(joe), text=True, noise_scale=float(joe.model.noise_scale))
+    batch = draw_batch(
+        lessons, 2, (0, 0, 0), window_of(joe), text=True, noise_scale=float(joe.model.noise_scale)
+    )
     told = [training.step(batch, 0.0) for _ in range(12)]  # at first the earlier parts give way
     assert all(told[-1][name] < told[0][name] for name in ("prior", "durations", "flow", "mel"))

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 
 from vits_prune import PruneSpec, prune, speak
-from vits_prune.measure.alarms import KINDS, buzz_share, clipped_samples, rhythm_alarms, sound_alarms, word_alarms
+from vits_prune.measure.alarms import (
+    KINDS,
+    Rhythm,
+    buzz_share,
+    clipped_samples,
+    measure_rhythm,
+    rhythm_alarms,
+    sound_alarms,
+    word_alarms,
+)
 from vits_prune.measure.recognition import measure_word_errors
-from vits_prune.measure.rhythm import Rhythm, measure_rhythm
 
 RATE, HOP = 22_050, 256
 TEXT = "Help the woman get back to her feet."
@@ -33,7 +41,10 @@ def with_sound(speech, waveform):
 def test_real_speech_raises_none(joe, spoken):
     assert kinds(sound_alarms(spoken)) == set()
     other = speak(joe, TEXT, 5)
-    assert kinds(sound_alarms(other) + rhythm_alarms(measure_rhythm(spoken, other), other.cut_short)) == set()
+    assert (
+        kinds(sound_alarms(other) + rhythm_alarms(measure_rhythm(spoken, other), other.cut_short))
+        == set()
+    )
 
 
 def test_not_a_number(spoken):
@@ -46,9 +57,16 @@ def test_not_a_number(spoken):
 
 
 def test_clipping(spoken):
-    assert kinds(sound_alarms(with_sound(spoken, np.clip(20 * spoken.waveform, -1, 1)))) == {"clipping"}
-    assert kinds(sound_alarms(with_sound(spoken, spoken.waveform / np.abs(spoken.waveform).max()))) == set()
-    assert clipped_samples(np.array([1.0, -1.0, 1.0, 0.5, 1.0, 1.0, 0.0, -1.0, -1.0, -1.0, -1.0])) == 7
+    assert kinds(sound_alarms(with_sound(spoken, np.clip(20 * spoken.waveform, -1, 1)))) == {
+        "clipping"
+    }
+    assert (
+        kinds(sound_alarms(with_sound(spoken, spoken.waveform / np.abs(spoken.waveform).max())))
+        == set()
+    )
+    assert (
+        clipped_samples(np.array([1.0, -1.0, 1.0, 0.5, 1.0, 1.0, 0.0, -1.0, -1.0, -1.0, -1.0])) == 7
+    )
 
 
 @pytest.mark.parametrize("level", [0.0, 0.001])
@@ -69,7 +87,9 @@ def test_buzz_is_what_repeats_with_the_frame():
     assert buzz_share(np.concatenate([tone, noise]), HOP) == pytest.approx(0.5, abs=0.02)
     time = np.arange(200 * HOP) / RATE
     for hertz in (100.0, 130.0, 200.0):
-        assert buzz_share(sum(np.sin(2 * np.pi * k * hertz * time) for k in range(1, 10)), HOP) == 0.0
+        assert (
+            buzz_share(sum(np.sin(2 * np.pi * k * hertz * time) for k in range(1, 10)), HOP) == 0.0
+        )
     assert buzz_share(np.zeros(200 * HOP), HOP) == buzz_share(np.zeros(5), HOP) == 0.0
 
 
@@ -94,7 +114,13 @@ def test_durations_that_run_away(joe, spoken):
 
 @pytest.mark.parametrize(
     ("ratio", "cut_short", "expected"),
-    [(1.49, False, set()), (0.67, False, set()), (1.51, False, {"runaway"}), (1.0, True, {"runaway"}), (0.66, False, {"collapsed"})],
+    [
+        (1.49, False, set()),
+        (0.67, False, set()),
+        (1.51, False, {"runaway"}),
+        (1.0, True, {"runaway"}),
+        (0.66, False, {"collapsed"}),
+    ],
 )
 def test_durations(ratio, cut_short, expected):
     assert kinds(rhythm_alarms(Rhythm(ratio, (1.0, ratio), None, None, 0), cut_short)) == expected

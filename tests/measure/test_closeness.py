@@ -33,8 +33,21 @@ def pair(joe):
 
 
 def by_librosa(waveform, rate=RATE):
-    filters = librosa.filters.mel(sr=rate, n_fft=1024, n_mels=MEL_BANDS, fmin=0, fmax=8000, htk=False, norm=None, dtype=np.float64)
-    magnitudes = np.abs(librosa.stft(waveform, n_fft=1024, hop_length=256, center=True, pad_mode="constant")) * 2 / 1024
+    filters = librosa.filters.mel(
+        sr=rate,
+        n_fft=1024,
+        n_mels=MEL_BANDS,
+        fmin=0,
+        fmax=8000,
+        htk=False,
+        norm=None,
+        dtype=np.float64,
+    )
+    magnitudes = (
+        np.abs(librosa.stft(waveform, n_fft=1024, hop_length=256, center=True, pad_mode="constant"))
+        * 2
+        / 1024
+    )
     return np.log(np.maximum((filters / filters.sum(axis=1, keepdims=True)) @ magnitudes, 1e-5))
 
 
@@ -45,7 +58,12 @@ def test_log_mel_equals_librosas(pair):
 
 def test_mel_cepstral_distortion_equals_librosas_mfccs(pair):
     """Orthonormal MFCCs of the log amplitudes are sqrt(bands / 2) times the coefficients of the definition."""
-    mfccs = [librosa.feature.mfcc(S=by_librosa(w), n_mfcc=MEL_COEFFICIENTS + 1, dct_type=2, norm="ortho")[1:] for w in pair]
+    mfccs = [
+        librosa.feature.mfcc(
+            S=by_librosa(w), n_mfcc=MEL_COEFFICIENTS + 1, dct_type=2, norm="ortho"
+        )[1:]
+        for w in pair
+    ]
     difference = (mfccs[0] - mfccs[1]) / np.sqrt(MEL_BANDS / 2)
     expected = np.mean(10 / np.log(10) * np.sqrt(2 * np.sum(difference**2, axis=0)))
     found = mel_cepstral_distortion(*(log_mel(w, RATE) for w in pair))
@@ -59,7 +77,9 @@ def test_mel_cepstral_distortion_of_known_spectra():
     flat = np.zeros((MEL_BANDS, 7))
     assert mel_cepstral_distortion(flat, flat + ripple) == pytest.approx(1 / np.sqrt(2))
     assert mel_cepstral_distortion(flat, flat + 3.0) == pytest.approx(0.0, abs=1e-12)
-    high = np.cos((MEL_COEFFICIENTS + 1) * np.pi * (np.arange(MEL_BANDS) + 0.5) / MEL_BANDS)[:, None]
+    high = np.cos((MEL_COEFFICIENTS + 1) * np.pi * (np.arange(MEL_BANDS) + 0.5) / MEL_BANDS)[
+        :, None
+    ]
     assert mel_cepstral_distortion(flat, flat + high) == pytest.approx(0.0, abs=1e-12)
 
 
@@ -67,11 +87,20 @@ def test_stft_distance_equals_auraloss(pair):
     convergence, magnitude = multi_resolution_stft(*pair)
     # auraloss pads by reflection, this by silence: two windows of silence around the sound make the two the same.
     sounds = [torch.from_numpy(np.pad(w, 4096)).float()[None, None] for w in pair]
-    options = {"fft_sizes": [1024, 2048, 512], "hop_sizes": [120, 240, 50], "win_lengths": [600, 1200, 240], "eps": 1e-8}
-    theirs = auraloss.freq.MultiResolutionSTFTLoss(**options, w_sc=1.0, w_log_mag=0.0, w_lin_mag=0.0)
+    options = {
+        "fft_sizes": [1024, 2048, 512],
+        "hop_sizes": [120, 240, 50],
+        "win_lengths": [600, 1200, 240],
+        "eps": 1e-8,
+    }
+    theirs = auraloss.freq.MultiResolutionSTFTLoss(
+        **options, w_sc=1.0, w_log_mag=0.0, w_lin_mag=0.0
+    )
     assert convergence == pytest.approx(float(theirs(sounds[1], sounds[0])), rel=2e-3)
     padded = multi_resolution_stft(*(np.pad(w, 4096) for w in pair))
-    theirs = auraloss.freq.MultiResolutionSTFTLoss(**options, w_sc=0.0, w_log_mag=1.0, w_lin_mag=0.0)
+    theirs = auraloss.freq.MultiResolutionSTFTLoss(
+        **options, w_sc=0.0, w_log_mag=1.0, w_lin_mag=0.0
+    )
     assert padded[1] == pytest.approx(float(theirs(sounds[1], sounds[0])), rel=2e-3)
     assert magnitude > padded[1]
 
@@ -97,7 +126,12 @@ def test_melody_of_real_speech_agrees_with_yin(pair):
     """librosa's YIN, another algorithm altogether, where the voice is steady enough for both to be sure."""
     found = track_melody(pair[0], RATE)
     hertz = librosa.yin(
-        librosa.resample(pair[0], orig_sr=RATE, target_sr=16_000), fmin=50, fmax=400, sr=16_000, hop_length=256, frame_length=1024
+        librosa.resample(pair[0], orig_sr=RATE, target_sr=16_000),
+        fmin=50,
+        fmax=400,
+        sr=16_000,
+        hop_length=256,
+        frame_length=1024,
     )
     frames = min(len(hertz), len(found.hertz))
     voiced = found.voiced[:frames]
@@ -118,7 +152,10 @@ def test_melodies_by_hand():
 
 
 def test_a_tone_a_semitone_up():
-    low, high = (harmonics(lambda _t, f=f: np.full(int(1.5 * RATE), f)) for f in (120.0, 120.0 * 2 ** (1 / 12)))
+    low, high = (
+        harmonics(lambda _t, f=f: np.full(int(1.5 * RATE), f))
+        for f in (120.0, 120.0 * 2 ** (1 / 12))
+    )
     found = measure_closeness(low, high, RATE)
     assert found.f0_rmse_cents == pytest.approx(100, abs=10)
     assert found.voicing_error < 0.03
@@ -143,7 +180,9 @@ def test_half_the_level(pair):
 
 
 def test_a_melody_known_already_changes_nothing(pair):
-    assert measure_closeness(*pair, RATE, melody=track_melody(pair[0], RATE)) == measure_closeness(*pair, RATE)
+    assert measure_closeness(*pair, RATE, melody=track_melody(pair[0], RATE)) == measure_closeness(
+        *pair, RATE
+    )
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
@@ -151,7 +190,9 @@ def test_a_melody_known_already_changes_nothing(pair):
 def test_any_rate_and_length(rate, samples):
     sound = np.random.default_rng(1).normal(0, 0.1, samples)
     found = measure_closeness(sound, np.full(samples, np.nan), rate)
-    assert np.isfinite([found.mcd_db, found.log_mel_db, found.spectral_convergence, found.log_stft_magnitude]).all()
+    assert np.isfinite(
+        [found.mcd_db, found.log_mel_db, found.spectral_convergence, found.log_stft_magnitude]
+    ).all()
     assert found.log_mel_db > 10
 
 

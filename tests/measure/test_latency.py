@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vits_prune import InputError, PruneSpec, measure_latency, prune, speak
 from vits_prune.measure import Spread, latency
 from vits_prune.measure.latency import count_macs
-from vits_prune.synthesis import STAGES, Delivery
+from vits_prune.synthesis.speak import STAGES, Delivery
 
 TEXT = "the birch canoe slid"
 
@@ -19,12 +19,20 @@ def test_runs_take_turns_and_the_first_alternates(tiny, monkeypatch):
     real = latency.speak_sentences
 
     def watched(voice, text, seed, *, timing, **options):
-        spoken.append(("pruned" if voice.recipe else "original", timing if timing == "own" else "locked", options["always_predict"]))
+        spoken.append(
+            (
+                "pruned" if voice.recipe else "original",
+                timing if timing == "own" else "locked",
+                options["always_predict"],
+            )
+        )
         return real(voice, text, seed, timing=timing, **options)
 
     monkeypatch.setattr(latency, "speak_sentences", watched)
     told = []
-    found = measure_latency(tiny, pruned, TEXT, runs=3, on_run=lambda done, total: told.append((done, total)))
+    found = measure_latency(
+        tiny, pruned, TEXT, runs=3, on_run=lambda done, total: told.append((done, total))
+    )
     one, two = ("original", "own", True), ("pruned", "locked", True)
     assert spoken == [one, two, one, two, two, one, one, two]
     assert told == [(0, 3), (1, 3), (2, 3)]
@@ -32,17 +40,27 @@ def test_runs_take_turns_and_the_first_alternates(tiny, monkeypatch):
 
 
 def test_what_is_reported(tiny):
-    found = measure_latency(tiny, prune(tiny, PruneSpec(scope="local", amount=0.9)), TEXT, 3, runs=3)
+    found = measure_latency(
+        tiny, prune(tiny, PruneSpec(scope="local", amount=0.9)), TEXT, 3, runs=3
+    )
     assert found.threads == torch.get_num_threads()
     assert found.device == "cpu"
-    assert found.original.audio_seconds == found.pruned.audio_seconds == speak(tiny, TEXT, 3).audio_seconds
+    assert (
+        found.original.audio_seconds
+        == found.pruned.audio_seconds
+        == speak(tiny, TEXT, 3).audio_seconds
+    )
     for voice in (found.original, found.pruned):
         assert tuple(voice.stage_seconds) == (*STAGES, "total")
         for spread in (*voice.stage_seconds.values(), voice.real_time_factor):
             assert 0 < spread.low <= spread.median <= spread.high
-        assert voice.real_time_factor.high == pytest.approx(voice.stage_seconds["total"].high / voice.audio_seconds)
+        assert voice.real_time_factor.high == pytest.approx(
+            voice.stage_seconds["total"].high / voice.audio_seconds
+        )
     assert found.speed_up.low <= found.speed_up.median <= found.speed_up.high
-    assert found.original.stage_seconds["total"].low / found.pruned.stage_seconds["total"].high <= found.speed_up.low * (1 + 1e-9)
+    assert found.original.stage_seconds["total"].low / found.pruned.stage_seconds[
+        "total"
+    ].high <= found.speed_up.low * (1 + 1e-9)
 
 
 def test_delivery_is_used(tiny):
@@ -73,9 +91,13 @@ def flops(voice, text):
     """Twice the multiply-accumulates of convolutions and linear layers, as torch's own counter sees the operators."""
     with FlopCounterMode(display=False) as counter:
         speak(voice, text)
-    counts = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
+    counts = {
+        str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()
+    }
     assert set(counts) <= {"aten.convolution", "aten.addmm", "aten.mm", "aten.bmm"}
-    return sum(count for operator, count in counts.items() if operator != "aten.bmm")  # bmm: attention's products of activations
+    return sum(
+        count for operator, count in counts.items() if operator != "aten.bmm"
+    )  # bmm: attention's products of activations
 
 
 def test_multiply_accumulates_are_those_that_torch_counts(joe, tiny):
@@ -87,7 +109,11 @@ def test_multiply_accumulates_are_those_that_torch_counts(joe, tiny):
 
 @pytest.mark.parametrize(
     ("name", "positions"),
-    [("decoder.conv_pre", "frames"), ("text_encoder.encoder.layers.0.attention.q_proj", "tokens"), ("decoder.upsampler.0", "frames")],
+    [
+        ("decoder.conv_pre", "frames"),
+        ("text_encoder.encoder.layers.0.attention.q_proj", "tokens"),
+        ("decoder.upsampler.0", "frames"),
+    ],
 )
 def test_a_zero_weight_saves_what_it_would_have_cost(tiny, name, positions):
     weight = tiny.model.get_submodule(name).weight
@@ -98,7 +124,9 @@ def test_a_zero_weight_saves_what_it_would_have_cost(tiny, name, positions):
     _, (same, fewer) = count_macs(tiny.with_weights({f"{name}.weight": some}), TEXT, timing=speech)
     assert same == dense
     assert nonzero - fewer == times * 7
-    _, (_, none) = count_macs(tiny.with_weights({f"{name}.weight": torch.zeros_like(weight)}), TEXT, timing=speech)
+    _, (_, none) = count_macs(
+        tiny.with_weights({f"{name}.weight": torch.zeros_like(weight)}), TEXT, timing=speech
+    )
     assert nonzero - none == times * int((weight != 0).sum())
 
 

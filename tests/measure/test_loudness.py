@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from vits_prune.measure.loudness import SILENCE_LUFS, measure_lufs
+from vits_prune.measure.signals import SILENCE_LUFS, measure_lufs
 
 
 def sine(seconds, rate, level_db, hertz=997.0):
@@ -33,7 +33,16 @@ def test_short_speech(seconds):
     assert measure_lufs(sine(seconds, 22_050, -10.0), 22_050) == pytest.approx(-13.01, abs=0.6)
 
 
-@pytest.mark.parametrize("waveform", [np.zeros(22_050), np.full(22_050, np.nan), np.full(5, 1e-9), np.zeros(1), sine(1, 22_050, -90.0)])
+@pytest.mark.parametrize(
+    "waveform",
+    [
+        np.zeros(22_050),
+        np.full(22_050, np.nan),
+        np.full(5, 1e-9),
+        np.zeros(1),
+        sine(1, 22_050, -90.0),
+    ],
+)
 def test_silence(waveform):
     assert measure_lufs(waveform, 22_050) == SILENCE_LUFS
 

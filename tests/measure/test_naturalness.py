@@ -12,7 +12,7 @@ from tests.forked import in_fork
 from vits_prune import InputError, speak
 from vits_prune.measure import naturalness
 from vits_prune.measure.naturalness import measure_dnsmos
-from vits_prune.measure.resampling import at_16_khz
+from vits_prune.measure.signals import at_16_khz
 
 
 @pytest.fixture(scope="module")

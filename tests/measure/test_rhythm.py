@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vits_prune import speak
-from vits_prune.measure.rhythm import measure_rhythm, same_tokens
+from vits_prune.measure.alarms import measure_rhythm, same_tokens
 
 TEXT = "the birch canoe slid"
 
@@ -18,7 +18,9 @@ def with_durations(speech, durations):
     waveform = np.zeros(durations.sum() * speech.hop_length, np.float32)
     ids = tuple(range(len(durations)))
     sentence = dataclasses.replace(speech.sentences[0], durations=durations, ids=ids)
-    return dataclasses.replace(speech, waveform=waveform, durations=durations, sentences=(sentence,))
+    return dataclasses.replace(
+        speech, waveform=waveform, durations=durations, sentences=(sentence,)
+    )
 
 
 def test_ratio_drift_and_shift(tiny):

@@ -21,7 +21,9 @@ def test_counts_are_those_of_the_tensors(joe):
     assert sparsity.overall == sparsity.zeros() / weights
     assert tuple(sparsity.parts) == PARTS
     for part, share in sparsity.parts.items():
-        assert share == sparsity.zeros(part) / sum(layer.weights for layer in prunable_layers(joe, (part,)))
+        assert share == sparsity.zeros(part) / sum(
+            layer.weights for layer in prunable_layers(joe, (part,))
+        )
 
 
 def test_zeros_outside_the_prunable_layers_do_not_count(tiny):
@@ -44,8 +46,15 @@ def test_notes_tell_which_layers_were_left_alone(tiny):
 
 
 def test_protected_layers_say_why(tiny):
-    found = {row.layer.name: row.note for row in measure_sparsity(prune(tiny, PruneSpec("activation", texts=("hi there",)))).layers}
-    assert found["decoder.conv_post"] == "protected: it writes the waveform itself, with few weights"
+    found = {
+        row.layer.name: row.note
+        for row in measure_sparsity(
+            prune(tiny, PruneSpec("activation", texts=("hi there",)))
+        ).layers
+    }
+    assert (
+        found["decoder.conv_post"] == "protected: it writes the waveform itself, with few weights"
+    )
     assert found["duration_predictor.conv_pre"].startswith("protected: it sets the rhythm")
     assert found["decoder.conv_pre"] == ""
     own = prune(tiny, PruneSpec(protect=("decoder.conv_pre",)))
@@ -53,4 +62,6 @@ def test_protected_layers_say_why(tiny):
     assert notes["decoder.conv_pre"] == "protected: by the wish of who pruned"
     assert notes["decoder.conv_post"] == ""
     twice = prune(own, PruneSpec(amount=0.2))
-    assert {row.layer.name: row.note for row in measure_sparsity(twice).layers}["decoder.conv_pre"] == ""
+    assert {row.layer.name: row.note for row in measure_sparsity(twice).layers}[
+        "decoder.conv_pre"
+    ] == ""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vits_prune import speak
-from vits_prune.measure.spectrogram import measure_spectrogram
+from vits_prune.measure.signals import measure_spectrogram
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,9 @@ def template(tiny):
 
 
 def sound(template, waveform, rate=16_000):
-    return dataclasses.replace(template, waveform=np.asarray(waveform, dtype=np.float32), sampling_rate=rate)
+    return dataclasses.replace(
+        template, waveform=np.asarray(waveform, dtype=np.float32), sampling_rate=rate
+    )
 
 
 def test_a_full_scale_sine_is_at_zero_decibels(template):
@@ -29,7 +31,9 @@ def test_a_full_scale_sine_is_at_zero_decibels(template):
     assert middle.max() == pytest.approx(0, abs=0.01)
     assert middle[300] < -80
     assert (picture.seconds, picture.highest_hz) == (1.0, 8_000)
-    half = measure_spectrogram(sound(template, sine.waveform / 2)).decibels[:, picture.decibels.shape[1] // 2]
+    half = measure_spectrogram(sound(template, sine.waveform / 2)).decibels[
+        :, picture.decibels.shape[1] // 2
+    ]
     assert half.max() == pytest.approx(-6.02, abs=0.02)
 
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from vits_prune.measure.statistics import Interval, bootstrap_difference, bootstrap_mean, bootstrap_ratio
+from vits_prune.measure.statistics import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_mean,
+    bootstrap_ratio,
+)
 
 
 @pytest.fixture
@@ -18,7 +23,15 @@ def errors():
 
 
 def ends_by_scipy(statistic, *samples):
-    result = bootstrap(samples, statistic, paired=True, vectorized=True, n_resamples=20_000, method="percentile", rng=1)
+    result = bootstrap(
+        samples,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=1,
+    )
     return result.confidence_interval
 
 
@@ -39,7 +52,9 @@ def test_a_difference_is_paired(errors):
     found = bootstrap_difference(errors, worse, seed=3)
     a, n = np.array(errors).T
     b, _ = np.array(worse).T
-    expected = ends_by_scipy(lambda a, b, n, axis: (b.sum(axis=axis) - a.sum(axis=axis)) / n.sum(axis=axis), a, b, n)
+    expected = ends_by_scipy(
+        lambda a, b, n, axis: (b.sum(axis=axis) - a.sum(axis=axis)) / n.sum(axis=axis), a, b, n
+    )
     width = expected.high - expected.low
     assert found.value == pytest.approx(5 / n.sum())
     assert found.low == pytest.approx(expected.low, abs=0.08 * width)
@@ -70,7 +85,9 @@ def test_sentences_that_could_not_be_measured_count_for_nothing(errors):
     assert found.value == bootstrap_ratio(errors).value
     assert found.count == 25
     assert bootstrap_difference(gaps, [*errors, (1.0, 1.0), (0.0, 0.0)]).count == 25
-    sparse = bootstrap_ratio([(1.0, 2.0), (0.0, 0.0), (1.0, 4.0)])  # some resamples draw only the one that has nothing
+    sparse = bootstrap_ratio(
+        [(1.0, 2.0), (0.0, 0.0), (1.0, 4.0)]
+    )  # some resamples draw only the one that has nothing
     assert sparse.low == 0.25
     assert sparse.high == 0.5
 
@@ -83,7 +100,9 @@ def test_too_little_for_an_interval():
 
 
 def test_no_spread_is_an_interval_of_one_point():
-    assert bootstrap_mean([0.1] * 7) == Interval(pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1), 7)
+    assert bootstrap_mean([0.1] * 7) == Interval(
+        pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1), 7
+    )
     same = [(1.0, 3.0), (2.0, 7.0), (0.0, 5.0)]
     assert bootstrap_difference(same, same) == Interval(0.0, 0.0, 0.0, 3)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vits_prune import speak
-from vits_prune.measure import takes
+from vits_prune.measure import utterances as takes
 from vits_prune.measure.recognition import Recogniser
-from vits_prune.measure.takes import Ear, listen
+from vits_prune.measure.utterances import Ear, listen
 
 TEXT = "the birch canoe slid"
 EAR = Ear(("rhythm", "loudness"), Recogniser(), "en", None)
@@ -37,7 +37,10 @@ def test_the_same_samples_give_the_numbers_of_listening_again(speech, monkeypatc
 
 def test_other_samples_are_listened_to(speech):
     first = listen(speech, TEXT, EAR)
-    for change in ({"waveform": speech.waveform * np.float32(0.5)}, {"sampling_rate": 2 * speech.sampling_rate}):
+    for change in (
+        {"waveform": speech.waveform * np.float32(0.5)},
+        {"sampling_rate": 2 * speech.sampling_rate},
+    ):
         other = dataclasses.replace(speech, **change)
         found = listen(other, TEXT, EAR, (speech, first))
         assert found.lufs == takes._hear(other, TEXT, EAR).lufs

@@ -7,8 +7,8 @@ import numpy as np
 from vits_prune import PruneSpec, measure_sparsity, prune
 from vits_prune.measure import measure_weights
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.structure import Shape
-from vits_prune.pruning.structured import choose, cut
+from vits_prune.pruning.shape import Shape
+from vits_prune.pruning.structured.cut import choose, cut
 
 
 def test_every_weight_is_counted_once(joe):
@@ -39,7 +39,9 @@ def test_local_pruning_has_none(joe):
 def test_only_the_layers_that_changed(tiny):
     pruned = prune(tiny, PruneSpec(amount=0.5, parts=("flow",)))
     histogram = measure_weights(tiny, pruned)
-    assert histogram.kept.sum() + histogram.zeroed.sum() == sum(layer.weights for layer in prunable_layers(tiny, ("flow",)))
+    assert histogram.kept.sum() + histogram.zeroed.sum() == sum(
+        layer.weights for layer in prunable_layers(tiny, ("flow",))
+    )
 
 
 def test_nothing_pruned(tiny):
@@ -53,13 +55,29 @@ def test_nothing_pruned(tiny):
 def test_weights_that_went_with_their_channels_count_as_zeroed(tiny):
     narrow = cut(tiny, choose(tiny, Shape(decoder_width=0.5, multiple=2)))
     histogram = measure_weights(tiny, narrow)
-    assert histogram.kept.sum() + histogram.zeroed.sum() == measure_sparsity(tiny).weights("decoder")
-    assert histogram.kept.sum() == measure_sparsity(narrow).weights("decoder")  # the very weights that stayed
+    assert histogram.kept.sum() + histogram.zeroed.sum() == measure_sparsity(tiny).weights(
+        "decoder"
+    )
+    assert histogram.kept.sum() == measure_sparsity(narrow).weights(
+        "decoder"
+    )  # the very weights that stayed
     assert histogram.largest_zeroed == 0
-    both = measure_weights(tiny, prune(narrow, PruneSpec(scope="local", amount=0.5, parts=("decoder", "flow"))))
+    both = measure_weights(
+        tiny, prune(narrow, PruneSpec(scope="local", amount=0.5, parts=("decoder", "flow")))
+    )
     parts = {part: measure_sparsity(tiny).weights(part) for part in ("decoder", "flow")}
     assert both.kept.sum() + both.zeroed.sum() == sum(parts.values())
-    assert abs(both.zeroed.sum() - (parts["decoder"] - 0.5 * measure_sparsity(narrow).weights("decoder") + 0.5 * parts["flow"])) < 50
+    assert (
+        abs(
+            both.zeroed.sum()
+            - (
+                parts["decoder"]
+                - 0.5 * measure_sparsity(narrow).weights("decoder")
+                + 0.5 * parts["flow"]
+            )
+        )
+        < 50
+    )
     assert both.largest_zeroed > 0
 
 

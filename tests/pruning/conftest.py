@@ -8,9 +8,16 @@ from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import load_voice
 
-SENTENCES = ("the birch canoe slid on the smooth planks", "a short one", "these days a chicken leg is a rare dish", "rice is often served")
+SENTENCES = (
+    "the birch canoe slid on the smooth planks",
+    "a short one",
+    "these days a chicken leg is a rare dish",
+    "rice is often served",
+)
 KINDS = ("plain", "speakers", "piper-medium", "piper-high")
-PIPER_HIGH = piper_factory.Shape(stochastic=False, speakers=2, resblock="1", resblock_dilations=((1, 3, 5),) * 2, initial=32)
+PIPER_HIGH = piper_factory.Shape(
+    stochastic=False, speakers=2, resblock="1", resblock_dilations=((1, 3, 5),) * 2, initial=32
+)
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +27,9 @@ def families(tmp_path_factory):
     piper_medium = piper_factory.Shape(initial=32)
     return {
         "plain": load_voice(make_checkpoint(place / "plain")),
-        "speakers": load_voice(make_checkpoint(place / "speakers", speakers=3, stochastic=False), 2),
+        "speakers": load_voice(
+            make_checkpoint(place / "speakers", speakers=3, stochastic=False), 2
+        ),
         "piper-medium": load_voice(piper_factory.make_voice(place, piper_medium, "medium")),
         "piper-high": load_voice(piper_factory.make_voice(place, PIPER_HIGH, "high"), 1),
     }

@@ -13,19 +13,34 @@ from vits_prune.pruning import calibration
 from vits_prune.pruning.calibration import SEGMENT, collect, inputs_of, portion
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.synthesis import Delivery, encode, log_durations, predict_durations, read_text, sample_latents, speaker_embedding
+from vits_prune.synthesis.speak import (
+    Delivery,
+    encode,
+    log_durations,
+    predict_durations,
+    read_text,
+    sample_latents,
+    speaker_embedding,
+)
 
 SEED = 5
 
 
 def gathered(voice, layers=None, texts=SENTENCES, seed=SEED, **options):
-    return {layer.name: found for layer, found in collect(voice, layers or prunable_layers(voice), texts, seed, **options)}
+    return {
+        layer.name: found
+        for layer, found in collect(voice, layers or prunable_layers(voice), texts, seed, **options)
+    }
 
 
 @torch.no_grad()
 def naive(voice, texts=SENTENCES):
     """Layer name -> (sum of x xT, windows), from whole sentences, each alone, through the model's own modules."""
-    pace, conditioning, places = Delivery().for_voice(voice), speaker_embedding(voice), np.random.default_rng(SEED)
+    pace, conditioning, places = (
+        Delivery().for_voice(voice),
+        speaker_embedding(voice),
+        np.random.default_rng(SEED),
+    )
     found = {}
 
     def count(inputs, part):
@@ -39,7 +54,11 @@ def naive(voice, texts=SENTENCES):
             else:
                 at = matrix.usable(given, None).nonzero()
                 windows = matrix.windows(given, at[:, 0], at[:, 1])
-                windows = torch.cat([windows, torch.ones(len(windows), 1)], 1) if module.bias is not None else windows
+                windows = (
+                    torch.cat([windows, torch.ones(len(windows), 1)], 1)
+                    if module.bias is not None
+                    else windows
+                )
             total, number = found.get(name, (0, 0))
             found[name] = total + windows.double().T @ windows.double(), number + len(windows)
 
@@ -50,7 +69,9 @@ def naive(voice, texts=SENTENCES):
             hidden, means, log_variances = encode(voice, ids)
             log_durations(voice.model, hidden, conditioning, key, pace)
             durations, _ = predict_durations(voice, hidden, conditioning, key, pace, 1500)
-            latents = sample_latents(voice, means, log_variances, durations, conditioning, key, pace.noise_scale)
+            latents = sample_latents(
+                voice, means, log_variances, durations, conditioning, key, pace.noise_scale
+            )
             start = int(places.integers(1 << 30)) % max(1, latents.shape[2] - SEGMENT + 1)
             voice.model.decoder(latents[:, :, start : start + SEGMENT], conditioning)
             for part in ("text_encoder", "duration_predictor", "flow", "decoder"):
@@ -68,10 +89,14 @@ def test_every_layer_gets_what_hooks_on_the_plain_model_find(families, kind, mon
         covariance, windows = expected[name]
         assert statistics.windows == windows, name
         size = float(covariance.diagonal().max())
-        assert torch.allclose(statistics.energy.double(), covariance.diagonal(), atol=2e-4 * size), name
+        assert torch.allclose(
+            statistics.energy.double(), covariance.diagonal(), atol=2e-4 * size
+        ), name
         assert (statistics.covariance is None) == (not statistics.matrix.dense)
         if statistics.covariance is not None:
-            assert torch.allclose(statistics.covariance.double(), covariance, atol=2e-4 * size), name
+            assert torch.allclose(statistics.covariance.double(), covariance, atol=2e-4 * size), (
+                name
+            )
 
 
 def test_padding_does_not_leak(families, monkeypatch):
@@ -84,7 +109,9 @@ def test_padding_does_not_leak(families, monkeypatch):
     for name, statistics in together.items():
         assert statistics.windows == alone[name].windows
         scale = float(alone[name].energy.max())
-        assert torch.allclose(statistics.covariance, alone[name].covariance, atol=1e-4 * scale), name
+        assert torch.allclose(statistics.covariance, alone[name].covariance, atol=1e-4 * scale), (
+            name
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,7 +121,9 @@ def test_the_same_seed_gives_the_same_to_the_bit_and_another_does_not(families, 
     first, again, other = (gathered(voice, layers, seed=seed) for seed in (1, 1, 2))
     for name in first:
         assert torch.equal(first[name].energy, again[name].energy)
-        assert first[name].covariance is None or torch.equal(first[name].covariance, again[name].covariance)
+        assert first[name].covariance is None or torch.equal(
+            first[name].covariance, again[name].covariance
+        )
     assert any(not torch.equal(first[name].energy, other[name].energy) for name in first)
 
 
@@ -123,7 +152,9 @@ def test_a_layers_statistics_do_not_depend_on_which_others_are_listened_to(famil
 def test_the_energy_is_the_covariances_diagonal(families):
     for statistics in gathered(families["plain"]).values():
         if statistics.covariance is not None:
-            assert torch.allclose(statistics.covariance.diagonal(), statistics.energy, rtol=1e-4, atol=1e-6)
+            assert torch.allclose(
+                statistics.covariance.diagonal(), statistics.energy, rtol=1e-4, atol=1e-6
+            )
             if statistics.matrix.module.bias is not None:
                 assert float(statistics.energy[-1]) == statistics.windows
 
@@ -133,7 +164,9 @@ def test_the_model_is_left_as_it_was(families):
     before = {name: tensor.clone() for name, tensor in voice.model.named_parameters()}
     gathered(voice)
     assert all(torch.equal(tensor, before[name]) for name, tensor in voice.model.named_parameters())
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in voice.model.modules())
+    assert not any(
+        module._forward_pre_hooks or module._forward_hooks for module in voice.model.modules()
+    )
 
 
 class Cancelled(Exception):
@@ -149,14 +182,14 @@ def test_it_can_be_cancelled(families):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        gathered(voice, on_step=cancel)
+        gathered(voice, progress=cancel)
     assert len(told) == 5
     assert not any(module._forward_pre_hooks for module in voice.model.modules())
 
 
 def test_progress_rises(families):
     shares = []
-    gathered(families["piper-high"], on_step=lambda _what, share: shares.append(share))
+    gathered(families["piper-high"], progress=lambda _what, share: shares.append(share))
     assert shares[0] == 0
     assert shares[-1] == 1
     assert shares == sorted(shares)
@@ -172,7 +205,10 @@ def test_portions():
 
 def test_a_covariance_that_does_not_fit(families, monkeypatch):
     monkeypatch.setattr(calibration, "MAX_COLUMNS", 100)
-    with pytest.raises(InputError, match=r"has \d+ inputs, whose covariance would take .* protect it, or prune by activation") as error:
+    with pytest.raises(
+        InputError,
+        match=r"has \d+ inputs, whose covariance would take .* protect it, or prune by activation",
+    ) as error:
         gathered(families["plain"])
     assert str(error.value).endswith(".")
     assert gathered(families["plain"], covariances=False)
@@ -185,12 +221,22 @@ def test_texts_that_cannot_be_said(families, texts):
 
 
 def test_a_text_that_cannot_be_said_among_others_is_passed_over(families):
-    mixed, alone = (gathered(families["plain"], texts=texts) for texts in (("a sentence", "漢字"), ("a sentence",)))
+    mixed, alone = (
+        gathered(families["plain"], texts=texts)
+        for texts in (("a sentence", "漢字"), ("a sentence",))
+    )
     assert mixed.keys() == alone.keys()
-    assert all(torch.equal(mixed[name].covariance, alone[name].covariance) for name in mixed if mixed[name].covariance is not None)
+    assert all(
+        torch.equal(mixed[name].covariance, alone[name].covariance)
+        for name in mixed
+        if mixed[name].covariance is not None
+    )
 
 
-@pytest.mark.parametrize("broken", ["text_encoder.embed_tokens.weight", "flow.flows.1.conv_pre.weight", "decoder.conv_pre.bias"])
+@pytest.mark.parametrize(
+    "broken",
+    ["text_encoder.embed_tokens.weight", "flow.flows.1.conv_pre.weight", "decoder.conv_pre.bias"],
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_a_voice_that_is_broken(families, broken, value):
     voice = families["plain"]

@@ -12,15 +12,28 @@ from torch import nn
 from tests.pruning.conftest import KINDS, SENTENCES
 from vits_prune import PruneSpec, prune
 from vits_prune.pruning.calibration import Statistics
-from vits_prune.pruning.couplings import groups
-from vits_prune.pruning.importance import _ranked, _Reader, measure_importance, weight_norm
 from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.registry import IMPORTANCES
-from vits_prune.pruning.shrink import chosen
-from vits_prune.pruning.structure import Shape
+from vits_prune.pruning.shape import Shape
+from vits_prune.pruning.structured.couplings import groups
+from vits_prune.pruning.structured.importance import (
+    _ranked,
+    _Reader,
+    measure_importance,
+    weight_norm,
+)
+from vits_prune.pruning.structured.shrink import chosen
 
-SHAPE = Shape(decoder_width=0.5, ffn_width=0.5, branches=1, encoder_layers=1, flows=1, wavenet_layers=1, multiple=4)
+SHAPE = Shape(
+    decoder_width=0.5,
+    ffn_width=0.5,
+    branches=1,
+    encoder_layers=1,
+    flows=1,
+    wavenet_layers=1,
+    multiple=4,
+)
 
 
 def spec_of(importance, **options):
@@ -54,16 +67,24 @@ def test_the_criterion_chooses(families, importance):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_from_the_recipe(families, kind):
-    voice, spec = families[kind], spec_of("second_order", shape=dataclasses.replace(SHAPE, flows=None))
+    voice, spec = (
+        families[kind],
+        spec_of("second_order", shape=dataclasses.replace(SHAPE, flows=None)),
+    )
     pruned = prune(voice, spec)
     again = prune(voice, PruneSpec.from_dict(pruned.recipe["pruned"][0]))
-    assert all(torch.equal(one, two) for one, two in zip(pruned.model.parameters(), again.model.parameters(), strict=True))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(pruned.model.parameters(), again.model.parameters(), strict=True)
+    )
 
 
 def heard(layer, inputs):
     """A layer's statistics of these windows, [windows, columns], with a 1 appended."""
     found = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
-    statistics = Statistics(LayerMatrix(layer), torch.zeros(found.shape[1], found.shape[1]), torch.zeros(found.shape[1]))
+    statistics = Statistics(
+        LayerMatrix(layer), torch.zeros(found.shape[1], found.shape[1]), torch.zeros(found.shape[1])
+    )
     statistics.add(found)
     return statistics
 
@@ -78,13 +99,20 @@ class One(nn.Module):
 
 def reader(layer, inputs):
     voice = type("Voice", (), {"model": One(layer)})()
-    return _Reader(voice, Layer("layer", "decoder", "", tuple(layer.weight.shape), 0, "layer.weight"), heard(layer, inputs), 1.0)
+    return _Reader(
+        voice,
+        Layer("layer", "decoder", "", tuple(layer.weight.shape), 0, "layer.weight"),
+        heard(layer, inputs),
+        1.0,
+    )
 
 
 def test_what_others_can_stand_in_for_goes_first():
     random = torch.Generator().manual_seed(0)
     inputs = torch.randn(4000, 6, generator=random)
-    inputs[:, 4] = inputs[:, 1] + 0.01 * torch.randn(4000, generator=random)  # one and four say the same
+    inputs[:, 4] = inputs[:, 1] + 0.01 * torch.randn(
+        4000, generator=random
+    )  # one and four say the same
     layer = nn.Linear(6, 5)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(5, 6, generator=random))
@@ -98,13 +126,20 @@ def test_what_others_can_stand_in_for_goes_first():
 def test_the_loss_is_that_of_least_squares():
     random = torch.Generator().manual_seed(1)
     layer = nn.Conv1d(5, 4, 3)
-    inputs = torch.randn(3000, 15, generator=random) @ (torch.eye(15) + 0.2 * torch.randn(15, 15, generator=random))
+    inputs = torch.randn(3000, 15, generator=random) @ (
+        torch.eye(15) + 0.2 * torch.randn(15, 15, generator=random)
+    )
     before = inputs @ layer.weight.detach().reshape(4, -1).T
     one, paid = reader(layer, inputs), 0.0
     for gone in ([2], [0, 2]):
         stay = [column for column in range(15) if column // 3 not in gone]
         left = torch.cat([inputs[:, stay], torch.ones(3000, 1)], dim=1).double()
-        by_hand = (before.double() - left @ torch.linalg.lstsq(left, before.double()).solution).square().mean(0).sum()
+        by_hand = (
+            (before.double() - left @ torch.linalg.lstsq(left, before.double()).solution)
+            .square()
+            .mean(0)
+            .sum()
+        )
         energy = float(before.square().mean(0).sum())
         paid += one.losses()[gone[0]]
         assert paid == pytest.approx(float(by_hand) / energy, rel=0.1)
@@ -118,7 +153,13 @@ def test_activation_is_the_energy_that_is_missing(families):
     found = measure_importance(voice, spec_of("activation"), [group])[group.name]
     module = voice.model.get_submodule(group.readers[0])
     assert found.argmax() != 0 or len(found) == 1
-    quieter = voice.with_weights({f"{group.readers[0]}.weight": module.weight.detach().clone().index_fill_(1, torch.tensor([3]), 0.0)})
+    quieter = voice.with_weights(
+        {
+            f"{group.readers[0]}.weight": module.weight.detach()
+            .clone()
+            .index_fill_(1, torch.tensor([3]), 0.0)
+        }
+    )
     again = measure_importance(quieter, spec_of("activation"), [group])[group.name]
     assert again[3] == 0
     np.testing.assert_allclose(np.delete(again, 3), np.delete(found, 3), rtol=1e-5)
@@ -128,7 +169,11 @@ def test_weight_norm_by_hand(families):
     voice = families["plain"]
     group = next(group for group in groups(voice) if group.lever == "ffn_width")
     feed = voice.model.text_encoder.encoder.layers[0].feed_forward
-    by_hand = (feed.conv_1.weight[5].square().sum() + feed.conv_1.bias[5] ** 2 + feed.conv_2.weight[:, 5].square().sum()).sqrt()
+    by_hand = (
+        feed.conv_1.weight[5].square().sum()
+        + feed.conv_1.bias[5] ** 2
+        + feed.conv_2.weight[:, 5].square().sum()
+    ).sqrt()
     assert weight_norm(voice, group)[5] == pytest.approx(float(by_hand), rel=1e-5)
 
 

@@ -17,7 +17,7 @@ from vits_prune.caches import Bounded
 from vits_prune.pruning import listening
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.listening import chosen_layers, listen, texts_for, zeros_wanted
-from vits_prune.texts import load_calibration_texts
+from vits_prune.synthesis.texts import load_calibration_texts
 
 SPEC = PruneSpec(method="second_order", amount=0.3, texts=SENTENCES)
 
@@ -27,9 +27,14 @@ def names(layers):
 
 
 def test_the_defaults_leave_durations_speakers_and_the_last_convolution_alone(families):
-    left = names(prunable_layers(families["speakers"])) - names(chosen_layers(families["speakers"], SPEC))
+    left = names(prunable_layers(families["speakers"])) - names(
+        chosen_layers(families["speakers"], SPEC)
+    )
     assert {"decoder.cond", "decoder.conv_post", "flow.flows.0.wavenet.cond_layer"} <= left
-    assert all(name.startswith("duration_predictor.") or name.endswith(("cond", "cond_layer", "conv_post")) for name in left)
+    assert all(
+        name.startswith("duration_predictor.") or name.endswith(("cond", "cond_layer", "conv_post"))
+        for name in left
+    )
     assert "flow.flows.0.conv_post" not in left
 
 
@@ -43,14 +48,19 @@ def test_patterns_of_names(families):
     assert left() == set()
     assert left("flow.flows.*.conv_pre") == {"flow.flows.0.conv_pre", "flow.flows.1.conv_pre"}
     assert left("*.conv_pre") == {name for name in everything if name.split(".")[1] == "conv_pre"}
-    assert left("decoder", "flow") == {name for name in everything if name.startswith(("decoder.", "flow."))}
+    assert left("decoder", "flow") == {
+        name for name in everything if name.startswith(("decoder.", "flow."))
+    }
     assert left("decoder.upsampler.1") == {"decoder.upsampler.1"}
     assert names(chosen_layers(voice, dataclasses.replace(SPEC, parts=("flow",), protect=()))) == {
         name for name in everything if name.startswith("flow.")
     }
 
 
-@pytest.mark.parametrize("pattern", ["decoder.con", "vocoder", "flow.flows.9", "*.*.*.*.*.*.*.*.*", "decoder..conv_pre", "DECODER"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["decoder.con", "vocoder", "flow.flows.9", "*.*.*.*.*.*.*.*.*", "decoder..conv_pre", "DECODER"],
+)
 @pytest.mark.parametrize("method", ["magnitude", "random", "activation", "second_order"])
 def test_something_to_protect_that_is_not_there(families, pattern, method):
     with pytest.raises(InputError, match=r"has no layer .* to protect") as error:
@@ -61,7 +71,10 @@ def test_something_to_protect_that_is_not_there(families, pattern, method):
 @pytest.mark.parametrize("method", ["magnitude", "activation", "second_order"])
 def test_everything_is_protected(families, method):
     with pytest.raises(InputError, match="nothing is left to prune"):
-        prune(families["plain"], PruneSpec(method=method, parts=("decoder",), protect=("decoder",), texts=SENTENCES))
+        prune(
+            families["plain"],
+            PruneSpec(method=method, parts=("decoder",), protect=("decoder",), texts=SENTENCES),
+        )
 
 
 def test_what_is_protected_counts(families):
@@ -72,9 +85,14 @@ def test_what_is_protected_counts(families):
 
 
 @pytest.mark.parametrize("method", ["magnitude", "random", "activation", "second_order"])
-@pytest.mark.parametrize("change", [{"protect": ("decoder", "flow")}, {"floor": 0.2, "protect": ()}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"protect": ("decoder", "flow")}, {"floor": 0.2, "protect": ()}], ids=str
+)
 def test_more_than_there_is_says_how_much_there_is(families, method, change):
-    voice, spec = families["plain"], PruneSpec(method=method, amount=0.95, texts=SENTENCES, **change)
+    voice, spec = (
+        families["plain"],
+        PruneSpec(method=method, amount=0.95, texts=SENTENCES, **change),
+    )
     with pytest.raises(InputError, match=r"0\.\d{3} is the most here") as error:
         prune(voice, spec)
     most = float(str(error.value).split(" is the most")[0].split()[-1])
@@ -88,11 +106,18 @@ def test_texts(families, tmp_path):
     english = families["plain"]
     assert texts_for(english, SPEC) == SENTENCES
     assert texts_for(english, PruneSpec(method="activation")) == load_calibration_texts()
-    assert texts_for(families["piper-medium"], PruneSpec(method="activation")) == load_calibration_texts()
+    assert (
+        texts_for(families["piper-medium"], PruneSpec(method="activation"))
+        == load_calibration_texts()
+    )
     german = load_voice(make_checkpoint(tmp_path / "deu", language="deu"))
     drawn = texts_for(german, PruneSpec(method="activation", seed=1))
     assert len(drawn) == listening.DRAWN
-    assert drawn == texts_for(german, PruneSpec(method="activation", seed=1)) != texts_for(german, PruneSpec(method="activation", seed=2))
+    assert (
+        drawn
+        == texts_for(german, PruneSpec(method="activation", seed=1))
+        != texts_for(german, PruneSpec(method="activation", seed=2))
+    )
     assert texts_for(german, SPEC) == SENTENCES
 
 
@@ -100,7 +125,9 @@ def test_texts(families, tmp_path):
 def counted(monkeypatch):
     """How often a voice was listened to."""
     calls, real = [], listening.collect
-    monkeypatch.setattr(listening, "collect", lambda *args, **named: calls.append(args) or real(*args, **named))
+    monkeypatch.setattr(
+        listening, "collect", lambda *args, **named: calls.append(args) or real(*args, **named)
+    )
     monkeypatch.setattr(listening, "_kept", Bounded(listening._KEPT_VOICES, lambda _: 1))
     return calls
 
@@ -109,7 +136,12 @@ def test_another_amount_needs_no_listening(families, counted):
     voice = families["plain"]
     prune(voice, SPEC)
     assert len(counted) == 1
-    for change in ({"amount": 0.6}, {"scope": "local"}, {"parts": ("decoder",)}, {"method": "activation", "floor": 0.1}):
+    for change in (
+        {"amount": 0.6},
+        {"scope": "local"},
+        {"parts": ("decoder",)},
+        {"method": "activation", "floor": 0.1},
+    ):
         prune(voice, dataclasses.replace(SPEC, **change))
     assert len(counted) == 1
     prune(voice, dataclasses.replace(SPEC, seed=1))
@@ -152,13 +184,19 @@ def test_no_more_than_a_few_voices_are_kept(families, counted):
     assert len(listening._kept) == listening._KEPT_VOICES
 
 
-def test_what_does_not_fit_is_listened_to_again_with_the_same_result(families, counted, monkeypatch):
+def test_what_does_not_fit_is_listened_to_again_with_the_same_result(
+    families, counted, monkeypatch
+):
     voice = families["plain"]
     kept = dict(prune(voice, SPEC).model.named_parameters())
     monkeypatch.setattr(listening, "KEPT_BYTES", 1000)
     counted.clear()
     shares = []
-    streamed = dict(prune(voice, SPEC, on_step=lambda _what, share: shares.append(share)).model.named_parameters())
+    streamed = dict(
+        prune(
+            voice, SPEC, progress=lambda _what, share: shares.append(share)
+        ).model.named_parameters()
+    )
     assert len(counted) == 2
     assert all(torch.equal(kept[name], streamed[name]) for name in kept)
     assert shares == sorted(shares)
@@ -173,7 +211,7 @@ def test_after_one_who_cancels_the_next_one_listens(families, counted):
 
     voice = families["plain"].with_weights({})
     with pytest.raises(KeyboardInterrupt):
-        prune(voice, SPEC, on_step=cancel)
+        prune(voice, SPEC, progress=cancel)
     prune(voice, SPEC)
     assert len(counted) == 2
 
@@ -183,7 +221,9 @@ def test_only_what_is_asked_for_comes_back(families):
     list(listen(voice, SPEC, prunable_layers(voice), covariances=True))
     decoder = prunable_layers(voice, ("decoder",))
     assert [layer for layer, _ in listen(voice, SPEC, decoder, covariances=False)] != []
-    assert names(layer for layer, _ in listen(voice, SPEC, decoder, covariances=False)) == names(decoder)
+    assert names(layer for layer, _ in listen(voice, SPEC, decoder, covariances=False)) == names(
+        decoder
+    )
 
 
 def test_others_need_not_wait_and_who_waits_can_leave(families, counted):
@@ -202,11 +242,11 @@ def test_others_need_not_wait_and_who_waits_can_leave(families, counted):
         raise Gone
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(prune, voice, SPEC, on_step=wait)
+        first = pool.submit(prune, voice, SPEC, progress=wait)
         try:
             assert inside.wait(60)
             with pytest.raises(Gone):
-                prune(voice, SPEC, on_step=leave)
+                prune(voice, SPEC, progress=leave)
             prune(other, SPEC)
         finally:
             go_on.set()

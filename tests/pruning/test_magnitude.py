@@ -17,15 +17,25 @@ from vits_prune.pruning.magnitude import sorted_magnitudes, sparsity_preview
 
 
 def checksums(voice):
-    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in voice.model.named_parameters()}
+    return {
+        name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        for name, tensor in voice.model.named_parameters()
+    }
 
 
 def torchs_masks(voice, spec):
     """Parameter name -> mask, by torch's own pruning of a copy of the folded model."""
     model = voice.with_weights({}).model
-    modules = {layer.parameter: model.get_submodule(layer.name) for layer in prunable_layers(voice, spec.parts)}
+    modules = {
+        layer.parameter: model.get_submodule(layer.name)
+        for layer in prunable_layers(voice, spec.parts)
+    }
     if spec.scope == "global":
-        torch_prune.global_unstructured([(module, "weight") for module in modules.values()], torch_prune.L1Unstructured, amount=spec.amount)
+        torch_prune.global_unstructured(
+            [(module, "weight") for module in modules.values()],
+            torch_prune.L1Unstructured,
+            amount=spec.amount,
+        )
     else:
         for module in modules.values():
             torch_prune.l1_unstructured(module, "weight", spec.amount)
@@ -53,7 +63,9 @@ def compare_with_torch(voice, spec):
     before, after = dict(voice.model.named_parameters()), dict(pruned.model.named_parameters())
     groups = [list(masks)] if spec.scope == "global" else [[name] for name in masks]
     for names in groups:
-        assert_cut_as_torch_cuts([before[n] for n in names], [after[n] for n in names], [masks[n] for n in names])
+        assert_cut_as_torch_cuts(
+            [before[n] for n in names], [after[n] for n in names], [masks[n] for n in names]
+        )
         weights = sum(before[name].numel() for name in names)
         assert sum(int((after[name] == 0).sum()) for name in names) == round(spec.amount * weights)
     for name in before.keys() - masks.keys():
@@ -83,7 +95,8 @@ def tied(tiny):
     weights = dict(tiny.model.named_parameters())
     step = 0.05
     rounded = {
-        layer.parameter: torch.where(weights[layer.parameter] < 0, -step, step) * ((weights[layer.parameter].abs() / step).floor() + 1)
+        layer.parameter: torch.where(weights[layer.parameter] < 0, -step, step)
+        * ((weights[layer.parameter].abs() / step).floor() + 1)
         for layer in prunable_layers(tiny)
     }
     voice = tiny.with_weights(rounded)
@@ -99,7 +112,10 @@ def test_the_masks_of_torch_where_nearly_all_weights_are_ties(tied, scope, amoun
 
 def test_ties_go_first_in_memory_order(tied):
     spec = PruneSpec(scope="local", amount=0.5)
-    before, after = dict(tied.model.named_parameters()), dict(prune(tied, spec).model.named_parameters())
+    before, after = (
+        dict(tied.model.named_parameters()),
+        dict(prune(tied, spec).model.named_parameters()),
+    )
     split = 0
     for layer in prunable_layers(tied):
         old, gone = before[layer.parameter].abs().flatten(), (after[layer.parameter] == 0).flatten()
@@ -112,7 +128,10 @@ def test_ties_go_first_in_memory_order(tied):
 
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_the_voice_given_stays_as_it_was(joe, scope):
-    before, identities = checksums(joe), {name: id(tensor) for name, tensor in joe.model.named_parameters()}
+    before, identities = (
+        checksums(joe),
+        {name: id(tensor) for name, tensor in joe.model.named_parameters()},
+    )
     pruned = prune(joe, PruneSpec(scope=scope, amount=0.5, parts=("flow", "decoder")))
     assert checksums(joe) == before
     assert {name: id(tensor) for name, tensor in joe.model.named_parameters()} == identities
@@ -169,8 +188,12 @@ def test_the_preview_counts_zeros_that_are_there_already(tiny):
     before = prune(tiny, PruneSpec(scope="local", amount=0.5, parts=("flow", "text_encoder")))
     for spec in SPECS:
         preview_equals_measure(before, spec)
-    assert preview_equals_measure(before, PruneSpec(scope="local", amount=0.1))["flow"] == pytest.approx(0.5, abs=0.01)
-    assert preview_equals_measure(before, PruneSpec(scope="local", amount=0.8))["flow"] == pytest.approx(0.8, abs=0.01)
+    assert preview_equals_measure(before, PruneSpec(scope="local", amount=0.1))[
+        "flow"
+    ] == pytest.approx(0.5, abs=0.01)
+    assert preview_equals_measure(before, PruneSpec(scope="local", amount=0.8))[
+        "flow"
+    ] == pytest.approx(0.8, abs=0.01)
 
 
 def test_pruning_again_at_the_same_amount_changes_nothing(joe):
@@ -180,7 +203,9 @@ def test_pruning_again_at_the_same_amount_changes_nothing(joe):
 
 
 def test_a_larger_amount_zeroes_more_of_the_same(joe):
-    less, more = (dict(prune(joe, PruneSpec(amount=amount)).model.named_parameters()) for amount in (0.2, 0.6))
+    less, more = (
+        dict(prune(joe, PruneSpec(amount=amount)).model.named_parameters()) for amount in (0.2, 0.6)
+    )
     for layer in prunable_layers(joe):
         assert bool((more[layer.parameter][less[layer.parameter] == 0] == 0).all())
 

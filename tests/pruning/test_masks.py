@@ -16,8 +16,15 @@ SIZES = {"a": 1, "b": 10, "c": 37, "d": 400}
 
 def scores_of(sizes, seed=0, levels=None):
     random = np.random.default_rng(seed)
-    drawn = {name: random.random(size, dtype=np.float32) * (place + 1) for place, (name, size) in enumerate(sizes.items())}
-    return drawn if levels is None else {name: np.floor(one * levels).astype(np.float32) for name, one in drawn.items()}
+    drawn = {
+        name: random.random(size, dtype=np.float32) * (place + 1)
+        for place, (name, size) in enumerate(sizes.items())
+    }
+    return (
+        drawn
+        if levels is None
+        else {name: np.floor(one * levels).astype(np.float32) for name, one in drawn.items()}
+    )
 
 
 @pytest.mark.parametrize("scope", ["local", "global", "sensitivity"])
@@ -41,7 +48,9 @@ def test_local_is_within_one_of_the_share(zeros):
 def test_global_is_one_ranking(zeros):
     scores = scores_of(SIZES)
     threshold = np.sort(np.concatenate(list(scores.values())))[zeros - 1]
-    assert share_out(scores, zeros, "global") == {name: int((one <= threshold).sum()) for name, one in scores.items()}
+    assert share_out(scores, zeros, "global") == {
+        name: int((one <= threshold).sum()) for name, one in scores.items()
+    }
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
@@ -78,7 +87,9 @@ def test_more_than_there_is(scope):
 def test_the_smallest_and_of_equal_ones_the_first(count):
     scores = torch.tensor([[2.0, 1.0, 1.0], [0.0, 1.0, 3.0]])
     order = [3, 1, 2, 4, 0, 5]
-    assert sorted(smallest(scores, count).flatten().nonzero().flatten().tolist()) == sorted(order[:count])
+    assert sorted(smallest(scores, count).flatten().nonzero().flatten().tolist()) == sorted(
+        order[:count]
+    )
 
 
 PATTERNED = {
@@ -99,11 +110,18 @@ def test_patterns_leave_so_many_of_so_many_input_channels(kind, keep, of):
     channels = 0 if isinstance(module, nn.ConvTranspose1d) else 1
     groups, values = ((one.movedim(channels, -1)).reshape(-1, of) for one in (mask, scores))
     assert bool((groups.sum(1) == of - keep).all())
-    assert bool((values.masked_fill(groups, 9).min(1).values >= values.masked_fill(~groups, -9).max(1).values).all())
+    assert bool(
+        (
+            values.masked_fill(groups, 9).min(1).values
+            >= values.masked_fill(~groups, -9).max(1).values
+        ).all()
+    )
 
 
 def test_a_pattern_that_does_not_fit_names_the_layer():
     matrix = LayerMatrix(nn.Conv1d(6, 3, 5))
-    with pytest.raises(InputError, match=r"flow\.x has 6 input channels, which cannot be grouped by 4") as error:
+    with pytest.raises(
+        InputError, match=r"flow\.x has 6 input channels, which cannot be grouped by 4"
+    ) as error:
         pattern_mask(torch.zeros(matrix.shape), matrix, (2, 4), "flow.x")
     assert str(error.value).endswith(".")

@@ -70,7 +70,9 @@ def test_windows_times_the_matrix_are_the_output(kind, positions):
 def test_padding_is_left_out():
     module, valid = seeded(LAYERS["padded"]), torch.tensor([[True] * 4, [True, True, False, False]])
     assert LayerMatrix(module).usable(torch.zeros(2, 5, 4), valid).sum() == 6
-    assert torch.equal(LayerMatrix(seeded(LAYERS["linear"])).usable(torch.zeros(2, 4, 5), valid), valid)
+    assert torch.equal(
+        LayerMatrix(seeded(LAYERS["linear"])).usable(torch.zeros(2, 4, 5), valid), valid
+    )
 
 
 def test_neighbours_are_input_channels():

@@ -32,7 +32,10 @@ def identical(first, second):
 
 def zeros(voice, parts=None):
     weights = tensors(voice)
-    return sum(int((weights[layer.parameter] == 0).sum()) for layer in prunable_layers(voice, *([parts] if parts else [])))
+    return sum(
+        int((weights[layer.parameter] == 0).sum())
+        for layer in prunable_layers(voice, *([parts] if parts else []))
+    )
 
 
 def dense(voice):
@@ -60,8 +63,13 @@ def test_exactly_as_many_zeros_and_the_same_from_the_recipe(whole, method, scope
     before = {name: tensor.clone() for name, tensor in tensors(voice).items()}
     pruned = prune(voice, spec)
     each = [layer.weights for layer in prunable_layers(voice, parts)]
-    as_torch = (method, scope) == ("magnitude", "local")  # rounds in each layer, as l1_unstructured does
-    assert zeros(pruned, parts) == (sum(round(0.437 * one) for one in each) if as_torch else round(0.437 * sum(each)))
+    as_torch = (method, scope) == (
+        "magnitude",
+        "local",
+    )  # rounds in each layer, as l1_unstructured does
+    assert zeros(pruned, parts) == (
+        sum(round(0.437 * one) for one in each) if as_torch else round(0.437 * sum(each))
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(voice).items())
     may_change = {layer.parameter for layer in chosen_layers(voice, spec)}
     if METHODS[method].recovers:
@@ -86,7 +94,9 @@ def test_nothing_protected(whole, kind, method):
     pruned = prune(voice, PruneSpec(method, "local", 0.5, protect=(), texts=SENTENCES))
     assert zeros(pruned) == round(0.5 * sum(layer.weights for layer in prunable_layers(voice)))
     for layer in prunable_layers(voice):
-        assert abs(int((tensors(pruned)[layer.parameter] == 0).sum()) - 0.5 * layer.weights) <= 1, layer.name
+        assert abs(int((tensors(pruned)[layer.parameter] == 0).sum()) - 0.5 * layer.weights) <= 1, (
+            layer.name
+        )
 
 
 @pytest.mark.parametrize("method", UNSTRUCTURED)
@@ -105,40 +115,65 @@ def test_what_is_zero_already_counts_and_stays(families, method):
     """An earlier and harder pruning is not undone; a softer one is added to."""
     voice = families["plain"]
     there = prune(voice, PruneSpec("random", amount=0.5, seed=9))
-    gone = {layer.parameter: tensors(there)[layer.parameter] == 0 for layer in prunable_layers(voice)}
+    gone = {
+        layer.parameter: tensors(there)[layer.parameter] == 0 for layer in prunable_layers(voice)
+    }
     for amount in (0.2, 0.7):
         spec = PruneSpec(method, "global", amount, protect=(), texts=SENTENCES)
         again = tensors(prune(there, spec))
         assert all(bool((again[name][mask] == 0).all()) for name, mask in gone.items())
-        assert sum(int((again[name] == 0).sum()) for name in gone) == round(max(0.5, amount) * sum(m.numel() for m in gone.values()))
+        assert sum(int((again[name] == 0).sum()) for name in gone) == round(
+            max(0.5, amount) * sum(m.numel() for m in gone.values())
+        )
 
 
 @pytest.mark.parametrize("method", ["random", "activation", "second_order"])
 def test_the_seed(whole, method):
     spec = PruneSpec(method, amount=0.5, texts=SENTENCES)
-    assert not identical(prune(whole["plain"], spec), prune(whole["plain"], dataclasses.replace(spec, seed=1)))
+    assert not identical(
+        prune(whole["plain"], spec), prune(whole["plain"], dataclasses.replace(spec, seed=1))
+    )
 
 
 def test_random_is_blind_and_even(whole):
     voice = whole["plain"]
     pruned = tensors(prune(voice, PruneSpec("random", "local", 0.5)))
     before = tensors(voice)
-    kept = torch.cat([before[layer.parameter][pruned[layer.parameter] != 0].abs() for layer in prunable_layers(voice)])
-    gone = torch.cat([before[layer.parameter][pruned[layer.parameter] == 0].abs() for layer in prunable_layers(voice)])
+    kept = torch.cat(
+        [
+            before[layer.parameter][pruned[layer.parameter] != 0].abs()
+            for layer in prunable_layers(voice)
+        ]
+    )
+    gone = torch.cat(
+        [
+            before[layer.parameter][pruned[layer.parameter] == 0].abs()
+            for layer in prunable_layers(voice)
+        ]
+    )
     assert float(kept.mean()) == pytest.approx(float(gone.mean()), rel=0.05)
 
 
 def test_activation_takes_the_same_share_of_each_output_in_local_scope(whole):
     voice = whole["plain"]
     pruned = tensors(prune(voice, PruneSpec("activation", "local", 0.5, texts=SENTENCES)))
-    for name in ("flow.flows.0.conv_pre.weight", "text_encoder.encoder.layers.0.attention.q_proj.weight"):
+    for name in (
+        "flow.flows.0.conv_pre.weight",
+        "text_encoder.encoder.layers.0.attention.q_proj.weight",
+    ):
         counts = (pruned[name] == 0).flatten(1).sum(1)
         assert int(counts.max() - counts.min()) <= 1
 
 
 def test_methods_differ(whole):
-    voices = [prune(whole["plain"], PruneSpec(method, "global", 0.5, texts=SENTENCES)) for method in UNSTRUCTURED]
-    voices += [prune(whole["plain"], PruneSpec("magnitude", scope, 0.5, texts=SENTENCES)) for scope in ("local", "sensitivity")]
+    voices = [
+        prune(whole["plain"], PruneSpec(method, "global", 0.5, texts=SENTENCES))
+        for method in UNSTRUCTURED
+    ]
+    voices += [
+        prune(whole["plain"], PruneSpec("magnitude", scope, 0.5, texts=SENTENCES))
+        for scope in ("local", "sensitivity")
+    ]
     assert all(not identical(one, two) for i, one in enumerate(voices) for two in voices[:i])
 
 
@@ -152,15 +187,20 @@ def test_second_order_keeps_outputs_closer_than_the_others(whole):
     voice, errors = whole["piper-medium"], {}
     spec = PruneSpec("magnitude", "local", 0.6, texts=SENTENCES)
     from vits_prune.pruning.calibration import inputs_of
-    from vits_prune.synthesis import encode, read_text
+    from vits_prune.synthesis.speak import encode, read_text
 
     layers = prunable_layers(voice, ("text_encoder",))
     with torch.no_grad(), inputs_of(voice.model, layers) as inputs:
         encode(voice, read_text(voice, "a sentence that was not heard before")[0][0].ids)
     for method in UNSTRUCTURED:
         pruned = prune(voice, dataclasses.replace(spec, method=method, protect=()))
-        errors[method] = [output_error(voice, pruned, layer.name, inputs[layer.name]) for layer in layers]
-    better = [mine < 0.7 * other for mine, other in zip(errors["second_order"], errors["magnitude"], strict=True)]
+        errors[method] = [
+            output_error(voice, pruned, layer.name, inputs[layer.name]) for layer in layers
+        ]
+    better = [
+        mine < 0.7 * other
+        for mine, other in zip(errors["second_order"], errors["magnitude"], strict=True)
+    ]
     assert sum(better) >= 0.8 * len(better)
     assert sum(errors["second_order"]) < sum(errors["activation"]) < sum(errors["random"])
 
@@ -169,10 +209,14 @@ def test_second_order_keeps_outputs_closer_than_the_others(whole):
 @pytest.mark.parametrize(("pattern", "amount"), [("2:4", 0.5), ("1:4", 0.75), ("3:4", 0.25)])
 def test_patterns(whole, method, pattern, amount):
     voice = whole["piper-medium"]
-    spec = PruneSpec(method, "local", amount, ("text_encoder", "decoder"), pattern=pattern, texts=SENTENCES)
+    spec = PruneSpec(
+        method, "local", amount, ("text_encoder", "decoder"), pattern=pattern, texts=SENTENCES
+    )
     pruned, keep = tensors(prune(voice, spec)), int(pattern[0])
     for layer in chosen_layers(voice, spec):
-        dimension = 0 if isinstance(voice.model.get_submodule(layer.name), nn.ConvTranspose1d) else 1
+        dimension = (
+            0 if isinstance(voice.model.get_submodule(layer.name), nn.ConvTranspose1d) else 1
+        )
         groups = (pruned[layer.parameter] != 0).movedim(dimension, -1).reshape(-1, 4).sum(1)
         assert bool((groups == keep).all()), layer.name
     assert identical(prune(voice, PruneSpec.from_json(spec.to_json())), prune(voice, spec))
@@ -180,8 +224,13 @@ def test_patterns(whole, method, pattern, amount):
 
 @pytest.mark.parametrize("method", UNSTRUCTURED)
 def test_a_pattern_that_does_not_fit_names_the_layer(families, method):
-    spec = PruneSpec(method, "local", 0.5, ("duration_predictor",), protect=(), pattern="2:4", texts=SENTENCES)
-    with pytest.raises(InputError, match=r"duration_predictor\.\S+ has \d+ input channels, which cannot be grouped by 4") as error:
+    spec = PruneSpec(
+        method, "local", 0.5, ("duration_predictor",), protect=(), pattern="2:4", texts=SENTENCES
+    )
+    with pytest.raises(
+        InputError,
+        match=r"duration_predictor\.\S+ has \d+ input channels, which cannot be grouped by 4",
+    ) as error:
         prune(families["plain"], spec)
     assert str(error.value).endswith(".")
 
@@ -207,7 +256,14 @@ STEPS = [
 @pytest.mark.parametrize("options", STEPS, ids=str)
 def test_steps(whole, method, options):
     voice = whole["plain"]
-    spec = PruneSpec(method, "sensitivity" if options.get("steps") == 3 else "global", 0.6, protect=(), texts=SENTENCES[1:2], **options)
+    spec = PruneSpec(
+        method,
+        "sensitivity" if options.get("steps") == 3 else "global",
+        0.6,
+        protect=(),
+        texts=SENTENCES[1:2],
+        **options,
+    )
     weights, before, amounts = sum(layer.weights for layer in prunable_layers(voice)), None, []
     for amount, step in prune_steps(voice, spec):
         amounts.append(amount)
@@ -229,9 +285,13 @@ def test_what_is_done_after_a_step_is_what_the_next_prunes(whole):
 
     def doubled(index, pruned):
         seen.append(index)
-        return pruned.with_weights({name: 2 * tensors(pruned)[name]}, recipe={**pruned.recipe, "doubled": index})
+        return pruned.with_weights(
+            {name: 2 * tensors(pruned)[name]}, recipe={**pruned.recipe, "doubled": index}
+        )
 
-    found = [step for _, step in prune_steps(voice, PruneSpec(amount=0.4, steps=2), after_step=doubled)]
+    found = [
+        step for _, step in prune_steps(voice, PruneSpec(amount=0.4, steps=2), after_step=doubled)
+    ]
     assert seen == [0, 1]
     for factor, step in zip((2, 4), found, strict=True):
         assert tensors(step)[name].equal(factor * tensors(voice)[name])
@@ -241,22 +301,31 @@ def test_what_is_done_after_a_step_is_what_the_next_prunes(whole):
 
 def test_steps_calibrate_anew(whole):
     voice = whole["plain"]
-    one, more = (PruneSpec("second_order", amount=0.6, texts=SENTENCES, steps=steps) for steps in (1, 3))
+    one, more = (
+        PruneSpec("second_order", amount=0.6, texts=SENTENCES, steps=steps) for steps in (1, 3)
+    )
     assert not identical(prune(voice, one), prune(voice, more))
 
 
 def test_leaving_at_a_step_does_no_more(whole, monkeypatch):
     calls, real = [], listening.collect
-    monkeypatch.setattr(listening, "collect", lambda *args, **named: calls.append(1) or real(*args, **named))
+    monkeypatch.setattr(
+        listening, "collect", lambda *args, **named: calls.append(1) or real(*args, **named)
+    )
     forget()
-    for amount, _ in prune_steps(whole["plain"], PruneSpec("activation", amount=0.6, texts=SENTENCES, amounts=(0.1, 0.4, 0.6))):
+    for amount, _ in prune_steps(
+        whole["plain"],
+        PruneSpec("activation", amount=0.6, texts=SENTENCES, amounts=(0.1, 0.4, 0.6)),
+    ):
         if amount >= 0.4:
             break
     assert len(calls) == 2
 
 
 def test_steps_of_nothing(whole):
-    assert [amount for amount, _ in prune_steps(whole["plain"], PruneSpec(amount=0, steps=4))] == [0]
+    assert [amount for amount, _ in prune_steps(whole["plain"], PruneSpec(amount=0, steps=4))] == [
+        0
+    ]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -268,7 +337,11 @@ def test_progress_rises_from_0_to_1(families, method, scope, options):
     forget()
     told = []
     spec = PruneSpec(method, scope, 0.5, ("text_encoder", "decoder"), texts=SENTENCES, **options)
-    prune(families["piper-medium"].with_weights({}), spec, on_step=lambda what, share: told.append((what, share)))
+    prune(
+        families["piper-medium"].with_weights({}),
+        spec,
+        progress=lambda what, share: told.append((what, share)),
+    )
     shares = [share for _, share in told]
     assert shares == sorted(shares)
     assert shares[-1] == 1
@@ -284,7 +357,10 @@ def test_progress_rises_from_0_to_1(families, method, scope, options):
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.calibrated])
-@pytest.mark.parametrize("broken", ["text_encoder.embed_tokens.weight", "decoder.conv_pre.weight", "decoder.conv_post.weight"])
+@pytest.mark.parametrize(
+    "broken",
+    ["text_encoder.embed_tokens.weight", "decoder.conv_pre.weight", "decoder.conv_post.weight"],
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_voice_that_is_broken_is_refused(families, method, broken, value):
     voice = families["plain"]
@@ -303,7 +379,9 @@ def test_texts_that_cannot_be_said(families, method):
 def test_second_order_of_the_real_voice(joe):
     spec = PruneSpec("second_order", "global", 0.6, ("flow",), texts=SENTENCES[:2])
     pruned = prune(joe, spec)
-    assert zeros(pruned, ("flow",)) == round(0.6 * sum(layer.weights for layer in prunable_layers(joe, ("flow",))))
+    assert zeros(pruned, ("flow",)) == round(
+        0.6 * sum(layer.weights for layer in prunable_layers(joe, ("flow",)))
+    )
     blind = prune(joe, dataclasses.replace(spec, method="random"))
     original, near, far = (speak(voice, SENTENCES[0], 1) for voice in (joe, pruned, blind))
     assert near.durations.tolist() == original.durations.tolist()
@@ -314,7 +392,11 @@ def test_second_order_of_the_real_voice(joe):
 
 @pytest.mark.parametrize(
     "spec",
-    [PruneSpec(method="second_order", amount=0.3), PruneSpec(scope="sensitivity", amount=0.3), PruneSpec(method="structured", amount=0.3)],
+    [
+        PruneSpec(method="second_order", amount=0.3),
+        PruneSpec(scope="sensitivity", amount=0.3),
+        PruneSpec(method="structured", amount=0.3),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("kind", ["plain", "speakers"])

@@ -18,12 +18,19 @@ def problem(rows, columns, seed=0, *, bias=False, windows=None, correlated=True)
     random = torch.Generator().manual_seed(seed)
     inputs = torch.randn(windows or 40 * columns, columns, generator=random)
     if correlated:
-        inputs = inputs @ torch.randn(columns, columns, generator=random) + 0.5 * torch.randn(columns, generator=random)
+        inputs = inputs @ torch.randn(columns, columns, generator=random) + 0.5 * torch.randn(
+            columns, generator=random
+        )
     inputs = inputs * (0.1 + torch.rand(columns, generator=random))
     if bias:
         inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)
     target = torch.randn(rows, columns + bias, generator=random)
-    return target, _damped(inputs.T @ inputs / len(inputs)), LayerMatrix(nn.Linear(columns, rows, bias=bias)), inputs
+    return (
+        target,
+        _damped(inputs.T @ inputs / len(inputs)),
+        LayerMatrix(nn.Linear(columns, rows, bias=bias)),
+        inputs,
+    )
 
 
 def solved(target, covariance, matrix, count, closed=None, **options):
@@ -66,17 +73,29 @@ def test_never_worse_than_simpler_ways(rows, columns, share, seed):
     assert int((found == 0).sum()) == count
     mine = error(found, target, covariance)
     assert mine <= error(without_smallest(target.abs(), target, count), target, covariance)
-    assert mine <= error(without_smallest(target.abs() * covariance.diagonal().sqrt(), target, count), target, covariance)
+    assert mine <= error(
+        without_smallest(target.abs() * covariance.diagonal().sqrt(), target, count),
+        target,
+        covariance,
+    )
 
 
 def test_close_to_the_best_there_is():
     exact = 0
     for seed, count in itertools.product(range(20), (1, 2, 3, 4, 5)):
         target, covariance, matrix, _ = problem(1, 6, seed)
-        choices = (torch.tensor([i not in gone for i in range(6)]) for gone in itertools.combinations(range(6), count))
-        best = min(error(best_on(kept, target[0], covariance)[None], target, covariance) for kept in choices)
+        choices = (
+            torch.tensor([i not in gone for i in range(6)])
+            for gone in itertools.combinations(range(6), count)
+        )
+        best = min(
+            error(best_on(kept, target[0], covariance)[None], target, covariance)
+            for kept in choices
+        )
         mine = error(solved(target, covariance, matrix, count), target, covariance)
-        assert best - 1e-6 <= mine <= best + 0.2 * error(torch.zeros_like(target), target, covariance), (seed, count)
+        assert (
+            best - 1e-6 <= mine <= best + 0.2 * error(torch.zeros_like(target), target, covariance)
+        ), (seed, count)
         exact += mine <= 1.001 * best + 1e-6
     assert exact >= 75
 
@@ -85,7 +104,9 @@ def test_uncorrelated_inputs_have_an_exact_answer():
     target, _, matrix, _ = problem(10, 16)
     covariance = torch.diag(torch.linspace(0.1, 2, 16))
     found = solved(target, covariance, matrix, 80)
-    assert torch.allclose(found, without_smallest(target.abs() * covariance.diagonal().sqrt(), target, 80), atol=1e-5)
+    assert torch.allclose(
+        found, without_smallest(target.abs() * covariance.diagonal().sqrt(), target, 80), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -95,9 +116,13 @@ def test_survivors_are_the_least_squares_solution(seed):
     for row in range(6):
         kept = found[row] != 0
         # The damping is that many more windows, one for each input alone.
-        extra = torch.diag((covariance - inputs.T @ inputs / len(inputs)).diagonal().clamp(min=0).sqrt())
+        extra = torch.diag(
+            (covariance - inputs.T @ inputs / len(inputs)).diagonal().clamp(min=0).sqrt()
+        )
         rows = torch.cat([inputs / len(inputs) ** 0.5, extra])
-        expected = torch.linalg.lstsq(rows[:, kept].double(), (rows @ target[row]).double()[:, None]).solution[:, 0]
+        expected = torch.linalg.lstsq(
+            rows[:, kept].double(), (rows @ target[row]).double()[:, None]
+        ).solution[:, 0]
         assert torch.allclose(found[row, kept].double(), expected, atol=1e-3)
 
 
@@ -122,7 +147,9 @@ def test_the_bias_is_never_zeroed_and_makes_up_for_what_went(share):
     assert int((found[:, :-1] == 0).sum()) == round(share * 240)
     assert bool((found[:, -1] != 0).all())
     if share == 1.0:
-        assert torch.allclose(found[:, -1], (inputs @ target.T).mean(0), atol=0.05 * float((inputs @ target.T).std()))
+        assert torch.allclose(
+            found[:, -1], (inputs @ target.T).mean(0), atol=0.05 * float((inputs @ target.T).std())
+        )
 
 
 @pytest.mark.parametrize("share_closed", [0.0, 0.7])
@@ -135,7 +162,9 @@ def test_patterns(share_closed):
     assert share_closed or bool((zeros == 2).all())
     assert bool((found[closed] == 0).all())
     pattern = target.abs().reshape(12, 5, 4).argsort(2).argsort(2).reshape(12, 20) < 2
-    assert share_closed or error(found, target, covariance) < error(target.masked_fill(pattern, 0), target, covariance)
+    assert share_closed or error(found, target, covariance) < error(
+        target.masked_fill(pattern, 0), target, covariance
+    )
 
 
 @pytest.mark.parametrize("windows", [1, 3, 10])
@@ -144,8 +173,12 @@ def test_fewer_windows_than_inputs(windows):
     found = solved(target, covariance, matrix, 90)
     assert bool(torch.isfinite(found).all())
     assert int((found == 0).sum()) == 90
-    assert error(found, target, covariance) <= error(without_smallest(target.abs(), target, 90), target, covariance)
-    assert float((inputs @ (found - target).T).square().mean()) < 0.2 * float((inputs @ target.T).square().mean())
+    assert error(found, target, covariance) <= error(
+        without_smallest(target.abs(), target, 90), target, covariance
+    )
+    assert float((inputs @ (found - target).T).square().mean()) < 0.2 * float(
+        (inputs @ target.T).square().mean()
+    )
 
 
 def test_inputs_that_are_never_there():
@@ -177,11 +210,16 @@ def test_large_layers_lose_exactly_as_many(share, settled, monkeypatch):
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_units_do_not_matter(scale):
     target, covariance, matrix, _ = problem(12, 20)
-    plain, scaled = solved(target, covariance, matrix, 120), solved(target * scale, covariance * scale**2, matrix, 120)
+    plain, scaled = (
+        solved(target, covariance, matrix, 120),
+        solved(target * scale, covariance * scale**2, matrix, 120),
+    )
     assert torch.equal(plain == 0, scaled == 0)
     assert torch.allclose(scaled / scale, plain, atol=1e-3)
 
 
 def test_the_same_twice():
     target, covariance, matrix, _ = problem(12, 20)
-    assert torch.equal(solved(target, covariance, matrix, 120), solved(target, covariance, matrix, 120))
+    assert torch.equal(
+        solved(target, covariance, matrix, 120), solved(target, covariance, matrix, 120)
+    )

@@ -15,13 +15,33 @@ from vits_prune import InputError
 from vits_prune.pruning import sensitivity
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.sensitivity import channel_sensitivity, output_sensitivity
-from vits_prune.synthesis import Delivery, encode, predict_durations, read_text, speaker_embedding
+from vits_prune.synthesis.speak import (
+    Delivery,
+    encode,
+    predict_durations,
+    read_text,
+    speaker_embedding,
+)
 
 SEED = 4
 LAYERS = {
-    "plain": ["text_encoder.encoder.layers.1.feed_forward.conv_2", "flow.flows.1.conv_pre", "decoder.upsampler.0", "decoder.conv_pre"],
-    "speakers": ["text_encoder.encoder.layers.0.attention.out_proj", "duration_predictor.conv_1", "decoder.resblocks.1.convs1.0"],
-    "piper-medium": ["text_encoder.project", "flow.flows.2.conv_post", "decoder.resblocks.0.convs.1", "decoder.conv_post"],
+    "plain": [
+        "text_encoder.encoder.layers.1.feed_forward.conv_2",
+        "flow.flows.1.conv_pre",
+        "decoder.upsampler.0",
+        "decoder.conv_pre",
+    ],
+    "speakers": [
+        "text_encoder.encoder.layers.0.attention.out_proj",
+        "duration_predictor.conv_1",
+        "decoder.resblocks.1.convs1.0",
+    ],
+    "piper-medium": [
+        "text_encoder.project",
+        "flow.flows.2.conv_post",
+        "decoder.resblocks.0.convs.1",
+        "decoder.conv_post",
+    ],
 }
 
 
@@ -33,13 +53,20 @@ def measured(voice, name, share, draws):
     [sentence] = read_text(voice, SENTENCES[0])[0]
     place = int(np.random.default_rng(SEED).integers(1 << 30))
     key, pace = (SEED, 0), Delivery().for_voice(voice)
-    durations, _ = predict_durations(voice, encode(voice, sentence.ids)[0], speaker_embedding(voice), key, pace, 1500)
+    durations, _ = predict_durations(
+        voice, encode(voice, sentence.ids)[0], speaker_embedding(voice), key, pace, 1500
+    )
 
     def heard():
-        return [output / scale for output, scale in sensitivity._speech(voice, sentence.ids, key, durations, place)]
+        return [
+            output / scale
+            for output, scale in sensitivity._speech(voice, sentence.ids, key, durations, place)
+        ]
 
     def disturb(_module, _given, output):
-        over = tuple(i for i in range(output.dim()) if i != (output.dim() - 1 if channels_last else 1))
+        over = tuple(
+            i for i in range(output.dim()) if i != (output.dim() - 1 if channels_last else 1)
+        )
         deviation = output.var(dim=over, unbiased=False, keepdim=True).sqrt()
         return output + share * deviation * torch.randn(output.shape, generator=random)
 
@@ -47,18 +74,25 @@ def measured(voice, name, share, draws):
     hook = module.register_forward_hook(disturb)
     try:
         for _ in range(draws):
-            total += sum(float((after - one).square().mean()) for after, one in zip(heard(), before, strict=True))
+            total += sum(
+                float((after - one).square().mean())
+                for after, one in zip(heard(), before, strict=True)
+            )
     finally:
         hook.remove()
     return total / draws / share**2
 
 
-@pytest.mark.parametrize(("kind", "layer"), [(kind, layer) for kind, layers in LAYERS.items() for layer in layers])
+@pytest.mark.parametrize(
+    ("kind", "layer"), [(kind, layer) for kind, layers in LAYERS.items() for layer in layers]
+)
 def test_the_estimate_is_what_small_errors_do(families, kind, layer, monkeypatch):
     monkeypatch.setattr(sensitivity, "DIRECTIONS", 60)
     voice = families[kind].with_weights({})  # nothing is kept of another number of directions
     found = output_sensitivity(voice, SENTENCES[:1], SEED)[f"{layer}.weight"]
-    assert found == pytest.approx(measured(voice, layer, 2e-4 if kind == "plain" else 1e-2, 40), rel=0.35)
+    assert found == pytest.approx(
+        measured(voice, layer, 2e-4 if kind == "plain" else 1e-2, 40), rel=0.35
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,21 +103,39 @@ def test_every_layer_has_one_and_the_same_twice(families, kind):
     assert list(found) == [layer.parameter for layer in prunable_layers(voice)]
     for layer in prunable_layers(voice):
         module = voice.model.get_submodule(layer.name)
-        assert found[layer.parameter].shape == (getattr(module, "out_channels", None) or module.out_features,)
+        assert found[layer.parameter].shape == (
+            getattr(module, "out_channels", None) or module.out_features,
+        )
         assert np.isfinite(found[layer.parameter]).all()
         assert (found[layer.parameter] >= 0).all()
         assert np.array_equal(found[layer.parameter], again[layer.parameter])
-    assert output_sensitivity(voice, SENTENCES, SEED) == {name: float(one.sum()) for name, one in found.items()}
-    assert output_sensitivity(voice, SENTENCES, SEED + 1) != output_sensitivity(voice, SENTENCES, SEED)
+    assert output_sensitivity(voice, SENTENCES, SEED) == {
+        name: float(one.sum()) for name, one in found.items()
+    }
+    assert output_sensitivity(voice, SENTENCES, SEED + 1) != output_sensitivity(
+        voice, SENTENCES, SEED
+    )
     heard = [name for name, one in found.items() if one.sum() > 0]
-    assert {name.split(".")[0] for name in heard} == {"text_encoder", "duration_predictor", "flow", "decoder"}
+    assert {name.split(".")[0] for name in heard} == {
+        "text_encoder",
+        "duration_predictor",
+        "flow",
+        "decoder",
+    }
 
 
 def test_a_layer_that_is_not_heard_has_none(families):
     voice = families["plain"]
-    silent = {"decoder.upsampler.1.weight": torch.zeros_like(voice.model.decoder.upsampler[1].weight)}
+    silent = {
+        "decoder.upsampler.1.weight": torch.zeros_like(voice.model.decoder.upsampler[1].weight)
+    }
     found = output_sensitivity(voice.with_weights(silent), SENTENCES, SEED)
-    assert found["decoder.upsampler.0.weight"] == found["decoder.conv_pre.weight"] == found["flow.flows.0.conv_pre.weight"] == 0
+    assert (
+        found["decoder.upsampler.0.weight"]
+        == found["decoder.conv_pre.weight"]
+        == found["flow.flows.0.conv_pre.weight"]
+        == 0
+    )
     assert found["decoder.conv_post.weight"] > 0
 
 
@@ -93,14 +145,19 @@ def test_it_is_measured_once_and_leaves_nothing_behind(families, monkeypatch):
     monkeypatch.setattr(sensitivity, "_measure", None)
     channel_sensitivity(voice, SENTENCES, SEED)
     assert not any(module._forward_hooks for module in voice.model.modules())
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in voice.model.parameters())
+    assert all(
+        parameter.grad is None and not parameter.requires_grad
+        for parameter in voice.model.parameters()
+    )
     with pytest.raises(TypeError):
         channel_sensitivity(voice, SENTENCES, SEED + 1)
 
 
 def test_a_voice_that_is_broken(families):
     voice = families["plain"]
-    broken = voice.with_weights({"decoder.conv_pre.bias": torch.full_like(voice.model.decoder.conv_pre.bias, float("nan"))})
+    broken = voice.with_weights(
+        {"decoder.conv_pre.bias": torch.full_like(voice.model.decoder.conv_pre.bias, float("nan"))}
+    )
     with pytest.raises(InputError, match="no finite number"):
         channel_sensitivity(broken, SENTENCES, SEED)
 
@@ -120,11 +177,11 @@ def test_others_need_not_wait_and_who_waits_can_leave(families):
         raise Gone
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(channel_sensitivity, voice, SENTENCES, SEED, on_step=wait)
+        first = pool.submit(channel_sensitivity, voice, SENTENCES, SEED, progress=wait)
         try:
             assert inside.wait(60)
             with pytest.raises(Gone):
-                channel_sensitivity(voice, SENTENCES, SEED, on_step=leave)
+                channel_sensitivity(voice, SENTENCES, SEED, progress=leave)
             assert channel_sensitivity(other, SENTENCES, SEED)
         finally:
             go_on.set()

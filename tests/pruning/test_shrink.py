@@ -12,16 +12,19 @@ from tests.pruning.conftest import KINDS, SENTENCES
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
 from vits_prune.pruning.calibration import flow_blocks, own_durations, stretched
-from vits_prune.pruning.importance import importance
 from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.sensitivity import channel_sensitivity
-from vits_prune.pruning.shrink import shape_for
-from vits_prune.pruning.structure import Shape, sizes, sizes_of
-from vits_prune.pruning.structured import choose, cut, latents_are_flipped
-from vits_prune.synthesis import encode, read_text, speaker_embedding
+from vits_prune.pruning.shape import Shape, sizes, sizes_of
+from vits_prune.pruning.structured.cut import choose, cut, latents_are_flipped
+from vits_prune.pruning.structured.importance import importance
+from vits_prune.pruning.structured.shrink import shape_for
+from vits_prune.synthesis.speak import encode, read_text, speaker_embedding
 
 HALF = Shape(decoder_width=0.5, ffn_width=0.5, multiple=4)
-UNHEARD = ("the source of the huge river is the clear spring", "help the woman get back to her feet")
+UNHEARD = (
+    "the source of the huge river is the clear spring",
+    "help the woman get back to her feet",
+)
 
 
 def spec_of(shape=None, **options):
@@ -33,7 +36,9 @@ def distance(original, other):
     found = []
     for text in UNHEARD:
         speech = speak(original, text, 1)
-        found.append(np.square(speech.waveform - speak(other, text, 1, timing=speech).waveform).mean())
+        found.append(
+            np.square(speech.waveform - speak(other, text, 1, timing=speech).waveform).mean()
+        )
     return np.mean(found)
 
 
@@ -43,12 +48,20 @@ def plain_cut(voice, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [HALF, Shape(decoder_width=0.5, branches=1, multiple=4), Shape(ffn_width=0.25, multiple=2)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [HALF, Shape(decoder_width=0.5, branches=1, multiple=4), Shape(ffn_width=0.25, multiple=2)],
+    ids=str,
+)
 def test_the_survivors_do_the_work_of_what_went(families, kind, shape):
     voice = families[kind]
     before = {name: tensor.clone() for name, tensor in voice.model.named_parameters()}
     smaller, rough = prune(voice, spec_of(shape)), plain_cut(voice, shape)
-    assert sizes_of(smaller.model.config) == sizes_of(rough.model.config) == sizes(voice.model.config, shape)
+    assert (
+        sizes_of(smaller.model.config)
+        == sizes_of(rough.model.config)
+        == sizes(voice.model.config, shape)
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in voice.model.named_parameters())
     assert not any(parameter.requires_grad for parameter in smaller.model.parameters())
     assert distance(voice, smaller) < distance(voice, rough)
@@ -77,7 +90,9 @@ def test_other_levers(families, kind, shape):
     assert sizes_of(smaller.model.config) == sizes(voice.model.config, shape)
     assert np.isfinite(speak(smaller, UNHEARD[0], 1).waveform).all()
     weights = [dict(one.model.named_parameters()) for one in (smaller, rough)]
-    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]), "what stays was fitted"
+    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]), (
+        "what stays was fitted"
+    )
 
 
 def latents(voice, original):
@@ -86,11 +101,19 @@ def latents(voice, original):
     for index, text in enumerate(UNHEARD):
         [sentence] = read_text(original, text)[0]
         _, means, log_variances = encode(original, sentence.ids)
-        state = {"means": means, "log_variances": log_variances, "durations": own_durations(original, sentence.ids, (5, index))}
-        state = stretched({**state, "key": (5, index), "conditioning": speaker_embedding(voice)}, original)
+        state = {
+            "means": means,
+            "log_variances": log_variances,
+            "durations": own_durations(original, sentence.ids, (5, index)),
+        }
+        state = stretched(
+            {**state, "key": (5, index), "conditioning": speaker_embedding(voice)}, original
+        )
         for block in flow_blocks(voice.model):
             state = block.run(voice.model, state)
-        found.append(state["latents"].flip(1) if latents_are_flipped(original, voice) else state["latents"])
+        found.append(
+            state["latents"].flip(1) if latents_are_flipped(original, voice) else state["latents"]
+        )
     return torch.cat(found, dim=2)
 
 
@@ -99,17 +122,27 @@ def four_couplings(families, tmp_path_factory):
     place = tmp_path_factory.mktemp("couplings")
     return {
         "plain": load_voice(make_checkpoint(place / "plain", prior_encoder_num_flows=4)),
-        "speakers": load_voice(make_checkpoint(place / "speakers", prior_encoder_num_flows=4, speakers=3, stochastic=False), 2),
+        "speakers": load_voice(
+            make_checkpoint(
+                place / "speakers", prior_encoder_num_flows=4, speakers=3, stochastic=False
+            ),
+            2,
+        ),
         "piper-high": families["piper-high"],
     }
 
 
 @pytest.mark.parametrize("kind", ["plain", "speakers", "piper-high"])
-@pytest.mark.parametrize("shape", [Shape(flows=3), Shape(flows=2), Shape(flows=1), Shape(wavenet_layers=1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [Shape(flows=3), Shape(flows=2), Shape(flows=1), Shape(wavenet_layers=1)], ids=str
+)
 def test_the_couplings_that_stay_carry_what_the_flow_did(four_couplings, kind, shape):
     voice = four_couplings[kind]
     wanted = latents(voice, voice)
-    errors = [float((latents(one, voice) - wanted).square().mean()) for one in (prune(voice, spec_of(shape)), plain_cut(voice, shape))]
+    errors = [
+        float((latents(one, voice) - wanted).square().mean())
+        for one in (prune(voice, spec_of(shape)), plain_cut(voice, shape))
+    ]
     assert errors[0] < 0.95 * errors[1]
 
 
@@ -117,7 +150,10 @@ def test_the_couplings_that_stay_carry_what_the_flow_did(four_couplings, kind, s
 def test_the_encoder_layers_that_stay_carry_what_the_encoder_did(families, kind):
     """Priors and durations come nearer to the original's."""
     voice, errors = families[kind], []
-    for one in (prune(voice, spec_of(Shape(encoder_layers=1))), plain_cut(voice, Shape(encoder_layers=1))):
+    for one in (
+        prune(voice, spec_of(Shape(encoder_layers=1))),
+        plain_cut(voice, Shape(encoder_layers=1)),
+    ):
         means, durations = [], []
         for text in UNHEARD:
             [sentence] = read_text(voice, text)[0]
@@ -134,19 +170,30 @@ def test_speakers_stay(families):
     smaller = prune(families["speakers"], spec_of(HALF))
     one, two = (speak(smaller.with_speaker(speaker), UNHEARD[0], 1) for speaker in (0, 1))
     assert smaller.speaker == families["speakers"].speaker
-    assert one.waveform.shape != two.waveform.shape or not np.array_equal(one.waveform, two.waveform)
+    assert one.waveform.shape != two.waveform.shape or not np.array_equal(
+        one.waveform, two.waveform
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_amount_of_parts(families, kind):
     voice = families[kind]
     flows = voice.model.config.prior_encoder_num_flows
-    assert shape_for(voice, spec_of(amount=0.5)) == Shape(decoder_width=0.5, ffn_width=0.5, flows=flows // 2)
+    assert shape_for(voice, spec_of(amount=0.5)) == Shape(
+        decoder_width=0.5, ffn_width=0.5, flows=flows // 2
+    )
     assert shape_for(voice, spec_of(amount=0.25, parts=("decoder",))) == Shape(decoder_width=0.75)
-    assert shape_for(voice, spec_of(amount=0.99, parts=("flow", "duration_predictor"))) == Shape(flows=1)
+    assert shape_for(voice, spec_of(amount=0.99, parts=("flow", "duration_predictor"))) == Shape(
+        flows=1
+    )
     with pytest.raises(InputError, match="nothing to shrink"):
         prune(voice, spec_of(amount=0.5, parts=("duration_predictor",)))
-    assert sizes_of(prune(voice, spec_of(amount=0.5, parts=("decoder",))).model.config).initial_channels == 16
+    assert (
+        sizes_of(
+            prune(voice, spec_of(amount=0.5, parts=("decoder",))).model.config
+        ).initial_channels
+        == 16
+    )
 
 
 @pytest.mark.parametrize("kind", ["plain", "piper-high"])
@@ -158,12 +205,18 @@ def test_steps_count_from_the_original(families, kind):
         assert sizes_of(step.model.config) == sizes(voice.model.config, shape_for(voice, once))
         assert PruneSpec.from_dict(step.recipe["pruned"][0]).amount == amount
     again = prune(voice, spec)
-    assert all(torch.equal(one, two) for one, two in zip(step.model.parameters(), again.model.parameters(), strict=True))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(step.model.parameters(), again.model.parameters(), strict=True)
+    )
 
 
 def test_steps_of_the_flow(families):
     voice = families["piper-high"]
-    flows = [step.model.config.prior_encoder_num_flows for _, step in prune_steps(voice, spec_of(amount=0.75, steps=3, parts=("flow",)))]
+    flows = [
+        step.model.config.prior_encoder_num_flows
+        for _, step in prune_steps(voice, spec_of(amount=0.75, steps=3, parts=("flow",)))
+    ]
     assert flows == sorted(flows, reverse=True)
     assert flows[-1] == 1
 
@@ -174,7 +227,9 @@ def test_a_kernel_that_is_no_multiple_of_its_stride(tmp_path):
     assert distance(voice, smaller) < distance(voice, plain_cut(voice, HALF))
 
 
-@pytest.mark.parametrize("shape", [Shape(branches=5), Shape(flows=9), Shape(encoder_layers=3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [Shape(branches=5), Shape(flows=9), Shape(encoder_layers=3)], ids=str
+)
 def test_more_than_there_is(families, shape):
     with pytest.raises(InputError, match="cannot be"):
         prune(families["plain"], spec_of(shape))
@@ -189,4 +244,4 @@ def test_cancelling(families):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        prune(families["plain"].with_weights({}), spec_of(HALF), on_step=cancel)
+        prune(families["plain"].with_weights({}), spec_of(HALF), progress=cancel)

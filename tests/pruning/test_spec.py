@@ -12,7 +12,7 @@ import pytest
 
 from vits_prune import PARTS, InputError, PruneSpec
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES
-from vits_prune.pruning.structure import Shape
+from vits_prune.pruning.shape import Shape
 
 SPECS = [
     PruneSpec(),
@@ -46,7 +46,10 @@ def test_a_value():
 
 
 def test_fields_are_put_in_order():
-    assert PruneSpec(parts=("decoder", "text_encoder", "decoder")).parts == ("text_encoder", "decoder")
+    assert PruneSpec(parts=("decoder", "text_encoder", "decoder")).parts == (
+        "text_encoder",
+        "decoder",
+    )
     assert PruneSpec(parts={"flow", "decoder"}) == PruneSpec(parts=["flow", "decoder"])
     assert PruneSpec(parts="flow").parts == ("flow",)
     assert PruneSpec(amount=np.float64(0.5)) == PruneSpec(amount=0.5)
@@ -54,19 +57,44 @@ def test_fields_are_put_in_order():
 
 
 @pytest.mark.parametrize(
-    "amount", [math.nan, math.inf, -math.inf, -0.1, 1.0, 0.991, "x", "0.3", "a\nb", True, None, [0.3], 10**400, 1j], ids=repr
+    "amount",
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        -0.1,
+        1.0,
+        0.991,
+        "x",
+        "0.3",
+        "a\nb",
+        True,
+        None,
+        [0.3],
+        10**400,
+        1j,
+    ],
+    ids=repr,
 )
 def test_bad_amounts(amount):
     refused(lambda: PruneSpec(amount=amount))
 
 
-@pytest.mark.parametrize("parts", [(), [], "", None, 3, ("flow", "vocoder"), ["flow", None], [["flow"]], "all", {"flow": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "parts",
+    [(), [], "", None, 3, ("flow", "vocoder"), ["flow", None], [["flow"]], "all", {"flow": 1}],
+    ids=repr,
+)
 def test_bad_parts(parts):
     refused(lambda: PruneSpec(parts=parts))
 
 
 @pytest.mark.parametrize("field", ["method", "scope"])
-@pytest.mark.parametrize("value", ["", "L7", None, 3, ["global"], {"a": 1}, "a\nb", "x" * 1000], ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize(
+    "value",
+    ["", "L7", None, 3, ["global"], {"a": 1}, "a\nb", "x" * 1000],
+    ids=lambda value: repr(value)[:20],
+)
 def test_bad_methods_and_scopes(field, value):
     refused(lambda: PruneSpec(**{field: value}))
 
@@ -120,9 +148,13 @@ def test_every_field_after_json(options):
 def test_lists_are_as_good_as_tuples():
     lists = PruneSpec(protect=["decoder"], amounts=[0.1, 0.3], texts=["a"])
     assert lists == PruneSpec(protect=("decoder",), amounts=(0.1, 0.3), texts=("a",))
-    assert PruneSpec(protect="decoder", texts="a sentence") == PruneSpec(protect=("decoder",), texts=("a sentence",))
+    assert PruneSpec(protect="decoder", texts="a sentence") == PruneSpec(
+        protect=("decoder",), texts=("a sentence",)
+    )
     assert PruneSpec(seed=3.0, steps=np.int64(2)) == PruneSpec(seed=3, steps=2)
-    assert PruneSpec.from_dict({"method": "structured", "shape": {"flows": 1}}).shape == Shape(flows=1)
+    assert PruneSpec.from_dict({"method": "structured", "shape": {"flows": 1}}).shape == Shape(
+        flows=1
+    )
     assert PruneSpec.from_dict({"protect": None, "shape": None}) == PruneSpec()
 
 
@@ -165,7 +197,11 @@ def test_what_does_not_go_together():
         refused(lambda options=options: PruneSpec(**options))
 
 
-@pytest.mark.parametrize("shape", [{"decoder_width": 0}, {"decoder_width": 2}, {"flows": 0}, {"vocoder": 1}, [], 3, "half"], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [{"decoder_width": 0}, {"decoder_width": 2}, {"flows": 0}, {"vocoder": 1}, [], 3, "half"],
+    ids=str,
+)
 def test_bad_shapes_in_json(shape):
     refused(lambda: PruneSpec.from_dict({"method": "structured", "shape": shape}))
 
@@ -184,17 +220,33 @@ def test_schedules_rise_to_the_amount(amount, steps, schedule):
 
 
 def test_the_shape_of_schedules():
-    linear, cubic = (PruneSpec(amount=0.8, steps=4, schedule=schedule).schedule_amounts() for schedule in ("linear", "cubic"))
+    linear, cubic = (
+        PruneSpec(amount=0.8, steps=4, schedule=schedule).schedule_amounts()
+        for schedule in ("linear", "cubic")
+    )
     assert linear == pytest.approx((0.2, 0.4, 0.6, 0.8))
-    assert cubic == pytest.approx([0.8 * (1 - (1 - step / 4) ** 3) for step in (1, 2, 3, 4)], abs=1e-6)
+    assert cubic == pytest.approx(
+        [0.8 * (1 - (1 - step / 4) ** 3) for step in (1, 2, 3, 4)], abs=1e-6
+    )
     assert PruneSpec(amount=0.8, amounts=(0.5, 0.8)).schedule_amounts() == (0.5, 0.8)
 
 
 def test_what_is_protected():
     spec = PruneSpec(protect=("decoder.conv_post", "flow.flows.*.conv_pre", "duration_predictor"))
-    for name in ("decoder.conv_post", "flow.flows.3.conv_pre", "duration_predictor.flows.2.conv_dds.0", "duration_predictor"):
+    for name in (
+        "decoder.conv_post",
+        "flow.flows.3.conv_pre",
+        "duration_predictor.flows.2.conv_dds.0",
+        "duration_predictor",
+    ):
         assert spec.protects(name)
-    for name in ("decoder.conv_pre", "decoder", "flow.flows.3.conv_post", "decoder.conv_posterior", "flow.conv_pre"):
+    for name in (
+        "decoder.conv_pre",
+        "decoder",
+        "flow.flows.3.conv_post",
+        "decoder.conv_posterior",
+        "flow.conv_pre",
+    ):
         assert not spec.protects(name)
     assert not PruneSpec().protected
     assert PruneSpec("second_order").protects("duration_predictor.conv_pre")
@@ -205,13 +257,17 @@ def test_what_has_no_effect_is_as_in_the_default():
     shape = Shape(decoder_width=0.5)
     plain = PruneSpec("structured", shape=shape)
     assert PruneSpec("structured", "local", 0.7, ("decoder",), shape=shape) == plain
-    assert hash(PruneSpec.from_dict({"method": "structured", "amount": 0.5, "shape": shape.to_dict()})) == hash(plain)
+    assert hash(
+        PruneSpec.from_dict({"method": "structured", "amount": 0.5, "shape": shape.to_dict()})
+    ) == hash(plain)
     assert plain.amount == PruneSpec().amount
     assert dataclasses.replace(plain, shape=None, amount=0.2).amount == 0.2
 
 
 def test_specs_written_before_there_was_an_importance():
-    spec = PruneSpec.from_json('{"method": "structured", "scope": "global", "amount": 0.5, "parts": ["decoder"]}')
+    spec = PruneSpec.from_json(
+        '{"method": "structured", "scope": "global", "amount": 0.5, "parts": ["decoder"]}'
+    )
     assert spec.importance == "sensitivity"
     assert "importance" not in spec.to_dict()
 

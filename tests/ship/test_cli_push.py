@@ -18,10 +18,10 @@ import pytest
 from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Account, Fault, Repository, connect, serving
 from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
-from vits_prune.cli import main
-from vits_prune.cli_ship import FORMAT_NAMES, PRECISION_NAMES
+from vits_prune.cli.export_command import FORMAT_NAMES, PRECISION_NAMES
+from vits_prune.cli.main import main
 from vits_prune.ship.formats import FORMATS
-from vits_prune.voices.transfer import Meter
+from vits_prune.ship.hub_transfer import Meter
 
 ME = Account("me", orgs={"readers": "read"})
 
@@ -29,7 +29,9 @@ ME = Account("me", orgs={"readers": "read"})
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory):
     """A pruned voice of somebody's own, without a licence."""
-    return save_voice(prune(tiny, PruneSpec(scope="local", amount=0.5)), tmp_path_factory.mktemp("push") / "half")
+    return save_voice(
+        prune(tiny, PruneSpec(scope="local", amount=0.5)), tmp_path_factory.mktemp("push") / "half"
+    )
 
 
 @pytest.fixture
@@ -55,18 +57,39 @@ def files(folder):
 
 def test_the_choices_are_those_of_the_registry():
     assert tuple(FORMATS) == FORMAT_NAMES
-    assert {precision for kind in FORMATS.values() for precision in kind.precisions} == set(PRECISION_NAMES)
+    assert {precision for kind in FORMATS.values() for precision in kind.precisions} == set(
+        PRECISION_NAMES
+    )
 
 
 def test_dry_run_writes_what_would_be_pushed(folder, tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert push(folder, "--repo", "small", "--original", tiny_folder, "--dry-run", "--out", tmp_path / "out") == 0
+    assert (
+        push(
+            folder,
+            "--repo",
+            "small",
+            "--original",
+            tiny_folder,
+            "--dry-run",
+            "--out",
+            tmp_path / "out",
+        )
+        == 0
+    )
     shown = capsys.readouterr()
     assert "nothing was published" in shown.out
     assert "all rights are reserved" in shown.err
     assert {"README.md", "samples/1-original.wav", "samples/1-pruned.wav"} < files(tmp_path / "out")
-    assert 'load_voice("your-name/small")' in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert push(folder, "--repo", "small", "--format", "sparse", "--dry-run", "--out", tmp_path / "out") == 0  # over the earlier one
+    assert 'load_voice("your-name/small")' in (tmp_path / "out" / "README.md").read_text(
+        encoding="utf-8"
+    )
+    assert (
+        push(
+            folder, "--repo", "small", "--format", "sparse", "--dry-run", "--out", tmp_path / "out"
+        )
+        == 0
+    )  # over the earlier one
     assert "compares with nothing" in capsys.readouterr().err
     assert "samples/1-original.wav" not in files(tmp_path / "out")
 
@@ -106,9 +129,28 @@ def test_evidence_of_other_voices_and_broken_files(folder, tiny_folder, tmp_path
 def test_evidence_of_compare_and_evaluate_together(folder, tiny_folder, tmp_path, capsys):
     texts = tmp_path / "texts.txt"
     texts.write_text("a short one\nrice is often served\n")
-    judge = ["evaluate", "--voice", tiny_folder, "--against", folder, "--text-file", texts, "--metrics", "rhythm", "loudness"]
-    assert main([*map(str, judge), "--noise-seeds", "1", "--json", str(tmp_path / "quality.json")]) == 0
-    latency = {"speed_up": {"median": 1.5, "low": 1.25, "high": 2.0}, "runs": 1, "threads": 2, "device": "cpu"}
+    judge = [
+        "evaluate",
+        "--voice",
+        tiny_folder,
+        "--against",
+        folder,
+        "--text-file",
+        texts,
+        "--metrics",
+        "rhythm",
+        "loudness",
+    ]
+    assert (
+        main([*map(str, judge), "--noise-seeds", "1", "--json", str(tmp_path / "quality.json")])
+        == 0
+    )
+    latency = {
+        "speed_up": {"median": 1.5, "low": 1.25, "high": 2.0},
+        "runs": 1,
+        "threads": 2,
+        "device": "cpu",
+    }
     timed = {"real_time_factor": {"median": 0.1, "low": 0.1, "high": 0.1}}
     recipe = json.loads((folder / "vits_prune.json").read_text(encoding="utf-8"))["recipe"]
     report = {"revision": None, "speaker": None, "recipe": recipe}
@@ -116,19 +158,67 @@ def test_evidence_of_compare_and_evaluate_together(folder, tiny_folder, tmp_path
     report["reference"] = load_voice(folder).origin.reference
     (tmp_path / "report.json").write_text(json.dumps(report))
     evidence = ["--evidence", tmp_path / "quality.json", tmp_path / "report.json"]
-    assert push(folder, "--repo", "me/small", "--dry-run", "--out", tmp_path / "out", "--original", tiny_folder, *evidence) == 0
+    assert (
+        push(
+            folder,
+            "--repo",
+            "me/small",
+            "--dry-run",
+            "--out",
+            tmp_path / "out",
+            "--original",
+            tiny_folder,
+            *evidence,
+        )
+        == 0
+    )
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| duration ratio |" in card
     assert "2 sentences of its maker's choice" in card
     assert "1.5 (1.25 to 2)" in card
-    (tmp_path / "other.json").write_text(json.dumps(json.loads((tmp_path / "quality.json").read_text()) | {"recipe": {}}))
-    others = ["--evidence", tmp_path / "other.json", tmp_path / "report.json"]  # the last one's recipe is the voice's
-    assert push(folder, "--repo", "me/small", "--dry-run", "--out", tmp_path / "not", "--original", tiny_folder, *others) == 2
-    assert "other.json: The evidence was measured of a voice with another recipe" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text(
+        json.dumps(json.loads((tmp_path / "quality.json").read_text()) | {"recipe": {}})
+    )
+    others = [
+        "--evidence",
+        tmp_path / "other.json",
+        tmp_path / "report.json",
+    ]  # the last one's recipe is the voice's
+    assert (
+        push(
+            folder,
+            "--repo",
+            "me/small",
+            "--dry-run",
+            "--out",
+            tmp_path / "not",
+            "--original",
+            tiny_folder,
+            *others,
+        )
+        == 2
+    )
+    assert (
+        "other.json: The evidence was measured of a voice with another recipe"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_whole_way(hub, folder, tiny_folder, tmp_path, capsys):
-    assert push(folder, "--repo", "small", "--original", tiny_folder, "--yes", "--private", "--out", tmp_path / "kept") == 0
+    assert (
+        push(
+            folder,
+            "--repo",
+            "small",
+            "--original",
+            tiny_folder,
+            "--yes",
+            "--private",
+            "--out",
+            tmp_path / "kept",
+        )
+        == 0
+    )
     shown = capsys.readouterr()
     assert f"Published at {hub.url}/me/small" in shown.out
     assert 'load_voice("me/small")' in shown.out
@@ -136,8 +226,12 @@ def test_the_whole_way(hub, folder, tiny_folder, tmp_path, capsys):
     assert hub.repositories["me/small"][0].private
     assert len([commit for commit in hub.commits if commit]) == 1
     again = load_voice("me/small")
-    assert np.array_equal(speak(again, "a short one").waveform, speak(load_voice(folder), "a short one").waveform)
-    assert push(folder, "--repo", "me/small", "--format", "onnx", "--yes") == 0  # in the place of the first
+    assert np.array_equal(
+        speak(again, "a short one").waveform, speak(load_voice(folder), "a short one").waveform
+    )
+    assert (
+        push(folder, "--repo", "me/small", "--format", "onnx", "--yes") == 0
+    )  # in the place of the first
     assert "hf download me/small" in capsys.readouterr().out
     held = set(hub.files("me/small"))
     assert "export.json" in held
@@ -153,8 +247,15 @@ def test_without_a_terminal_consent_has_to_be_typed_before(hub, folder, capsys):
 
 
 def test_a_licence_that_allows_it_is_not_asked_about(hub, tmp_path, capsys):
-    hub.repositories["someone/free"] = [Repository(make_checkpoint(tmp_path / "free"), licence="cc-by-4.0")]
-    assert main(["prune", "--voice", "someone/free", "--amount", "0.5", "--out", str(tmp_path / "half")]) == 0
+    hub.repositories["someone/free"] = [
+        Repository(make_checkpoint(tmp_path / "free"), licence="cc-by-4.0")
+    ]
+    assert (
+        main(
+            ["prune", "--voice", "someone/free", "--amount", "0.5", "--out", str(tmp_path / "half")]
+        )
+        == 0
+    )
     assert push(tmp_path / "half", "--repo", "small") == 0
     assert "Licence" not in capsys.readouterr().err
     card = hub.files("me/small")["README.md"].decode()
@@ -164,8 +265,15 @@ def test_a_licence_that_allows_it_is_not_asked_about(hub, tmp_path, capsys):
 
 
 def test_original_that_cannot_be_had_is_said(hub, tmp_path, capsys):
-    hub.repositories["someone/gone"] = [Repository(make_checkpoint(tmp_path / "gone"), licence="mit")]
-    assert main(["prune", "--voice", "someone/gone", "--amount", "0.5", "--out", str(tmp_path / "half")]) == 0
+    hub.repositories["someone/gone"] = [
+        Repository(make_checkpoint(tmp_path / "gone"), licence="mit")
+    ]
+    assert (
+        main(
+            ["prune", "--voice", "someone/gone", "--amount", "0.5", "--out", str(tmp_path / "half")]
+        )
+        == 0
+    )
     del hub.repositories["someone/gone"]
     assert push(tmp_path / "half", "--repo", "small") == 0
     said = capsys.readouterr().err
@@ -175,8 +283,14 @@ def test_original_that_cannot_be_had_is_said(hub, tmp_path, capsys):
     assert "no original to measure against" in capsys.readouterr().err
 
 
-def test_rights_are_looked_at_before_anything_is_written(hub, folder, tmp_path, capsys, monkeypatch):
-    for repo, token, said in (("readers/x", "my-token", "readers"), ("small", "", "hf auth login"), ("small", "wrong", "log in")):
+def test_rights_are_looked_at_before_anything_is_written(
+    hub, folder, tmp_path, capsys, monkeypatch
+):
+    for repo, token, said in (
+        ("readers/x", "my-token", "readers"),
+        ("small", "", "hf auth login"),
+        ("small", "wrong", "log in"),
+    ):
         monkeypatch.setenv("HF_TOKEN", token)
         assert push(tmp_path / "no such voice", "--repo", repo, "--yes") == 2
         assert said in capsys.readouterr().err.lower()
@@ -194,7 +308,9 @@ def test_connection_lost_publishes_nothing_and_the_same_command_goes_on(hub, fol
     hub.faults.append(Fault("PUT", "", after_bytes=10_000, times=1_000))
     assert push(folder, "--repo", "small", "--yes") == 2
     assert "again" in capsys.readouterr().err
-    assert "model.safetensors" not in str(hub.repositories.get("me/small") and hub.files("me/small"))
+    assert "model.safetensors" not in str(
+        hub.repositories.get("me/small") and hub.files("me/small")
+    )
     hub.faults.clear()
     assert push(folder, "--repo", "small", "--yes") == 0
     assert "model.safetensors" in hub.files("me/small")
@@ -219,10 +335,35 @@ def test_interrupted_while_it_is_published_it_is_not_known(hub, folder, capsys, 
 
 def terminal(hub, folder, typed, *more):
     """The command in a terminal of its own, with its answer; gives the exit code and what was shown."""
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "my-token", "NO_PROXY": "127.0.0.1", "PYTHONPATH": os.getcwd()}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "my-token",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": os.getcwd(),
+    }
     main_end, other_end = pty.openpty()
-    command = [sys.executable, "-m", "vits_prune", "push", "--voice", str(folder), "--repo", "small", "--samples", "1", *more]
-    with subprocess.Popen(command, stdin=other_end, stdout=other_end, stderr=other_end, env=environment, close_fds=True) as run:
+    command = [
+        sys.executable,
+        "-m",
+        "vits_prune",
+        "push",
+        "--voice",
+        str(folder),
+        "--repo",
+        "small",
+        "--samples",
+        "1",
+        *more,
+    ]
+    with subprocess.Popen(
+        command,
+        stdin=other_end,
+        stdout=other_end,
+        stderr=other_end,
+        env=environment,
+        close_fds=True,
+    ) as run:
         os.close(other_end)
         shown, give_up = b"", time.monotonic() + 300
         asked = False
@@ -236,7 +377,9 @@ def terminal(hub, folder, typed, *more):
                     continue
                 if b"[y/N]" in shown and (not asked or shown.endswith(b"[y/N] ")):
                     # A signal between the prompt and the reading of the answer is not noticed, so it is sent until it is.
-                    os.write(main_end, typed) if isinstance(typed, bytes) else run.send_signal(typed)
+                    os.write(main_end, typed) if isinstance(typed, bytes) else run.send_signal(
+                        typed
+                    )
                     asked = True
         os.close(main_end)
         return run.wait(60), shown.decode(errors="replace")

@@ -10,18 +10,29 @@ import sys
 import pytest
 
 from vits_prune import load_voice
-from vits_prune.cli import main
-from vits_prune.ship import report
+from vits_prune.cli.main import main
+from vits_prune.ship import export_report as report
+from vits_prune.ship.export_report import Row, measure_export, measure_fidelity
 from vits_prune.ship.formats import export_voice
-from vits_prune.ship.report import Row, measure_export, measure_fidelity
 
 
 @pytest.mark.parametrize(
-    ("format", "precision"), [("dense", "fp32"), ("dense", "fp16"), ("sparse", "fp32"), ("onnx", "int8"), ("piper", "fp32")]
+    ("format", "precision"),
+    [("dense", "fp32"), ("dense", "fp16"), ("sparse", "fp32"), ("onnx", "int8"), ("piper", "fp32")],
 )
 def test_export(tiny_folder, tmp_path, capsys, format, precision):
     out = tmp_path / "out"
-    arguments = ["export", "--voice", str(tiny_folder), "--format", format, "--precision", precision, "--out", str(out)]
+    arguments = [
+        "export",
+        "--voice",
+        str(tiny_folder),
+        "--format",
+        format,
+        "--precision",
+        precision,
+        "--out",
+        str(out),
+    ]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert f"{format} {precision}" in shown
@@ -36,7 +47,21 @@ def test_export(tiny_folder, tmp_path, capsys, format, precision):
 
 def test_what_cannot_be_exported(tiny_folder, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
-    assert main(["export", "--voice", str(tiny_folder), "--format", "dense", "--precision", "int8", *out]) == 2
+    assert (
+        main(
+            [
+                "export",
+                "--voice",
+                str(tiny_folder),
+                "--format",
+                "dense",
+                "--precision",
+                "int8",
+                *out,
+            ]
+        )
+        == 2
+    )
     assert "precisions fp32, fp16" in capsys.readouterr().err
     assert main(["export", "--voice", str(tmp_path / "nothing"), *out]) == 2
     assert not (tmp_path / "out").exists()
@@ -45,7 +70,11 @@ def test_what_cannot_be_exported(tiny_folder, tmp_path, capsys):
 def test_the_words_say_what_is_worse(joe, tmp_path):
     export = export_voice(joe, tmp_path / "sparse", "sparse")
     *scale, row = measure_export(joe, export)
-    assert [one.what for one in scale] == ["for scale: dense fp32", "for scale: dense fp16", "for scale: sparse fp32"]
+    assert [one.what for one in scale] == [
+        "for scale: dense fp32",
+        "for scale: dense fp16",
+        "for scale: sparse fp32",
+    ]
     assert "larger than dense fp16" in row.words
     assert row.fidelity.log_mel_db == row.fidelity.drift == 0
     name = "decoder.conv_pre.weight"
@@ -58,7 +87,9 @@ def test_a_rounded_export_is_held_against_the_float32_row_at_hand(tiny, tmp_path
     monkeypatch.setattr(report, "_ROUNDS", 1)
     export = export_voice(tiny, tmp_path / "out", "onnx", "int8")
     there, told = Row("onnx fp32", 1.0, 1.0, rounds=((1e-6, 1e6),)), []
-    *_, row = measure_export(tiny, export, float32=there, on_step=lambda what, _share: told.append(what))
+    *_, row = measure_export(
+        tiny, export, float32=there, progress=lambda what, _share: told.append(what)
+    )
     assert "faster than fp32 (0.00 to 0.00" in row.words
     assert "slower to load than fp32" in row.words
     assert "timing, round 1 of 1" in told
@@ -68,7 +99,21 @@ def test_a_rounded_export_is_held_against_the_float32_row_at_hand(tiny, tmp_path
 
 def test_bench_command(tiny, tmp_path, capsys):
     model = export_voice(tiny, tmp_path / "out", "onnx").model
-    assert main(["bench", str(model), "--threads", "1,2", "--runs", "1", "--json", str(tmp_path / "a.json")]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                str(model),
+                "--threads",
+                "1,2",
+                "--runs",
+                "1",
+                "--json",
+                str(tmp_path / "a.json"),
+            ]
+        )
+        == 0
+    )
     assert "RTF" in capsys.readouterr().out
     assert main(["bench", "--merge", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0
     assert capsys.readouterr().out.count("out/tiny.onnx") == 4
@@ -93,11 +138,25 @@ def test_bench_needs_neither_torch_nor_transformers(tiny, tmp_path):
     )
     (tmp_path / "bare").mkdir()
     for name in blocked:
-        (tmp_path / "bare" / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name} here', name='{name}')")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "bare"), os.getcwd()])}
-    for command in ([sys.executable, "-m", "vits_prune", "bench", str(model)], [sys.executable, "bench.py", model.name]):
+        (tmp_path / "bare" / f"{name}.py").write_text(
+            f"raise ModuleNotFoundError('no {name} here', name='{name}')"
+        )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "bare"), os.getcwd()]),
+    }
+    for command in (
+        [sys.executable, "-m", "vits_prune", "bench", str(model)],
+        [sys.executable, "bench.py", model.name],
+    ):
         written = tmp_path / "result.json"
         place = model.parent if "bench.py" in command else None
-        done = subprocess.run([*command, "--runs", "1", "--json", str(written)], env=environment, cwd=place, capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, "--runs", "1", "--json", str(written)],
+            env=environment,
+            cwd=place,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         assert json.loads(written.read_text())["rows"][0]["real_time_factor"] > 0

@@ -12,7 +12,9 @@ from vits_prune.voices import hub
 
 
 def named(voice, licence):
-    return licence_of(dataclasses.replace(voice, origin=dataclasses.replace(voice.origin, licence=licence)))
+    return licence_of(
+        dataclasses.replace(voice, origin=dataclasses.replace(voice.origin, licence=licence))
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,19 +63,36 @@ def test_words_of_those_that_forbid_nothing(tiny):
     assert "under the same licence only" in named(tiny, "mit, gpl-3.0").notice
 
 
-@pytest.mark.parametrize("stated", ["my-licence", "incand-licence", "proprietary", "llama3.1", "cc", "apache-2.0, my-own", "mit, " * 200])
+@pytest.mark.parametrize(
+    "stated",
+    [
+        "my-licence",
+        "incand-licence",
+        "proprietary",
+        "llama3.1",
+        "cc",
+        "apache-2.0, my-own",
+        "mit, " * 200,
+    ],
+)
 def test_what_is_not_known_is_asked_about(tiny, stated):
     licence = named(tiny, stated)
     assert licence.needs_consent
     assert "not one that this program knows: read its terms" in licence.notice
 
 
-@pytest.mark.parametrize("stated", [None, "", "   ", "other", "unknown", "no-license", "unlicensed"])
+@pytest.mark.parametrize(
+    "stated", [None, "", "   ", "other", "unknown", "no-license", "unlicensed"]
+)
 def test_nothing_that_tells_the_terms(tiny, stated):
     licence = named(tiny, stated)
     assert licence.needs_consent
     assert not licence.stated
-    assert "read its terms" in licence.notice if licence.id else "all rights are reserved unless its page says otherwise" in licence.notice
+    assert (
+        "read its terms" in licence.notice
+        if licence.id
+        else "all rights are reserved unless its page says otherwise" in licence.notice
+    )
 
 
 def test_licence_of_strangers_is_plain_and_short(tiny):
@@ -100,7 +119,9 @@ def test_id_for_the_hub(tiny):
     ],
 )
 def test_several_licences_of_a_repository(stated, read):
-    info = ModelInfo(id="me/small", cardData={"license": stated}, tags=["license:openrail"], siblings=[])
+    info = ModelInfo(
+        id="me/small", cardData={"license": stated}, tags=["license:openrail"], siblings=[]
+    )
     assert hub._licence(info) == read
 
 

@@ -15,8 +15,8 @@ from tests.ship.conftest import KINDS
 from vits_prune import InputError, load_voice, speak
 from vits_prune.ship import export_voice
 from vits_prune.ship.onnx_check import TOLERANCE, check_onnx
-from vits_prune.voices.onnx_graph import write_onnx
-from vits_prune.voices.onnx_writer import quantise
+from vits_prune.ship.onnx_graph import write_onnx
+from vits_prune.ship.onnx_writer import quantise
 
 
 def say(session, ids, scales=(0, 1, 0), speaker=None, padding=0):
@@ -44,7 +44,9 @@ def test_every_structure_says_what_torch_says(shipped, kind, tmp_path):
         wave = say(session, sentence.ids, (0, length, 0), voice.speaker)
         assert wave.shape == (1, 1, 1, len(speech.waveform))
         assert np.abs(wave.reshape(-1) - speech.waveform).max() <= TOLERANCE
-        assert np.array_equal(wave, say(session, sentence.ids, (0, length, 0), voice.speaker, padding=5))
+        assert np.array_equal(
+            wave, say(session, sentence.ids, (0, length, 0), voice.speaker, padding=5)
+        )
     assert speech.waveform.std() > 0
 
 
@@ -75,7 +77,9 @@ def test_durations_that_run_away_end(tiny):
 @pytest.mark.parametrize("kind", ["speakers", "piper-medium", "narrow"])
 def test_rounded_weights_are_those_of_the_voice_that_is_told(shipped, kind, precision, tmp_path):
     voice = shipped[kind]
-    sizes = {name: export_voice(voice, tmp_path / name, "onnx", name) for name in ("fp32", precision)}
+    sizes = {
+        name: export_voice(voice, tmp_path / name, "onnx", name) for name in ("fp32", precision)
+    }
     export = sizes[precision]
     assert export.waveform_error <= TOLERANCE
     assert export.bytes < sizes["fp32"].bytes
@@ -89,7 +93,9 @@ def test_rounded_weights_are_those_of_the_voice_that_is_told(shipped, kind, prec
 
 def test_half_a_file_reads_back_and_int8_keeps_zeros(shipped, tmp_path):
     export = export_voice(shipped["piper-high"], tmp_path / "half", "piper", "fp16")
-    again, wanted = (dict(voice.model.named_parameters()) for voice in (load_voice(export.model), export.shipped))
+    again, wanted = (
+        dict(voice.model.named_parameters()) for voice in (load_voice(export.model), export.shipped)
+    )
     assert all(torch.equal(again[name], wanted[name]) for name in wanted)
     levels, scales = quantise(torch.tensor([[0.0, 1.0, -2.0], [0.0, 0.0, 0.0]]), 0)
     assert (levels.float() * scales)[0].tolist() == pytest.approx([0.0, 1.0, -2.0], abs=0.01)
@@ -106,7 +112,9 @@ def test_a_file_that_says_something_else_is_refused(shipped, tmp_path, monkeypat
     (tmp_path / "broken.onnx").write_bytes(export.model.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot load"):
         check_onnx(tmp_path / "broken.onnx", voice)
-    monkeypatch.setattr("vits_prune.ship.formats.write_onnx", lambda *_, **__: write_onnx(other, most_frames=999))
+    monkeypatch.setattr(
+        "vits_prune.ship.formats.write_onnx", lambda *_, **__: write_onnx(other, most_frames=999)
+    )
     with pytest.raises(InputError, match="so it is not written"):
         export_voice(voice, tmp_path / "out", "onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.onnx", "other"]
@@ -132,20 +140,32 @@ def test_formats_precisions_and_places(tiny, tmp_path):
         export_voice(tiny, tmp_path / "photos", "onnx")
     assert not (tmp_path / "out").exists()
     export = export_voice(tiny, tmp_path / "out", "onnx")
-    assert set(export.files) >= {"tiny.onnx", "tiny.onnx.bench.json", "bench.py", "export.json", "vocab.json"}
+    assert set(export.files) >= {
+        "tiny.onnx",
+        "tiny.onnx.bench.json",
+        "bench.py",
+        "export.json",
+        "vocab.json",
+    }
     assert json.loads((tmp_path / "out" / "export.json").read_text())["precision"] == "fp32"
     export_voice(tiny, tmp_path / "out", "onnx", "fp16")  # an export of before is replaced
     assert json.loads((tmp_path / "out" / "export.json").read_text())["precision"] == "fp16"
     with pytest.raises(InputError, match="holds an export of another format"):
         export_voice(tiny, tmp_path / "out", "dense")
     for form in ("dense", "sparse"):
-        assert export_voice(tiny, tmp_path / form, form).bytes == max(path.stat().st_size for path in (tmp_path / form).iterdir())
+        assert export_voice(tiny, tmp_path / form, form).bytes == max(
+            path.stat().st_size for path in (tmp_path / form).iterdir()
+        )
 
 
 def test_the_real_voice(joe, tmp_path):
     told = []
-    export = export_voice(joe, tmp_path / "joe", "piper", on_step=lambda what, share: told.append((what, share)))
+    export = export_voice(
+        joe, tmp_path / "joe", "piper", progress=lambda what, share: told.append((what, share))
+    )
     assert export.waveform_error <= TOLERANCE
     assert [share for _, share in told] == sorted(share for _, share in told)
-    again, wanted = (dict(voice.model.named_parameters()) for voice in (load_voice(export.model), joe))
+    again, wanted = (
+        dict(voice.model.named_parameters()) for voice in (load_voice(export.model), joe)
+    )
     assert all(torch.equal(again[name], wanted[name]) for name in wanted)

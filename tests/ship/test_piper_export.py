@@ -24,18 +24,26 @@ TEXT = "Glue the sheet to the dark blue background."
 def piper_says(export, text, speaker=None):
     """Sentences as Piper's runtime speaks them, without noise."""
     runtime = PiperVoice.load(export.model)
-    silent = SynthesisConfig(noise_scale=0.0, noise_w_scale=0.0, normalize_audio=False, speaker_id=speaker)
-    return runtime, np.concatenate([chunk.audio_float_array for chunk in runtime.synthesize(text, silent)])
+    silent = SynthesisConfig(
+        noise_scale=0.0, noise_w_scale=0.0, normalize_audio=False, speaker_id=speaker
+    )
+    return runtime, np.concatenate(
+        [chunk.audio_float_array for chunk in runtime.synthesize(text, silent)]
+    )
 
 
 def sherpa_client(export, **more):
     """sherpa-onnx with an export, without noise."""
-    settings = json.loads(export.model.with_name(export.model.name + ".json").read_text(encoding="utf-8"))["inference"]
+    settings = json.loads(
+        export.model.with_name(export.model.name + ".json").read_text(encoding="utf-8")
+    )["inference"]
     vits = sherpa_onnx.OfflineTtsVitsModelConfig(
         model=str(export.model), tokens=str(export.folder / "tokens.txt"), noise_scale=0.0, noise_scale_w=0.0,
         length_scale=settings["length_scale"], **more,
     )  # fmt: skip
-    config = sherpa_onnx.OfflineTtsConfig(model=sherpa_onnx.OfflineTtsModelConfig(vits=vits, num_threads=1))
+    config = sherpa_onnx.OfflineTtsConfig(
+        model=sherpa_onnx.OfflineTtsModelConfig(vits=vits, num_threads=1)
+    )
     assert config.validate()
     return sherpa_onnx.OfflineTts(config)
 
@@ -61,7 +69,9 @@ def test_both_clients_say_what_the_voice_says(request, shipped, kind, tmp_path):
     assert heard.shape == ours.waveform.shape
     assert np.abs(heard - ours.waveform).max() <= TOLERANCE
 
-    phonemes = [phoneme for phoneme in runtime.phonemize(TEXT)[0] if phoneme in voice.tokenizer.phoneme_ids]
+    phonemes = [
+        phoneme for phoneme in runtime.phonemize(TEXT)[0] if phoneme in voice.tokenizer.phoneme_ids
+    ]
     client, rate, samples = sherpa_says(export, phonemes, voice.speaker or 0)
     assert rate == voice.sampling_rate
     assert client.num_speakers == max(1, len(voice.speakers))
@@ -83,7 +93,11 @@ def test_the_settings_of_a_piper_voice_are_kept(shipped, tmp_path):
     export = export_voice(voice, tmp_path / "out", "piper")
     again = load_voice(export.model)
     assert again.tokenizer.phoneme_ids == voice.tokenizer.phoneme_ids
-    assert (again.speakers, again.speaker, again.sampling_rate) == (voice.speakers, 1, voice.sampling_rate)
+    assert (again.speakers, again.speaker, again.sampling_rate) == (
+        voice.speakers,
+        1,
+        voice.sampling_rate,
+    )
     for name in ("noise_scale", "speaking_rate", "noise_scale_duration"):
         assert getattr(again.model, name) == pytest.approx(getattr(voice.model, name))
 
@@ -97,18 +111,27 @@ def test_a_phonemising_hugging_face_voice_reads_the_same_ids(phonemising, text, 
     assert ids == list(sentence.ids)
     ours = speak(phonemising, text, noise_scale=0.0, noise_scale_duration=0.0)
     assert np.abs(heard - ours.waveform).max() <= TOLERANCE
-    known = {symbol.rpartition(" ")[0] for symbol in (export.folder / "tokens.txt").read_text(encoding="utf-8").splitlines()}
-    _, _, samples = sherpa_says(export, [phoneme for phoneme in runtime.phonemize(text)[0] if phoneme in known])
+    known = {
+        symbol.rpartition(" ")[0]
+        for symbol in (export.folder / "tokens.txt").read_text(encoding="utf-8").splitlines()
+    }
+    _, _, samples = sherpa_says(
+        export, [phoneme for phoneme in runtime.phonemize(text)[0] if phoneme in known]
+    )
     assert samples.size >= heard.size  # one more blank at the end
 
 
-@pytest.mark.parametrize("text", ["The birch canoe", "glue the sheet to the dark blue background", "a"])
+@pytest.mark.parametrize(
+    "text", ["The birch canoe", "glue the sheet to the dark blue background", "a"]
+)
 def test_a_voice_of_characters_reads_text(tiny, text, tmp_path):
     """Both clients read the text themselves."""
     export = export_voice(tiny, tmp_path / "out", "piper")
     runtime, heard = piper_says(export, text)
     [sentence] = tiny.tokenizer.sentences(text)
-    assert [runtime.phonemes_to_ids(phonemes) for phonemes in runtime.phonemize(text)] == [list(sentence.ids)]
+    assert [runtime.phonemes_to_ids(phonemes) for phonemes in runtime.phonemize(text)] == [
+        list(sentence.ids)
+    ]
     ours = speak(tiny, text, noise_scale=0.0, noise_scale_duration=0.0).waveform
     for samples in (heard, sherpa_client(export).generate(text).samples):
         assert np.abs(np.array(samples, np.float32) - ours).max() <= TOLERANCE
@@ -117,7 +140,10 @@ def test_a_voice_of_characters_reads_text(tiny, text, tmp_path):
 def test_a_piper_voice_of_characters_has_its_begin_and_end_in_sherpa(tmp_path):
     path = piper_factory.make_voice(tmp_path, piper_factory.MEDIUM, "letters")
     settings = path.with_name(path.name + ".json")
-    settings.write_text(json.dumps(piper_factory.settings(piper_factory.MEDIUM, phoneme_type="text")), encoding="utf-8")
+    settings.write_text(
+        json.dumps(piper_factory.settings(piper_factory.MEDIUM, phoneme_type="text")),
+        encoding="utf-8",
+    )
     voice = load_voice(path)
     export = export_voice(voice, tmp_path / "out", "piper")
     text = "the birds bend"
@@ -131,7 +157,14 @@ def test_sherpa_reads_a_lexicon(phonemising, tmp_path):
     """Without its own phonemiser it reads text by a lexicon: a word and its phonemes a line."""
     export = export_voice(phonemising, tmp_path / "out", "piper")
     (tmp_path / "lexicon.txt").write_text("yes j ɛ s\nsir s ɜ ɹ\n", encoding="utf-8")
-    assert len(sherpa_client(export, lexicon=str(tmp_path / "lexicon.txt")).generate("Yes sir yes").samples) > 0
+    assert (
+        len(
+            sherpa_client(export, lexicon=str(tmp_path / "lexicon.txt"))
+            .generate("Yes sir yes")
+            .samples
+        )
+        > 0
+    )
     assert len(sherpa_client(export).generate("Yes sir yes").samples) == 0
 
 
@@ -153,10 +186,14 @@ def test_what_is_no_short_text_is_not_kept(tmp_path):
         "audio": {"sample_rate": 16_000, "quality": None},
     }  # fmt: skip
     path = piper_factory.make_voice(tmp_path, piper_factory.TINIEST, "odd")
-    path.with_name("odd.onnx.json").write_text(json.dumps(piper_factory.settings(piper_factory.TINIEST, **odd)), encoding="utf-8")
+    path.with_name("odd.onnx.json").write_text(
+        json.dumps(piper_factory.settings(piper_factory.TINIEST, **odd)), encoding="utf-8"
+    )
     voice = load_voice(path)
     assert voice.tokenizer.about == {"language": {"code": "en_GB"}}
-    assert voice.tokenizer.about == load_voice(save_voice(voice, tmp_path / "saved")).tokenizer.about
+    assert (
+        voice.tokenizer.about == load_voice(save_voice(voice, tmp_path / "saved")).tokenizer.about
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +213,10 @@ def test_voices_that_piper_cannot_read_to(options, why, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("where", "value"), [(("audio", "sample_rate"), 44100), (("speaker_id_map",), {"1": 0, "0": 1, "2": 2})])
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [(("audio", "sample_rate"), 44100), (("speaker_id_map",), {"1": 0, "0": 1, "2": 2})],
+)
 def test_settings_that_are_of_another_voice(tmp_path, where, value):
     voice = load_voice(piper_factory.make_voice(tmp_path, piper_factory.SPEAKERS, "many"))
     export = export_voice(voice, tmp_path / "out", "piper")

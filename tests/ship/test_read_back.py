@@ -14,8 +14,8 @@ import torch
 
 from tests.ship.conftest import KINDS
 from vits_prune import InputError, load_voice, save_voice, speak
-from vits_prune.bench.standalone import BenchError, bench
 from vits_prune.ship import export_voice
+from vits_prune.ship.bench import BenchError, bench
 from vits_prune.voices.onnx_facts import read_facts
 from vits_prune.voices.voice import Origin
 
@@ -28,12 +28,20 @@ def parameters(voice):
 
 def same_weights(voice, other):
     ours, theirs = parameters(voice), parameters(other)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
 
 
 def with_history(voice, licence="cc-by-nc-4.0", revision="0123abc"):
     """The voice as if published under a licence, pruned and healed."""
-    recipe = MappingProxyType({**voice.recipe, "pruned": [{"method": "magnitude", "amount": 0.5, "parts": ["flow"]}], "healed": HEALED})
+    recipe = MappingProxyType(
+        {
+            **voice.recipe,
+            "pruned": [{"method": "magnitude", "amount": 0.5, "parts": ["flow"]}],
+            "healed": HEALED,
+        }
+    )
     origin = Origin(voice.origin.family, f"owner/{voice.name}", revision, licence)
     return dataclasses.replace(voice, recipe=recipe, origin=origin)
 
@@ -53,7 +61,9 @@ def test_every_structure_reads_back(shipped, kind, format, tmp_path):
     assert dict(again.recipe) == dict(voice.recipe)
     assert again.free_cut == voice.free_cut
     text = "the birch canoe"
-    assert np.array_equal(speak(again, text, seed=3).waveform, speak(export.shipped, text, seed=3).waveform)
+    assert np.array_equal(
+        speak(again, text, seed=3).waveform, speak(export.shipped, text, seed=3).waveform
+    )
 
 
 @pytest.mark.parametrize("kind", ["plain", "narrow", "piper-high"])
@@ -118,7 +128,13 @@ def test_a_damaged_file_is_never_another_voice(shipped, format, tmp_path):
     whole = model.read_bytes()
     random = np.random.default_rng(0)
     refused, reasons = 0, set()
-    for at in (*random.integers(len(whole), size=40), 5, len(whole) - 5, len(whole) - 300, len(whole) // 2):
+    for at in (
+        *random.integers(len(whole), size=40),
+        5,
+        len(whole) - 5,
+        len(whole) - 300,
+        len(whole) // 2,
+    ):
         broken = bytearray(whole)
         broken[at] ^= 0x10
         model.write_bytes(broken)
@@ -129,10 +145,21 @@ def test_a_damaged_file_is_never_another_voice(shipped, format, tmp_path):
             reasons.add(str(error))
         else:  # a number that nothing is read by, such as the version of the file's own format
             assert same_weights(again, export.shipped)
-            assert (dict(again.recipe), again.origin.licence) == (dict(voice.recipe), "cc-by-nc-4.0")
+            assert (dict(again.recipe), again.origin.licence) == (
+                dict(voice.recipe),
+                "cc-by-nc-4.0",
+            )
     assert refused > 35
     assert not any("\n" in reason for reason in reasons)
-    for length in (0, 1, 100, len(whole) // 2, *random.integers(len(whole), size=10), len(whole) - 200, len(whole) - 1):
+    for length in (
+        0,
+        1,
+        100,
+        len(whole) // 2,
+        *random.integers(len(whole), size=10),
+        len(whole) - 200,
+        len(whole) - 1,
+    ):
         model.write_bytes(whole[:length])
         with pytest.raises(InputError):
             load_voice(model)
@@ -159,7 +186,9 @@ def test_damage_in_the_folder_of_an_export(tiny, format, tmp_path):
 def test_a_tokenizer_that_is_not_the_exported_one(tiny, tmp_path):
     export = export_voice(tiny, tmp_path / "out", "onnx")
     vocabulary = export.folder / "vocab.json"
-    vocabulary.write_text(vocabulary.read_text(encoding="utf-8").replace('"b"', '"B"'), encoding="utf-8")
+    vocabulary.write_text(
+        vocabulary.read_text(encoding="utf-8").replace('"b"', '"B"'), encoding="utf-8"
+    )
     with pytest.raises(InputError, match=r"its vocab.json is not the file that was exported"):
         load_voice(export.model)
     shutil.copy(export.model, tmp_path / "alone.onnx")

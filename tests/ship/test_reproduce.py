@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from vits_prune import PruneSpec, Shape, load_voice, prune
-from vits_prune.cli import _parser, main
-from vits_prune.cli_heal import _typed_spec, plan_of
-from vits_prune.cli_spec import spec_of
+from vits_prune.cli.heal_command import _typed_spec, plan_of
+from vits_prune.cli.main import _parser, main
+from vits_prune.cli.options import spec_of
 from vits_prune.healing.gradual import share_of
 from vits_prune.healing.plan import HealPlan
 from vits_prune.ship.reproduce import MAX_STEPS, ORIGINAL, reproduce
@@ -23,7 +23,9 @@ SPECS = [
     PruneSpec(method="random", amount=0.123456789, seed=7),
     PruneSpec(method="activation", amount=1e-05, floor=0.25, parts=("flow", "decoder")),
     PruneSpec(method="second_order", scope="sensitivity", amount=0.75, protect=()),
-    PruneSpec(method="second_order", amount=0.8, protect=("decoder.conv_post", "flow.flows.*.conv_pre")),
+    PruneSpec(
+        method="second_order", amount=0.8, protect=("decoder.conv_post", "flow.flows.*.conv_pre")
+    ),
     PruneSpec(amount=0.5, pattern="2:4"),
     PruneSpec(amount=2 / 3, pattern="1:3"),
     PruneSpec(method="second_order", amount=0.8, steps=4),
@@ -37,7 +39,14 @@ SPECS = [
         method="structured",
         importance="weight_norm",
         shape=Shape(
-            decoder_width=0.5, branches=1, resblock_width=0.75, ffn_width=0.5, encoder_layers=3, flows=2, wavenet_layers=2, multiple=4
+            decoder_width=0.5,
+            branches=1,
+            resblock_width=0.75,
+            ffn_width=0.5,
+            encoder_layers=3,
+            flows=2,
+            wavenet_layers=2,
+            multiple=4,
         ),
     ),
 ]
@@ -45,7 +54,15 @@ JOE = Origin("piper", "joe", None, "cc0-1.0")
 PLANS = [
     HealPlan(),
     HealPlan(minutes=5),
-    HealPlan(minutes=None, steps=100, seed=3, lessons=50, batch=2, learning_rate=1e-5, checkpoint_every=10),
+    HealPlan(
+        minutes=None,
+        steps=100,
+        seed=3,
+        lessons=50,
+        batch=2,
+        learning_rate=1e-5,
+        checkpoint_every=10,
+    ),
     HealPlan(minutes=2.5, adversarial=True, precision="bf16"),
 ]
 
@@ -53,7 +70,15 @@ PLANS = [
 def made(voice, pruned=(), healed=(), origin=JOE):
     """A voice with a recipe, as it comes out of JSON."""
     recipe = {"pruned": [spec.to_dict() for spec in pruned]} if pruned else {}
-    recipe |= {"healed": [{"plan": plan.to_dict(), "steps": 10, "of": of, "lessons": 5} for plan, of in healed]} if healed else {}
+    recipe |= (
+        {
+            "healed": [
+                {"plan": plan.to_dict(), "steps": 10, "of": of, "lessons": 5} for plan, of in healed
+            ]
+        }
+        if healed
+        else {}
+    )
     return dataclasses.replace(voice, recipe=recipe, origin=origin)
 
 
@@ -80,7 +105,9 @@ def test_gradual_healing_is_parsed_back(tiny, spec, plan):
     (line,) = reproduce(made(tiny, [spec], healed)).lines()
     options = parsed(line)
     assert _typed_spec(options) == spec
-    assert dataclasses.replace(plan_of(options), minutes=1.0) == dataclasses.replace(plan, minutes=1.0)
+    assert dataclasses.replace(plan_of(options), minutes=1.0) == dataclasses.replace(
+        plan, minutes=1.0
+    )
     assert plan_of(options).minutes == pytest.approx(plan.minutes)
 
 
@@ -91,7 +118,11 @@ def test_healing_is_parsed_back(tiny, plan):
     assert spec_of(parsed(first)) == spec
     options = parsed(second)
     assert plan_of(options) == plan
-    assert (options.pruned, options.voice, _typed_spec(options)) == (str(parsed(first).out), "joe", None)
+    assert (options.pruned, options.voice, _typed_spec(options)) == (
+        str(parsed(first).out),
+        "joe",
+        None,
+    )
 
 
 def test_minutes_become_the_steps_that_they_came_to(tiny):
@@ -103,11 +134,20 @@ def test_minutes_become_the_steps_that_they_came_to(tiny):
 
 
 def test_several_prunings_and_healings_are_a_chain(tiny):
-    specs = [PruneSpec(method="structured", shape=Shape(flows=2)), PruneSpec(method="second_order", amount=0.5)]
+    specs = [
+        PruneSpec(method="structured", shape=Shape(flows=2)),
+        PruneSpec(method="second_order", amount=0.5),
+    ]
     again = reproduce(made(tiny, specs, [(PLANS[2], 100)]), "piper", "int8")
     first, second, third, fourth = map(parsed, again.lines())
     assert (spec_of(first), spec_of(second)) == tuple(specs)
-    assert (first.voice, second.voice, third.voice, third.pruned, fourth.voice) == ("joe", "pruned", "joe", "pruned-2", "healed")
+    assert (first.voice, second.voice, third.voice, third.pruned, fourth.voice) == (
+        "joe",
+        "pruned",
+        "joe",
+        "pruned-2",
+        "healed",
+    )
     assert (fourth.format, fourth.precision) == ("piper", "int8")
     assert any("took turns" in note for note in again.notes)
 
@@ -116,7 +156,11 @@ def test_original_on_the_hub_is_named_with_its_commit_and_speaker(tiny):
     origin = Origin("hugging-face", "facebook/mms-tts-eng", "a" * 40, "cc-by-nc-4.0")
     voice = dataclasses.replace(made(tiny, [PruneSpec()], origin=origin), speaker=2)
     options = parsed(reproduce(voice).lines()[0])
-    assert (options.voice, options.revision, options.speaker) == ("facebook/mms-tts-eng", "a" * 40, "2")
+    assert (options.voice, options.revision, options.speaker) == (
+        "facebook/mms-tts-eng",
+        "a" * 40,
+        "2",
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,12 +187,32 @@ def test_calibration_texts_come_as_a_file(tiny, tmp_path, monkeypatch):
 
 
 def test_what_the_command_line_cannot_say_is_said(tiny):
-    plan = HealPlan(minutes=None, steps=10, segment=32, joint=0.5, speakers="own", adversarial=True, adversarial_width=0.5)
+    plan = HealPlan(
+        minutes=None,
+        steps=10,
+        segment=32,
+        joint=0.5,
+        speakers="own",
+        adversarial=True,
+        adversarial_width=0.5,
+    )
     voice = made(tiny, [PruneSpec()], [(plan, 10)])
-    voice.recipe["healed"][0] |= {"recordings": 12, "stopped": "the loss 'mel' was no finite number"}
+    voice.recipe["healed"][0] |= {
+        "recordings": 12,
+        "stopped": "the loss 'mel' was no finite number",
+    }
     again = reproduce(voice)
     said = " ".join(again.notes)
-    assert all(words in said for words in ("segment 32", "joint 0.5", "speakers own", "adversarial_width 0.5", "12 recordings"))
+    assert all(
+        words in said
+        for words in (
+            "segment 32",
+            "joint 0.5",
+            "speakers own",
+            "adversarial_width 0.5",
+            "12 recordings",
+        )
+    )
     assert "no finite number" in said
     assert len(again.lines()) == 2  # recordings go with a voice that is pruned already
 
@@ -171,7 +235,9 @@ def test_what_the_command_line_cannot_say_is_said(tiny):
 def test_recipe_of_strangers_is_not_repeated(tiny, recipe):
     again = reproduce(dataclasses.replace(tiny, recipe=recipe))
     assert not again.commands
-    assert again.notes == ("The recipe that came with the voice is not one that this version can repeat.",)
+    assert again.notes == (
+        "The recipe that came with the voice is not one that this version can repeat.",
+    )
 
 
 def test_voice_without_a_recipe(tiny):
@@ -182,7 +248,9 @@ def test_voice_without_a_recipe(tiny):
 
 def test_the_command_makes_the_same_voice(tiny_folder, tmp_path, monkeypatch):
     """Run for real: the folder that the command writes holds the very weights."""
-    voice = prune(load_voice(tiny_folder), PruneSpec(method="random", scope="local", amount=0.5, seed=5))
+    voice = prune(
+        load_voice(tiny_folder), PruneSpec(method="random", scope="local", amount=0.5, seed=5)
+    )
     (line,) = reproduce(voice).lines()
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(line.replace(ORIGINAL, str(tiny_folder)))[3:]) == 0

@@ -12,11 +12,12 @@ import torch
 
 from tests.voices import piper_factory
 from tests.voices.hf_factory import edit_json, make_checkpoint
-from vits_prune import InputError, cli, load_voice, save_voice
+from vits_prune import InputError, load_voice, save_voice
+from vits_prune.cli import main as cli
 from vits_prune.ship import export_voice
 from vits_prune.ship.onnx_check import _difference, check_onnx
+from vits_prune.ship.onnx_writer import GraphWriter
 from vits_prune.voices.onnx_load import is_export
-from vits_prune.voices.onnx_writer import GraphWriter
 
 WEIGHT = "text_encoder.encoder.layers.0.attention.k_proj.weight"
 
@@ -31,7 +32,10 @@ def with_one(voice, value):
 def written(tmp_path_factory):
     """A voice of each family by the format that it was exported in, and the folder with both exports."""
     place = tmp_path_factory.mktemp("written")
-    hub, piper = load_voice(make_checkpoint(place / "plain")), load_voice(piper_factory.make_voice(place, piper_factory.MEDIUM, "medium"))
+    hub, piper = (
+        load_voice(make_checkpoint(place / "plain")),
+        load_voice(piper_factory.make_voice(place, piper_factory.MEDIUM, "medium")),
+    )
     export_voice(hub, place / "exports" / "onnx", "onnx")
     export_voice(piper, place / "exports" / "piper", "piper")
     return {"onnx": hub, "piper": piper}, place / "exports"
@@ -64,7 +68,9 @@ def test_a_file_that_speaks_no_numbers_does_not_pass(said):
         _difference("voice", np.zeros(9, np.float32), np.full(9, said, np.float32))
     with pytest.raises(InputError, match="in length"):
         _difference("voice", np.zeros(9, np.float32), np.zeros(8, np.float32))
-    assert _difference("voice", np.zeros(9, np.float32), np.full(9, 1e-5, np.float32)) == pytest.approx(1e-5)
+    assert _difference(
+        "voice", np.zeros(9, np.float32), np.full(9, 1e-5, np.float32)
+    ) == pytest.approx(1e-5)
 
 
 def test_weights_too_large_for_fp16_are_not_written():
@@ -91,7 +97,9 @@ def test_what_lies_beside_an_export_stays(written, exported, first):
             export_voice(voice, folder, format)
     assert (folder / "notes.txt").read_text() == "mine"
     (folder / "notes.txt").unlink()
-    with pytest.raises(InputError, match="holds an export of another format"):  # a saved voice does not take the place of an ONNX export
+    with pytest.raises(
+        InputError, match="holds an export of another format"
+    ):  # a saved voice does not take the place of an ONNX export
         export_voice(voice, folder, "sparse")
     if first == "piper":
         export_voice(voice, folder, first)
@@ -101,7 +109,10 @@ def test_what_lies_beside_an_export_stays(written, exported, first):
 def test_a_voice_is_not_exported_over_itself(tiny, tmp_path, capsys):
     folder = save_voice(tiny, tmp_path / "voice")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert cli.main(["export", "--voice", str(folder), "--format", "sparse", "--out", str(folder)]) != 0
+    assert (
+        cli.main(["export", "--voice", str(folder), "--format", "sparse", "--out", str(folder)])
+        != 0
+    )
     assert "is the folder of the voice itself" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

@@ -10,11 +10,11 @@ import pytest
 import vits_prune
 from tests.healing.conftest import QUICK, TEXTS, same_weights
 from vits_prune import InputError, PruneSpec, prune
-from vits_prune.cli_heal import add_commands
+from vits_prune.cli.heal_command import add_commands
 from vits_prune.healing.corpus import corpus
 from vits_prune.study import judge as module
 from vits_prune.study.judge import CheckpointJudge, Judgement, judge_of, tuning_texts
-from vits_prune.texts import load_texts
+from vits_prune.synthesis.texts import load_texts
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,11 @@ def german(monkeypatch):
 
 
 def scored(monkeypatch, scores):
-    monkeypatch.setattr(CheckpointJudge, "judgement", lambda self, step, voice, of: Judgement(step, of, {}, scores[step]))
+    monkeypatch.setattr(
+        CheckpointJudge,
+        "judgement",
+        lambda self, step, voice, of: Judgement(step, of, {}, scores[step]),
+    )
 
 
 def test_english_is_judged_on_the_tuning_half(tiny):
@@ -78,7 +82,9 @@ def test_what_cannot_be_said_is_not_measured_and_why_is_said(tiny):
         patch.setattr(module, "load_texts", lambda *_: ("🙂",))
         judge = judge_of(tiny, None, 2, 1)
     assert judge.reference is None
-    assert judge.unmeasured[0].startswith("Checkpoints are not measured, and the last one is kept: ")
+    assert judge.unmeasured[0].startswith(
+        "Checkpoints are not measured, and the last one is kept: "
+    )
     assert judge(12, tiny.with_weights({}, recipe={"healed": [{"of": 12}]})) is None
 
 
@@ -86,7 +92,9 @@ def test_python_keeps_the_best_checkpoint_by_default(tiny, pruned, quick, monkey
     scored(monkeypatch, {3: 4.0, 6: 1.0, 9: 2.0, 12: 3.0})
     healed = vits_prune.heal(pruned, tiny, TEXTS, QUICK, evaluation_texts=1)
     assert healed.recipe["healed"][0]["steps"] == 6
-    *_, (_, healed) = vits_prune.heal_steps(tiny, PruneSpec(amount=0.5), QUICK, texts=TEXTS, evaluation_texts=1)
+    *_, (_, healed) = vits_prune.heal_steps(
+        tiny, PruneSpec(amount=0.5), QUICK, texts=TEXTS, evaluation_texts=1
+    )
     assert healed.recipe["healed"][0]["steps"] == 6
 
 
@@ -110,7 +118,10 @@ def test_the_command_line_has_the_defaults_of_the_library():
     parser = argparse.ArgumentParser()
     add_commands(parser.add_subparsers())
     options = parser.parse_args(["heal", "--out", "x"])
-    assert (options.evaluations, options.evaluation_texts) == (module.EVALUATIONS, module.EVALUATION_TEXTS)
+    assert (options.evaluations, options.evaluation_texts) == (
+        module.EVALUATIONS,
+        module.EVALUATION_TEXTS,
+    )
 
 
 def test_evaluations_out_of_range(tiny):

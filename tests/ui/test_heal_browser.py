@@ -12,10 +12,21 @@ import soundfile
 from playwright.sync_api import Page, expect
 
 from tests.ui.conftest import TINY
-from tests.ui.test_browser import CHROMIUM, PATIENCE, browser, choose_voice, open_tab, page, saved, visit  # noqa: F401 (fixtures)
+from tests.ui.test_browser import (  # noqa: F401 (fixtures)
+    CHROMIUM,
+    PATIENCE,
+    browser,
+    choose_voice,
+    open_tab,
+    page,
+    saved,
+    visit,
+)
 from vits_prune import load_voice, speak
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the page is not tested in a browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="chromium is not installed: the page is not tested in a browser"
+)
 
 
 def begin(page: Page, minutes: str = "0.5") -> None:  # noqa: F811
@@ -31,13 +42,19 @@ def begin(page: Page, minutes: str = "0.5") -> None:  # noqa: F811
 def sound(page: Page, name: str) -> np.ndarray:  # noqa: F811
     link = page.locator(f"#{name} a[download]").first
     link.wait_for(state="attached", timeout=PATIENCE)
-    return soundfile.read(io.BytesIO(page.request.get(link.evaluate("a => a.href")).body()), dtype="int16")[0]
+    return soundfile.read(
+        io.BytesIO(page.request.get(link.evaluate("a => a.href")).body()), dtype="int16"
+    )[0]
 
 
 def test_a_voice_is_healed_heard_on_the_way_stopped_and_saved(page, tmp_path):  # noqa: F811
     begin(page, "20")
-    expect(page.locator("#heal-checkpoint input")).to_have_count(1, timeout=PATIENCE)  # as it was pruned
-    expect(page.locator("#heal-status")).to_contain_text(re.compile(r"step \d+ of \d+, about \d+:\d\d left"), timeout=PATIENCE)
+    expect(page.locator("#heal-checkpoint input")).to_have_count(
+        1, timeout=PATIENCE
+    )  # as it was pruned
+    expect(page.locator("#heal-status")).to_contain_text(
+        re.compile(r"step \d+ of \d+, about \d+:\d\d left"), timeout=PATIENCE
+    )
     page.locator("#heal-checkpoint input").first.check()
     assert sound(page, "heal-audio").any()
     expect(page.locator("#heal-course .losses polyline").first).to_be_attached(timeout=PATIENCE)
@@ -45,14 +62,18 @@ def test_a_voice_is_healed_heard_on_the_way_stopped_and_saved(page, tmp_path):  
     expect(page.locator("#status")).to_contain_text("Done", timeout=PATIENCE)
     expect(page.locator("#heal-status")).to_contain_text("left")
     page.locator("#stop").click()
-    expect(page.locator("#heal-status")).to_contain_text("stopped by hand at step", timeout=PATIENCE)
+    expect(page.locator("#heal-status")).to_contain_text(
+        "stopped by hand at step", timeout=PATIENCE
+    )
     expect(page.locator("#heal-table")).to_contain_text("length of the speech")
     healed, original = sound(page, "heal-healed"), sound(page, "heal-original")
     assert len(healed) == len(original), "with the original's durations"
     page.locator("#heal-save").click()
     link = page.locator("#heal-saved a[download]").first
     link.wait_for(timeout=PATIENCE)
-    with zipfile.ZipFile(io.BytesIO(page.request.get(link.evaluate("a => a.href")).body())) as archive:
+    with zipfile.ZipFile(
+        io.BytesIO(page.request.get(link.evaluate("a => a.href")).body())
+    ) as archive:
         archive.extractall(tmp_path)
     (folder,) = tmp_path.iterdir()
     assert speak(load_voice(folder), "hi there").audio_seconds > 0
@@ -66,7 +87,9 @@ def test_nothing_pruned_gets_a_sentence(page):  # noqa: F811
     page.keyboard.press("Tab")
     open_tab(page, "Heal")
     page.locator("#heal-start").click()
-    expect(page.get_by_test_id("toast-body")).to_contain_text("Nothing is pruned yet", timeout=PATIENCE)
+    expect(page.get_by_test_id("toast-body")).to_contain_text(
+        "Nothing is pruned yet", timeout=PATIENCE
+    )
 
 
 def test_on_a_phone_it_fits(visit, tmp_path):  # noqa: F811

@@ -18,18 +18,20 @@ import soundfile
 
 from tests.ui.test_evidence import request_  # noqa: F401 (a fixture)
 from vits_prune import PARTS, HealPlan, PruneSpec, load_voice, speak
-from vits_prune.background import Doing
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.evaluation import Settings, prepare_reference
 from vits_prune.healing import heal as heal_voice
+from vits_prune.studio.jobs import Doing
+from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.judge import CheckpointJudge, tuning_texts
 from vits_prune.ui import heal, healed, healing, page, steps
 from vits_prune.ui.course import MAX_POINTS, course_value
 from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import Check, Ended, Order, Progress, Task
 
-PLAN = HealPlan(minutes=None, steps=20, lessons=20, batch=2, segment=16, learning_rate=2e-3, checkpoint_every=4)
+PLAN = HealPlan(
+    minutes=None, steps=20, lessons=20, batch=2, segment=16, learning_rate=2e-3, checkpoint_every=4
+)
 
 
 @pytest.fixture
@@ -62,8 +64,15 @@ def heal_wholly(order, tiny):
     """The same by the library in one go, with the page's own measure."""
     request = order.request
     said = tuning_texts(tiny, order.texts).texts
-    reference = prepare_reference(tiny, said, Settings(seed=request.seed, metrics=healed.METRICS, noise_seeds=0))
-    return heal_voice(steps.bench.pruned(request), tiny, plan=order.plan, judge=CheckpointJudge(reference, healing.CHECKS))
+    reference = prepare_reference(
+        tiny, said, Settings(seed=request.seed, metrics=healed.METRICS, noise_seeds=0)
+    )
+    return heal_voice(
+        steps.bench.pruned(request),
+        tiny,
+        plan=order.plan,
+        judge=CheckpointJudge(reference, healing.CHECKS),
+    )
 
 
 def weights_of(voice):
@@ -75,7 +84,12 @@ def test_it_heals_and_shows_what_became_of_it(order, tiny, tmp_path):
     assert {name for update in updates for name in update} == set(heal.SHOWN)
     shown = updates[-1]
     json.dumps(shown["heal_course"])
-    assert {one["name"] for one in shown["heal_course"]["losses"]} >= {"mel", "prior", "flow", "durations"}
+    assert {one["name"] for one in shown["heal_course"]["losses"]} >= {
+        "mel",
+        "prior",
+        "flow",
+        "durations",
+    }
     (dnsmos,) = [one for one in shown["heal_course"]["checks"] if one["title"] == "DNSMOS, overall"]
     assert [point[0] for point in dnsmos["points"]] == [0, 4, 8, 12, 16, 20]
     found = healed.recall(order)
@@ -93,34 +107,49 @@ def test_it_heals_and_shows_what_became_of_it(order, tiny, tmp_path):
     assert list(curve["step"]) == sorted(curve["step"])
     assert curve["measured_dnsmos_ovrl"].count() == 6
     whole = heal_wholly(order, tiny)
-    assert all(tensor.equal(weights_of(whole)[name]) for name, tensor in weights_of(found.voice).items())
+    assert all(
+        tensor.equal(weights_of(whole)[name]) for name, tensor in weights_of(found.voice).items()
+    )
     assert found.voice.recipe == whole.recipe
     assert left_behind() == []
 
     original = speak(tiny, order.request.text, order.request.seed)
     speech = speak(found.voice, order.request.text, order.request.seed, timing=original)
-    np.testing.assert_array_equal(soundfile.read(shown["heal_healed"].value["path"], dtype="int16")[0], speech.pcm16())
+    np.testing.assert_array_equal(
+        soundfile.read(shown["heal_healed"].value["path"], dtype="int16")[0], speech.pcm16()
+    )
     at_best = heal.checkpoint_steps(order, found.kept)["heal_audio"]
-    np.testing.assert_array_equal(soundfile.read(at_best.value["path"], dtype="int16")[0], speech.pcm16())
+    np.testing.assert_array_equal(
+        soundfile.read(at_best.value["path"], dtype="int16")[0], speech.pcm16()
+    )
     with zipfile.ZipFile(heal.healed_folder(order)) as archive:
         archive.extractall(tmp_path)
     (folder,) = tmp_path.iterdir()
-    np.testing.assert_array_equal(speak(load_voice(folder), "hi there you", 2).waveform, speak(found.voice, "hi there you", 2).waveform)
+    np.testing.assert_array_equal(
+        speak(load_voice(folder), "hi there you", 2).waveform,
+        speak(found.voice, "hi there you", 2).waveform,
+    )
 
-    other = dataclasses.replace(order, request=dataclasses.replace(order.request, text="you hi", timing="own"))
+    other = dataclasses.replace(
+        order, request=dataclasses.replace(order.request, text="you hi", timing="own")
+    )
     again = last_of(other)
     assert len(again) < len(updates)
     theirs = healed.recall(other)
     assert theirs.voice is found.voice, "what was healed is spoken with, not healed again"
     assert [check.figures for check in theirs.checks] == [check.figures for check in found.checks]
-    assert [value for _, value in again[-1]["heal_checkpoint"].choices] == [0, found.kept], "others said what another visitor wrote"
+    assert [value for _, value in again[-1]["heal_checkpoint"].choices] == [0, found.kept], (
+        "others said what another visitor wrote"
+    )
     original = speak(tiny, "you hi", order.request.seed)
     for step, voice in ((0, steps.bench.pruned(order.request)), (found.kept, found.voice)):
         heard = heal.checkpoint_steps(other, step)["heal_audio"].value["path"]
         own = speak(voice, "you hi", order.request.seed, timing=original)
         np.testing.assert_array_equal(soundfile.read(heard, dtype="int16")[0], own.pcm16())
     with pytest.raises(InputError, match="Choose one of the checkpoints"):
-        heal.checkpoint_steps(other, next(check.step for check in found.checks if check.step not in (0, found.kept)))
+        heal.checkpoint_steps(
+            other, next(check.step for check in found.checks if check.step not in (0, found.kept))
+        )
     assert healed.recall(order) is found
 
 
@@ -141,17 +170,25 @@ def test_in_stretches_it_is_the_same_to_the_bit(order, tiny, monkeypatch):
     assert [task.resume for task in stretches] == [False] + [True] * (PLAN.steps - 1)
     found, whole = healed.recall(order), heal_wholly(order, tiny)
     assert [check.step for check in found.checks] == [0, 4, 8, 12, 16, 20]
-    assert all(tensor.equal(weights_of(whole)[name]) for name, tensor in weights_of(found.voice).items())
+    assert all(
+        tensor.equal(weights_of(whole)[name]) for name, tensor in weights_of(found.voice).items()
+    )
     assert "Done" in updates[-1]["heal_status"]
 
 
 def halting_at(step, order):
     """Whether it is to stop, from a step on."""
-    return lambda what: what == "healing" and (found := healed._healings.get(order.key)) is not None and len(found.checks) > step
+    return lambda what: (
+        what == "healing"
+        and (found := healed._healings.get(order.key)) is not None
+        and len(found.checks) > step
+    )
 
 
 def test_stopped_it_keeps_the_best_so_far_and_goes_on_to_measure(order):
-    long = dataclasses.replace(order, plan=dataclasses.replace(PLAN, steps=200, checkpoint_every=40))
+    long = dataclasses.replace(
+        order, plan=dataclasses.replace(PLAN, steps=200, checkpoint_every=40)
+    )
     shown = last_of(long, halting_at(1, long))[-1]
     found = healed.recall(long)
     assert 40 <= found.step < 200
@@ -163,8 +200,12 @@ def test_stopped_it_keeps_the_best_so_far_and_goes_on_to_measure(order):
 
 
 def test_stopped_before_anything_was_measured_the_newest_is_kept(order):
-    long = dataclasses.replace(order, plan=dataclasses.replace(PLAN, steps=100_000, checkpoint_every=100_000))
-    shown = last_of(long, lambda _what: (found := healed._healings.get(long.key)) is not None and found.step > 3)
+    long = dataclasses.replace(
+        order, plan=dataclasses.replace(PLAN, steps=100_000, checkpoint_every=100_000)
+    )
+    shown = last_of(
+        long, lambda _what: (found := healed._healings.get(long.key)) is not None and found.step > 3
+    )
     found = healed.recall(long)
     assert found.kept == found.step > 3
     done = found.voice.recipe["healed"][-1]
@@ -180,7 +221,9 @@ def test_stopped_before_it_began_it_says_so(order):
 
 
 def test_whoever_leaves_leaves_no_work_and_no_files(order):
-    long = dataclasses.replace(order, plan=dataclasses.replace(PLAN, steps=100_000, checkpoint_every=100_000))
+    long = dataclasses.replace(
+        order, plan=dataclasses.replace(PLAN, steps=100_000, checkpoint_every=100_000)
+    )
     run = heal.ordered_steps(long, None, never)
     for update in run:
         if "step" in update.get("heal_status", ""):
@@ -225,7 +268,9 @@ def test_no_gpu_any_more_keeps_what_there_is(order, monkeypatch):
 
     monkeypatch.setattr(healing, "training_steps", refused)
     monkeypatch.setattr(healed, "calls_are_limited", lambda: True)
-    long = dataclasses.replace(order, plan=dataclasses.replace(PLAN, steps=100_000, checkpoint_every=2))
+    long = dataclasses.replace(
+        order, plan=dataclasses.replace(PLAN, steps=100_000, checkpoint_every=2)
+    )
     shown = last_of(long)[-1]
     assert "It ended early: You have no GPU time left." in shown["heal_status"]
     assert healed.recall(long).voice is not None
@@ -248,11 +293,16 @@ def task_of(order):
     """A task whose preparation is done."""
     request = order.request
     voice = steps.bench.voice(request.reference)
-    judge = CheckpointJudge(prepare_reference(voice, ["hi there"], Settings(metrics=("rhythm",), noise_seeds=0)), healing.CHECKS)
+    judge = CheckpointJudge(
+        prepare_reference(voice, ["hi there"], Settings(metrics=("rhythm",), noise_seeds=0)),
+        healing.CHECKS,
+    )
     pruned = steps.bench.pruned(request)
     return next(
         step
-        for step in healed.in_background(lambda tell: healed._prepared(Healing(order), judge, voice, pruned, tell))
+        for step in healed.in_background(
+            lambda tell: healed._prepared(Healing(order), judge, voice, pruned, tell)
+        )
         if isinstance(step, Task)
     )
 
@@ -268,7 +318,16 @@ def test_what_comes_out_of_a_stretch_ends_with_why(order):
 
 
 @pytest.mark.parametrize(
-    "values", [(0, 4, False), (31, 4, False), (None, 4, False), (True, 4, False), (5, 1, False), (5, 21, False), (5, None, False)]
+    "values",
+    [
+        (0, 4, False),
+        (31, 4, False),
+        (None, 4, False),
+        (True, 4, False),
+        (5, 1, False),
+        (5, 21, False),
+        (5, None, False),
+    ],
 )
 def test_what_is_out_of_range_gets_a_sentence(request_deep, values):
     with pytest.raises(InputError, match=r"^Give [^\n]+\.$"):
@@ -276,7 +335,10 @@ def test_what_is_out_of_range_gets_a_sentence(request_deep, values):
 
 
 def test_the_plan_follows_the_minutes(request_deep):
-    short, long = (heal.order_of(request_deep, None, minutes, 4, adversarial).plan for minutes, adversarial in ((0.5, False), (30, True)))
+    short, long = (
+        heal.order_of(request_deep, None, minutes, 4, adversarial).plan
+        for minutes, adversarial in ((0.5, False), (30, True))
+    )
     assert (short.minutes, short.seed, short.adversarial) == (0.5, 2, False)
     assert long.adversarial
     assert short.lessons < long.lessons
@@ -312,7 +374,10 @@ def test_nothing_healed_has_no_folder():
 
 
 def test_a_long_course_is_thinned_and_keeps_its_end():
-    rows = [{"step": 5 * i, "seconds": 1.0, "mel": 1.0, "total": 2.0, "nothing": 0.0} for i in range(1, 1_002)]
+    rows = [
+        {"step": 5 * i, "seconds": 1.0, "mel": 1.0, "total": 2.0, "nothing": 0.0}
+        for i in range(1, 1_002)
+    ]
     value = course_value(rows, [], 5_005, None, "")
     (line,) = value["losses"]
     assert line["name"] == "mel"

@@ -10,7 +10,7 @@ import pytest
 
 from vits_prune import PruneSpec, prune, speak
 from vits_prune.measure import measure_sparsity, measure_weights
-from vits_prune.measure.spectrogram import measure_spectrogram
+from vits_prune.measure.signals import measure_spectrogram
 from vits_prune.ui import plots
 
 
@@ -23,7 +23,11 @@ def spectrogram_figure(pair, aligned):
     original, pruned = pair
     first = speak(original, "hi there")
     second = speak(pruned, "hi there", timing=first if aligned else "own")
-    return plots.spectrograms(measure_spectrogram(first), measure_spectrogram(second), aligned), first, second
+    return (
+        plots.spectrograms(measure_spectrogram(first), measure_spectrogram(second), aligned),
+        first,
+        second,
+    )
 
 
 def titles(figure):
@@ -56,18 +60,33 @@ def test_bars_are_the_sparsity_of_the_layers(pair):
     sparsity = measure_sparsity(pair[1])
     (axis,) = plots.layer_bars(sparsity).axes
     heights = [bar.get_height() for bar in axis.patches]
-    assert sorted(heights) == pytest.approx(sorted(100 * row.sparsity for row in sparsity.layers if row.layer.prunable))
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["text encoder", "duration predictor", "flow", "decoder"]
+    assert sorted(heights) == pytest.approx(
+        sorted(100 * row.sparsity for row in sparsity.layers if row.layer.prunable)
+    )
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "text encoder",
+        "duration predictor",
+        "flow",
+        "decoder",
+    ]
 
 
 def test_the_histogram_counts_every_weight_and_marks_a_threshold_where_there_is_one(pair, tiny):
     weights = measure_weights(*pair)
     (axis,) = plots.weight_histogram(weights).axes
     counted = sum(bar.get_height() for bar in axis.patches)
-    assert counted == sum(row.layer.weights for row in measure_sparsity(pair[1]).layers if row.zeros and row.layer.prunable)
-    assert [text.get_text().strip() for text in axis.texts] == [f"threshold {weights.largest_zeroed:.3g}"]
+    assert counted == sum(
+        row.layer.weights
+        for row in measure_sparsity(pair[1]).layers
+        if row.zeros and row.layer.prunable
+    )
+    assert [text.get_text().strip() for text in axis.texts] == [
+        f"threshold {weights.largest_zeroed:.3g}"
+    ]
     assert [line.get_xdata()[0] for line in axis.lines] == [weights.largest_zeroed]
-    local = plots.weight_histogram(measure_weights(tiny, prune(tiny, PruneSpec(scope="local", amount=0.5))))
+    local = plots.weight_histogram(
+        measure_weights(tiny, prune(tiny, PruneSpec(scope="local", amount=0.5)))
+    )
     assert not local.axes[0].lines
     assert [text.get_text() for text in local.axes[0].texts] == ["each layer has its own threshold"]
     nothing = plots.weight_histogram(measure_weights(tiny, prune(tiny, PruneSpec(amount=0.0))))

@@ -20,9 +20,9 @@ from tests.voices.loopback_hub import Account, Fault, Repository, serving
 from vits_prune import HealPlan, PruneSpec, load_voice, prune, speak
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.evaluation import evaluate
-from vits_prune.ship import report
+from vits_prune.ship import export_report as report
 from vits_prune.ship.formats import FORMATS
+from vits_prune.study.evaluation import evaluate
 from vits_prune.ui import events, healed, page, ship, shipped, shipped_healing, shipping, steps
 from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import Check, Order
@@ -47,7 +47,10 @@ def order(at_hand, tiny):
     """A healing that has finished."""
     made = Order(at_hand, HealPlan(), 2, "")
     voice = prune(tiny, PruneSpec("random", amount=0.5))
-    voice = dataclasses.replace(voice, recipe={**voice.recipe, "healed": [{"plan": HealPlan().to_dict(), "steps": 10, "of": 10}]})
+    voice = dataclasses.replace(
+        voice,
+        recipe={**voice.recipe, "healed": [{"plan": HealPlan().to_dict(), "steps": 10, "of": 10}]},
+    )
     healed._healings.put(made.key, Healing(made, voice=voice))
     return made
 
@@ -57,11 +60,20 @@ def hub(tmp_path, monkeypatch):
     """A hub to which "visitor" may write."""
     with serving() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_serverownersecret")
-        monkeypatch.setattr(healed, "METRICS", ("rhythm", "loudness"))  # of the card: those that need no recogniser
-        hub.store, hub.accounts = tmp_path / "store", {TOKEN: Account("visitor"), "hf_serverownersecret": Account("owner")}
+        monkeypatch.setattr(
+            healed, "METRICS", ("rhythm", "loudness")
+        )  # of the card: those that need no recogniser
+        hub.store, hub.accounts = (
+            tmp_path / "store",
+            {TOKEN: Account("visitor"), "hf_serverownersecret": Account("owner")},
+        )
         hub.store.mkdir()
         yield hub
 
@@ -79,25 +91,42 @@ def left_behind():
 
 
 def test_every_format_is_a_row_and_what_does_not_fit_says_why(at_hand, monkeypatch):
-    some = (("dense", "fp32"), ("sparse", "fp16"), ("onnx", "fp32"), ("onnx", "int8"), ("piper", "fp32"))
+    some = (
+        ("dense", "fp32"),
+        ("sparse", "fp16"),
+        ("onnx", "fp32"),
+        ("onnx", "int8"),
+        ("piper", "fp32"),
+    )
     monkeypatch.setattr(shipped, "CHOICES", some)
     monkeypatch.setattr(shipping, "CHOICES", some)
     monkeypatch.setattr(report, "_ROUNDS", 1)
     updates = list(shipped.compare_steps(at_hand, None, never, "pruned", None))
     assert {name for update in updates for name in update} == set(shipped.COMPARED)
-    grown = [update for update in updates if "ship_table" in update and update["ship_table"].visible]
+    grown = [
+        update for update in updates if "ship_table" in update and update["ship_table"].visible
+    ]
     assert [len(update["ship_table"].value["data"]) for update in grown] == [1, 2, 3, 4, 5, 5]
-    assert any("onnx fp32: comparing it with the voice" in update["ship_status"] for update in updates if "ship_status" in update)
+    assert any(
+        "onnx fp32: comparing it with the voice" in update["ship_status"]
+        for update in updates
+        if "ship_status" in update
+    )
     assert "Done: **tiny-local-50**" in updates[-1]["ship_status"]
     rows = pd.read_csv(updates[-1]["ship_csv"].value["path"]).set_index(["format", "precision"])
     assert list(rows.index) == list(some)
     assert rows.loc[("dense", "fp32"), "megabytes"] > 2 * rows.loc[("sparse", "fp16"), "megabytes"]
     assert rows.loc[("sparse", "fp16"), "mel_levels_off_db"] > 0
     assert rows["load_ms"].notna().tolist() == [False, False, True, True, True]
-    assert rows.loc[("onnx", "fp32"), "real_time_factor"] == rows.loc[("piper", "fp32"), "real_time_factor"]
+    assert (
+        rows.loc[("onnx", "fp32"), "real_time_factor"]
+        == rows.loc[("piper", "fp32"), "real_time_factor"]
+    )
     assert rows.loc[("piper", "fp32"), "in_words"].startswith("the same graph as onnx fp32")
     assert "than fp32 (" in rows.loc[("onnx", "int8"), "in_words"]
-    assert not any("writing fp32" in update.get("ship_status", "") for update in updates), "the float32 file was timed a moment before"
+    assert not any("writing fp32" in update.get("ship_status", "") for update in updates), (
+        "the float32 file was timed a moment before"
+    )
     assert left_behind() == []
 
 
@@ -127,7 +156,8 @@ def test_stopped_it_ends_at_once_and_keeps_the_rows(at_hand):
     with shipping._writing:  # given back at the end of the work
         assert left_behind() == []
     assert (
-        last_of(shipped.compare_steps(at_hand, None, lambda: True, "pruned", None))["ship_status"] == "Stopped before anything was written."
+        last_of(shipped.compare_steps(at_hand, None, lambda: True, "pruned", None))["ship_status"]
+        == "Stopped before anything was written."
     )
 
 
@@ -144,7 +174,10 @@ def test_one_is_written_at_a_time_and_waiting_can_be_stopped(tiny):
         for step in shipping.pack_steps(tiny, "tiny", "dense", "fp32", lambda: len(told) > 2):
             told.append(step.what)
     assert "waiting for another export to end" in told
-    assert any(isinstance(step, Packed) for step in shipping.pack_steps(tiny, "tiny", "dense", "fp32", never))
+    assert any(
+        isinstance(step, Packed)
+        for step in shipping.pack_steps(tiny, "tiny", "dense", "fp32", never)
+    )
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -161,11 +194,16 @@ def test_the_zip_is_the_voice(at_hand, tiny, form, tmp_path):
     assert f'load_voice("{stem}")' in shown["ship_python"].value
     voice, pruned = load_voice(folder), steps.bench.pruned(at_hand)
     np.testing.assert_allclose(
-        speak(voice, "hi there").waveform, speak(pruned, "hi there").waveform, atol=0.05 if precision == "fp16" else 1e-6
+        speak(voice, "hi there").waveform,
+        speak(pruned, "hi there").waveform,
+        atol=0.05 if precision == "fp16" else 1e-6,
     )
     if form in ("onnx", "piper"):
         assert (folder / "bench.py").is_file()
-        assert "pip install onnxruntime numpy && python bench.py tiny.onnx --threads 1,2 --json board.json" in shown["ship_shell"].value
+        assert (
+            "pip install onnxruntime numpy && python bench.py tiny.onnx --threads 1,2 --json board.json"
+            in shown["ship_shell"].value
+        )
         assert "no sample is off by more than" in shown["ship_packing"]
     assert ("python -m piper -m tiny.onnx" in shown["ship_shell"].value) == (form == "piper")
     assert ("VitsModel.from_pretrained" in shown["ship_python"].value) == (form == "dense")
@@ -181,14 +219,16 @@ def test_the_shell_line_speaks_in_the_stock_piper_runtime(tmp_path):
     zipfile.ZipFile(packed.archive).extractall(tmp_path)
     _, shell = ship.use_lines(packed.folder, "piper", packed.model, plain=False)
     line = shell.splitlines()[-1].partition("&& ")[2].replace('"', "").split()
-    subprocess.run([sys.executable, *line[1:]], cwd=tmp_path / packed.folder, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, *line[1:]], cwd=tmp_path / packed.folder, check=True, capture_output=True
+    )
     assert (tmp_path / packed.folder / "hello.wav").stat().st_size > 44
 
 
 def test_a_zip_that_is_stopped_or_cannot_be_made_says_so(at_hand, monkeypatch):
-    assert last_of(shipped.download_steps(at_hand, None, lambda: True, "pruned", None, "dense", "fp32"))["ship_packing"].startswith(
-        "Stopped"
-    )
+    assert last_of(
+        shipped.download_steps(at_hand, None, lambda: True, "pruned", None, "dense", "fp32")
+    )["ship_packing"].startswith("Stopped")
     for form, precision, which, message in (
         ("dense", "int8", "pruned", "Choose a format"),
         ("../up", "fp32", "pruned", "Choose a format"),
@@ -205,14 +245,18 @@ def test_the_healed_voice_is_shipped_where_there_is_one(at_hand, order, tmp_path
     shown = ship.arrived(at_hand, None, "healed", order, None, "dense", "fp32")
     assert shown["ship_which"].visible
     assert [value for _, value in shown["ship_which"].choices] == ["pruned", "healed"]
-    archive = last_of(shipped.download_steps(at_hand, None, never, "healed", order, "dense", "fp32"))["ship_file"].value["path"]
+    archive = last_of(
+        shipped.download_steps(at_hand, None, never, "healed", order, "dense", "fp32")
+    )["ship_file"].value["path"]
     zipfile.ZipFile(archive).extractall(tmp_path)
     (folder,) = tmp_path.iterdir()
     assert folder.name == "tiny-local-50-healed-dense-fp32"
     expected = speak(healed.recall(order).voice, "hi there").waveform
     np.testing.assert_array_equal(speak(load_voice(folder), "hi there").waveform, expected)
     healed._healings.put(order.key, Healing(order))
-    assert not ship.arrived(at_hand, None, "healed", order, None, "dense", "fp32")["ship_which"].visible
+    assert not ship.arrived(at_hand, None, "healed", order, None, "dense", "fp32")[
+        "ship_which"
+    ].visible
     with pytest.raises(InputError, match="still being healed"):
         list(shipped.download_steps(at_hand, None, never, "healed", order, "dense", "fp32"))
 
@@ -222,14 +266,26 @@ def test_the_licence_is_shown_before_and_its_tick_holds_for_one_voice(at_hand, t
     assert "states no licence" in shown["ship_notice"]
     assert shown["ship_read"].visible
     seen = shown["ship_noticed"]
-    assert "value" not in _sent(ship.arrived(at_hand, None, "pruned", None, seen, "dense", "fp32")["ship_read"])
-    assert _sent(ship.arrived(at_hand, None, "pruned", None, "another/voice", "dense", "fp32")["ship_read"])["value"] is False
+    assert "value" not in _sent(
+        ship.arrived(at_hand, None, "pruned", None, seen, "dense", "fp32")["ship_read"]
+    )
+    assert (
+        _sent(
+            ship.arrived(at_hand, None, "pruned", None, "another/voice", "dense", "fp32")[
+                "ship_read"
+            ]
+        )["value"]
+        is False
+    )
     free = dataclasses.replace(tiny, origin=Origin("hugging-face", "someone/tiny", None, "cc0-1.0"))
     monkeypatch.setattr(steps.bench, "voice", lambda *_, **__: free)
     shown = ship.arrived(at_hand, None, "pruned", None, seen, "dense", "fp32")
     assert not shown["ship_read"].visible
     assert "cc0" in shown["ship_notice"]
-    hostile = dataclasses.replace(tiny, origin=Origin("hugging-face", "x", None, "<img src=x onerror=alert(1)>[a](javascript:b)"))
+    hostile = dataclasses.replace(
+        tiny,
+        origin=Origin("hugging-face", "x", None, "<img src=x onerror=alert(1)>[a](javascript:b)"),
+    )
     monkeypatch.setattr(steps.bench, "voice", lambda *_, **__: hostile)
     notice = ship.arrived(at_hand, None, "pruned", None, None, "dense", "fp32")["ship_notice"]
     assert "<img" not in notice
@@ -243,7 +299,9 @@ def _sent(component):
 def push(at_hand, tiny, hub, parcel=PARCEL, halted=never, **named):
     seen, order = named.pop("noticed", at_hand.reference), named.pop("order", None)
     which = "healed" if order else "pruned"
-    return list(shipped.hub_steps(at_hand, named.pop("token", TOKEN), halted, which, order, seen, parcel))
+    return list(
+        shipped.hub_steps(at_hand, named.pop("token", TOKEN), halted, which, order, seen, parcel)
+    )
 
 
 def test_a_push_is_the_voice_with_its_card_under_the_visitors_name(at_hand, tiny, hub):
@@ -256,16 +314,24 @@ def test_a_push_is_the_voice_with_its_card_under_the_visitors_name(at_hand, tiny
     assert "model.sparse.safetensors" in files
     assert b"visitor/small" in files["README.md"]
     assert b"| duration ratio |" in files["README.md"]
-    assert all("serverowner" not in headers.get("authorization", "") for _, _, headers in hub.requests)
+    assert all(
+        "serverowner" not in headers.get("authorization", "") for _, _, headers in hub.requests
+    )
     voice = load_voice("visitor/small", token=TOKEN)
-    np.testing.assert_array_equal(speak(voice, "hi there").waveform, speak(steps.bench.pruned(at_hand), "hi there").waveform)
-    assert "Pushed to" in push(at_hand, tiny, hub)[-1]["ship_pushing"], "and once more, over what was pushed before"
+    np.testing.assert_array_equal(
+        speak(voice, "hi there").waveform, speak(steps.bench.pruned(at_hand), "hi there").waveform
+    )
+    assert "Pushed to" in push(at_hand, tiny, hub)[-1]["ship_pushing"], (
+        "and once more, over what was pushed before"
+    )
     assert left_behind() == []
 
 
 def test_a_healed_voice_is_pushed_with_its_course_and_its_figures(at_hand, tiny, hub, order):
     found = healed.recall(order)
-    before = evaluate(tiny, found.voice, ("hi there", "you hi"), metrics=("rhythm", "loudness"), noise_seeds=0)
+    before = evaluate(
+        tiny, found.voice, ("hi there", "you hi"), metrics=("rhythm", "loudness"), noise_seeds=0
+    )
     found.rows = [{"step": 5, "seconds": 1.0, "mel": 2.0}, {"step": 10, "seconds": 2.0, "mel": 1.0}]
     found.checks = [Check(step, before.figures, 1.0, speak(tiny, "hi")) for step in (0, 10)]
     updates = push(at_hand, tiny, hub, order=order)
@@ -280,7 +346,9 @@ def test_a_healed_voice_is_pushed_with_its_course_and_its_figures(at_hand, tiny,
     assert left_behind() == []
 
 
-def test_a_voice_that_was_pruned_before_is_compared_with_what_all_began_with(at_hand, tiny, hub, tmp_path, monkeypatch):
+def test_a_voice_that_was_pruned_before_is_compared_with_what_all_began_with(
+    at_hand, tiny, hub, tmp_path, monkeypatch
+):
     first = dataclasses.replace(tiny, origin=Origin("hugging-face", "someone/first", None, "mit"))
     half = prune(first, PruneSpec("random", amount=0.5))
     voices = {"someone/half": half, "someone/first": first}
@@ -310,7 +378,9 @@ def test_a_voice_that_was_pruned_before_is_compared_with_what_all_began_with(at_
     assert "samples/1-original.wav" not in hub.files("visitor/small")
 
 
-def test_a_voice_that_cannot_be_measured_is_pushed_and_told_to_have_no_figures(at_hand, tiny, hub, monkeypatch):
+def test_a_voice_that_cannot_be_measured_is_pushed_and_told_to_have_no_figures(
+    at_hand, tiny, hub, monkeypatch
+):
     monkeypatch.setattr(shipped_healing, "texts_for", lambda *_: (("🙂",), "nothing"))
     words = push(at_hand, tiny, hub)[-1]["ship_pushing"]
     assert "Pushed to" in words
@@ -344,12 +414,17 @@ def test_a_file_named_tokens_is_not_a_log_in_that_failed(at_hand, tiny, hub):
 def test_the_course_of_a_healing_is_the_changes_from_the_original(tiny, order, tmp_path):
     found = healed.recall(order)
     assert write_course(found, tmp_path / "none") is None
-    figures = evaluate(tiny, found.voice, ("hi there", "you hi"), metrics=("rhythm",), noise_seeds=0).figures
+    figures = evaluate(
+        tiny, found.voice, ("hi there", "you hi"), metrics=("rhythm",), noise_seeds=0
+    ).figures
     found.rows = [{"step": 5, "seconds": 1.0, "mel": 2.0}]
     found.checks = [Check(step, figures, 1.0, speak(tiny, "hi")) for step in (5, 0)]
     rows = pd.read_csv(write_course(found, tmp_path) / "curve.csv")
     assert list(rows["step"]) == [0, 5]
-    assert rows["measured_duration_ratio"].tolist() == [round(figures["duration_ratio"].difference.value, 5)] * 2
+    assert (
+        rows["measured_duration_ratio"].tolist()
+        == [round(figures["duration_ratio"].difference.value, 5)] * 2
+    )
     assert np.isnan(rows["mel"][0])
 
 
@@ -368,7 +443,9 @@ def test_the_course_of_a_healing_is_the_changes_from_the_original(tiny, order, t
         ({}, {"token": "hf_expired"}, "nothing was published"),
     ],
 )
-def test_what_cannot_be_pushed_gets_a_sentence_and_nothing_is_published(at_hand, tiny, hub, tiny_folder, change, named, message):
+def test_what_cannot_be_pushed_gets_a_sentence_and_nothing_is_published(
+    at_hand, tiny, hub, tiny_folder, change, named, message
+):
     hub.repositories["visitor/taken"] = [Repository(tiny_folder)]
     hub.publish("visitor/sung", {"vits_prune.json": b'{"name": "Alto"}'})
     with pytest.raises(InputError, match=rf"{message}[^\n]*\.$") as error:
@@ -378,14 +455,22 @@ def test_what_cannot_be_pushed_gets_a_sentence_and_nothing_is_published(at_hand,
     assert left_behind() == []
 
 
-def test_a_public_repository_and_a_log_in_without_rights_are_told_before_anything_is_written(at_hand, tiny, hub, monkeypatch):
+def test_a_public_repository_and_a_log_in_without_rights_are_told_before_anything_is_written(
+    at_hand, tiny, hub, monkeypatch
+):
     push(at_hand, tiny, hub, dataclasses.replace(PARCEL, private=False))
     hub.accounts["hf_reads"] = Account("visitor", role="read")
-    for token, message in ((TOKEN, "is public already.*take the tick from Private"), ("hf_reads", "log out and in again")):
+    for token, message in (
+        (TOKEN, "is public already.*take the tick from Private"),
+        ("hf_reads", "log out and in again"),
+    ):
         told = []
         with pytest.raises(InputError, match=message) as error:
             told.extend(
-                update["ship_pushing"] for update in shipped.hub_steps(at_hand, token, never, "pruned", None, at_hand.reference, PARCEL)
+                update["ship_pushing"]
+                for update in shipped.hub_steps(
+                    at_hand, token, never, "pruned", None, at_hand.reference, PARCEL
+                )
             )
         assert "hf auth" not in str(error.value)
         assert not any("writing" in what for what in told)
@@ -408,7 +493,9 @@ def test_stopped_while_sending_nothing_is_published(at_hand, tiny, hub):
     def halted():
         return any("asking the hub" in what for what in told)
 
-    for update in shipped.hub_steps(at_hand, TOKEN, halted, "pruned", None, at_hand.reference, PARCEL):
+    for update in shipped.hub_steps(
+        at_hand, TOKEN, halted, "pruned", None, at_hand.reference, PARCEL
+    ):
         told.append(update["ship_pushing"])
     assert told[-1].startswith("Stopped: nothing was published.")
     assert not hub.commits
@@ -424,7 +511,9 @@ def test_stopped_too_late_it_says_what_was_published(at_hand, tiny, hub):
 
     hub.before_commit = before_commit
     told = []
-    for update in shipped.hub_steps(at_hand, TOKEN, lambda: bool(late), "pruned", None, at_hand.reference, PARCEL):
+    for update in shipped.hub_steps(
+        at_hand, TOKEN, lambda: bool(late), "pruned", None, at_hand.reference, PARCEL
+    ):
         told.append(update["ship_pushing"])
         if "stopping" in told[-1]:
             going.set()
@@ -458,7 +547,10 @@ def test_the_precisions_follow_the_format(at_hand):
     def chosen(form, precision):
         return ship.format_chosen(at_hand, None, "pruned", None, None, form, precision)
 
-    assert [value for _, value in chosen("dense", "int8")["ship_precision"].choices] == ["fp32", "fp16"]
+    assert [value for _, value in chosen("dense", "int8")["ship_precision"].choices] == [
+        "fp32",
+        "fp16",
+    ]
     assert chosen("dense", "int8")["ship_precision"].value == "fp32"
     assert "dense-fp32" in chosen("dense", "int8")["ship_python"].value
     assert chosen("onnx", "int8")["ship_precision"].value == "int8"

@@ -12,15 +12,22 @@ import soundfile
 
 from tests.voices import piper_factory
 from vits_prune import PruneSpec, prune, speak
-from vits_prune.background import Doing
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
 from vits_prune.pruning.prune import prune_steps
+from vits_prune.studio.forecast import forecast_words
+from vits_prune.studio.jobs import Doing
+from vits_prune.studio.workbench import Request, Spoken, Workbench
 from vits_prune.ui import controls, events, flip, hearing, page, steps
-from vits_prune.ui.forecast import forecast_words
-from vits_prune.workbench import Request, Spoken, Workbench
 
-GOOD = {"voice": "joe", "speaker": None, "text": "hi", "spec": PruneSpec(), "seed": 0, "timing": "own"}
+GOOD = {
+    "voice": "joe",
+    "speaker": None,
+    "text": "hi",
+    "spec": PruneSpec(),
+    "seed": 0,
+    "timing": "own",
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +40,30 @@ def upload(tmp_path_factory):
 
 
 def test_the_inputs_become_a_request():
-    request = steps.request_of(**{**GOOD, "voice": " joe ", "speaker": "", "seed": None, "speaking_rate": 1.5})
+    request = steps.request_of(
+        **{**GOOD, "voice": " joe ", "speaker": "", "seed": None, "speaking_rate": 1.5}
+    )
     assert request == Request("joe", "hi", PruneSpec(), delivery=request.delivery)
     assert request.delivery.speaking_rate == 1.5
-    values = ["joe", None, "hi", 0, "locked", None, 0.5, None, "random", "local", 0.4, ["flow"], ["flow.flows.0"], 0.1]
-    assert events.request_from(values).spec == PruneSpec("random", "local", 0.4, ("flow",), ("flow.flows.0",), 0.1)
+    values = [
+        "joe",
+        None,
+        "hi",
+        0,
+        "locked",
+        None,
+        0.5,
+        None,
+        "random",
+        "local",
+        0.4,
+        ["flow"],
+        ["flow.flows.0"],
+        0.1,
+    ]
+    assert events.request_from(values).spec == PruneSpec(
+        "random", "local", 0.4, ("flow",), ("flow.flows.0",), 0.1
+    )
     assert events.request_from(values).delivery.noise_scale == 0.5
     assert events.SPEAKING[len(events.DELIVERED) :] == controls.NAMES
 
@@ -142,14 +168,25 @@ def test_the_readout_of_a_calibrated_method_does_not_calibrate(upload, monkeypat
     assert "when you press Speak" in shown
     assert "is the most here" in steps.readout(upload, PruneSpec("second_order", amount=0.99), None)
     patterned = PruneSpec(amount=0.5, pattern="2:4")
-    assert "input channels, which the pattern 2:4 cannot group" in steps.readout(upload, patterned, None)
+    assert "input channels, which the pattern 2:4 cannot group" in steps.readout(
+        upload, patterned, None
+    )
     assert "→" in steps.readout(upload, PruneSpec("structured", amount=0.5), None)
-    assert "nothing to shrink" in steps.readout(upload, PruneSpec("structured", parts=("duration_predictor",)), None)
+    assert "nothing to shrink" in steps.readout(
+        upload, PruneSpec("structured", parts=("duration_predictor",)), None
+    )
 
 
 @pytest.mark.parametrize("method", ["magnitude", "random", "activation", "second_order"])
 @pytest.mark.parametrize(
-    "how", [{}, {"floor": 0.2}, {"protect": ("flow",)}, {"amount": 0.5, "pattern": "1:2", "protect": ("duration_predictor",)}], ids=str
+    "how",
+    [
+        {},
+        {"floor": 0.2},
+        {"protect": ("flow",)},
+        {"amount": 0.5, "pattern": "1:2", "protect": ("duration_predictor",)},
+    ],
+    ids=str,
 )
 def test_the_readout_says_what_pruning_then_does(tiny, method, how):
     spec = PruneSpec(method, **how)
@@ -158,11 +195,17 @@ def test_the_readout_says_what_pruning_then_does(tiny, method, how):
 
 
 def test_progress_then_the_voice_and_stopping_in_between(upload):
-    request = Request(upload, "hi there", PruneSpec("second_order", amount=0.4, parts=("flow",), texts=("hi there",)))
+    request = Request(
+        upload,
+        "hi there",
+        PruneSpec("second_order", amount=0.4, parts=("flow",), texts=("hi there",)),
+    )
     walk = steps.bench.pruning(request)
     assert isinstance(next(walk), Doing)
     walk.close()
-    assert steps.bench._calibrating.acquire(timeout=20), "a stopped calibration would keep all others waiting"
+    assert steps.bench._calibrating.acquire(timeout=20), (
+        "a stopped calibration would keep all others waiting"
+    )
     steps.bench._calibrating.release()
     assert steps.bench._known(request, None) is None
     *told, found = steps.bench.pruning(request)
@@ -172,7 +215,12 @@ def test_progress_then_the_voice_and_stopping_in_between(upload):
 
 
 def test_every_step_of_gradual_pruning_can_be_heard(upload):
-    request = Request(upload, "hi there", PruneSpec("random", amount=0.6, steps=3, schedule="linear"), timing="locked")
+    request = Request(
+        upload,
+        "hi there",
+        PruneSpec("random", amount=0.6, steps=3, schedule="linear"),
+        timing="locked",
+    )
     shown = [step for step in hearing.heard(request, None) if "rendition" in step][-1]["rendition"]
     assert (shown.visible, [label for label, _ in shown.choices]) == (
         True,
@@ -190,15 +238,24 @@ def test_every_step_of_gradual_pruning_can_be_heard(upload):
 
 
 def test_a_structured_voice_goes_through_every_step(upload):
-    request = Request(upload, "hi there", PruneSpec("structured", amount=0.5, texts=("hi there",)), timing="locked")
+    request = Request(
+        upload,
+        "hi there",
+        PruneSpec("structured", amount=0.5, texts=("hi there",)),
+        timing="locked",
+    )
     found = [step for step in hearing.heard(request, None) if "summary" in step][-1]
     assert "are gone with their channels and layers" in found["summary"]
     assert found["flip"] is flip.LOCKED
     assert found["sparsity"]["removed"][0] > 0
     reasons = found["layers"].set_index("layer")["left alone because"]
-    assert set(reasons[reasons.index.str.startswith("duration_predictor")]) >= {"structured pruning has no lever in it"}
+    assert set(reasons[reasons.index.str.startswith("duration_predictor")]) >= {
+        "structured pruning has no lever in it"
+    }
     *_, size = hearing.weighed(request, None)
-    assert size["size"]["in words"].str.contains("structured: channels or layers are gone").sum() == 4
+    assert (
+        size["size"]["in words"].str.contains("structured: channels or layers are gone").sum() == 4
+    )
     *_, drawn = hearing.drawn(request, None)
     assert "### structured" in drawn["lesson"]
     *_, timed = hearing.timed(request, None)
@@ -213,7 +270,9 @@ def test_the_matrix_shows_zeros_and_what_is_gone(upload):
             gone, structured = np.isnan(pair.after), spec.method == "structured"
             assert gone.any() == (structured and pair.shape_after != pair.layer.shape)
             if not structured:
-                np.testing.assert_array_equal(pair.after[pair.after != 0], pair.before[pair.after != 0])
+                np.testing.assert_array_equal(
+                    pair.after[pair.after != 0], pair.before[pair.after != 0]
+                )
         with pytest.raises(InputError, match="no layer"):
             list(steps.matrix_steps(request, None, "/etc/passwd"))
 
@@ -226,7 +285,17 @@ def test_what_was_forgotten_is_spoken_again(upload):
     assert steps.spoken_before(request, None) is spoken
 
 
-@pytest.mark.parametrize("names", [[], ["a.onnx"], ["a.json"], ["a.onnx", "b.onnx"], ["a.onnx", "b.json", "c.json"], ["a.onnx", "b.txt"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["a.onnx"],
+        ["a.json"],
+        ["a.onnx", "b.onnx"],
+        ["a.onnx", "b.json", "c.json"],
+        ["a.onnx", "b.txt"],
+    ],
+)
 def test_an_upload_is_one_onnx_and_one_json(names):
     with pytest.raises(InputError, match=r"choose its \.onnx and its \.onnx\.json together"):
         page._upload(names)
@@ -240,7 +309,9 @@ def test_facts_name_the_licence_and_the_free_cut(tiny, joe):
 
 
 def test_what_comes_from_outside_is_only_text_in_markdown():
-    assert steps.plain("![x](https://evil.example/t.png)") == r"\!\[x\]\(https://evil.example/t.png\)"
+    assert (
+        steps.plain("![x](https://evil.example/t.png)") == r"\!\[x\]\(https://evil.example/t.png\)"
+    )
     assert "\n" not in steps.plain("a\nb")
     assert len(steps.plain("a" * 1000)) == 120
 

@@ -72,7 +72,9 @@ def make_checkpoint(
         "tokenizer_class": "VitsTokenizer",
         "unk_token": "<unk>",
     }
-    (folder / "vocab.json").write_text(json.dumps({symbol: index for index, symbol in enumerate(symbols)}), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({symbol: index for index, symbol in enumerate(symbols)}), encoding="utf-8"
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
@@ -80,4 +82,7 @@ def make_checkpoint(
 def edit_json(path: Path, **changes) -> None:
     """Change some keys of a JSON object in a file; a key whose value is `...` is removed."""
     values = {**json.loads(path.read_text(encoding="utf-8")), **changes}
-    path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}), encoding="utf-8")
+    path.write_text(
+        json.dumps({key: value for key, value in values.items() if value is not ...}),
+        encoding="utf-8",
+    )

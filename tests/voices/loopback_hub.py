@@ -81,7 +81,9 @@ class LoopbackHub:
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def publish(self, repo_id: str, files: dict[str, bytes], like: Repository | None = None) -> Repository:
+    def publish(
+        self, repo_id: str, files: dict[str, bytes], like: Repository | None = None
+    ) -> Repository:
         """Make these the files of the main branch."""
         folder = self.store / f"commit-{len(self.commits)}-{time.monotonic_ns()}"
         folder.mkdir()
@@ -103,7 +105,11 @@ class LoopbackHub:
     def files(self, repo_id: str) -> dict[str, bytes]:
         """What the main branch holds."""
         folder = self.find(repo_id, "main").folder
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
 
     def is_large(self, name: str) -> bool:
         return name.endswith(self.large)
@@ -139,13 +145,24 @@ class _Handler(PushCalls, BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append((self.command, path, {key.lower(): value for key, value in self.headers.items()}))
+        self.hub.requests.append(
+            (self.command, path, {key.lower(): value for key, value in self.headers.items()})
+        )
         with self.hub.lock:
-            fault = next((f for f in self.hub.faults if f.method == self.command and re.search(f.pattern, path) and f.times != 0), None)
+            fault = next(
+                (
+                    f
+                    for f in self.hub.faults
+                    if f.method == self.command and re.search(f.pattern, path) and f.times != 0
+                ),
+                None,
+            )
             if fault and fault.times:
                 fault.times -= 1
         length = int(self.headers.get("Content-Length") or 0)
-        self.body = self.rfile.read(length if not fault or fault.after_bytes is None else min(fault.after_bytes, length))
+        self.body = self.rfile.read(
+            length if not fault or fault.after_bytes is None else min(fault.after_bytes, length)
+        )
         if fault:
             time_silent(fault.silent)
             if fault.late:
@@ -161,13 +178,17 @@ class _Handler(PushCalls, BaseHTTPRequestHandler):
         return self._serve(path)
 
     def _serve(self, path: str) -> None:
-        if self.hub.xet and (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/xet-write-token/main", path)):
+        if self.hub.xet and (
+            match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/xet-write-token/main", path)
+        ):
             return self._xet_token(match[1])
         if self.hub.xet and re.match(r"/v[12]/", path):
             return self._xet(self.hub.xet, path)
         if self.command in ("POST", "PUT") or path == "/api/whoami-v2":
             return self._write(path)
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+)|/(auth-check))?", path):
+        if match := re.fullmatch(
+            r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+)|/(auth-check))?", path
+        ):
             return self._model(match[1], match[2] or "main", match[3] is not None)
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(match[1], match[2], match[3])
@@ -178,13 +199,18 @@ class _Handler(PushCalls, BaseHTTPRequestHandler):
 
     @property
     def account(self) -> Account | None:
-        return self.hub.accounts.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
+        return self.hub.accounts.get(
+            (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        )
 
     def _seen(self, repo_id: str) -> bool:
         """Whether the requests' account can see a repository."""
         held = self.hub.repositories.get(repo_id)
         owner = repo_id.partition("/")[0]
-        return bool(held) and (not held[0].private or bool(self.account and (self.account.may_write(owner) or self.account.name == owner)))
+        return bool(held) and (
+            not held[0].private
+            or bool(self.account and (self.account.may_write(owner) or self.account.name == owner))
+        )
 
     def _model(self, repo_id: str, revision: str, auth_check: bool) -> None:
         if not self._seen(repo_id):
@@ -193,13 +219,26 @@ class _Handler(PushCalls, BaseHTTPRequestHandler):
         if repository is None:
             return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if auth_check:
-            return self._json({}) if self._allowed(repository) else self._error(403, "GatedRepo", "Access is restricted")
+            return (
+                self._json({})
+                if self._allowed(repository)
+                else self._error(403, "GatedRepo", "Access is restricted")
+            )
         siblings = []
         for file in sorted(path for path in repository.folder.rglob("*") if path.is_file()):
-            name, size = file.relative_to(repository.folder).as_posix(), self.hub.declared_sizes.get(file.name, file.stat().st_size)
-            siblings.append({"rfilename": name, "size": size, "blobId": git_hash(file.read_bytes())})
+            name, size = (
+                file.relative_to(repository.folder).as_posix(),
+                self.hub.declared_sizes.get(file.name, file.stat().st_size),
+            )
+            siblings.append(
+                {"rfilename": name, "size": size, "blobId": git_hash(file.read_bytes())}
+            )
             if self.hub.is_large(name):
-                siblings[-1]["lfs"] = {"sha256": _etag(file), "size": file.stat().st_size, "pointerSize": 134}
+                siblings[-1]["lfs"] = {
+                    "sha256": _etag(file),
+                    "size": file.stat().st_size,
+                    "pointerSize": 134,
+                }
         card = {"license": repository.licence} if repository.licence else {}
         return self._json(
             {
@@ -225,8 +264,14 @@ class _Handler(PushCalls, BaseHTTPRequestHandler):
             return self._error(403, "GatedRepo", "Access is restricted")
         file = repository.folder / name
         if not file.is_file():
-            return self._error(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repository.commit})
-        headers = {"X-Repo-Commit": repository.commit, "ETag": f'"{_etag(file)}"', "Accept-Ranges": "bytes"}
+            return self._error(
+                404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repository.commit}
+            )
+        headers = {
+            "X-Repo-Commit": repository.commit,
+            "ETag": f'"{_etag(file)}"',
+            "Accept-Ranges": "bytes",
+        }
         if self.hub.redirect_weights_to and name.endswith(".safetensors"):
             headers |= {
                 "Location": self.hub.redirect_weights_to + self.path,
@@ -270,9 +315,15 @@ class _Handler(PushCalls, BaseHTTPRequestHandler):
     def _json(self, values: dict) -> None:
         self._send(200, json.dumps(values).encode(), {"Content-Type": "application/json"})
 
-    def _error(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+    def _error(
+        self, status: int, code: str, message: str, headers: dict[str, str] | None = None
+    ) -> None:
         named = {"X-Error-Code": code} if code else {}
-        self._send(status, json.dumps({"error": message}).encode(), {**named, "X-Error-Message": message, **(headers or {})})
+        self._send(
+            status,
+            json.dumps({"error": message}).encode(),
+            {**named, "X-Error-Message": message, **(headers or {})},
+        )
 
     lost = False
 
@@ -298,7 +349,9 @@ def serving(host: str = "127.0.0.1") -> Iterator[LoopbackHub]:
     server = ThreadingHTTPServer((host, 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://{host}:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     try:
         yield hub
@@ -316,7 +369,11 @@ def connect(monkeypatch, server: LoopbackHub, folder: Path) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_XET_CACHE", str(folder / "xet"))
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        server.url + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(folder / "no-tokens"))

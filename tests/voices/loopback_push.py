@@ -27,8 +27,12 @@ class Account:
 
     def may_write(self, owner: str) -> bool:
         if self.role == "fineGrained":
-            return any(name == owner and "repo.write" in permissions for name, permissions in self.scoped)
-        return self.role == "write" and (owner == self.name or self.orgs.get(owner, "read") in ("write", "admin"))
+            return any(
+                name == owner and "repo.write" in permissions for name, permissions in self.scoped
+            )
+        return self.role == "write" and (
+            owner == self.name or self.orgs.get(owner, "read") in ("write", "admin")
+        )
 
 
 @dataclass
@@ -56,8 +60,12 @@ class PushCalls:
 
     def _write(self, path: str) -> None:
         """What a push asks for."""
-        if match := re.fullmatch(r"/storage/([0-9a-f]{64})(?:/(\d+))?", path):  # a signed address: nobody is asked for a token
-            return self._put(match[1], match[2]) if self.command == "PUT" else self._complete(match[1])
+        if match := re.fullmatch(
+            r"/storage/([0-9a-f]{64})(?:/(\d+))?", path
+        ):  # a signed address: nobody is asked for a token
+            return (
+                self._put(match[1], match[2]) if self.command == "PUT" else self._complete(match[1])
+            )
         if self.account is None:
             return self._error(401, "", "Invalid credentials in Authorization header")
         if path == "/api/whoami-v2":
@@ -68,8 +76,15 @@ class PushCalls:
         if path == "/api/validate-yaml":
             return self._validate(values["content"])
         if path == "/storage/verify":
-            return self._json({}) if values["oid"] in self.hub.objects else self._error(404, "", "no such object")
-        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main|/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path)
+            return (
+                self._json({})
+                if values["oid"] in self.hub.objects
+                else self._error(404, "", "no such object")
+            )
+        match = re.fullmatch(
+            r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main|/([^/]+/[^/]+)\.git/info/lfs/objects/batch",
+            path,
+        )
         repo_id = (match[1] or match[3]) if match else ""
         if not self._seen(repo_id):
             return self._error(404, "RepoNotFound", "Repository not found")
@@ -77,13 +92,21 @@ class PushCalls:
             return self._error(403, "", "You don't have the rights to write to this repository")
         if match[3]:
             return self._batch(values["objects"])
-        return self._preupload(repo_id, values["files"]) if match[2] == "preupload" else self._commit(repo_id)
+        return (
+            self._preupload(repo_id, values["files"])
+            if match[2] == "preupload"
+            else self._commit(repo_id)
+        )
 
     def _xet_token(self, repo_id: str) -> None:
         if self.account is None or not self.account.may_write(repo_id.partition("/")[0]):
             return self._error(403, "", "You don't have the rights to write to this repository")
         token, until = "xet-" + self.account.name, int(time.time()) + 3600
-        headers = {"X-Xet-Cas-Url": self.hub.url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(until)}
+        headers = {
+            "X-Xet-Cas-Url": self.hub.url,
+            "X-Xet-Access-Token": token,
+            "X-Xet-Token-Expiration": str(until),
+        }
         body = json.dumps({"casUrl": self.hub.url, "accessToken": token, "exp": until}).encode()
         return self._send(200, body, {**headers, "Content-Type": "application/json"})
 
@@ -101,16 +124,32 @@ class PushCalls:
     def _whoami(self, account: Account) -> None:
         access = {"displayName": "a token", "role": account.role}
         if account.role == "fineGrained":
-            scoped = [{"entity": {"type": "user", "name": name}, "permissions": list(may)} for name, may in account.scoped]
+            scoped = [
+                {"entity": {"type": "user", "name": name}, "permissions": list(may)}
+                for name, may in account.scoped
+            ]
             access["fineGrained"] = {"global": [], "scoped": scoped}
-        orgs = [{"type": "org", "name": name, "roleInOrg": role} for name, role in account.orgs.items()]
-        self._json({"type": "user", "name": account.name, "orgs": orgs, "auth": {"type": "access_token", "accessToken": access}})
+        orgs = [
+            {"type": "org", "name": name, "roleInOrg": role} for name, role in account.orgs.items()
+        ]
+        self._json(
+            {
+                "type": "user",
+                "name": account.name,
+                "orgs": orgs,
+                "auth": {"type": "access_token", "accessToken": access},
+            }
+        )
 
     def _create(self, account: Account, values: dict) -> None:
         owner = values.get("organization") or account.name
         repo_id = f"{owner}/{values['name']}"
         if not account.may_write(owner):
-            return self._error(403, "", f"You don't have the rights to create a model under the namespace {owner!r}")
+            return self._error(
+                403,
+                "",
+                f"You don't have the rights to create a model under the namespace {owner!r}",
+            )
         if repo_id in self.hub.repositories:
             return self._error(409, "", "You already created this model repo")
         private = values.get("visibility") == "private" and not self.hub.public_always
@@ -135,9 +174,17 @@ class PushCalls:
         answers = []
         for file in files:
             name = file["path"]
-            answer = {"path": name, "uploadMode": "lfs" if self.hub.is_large(name) else "regular", "shouldIgnore": name in self.hub.ignored}
+            answer = {
+                "path": name,
+                "uploadMode": "lfs" if self.hub.is_large(name) else "regular",
+                "shouldIgnore": name in self.hub.ignored,
+            }
             if name in held:
-                answer["oid"] = hashlib.sha256(held[name]).hexdigest() if self.hub.is_large(name) else git_hash(held[name])
+                answer["oid"] = (
+                    hashlib.sha256(held[name]).hexdigest()
+                    if self.hub.is_large(name)
+                    else git_hash(held[name])
+                )
             answers.append(answer)
         self._json({"files": answers})
 
@@ -149,11 +196,19 @@ class PushCalls:
                 upload = {"href": f"{self.hub.url}/storage/{oid}", "header": {}}
                 if self.hub.part_bytes:
                     count = -(-file["size"] // self.hub.part_bytes)
-                    numbered = {str(part): f"{self.hub.url}/storage/{oid}/{part}" for part in range(1, count + 1)}
+                    numbered = {
+                        str(part): f"{self.hub.url}/storage/{oid}/{part}"
+                        for part in range(1, count + 1)
+                    }
                     upload["header"] = {"chunk_size": str(self.hub.part_bytes), **numbered}
-                answer["actions"] = {"upload": upload, "verify": {"href": f"{self.hub.url}/storage/verify"}}
+                answer["actions"] = {
+                    "upload": upload,
+                    "verify": {"href": f"{self.hub.url}/storage/verify"},
+                }
             answers.append(answer)
-        self._json({"transfer": "multipart" if self.hub.part_bytes else "basic", "objects": answers})
+        self._json(
+            {"transfer": "multipart" if self.hub.part_bytes else "basic", "objects": answers}
+        )
 
     def _put(self, oid: str, part: str | None) -> None:
         if part is not None:
@@ -163,7 +218,9 @@ class PushCalls:
 
     def _complete(self, oid: str) -> None:
         parts = self.hub.parts.pop(oid)
-        self._keep(oid, b"".join(parts[part["partNumber"]] for part in json.loads(self.body)["parts"]))
+        self._keep(
+            oid, b"".join(parts[part["partNumber"]] for part in json.loads(self.body)["parts"])
+        )
 
     def _keep(self, oid: str, content: bytes) -> None:
         if hashlib.sha256(content).hexdigest() != oid:
@@ -179,7 +236,9 @@ class PushCalls:
         with self.hub.lock:
             current = self.hub.find(repo_id, "main")
             if header.get("parentCommit") not in (None, current.commit):
-                return self._error(412, "", "A commit has happened since. Please refresh and try again.")
+                return self._error(
+                    412, "", "A commit has happened since. Please refresh and try again."
+                )
             files = self.hub.files(repo_id)
             for change in changes:
                 value = change["value"]
@@ -192,9 +251,18 @@ class PushCalls:
                 elif files.pop(value["path"], None) is None:
                     return self._error(404, "EntryNotFound", "A file with this name doesn't exist")
             made = self.hub.publish(repo_id, files, current)
-            named = {key: [c["value"]["path"] for c in changes if c["key"] == key] for key in ("file", "lfsFile", "deletedFile")}
+            named = {
+                key: [c["value"]["path"] for c in changes if c["key"] == key]
+                for key in ("file", "lfsFile", "deletedFile")
+            }
             self.hub.commits.append({**header, **named, "repo": repo_id})
-        return self._json({"commitUrl": f"{self.hub.url}/{repo_id}/commit/{made.commit}", "commitOid": made.commit, "success": True})
+        return self._json(
+            {
+                "commitUrl": f"{self.hub.url}/{repo_id}/commit/{made.commit}",
+                "commitOid": made.commit,
+                "success": True,
+            }
+        )
 
 
 def time_silent(seconds: float) -> None:

@@ -59,6 +59,8 @@ class LoopbackXet:
                 _, _, first, last = struct.unpack_from("<IIII", shard, at + 32)
                 content += b"".join(self.xorbs[shard[at : at + 32]][first:last])
                 at += _ENTRY
-            at += _ENTRY * count * bool(flags & _HAS_VERIFICATION) + _ENTRY * bool(flags & _HAS_METADATA)
+            at += _ENTRY * count * bool(flags & _HAS_VERIFICATION) + _ENTRY * bool(
+                flags & _HAS_METADATA
+            )
             found[hashlib.sha256(content).hexdigest()] = content
         return found

@@ -35,7 +35,12 @@ class Shape:
     stochastic: bool = True
 
 
-MEDIUM = Shape(resblock_kernels=(3, 5, 7), resblock_dilations=((1, 2), (2, 6), (3, 12)), rates=(8, 8, 4), rate_kernels=(16, 16, 8))
+MEDIUM = Shape(
+    resblock_kernels=(3, 5, 7),
+    resblock_dilations=((1, 2), (2, 6), (3, 12)),
+    rates=(8, 8, 4),
+    rate_kernels=(16, 16, 8),
+)
 X_LOW = Shape(hidden=12, inter=8, filter=20, heads=3, layers=3)
 HIGH = Shape(
     resblock="1",
@@ -48,9 +53,19 @@ HIGH = Shape(
 SPEAKERS = Shape(speakers=3)
 PLAIN_DURATIONS = Shape(stochastic=False)
 TINIEST = Shape(
-    hidden=4, inter=4, filter=4, layers=1, resblock_kernels=(3,), resblock_dilations=((1, 2),), rates=(2,), rate_kernels=(4,), initial=4
+    hidden=4,
+    inter=4,
+    filter=4,
+    layers=1,
+    resblock_kernels=(3,),
+    resblock_dilations=((1, 2),),
+    rates=(2,),
+    rate_kernels=(4,),
+    initial=4,
 )
-PLAIN_SPEAKERS = Shape(stochastic=False, speakers=2, resblock="1", resblock_dilations=((1, 3, 5),) * 2)
+PLAIN_SPEAKERS = Shape(
+    stochastic=False, speakers=2, resblock="1", resblock_dilations=((1, 3, 5),) * 2
+)
 
 
 def make_network(shape: Shape, seed: int = 0) -> SynthesizerTrn:
@@ -67,9 +82,15 @@ def make_network(shape: Shape, seed: int = 0) -> SynthesizerTrn:
     network.dec.remove_weight_norm()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if parameter.ndim == 1 or parameter.abs().max() == 0 or (parameter.shape[-1] == 1 and parameter.ndim == 2):
+            if (
+                parameter.ndim == 1
+                or parameter.abs().max() == 0
+                or (parameter.shape[-1] == 1 and parameter.ndim == 2)
+            ):
                 parameter.add_(0.2 * torch.randn_like(parameter))
-            elif name.startswith("dec."):  # init_weights makes them so small that the waveform would be all bias
+            elif name.startswith(
+                "dec."
+            ):  # init_weights makes them so small that the waveform would be all bias
                 parameter.copy_(torch.randn_like(parameter) * (parameter[0].numel() ** -0.5))
     return network
 
@@ -78,12 +99,24 @@ def export(network: SynthesizerTrn, path: Path, opset: int = 15, fold: bool = Tr
     """Write the ONNX file."""
 
     def infer(text, lengths, scales, sid=None):
-        spoken = network.infer(text, lengths, noise_scale=scales[0], length_scale=scales[1], noise_scale_w=scales[2], sid=sid)
+        spoken = network.infer(
+            text,
+            lengths,
+            noise_scale=scales[0],
+            length_scale=scales[1],
+            noise_scale_w=scales[2],
+            sid=sid,
+        )
         return spoken[0].unsqueeze(1)
 
     network.forward = infer
     speaker = torch.LongTensor([0]) if network.n_speakers > 1 else None
-    example = (torch.randint(0, SYMBOLS, (1, 12)), torch.LongTensor([12]), torch.tensor([0.667, 1.0, 0.8]), speaker)
+    example = (
+        torch.randint(0, SYMBOLS, (1, 12)),
+        torch.LongTensor([12]),
+        torch.tensor([0.667, 1.0, 0.8]),
+        speaker,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -103,7 +136,9 @@ def settings(shape: Shape, **changes: object) -> dict[str, object]:
         "phoneme_id_map": PHONEME_IDS,
         "num_symbols": SYMBOLS,
         "num_speakers": shape.speakers,
-        "speaker_id_map": {f"speaker {i}": i for i in reversed(range(shape.speakers))} if shape.speakers > 1 else {},
+        "speaker_id_map": {f"speaker {i}": i for i in reversed(range(shape.speakers))}
+        if shape.speakers > 1
+        else {},
     } | changes
 
 

@@ -47,12 +47,21 @@ def folder(original, tmp_path):
 def rewrite(folder, change):
     """Pass the tensors of a folder through `change`, a function of the dict."""
     tensors = change(load_file(folder / "model.safetensors"))
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "speaker"),
-    [({}, None), ({"stochastic": False}, None), ({"speakers": 3}, 2), ({"speakers": 3, "stochastic": False}, 1)],
+    [
+        ({}, None),
+        ({"stochastic": False}, None),
+        ({"speakers": 3}, 2),
+        ({"speakers": 3, "stochastic": False}, 1),
+    ],
     ids=["default", "plain-durations", "speakers", "speakers-plain-durations"],
 )
 def test_the_samples_of_plain_transformers(tmp_path, options, speaker):
@@ -62,15 +71,21 @@ def test_the_samples_of_plain_transformers(tmp_path, options, speaker):
     ids = VitsTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")["input_ids"]
     condition = {} if speaker is None else {"speaker_id": speaker}
     assert torch.equal(wave(voice.model, ids, **condition), wave(plain, ids, **condition))
-    assert not torch.equal(wave(voice.model, ids, **condition), wave(plain, ids, seed=6, **condition))
+    assert not torch.equal(
+        wave(voice.model, ids, **condition), wave(plain, ids, seed=6, **condition)
+    )
     assert (voice.speaker, voice.speakers) == (speaker, () if speaker is None else ("0", "1", "2"))
     assert torch.equal(voice.tokenizer(TEXT, return_tensors="pt")["input_ids"], ids)
     before = sum(parameter.numel() for parameter in plain.parameters())
     after = sum(parameter.numel() for parameter in voice.model.parameters())
     assert voice.free_cut.parameters == before - after > 0
     assert voice.free_cut.bytes == 4 * voice.free_cut.parameters
-    assert not any(parameter.is_meta or parameter.requires_grad for parameter in voice.model.parameters())
-    assert not any("parametrizations" in name or "posterior" in name for name in voice.model.state_dict())
+    assert not any(
+        parameter.is_meta or parameter.requires_grad for parameter in voice.model.parameters()
+    )
+    assert not any(
+        "parametrizations" in name or "posterior" in name for name in voice.model.state_dict()
+    )
 
 
 def test_loading_draws_no_random_numbers(original):
@@ -94,7 +109,10 @@ def test_weights_do_not_follow_the_file(folder):
 
 def test_older_names_of_weight_norm(original, folder):
     def older(tensors):
-        names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+        names = {
+            "parametrizations.weight.original0": "weight_g",
+            "parametrizations.weight.original1": "weight_v",
+        }
         renamed = {}
         for name, tensor in tensors.items():
             for new, old in names.items():
@@ -134,9 +152,17 @@ def test_an_adapter_and_custom_code_are_never_followed(folder, tmp_path):
     trap = tmp_path / "ran"
     code = f"open({str(trap)!r}, 'w')\n"
     (folder / "modeling_trap.py").write_text(code, encoding="utf-8")
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "nobody/nothing", "peft_type": "LORA"}))
-    edit_json(folder / "config.json", auto_map={"AutoModel": "modeling_trap.Model", "AutoConfig": "modeling_trap.Config"})
-    edit_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["modeling_trap.Tokenizer", None]})
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "nobody/nothing", "peft_type": "LORA"})
+    )
+    edit_json(
+        folder / "config.json",
+        auto_map={"AutoModel": "modeling_trap.Model", "AutoConfig": "modeling_trap.Config"},
+    )
+    edit_json(
+        folder / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["modeling_trap.Tokenizer", None]},
+    )
     voice = load(folder)
     assert next(voice.tokenizer.sentences("hi")).ids
     assert not trap.exists()
@@ -145,7 +171,9 @@ def test_an_adapter_and_custom_code_are_never_followed(folder, tmp_path):
 
 def test_licence_of_the_readme(folder):
     assert load(folder).origin.licence is None
-    (folder / "README.md").write_text("---\ntags: [vits]\nlicense: 'cc-by-4.0'\n---\nlicense: not-this\n", encoding="utf-8")
+    (folder / "README.md").write_text(
+        "---\ntags: [vits]\nlicense: 'cc-by-4.0'\n---\nlicense: not-this\n", encoding="utf-8"
+    )
     assert load(folder).origin.licence == "cc-by-4.0"
     (folder / "README.md").write_text("license: mit\n", encoding="utf-8")
     assert load(folder).origin.licence is None
@@ -165,7 +193,13 @@ def test_licence_of_the_readme(folder):
         ("license: other\nlicense_name: coqui-public-model-license", "coqui-public-model-license"),
         ("license: mit\nlicense_name: my-own", "mit"),
         (f"license: 0x{'f' * 4000}", "other"),
-        ("a: &a {x: 1}\n" + "\n".join(f"{n}: &{n} {{<<: [{', '.join(['*' + p] * 10)}]}}" for p, n in pairwise("abcdefghi")), None),
+        (
+            "a: &a {x: 1}\n"
+            + "\n".join(
+                f"{n}: &{n} {{<<: [{', '.join(['*' + p] * 10)}]}}" for p, n in pairwise("abcdefghi")
+            ),
+            None,
+        ),
         ("[mit]", None),
         ("license: {a: b}", "other"),
         ("license: [a, b, c, d, e, f, g, h, i]", "other"),
@@ -216,11 +250,16 @@ HOSTILE_CONFIG = [
     ({"hidden_act": ["relu"]}, "hidden_act"),
     ({"pad_token_id": 10**6}, "pad_token_id"),
     ({"vocab_size": "x", "pad_token_id": 1}, "vocab_size"),
-    ({"hidden_size": 4096, "ffn_dim": 16_384, "num_hidden_layers": 64, "ffn_kernel_size": 31}, "million parameters"),
+    (
+        {"hidden_size": 4096, "ffn_dim": 16_384, "num_hidden_layers": 64, "ffn_kernel_size": 31},
+        "million parameters",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), HOSTILE_CONFIG, ids=[str(changes)[:40] for changes, _ in HOSTILE_CONFIG])
+@pytest.mark.parametrize(
+    ("changes", "message"), HOSTILE_CONFIG, ids=[str(changes)[:40] for changes, _ in HOSTILE_CONFIG]
+)
 def test_hostile_configuration(folder, changes, message):
     edit_json(folder / "config.json", **changes)
     with pytest.raises(InputError, match=message) as caught:
@@ -230,7 +269,18 @@ def test_hostile_configuration(folder, changes, message):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "[" * 200_000, '{"hidden_size": ' + "9" * 10_000 + "}", " " * (2 << 20), '"\\ud800"'], ids=range(8)
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "[" * 200_000,
+        '{"hidden_size": ' + "9" * 10_000 + "}",
+        " " * (2 << 20),
+        '"\\ud800"',
+    ],
+    ids=range(8),
 )
 @pytest.mark.parametrize("file", ["config.json", "vocab.json", "tokenizer_config.json"])
 def test_hostile_json(folder, file, text):
@@ -250,10 +300,16 @@ def test_configuration_that_is_not_utf8(folder):
 def test_whole_numbers_where_transformers_wants_fractions(folder):
     edit_json(folder / "config.json", noise_scale=1, noise_scale_duration=0, speaking_rate=1)
     config = read_config(folder)
-    assert (config.noise_scale, config.noise_scale_duration, config.speaking_rate) == (1.0, 0.0, 1.0)
+    assert (config.noise_scale, config.noise_scale_duration, config.speaking_rate) == (
+        1.0,
+        0.0,
+        1.0,
+    )
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "vocab.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "model.safetensors", "vocab.json", "tokenizer_config.json"]
+)
 def test_missing_file(folder, file):
     (folder / file).unlink()
     with pytest.raises(InputError, match=file.replace(".", r"\.")):
@@ -275,7 +331,10 @@ def test_truncated_weights(folder, keep):
         load(folder)
 
 
-@pytest.mark.parametrize("garbage", [b"\xff" * 5000, b"<html>not found</html>" * 50, (2**62).to_bytes(8, "little") + b"{}"])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xff" * 5000, b"<html>not found</html>" * 50, (2**62).to_bytes(8, "little") + b"{}"],
+)
 def test_garbage_for_weights(folder, garbage):
     (folder / "model.safetensors").write_bytes(garbage)
     with pytest.raises(InputError, match="damaged weights"):
@@ -292,7 +351,9 @@ def test_garbage_for_weights(folder, garbage):
     ],
 )
 def test_missing_mismatched_and_broken_tensors(folder, key):
-    rewrite(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != key})
+    rewrite(
+        folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != key}
+    )
     with pytest.raises(InputError, match=f"lacks the weights {key}"):
         load(folder)
     rewrite(folder, lambda tensors: {**tensors, key: torch.zeros(2, 3)})
@@ -322,13 +383,17 @@ def test_missing_mismatched_and_broken_tensors(folder, key):
 )
 def test_hostile_index(folder, weight_map):
     (folder / "model.safetensors").rename(folder / "part.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map}), encoding="utf-8"
+    )
     with pytest.raises(InputError, match=r"model\.safetensors\.index\.json"):
         load(folder)
 
 
 def test_missing_shard(folder):
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "part.safetensors"}}), encoding="utf-8")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "part.safetensors"}}), encoding="utf-8"
+    )
     (folder / "model.safetensors").rename(folder / "part.safetensors")
     assert load(folder).name == "tiny"
     (folder / "part.safetensors").unlink()

@@ -83,7 +83,24 @@ FOREIGN = {
     "el": "Γεια σου, τι κάνεις; Καλά! Κοστίζει 3,14· ακριβό: ναι.",
     "hy": "Բարև, ինչպե՞ս ես։ Լավ։ Ահա՛։",
 }
-PIECES = ["Hi", "there", "5", "3.14", "IV", "a", "A", "Dr", "e.g", "U.S", "été", "ok", "😀", "...", "?!", *".,;:!?…—–-()[]^/\"'“”«»¿。？，"]
+PIECES = [
+    "Hi",
+    "there",
+    "5",
+    "3.14",
+    "IV",
+    "a",
+    "A",
+    "Dr",
+    "e.g",
+    "U.S",
+    "été",
+    "ok",
+    "😀",
+    "...",
+    "?!",
+    *".,;:!?…—–-()[]^/\"'“”«»¿。？，",
+]
 PIECES += [" ", " ", " ", "  ", "\n", "\n\n", "\u00a0"]
 
 
@@ -114,21 +131,36 @@ def test_clauses_end_as_in_piper_for_random_punctuation():
     for _ in range(600):
         voice = draw.choice(["en-us", "de", "hu", "fr", "cmn", "fa"])
         text = "".join(draw.choices(PIECES, k=draw.randint(1, 14)))
-        assert marks(text, voice) == [clause[1:] for clause in piper_clauses(text, voice)], (voice, text)
+        assert marks(text, voice) == [clause[1:] for clause in piper_clauses(text, voice)], (
+            voice,
+            text,
+        )
 
 
 def test_phonemes_are_those_of_piper_where_the_versions_agree():
-    for text in ("The birch canoe slid on the smooth planks.", "Dr. Smith paid $3.14, not more; why? Because!", "a. B c"):
-        assert [clause.phonemes for clause in clauses(text, "en-us")] == [clause[0] for clause in piper_clauses(text, "en-us")]
+    for text in (
+        "The birch canoe slid on the smooth planks.",
+        "Dr. Smith paid $3.14, not more; why? Because!",
+        "a. B c",
+    ):
+        assert [clause.phonemes for clause in clauses(text, "en-us")] == [
+            clause[0] for clause in piper_clauses(text, "en-us")
+        ]
 
 
 @pytest.mark.parametrize("voice", ["en-us", "en-gb-x-rp", "en-029", "en-gb-scotland", "en"])
 def test_has_been_is_said_as_piper_says_it(voice: str):
     text = "It has been done. She HAS been away; what has been has been."
-    assert [clause.phonemes for clause in clauses(text, voice)] == [clause[0] for clause in piper_clauses(text, voice)]
+    assert [clause.phonemes for clause in clauses(text, voice)] == [
+        clause[0] for clause in piper_clauses(text, voice)
+    ]
 
 
-GLIDES = ["The end of any area.", "We are copying the only idea, aren't we?", "Being there, I agree; he also buys it."]
+GLIDES = [
+    "The end of any area.",
+    "We are copying the only idea, aren't we?",
+    "Being there, I agree; he also buys it.",
+]
 
 
 @pytest.mark.parametrize("text", GLIDES)
@@ -153,11 +185,15 @@ def test_what_one_text_leaves_behind_does_not_reach_the_next():
 def test_control_characters_are_blanks():
     # \x01 starts a command to espeak-ng (a change of voice or of punctuation), \0 ends its text, a lone surrogate has no UTF-8
     spoken = clauses("one \x01Vde two\x00three \ud800four", "en-us")
-    assert "".join(c.phonemes for c in spoken) == "".join(c.phonemes for c in clauses("one  Vde two three  four", "en-us"))
+    assert "".join(c.phonemes for c in spoken) == "".join(
+        c.phonemes for c in clauses("one  Vde two three  four", "en-us")
+    )
     assert "fˈoːɹ" in spoken[-1].phonemes or "fˈɔːɹ" in spoken[-1].phonemes
 
 
-@pytest.mark.parametrize("voice", ["xx", "", "../../etc/passwd", "gmw", "default", "a" * 80, "en us", None, 5, "no\0"])
+@pytest.mark.parametrize(
+    "voice", ["xx", "", "../../etc/passwd", "gmw", "default", "a" * 80, "en us", None, 5, "no\0"]
+)
 def test_unknown_voices_are_refused(voice: object):
     with pytest.raises(InputError, match=r"espeak-ng has no voice .*: check espeak.voice"):
         check_voice(voice)
@@ -175,7 +211,10 @@ def test_it_lives_beside_phonemizer_and_piper(monkeypatch: pytest.MonkeyPatch):
     bridge.initialize(str(ESPEAK_DATA_DIR))
     bridge.set_voice("fr")
     assert clauses("Hi there", "en-us")[0].phonemes == "hˈaɪ ðˈɛɹ"
-    assert other.text_to_phonemes("vier", tie=False).replace("_", "") == clauses("vier", "de")[0].phonemes
+    assert (
+        other.text_to_phonemes("vier", tie=False).replace("_", "")
+        == clauses("vier", "de")[0].phonemes
+    )
     assert bridge.get_phonemes("oui")[0][0] == clauses("oui", "fr")[0].phonemes
 
 

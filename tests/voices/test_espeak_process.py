@@ -13,14 +13,21 @@ from vits_prune.errors import InputError
 from vits_prune.voices import espeak, espeak_process
 
 # Each of these has ended a process that read it with espeak-ng 1.52.
-DEADLY = [("a." * 1000, "en-us"), ("A.B." * 300, "de"), ("\u044b." * 400, "pt-br"), ("\u044c." * 400, "ru")]
+DEADLY = [
+    ("a." * 1000, "en-us"),
+    ("A.B." * 300, "de"),
+    ("\u044b." * 400, "pt-br"),
+    ("\u044c." * 400, "ru"),
+]
 
 
 @pytest.mark.parametrize(("text", "voice"), DEADLY)
 def test_after_a_deadly_text_the_next_is_read(text, voice):
     with contextlib.suppress(InputError):  # another build of espeak-ng may live through it
         assert espeak_process.clauses(text, voice)
-    assert espeak_process.clauses("Hello there.", "en-us") == espeak.clauses("Hello there.", "en-us")
+    assert espeak_process.clauses("Hello there.", "en-us") == espeak.clauses(
+        "Hello there.", "en-us"
+    )
 
 
 def test_at_least_one_of_them_is_deadly_here():
@@ -31,11 +38,19 @@ def test_at_least_one_of_them_is_deadly_here():
         except InputError as error:
             refused.append(str(error))
     assert refused
-    assert all("espeak-ng cannot read this text" in sentence and "\n" not in sentence for sentence in refused)
+    assert all(
+        "espeak-ng cannot read this text" in sentence and "\n" not in sentence
+        for sentence in refused
+    )
 
 
 def test_the_child_says_what_the_library_says():
-    for text in ("The end. Is it?", "", "one \x01two \ud800three", "Mixed \u65e5\u672c and more: yes; no!"):
+    for text in (
+        "The end. Is it?",
+        "",
+        "one \x01two \ud800three",
+        "Mixed \u65e5\u672c and more: yes; no!",
+    ):
         assert espeak_process.clauses(text, "en-us") == espeak.clauses(text, "en-us")
     with pytest.raises(InputError, match="has no voice"):
         espeak_process.check_voice("../../etc/passwd")
@@ -58,7 +73,9 @@ def test_threads_take_turns():
     wrong = []
 
     def read(voice):
-        wrong.extend(voice for _ in range(20) if espeak_process.clauses("vier oui", voice) != expected[voice])
+        wrong.extend(
+            voice for _ in range(20) if espeak_process.clauses("vier oui", voice) != expected[voice]
+        )
 
     threads = [threading.Thread(target=read, args=(voice,)) for voice in expected for _ in range(2)]
     for thread in threads:
@@ -76,7 +93,10 @@ def test_a_process_with_many_open_files():
         pytest.skip("no more than 1,023 files may be open here")
     child, opened = espeak_process._Child(), []
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1100) if soft != resource.RLIM_INFINITY else soft, hard))
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE,
+            (max(soft, 1100) if soft != resource.RLIM_INFINITY else soft, hard),
+        )
         while not opened or opened[-1] < 1024:
             opened.append(os.open(os.devnull, os.O_RDONLY))
         child.ask("check_voice", "de")

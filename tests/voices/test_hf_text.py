@@ -33,9 +33,20 @@ def one(tokenizer, text):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"add_blank": False}, {"symbols": "k'zjy -abcdefghilmnopqrstuvwx"}], ids=["mms", "no-blank", "no-pad"]
+    "options",
+    [{}, {"add_blank": False}, {"symbols": "k'zjy -abcdefghilmnopqrstuvwx"}],
+    ids=["mms", "no-blank", "no-pad"],
 )
-@pytest.mark.parametrize("text", ["hello there", "Hello THERE, it's a well-known kid!", "  spaces  inside ", "naïve café 42", "a"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello there",
+        "Hello THERE, it's a well-known kid!",
+        "  spaces  inside ",
+        "naïve café 42",
+        "a",
+    ],
+)
 def test_ids_of_plain_transformers(make, options, text):
     folder = make(**options)
     sentence = one(HubTokenizer.load(folder), text)
@@ -48,7 +59,10 @@ def test_pad_token_that_is_a_letter(make):
     folder = make(symbols="k'zjy -abcdefghilmnopqrstuvwx")
     edit_json(folder / "tokenizer_config.json", pad_token="k")
     text = "look like a duck"
-    assert list(one(HubTokenizer.load(folder), text).ids) == VitsTokenizer.from_pretrained(folder)(text)["input_ids"]
+    assert (
+        list(one(HubTokenizer.load(folder), text).ids)
+        == VitsTokenizer.from_pretrained(folder)(text)["input_ids"]
+    )
 
 
 def test_romanian_letters(make):
@@ -80,7 +94,15 @@ def test_empty_text_has_no_sentences(letters):
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("symbols", [LETTERS, LETTERS + "<>"])
-@pytest.mark.parametrize("text", ["say <unk> and <pad> _ now", "<un<unk>k> x", "\ud800 lone \0 nul \x1b escape", "a" + "\u0301" * 50])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "say <unk> and <pad> _ now",
+        "<un<unk>k> x",
+        "\ud800 lone \0 nul \x1b escape",
+        "a" + "\u0301" * 50,
+    ],
+)
 def test_special_words_and_broken_characters_stay_in_range(make, normalize, symbols, text):
     folder = make(normalize=normalize, symbols=symbols)
     for sentence in HubTokenizer.load(folder, vocab_size=len(symbols)).sentences(text):
@@ -117,7 +139,9 @@ def test_phonemes(make):
     text = "Hello, Dr. Smith has 3 birch canoes!"
     sentence = one(tokenizer, text)
     assert "".join(sentence.tokens).startswith("həlˈoʊ, ")
-    ours = tokenizer(text)["input_ids"]  # also makes phonemizer find the installed espeak-ng for the plain tokenizer
+    ours = tokenizer(text)[
+        "input_ids"
+    ]  # also makes phonemizer find the installed espeak-ng for the plain tokenizer
     assert list(sentence.ids) == VitsTokenizer.from_pretrained(folder)(text)["input_ids"] == ours
     assert sentence.dropped == ()
     # The two together are what the whole gives, less the blank that they share.
@@ -136,7 +160,9 @@ def test_the_installed_espeak_is_used_whichever_way_the_tokenizer_is_called(make
     assert len(tokenizer("hello")["input_ids"]) > 5
     assert EspeakWrapper.library() == espeakng_loader.get_library_path()
     EspeakWrapper.set_library("/nowhere/libespeak-ng.so")
-    assert len(one(tokenizer, "hello").ids) > 5  # read in a child process, which this one's settings do not reach
+    assert (
+        len(one(tokenizer, "hello").ids) > 5
+    )  # read in a child process, which this one's settings do not reach
 
 
 def test_phonemes_without_a_symbol_are_named(make):
@@ -152,7 +178,10 @@ def test_phonemes_from_many_threads(make):
     texts = [f"{word} birch canoe" for word in ("one", "two", "three", "four", "five", "six")]
     alone = {text: one(tokenizer, text) for text in texts}
     together = {}
-    threads = [threading.Thread(target=lambda t=text: together.update({t: one(tokenizer, t)})) for text in texts]
+    threads = [
+        threading.Thread(target=lambda t=text: together.update({t: one(tokenizer, t)}))
+        for text in texts
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -163,11 +192,16 @@ def test_phonemes_from_many_threads(make):
 def test_call_gives_what_transformers_gives(letters):
     ours, plain = HubTokenizer.load(letters), VitsTokenizer.from_pretrained(letters)
     for options in ({"return_tensors": "pt"}, {}):
-        assert {k: str(v) for k, v in ours("hello you", **options).items()} == {k: str(v) for k, v in plain("hello you", **options).items()}
+        assert {k: str(v) for k, v in ours("hello you", **options).items()} == {
+            k: str(v) for k, v in plain("hello you", **options).items()
+        }
     assert isinstance(ours.tokenizer, VitsTokenizer)
 
 
-@pytest.mark.parametrize("options", [{}, {"phonemize": True}, {"is_uroman": True}, {"normalize": False, "add_blank": False}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"phonemize": True}, {"is_uroman": True}, {"normalize": False, "add_blank": False}],
+)
 def test_save_and_load(make, tmp_path, options):
     tokenizer = HubTokenizer.load(make(**options))
     tokenizer.save(str(tmp_path / "saved"))
@@ -175,7 +209,10 @@ def test_save_and_load(make, tmp_path, options):
     again = HubTokenizer.load(tmp_path / "saved", vocab_size=tokenizer.vocab_size)
     assert list(again.sentences(text)) == list(tokenizer.sentences(text))
     assert again.vocab_size == tokenizer.vocab_size
-    assert VitsTokenizer.from_pretrained(tmp_path / "saved")("hello")["input_ids"] == tokenizer("hello")["input_ids"]
+    assert (
+        VitsTokenizer.from_pretrained(tmp_path / "saved")("hello")["input_ids"]
+        == tokenizer("hello")["input_ids"]
+    )
     assert "/tmp" not in (tmp_path / "saved" / "tokenizer_config.json").read_text(encoding="utf-8")
 
 
@@ -235,7 +272,10 @@ def test_settings_that_name_files_or_code_change_nothing(make):
     ("text", "expected"),
     [
         ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
-        ("Dr. Smith paid 3.14 U.S. dollars, e.g. this. Next.", ["Dr. Smith paid 3.14 U.S. dollars, e.g. this.", "Next."]),
+        (
+            "Dr. Smith paid 3.14 U.S. dollars, e.g. this. Next.",
+            ["Dr. Smith paid 3.14 U.S. dollars, e.g. this.", "Next."],
+        ),
         ("J. R. R. Tolkien wrote.", ["J. R. R. Tolkien wrote."]),
         ("Really?! Yes... ok… fine", ["Really?!", "Yes...", "ok…", "fine"]),
         ('"Good." She left.', ['"Good."', "She left."]),
@@ -257,7 +297,17 @@ def test_split_sentences(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["word, " * 300, "word " * 300, "a" * 1000, "字" * 1000, "字字字，" * 300, "a\u0301" * 600, "\u0301" * 900, "x" * 399 + ". y"]
+    "text",
+    [
+        "word, " * 300,
+        "word " * 300,
+        "a" * 1000,
+        "字" * 1000,
+        "字字字，" * 300,
+        "a\u0301" * 600,
+        "\u0301" * 900,
+        "x" * 399 + ". y",
+    ],
 )
 @pytest.mark.parametrize("limit", [400, 50, 1])
 def test_long_sentences_are_cut_and_nothing_is_lost(text, limit):
@@ -268,16 +318,24 @@ def test_long_sentences_are_cut_and_nothing_is_lost(text, limit):
 
 def test_cuts_fall_at_clauses_then_spaces_then_between_characters():
     assert all(piece.endswith(",") for piece in split_sentences("one two, " * 100, 100))
-    assert all(piece.split() == ["word"] * len(piece.split()) for piece in split_sentences("word " * 200, 99))
+    assert all(
+        piece.split() == ["word"] * len(piece.split())
+        for piece in split_sentences("word " * 200, 99)
+    )
     assert not any(piece.startswith("\u0301") for piece in split_sentences("a\u0301" * 300, 99))
 
 
-@pytest.mark.parametrize("text", ["J. " * 20_000, "no. " * 20_000, "x" * 50_000 + ". y", "1" * 50_000 + ". y", ". " * 20_000])
+@pytest.mark.parametrize(
+    "text",
+    ["J. " * 20_000, "no. " * 20_000, "x" * 50_000 + ". y", "1" * 50_000 + ". y", ". " * 20_000],
+)
 def test_the_look_back_is_bounded(monkeypatch, text):
     """Else a text of initials would take time that grows with its square."""
     seen = []
     keeps_going = hf_text._keeps_going
-    monkeypatch.setattr(hf_text, "_keeps_going", lambda before: seen.append(len(before)) or keeps_going(before))
+    monkeypatch.setattr(
+        hf_text, "_keeps_going", lambda before: seen.append(len(before)) or keeps_going(before)
+    )
     pieces = split_sentences(text)
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert max(map(len, pieces)) <= 400

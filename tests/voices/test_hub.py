@@ -52,7 +52,11 @@ def hub(folders, tmp_path, monkeypatch):
     with serving() as server:
         server.repositories[TINY] = [Repository(folders["tiny"], licence="cc-by-nc-4.0")]
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -116,10 +120,23 @@ def test_a_voice_from_the_hub(hub, folders):
     assert voice.origin == Origin("hugging-face", TINY, commit, "cc-by-nc-4.0")
     assert voice.name == "tiny-vits"
     local = load_checkpoint(folders["tiny"], name="tiny", origin=Origin("hugging-face", "tiny"))
-    assert all(torch.equal(tensor, _weights(local)[name]) for name, tensor in _weights(voice).items())
-    assert next(voice.tokenizer.sentences("hello")).ids == next(local.tokenizer.sentences("hello")).ids
-    wanted = ["README.md", "config.json", "model.safetensors", "tokenizer_config.json", "vocab.json"]
-    assert sorted(path.rpartition("/")[2] for path in hub.paths("GET") if "/resolve/" in path) == wanted
+    assert all(
+        torch.equal(tensor, _weights(local)[name]) for name, tensor in _weights(voice).items()
+    )
+    assert (
+        next(voice.tokenizer.sentences("hello")).ids == next(local.tokenizer.sentences("hello")).ids
+    )
+    wanted = [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
+    assert (
+        sorted(path.rpartition("/")[2] for path in hub.paths("GET") if "/resolve/" in path)
+        == wanted
+    )
     total = sum((folders["tiny"] / name).stat().st_size for name in wanted)
     assert seen[-1] == (total, total)
     done = [count for count, _ in seen]
@@ -143,9 +160,18 @@ def test_a_second_load_downloads_nothing(hub):
 def test_revision(hub, folders):
     old = Repository(folders["other"], branches=("v1",))
     hub.repositories[TINY].append(old)
-    by_tag, by_commit, by_reference = load_hub(TINY, revision="v1"), load_hub(TINY, revision=old.commit), load_hub(f"{TINY}@v1")
+    by_tag, by_commit, by_reference = (
+        load_hub(TINY, revision="v1"),
+        load_hub(TINY, revision=old.commit),
+        load_hub(f"{TINY}@v1"),
+    )
     main = load_hub(TINY)
-    assert by_tag.origin.revision == by_commit.origin.revision == by_reference.origin.revision == old.commit
+    assert (
+        by_tag.origin.revision
+        == by_commit.origin.revision
+        == by_reference.origin.revision
+        == old.commit
+    )
     assert main.origin.revision == hub.repositories[TINY][0].commit
     name = "decoder.conv_pre.weight"
     assert torch.equal(_weights(by_tag)[name], _weights(by_reference)[name])
@@ -176,10 +202,14 @@ def test_shards(hub, folders, tmp_path):
     (folder / "stray.safetensors").write_bytes(b"not named by the index")
     hub.repositories[TINY] = [Repository(folder)]
     voice = load_hub(TINY)
-    fetched = [path.rpartition("/")[2] for path in hub.paths("GET") if path.endswith(".safetensors")]
+    fetched = [
+        path.rpartition("/")[2] for path in hub.paths("GET") if path.endswith(".safetensors")
+    ]
     assert len(fetched) > 1
     assert "stray.safetensors" not in fetched
-    assert all(torch.equal(tensor, _weights(whole)[name]) for name, tensor in _weights(voice).items())
+    assert all(
+        torch.equal(tensor, _weights(whole)[name]) for name, tensor in _weights(voice).items()
+    )
 
 
 def test_token_false_sends_none_though_one_is_set(hub, monkeypatch):
@@ -193,11 +223,15 @@ def test_token_false_sends_none_though_one_is_set(hub, monkeypatch):
 def test_token_none_sends_the_usual_one_and_a_string_itself(hub, monkeypatch, folders):
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_owner")
     load_hub(TINY)
-    assert {headers.get("authorization") for _, _, headers in hub.requests} == {"Bearer hf_of_the_owner"}
+    assert {headers.get("authorization") for _, _, headers in hub.requests} == {
+        "Bearer hf_of_the_owner"
+    }
     hub.requests.clear()
     hub.repositories["someone/second"] = [Repository(folders["other"])]
     load_hub("someone/second", token="hf_of_a_visitor")
-    assert {headers.get("authorization") for _, _, headers in hub.requests} == {"Bearer hf_of_a_visitor"}
+    assert {headers.get("authorization") for _, _, headers in hub.requests} == {
+        "Bearer hf_of_a_visitor"
+    }
 
 
 def test_weights_on_another_host_get_no_token(hub, folders):
@@ -279,7 +313,9 @@ def test_refused_before_the_weights(hub, folders, tmp_path, spoil, message):
     assert not [path for path in hub.paths("GET") if path.endswith((".safetensors", ".bin"))]
 
 
-@pytest.mark.parametrize("bug", [TypeError, KeyError, AttributeError, ValueError, RuntimeError, AssertionError])
+@pytest.mark.parametrize(
+    "bug", [TypeError, KeyError, AttributeError, ValueError, RuntimeError, AssertionError]
+)
 def test_a_bug_of_our_own_is_not_reported_as_the_hubs(hub, monkeypatch, bug):
     def broken(*_):
         raise bug("a bug")
@@ -323,7 +359,11 @@ def test_connection_lost_half_way_then_a_retry(hub, cache):
     hub.cut_after = 5000
     with pytest.raises(InputError, match=r"(lost|incomplete).*try again"):
         load_hub(TINY)
-    assert not [path for path in cache.rglob("*") if "model.safetensors" in path.name or ".incomplete" in path.name]
+    assert not [
+        path
+        for path in cache.rglob("*")
+        if "model.safetensors" in path.name or ".incomplete" in path.name
+    ]
     hub.cut_after = None
     assert load_hub(TINY).name == "tiny-vits"
 
@@ -354,7 +394,9 @@ def test_from_the_cache_when_the_hub_is_down_or_away(hub, monkeypatch):
     hub.status = 503
     down = load_hub(TINY)
     assert down.origin == Origin("hugging-face", TINY, online.origin.revision, "cc-by-4.0")
-    assert all(torch.equal(tensor, _weights(down)[name]) for name, tensor in _weights(online).items())
+    assert all(
+        torch.equal(tensor, _weights(down)[name]) for name, tensor in _weights(online).items()
+    )
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert load_hub(TINY).origin.revision == online.origin.revision
     assert fetch_snapshot(TINY, revision=online.origin.revision).revision == online.origin.revision
@@ -382,11 +424,21 @@ def test_end_to_end_in_a_process_of_its_own(hub, tmp_path):
         "print(json.dumps([voice.origin.revision, voice.sampling_rate, list(next(voice.tokenizer.sentences('hi')).ids)]))\n"
     )
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    env = {**clean, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    env = {
+        **clean,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "NO_PROXY": "127.0.0.1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
 
     def run(**more):
         command = [sys.executable, "-c", script, TINY]
-        return json.loads(subprocess.run(command, env={**env, **more}, cwd=ROOT, capture_output=True, check=True, text=True).stdout)
+        return json.loads(
+            subprocess.run(
+                command, env={**env, **more}, cwd=ROOT, capture_output=True, check=True, text=True
+            ).stdout
+        )
 
     online = run()
     assert online[:2] == [hub.repositories[TINY][0].commit, 16_000]
@@ -400,7 +452,10 @@ def test_a_servers_cache_is_trimmed_to_a_bound_and_keeps_what_was_just_loaded(hu
     load_hub(TINY, token=False)
     load_hub("someone/other", token=False)
     trim_cache(1 << 30, keep="someone/other")
-    assert {path.name for path in cache.glob("models--*")} == {"models--someone--tiny-vits", "models--someone--other"}
+    assert {path.name for path in cache.glob("models--*")} == {
+        "models--someone--tiny-vits",
+        "models--someone--other",
+    }
     trim_cache(0, keep="someone/other")
     assert {path.name for path in cache.glob("models--*")} == {"models--someone--other"}
     assert load_hub("someone/other", token=False).origin.reference == "someone/other"

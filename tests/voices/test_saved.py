@@ -41,7 +41,11 @@ def same_voice(first, second, text=TEXT):
 
 
 def contents(folder):
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 def refused(make, match=None):
@@ -57,28 +61,48 @@ def test_the_real_voice_comes_back(joe, tmp_path):
     again = load_voice(tmp_path / "deep" / "joe-30")
     assert same_voice(voice, again, "Glue the sheet.")
     assert PruneSpec.from_dict(again.recipe["pruned"][0]) == PruneSpec(amount=0.3)
-    assert PruneSpec.from_json((tmp_path / "deep" / "joe-30" / "prune_spec.json").read_text()) == PruneSpec(amount=0.3)
+    assert PruneSpec.from_json(
+        (tmp_path / "deep" / "joe-30" / "prune_spec.json").read_text()
+    ) == PruneSpec(amount=0.3)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["joe-30"]
-    assert not any("parametrizations" in name for name in load_file(tmp_path / "deep" / "joe-30" / "model.safetensors"))
+    assert not any(
+        "parametrizations" in name
+        for name in load_file(tmp_path / "deep" / "joe-30" / "model.safetensors")
+    )
 
 
 FAMILIES = pytest.mark.parametrize(
     ("options", "speaker"),
-    [({}, None), ({"stochastic": False}, None), ({"speakers": 3}, 2), ({"speakers": 3, "stochastic": False}, 1)],
+    [
+        ({}, None),
+        ({"stochastic": False}, None),
+        ({"speakers": 3}, 2),
+        ({"speakers": 3, "stochastic": False}, 1),
+    ],
     ids=["stochastic", "plain-durations", "speakers", "speakers-plain-durations"],
 )
 
 
 @FAMILIES
-def test_a_hugging_face_voice_comes_back_and_opens_in_plain_transformers(tmp_path, options, speaker):
+def test_a_hugging_face_voice_comes_back_and_opens_in_plain_transformers(
+    tmp_path, options, speaker
+):
     voice = prune(load_voice(make_checkpoint(tmp_path / "tiny", **options), speaker), LOCAL)
-    rows = [weight.flatten(1).abs().sum(1) for name, weight in voice.model.named_parameters() if "flow" in name and weight.ndim == 3]
-    assert any(bool((row == 0).any()) for row in rows)  # rows without a direction, the hard case of weight norm
+    rows = [
+        weight.flatten(1).abs().sum(1)
+        for name, weight in voice.model.named_parameters()
+        if "flow" in name and weight.ndim == 3
+    ]
+    assert any(
+        bool((row == 0).any()) for row in rows
+    )  # rows without a direction, the hard case of weight norm
     folder = save_voice(voice, tmp_path / "saved")
     assert same_voice(voice, load_voice(folder))
 
     plain, told = VitsModel.from_pretrained(folder, output_loading_info=True)
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    assert not any(
+        told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    )
     ids = torch.tensor([next(iter(voice.tokenizer.sentences(TEXT))).ids])
     condition = {} if speaker is None else {"speaker_id": speaker}
     waves = []
@@ -172,7 +196,10 @@ def test_a_full_disk_leaves_nothing_behind(tiny, tmp_path, monkeypatch, there_be
 
 def test_a_disk_that_is_full_for_safetensors(joe, tmp_path):
     """safetensors reports what the system refuses as an error of its own kind."""
-    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler, limits = (
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
         refused(lambda: save_voice(joe, tmp_path / "saved"), "could not be written")
@@ -212,10 +239,17 @@ def whole(tmp_path_factory, tiny, joe):
     place = tmp_path_factory.mktemp("whole")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = PiperVitsModel(PiperVitsConfig(**SMALL, vocab_size=joe.model.config.vocab_size, resblock="2"))
+        model = PiperVitsModel(
+            PiperVitsConfig(**SMALL, vocab_size=joe.model.config.vocab_size, resblock="2")
+        )
     fold_and_cut(model)
-    small = dataclasses.replace(joe, model=model, sampling_rate=model.config.sampling_rate, name="small")
-    folders = {"hugging-face": save_voice(prune(tiny, LOCAL), place / "tiny"), "piper": save_voice(prune(small, LOCAL), place / "small")}
+    small = dataclasses.replace(
+        joe, model=model, sampling_rate=model.config.sampling_rate, name="small"
+    )
+    folders = {
+        "hugging-face": save_voice(prune(tiny, LOCAL), place / "tiny"),
+        "piper": save_voice(prune(small, LOCAL), place / "small"),
+    }
     assert same_voice(prune(small, LOCAL), load_voice(folders["piper"]))
     return folders
 
@@ -231,7 +265,13 @@ def truncate(path):
 
 
 @pytest.mark.parametrize(
-    "spoil", [truncate, lambda path: path.write_bytes(b"not a voice"), lambda path: path.write_bytes(b""), Path.unlink]
+    "spoil",
+    [
+        truncate,
+        lambda path: path.write_bytes(b"not a voice"),
+        lambda path: path.write_bytes(b""),
+        Path.unlink,
+    ],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", MANIFEST])
 def test_damaged_files(folder, name, spoil):
@@ -254,8 +294,13 @@ def test_weights_that_do_not_fit(folder, change, request):
     tensors = load_file(path)
     wrong = change(tensors.pop(name))
     save_file({**tensors, **wrong}, path, metadata={"format": "pt"})
-    if "integers" in request.node.name and json.loads((folder / MANIFEST).read_text())["family"] == "piper":
-        assert all(parameter.dtype == torch.float32 for parameter in load_voice(folder).model.parameters())
+    if (
+        "integers" in request.node.name
+        and json.loads((folder / MANIFEST).read_text())["family"] == "piper"
+    ):
+        assert all(
+            parameter.dtype == torch.float32 for parameter in load_voice(folder).model.parameters()
+        )
     else:
         refused(lambda: load_voice(folder))
 
@@ -276,7 +321,9 @@ def test_damaged_manifests(folder, change):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "3", "[" * 100_000, "\ufeff", '{"format_version": 1}', " " * (2 << 20)], ids=lambda text: ascii(text)[:12]
+    "text",
+    ["", "[]", "3", "[" * 100_000, "\ufeff", '{"format_version": 1}', " " * (2 << 20)],
+    ids=lambda text: ascii(text)[:12],
 )
 def test_manifests_that_are_no_object(folder, text):
     (folder / MANIFEST).write_text(text)
@@ -306,7 +353,9 @@ def test_the_weights_file_is_plain_safetensors(whole):
         with safe_open(folder / "model.safetensors", "pt") as file:
             assert file.metadata() == {"format": "pt", **MARK}
         assert not list(folder.glob("*.bin"))
-        assert {"config.json", "model.safetensors", MANIFEST, "prune_spec.json"} <= {path.name for path in folder.iterdir()}
+        assert {"config.json", "model.safetensors", MANIFEST, "prune_spec.json"} <= {
+            path.name for path in folder.iterdir()
+        }
 
 
 def test_what_a_user_put_beside_a_saved_voice_is_not_removed(tiny, tmp_path):

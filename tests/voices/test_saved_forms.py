@@ -16,8 +16,8 @@ from tests.voices import piper_factory
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from tests.voices.test_saved import LOCAL, TEXT, refused, same_voice
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
-from vits_prune.pruning.structure import Shape
-from vits_prune.pruning.structured import choose, cut
+from vits_prune.pruning.shape import Shape
+from vits_prune.pruning.structured.cut import choose, cut
 from vits_prune.voices.manifest import FORMAT_VERSION, MANIFEST
 from vits_prune.voices.onnx_facts import facts_of
 
@@ -33,7 +33,9 @@ def voices(tmp_path_factory):
     piper = load_voice(piper_factory.make_voice(place, piper_factory.Shape(), "piper"))
     found = {
         "plain": plain,
-        "speakers": load_voice(make_checkpoint(place / "speakers", speakers=3, stochastic=False), 2),
+        "speakers": load_voice(
+            make_checkpoint(place / "speakers", speakers=3, stochastic=False), 2
+        ),
         "narrow": cut(plain, choose(plain, NARROW)),
         "piper": piper,
     }
@@ -52,7 +54,9 @@ def test_a_sparse_folder_speaks_the_same_samples(voices, kind, tmp_path):
     assert not (folder / "model.safetensors").exists()
     dense = save_voice(voice, tmp_path / "dense")
     assert (folder / SPARSE).stat().st_size < 0.6 * (dense / "model.safetensors").stat().st_size
-    assert json.loads((dense / MANIFEST).read_text())["format_version"] == (2 if kind == "narrow" else 1)
+    assert json.loads((dense / MANIFEST).read_text())["format_version"] == (
+        2 if kind == "narrow" else 1
+    )
 
 
 @KINDS
@@ -75,7 +79,9 @@ def test_a_dense_half_opens_in_plain_transformers(voices, kind, tmp_path):
     voice = voices[kind]
     folder = save_voice(voice, tmp_path / "half", precision="fp16")
     plain, told = VitsModel.from_pretrained(folder, output_loading_info=True)
-    assert not any(told[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    assert not any(
+        told[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    )
     ids = torch.tensor([next(iter(voice.tokenizer.sentences(TEXT))).ids])
     condition = {} if voice.speaker is None else {"speaker_id": voice.speaker}
     waves = []
@@ -99,7 +105,9 @@ def test_the_real_voice_sparse(joe, tmp_path):
 
 
 def test_the_healing_recipe_is_kept(tiny, tmp_path):
-    healed = dataclasses.replace(tiny, recipe=MappingProxyType({"healed": {"steps": 3, "texts": ["one"]}}))
+    healed = dataclasses.replace(
+        tiny, recipe=MappingProxyType({"healed": {"steps": 3, "texts": ["one"]}})
+    )
     folder = save_voice(healed, tmp_path / "healed")
     assert json.loads((folder / "healing.json").read_text()) == {"steps": 3, "texts": ["one"]}
     assert dict(load_voice(folder).recipe) == dict(healed.recipe)
@@ -120,7 +128,12 @@ def folders(voices, tmp_path_factory):
     place = tmp_path_factory.mktemp("whole")
     return {
         f"{kind}-{form}": save_voice(voices[kind], place / f"{kind}-{form}", form)
-        for kind, form in (("plain", "dense"), ("plain", "sparse"), ("piper", "dense"), ("piper", "sparse"))
+        for kind, form in (
+            ("plain", "dense"),
+            ("plain", "sparse"),
+            ("piper", "dense"),
+            ("piper", "sparse"),
+        )
     }
 
 
@@ -154,7 +167,9 @@ def test_no_flipped_bit_gives_another_voice(folder, voices):
                 judged += "\n" not in str(error)
             else:
                 now = dict(again.model.named_parameters())
-                assert all(torch.equal(now[name], wanted[name]) for name in wanted), f"{path.name} at {number}"
+                assert all(torch.equal(now[name], wanted[name]) for name in wanted), (
+                    f"{path.name} at {number}"
+                )
                 assert again.speaker == voice.speaker
             path.write_bytes(whole)
     assert judged > 25
@@ -214,14 +229,20 @@ def test_a_folder_that_another_program_saved_over_is_read_as_it_is(tiny, tmp_pat
 
 @pytest.mark.parametrize("form", ["dense", "sparse"])
 def test_saved_several_times_is_the_same_file(tiny, form, tmp_path):
-    made = {next(save_voice(tiny, tmp_path / str(i), form).glob("model*")).read_bytes() for i in range(6)}
+    made = {
+        next(save_voice(tiny, tmp_path / str(i), form).glob("model*")).read_bytes()
+        for i in range(6)
+    }
     assert len(made) == 1
 
 
 def test_a_recipe_of_the_longest_texts_is_read_again(voices, tmp_path):
     spec = PruneSpec(texts=("\u0001" * 1000,) * 1000).to_dict()
     voice = dataclasses.replace(voices["plain"], recipe=MappingProxyType({"pruned": [spec]}))
-    assert load_voice(save_voice(voice, tmp_path / "one")).recipe["pruned"][0]["texts"] == spec["texts"]
+    assert (
+        load_voice(save_voice(voice, tmp_path / "one")).recipe["pruned"][0]["texts"]
+        == spec["texts"]
+    )
     assert len(facts_of(voice, "onnx", "fp32")["vits_prune"]) > 1 << 20
     endless = dataclasses.replace(voice, recipe=MappingProxyType({"pruned": [spec] * 4}))
     with pytest.raises(InputError, match="fewer or shorter calibration texts"):

@@ -16,12 +16,25 @@ from tests.voices import piper_factory
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from tests.voices.test_saved import TEXT, refused, same_voice
 from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
-from vits_prune.pruning.structure import Shape
-from vits_prune.pruning.structured import choose, cut
-from vits_prune.voices.architecture import NarrowVitsConfig, NarrowVitsModel, PiperVitsModel, empty_model
+from vits_prune.pruning.shape import Shape
+from vits_prune.pruning.structured.cut import choose, cut
+from vits_prune.voices.architecture import (
+    NarrowVitsConfig,
+    NarrowVitsModel,
+    PiperVitsModel,
+    empty_model,
+)
 from vits_prune.voices.saved import MANIFEST
 
-PLAIN = Shape(decoder_width=0.5, branches=1, ffn_width=0.25, encoder_layers=1, flows=3, wavenet_layers=1, multiple=2)
+PLAIN = Shape(
+    decoder_width=0.5,
+    branches=1,
+    ffn_width=0.25,
+    encoder_layers=1,
+    flows=3,
+    wavenet_layers=1,
+    multiple=2,
+)
 NARROW = dataclasses.replace(PLAIN, resblock_width=0.5)
 
 
@@ -29,11 +42,20 @@ def smaller(voice, shape):
     return cut(voice, choose(voice, shape))
 
 
-@pytest.mark.parametrize("options", [{}, {"stochastic": False}, {"speakers": 3}, {"speakers": 3, "stochastic": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stochastic": False}, {"speakers": 3}, {"speakers": 3, "stochastic": False}],
+    ids=str,
+)
 @pytest.mark.parametrize("zeros", [False, True], ids=["dense", "with-zeros"])
 def test_a_uniform_cut_is_a_plain_vits_model(tmp_path, options, zeros):
     speaker = 2 if "speakers" in options else None
-    voice = smaller(load_voice(make_checkpoint(tmp_path / "tiny", prior_encoder_num_flows=4, **options), speaker), PLAIN)
+    voice = smaller(
+        load_voice(
+            make_checkpoint(tmp_path / "tiny", prior_encoder_num_flows=4, **options), speaker
+        ),
+        PLAIN,
+    )
     voice = prune(voice, PruneSpec(scope="local", amount=0.6)) if zeros else voice
     assert type(voice.model) is VitsModel
     folder = save_voice(voice, tmp_path / "saved")
@@ -43,21 +65,33 @@ def test_a_uniform_cut_is_a_plain_vits_model(tmp_path, options, zeros):
     assert json.loads((folder / MANIFEST).read_text())["format_version"] == 1
 
     plain, told = VitsModel.from_pretrained(folder, output_loading_info=True)
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    assert not any(
+        told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    )
     facts = json.loads((folder / "config.json").read_text())
     assert facts["model_type"] == "vits"
-    assert (facts["upsample_initial_channel"], facts["ffn_dim"], facts["resblock_kernel_sizes"]) == (
+    assert (
+        facts["upsample_initial_channel"],
+        facts["ffn_dim"],
+        facts["resblock_kernel_sizes"],
+    ) == (
         16,
         8,
         plain.config.resblock_kernel_sizes,
     )
-    assert (len(plain.text_encoder.encoder.layers), len(plain.flow.flows), len(plain.decoder.resblocks)) == (1, 3, 2)
+    assert (
+        len(plain.text_encoder.encoder.layers),
+        len(plain.flow.flows),
+        len(plain.decoder.resblocks),
+    ) == (1, 3, 2)
     ids = torch.tensor([next(iter(voice.tokenizer.sentences(TEXT))).ids])
     waves = []
     for model in (plain.eval(), voice.model):
         torch.manual_seed(4)
         with torch.no_grad():
-            waves.append(model(ids, **({} if speaker is None else {"speaker_id": speaker})).waveform)
+            waves.append(
+                model(ids, **({} if speaker is None else {"speaker_id": speaker})).waveform
+            )
     assert waves[1].std() > 0
     assert torch.allclose(waves[0], waves[1], atol=1e-5)
 
@@ -67,8 +101,13 @@ def piper_voices(tmp_path_factory):
     place = tmp_path_factory.mktemp("piper")
     options = {"initial": 32, "filter": 32}
     two = piper_factory.Shape(**options)
-    one = piper_factory.Shape(**options, stochastic=False, speakers=2, resblock="1", resblock_dilations=((1, 3, 5),) * 2)
-    return {kind: load_voice(piper_factory.make_voice(place, shape, kind)) for kind, shape in (("two", two), ("one", one))}
+    one = piper_factory.Shape(
+        **options, stochastic=False, speakers=2, resblock="1", resblock_dilations=((1, 3, 5),) * 2
+    )
+    return {
+        kind: load_voice(piper_factory.make_voice(place, shape, kind))
+        for kind, shape in (("two", two), ("one", one))
+    }
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("two", PLAIN), ("one", PLAIN), ("one", NARROW)])
@@ -80,7 +119,9 @@ def test_piper_voices_come_back(piper_voices, tmp_path, kind, shape):
     assert same_voice(voice, again)
     assert type(again.model) is PiperVitsModel
     assert again.model.config.resblock_inner_channels == ([4, 2] if shape is NARROW else None)
-    assert json.loads((folder / MANIFEST).read_text())["format_version"] == (2 if shape is NARROW else 1)
+    assert json.loads((folder / MANIFEST).read_text())["format_version"] == (
+        2 if shape is NARROW else 1
+    )
 
 
 def test_what_older_code_wrote_still_loads(piper_voices, tmp_path):
@@ -93,7 +134,10 @@ def test_what_older_code_wrote_still_loads(piper_voices, tmp_path):
 @pytest.fixture(scope="module")
 def narrow_voice(tmp_path_factory):
     place = tmp_path_factory.mktemp("narrow")
-    return smaller(load_voice(make_checkpoint(place / "tiny", speakers=2, prior_encoder_num_flows=4), 1), NARROW)
+    return smaller(
+        load_voice(make_checkpoint(place / "tiny", speakers=2, prior_encoder_num_flows=4), 1),
+        NARROW,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +170,24 @@ def test_plain_transformers_refuses_what_its_config_cannot_say(narrow):
 
 @pytest.mark.parametrize(
     "channels",
-    [[4], [4, 2, 1], [9, 2], [4, 5], [0, 2], [-4, 2], [True, 2], ["4", 2], "42", 4, {}, [], [4.0, 2], [1 << 40, 2], [2, 2], [4, 1]],
+    [
+        [4],
+        [4, 2, 1],
+        [9, 2],
+        [4, 5],
+        [0, 2],
+        [-4, 2],
+        [True, 2],
+        ["4", 2],
+        "42",
+        4,
+        {},
+        [],
+        [4.0, 2],
+        [1 << 40, 2],
+        [2, 2],
+        [4, 1],
+    ],
     ids=str,
 )
 def test_inner_channels_that_do_not_fit(narrow, channels):
@@ -150,7 +211,11 @@ def test_configurations_of_another_shape(narrow, change):
     refused(lambda: load_voice(narrow))
 
 
-@pytest.mark.parametrize("change", [{"family": "piper"}, {"format_version": 4}, {"speakers": []}, {"recipe": []}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"family": "piper"}, {"format_version": 4}, {"speakers": []}, {"recipe": []}],
+    ids=str,
+)
 def test_manifests_of_another_voice(narrow, change):
     edit_json(narrow / MANIFEST, **{"crc32": ..., **change})
     refused(lambda: load_voice(narrow))
@@ -175,12 +240,24 @@ def test_weights_of_another_shape(narrow, kind):
 
 
 def test_blocks_as_wide_as_their_stage_are_transformers_own():
-    config = {"upsample_initial_channel": 32, "upsample_rates": [4, 4], "upsample_kernel_sizes": [8, 8]}
-    wide, same = (empty_model(NarrowVitsConfig(**config, resblock_inner_channels=inner)) for inner in (None, [16, 8]))
-    assert {name: p.shape for name, p in wide.named_parameters()} == {name: p.shape for name, p in same.named_parameters()}
+    config = {
+        "upsample_initial_channel": 32,
+        "upsample_rates": [4, 4],
+        "upsample_kernel_sizes": [8, 8],
+    }
+    wide, same = (
+        empty_model(NarrowVitsConfig(**config, resblock_inner_channels=inner))
+        for inner in (None, [16, 8])
+    )
+    assert {name: p.shape for name, p in wide.named_parameters()} == {
+        name: p.shape for name, p in same.named_parameters()
+    }
     narrower = empty_model(NarrowVitsConfig(**config, resblock_inner_channels=[4, 2]))
     convs = zip(wide.decoder.resblocks[1].convs1, narrower.decoder.resblocks[1].convs1, strict=True)
-    assert all((a.padding, a.dilation, a.kernel_size) == (b.padding, b.dilation, b.kernel_size) for a, b in convs)
+    assert all(
+        (a.padding, a.dilation, a.kernel_size) == (b.padding, b.dilation, b.kernel_size)
+        for a, b in convs
+    )
 
 
 def test_a_cut_voice_speaks_as_long_as_it_says(narrow_voice):

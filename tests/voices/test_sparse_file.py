@@ -27,7 +27,9 @@ def same(first, second):
 def some(*shape, zeros=0.5, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(*shape, generator=generator)
-    return torch.where(torch.rand(*shape, generator=generator) < zeros, torch.zeros(()), values).to(dtype)
+    return torch.where(torch.rand(*shape, generator=generator) < zeros, torch.zeros(()), values).to(
+        dtype
+    )
 
 
 def test_the_real_voice_comes_back_to_the_bit(joe):
@@ -83,7 +85,12 @@ def test_write_sparse(tmp_path):
     assert same(tensors, decode((tmp_path / "file").read_bytes()))
 
 
-SAMPLE = {"a": some(6, 5), "b": torch.ones(60), "c": some(3, zeros=0.0), "d": some(40, dtype=torch.float16)}
+SAMPLE = {
+    "a": some(6, 5),
+    "b": torch.ones(60),
+    "c": some(3, zeros=0.0),
+    "d": some(40, dtype=torch.float16),
+}
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +99,19 @@ def sample():
 
 
 def test_the_sample_has_compressed_and_plain_frames(sample):
-    assert sample.count(b"\x28\xb5\x2f\xfd") >= 2  # Zstandard's magic number: the index, the exponents
+    assert (
+        sample.count(b"\x28\xb5\x2f\xfd") >= 2
+    )  # Zstandard's magic number: the index, the exponents
     assert same(SAMPLE, decode(sample))
 
 
 def test_each_tensor_has_planes_of_its_own_statistics():
     """Exponents that differ from tensor to tensor, under random mantissas, cost no more together than apart."""
     tensors = {str(scale): 10.0**scale * some(1 << 16, zeros=0.8) for scale in (-3, 0, 3)}
-    together, apart = len(encode(tensors)), sum(len(encode({name: tensor})) for name, tensor in tensors.items())
+    together, apart = (
+        len(encode(tensors)),
+        sum(len(encode({name: tensor})) for name, tensor in tensors.items()),
+    )
     assert together <= apart
 
 
@@ -140,7 +152,9 @@ def test_no_flipped_byte_gives_another_voice(sample, bits):
 
 
 def crafted(index, frames=b"", format=_FORMAT, crc32=None):
-    described = ZstdCompressor().compress(index if isinstance(index, bytes) else json.dumps(index).encode())
+    described = ZstdCompressor().compress(
+        index if isinstance(index, bytes) else json.dumps(index).encode()
+    )
     blobs = {"frames": np.frombuffer(frames, np.uint8), "index": np.frombuffer(described, np.uint8)}
     blobs["crc32"] = np.array([_checksum(blobs) if crc32 is None else crc32], np.uint32)
     return save(blobs, metadata={"format": format})
@@ -156,7 +170,21 @@ BOMB = ZstdCompressor().compress(bytes((1 << 26) + 1))
 @pytest.mark.parametrize("survivors", [0, 1, 1 << 20, -1])
 @pytest.mark.parametrize(
     "shape",
-    [[1 << 29], [1 << 30], [1 << 31], [1 << 40, 1 << 40], [1 << 70], [-1], [-2, -2], [1, -8], [1 << 20], ["x"], 3, None, [None]],
+    [
+        [1 << 29],
+        [1 << 30],
+        [1 << 31],
+        [1 << 40, 1 << 40],
+        [1 << 70],
+        [-1],
+        [-2, -2],
+        [1, -8],
+        [1 << 20],
+        ["x"],
+        3,
+        None,
+        [None],
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("frames", [bytes(9), BOMB], ids=["plain", "bomb"])

@@ -32,7 +32,11 @@ def test_the_parts_are_what_runs(joe):
 
 def test_what_joe_is(joe):
     assert (joe.name, joe.sampling_rate, joe.speaker, joe.speakers) == ("joe", 22_050, None, ())
-    assert (joe.origin.family, joe.origin.reference, joe.origin.licence) == ("piper", "joe", "cc0-1.0")
+    assert (joe.origin.family, joe.origin.reference, joe.origin.licence) == (
+        "piper",
+        "joe",
+        "cc0-1.0",
+    )
     assert (joe.free_cut.parameters, joe.free_cut.bytes) == (0, 0)
     assert dict(joe.recipe) == {}
 
@@ -40,7 +44,9 @@ def test_what_joe_is(joe):
 def test_the_free_cut_is_the_difference_to_plain_transformers(tmp_path):
     folder = make_checkpoint(tmp_path / "tiny")
     plain, voice = VitsModel.from_pretrained(folder), load_voice(folder)
-    difference = sum(p.numel() for p in plain.parameters()) - sum(p.numel() for p in voice.model.parameters())
+    difference = sum(p.numel() for p in plain.parameters()) - sum(
+        p.numel() for p in voice.model.parameters()
+    )
     assert voice.free_cut.parameters == difference > 0
     assert voice.free_cut.bytes == 4 * difference
 
@@ -96,14 +102,18 @@ NAMES = ("ann", "bob", "0")
 
 
 @pytest.mark.parametrize(
-    ("speaker", "index"), [(None, 0), ("", 0), (1, 1), ("1", 1), ("bob", 1), ("0", 2), (2, 2), (2.0, 2)], ids=lambda value: repr(value)
+    ("speaker", "index"),
+    [(None, 0), ("", 0), (1, 1), ("1", 1), ("bob", 1), ("0", 2), (2, 2), (2.0, 2)],
+    ids=lambda value: repr(value),
 )
 def test_a_name_wins_over_an_index(speaker, index):
     assert resolve_speaker(speaker, NAMES, "voice") == index
 
 
 @pytest.mark.parametrize(
-    "speaker", [3, -1, "3", "carl", 1.5, math.nan, math.inf, True, [1], "1" * 5_000, "a\nb"], ids=lambda v: repr(v)[:12]
+    "speaker",
+    [3, -1, "3", "carl", 1.5, math.nan, math.inf, True, [1], "1" * 5_000, "a\nb"],
+    ids=lambda v: repr(v)[:12],
 )
 def test_speakers_that_are_not_there(speaker):
     with pytest.raises(InputError) as error:

@@ -37,7 +37,9 @@ def read_samples(path: Path, lowest_rate: int, most_seconds: float) -> tuple[np.
     try:
         size = path.stat().st_size
         if size > MAX_CLIP_BYTES:
-            raise UnusableError(f"The file has {size / 2**20:,.0f} MiB, more than the {MAX_CLIP_BYTES >> 20} MiB accepted.")
+            raise UnusableError(
+                f"The file has {size / 2**20:,.0f} MiB, more than the {MAX_CLIP_BYTES >> 20} MiB accepted."
+            )
         if size == 0:
             raise UnusableError("The file is empty.")
         if _cut_off(path, size):
@@ -46,12 +48,19 @@ def read_samples(path: Path, lowest_rate: int, most_seconds: float) -> tuple[np.
             _check_header(sound, lowest_rate, most_seconds)
             samples = _mono(sound, int(most_seconds * sound.samplerate))
             rate, promised = sound.samplerate, sound.frames
-    except (OSError, RuntimeError, ValueError, TypeError) as error:  # libsndfile's own errors are RuntimeErrors
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+    ) as error:  # libsndfile's own errors are RuntimeErrors
         raise UnusableError("It is no audio file, or a damaged one.") from error
     if len(samples) < promised:
         raise UnusableError("The file is truncated.")
     if len(samples) < LEAST_SECONDS * rate:
-        raise UnusableError(f"It has {len(samples) / rate:.2f} seconds, less than the {LEAST_SECONDS:g} that are needed.")
+        raise UnusableError(
+            f"It has {len(samples) / rate:.2f} seconds, less than the {LEAST_SECONDS:g} that are needed."
+        )
     return samples, rate
 
 
@@ -59,9 +68,15 @@ def _check_header(sound: soundfile.SoundFile, lowest_rate: int, most_seconds: fl
     if sound.channels > _MAX_CHANNELS:
         raise UnusableError(f"It has {sound.channels} channels, more than {_MAX_CHANNELS}.")
     if sound.samplerate > _HIGHEST_RATE:
-        raise UnusableError(f"It has {sound.samplerate:,} samples a second, more than {_HIGHEST_RATE:,}.")
-    if sound.samplerate < lowest_rate:  # what lies above half its rate is missing, and the voice would learn that
-        raise UnusableError(f"It has {sound.samplerate:,} samples a second and the voice {lowest_rate:,}: it would teach a muffled sound.")
+        raise UnusableError(
+            f"It has {sound.samplerate:,} samples a second, more than {_HIGHEST_RATE:,}."
+        )
+    if (
+        sound.samplerate < lowest_rate
+    ):  # what lies above half its rate is missing, and the voice would learn that
+        raise UnusableError(
+            f"It has {sound.samplerate:,} samples a second and the voice {lowest_rate:,}: it would teach a muffled sound."
+        )
     if sound.seekable() and sound.frames > most_seconds * sound.samplerate:
         raise _too_long(most_seconds)
 

@@ -57,7 +57,9 @@ class PeriodDiscriminator(nn.Module):
         inputs = 1
         for full, kernel, stride in _PERIOD_LAYERS:
             outputs = _channels(full, width)
-            self.layers.append(weight_norm(nn.Conv1d(inputs, outputs, kernel, stride, padding=kernel // 2)))
+            self.layers.append(
+                weight_norm(nn.Conv1d(inputs, outputs, kernel, stride, padding=kernel // 2))
+            )
             inputs = outputs
         self.score = weight_norm(nn.Conv1d(inputs, 1, 3, padding=1))
 
@@ -65,8 +67,14 @@ class PeriodDiscriminator(nn.Module):
         batch, _, samples = waveform.shape
         missing = -samples % self.period
         if missing:  # a waveform shorter than what is missing has nothing to be mirrored
-            waveform = functional.pad(waveform, (0, missing), "reflect" if missing < samples else "replicate")
-        columns = waveform.view(batch, -1, self.period).transpose(1, 2).reshape(batch * self.period, 1, -1)
+            waveform = functional.pad(
+                waveform, (0, missing), "reflect" if missing < samples else "replicate"
+            )
+        columns = (
+            waveform.view(batch, -1, self.period)
+            .transpose(1, 2)
+            .reshape(batch * self.period, 1, -1)
+        )
         score, features = _convolved(columns, self.layers, self.score)
         return score.reshape(batch, -1), features
 
@@ -87,7 +95,9 @@ class ScaleDiscriminator(nn.Module):
         inputs = 1
         for full, kernel, stride, groups in _SCALE_LAYERS:
             outputs = _channels(full, width)
-            self.layers.append(norm(nn.Conv1d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)))
+            self.layers.append(
+                norm(nn.Conv1d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups))
+            )
             inputs = outputs
         self.score = norm(nn.Conv1d(inputs, 1, 3, padding=1))
 
@@ -110,14 +120,33 @@ class Discriminators(nn.Module):
         ValueError: a width outside (0, 1], a period below 1, or no discriminator at all.
     """
 
-    def __init__(self, width: float = FULL_WIDTH, *, periods: Sequence[int] = PERIODS, scales: int = SCALES, seed: int = 0) -> None:
+    def __init__(
+        self,
+        width: float = FULL_WIDTH,
+        *,
+        periods: Sequence[int] = PERIODS,
+        scales: int = SCALES,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
-        if not 0 < width <= 1 or any(period < 1 for period in periods) or scales < 0 or not (len(periods) or scales):
-            raise ValueError("Discriminators need a width above 0 and at most 1, and at least one period or scale.")
-        with _seeding, torch.random.fork_rng(devices=[]):  # torch's generator belongs to all threads
+        if (
+            not 0 < width <= 1
+            or any(period < 1 for period in periods)
+            or scales < 0
+            or not (len(periods) or scales)
+        ):
+            raise ValueError(
+                "Discriminators need a width above 0 and at most 1, and at least one period or scale."
+            )
+        with (
+            _seeding,
+            torch.random.fork_rng(devices=[]),
+        ):  # torch's generator belongs to all threads
             torch.default_generator.manual_seed(seed)
             self.periods = nn.ModuleList(PeriodDiscriminator(period, width) for period in periods)
-            self.scales = nn.ModuleList(ScaleDiscriminator(width, spectral=index == 0) for index in range(scales))
+            self.scales = nn.ModuleList(
+                ScaleDiscriminator(width, spectral=index == 0) for index in range(scales)
+            )
 
     def forward(self, waveform: torch.Tensor) -> list[Judgement]:
         """Judge waveforms.
@@ -132,7 +161,9 @@ class Discriminators(nn.Module):
             ValueError: the waveform has another shape or no sample.
         """
         if waveform.dim() != 3 or waveform.shape[1] != 1 or not waveform.shape[2]:
-            raise ValueError(f"The waveform must be [batch, 1, samples], not {list(waveform.shape)}.")
+            raise ValueError(
+                f"The waveform must be [batch, 1, samples], not {list(waveform.shape)}."
+            )
         judgements = [discriminator(waveform) for discriminator in self.periods]
         for index, discriminator in enumerate(self.scales):
             if index:
@@ -148,7 +179,10 @@ def discriminator_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> 
         real: judgements of recorded or of the teacher's waveforms.
         fake: judgements of the student's waveforms, detached from the student.
     """
-    return _total((1 - true.float()).square().mean() + made.float().square().mean() for (true, _), (made, _) in _both(real, fake))
+    return _total(
+        (1 - true.float()).square().mean() + made.float().square().mean()
+        for (true, _), (made, _) in _both(real, fake)
+    )
 
 
 def generator_loss(fake: Sequence[Judgement]) -> torch.Tensor:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
-from vits_prune.healing.checkpoints import Checkpoints
 from vits_prune.healing.corpus import corpus
 from vits_prune.healing.lessons import Lessons
-from vits_prune.healing.plan import HealPlan
-from vits_prune.healing.progress import Judge, OnStep
+from vits_prune.healing.plan import HealPlan, Judge, OnStep
 from vits_prune.healing.run import MOST_THREADS, heal
+from vits_prune.healing.storage import Checkpoints
 from vits_prune.pruning import PruneSpec, prune_steps
 from vits_prune.threads import torch_threads
 from vits_prune.voices.voice import Voice
@@ -64,12 +63,22 @@ def heal_steps(
             resume=resume, lessons=lessons, on_step=on_step, cpu=cpu, judge=judge if index + 1 == steps else None,
         )  # fmt: skip
 
-    first = Checkpoints(place / "step-1" / "checkpoints").newest() if place is not None and resume else None
+    first = (
+        Checkpoints(place / "step-1" / "checkpoints").newest()
+        if place is not None and resume
+        else None
+    )
     # Calibrated pruning rounds by the number of threads: with another one each step would be of another voice.
-    threads = None if first is None else min(MOST_THREADS, max(1, int(first[1].get("threads", torch.get_num_threads()))))
-    steps = prune_steps(voice, spec, on_step=on_prune, after_step=_healed)
+    threads = (
+        None
+        if first is None
+        else min(MOST_THREADS, max(1, int(first[1].get("threads", torch.get_num_threads()))))
+    )
+    steps = prune_steps(voice, spec, progress=on_prune, after_step=_healed)
     while True:
-        with torch_threads(threads or torch.get_num_threads()):  # not while the caller looks at a step
+        with torch_threads(
+            threads or torch.get_num_threads()
+        ):  # not while the caller looks at a step
             step = next(steps, None)
         if step is None:
             return
@@ -78,7 +87,9 @@ def heal_steps(
 
 def share_of(plan: HealPlan, index: int, steps: int) -> HealPlan:
     """The plan of one healing of several."""
-    share = (LAST_SHARE if index + 1 == steps else 1) / (steps - 1 + LAST_SHARE) if steps > 1 else 1.0
+    share = (
+        (LAST_SHARE if index + 1 == steps else 1) / (steps - 1 + LAST_SHARE) if steps > 1 else 1.0
+    )
     return dataclasses.replace(
         plan,
         minutes=None if plan.minutes is None else max(0.05, plan.minutes * share),

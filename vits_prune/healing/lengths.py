@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vits_prune.durations import draw_duration_noise, predict_log_durations
-from vits_prune.synthesis import Delivery, encode, speaker_embedding
+from vits_prune.synthesis.noise import draw_duration_noise, predict_log_durations
+from vits_prune.synthesis.speak import Delivery, encode, speaker_embedding
 from vits_prune.voices.voice import Voice
 
 _FURTHEST = 0.2
@@ -31,7 +31,10 @@ class Lengths:
     """
 
     def __init__(self, teacher: Voice, sentences: Sequence[tuple[int, ...]], seed: int) -> None:
-        self._sentences, self._seed = tuple(ids for ids in sentences if len(ids) <= _MAX_TOKENS), seed
+        self._sentences, self._seed = (
+            tuple(ids for ids in sentences if len(ids) <= _MAX_TOKENS),
+            seed,
+        )
         self._pace = Delivery().for_voice(teacher)
         self._wanted = self._frames(self._logarithms(teacher), 0.0)
 
@@ -49,9 +52,13 @@ class Lengths:
         if not np.isfinite(ours).all():
             return {}
         low, high = -_FURTHEST, _FURTHEST
-        for _ in range(_HALVINGS):  # the number of frames, rounded up token by token, only grows with what is added
+        for _ in range(
+            _HALVINGS
+        ):  # the number of frames, rounded up token by token, only grows with what is added
             middle = (low + high) / 2
-            low, high = (middle, high) if self._frames(ours, middle) < self._wanted else (low, middle)
+            low, high = (
+                (middle, high) if self._frames(ours, middle) < self._wanted else (low, middle)
+            )
         return _moved(voice, (low + high) / 2)
 
     def _logarithms(self, voice: Voice) -> np.ndarray:
@@ -63,19 +70,34 @@ class Lengths:
                 conditioning = speaker_embedding(dataclasses.replace(voice, speaker=speaker))
                 hidden, _, _ = encode(voice, ids)
                 mask = hidden.new_ones(1, 1, len(ids))
-                noise = draw_duration_noise((self._seed, number), len(ids)).to(hidden) * self._pace.noise_scale_duration
-                found.append(predict_log_durations(voice.model, hidden, mask, conditioning, noise).flatten().double().cpu().numpy())
+                noise = (
+                    draw_duration_noise((self._seed, number), len(ids)).to(hidden)
+                    * self._pace.noise_scale_duration
+                )
+                found.append(
+                    predict_log_durations(voice.model, hidden, mask, conditioning, noise)
+                    .flatten()
+                    .double()
+                    .cpu()
+                    .numpy()
+                )
         return np.concatenate(found) if found else np.zeros(0)
 
     def _frames(self, logarithms: np.ndarray, more: float) -> float:
-        return float(np.ceil(np.exp(np.minimum(logarithms + more, 6.0)) / self._pace.speaking_rate).sum())
+        return float(
+            np.ceil(np.exp(np.minimum(logarithms + more, 6.0)) / self._pace.speaking_rate).sum()
+        )
 
 
 def _moved(voice: Voice, more: float) -> dict[str, torch.Tensor]:
     """The tensor that adds a number to all logarithms."""
     if voice.model.config.use_stochastic_duration_prediction:
-        affine = voice.model.duration_predictor.flows[0]  # its inverse is taken: (logarithms - translate) / exp(log_scale)
+        affine = voice.model.duration_predictor.flows[
+            0
+        ]  # its inverse is taken: (logarithms - translate) / exp(log_scale)
         changed = affine.translate.detach().clone()
         changed[0] -= more * torch.exp(affine.log_scale[0].detach())
         return {"duration_predictor.flows.0.translate": changed}
-    return {"duration_predictor.proj.bias": voice.model.duration_predictor.proj.bias.detach() + more}
+    return {
+        "duration_predictor.proj.bias": voice.model.duration_predictor.proj.bias.detach() + more
+    }

@@ -19,13 +19,13 @@ import numpy as np
 from vits_prune.errors import InputError
 from vits_prune.healing.audio import UnusableError, read_samples
 from vits_prune.healing.transcripts import Row, find_audio, read_rows
-from vits_prune.synthesis import MAX_CHARACTERS
+from vits_prune.synthesis.speak import MAX_CHARACTERS
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
     import torch
 
-    from vits_prune.voices.posterior import Posterior
+    from vits_prune.healing.posterior import Posterior
 
 MOST_SECONDS = 30.0
 """Longest recording that is used unless asked otherwise; those of LJSpeech have 10 seconds at most."""
@@ -116,7 +116,11 @@ def read_recordings(
     if on_clip:
         on_clip(len(rows), len(rows))
     if not clips:
-        first = f", for one {skipped[0].name}: {skipped[0].reason}" if skipped else ": its transcript is empty."
+        first = (
+            f", for one {skipped[0].name}: {skipped[0].reason}"
+            if skipped
+            else ": its transcript is empty."
+        )
         raise InputError(f"No recording in {folder.name[:100]!r} can be used{first}")
     return Recordings(tuple(clips), tuple(skipped), len(rows) - done)
 
@@ -140,7 +144,9 @@ def load_clip(clip: Clip, sampling_rate: int, most_seconds: float = MAX_SECONDS)
     try:
         samples, rate = read_samples(clip.path, sampling_rate, most_seconds)
     except UnusableError as error:
-        raise InputError(f"The recording {_shown(clip.path.name)} was changed while it was in use: {error}") from error
+        raise InputError(
+            f"The recording {_shown(clip.path.name)} was changed while it was in use: {error}"
+        ) from error
     if rate != sampling_rate:
         samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
     return np.clip(samples, -1.0, 1.0)
@@ -154,7 +160,14 @@ class Pairs(Sequence):
     was encoded is kept within a bound; past it, the clip that was used longest ago is encoded anew when its turn comes.
     """
 
-    def __init__(self, recordings: Recordings, posterior: Posterior, speaker: int | None, seed: int, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        recordings: Recordings,
+        posterior: Posterior,
+        speaker: int | None,
+        seed: int,
+        cache_bytes: int,
+    ) -> None:
         self._clips = recordings.clips
         self._posterior = posterior
         self._speaker = speaker
@@ -173,7 +186,7 @@ class Pairs(Sequence):
         Raises:
             InputError: the recording was changed since it was found usable.
         """
-        from vits_prune.voices.posterior import draw_latents
+        from vits_prune.healing.posterior import draw_latents
 
         index = range(len(self))[index]
         means, deviations, waveform = self._statistics(index)
@@ -189,13 +202,15 @@ class Pairs(Sequence):
 
     def _statistics(self, index: int) -> tuple[torch.Tensor, ...]:
         """Means and deviations [1, flow_size, frames] and waveform [frames * hop_length] of a clip."""
-        from vits_prune.voices.posterior import posterior_statistics
+        from vits_prune.healing.posterior import posterior_statistics
 
         if index in self._encoded:
             self._encoded.move_to_end(index)
             return self._encoded[index]
         samples = _samples(self._clips[index], self._posterior)
-        means, deviations = (tensor.cpu() for tensor in posterior_statistics(self._posterior, samples, self._speaker))
+        means, deviations = (
+            tensor.cpu() for tensor in posterior_statistics(self._posterior, samples, self._speaker)
+        )
         found = (means, deviations, samples[: means.shape[2] * self._posterior.hop_length])
         self._encoded[index] = found
         self.bytes += _size(found)
@@ -204,7 +219,14 @@ class Pairs(Sequence):
         return found
 
 
-def pairs(recordings: Recordings, posterior: Posterior, voice: Voice, seed: int = 0, *, cache_bytes: int = CACHE_BYTES) -> Pairs:
+def pairs(
+    recordings: Recordings,
+    posterior: Posterior,
+    voice: Voice,
+    seed: int = 0,
+    *,
+    cache_bytes: int = CACHE_BYTES,
+) -> Pairs:
     """What a decoder learns from recordings: latents and the samples that it should make of them.
 
     Args:
@@ -217,7 +239,7 @@ def pairs(recordings: Recordings, posterior: Posterior, voice: Voice, seed: int 
     Raises:
         InputError: posterior encoder and voice do not belong together.
     """
-    from vits_prune.voices.posterior import require_fit
+    from vits_prune.healing.posterior import require_fit
 
     require_fit(posterior, voice)
     return Pairs(recordings, posterior, voice.speaker, seed, cache_bytes)
@@ -245,11 +267,13 @@ def open_recordings(
         InputError: the teacher has no posterior encoder (Piper's exports, saved voices), it does not fit the voice, or the folder has
             nothing to use.
     """
-    from vits_prune.voices.posterior import load_posterior, require_fit
+    from vits_prune.healing.posterior import load_posterior, require_fit
 
     posterior = load_posterior(ref, revision=revision)
     require_fit(posterior, voice)
-    return read_recordings(folder, voice, most_seconds=most_seconds, limit=limit, on_clip=on_clip), posterior
+    return read_recordings(
+        folder, voice, most_seconds=most_seconds, limit=limit, on_clip=on_clip
+    ), posterior
 
 
 def _samples(clip: Clip, posterior: Posterior) -> torch.Tensor:
@@ -266,13 +290,23 @@ def _size(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def _check_bounds(most_seconds: float, limit: int) -> None:
-    if isinstance(most_seconds, bool) or not isinstance(most_seconds, int | float) or not 1 <= most_seconds <= MAX_SECONDS:
-        raise InputError(f"The longest recording must be 1 to {MAX_SECONDS:g} seconds, not {str(most_seconds)[:40]!r}.")
+    if (
+        isinstance(most_seconds, bool)
+        or not isinstance(most_seconds, int | float)
+        or not 1 <= most_seconds <= MAX_SECONDS
+    ):
+        raise InputError(
+            f"The longest recording must be 1 to {MAX_SECONDS:g} seconds, not {str(most_seconds)[:40]!r}."
+        )
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
-        raise InputError(f"The number of recordings must be a whole number from 1 to {MAX_LIMIT:,}, not {str(limit)[:40]!r}.")
+        raise InputError(
+            f"The number of recordings must be a whole number from 1 to {MAX_LIMIT:,}, not {str(limit)[:40]!r}."
+        )
 
 
-def _examine(row: Row, root: Path, seen: set[Path], sampling_rate: int, most_seconds: float) -> Clip:
+def _examine(
+    row: Row, root: Path, seen: set[Path], sampling_rate: int, most_seconds: float
+) -> Clip:
     """The clip of a row of the transcript; its path is noted in `seen`.
 
     Raises:

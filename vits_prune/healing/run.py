@@ -15,23 +15,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.healing.batches import Batch, Clip, Window, clips_digest, draw_batch, draw_clips
-from vits_prune.healing.budget import Pace, Watch, lessons_at
-from vits_prune.healing.checkpoints import Checkpoints
+from vits_prune.healing.batches import (
+    MOST,
+    Batch,
+    Clip,
+    Readings,
+    Window,
+    clips_digest,
+    draw_batch,
+    draw_clips,
+)
 from vits_prune.healing.corpus import corpus, other_texts
-from vits_prune.healing.kept import healed_recipe
 from vits_prune.healing.lengths import Lengths
-from vits_prune.healing.lessons import SHARD, Lessons
-from vits_prune.healing.pair import check_recordings, parts_to_train
-from vits_prune.healing.plan import HealPlan
-from vits_prune.healing.processes import agreed, everywhere
-from vits_prune.healing.progress import Judge, OnStep, Told, is_check
-from vits_prune.healing.reach import decoder_reach, flow_reach
-from vits_prune.healing.readings import MOST, Readings
-from vits_prune.healing.storage import digest
-from vits_prune.healing.training import WARM_UP, NotFiniteError, Training, make_accelerator
+from vits_prune.healing.lessons import SHARD, Lessons, decoder_reach, flow_reach
+from vits_prune.healing.pace import Pace, Watch, lessons_at
+from vits_prune.healing.plan import HealPlan, Judge, OnStep, Told, is_check
+from vits_prune.healing.storage import Checkpoints, digest
+from vits_prune.healing.student import check_recordings, healed_recipe, parts_to_train
+from vits_prune.healing.training import (
+    WARM_UP,
+    NotFiniteError,
+    Training,
+    agreed,
+    everywhere,
+    make_accelerator,
+)
 from vits_prune.pruning.calibration import sentence_ids
-from vits_prune.synthesis import Delivery
+from vits_prune.synthesis.speak import Delivery
 from vits_prune.threads import torch_threads
 from vits_prune.voices.voice import Voice
 
@@ -91,11 +101,21 @@ def heal(
     """
     plan = plan or HealPlan()
     if resume and folder is None:
-        raise InputError("There is nothing to resume without a folder of checkpoints: give the folder of the healing that was stopped.")
+        raise InputError(
+            "There is nothing to resume without a folder of checkpoints: give the folder of the healing that was stopped."
+        )
     trained = parts_to_train(pruned, teacher)
     if recordings:
         check_recordings(trained)
-    run = _Run(pruned, teacher, trained, plan, make_accelerator(plan, cpu), None if folder is None else Path(folder), recordings)
+    run = _Run(
+        pruned,
+        teacher,
+        trained,
+        plan,
+        make_accelerator(plan, cpu),
+        None if folder is None else Path(folder),
+        recordings,
+    )
     lessons = run.lessons(texts) if lessons is None else lessons
     with run.resumed(resume, texts, lessons):
         return run.train(lessons, on_step, judge)
@@ -114,10 +134,17 @@ class _Run:
         folder: Path | None,
         recordings: Sequence[Clip],
     ) -> None:
-        self._home, self._plan, self._accelerator, self._folder = pruned.device, plan, accelerator, folder
+        self._home, self._plan, self._accelerator, self._folder = (
+            pruned.device,
+            plan,
+            accelerator,
+            folder,
+        )
         self._pruned, self._teacher = pruned.to(accelerator.device), teacher.to(accelerator.device)
         config = pruned.model.config
-        self._window = Window(plan.segment, decoder_reach(config), flow_reach(config), pruned.hop_length)
+        self._window = Window(
+            plan.segment, decoder_reach(config), flow_reach(config), pruned.hop_length
+        )
         self._training = Training(self._pruned, trained, plan, self._window, accelerator)
         self._recordings, self._heard = recordings, clips_digest(recordings)
         self._checkpoints = Checkpoints(folder / "checkpoints") if folder is not None else None
@@ -136,7 +163,9 @@ class _Run:
         return self._accelerator.is_main_process
 
     @contextlib.contextmanager
-    def resumed(self, resume: bool, texts: Sequence[str] | None, lessons: Lessons) -> Iterator[None]:
+    def resumed(
+        self, resume: bool, texts: Sequence[str] | None, lessons: Lessons
+    ) -> Iterator[None]:
         """Take up the newest checkpoint if asked; meanwhile torch has the number of threads that the first run had."""
         self._readings = self._readings_of(texts, lessons)
         read = self._readings.sentences if self._readings else ()
@@ -159,9 +188,16 @@ class _Run:
         found, damaged = None, None
         try:
             found = self._checkpoints.newest() if self._checkpoints else None
-        except DamagedFileError as error:  # raised below: the other processes wait for the answer of this one
+        except (
+            DamagedFileError
+        ) as error:  # raised below: the other processes wait for the answer of this one
             damaged = error
-        if len(set(everywhere(self._accelerator, str(damaged or (found and found[1].get("step")))))) > 1:
+        if (
+            len(
+                set(everywhere(self._accelerator, str(damaged or (found and found[1].get("step")))))
+            )
+            > 1
+        ):
             raise InputError(
                 f"Not every process finds the same newest checkpoint in {self._folder}: give a folder on a disk that all machines share."
             )
@@ -176,7 +212,10 @@ class _Run:
                 f"The checkpoints in {self._checkpoints.folder} were made with other recordings: give the very recordings that the healing "
                 "began with, or another folder."
             )
-        if facts.get("belongs") != self._belongs or facts.get("processes") != self._accelerator.num_processes:
+        if (
+            facts.get("belongs") != self._belongs
+            or facts.get("processes") != self._accelerator.num_processes
+        ):
             raise InputError(
                 f"The checkpoints in {self._checkpoints.folder} belong to another healing (voice, speaker, texts, plan or number of "
                 "processes): give the same options, or another folder."
@@ -187,7 +226,9 @@ class _Run:
         return threads
 
     def _useless(self) -> InputError:
-        return InputError(f"The checkpoints in {self._checkpoints.folder} cannot be used: start without resuming.")
+        return InputError(
+            f"The checkpoints in {self._checkpoints.folder} cannot be used: start without resuming."
+        )
 
     def _take_up(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -196,13 +237,19 @@ class _Run:
         except (KeyError, ValueError) as error:
             raise self._useless() from error
         try:
-            self._step, self._of, self._seconds = int(facts["step"]), int(facts["of"]), float(facts["seconds"])
+            self._step, self._of, self._seconds = (
+                int(facts["step"]),
+                int(facts["of"]),
+                float(facts["seconds"]),
+            )
             self._written = self._step
         except (KeyError, ValueError, TypeError) as error:
             raise self._useless() from error
         best = self._checkpoints.best()
         if best is not None:
-            voice = self._pruned.with_weights({name: tensor.to(self._pruned.device) for name, tensor in best[0].items()})
+            voice = self._pruned.with_weights(
+                {name: tensor.to(self._pruned.device) for name, tensor in best[0].items()}
+            )
             self._kept = (int(best[1]["step"]), float(best[1]["score"]), voice)
         else:
             self._kept = (self._step, None, self._voice({}))
@@ -212,7 +259,14 @@ class _Run:
         plan = self._plan
         said = corpus(self._teacher, texts, plan.lessons, plan.seed)
         where = None if self._folder is None else self._folder / "lessons"
-        return Lessons(self._teacher, said, seed=plan.seed, segment=plan.segment, speakers=plan.speakers, folder=where)
+        return Lessons(
+            self._teacher,
+            said,
+            seed=plan.seed,
+            segment=plan.segment,
+            speakers=plan.speakers,
+            folder=where,
+        )
 
     def _lengths_of(self, texts: Sequence[str] | None) -> Lengths | None:
         """What durations are levelled by, where they learn."""
@@ -225,7 +279,9 @@ class _Run:
         """What is read besides what is said, where there are parts that learn from it."""
         if not {"text_encoder", "duration_predictor"} & set(self._training.trained):
             return None
-        others = sentence_ids(self._teacher, other_texts(self._teacher, texts, MOST, self._plan.seed + 1))
+        others = sentence_ids(
+            self._teacher, other_texts(self._teacher, texts, MOST, self._plan.seed + 1)
+        )
         return Readings(self._teacher, [*lessons.sentences, *others], lessons.spoken_by)
 
     def _voice(self, recipe: Mapping[str, Any]) -> Voice:
@@ -269,7 +325,9 @@ class _Run:
     def _learn(self, batch: Batch) -> dict[str, float]:
         """One step."""
         self._between = False
-        losses = self._training.step(batch, self._step / self._of if self._of else 0.0, min(1.0, (self._step + 1) / WARM_UP))
+        losses = self._training.step(
+            batch, self._step / self._of if self._of else 0.0, min(1.0, (self._step + 1) / WARM_UP)
+        )
         self._step += 1
         self._between = True
         return losses
@@ -305,12 +363,20 @@ class _Run:
 
     def _is_checkpoint(self, judge: Judge | None) -> bool:
         checks = judge.checks if judge else 0
-        return self._step == self._of or self._step % self._plan.checkpoint_every == 0 or is_check(self._step, self._of, checks)
+        return (
+            self._step == self._of
+            or self._step % self._plan.checkpoint_every == 0
+            or is_check(self._step, self._of, checks)
+        )
 
     def _lessons(self, lessons: Lessons, pace: Pace) -> Sequence[Any]:
         start, wanted = time.perf_counter(), lessons_at(self._step, len(lessons))
         # The first process makes what is not on disk yet; the others read it, or make their own where the disk is not shared.
-        with self._accelerator.main_process_first() if self._step % SHARD == 0 else contextlib.nullcontext():
+        with (
+            self._accelerator.main_process_first()
+            if self._step % SHARD == 0
+            else contextlib.nullcontext()
+        ):
             there = lessons.first(wanted)
         if self._step == 0:
             pace.lessons_took(time.perf_counter() - start, len(there))
@@ -319,7 +385,14 @@ class _Run:
     def _batch(self, lessons: Sequence[Any]) -> Batch:
         plan, key = self._plan, (self._plan.seed, self._step, self._accelerator.process_index)
         scale = Delivery().for_voice(self._teacher).noise_scale
-        batch = draw_batch(lessons, plan.batch, key, self._window, text=self._training.needs_text, noise_scale=scale)
+        batch = draw_batch(
+            lessons,
+            plan.batch,
+            key,
+            self._window,
+            text=self._training.needs_text,
+            noise_scale=scale,
+        )
         if self._readings:
             batch |= self._readings.draw(plan.batch, key)
         if self._recordings:
@@ -342,14 +415,25 @@ class _Run:
             if self._checkpoints and self._main:
                 weights = dict(voice.model.named_parameters())
                 facts = {"score": score, "healed": self._done(self._step, lessons)}
-                self._checkpoints.save_best(self._step, {name: weights[name] for name in self._training.weights}, facts)
+                self._checkpoints.save_best(
+                    self._step, {name: weights[name] for name in self._training.weights}, facts
+                )
         if judge and self._checkpoints and self._main:
             self._checkpoints.save_scored(self._step)
 
     def _save(self, lessons: int) -> None:
         if self._checkpoints and self._main and self._of is not None:
-            facts = {"of": self._of, "seconds": self._seconds, "threads": torch.get_num_threads(), "belongs": self._belongs}
-            facts |= {"processes": self._accelerator.num_processes, "recordings": self._heard, "healed": self._done(self._step, lessons)}
+            facts = {
+                "of": self._of,
+                "seconds": self._seconds,
+                "threads": torch.get_num_threads(),
+                "belongs": self._belongs,
+            }
+            facts |= {
+                "processes": self._accelerator.num_processes,
+                "recordings": self._heard,
+                "healed": self._done(self._step, lessons),
+            }
             self._checkpoints.save(self._step, self._training.state(), facts)
             self._written = self._step
 

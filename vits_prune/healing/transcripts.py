@@ -21,7 +21,9 @@ _FILE_COLUMN = "file_name"
 _MAX_COLUMNS = 200
 _TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript")
 _SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-_LAYOUTS = "a metadata.csv with lines like id|text, or one with the columns file_name and transcription"
+_LAYOUTS = (
+    "a metadata.csv with lines like id|text, or one with the columns file_name and transcription"
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ def read_rows(folder: Path) -> tuple[list[Row], list[tuple[str, str]]]:
         InputError: there is no transcript, or it is too large, no text, or of no known layout.
     """
     if not folder.is_dir():
-        raise InputError(f"There is no folder {str(folder)[:200]!r} with recordings: check the path.")
+        raise InputError(
+            f"There is no folder {str(folder)[:200]!r} with recordings: check the path."
+        )
     for name in ("metadata.jsonl", "metadata.csv"):
         if (folder / name).is_file():
             text = _read(folder / name)
@@ -59,7 +63,9 @@ def find_audio(root: Path, row: Row) -> tuple[Path | None, str]:
     """
     names = (row.name,)
     if row.by_id:
-        names = tuple(f"{place}{row.name}{suffix}" for place in ("wavs/", "") for suffix in (*_SUFFIXES, ""))
+        names = tuple(
+            f"{place}{row.name}{suffix}" for place in ("wavs/", "") for suffix in (*_SUFFIXES, "")
+        )
     for name in names if row.name.strip() else ():
         try:
             path = (root / name).resolve()
@@ -79,7 +85,9 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path.name} cannot be read: check the folder of recordings.") from error
     if len(content) > MAX_TRANSCRIPT_BYTES:
-        raise InputError(f"{path.name} is larger than {MAX_TRANSCRIPT_BYTES >> 20} MiB: give fewer recordings.")
+        raise InputError(
+            f"{path.name} is larger than {MAX_TRANSCRIPT_BYTES >> 20} MiB: give fewer recordings."
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -92,7 +100,9 @@ def _read(path: Path) -> str:
 def _bounded(lines: Iterable[Line]) -> Iterator[Line]:
     for number, line in enumerate(lines):
         if number == MAX_ROWS:
-            raise InputError(f"The transcript has more than {MAX_ROWS:,} lines: give fewer recordings.")
+            raise InputError(
+                f"The transcript has more than {MAX_ROWS:,} lines: give fewer recordings."
+            )
         yield line
 
 
@@ -103,7 +113,9 @@ def _from_csv(text: str) -> tuple[list[Row], list[tuple[str, str]]]:
         if _FILE_COLUMN in header and len(header) <= _MAX_COLUMNS:
             return _from_columns(text)
     except csv.Error as error:
-        raise InputError(f"metadata.csv cannot be read as CSV ({str(error)[:100]}): save it again.") from error
+        raise InputError(
+            f"metadata.csv cannot be read as CSV ({str(error)[:100]}): save it again."
+        ) from error
     if "|" not in first:
         raise InputError(f"metadata.csv is of no known layout: give {_LAYOUTS}.")
     return _from_pipes(text)
@@ -129,11 +141,15 @@ def _from_columns(text: str) -> tuple[list[Row], list[tuple[str, str]]]:
     reader = csv.DictReader(io.StringIO(text.lstrip()))
     column = next((name for name in _TEXT_COLUMNS if name in (reader.fieldnames or ())), None)
     if column is None:
-        raise InputError(f"metadata.csv has no column of texts: name one {' or '.join(_TEXT_COLUMNS)}.")
+        raise InputError(
+            f"metadata.csv has no column of texts: name one {' or '.join(_TEXT_COLUMNS)}."
+        )
     for values in _bounded(reader):
         name, said = values[_FILE_COLUMN], values[column]
         if not name or said is None:
-            broken.append((f"line {reader.line_num} of metadata.csv", "It has no file name or no text."))
+            broken.append(
+                (f"line {reader.line_num} of metadata.csv", "It has no file name or no text.")
+            )
         else:
             rows.append(Row(name, said.strip(), by_id=False))
     return rows, broken
@@ -149,10 +165,21 @@ def _from_jsonl(text: str) -> tuple[list[Row], list[tuple[str, str]]]:
         except (ValueError, RecursionError):
             values = None
         name = values.get(_FILE_COLUMN) if isinstance(values, dict) else None
-        said = next((values[key] for key in _TEXT_COLUMNS if key in values), None) if isinstance(name, str) else None
+        said = (
+            next((values[key] for key in _TEXT_COLUMNS if key in values), None)
+            if isinstance(name, str)
+            else None
+        )
         if not isinstance(said, str):
-            broken.append((f"line {number} of metadata.jsonl", "It is no JSON object with file_name and transcription."))
+            broken.append(
+                (
+                    f"line {number} of metadata.jsonl",
+                    "It is no JSON object with file_name and transcription.",
+                )
+            )
         else:
-            said = said.encode("utf-8", "replace").decode("utf-8")  # JSON can spell halves of characters
+            said = said.encode("utf-8", "replace").decode(
+                "utf-8"
+            )  # JSON can spell halves of characters
             rows.append(Row(name, said.strip(), by_id=False))
     return rows, broken

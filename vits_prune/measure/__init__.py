@@ -1,8 +1,13 @@
 """Facts about voices as frozen dataclasses. Nothing here prunes."""
 
 from vits_prune.measure.latency import Latency, Spread, VoiceLatency, measure_latency
-from vits_prune.measure.size import Size, measure_size
-from vits_prune.measure.sparsity import LayerSparsity, Sparsity, measure_sparsity
+from vits_prune.measure.sparsity import (
+    LayerSparsity,
+    Size,
+    Sparsity,
+    measure_size,
+    measure_sparsity,
+)
 from vits_prune.measure.weights import WeightHistogram, measure_weights
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vits_prune.caches import Bounded
-from vits_prune.measure.resampling import RATE, at_16_khz
+from vits_prune.measure.signals import RATE, at_16_khz
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,12 @@ class Melody:
 
 
 def measure_closeness(
-    first: np.ndarray, second: np.ndarray, sampling_rate: int, *, melody: Melody | None = None, threads: int | None = None
+    first: np.ndarray,
+    second: np.ndarray,
+    sampling_rate: int,
+    *,
+    melody: Melody | None = None,
+    threads: int | None = None,
 ) -> Closeness:
     """Distances of the second sound from the first.
 
@@ -72,11 +77,16 @@ def measure_closeness(
         threads: of the F0 network; None for its own choice.
     """
     if first.shape != second.shape:
-        raise ValueError("Closeness is between two sounds of the same length: speak the second with the first's timing.")
+        raise ValueError(
+            "Closeness is between two sounds of the same length: speak the second with the first's timing."
+        )
     one, two = _finite(first), _finite(second)
     mel = log_mel(one, sampling_rate), log_mel(two, sampling_rate)
     convergence, magnitude = multi_resolution_stft(one, two)
-    cents, error, both = compare_melodies(melody or track_melody(one, sampling_rate, threads), track_melody(two, sampling_rate, threads))
+    cents, error, both = compare_melodies(
+        melody or track_melody(one, sampling_rate, threads),
+        track_melody(two, sampling_rate, threads),
+    )
     return Closeness(
         mcd_db=mel_cepstral_distortion(*mel),
         log_mel_db=float(np.mean(np.abs(mel[0] - mel[1])) * 20 / np.log(10)),
@@ -97,7 +107,11 @@ def log_mel(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
     import torch
 
     size = 1 << int(np.ceil(np.log2(WINDOW_SECONDS * sampling_rate)))
-    amplitude = _magnitudes(torch.from_numpy(waveform).float(), size, size // 4, size).double().numpy() * 2 / size
+    amplitude = (
+        _magnitudes(torch.from_numpy(waveform).float(), size, size // 4, size).double().numpy()
+        * 2
+        / size
+    )
     return np.log(np.maximum(_filters(sampling_rate, size) @ amplitude, FLOOR))
 
 
@@ -107,7 +121,13 @@ def _filters(sampling_rate: int, size: int) -> np.ndarray:
     highest = min(HIGHEST_HZ, sampling_rate / 2)
     edges = _hertz(np.linspace(0.0, _mel(highest), MEL_BANDS + 2))[:, None]
     bins = np.arange(size // 2 + 1) * sampling_rate / size
-    bank = np.maximum(0.0, np.minimum((bins - edges[:-2]) / (edges[1:-1] - edges[:-2]), (edges[2:] - bins) / (edges[2:] - edges[1:-1])))
+    bank = np.maximum(
+        0.0,
+        np.minimum(
+            (bins - edges[:-2]) / (edges[1:-1] - edges[:-2]),
+            (edges[2:] - bins) / (edges[2:] - edges[1:-1]),
+        ),
+    )
     # Where bands are narrower than the FFT's bins a filter may hold none: it takes the bin nearest to its centre instead of silence.
     empty = np.flatnonzero(bank.sum(axis=1) == 0)
     bank[empty, np.round(edges[1:-1, 0][empty] * size / sampling_rate).astype(int)] = 1.0

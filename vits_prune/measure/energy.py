@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from vits_prune import forks
+from vits_prune.synthesis.speak import Delivery, Speech, speak
+from vits_prune.voices.voice import Voice
 
 POWERCAP = Path("/sys/class/powercap")
+
 _STARTING = forks.Lock()
 
 
@@ -44,11 +49,22 @@ class EnergyMeter:
         """Energy since the last restart."""
         now = self._read()
         if now is None or self._before is None:
-            return Energy(None, "no energy counter can be read on this machine (neither RAPL under /sys/class/powercap nor NVML)")
+            return Energy(
+                None,
+                "no energy counter can be read on this machine (neither RAPL under /sys/class/powercap nor NVML)",
+            )
         if self._gpu is not None:
-            return Energy((now[0] - self._before[0]) / 1e3, "NVML: the whole GPU, other programs on it included")
-        micro = sum((b - a) % (limit + 1) for a, b, (_, limit) in zip(self._before, now, self._packages, strict=True))
-        return Energy(micro / 1e6, "RAPL: the whole processor package, other programs on it included")
+            return Energy(
+                (now[0] - self._before[0]) / 1e3,
+                "NVML: the whole GPU, other programs on it included",
+            )
+        micro = sum(
+            (b - a) % (limit + 1)
+            for a, b, (_, limit) in zip(self._before, now, self._packages, strict=True)
+        )
+        return Energy(
+            micro / 1e6, "RAPL: the whole processor package, other programs on it included"
+        )
 
     def _read(self) -> list[int] | None:
         """Microjoules by package, millijoules of the GPU; None where there is nothing to read."""
@@ -60,7 +76,9 @@ class EnergyMeter:
             except pynvml.NVMLError:  # the driver has no counter
                 return None
         try:
-            return [int((package / "energy_uj").read_text()) for package, _ in self._packages] or None
+            return [
+                int((package / "energy_uj").read_text()) for package, _ in self._packages
+            ] or None
         except (OSError, ValueError):  # the file is for root only
             return None
 
@@ -70,7 +88,9 @@ def _packages(powercap: Path) -> list[tuple[Path, int]]:
     found = []
     for package in sorted(powercap.glob("intel-rapl:*")):
         try:
-            if package.name.count(":") == 1 and (package / "name").read_text().startswith("package"):
+            if package.name.count(":") == 1 and (package / "name").read_text().startswith(
+                "package"
+            ):
                 found.append((package, int((package / "max_energy_range_uj").read_text())))
         except (OSError, ValueError):
             continue
@@ -95,3 +115,48 @@ def _nvml_device() -> object | None:
         return pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
     except pynvml.NVMLError:  # no driver
         return None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What speaking a set of texts took a voice. Times and joules differ from run to run."""
+
+    audio_seconds: float
+    """Length of all that was spoken."""
+    cpu_seconds_per_audio_second: float
+    """Processor seconds of this process, all threads together, per second of speech."""
+    joules_per_audio_second: float | None
+    """None where the machine shows no counter."""
+    energy_method: str
+    """Which counter, or why there is none."""
+
+
+class CostMeter:
+    """Speaks, and adds up what that takes and nothing else does.
+
+    Where there are several texts the first does not count: it pays for what is loaded and compiled at first use.
+    """
+
+    def __init__(self, voice: Voice) -> None:
+        self._voice = voice
+        self._energy = EnergyMeter(voice.device.type)
+        self._runs: list[tuple[float, float, float | None]] = []
+        self._method = ""
+
+    def speak(self, text: str, seed: int, delivery: Delivery) -> Speech:
+        """What the voice says, with its own timing."""
+        self._energy.restart()
+        before = time.process_time()
+        speech = speak(self._voice, text, seed, **dataclasses.asdict(delivery))
+        cpu, energy = time.process_time() - before, self._energy.read()
+        self._runs.append((speech.audio_seconds, cpu, energy.joules))
+        self._method = energy.method
+        return speech
+
+    def cost(self) -> Cost:
+        """Of all that was spoken so far, at least one text."""
+        counted = self._runs[1:] or self._runs
+        audio, cpu = (sum(run[i] for run in counted) for i in (0, 1))
+        joules = [run[2] for run in counted]
+        per_second = None if None in joules else sum(joules) / audio
+        return Cost(sum(run[0] for run in self._runs), cpu / audio, per_second, self._method)

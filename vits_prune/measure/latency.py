@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vits_prune.errors import InputError
-from vits_prune.synthesis import STAGES, Delivery, Speech, join, speak_sentences
+from vits_prune.synthesis.speak import STAGES, Delivery, Speech, join, speak_sentences
 from vits_prune.voices.voice import Voice
 
 DEFAULT_RUNS = 5
@@ -145,7 +145,13 @@ def latency_steps(
 
 def _timed(voice: Voice, text: str, seed: int, timing: Speech | str, delivery: Delivery) -> _Run:
     cpu = time.process_time()
-    speech = join(list(speak_sentences(voice, text, seed, timing=timing, delivery=delivery, always_predict=True)))
+    speech = join(
+        list(
+            speak_sentences(
+                voice, text, seed, timing=timing, delivery=delivery, always_predict=True
+            )
+        )
+    )
     return _Run(speech.seconds, time.process_time() - cpu, speech.audio_seconds)
 
 
@@ -154,7 +160,9 @@ def _summary(runs: list[_Run], dense_macs: int, nonzero_macs: int) -> VoiceLaten
     return VoiceLatency(
         stage_seconds={**stages, "total": Spread.of([run.total for run in runs])},
         real_time_factor=Spread.of([run.total / run.audio_seconds for run in runs]),
-        cpu_seconds_per_audio_second=Spread.of([run.cpu_seconds / run.audio_seconds for run in runs]),
+        cpu_seconds_per_audio_second=Spread.of(
+            [run.cpu_seconds / run.audio_seconds for run in runs]
+        ),
         audio_seconds=runs[0].audio_seconds,
         dense_macs=dense_macs,
         nonzero_macs=nonzero_macs,
@@ -162,7 +170,12 @@ def _summary(runs: list[_Run], dense_macs: int, nonzero_macs: int) -> VoiceLaten
 
 
 def count_macs(
-    voice: Voice, text: str, seed: int = 0, *, timing: Speech | str = "own", delivery: Delivery = Delivery()
+    voice: Voice,
+    text: str,
+    seed: int = 0,
+    *,
+    timing: Speech | str = "own",
+    delivery: Delivery = Delivery(),
 ) -> tuple[Speech, tuple[int, int]]:
     """Speak once and count the multiply-accumulates of every Conv1d, ConvTranspose1d and Linear: (Speech, (dense, non-zero)).
 
@@ -170,9 +183,17 @@ def count_macs(
     Attention's products of activations and the additions of biases are not counted.
     """
     counts = [0, 0]
-    copy = voice.with_weights({})  # hooks go on a copy: another thread may be speaking with this voice
+    copy = voice.with_weights(
+        {}
+    )  # hooks go on a copy: another thread may be speaking with this voice
     with _counting(copy.model, counts):
-        speech = join(list(speak_sentences(copy, text, seed, timing=timing, delivery=delivery, always_predict=True)))
+        speech = join(
+            list(
+                speak_sentences(
+                    copy, text, seed, timing=timing, delivery=delivery, always_predict=True
+                )
+            )
+        )
     return speech, (counts[0], counts[1])
 
 
@@ -187,7 +208,11 @@ def _counting(model: nn.Module, counts: list[int]) -> Iterator[None]:
         counts[0] += positions * module.weight.numel()
         counts[1] += positions * int(torch.count_nonzero(module.weight))
 
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d, nn.Linear))]
+    hooks = [
+        m.register_forward_hook(count)
+        for m in model.modules()
+        if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d, nn.Linear))
+    ]
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.measure.resampling import RATE, at_16_khz, available_cores
+from vits_prune.measure.signals import RATE, at_16_khz, available_cores
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -59,8 +59,13 @@ def measure_dnsmos(waveform: np.ndarray, sampling_rate: int, threads: int | None
     """
     session, pool = _session(), _pool(threads or available_cores())
     windows = _windows(at_16_khz(waveform, sampling_rate))
-    raw = np.concatenate(list(pool.map(lambda window: session.run(None, {"input_1": window[None]})[0], windows)))
-    scores = (float(np.mean(np.polyval(curve, raw[:, i].astype(np.float64)))) for i, curve in enumerate((_SIG, _BAK, _OVRL)))
+    raw = np.concatenate(
+        list(pool.map(lambda window: session.run(None, {"input_1": window[None]})[0], windows))
+    )
+    scores = (
+        float(np.mean(np.polyval(curve, raw[:, i].astype(np.float64))))
+        for i, curve in enumerate((_SIG, _BAK, _OVRL))
+    )
     return Dnsmos(*scores)
 
 
@@ -83,7 +88,11 @@ def _open() -> onnxruntime.InferenceSession:
 
     # The package is not imported: that needs librosa and requests, which the network does not.
     found = importlib.util.find_spec("speechmos")
-    path = Path(found.submodule_search_locations[0], "dnsmos_models", "sig_bak_ovr.onnx") if found else None
+    path = (
+        Path(found.submodule_search_locations[0], "dnsmos_models", "sig_bak_ovr.onnx")
+        if found
+        else None
+    )
     if path is None or not path.is_file():
         raise InputError("The DNSMOS predictor is not installed: pip install speechmos==0.0.1.1.")
     options = onnxruntime.SessionOptions()
@@ -92,4 +101,6 @@ def _open() -> onnxruntime.InferenceSession:
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return _pools.get_or_make(threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix="dnsmos"))
+    return _pools.get_or_make(
+        threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix="dnsmos")
+    )

@@ -44,13 +44,48 @@ METRICS: Mapping[str, Metric] = {
     for metric in (
         Metric("wer", "word error rate", "", "intelligibility", "voice", "lower"),
         Metric("cer", "character error rate", "", "intelligibility", "voice", "lower"),
-        Metric("dnsmos_sig", "DNSMOS, speech", "predicted opinion, 1 to 5", "naturalness", "voice", "higher"),
-        Metric("dnsmos_bak", "DNSMOS, background", "predicted opinion, 1 to 5", "naturalness", "voice", "higher"),
-        Metric("dnsmos_ovrl", "DNSMOS, overall", "predicted opinion, 1 to 5", "naturalness", "voice", "higher"),
+        Metric(
+            "dnsmos_sig",
+            "DNSMOS, speech",
+            "predicted opinion, 1 to 5",
+            "naturalness",
+            "voice",
+            "higher",
+        ),
+        Metric(
+            "dnsmos_bak",
+            "DNSMOS, background",
+            "predicted opinion, 1 to 5",
+            "naturalness",
+            "voice",
+            "higher",
+        ),
+        Metric(
+            "dnsmos_ovrl",
+            "DNSMOS, overall",
+            "predicted opinion, 1 to 5",
+            "naturalness",
+            "voice",
+            "higher",
+        ),
         Metric("mcd_db", "mel-cepstral distortion", "dB", "closeness", "distance", "lower"),
         Metric("log_mel_db", "log-mel distance", "dB", "closeness", "distance", "lower"),
-        Metric("spectral_convergence", "multi-resolution STFT, spectral convergence", "", "closeness", "distance", "lower"),
-        Metric("log_stft_magnitude", "multi-resolution STFT, log magnitude", "nepers", "closeness", "distance", "lower"),
+        Metric(
+            "spectral_convergence",
+            "multi-resolution STFT, spectral convergence",
+            "",
+            "closeness",
+            "distance",
+            "lower",
+        ),
+        Metric(
+            "log_stft_magnitude",
+            "multi-resolution STFT, log magnitude",
+            "nepers",
+            "closeness",
+            "distance",
+            "lower",
+        ),
         Metric("f0_rmse_cents", "log-F0 RMSE", "cents", "closeness", "distance", "lower"),
         Metric("voicing_error", "voicing error rate", "", "closeness", "distance", "lower"),
         Metric("duration_ratio", "duration ratio", "", "rhythm", "shift", "neither", neutral=1.0),
@@ -97,7 +132,11 @@ class Figure:
     def to_row(self) -> dict[str, float | str | None]:
         """The figure as columns named after the metric, the same ones whatever is known."""
         name, columns = self.metric.name, {}
-        for title, interval in (("", self.pruned), ("_original", self.original), ("_difference", self.difference)):
+        for title, interval in (
+            ("", self.pruned),
+            ("_original", self.original),
+            ("_difference", self.difference),
+        ):
             for end, field in (("", "value"), ("_low", "low"), ("_high", "high")):
                 columns[f"{name}{title}{end}"] = getattr(interval, field) if interval else None
         columns[f"{name}_floor_low"] = self.floor.low if self.floor else None
@@ -112,7 +151,9 @@ def columns(metric: Metric) -> tuple[str, ...]:
     return tuple(nothing.to_row())
 
 
-def conclude(metric: Metric, original: Pairs | None, pruned: Pairs, others: Sequence[Pairs], seed: int = 0) -> Figure | None:
+def conclude(
+    metric: Metric, original: Pairs | None, pruned: Pairs, others: Sequence[Pairs], seed: int = 0
+) -> Figure | None:
     """A metric's figure from its pairs (numerator, denominator), one a sentence; None where no sentence could be measured.
 
     Args:
@@ -131,12 +172,25 @@ def conclude(metric: Metric, original: Pairs | None, pruned: Pairs, others: Sequ
         changes = [bootstrap_difference(original, other, seed) for other in others] if own else []
         floor = _symmetric([change.value for change in changes if change])
         return Figure(metric, own, estimate, difference, floor, _verdict(metric, difference, floor))
-    found = [(interval.value, other) for other in others if (interval := bootstrap_ratio(other, seed))]
+    found = [
+        (interval.value, other) for other in others if (interval := bootstrap_ratio(other, seed))
+    ]
     if metric.kind == "distance":
         values = [value for value, _ in found]
         floor = Floor(min(values), max(values), tuple(values)) if values else None
-        difference = bootstrap_difference(max(found, key=lambda pair: pair[0])[1], pruned, seed) if found else None
-        return Figure(metric, None, estimate, difference, floor, _verdict(metric, difference, floor and Floor(0.0, 0.0, ())))
+        difference = (
+            bootstrap_difference(max(found, key=lambda pair: pair[0])[1], pruned, seed)
+            if found
+            else None
+        )
+        return Figure(
+            metric,
+            None,
+            estimate,
+            difference,
+            floor,
+            _verdict(metric, difference, floor and Floor(0.0, 0.0, ())),
+        )
     difference = _shifted(estimate, metric.neutral)
     floor = _symmetric([value - metric.neutral for value, _ in found])
     return Figure(metric, None, estimate, difference, floor, _verdict(metric, difference, floor))

@@ -13,7 +13,7 @@ import numpy as np
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.measure.resampling import at_16_khz, available_cores
+from vits_prune.measure.signals import at_16_khz, available_cores
 from vits_prune.voices.language import spoken_language as spoken_language
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "tiny.en"
 _UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")
 """Languages written without spaces, whose characters Whisper's own evaluation counts as words."""
-_models: Bounded[tuple[str, str, str, int], WhisperModel] = Bounded(2, lambda _: 1, survives_fork=False)
+_models: Bounded[tuple[str, str, str, int], WhisperModel] = Bounded(
+    2, lambda _: 1, survives_fork=False
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class WordErrors:
         return self.character_errors / self.characters
 
 
-def transcribe(waveform: np.ndarray, sampling_rate: int, language: str, recogniser: Recogniser = Recogniser()) -> str:
+def transcribe(
+    waveform: np.ndarray, sampling_rate: int, language: str, recogniser: Recogniser = Recogniser()
+) -> str:
     """What the recogniser understands: beam search at temperature 0, and nothing that depends on chance or on other speech.
 
     Whisper (Radford et al. 2022, arXiv:2212.04356) run by faster-whisper. Left out are its second tries at higher temperatures, which draw
@@ -136,8 +140,15 @@ def measure_word_errors(text: str, transcript: str, language: str) -> WordErrors
         insertions=words.insertions,
         character_errors=characters.substitutions + characters.deletions + characters.insertions,
         characters=characters.hits + characters.substitutions + characters.deletions,
-        missing=tuple(i for step in steps if step.type == "delete" for i in range(step.ref_start_idx, step.ref_end_idx)),
-        inserted=tuple((step.hyp_start_idx, step.hyp_end_idx) for step in steps if step.type == "insert"),
+        missing=tuple(
+            i
+            for step in steps
+            if step.type == "delete"
+            for i in range(step.ref_start_idx, step.ref_end_idx)
+        ),
+        inserted=tuple(
+            (step.hyp_start_idx, step.hyp_end_idx) for step in steps if step.type == "insert"
+        ),
     )
 
 
@@ -157,7 +168,11 @@ def why_unheard(recogniser: Recogniser, language: str | None, name: str) -> str 
     model = load_recogniser(recogniser)
     known = model.supported_languages if model.model.is_multilingual else ["en"]
     if language not in known:
-        which = "a multilingual one such as small" if not model.model.is_multilingual else "one that knows it"
+        which = (
+            "a multilingual one such as small"
+            if not model.model.is_multilingual
+            else "one that knows it"
+        )
         return f"The recogniser {recogniser.model} does not know the language {language!r}, so word errors were left out: choose {which}."
     return None
 
@@ -168,7 +183,12 @@ def load_recogniser(recogniser: Recogniser) -> WhisperModel:
     Raises:
         InputError: it is neither installed, nor on disk, nor to be downloaded.
     """
-    key = (recogniser.model, recogniser.device, recogniser.compute_type, recogniser.threads or available_cores())
+    key = (
+        recogniser.model,
+        recogniser.device,
+        recogniser.compute_type,
+        recogniser.threads or available_cores(),
+    )
     return _models.get_or_make(key, lambda: _load(*key))
 
 

@@ -56,7 +56,9 @@ def bootstrap_ratio(pairs: Pairs, seed: int = 0) -> Interval | None:
     if not table[:, 1].any():
         return None
     value = float(table[:, 0].sum() / table[:, 1].sum())
-    return _interval(value, _ratios(table, _weights(len(table), seed)), int(np.count_nonzero(table[:, 1])))
+    return _interval(
+        value, _ratios(table, _weights(len(table), seed)), int(np.count_nonzero(table[:, 1]))
+    )
 
 
 def bootstrap_difference(first: Pairs, second: Pairs, seed: int = 0) -> Interval | None:
@@ -91,7 +93,9 @@ def _table(pairs: Pairs) -> np.ndarray:
 def _weights(count: int, seed: int) -> np.ndarray:
     """How often each resample holds each sentence, float64 [RESAMPLES, count]: the same resamples for every metric of an evaluation."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, count))))
-    weights = generator.multinomial(count, np.full(count, 1.0 / count), size=RESAMPLES).astype(np.float64)
+    weights = generator.multinomial(count, np.full(count, 1.0 / count), size=RESAMPLES).astype(
+        np.float64
+    )
     weights.flags.writeable = False
     return weights
 
@@ -108,6 +112,8 @@ def _interval(value: float, resampled: np.ndarray, count: int) -> Interval:
         return Interval(value, None, None, count)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = (float(end) for end in np.nanpercentile(resampled, (tail, 100 - tail)))
-    if math.isclose(low, high, rel_tol=1e-12, abs_tol=1e-15):  # no spread: leave no rounding between the ends
+    if math.isclose(
+        low, high, rel_tol=1e-12, abs_tol=1e-15
+    ):  # no spread: leave no rounding between the ends
         low = high = value
     return Interval(value, low, high, count)

@@ -17,7 +17,9 @@ from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import Voice
 
 
-def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None) -> dict[str, torch.Tensor]:
+def prune_weights(
+    voice: Voice, spec: PruneSpec, progress: Step | None = None
+) -> dict[str, torch.Tensor]:
     """New weights for the layers that lose any, by parameter name.
 
     Raises:
@@ -26,9 +28,17 @@ def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None) ->
     layers, heard = chosen_layers(voice, spec), 0.5 if spec.scope == "sensitivity" else 1.0
     scores = {
         layer.parameter: output_errors(voice, layer, statistics)
-        for layer, statistics in listen(voice, spec, layers, covariances=False, on_step=portion(on_step, 0.0, heard))
+        for layer, statistics in listen(
+            voice, spec, layers, covariances=False, progress=portion(progress, 0.0, heard)
+        )
     }
-    return zero_lowest(voice, spec, layers, weigh(voice, spec, scores, on_step=portion(on_step, heard, 1.0)), by_row=True)
+    return zero_lowest(
+        voice,
+        spec,
+        layers,
+        weigh(voice, spec, scores, progress=portion(progress, heard, 1.0)),
+        by_row=True,
+    )
 
 
 def output_errors(voice: Voice, layer: Layer, statistics: Statistics) -> torch.Tensor:
@@ -37,5 +47,9 @@ def output_errors(voice: Voice, layer: Layer, statistics: Statistics) -> torch.T
     energy = statistics.energy / max(1, statistics.windows)
     if not matrix.dense:
         inputs_first = isinstance(matrix.module, nn.ConvTranspose1d)
-        return weight.square() * (energy.repeat(matrix.module.groups)[:, None, None] if inputs_first else energy[None, :, None])
+        return weight.square() * (
+            energy.repeat(matrix.module.groups)[:, None, None]
+            if inputs_first
+            else energy[None, :, None]
+        )
     return matrix.back(matrix.of(weight).square() * energy[: matrix.shape[1]])

@@ -20,9 +20,16 @@ from torch import nn
 
 from vits_prune.errors import InputError
 from vits_prune.pruning.layers import Layer
-from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.pruning.overlaps import OverlapSums, overlap
-from vits_prune.synthesis import Delivery, draw_prior_noise, encode, log_durations, predict_durations, read_text, speaker_embedding
+from vits_prune.pruning.matrix import LayerMatrix, OverlapSums, overlap
+from vits_prune.synthesis.speak import (
+    Delivery,
+    draw_prior_noise,
+    encode,
+    log_durations,
+    predict_durations,
+    read_text,
+    speaker_embedding,
+)
 from vits_prune.voices.architecture import copy_with_weights
 from vits_prune.voices.voice import PARTS, Voice
 
@@ -96,13 +103,19 @@ class Block:
         return layer in (self.name, *self.beside) or layer.startswith(f"{self.name}.")
 
 
-def portion(on_step: Step | None, start: float, end: float) -> Step | None:
-    """An on_step for a piece of the work: its 0 to 1 are `start` to `end` of the whole."""
-    return on_step and (lambda what, share: on_step(what, start + (end - start) * share))
+def portion(progress: Step | None, start: float, end: float) -> Step | None:
+    """An progress for a piece of the work: its 0 to 1 are `start` to `end` of the whole."""
+    return progress and (lambda what, share: progress(what, start + (end - start) * share))
 
 
 def collect(
-    voice: Voice, layers: Sequence[Layer], texts: Sequence[str], seed: int, *, covariances: bool = True, on_step: Step | None = None
+    voice: Voice,
+    layers: Sequence[Layer],
+    texts: Sequence[str],
+    seed: int,
+    *,
+    covariances: bool = True,
+    progress: Step | None = None,
 ) -> Iterator[tuple[Layer, Statistics]]:
     """The statistics of layers, block by block in the order in which they run; a block's are held only until it has been yielded.
 
@@ -112,24 +125,34 @@ def collect(
         texts: what is spoken.
         seed: of the noise and of what is sampled.
         covariances: whether whole covariances are wanted, or energies alone.
-        on_step: told how far it is; it may raise to cancel.
+        progress: told how far it is; it may raise to cancel.
 
     Raises:
         InputError: the voice can say nothing of the texts, a covariance does not fit, or a layer is given what is no number.
     """
-    tell = on_step or (lambda _what, _share: None)
-    voice = voice.with_weights({})  # hooks go on a copy: another thread may be speaking with this voice
+    tell = progress or (lambda _what, _share: None)
+    voice = voice.with_weights(
+        {}
+    )  # hooks go on a copy: another thread may be speaking with this voice
     if covariances:
         _check_memory(voice, layers)
     # Each layer has draws of its own, so that it does not matter which others are listened to.
-    random = {layer.name: torch.Generator().manual_seed(seed + (zlib.crc32(layer.name.encode()) << 32)) for layer in layers}
+    random = {
+        layer.name: torch.Generator().manual_seed(seed + (zlib.crc32(layer.name.encode()) << 32))
+        for layer in layers
+    }
     done = 0
     last = max((PARTS.index(layer.part) for layer in layers), default=-1)
     for visit in _visits(voice, (voice.model,), texts, seed, last):
         mine = [layer for layer in layers if visit.block.holds(layer.name)]
         tell(f"listening to {visit.block.name}", done / max(1, len(layers)))
         for some in _fitting(voice, mine) if covariances else ([mine] if mine else []):
-            listeners = {layer.name: _Listener(voice.model.get_submodule(layer.name), covariances, random[layer.name]) for layer in some}
+            listeners = {
+                layer.name: _Listener(
+                    voice.model.get_submodule(layer.name), covariances, random[layer.name]
+                )
+                for layer in some
+            }
             ahead = []
             for (state,) in visit.states:
                 with inputs_of(voice.model, some) as inputs:
@@ -140,7 +163,9 @@ def collect(
             for layer in some:
                 statistics = listeners.pop(layer.name).statistics()
                 if not bool(torch.isfinite(statistics.energy).all()):
-                    raise InputError(f"{layer.name} of {voice.name} is given what is no finite number when it speaks: the voice is broken.")
+                    raise InputError(
+                        f"{layer.name} of {voice.name} is given what is no finite number when it speaks: the voice is broken."
+                    )
                 yield layer, statistics
                 done += 1
     tell("calibrated", 1.0)
@@ -179,14 +204,20 @@ class _Visit:
     """What comes behind it, where a visitor has run it already."""
 
 
-def _visits(voice: Voice, models: Sequence[nn.Module], texts: Sequence[str], seed: int, last: int) -> Iterator[_Visit]:
+def _visits(
+    voice: Voice, models: Sequence[nn.Module], texts: Sequence[str], seed: int, last: int
+) -> Iterator[_Visit]:
     """See `walk`."""
     for blocks, batches in _parts(voice, models, texts, seed, last):
         for block in blocks:
             visit = _Visit(block, batches)
             yield visit
             for index, states in enumerate(batches):
-                states[:] = visit.ahead[index] if visit.ahead else [block.run(m, state) for m, state in zip(models, states, strict=True)]
+                states[:] = (
+                    visit.ahead[index]
+                    if visit.ahead
+                    else [block.run(m, state) for m, state in zip(models, states, strict=True)]
+                )
 
 
 def _fitting(voice: Voice, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
@@ -216,7 +247,9 @@ def sentence_ids(voice: Voice, texts: Sequence[str]) -> list[tuple[int, ...]]:
         except InputError as error:
             refused = refused or error
     if not found:
-        raise refused or InputError("There are no texts to calibrate on: give some, or leave them out for built-in ones.")
+        raise refused or InputError(
+            "There are no texts to calibrate on: give some, or leave them out for built-in ones."
+        )
     return found
 
 
@@ -237,7 +270,9 @@ def inputs_of(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str, t
     inputs: dict[str, torch.Tensor] = {}
     hooks = [
         model.get_submodule(layer.name).register_forward_pre_hook(
-            lambda _module, given, name=layer.name: inputs.__setitem__(name, given[0].clone())  # a clone: some blocks add in place
+            lambda _module, given, name=layer.name: inputs.__setitem__(
+                name, given[0].clone()
+            )  # a clone: some blocks add in place
         )
         for layer in layers
     ]
@@ -254,7 +289,11 @@ class _Listener:
     def __init__(self, module: nn.Module, covariances: bool, random: torch.Generator) -> None:
         self._matrix, self._random = LayerMatrix(module), random
         matrix = self._matrix
-        columns = matrix.shape[1] + (module.bias is not None) if matrix.dense else module.in_channels // module.groups
+        columns = (
+            matrix.shape[1] + (module.bias is not None)
+            if matrix.dense
+            else module.in_channels // module.groups
+        )
         covariance = torch.zeros(columns, columns) if covariances and matrix.dense else None
         self._found = Statistics(matrix, covariance, torch.zeros(columns))
         self._overlaps: OverlapSums | None = None
@@ -263,17 +302,23 @@ class _Listener:
         """Count in a sample of the layer's windows, or all where they are few."""
         matrix, module = self._matrix, self._matrix.module
         if not matrix.dense:  # one energy an input channel of a group, over all groups
-            return self._found.add(inputs.transpose(1, 2).reshape(-1, inputs.shape[1] // module.groups))
+            return self._found.add(
+                inputs.transpose(1, 2).reshape(-1, inputs.shape[1] // module.groups)
+            )
         usable = matrix.usable(inputs, valid)
         most = max(1, int(np.clip(8 * matrix.shape[1], *WINDOWS)) // batches)
         if int(usable.sum()) <= most and overlap(matrix, inputs):
-            self._overlaps = self._overlaps or OverlapSums(module, self._found.covariance is not None)
+            self._overlaps = self._overlaps or OverlapSums(
+                module, self._found.covariance is not None
+            )
             return self._overlaps.add(inputs, usable)
         places = usable.nonzero()
         if len(places) > most:
             places = places[torch.randperm(len(places), generator=self._random)[:most]]
         found = matrix.windows(inputs, places[:, 0], places[:, 1])
-        return self._found.add(torch.cat([found, torch.ones(len(found), 1)], 1) if module.bias is not None else found)
+        return self._found.add(
+            torch.cat([found, torch.ones(len(found), 1)], 1) if module.bias is not None else found
+        )
 
     def statistics(self) -> Statistics:
         """What was heard, all told."""
@@ -296,7 +341,10 @@ def _parts(
     if last < 1:
         return
     spoken = _spoken(voice, models, sentences, seed)
-    yield iter((Block("duration_predictor", _run_durations(voice)),)), [list(states) for states in spoken]
+    yield (
+        iter((Block("duration_predictor", _run_durations(voice)),)),
+        [list(states) for states in spoken],
+    )
     if last < 2:
         return
     frames = [[stretched(state, voice) for state in states] for states in spoken]
@@ -304,21 +352,33 @@ def _parts(
     if last < 3:
         return
     places = np.random.default_rng(seed)
-    yield decoder_blocks(voice.model), [stretch_of(states, int(places.integers(1 << 30))) for states in frames]
+    yield (
+        decoder_blocks(voice.model),
+        [stretch_of(states, int(places.integers(1 << 30))) for states in frames],
+    )
 
 
 def token_states(model: nn.Module, sentences: Sequence[tuple[int, ...]]) -> Iterator[State]:
     """What the first layer of the text encoder is given, in batches of sentences of about one length."""
-    model = copy_with_weights(model, {})  # for the hook of _encoder_call: another thread may be speaking
+    model = copy_with_weights(
+        model, {}
+    )  # for the hook of _encoder_call: another thread may be speaking
     ordered = sorted(sentences, key=len)
     while ordered:
         longest = len(ordered[-1])
         batch = [ordered.pop() for _ in range(min(len(ordered), max(1, BATCH_TOKENS // longest)))]
-        ids, mask = torch.zeros(len(batch), longest, dtype=torch.long), torch.zeros(len(batch), longest)
+        ids, mask = (
+            torch.zeros(len(batch), longest, dtype=torch.long),
+            torch.zeros(len(batch), longest),
+        )
         for row, sentence in enumerate(batch):
             ids[row, : len(sentence)] = torch.tensor(sentence)
             mask[row, : len(sentence)] = 1
-        yield {"hidden": model.text_encoder.embed_tokens(ids), "valid": mask.bool(), **_encoder_call(model, ids, mask)}
+        yield {
+            "hidden": model.text_encoder.embed_tokens(ids),
+            "valid": mask.bool(),
+            **_encoder_call(model, ids, mask),
+        }
 
 
 class _Reached(Exception):
@@ -330,12 +390,18 @@ def _encoder_call(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> St
     found: State = {}
 
     def take(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        found.update(hidden=given[0], attention_mask=named["attention_mask"], padding_mask=named["padding_mask"])
+        found.update(
+            hidden=given[0],
+            attention_mask=named["attention_mask"],
+            padding_mask=named["padding_mask"],
+        )
         raise _Reached
 
     hook = model.text_encoder.encoder.layers[0].register_forward_pre_hook(take, with_kwargs=True)
     with contextlib.suppress(_Reached), _removing(hook):
-        model.text_encoder(input_ids=ids, padding_mask=mask[..., None], attention_mask=mask, return_dict=True)
+        model.text_encoder(
+            input_ids=ids, padding_mask=mask[..., None], attention_mask=mask, return_dict=True
+        )
     return found
 
 
@@ -351,7 +417,10 @@ def _encoder_blocks(model: nn.Module) -> Iterator[Block]:
     def layer(index: int) -> Run:
         def run(model: nn.Module, state: State) -> State:
             masks = {name: state[name] for name in ("attention_mask", "padding_mask")}
-            return {**state, "hidden": model.text_encoder.encoder.layers[index](state["hidden"], **masks)[0]}
+            return {
+                **state,
+                "hidden": model.text_encoder.encoder.layers[index](state["hidden"], **masks)[0],
+            }
 
         return run
 
@@ -364,7 +433,9 @@ def _encoder_blocks(model: nn.Module) -> Iterator[Block]:
     yield Block("text_encoder.project", project)
 
 
-def _spoken(voice: Voice, models: Sequence[nn.Module], sentences: Sequence[tuple[int, ...]], seed: int) -> list[list[State]]:
+def _spoken(
+    voice: Voice, models: Sequence[nn.Module], sentences: Sequence[tuple[int, ...]], seed: int
+) -> list[list[State]]:
     """Sentences as each model's text encoder reads them, with the voice's own durations."""
     conditioning, found = speaker_embedding(voice), []
     for index, ids in enumerate(sentences[:: max(1, len(sentences) // SPOKEN)][:SPOKEN]):
@@ -372,8 +443,20 @@ def _spoken(voice: Voice, models: Sequence[nn.Module], sentences: Sequence[tuple
         own = encode(voice, ids)
         durations = _durations(voice, own[0], key)
         for model in models:
-            hidden, means, log_variances = own if model is voice.model else encode(dataclasses.replace(voice, model=model), ids)
-            states.append({"hidden": hidden, "means": means, "log_variances": log_variances, "durations": durations, "key": key})
+            hidden, means, log_variances = (
+                own
+                if model is voice.model
+                else encode(dataclasses.replace(voice, model=model), ids)
+            )
+            states.append(
+                {
+                    "hidden": hidden,
+                    "means": means,
+                    "log_variances": log_variances,
+                    "durations": durations,
+                    "key": key,
+                }
+            )
             states[-1]["conditioning"] = conditioning
         found.append(states)
     return found
@@ -391,12 +474,16 @@ def own_durations(voice: Voice, ids: tuple[int, ...], key: tuple[int, int]) -> n
 def _durations(voice: Voice, hidden: torch.Tensor, key: tuple[int, int]) -> np.ndarray:
     """See `own_durations`; hidden: what the text encoder made of the tokens."""
     pace = Delivery().for_voice(voice)
-    broken = InputError(f"{voice.name} makes what is no finite number when it reads: the voice is broken, load it anew.")
+    broken = InputError(
+        f"{voice.name} makes what is no finite number when it reads: the voice is broken, load it anew."
+    )
     if not bool(torch.isfinite(hidden).all()):
         raise broken
     try:
         return predict_durations(voice, hidden, speaker_embedding(voice), key, pace, MAX_FRAMES)[0]
-    except ValueError as error:  # the spline of a stochastic predictor does not take what is no number
+    except (
+        ValueError
+    ) as error:  # the spline of a stochastic predictor does not take what is no number
         raise broken from error
 
 
@@ -413,10 +500,17 @@ def _run_durations(voice: Voice) -> Run:
 def stretched(state: State, voice: Voice) -> State:
     """The prior of a sentence stretched to its durations and sampled: what the flow is given."""
     repeats = torch.from_numpy(state["durations"])
-    means, deviations = (state[name][0].repeat_interleave(repeats, dim=0).T[None] for name in ("means", "log_variances"))
+    means, deviations = (
+        state[name][0].repeat_interleave(repeats, dim=0).T[None]
+        for name in ("means", "log_variances")
+    )
     noise = draw_prior_noise(state["key"], means.shape[2], means.shape[1]).to(means)
     latents = means + noise * torch.exp(deviations) * Delivery().for_voice(voice).noise_scale
-    return {"latents": latents, "mask": torch.ones(1, 1, latents.shape[2]), "conditioning": state["conditioning"]}
+    return {
+        "latents": latents,
+        "mask": torch.ones(1, 1, latents.shape[2]),
+        "conditioning": state["conditioning"],
+    }
 
 
 def flow_blocks(model: nn.Module) -> Iterator[Block]:
@@ -425,7 +519,12 @@ def flow_blocks(model: nn.Module) -> Iterator[Block]:
     def coupling(index: int) -> Run:
         def run(model: nn.Module, state: State) -> State:
             flipped = torch.flip(state["latents"], [1])
-            return {**state, "latents": model.flow.flows[index](flipped, state["mask"], state["conditioning"], reverse=True)[0]}
+            return {
+                **state,
+                "latents": model.flow.flows[index](
+                    flipped, state["mask"], state["conditioning"], reverse=True
+                )[0],
+            }
 
         return run
 
@@ -437,7 +536,13 @@ def stretch_of(states: Sequence[State], place: int, length: int = SEGMENT) -> li
     """The same few frames of each; `place` is any whole number, taken modulo the places there are."""
     frames = states[0]["latents"].shape[2]
     start = place % max(1, frames - length + 1)
-    return [{"hidden": one["latents"][:, :, start : start + length], "conditioning": one["conditioning"]} for one in states]
+    return [
+        {
+            "hidden": one["latents"][:, :, start : start + length],
+            "conditioning": one["conditioning"],
+        }
+        for one in states
+    ]
 
 
 def decoder_blocks(model: nn.Module) -> Iterator[Block]:
@@ -452,20 +557,31 @@ def decoder_blocks(model: nn.Module) -> Iterator[Block]:
 
     def upsample(stage: int) -> Run:
         def run(model: nn.Module, state: State) -> State:
-            hidden = model.decoder.upsampler[stage](nn.functional.leaky_relu(state["hidden"], slope))
+            hidden = model.decoder.upsampler[stage](
+                nn.functional.leaky_relu(state["hidden"], slope)
+            )
             return {**state, "hidden": hidden, "sum": torch.zeros_like(hidden)}
 
         return run
 
     def branch(stage: int, index: int) -> Run:
         def run(model: nn.Module, state: State) -> State:
-            total = state["sum"] + model.decoder.resblocks[stage * branches + index](state["hidden"])
-            return {**state, "sum": total} if index < branches - 1 else {**state, "hidden": total / branches, "sum": None}
+            total = state["sum"] + model.decoder.resblocks[stage * branches + index](
+                state["hidden"]
+            )
+            return (
+                {**state, "sum": total}
+                if index < branches - 1
+                else {**state, "hidden": total / branches, "sum": None}
+            )
 
         return run
 
     def final(model: nn.Module, state: State) -> State:
-        return {**state, "hidden": model.decoder.conv_post(nn.functional.leaky_relu(state["hidden"]))}
+        return {
+            **state,
+            "hidden": model.decoder.conv_post(nn.functional.leaky_relu(state["hidden"])),
+        }
 
     yield Block("decoder.conv_pre", first, ("decoder.cond",))
     for stage in range(model.decoder.num_upsamples):

@@ -14,7 +14,7 @@ from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.masks import most_zeros
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.spec import PruneSpec, begins_with
-from vits_prune.texts import load_calibration_texts
+from vits_prune.synthesis.texts import load_calibration_texts
 from vits_prune.voices.language import draw_texts, spoken_language
 from vits_prune.voices.voice import Voice
 
@@ -37,10 +37,16 @@ def chosen_layers(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
     if spec.protect:
         for pattern in dict.fromkeys(spec.protect):
             if not any(begins_with(layer.name, pattern) for layer in there):
-                raise InputError(f"{voice.name} has no layer {pattern[:80]!r} to protect: `layers` lists them.")
-    found = tuple(layer for layer in there if layer.part in spec.parts and not spec.protects(layer.name))
+                raise InputError(
+                    f"{voice.name} has no layer {pattern[:80]!r} to protect: `layers` lists them."
+                )
+    found = tuple(
+        layer for layer in there if layer.part in spec.parts and not spec.protects(layer.name)
+    )
     if not found:
-        raise InputError(f"Of {', '.join(spec.parts)} everything is protected: nothing is left to prune. Protect less.")
+        raise InputError(
+            f"Of {', '.join(spec.parts)} everything is protected: nothing is left to prune. Protect less."
+        )
     return found
 
 
@@ -65,11 +71,20 @@ def texts_for(voice: Voice, spec: PruneSpec) -> tuple[str, ...]:
     """What a voice is calibrated on: the spec's texts, else built-in English sentences, else draws from its vocabulary."""
     if spec.texts:
         return spec.texts
-    return load_calibration_texts() if spoken_language(voice) == "en" else draw_texts(voice, DRAWN, spec.seed)
+    return (
+        load_calibration_texts()
+        if spoken_language(voice) == "en"
+        else draw_texts(voice, DRAWN, spec.seed)
+    )
 
 
 def listen(
-    voice: Voice, spec: PruneSpec, layers: Sequence[Layer], *, covariances: bool, on_step: Step | None = None
+    voice: Voice,
+    spec: PruneSpec,
+    layers: Sequence[Layer],
+    *,
+    covariances: bool,
+    progress: Step | None = None,
 ) -> Iterator[tuple[Layer, Statistics]]:
     """The statistics of layers, from what is kept where they were asked for before with the same texts and seed.
 
@@ -78,7 +93,7 @@ def listen(
         spec: its texts and seed.
         layers: which are wanted, the whole tuple being listened to at once where its covariances fit.
         covariances: whether energies alone will not do.
-        on_step: told how far it is; it may raise to cancel.
+        progress: told how far it is; it may raise to cancel.
 
     Raises:
         InputError: the voice can say nothing of the texts, or a covariance does not fit.
@@ -86,16 +101,23 @@ def listen(
     texts, names = texts_for(voice, spec), {layer.name for layer in layers}
     size = sum(_bytes(voice, layer) for layer in layers) if covariances else 0
     if size > KEPT_BYTES:
-        yield from collect(voice, layers, texts, spec.seed, on_step=on_step)
+        yield from collect(voice, layers, texts, spec.seed, progress=progress)
         return
 
     def _enough(found: _Found) -> bool:
-        return names <= {layer.name for layer, one in found if not covariances or one.covariance is not None or not one.matrix.dense}
+        return names <= {
+            layer.name
+            for layer, one in found
+            if not covariances or one.covariance is not None or not one.matrix.dense
+        }
 
     found = _kept.get_or_make(
         (voice.speaker, texts, spec.seed, torch.get_num_threads()),
-        lambda: tuple(collect(voice, layers, texts, spec.seed, covariances=covariances, on_step=on_step)),
-        on_step and functools.partial(on_step, "waiting for another calibration of this voice", 0.0),
+        lambda: tuple(
+            collect(voice, layers, texts, spec.seed, covariances=covariances, progress=progress)
+        ),
+        progress
+        and functools.partial(progress, "waiting for another calibration of this voice", 0.0),
         owner=voice.model,
         enough=_enough,
     )

@@ -47,21 +47,34 @@ class SortedMagnitudes:
             magnitudes.sort()
             self._sorted[layer.parameter] = magnitudes
         # How many weights of each layer lie at or below each of about 2,000 values spread over all: brackets any global threshold at once.
-        self._grid = np.unique(np.concatenate([m[:: max(1, m.size // _GRID)] for m in self._sorted.values()]))[::_GRID_STEP]
-        self._counts = {name: np.searchsorted(m, self._grid, side="right") for name, m in self._sorted.items()}
+        self._grid = np.unique(
+            np.concatenate([m[:: max(1, m.size // _GRID)] for m in self._sorted.values()])
+        )[::_GRID_STEP]
+        self._counts = {
+            name: np.searchsorted(m, self._grid, side="right") for name, m in self._sorted.items()
+        }
 
     def cuts(self, spec: PruneSpec) -> dict[str, Cut]:
         """Parameter name -> Cut for every layer of the chosen parts. Exactly round(amount x weights) are cut, ties included."""
-        chosen = {layer.parameter: self._sorted[layer.parameter] for layer in self.layers if layer.part in spec.parts}
+        chosen = {
+            layer.parameter: self._sorted[layer.parameter]
+            for layer in self.layers
+            if layer.part in spec.parts
+        }
         if spec.scope == "local":
-            return {name: _cut(magnitudes, round(spec.amount * magnitudes.size)) for name, magnitudes in chosen.items()}
+            return {
+                name: _cut(magnitudes, round(spec.amount * magnitudes.size))
+                for name, magnitudes in chosen.items()
+            }
         zeros = round(spec.amount * sum(m.size for m in chosen.values()))
         return _global_cuts(chosen, zeros, self._threshold(chosen, zeros) if zeros else None)
 
     def _threshold(self, chosen: Mapping[str, np.ndarray], rank: int) -> np.float32:
         """The rank-th smallest (from 1) of the chosen layers' magnitudes together: found between two values of the grid."""
         totals = np.sum([self._counts[name] for name in chosen], axis=0)
-        bracket = int(np.searchsorted(totals, rank))  # the first grid value with enough weights at or below it
+        bracket = int(
+            np.searchsorted(totals, rank)
+        )  # the first grid value with enough weights at or below it
         between = []
         for name, magnitudes in chosen.items():
             first = self._counts[name][bracket - 1] if bracket else 0
@@ -80,7 +93,9 @@ def sorted_magnitudes(voice: Voice) -> SortedMagnitudes:
     return _kept.get_or_make("", lambda: SortedMagnitudes(voice), owner=voice.model)
 
 
-def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None) -> dict[str, torch.Tensor]:
+def prune_weights(
+    voice: Voice, spec: PruneSpec, progress: Step | None = None
+) -> dict[str, torch.Tensor]:
     """New weights for the layers that lose any, by parameter name.
 
     Among weights of equal magnitude the first in memory order are zeroed; torch leaves that choice to the inside of its `topk`.
@@ -89,7 +104,7 @@ def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None) ->
         InputError: the layers cannot lose so much, or a pattern does not fit one.
     """
     if not _plain(spec):
-        return _with_conditions(voice, spec, on_step)
+        return _with_conditions(voice, spec, progress)
     parameters = dict(voice.model.named_parameters())
     cuts = sorted_magnitudes(voice).cuts(spec)
     return {name: _apply(parameters[name], cut) for name, cut in cuts.items() if cut.zeros}
@@ -100,15 +115,22 @@ def _plain(spec: PruneSpec) -> bool:
     return spec.scope in ("global", "local") and not (spec.protected or spec.floor or spec.pattern)
 
 
-def _with_conditions(voice: Voice, spec: PruneSpec, on_step: Step | None) -> dict[str, torch.Tensor]:
+def _with_conditions(
+    voice: Voice, spec: PruneSpec, progress: Step | None
+) -> dict[str, torch.Tensor]:
     """Protected layers, a floor, a pattern, or shares by sensitivity: by scores, as the other methods."""
     from vits_prune.pruning.listening import chosen_layers
     from vits_prune.pruning.scored import weigh, zero_lowest
 
     layers = chosen_layers(voice, spec)
-    scores = {layer.parameter: voice.model.get_parameter(layer.parameter).detach().float().abs().cpu() for layer in layers}
+    scores = {
+        layer.parameter: voice.model.get_parameter(layer.parameter).detach().float().abs().cpu()
+        for layer in layers
+    }
     if spec.scope == "sensitivity":
-        scores = weigh(voice, spec, {name: one.square() for name, one in scores.items()}, on_step=on_step)
+        scores = weigh(
+            voice, spec, {name: one.square() for name, one in scores.items()}, progress=progress
+        )
     return zero_lowest(voice, spec, layers, scores)
 
 
@@ -125,7 +147,9 @@ def sparsity_preview(voice: Voice, spec: PruneSpec) -> Mapping[str, float] | Non
     zeros, weights = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for layer in magnitudes.layers:
         there = int(np.searchsorted(magnitudes._sorted[layer.parameter], 0.0, side="right"))
-        zeros[layer.part] += max(there, cuts[layer.parameter].zeros if layer.parameter in cuts else 0)
+        zeros[layer.part] += max(
+            there, cuts[layer.parameter].zeros if layer.parameter in cuts else 0
+        )
         weights[layer.part] += layer.weights
     shares = {part: zeros[part] / weights[part] for part in PARTS if weights[part]}
     return {"overall": sum(zeros.values()) / max(1, sum(weights.values())), **shares}
@@ -136,10 +160,16 @@ def _cut(magnitudes: np.ndarray, zeros: int) -> Cut:
     if zeros == 0:
         return Cut(threshold=-1.0, zeros=0)
     threshold = magnitudes[zeros - 1]
-    return Cut(float(threshold), zeros, spared=int(np.searchsorted(magnitudes, threshold, side="right")) - zeros)
+    return Cut(
+        float(threshold),
+        zeros,
+        spared=int(np.searchsorted(magnitudes, threshold, side="right")) - zeros,
+    )
 
 
-def _global_cuts(layers: Mapping[str, np.ndarray], zeros: int, threshold: np.float32 | None) -> dict[str, Cut]:
+def _global_cuts(
+    layers: Mapping[str, np.ndarray], zeros: int, threshold: np.float32 | None
+) -> dict[str, Cut]:
     """One threshold for all layers; ties at it are zeroed layer after layer until the number is exact."""
     if threshold is None:
         return {name: Cut(threshold=-1.0, zeros=0) for name in layers}
@@ -152,13 +182,19 @@ def _global_cuts(layers: Mapping[str, np.ndarray], zeros: int, threshold: np.flo
         taken = min(ties, ties_left)
         ties_left -= taken
         # Only one layer's ties are split; in the layers after it a threshold just below spares them all at no cost.
-        cuts[name] = Cut(float(threshold), below[name] + taken, spared=ties - taken) if taken else Cut(float(just_below), below[name])
+        cuts[name] = (
+            Cut(float(threshold), below[name] + taken, spared=ties - taken)
+            if taken
+            else Cut(float(just_below), below[name])
+        )
     return cuts
 
 
 def _apply(weight: torch.Tensor, cut: Cut) -> torch.Tensor:
     """A copy of the weight with the cut's zeros."""
-    pruned = nn.functional.hardshrink(weight.detach(), cut.threshold)  # 0 where |w| <= threshold, in one pass
+    pruned = nn.functional.hardshrink(
+        weight.detach(), cut.threshold
+    )  # 0 where |w| <= threshold, in one pass
     if cut.spared:
         ties = (weight.detach().abs() == cut.threshold).flatten().nonzero().flatten()
         kept = ties[ties.numel() - cut.spared :]

@@ -93,7 +93,9 @@ def smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
     return mask
 
 
-def pattern_mask(scores: torch.Tensor, matrix: LayerMatrix, neighbours: tuple[int, int], name: str) -> torch.Tensor:
+def pattern_mask(
+    scores: torch.Tensor, matrix: LayerMatrix, neighbours: tuple[int, int], name: str
+) -> torch.Tensor:
     """Which weights go so that of every M neighbouring input channels, at one tap, N stay: bool [rows, columns].
 
     Args:

@@ -14,7 +14,9 @@ from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import Voice
 
 
-def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None) -> dict[str, torch.Tensor]:
+def prune_weights(
+    voice: Voice, spec: PruneSpec, progress: Step | None = None
+) -> dict[str, torch.Tensor]:
     """New weights for the layers that lose any, by parameter name: which weights go is drawn from the seed, layer by layer.
 
     Raises:
@@ -23,8 +25,10 @@ def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None) ->
     layers = chosen_layers(voice, spec)
     scores = {}
     for layer in layers:
-        random = np.random.Generator(np.random.Philox([spec.seed, zlib.crc32(layer.parameter.encode())]))
+        random = np.random.Generator(
+            np.random.Philox([spec.seed, zlib.crc32(layer.parameter.encode())])
+        )
         scores[layer.parameter] = torch.from_numpy(random.random(layer.shape, dtype=np.float32))
     if spec.scope == "sensitivity":
-        scores = weigh(voice, spec, scores, on_step=on_step)
+        scores = weigh(voice, spec, scores, progress=progress)
     return zero_lowest(voice, spec, layers, scores)

@@ -13,7 +13,7 @@ class Method:
     """A way of choosing what goes."""
 
     module: str
-    """Has a function `prune_weights(voice, spec, on_step=None) -> {parameter name: new tensor}`; a structured one `prune_voice`."""
+    """Has a function `prune_weights(voice, spec, progress=None) -> {parameter name: new tensor}`; a structured one `prune_voice`."""
     title: str
     words: str
     """What it does, in two sentences."""
@@ -56,7 +56,7 @@ METHODS: dict[str, Method] = {
         recovers=True,
     ),
     "structured": Method(
-        "vits_prune.pruning.shrink",
+        "vits_prune.pruning.structured.shrink",
         "structured",
         "Whole channels and layers are taken out, those that matter least to the speech first, and what stays is fitted to their work. "
         "The network is really smaller: it needs less arithmetic on any hardware.",

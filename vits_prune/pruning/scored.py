@@ -22,7 +22,12 @@ whole power would empty the decoder (joe at 0.8, tuning sentences: log-mel dista
 
 
 def zero_lowest(
-    voice: Voice, spec: PruneSpec, layers: Sequence[Layer], scores: Mapping[str, torch.Tensor], *, by_row: bool = False
+    voice: Voice,
+    spec: PruneSpec,
+    layers: Sequence[Layer],
+    scores: Mapping[str, torch.Tensor],
+    *,
+    by_row: bool = False,
 ) -> dict[str, torch.Tensor]:
     """New weights of the layers that lose any, by parameter name.
 
@@ -41,7 +46,10 @@ def zero_lowest(
     # Zeros that are there go first, so that another step of gradual pruning takes no more than it is asked for.
     scores = {name: one.masked_fill(weights[name] == 0, -1.0) for name, one in scores.items()}
     if spec.neighbours:
-        masks = {layer.parameter: _patterned(voice, layer, scores[layer.parameter], spec) for layer in layers}
+        masks = {
+            layer.parameter: _patterned(voice, layer, scores[layer.parameter], spec)
+            for layer in layers
+        }
     else:
         counts = share_out({layer.parameter: scores[layer.parameter].numpy() for layer in layers}, zeros_wanted(voice, spec, layers),
                            spec.scope, spec.floor)  # fmt: skip
@@ -52,7 +60,11 @@ def zero_lowest(
             else smallest(scores[layer.parameter], counts[layer.parameter])
             for layer in layers
         }
-    return {name: weights[name].detach().masked_fill(mask, 0.0) for name, mask in masks.items() if bool(mask.any())}
+    return {
+        name: weights[name].detach().masked_fill(mask, 0.0)
+        for name, mask in masks.items()
+        if bool(mask.any())
+    }
 
 
 def check_finite(voice: Voice, scores: Mapping[str, torch.Tensor]) -> None:
@@ -63,7 +75,9 @@ def check_finite(voice: Voice, scores: Mapping[str, torch.Tensor]) -> None:
     """
     for name, one in scores.items():
         if not bool(torch.isfinite(one).all()):
-            raise InputError(f"{name} of {voice.name} holds or makes what is no finite number: the voice is broken, load it anew.")
+            raise InputError(
+                f"{name} of {voice.name} holds or makes what is no finite number: the voice is broken, load it anew."
+            )
 
 
 def _patterned(voice: Voice, layer: Layer, scores: torch.Tensor, spec: PruneSpec) -> torch.Tensor:
@@ -84,17 +98,19 @@ def _by_row(scores: torch.Tensor, count: int, voice: Voice, layer: Layer) -> tor
     return matrix.back(places < limit)
 
 
-def weigh(voice: Voice, spec: PruneSpec, scores: dict[str, torch.Tensor], on_step: Step | None = None) -> dict[str, torch.Tensor]:
+def weigh(
+    voice: Voice, spec: PruneSpec, scores: dict[str, torch.Tensor], progress: Step | None = None
+) -> dict[str, torch.Tensor]:
     """Scores that are squared errors of a layer's output, made comparable across layers.
 
     Args:
         voice: the original.
         spec: its scope: "sensitivity" weighs by what errors do to the speech, the others leave it at the share of the layer's output.
         scores: by parameter name.
-        on_step: told how far it is.
+        progress: told how far it is.
     """
     scores = {name: one / one.sum().clamp(min=1e-30) for name, one in scores.items()}
     if spec.scope != "sensitivity":
         return scores
-    found = output_sensitivity(voice, texts_for(voice, spec), spec.seed, on_step=on_step)
+    found = output_sensitivity(voice, texts_for(voice, spec), spec.seed, progress=progress)
     return {name: one * found[name] ** TEMPER for name, one in scores.items()}

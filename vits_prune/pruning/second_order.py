@@ -40,23 +40,29 @@ REFINEMENTS = 6
 """Steps of conjugate gradients for the survivors."""
 
 
-def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None, original: Voice | None = None) -> dict[str, torch.Tensor]:
+def prune_weights(
+    voice: Voice, spec: PruneSpec, progress: Step | None = None, original: Voice | None = None
+) -> dict[str, torch.Tensor]:
     """New weights and biases for the layers that lose any, by parameter name.
 
     Args:
         voice: who is calibrated; its zeros stay zeros.
         spec: how much, in which scope and pattern.
-        on_step: told how far it is; it may raise to cancel.
+        progress: told how far it is; it may raise to cancel.
         original: whose answers to the same inputs are aimed at, where `voice` is a step of gradual pruning; None for `voice` itself.
 
     Raises:
         InputError: the voice can say nothing of the calibration texts, a covariance does not fit, or the layers cannot lose so much.
     """
-    tell = on_step or (lambda _what, _share: None)
+    tell = progress or (lambda _what, _share: None)
     layers, aim = chosen_layers(voice, spec), original or voice
-    counts = None if spec.neighbours else _counts(voice, aim, spec, layers, portion(on_step, 0.0, _COUNTED))
+    counts = (
+        None
+        if spec.neighbours
+        else _counts(voice, aim, spec, layers, portion(progress, 0.0, _COUNTED))
+    )
     changed: dict[str, torch.Tensor] = {}
-    heard = listen(voice, spec, layers, covariances=True, on_step=portion(on_step, 0.0, _COUNTED))
+    heard = listen(voice, spec, layers, covariances=True, progress=portion(progress, 0.0, _COUNTED))
     for done, (layer, statistics) in enumerate(heard):
         count = counts[layer.parameter] if counts is not None else None
         if count != 0:
@@ -66,33 +72,57 @@ def prune_weights(voice: Voice, spec: PruneSpec, on_step: Step | None = None, or
     return changed
 
 
-def _counts(voice: Voice, aim: Voice, spec: PruneSpec, layers: tuple[Layer, ...], on_step: Step | None) -> dict[str, int]:
+def _counts(
+    voice: Voice, aim: Voice, spec: PruneSpec, layers: tuple[Layer, ...], progress: Step | None
+) -> dict[str, int]:
     """How many weights each layer loses."""
     closed = {layer.parameter: voice.model.get_parameter(layer.parameter) == 0 for layer in layers}
     heard, scores = 0.7 if spec.scope == "sensitivity" else 1.0, {}
-    for layer, statistics in listen(voice, spec, layers, covariances=True, on_step=portion(on_step, 0.0, heard)):
-        scores[layer.parameter] = output_errors(aim, layer, statistics).masked_fill(closed[layer.parameter], 0.0)
+    for layer, statistics in listen(
+        voice, spec, layers, covariances=True, progress=portion(progress, 0.0, heard)
+    ):
+        scores[layer.parameter] = output_errors(aim, layer, statistics).masked_fill(
+            closed[layer.parameter], 0.0
+        )
     if spec.scope != "local":
-        scores = weigh(aim, spec, scores, on_step=portion(on_step, heard, 1.0))
+        scores = weigh(aim, spec, scores, progress=portion(progress, heard, 1.0))
     check_finite(voice, scores)
     scores = {name: one.masked_fill(closed[name], -1.0) for name, one in scores.items()}
-    return share_out({name: one.numpy() for name, one in scores.items()}, zeros_wanted(voice, spec, layers), spec.scope, spec.floor)
+    return share_out(
+        {name: one.numpy() for name, one in scores.items()},
+        zeros_wanted(voice, spec, layers),
+        spec.scope,
+        spec.floor,
+    )
 
 
-def _pruned(voice: Voice, aim: Voice, layer: Layer, statistics: Statistics, count: int | None, spec: PruneSpec) -> dict[str, torch.Tensor]:
+def _pruned(
+    voice: Voice,
+    aim: Voice,
+    layer: Layer,
+    statistics: Statistics,
+    count: int | None,
+    spec: PruneSpec,
+) -> dict[str, torch.Tensor]:
     """A layer's new weight, and its bias where it has one."""
     matrix, there = statistics.matrix, voice.model.get_parameter(layer.parameter).detach()
     module = aim.model.get_submodule(layer.name)
     if statistics.covariance is None:
         scores = output_errors(aim, layer, statistics).masked_fill(there == 0, -1.0)
         patterned = count is None
-        mask = matrix.back(pattern_mask(matrix.of(scores), matrix, spec.neighbours, layer.name)) if patterned else smallest(scores, count)
+        mask = (
+            matrix.back(pattern_mask(matrix.of(scores), matrix, spec.neighbours, layer.name))
+            if patterned
+            else smallest(scores, count)
+        )
         return {layer.parameter: module.weight.detach().masked_fill(mask | (there == 0), 0.0)}
     target = matrix.of(module.weight.detach()).float()
     covariance = _damped(statistics.covariance, max(1, statistics.windows))
     if module.bias is not None:
         bias = module.bias.detach().float()
-        target = torch.cat([target, bias.repeat_interleave(matrix.shape[0] // len(bias))[:, None]], dim=1)
+        target = torch.cat(
+            [target, bias.repeat_interleave(matrix.shape[0] // len(bias))[:, None]], dim=1
+        )
     closed = matrix.of(there) == 0
     problem = LayerProblem(target, covariance, closed, matrix, count, spec.neighbours, layer.name)
     found = problem.solve()
@@ -138,7 +168,13 @@ class LayerProblem:
         self._covariance = (covariance * self._unit[:, None]).mul_(self._unit[None])
         self._target = target / self._unit[None]
         self._any_closed = bool(closed.any())
-        self._closed, self._matrix, self._count, self._neighbours, self._name = closed, matrix, count, neighbours, name
+        self._closed, self._matrix, self._count, self._neighbours, self._name = (
+            closed,
+            matrix,
+            count,
+            neighbours,
+            name,
+        )
 
     def solve(self) -> torch.Tensor:
         """W, as wide as the target."""
@@ -156,8 +192,12 @@ class LayerProblem:
         dual, pull = 0.0, proposed * kept
         longer = 2 if proposed.numel() <= SMALL else 1
         for turn in range(1, longer * ROUNDS + 1):
-            half = torch.linalg.solve_triangular(factor.T, torch.add(aim, pull, alpha=penalty), upper=True, left=False)
-            proposed = torch.linalg.solve_triangular(factor, half, upper=False, left=False).add_(dual)
+            half = torch.linalg.solve_triangular(
+                factor.T, torch.add(aim, pull, alpha=penalty), upper=True, left=False
+            )
+            proposed = torch.linalg.solve_triangular(factor, half, upper=False, left=False).add_(
+                dual
+            )
             kept = self._mask(proposed, exactly=False)
             sparse = proposed * kept
             dual = proposed - sparse  # scaled by the penalty

@@ -18,9 +18,17 @@ from torch import nn
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.pruning.calibration import Step, decoder_blocks, flow_blocks, own_durations, sentence_ids, stretch_of, stretched
+from vits_prune.pruning.calibration import (
+    Step,
+    decoder_blocks,
+    flow_blocks,
+    own_durations,
+    sentence_ids,
+    stretch_of,
+    stretched,
+)
 from vits_prune.pruning.layers import Layer, prunable_layers
-from vits_prune.synthesis import Delivery, encode, log_durations, speaker_embedding
+from vits_prune.synthesis.speak import Delivery, encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import Voice
 
 SENTENCES, DIRECTIONS = 8, 2
@@ -30,18 +38,27 @@ MEL_SCALE, DURATION_SCALE = 0.5, 0.1
 """Errors that count as equally bad: half a neper of log-mel amplitude, a tenth of a token's duration."""
 _BANDS, _SIZE, _HOP = 80, 1024, 256
 
-_kept: Bounded[tuple[object, ...], dict[str, np.ndarray]] = Bounded(KEPT_BYTES, lambda found: sum(one.nbytes for one in found.values()))
+_kept: Bounded[tuple[object, ...], dict[str, np.ndarray]] = Bounded(
+    KEPT_BYTES, lambda found: sum(one.nbytes for one in found.values())
+)
 
 
-def output_sensitivity(voice: Voice, texts: Sequence[str], seed: int, *, on_step: Step | None = None) -> dict[str, float]:
+def output_sensitivity(
+    voice: Voice, texts: Sequence[str], seed: int, *, progress: Step | None = None
+) -> dict[str, float]:
     """Parameter name -> squared change of the speech per squared relative error of that layer's output, for every prunable layer.
 
     The sum of `channel_sensitivity` over the layer's channels, and its arguments.
     """
-    return {name: float(found.sum()) for name, found in channel_sensitivity(voice, texts, seed, on_step=on_step).items()}
+    return {
+        name: float(found.sum())
+        for name, found in channel_sensitivity(voice, texts, seed, progress=progress).items()
+    }
 
 
-def channel_sensitivity(voice: Voice, texts: Sequence[str], seed: int, *, on_step: Step | None = None) -> dict[str, np.ndarray]:
+def channel_sensitivity(
+    voice: Voice, texts: Sequence[str], seed: int, *, progress: Step | None = None
+) -> dict[str, np.ndarray]:
     """Parameter name -> squared change of the speech if that output channel kept nothing but its mean, float64 [channels].
 
     To the second order, and counted from the unchanged voice: changes of several channels add up only while they are small.
@@ -50,7 +67,7 @@ def channel_sensitivity(voice: Voice, texts: Sequence[str], seed: int, *, on_ste
         voice: who speaks.
         texts: of which SENTENCES are spoken.
         seed: of the noise and of the directions.
-        on_step: told how far it is; it may raise to cancel.
+        progress: told how far it is; it may raise to cancel.
 
     Raises:
         InputError: the voice can say nothing of the texts.
@@ -58,19 +75,24 @@ def channel_sensitivity(voice: Voice, texts: Sequence[str], seed: int, *, on_ste
     key = (voice.speaker, tuple(texts), seed, torch.get_num_threads())
     return _kept.get_or_make(
         key,
-        lambda: _measure(voice, texts, seed, on_step or (lambda _what, _share: None)),
-        on_step and functools.partial(on_step, "waiting for another measurement of this voice", 0.0),
+        lambda: _measure(voice, texts, seed, progress or (lambda _what, _share: None)),
+        progress
+        and functools.partial(progress, "waiting for another measurement of this voice", 0.0),
         owner=voice.model,
     )
 
 
 def _measure(voice: Voice, texts: Sequence[str], seed: int, tell: Step) -> dict[str, np.ndarray]:
-    voice = voice.with_weights({})  # hooks go on a copy: another thread may be speaking with this voice
+    voice = voice.with_weights(
+        {}
+    )  # hooks go on a copy: another thread may be speaking with this voice
     layers = prunable_layers(voice)
     random, places = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     sentences = sentence_ids(voice, texts)
     sentences = sentences[:: max(1, len(sentences) // SENTENCES)][:SENTENCES]
-    found: dict[str, np.ndarray] = {layer.parameter: np.zeros(_outputs(voice, layer)) for layer in layers}
+    found: dict[str, np.ndarray] = {
+        layer.parameter: np.zeros(_outputs(voice, layer)) for layer in layers
+    }
     for index, ids in enumerate(sentences):
         tell("measuring what errors do to the speech", index / len(sentences))
         key = (seed, index)
@@ -84,10 +106,14 @@ def _measure(voice: Voice, texts: Sequence[str], seed: int, tell: Step) -> dict[
                     (output * direction).sum().backward(retain_graph=True)
                     for layer in layers:
                         change = heard.change(layer.name)
-                        found[layer.parameter] += change / (DIRECTIONS * output.numel() * scale**2 * len(sentences))
+                        found[layer.parameter] += change / (
+                            DIRECTIONS * output.numel() * scale**2 * len(sentences)
+                        )
     for name, change in found.items():
         if not np.isfinite(change).all():
-            raise InputError(f"{name} of {voice.name} makes what is no finite number when it speaks: the voice is broken.")
+            raise InputError(
+                f"{name} of {voice.name} makes what is no finite number when it speaks: the voice is broken."
+            )
     tell("measured what errors do to the speech", 1.0)
     return found
 
@@ -120,16 +146,22 @@ def _listening(model: nn.Module, layers: Sequence[Layer]) -> Iterator[_Heard]:
             if not output.requires_grad:
                 output.requires_grad_(True)
                 output = output * 1.0  # no leaf: some blocks add to it in place
-            over = tuple(i for i in range(output.dim()) if i != (output.dim() - 1 if channels_last else 1))
+            over = tuple(
+                i for i in range(output.dim()) if i != (output.dim() - 1 if channels_last else 1)
+            )
             heard.energies[name] = output.detach().var(dim=over, unbiased=False)
             gradients = heard.gradients.setdefault(name, [])
-            output.register_hook(lambda gradient: gradients.append(gradient.detach().square().sum(dim=over)))
+            output.register_hook(
+                lambda gradient: gradients.append(gradient.detach().square().sum(dim=over))
+            )
             return output
 
         return listen
 
     hooks = [
-        model.get_submodule(layer.name).register_forward_hook(hook(layer.name, isinstance(model.get_submodule(layer.name), nn.Linear)))
+        model.get_submodule(layer.name).register_forward_hook(
+            hook(layer.name, isinstance(model.get_submodule(layer.name), nn.Linear))
+        )
         for layer in layers
     ]
     try:
@@ -148,7 +180,13 @@ def _speech(
     with _attached(voice.model, hidden):
         logarithms = log_durations(voice.model, hidden, conditioning, key, pace)
     yield logarithms, DURATION_SCALE
-    state = {"means": means, "log_variances": log_variances, "durations": durations, "key": key, "conditioning": conditioning}
+    state = {
+        "means": means,
+        "log_variances": log_variances,
+        "durations": durations,
+        "key": key,
+        "conditioning": conditioning,
+    }
     state = stretched(state, voice)
     for block in flow_blocks(voice.model):
         state = block.run(voice.model, state)
@@ -164,7 +202,9 @@ def _attached(model: nn.Module, hidden: torch.Tensor) -> Iterator[None]:
     if model.config.use_stochastic_duration_prediction:
         yield
         return
-    hook = model.duration_predictor.conv_1.register_forward_pre_hook(lambda _module, given: given[0] + (hidden - hidden.detach()))
+    hook = model.duration_predictor.conv_1.register_forward_pre_hook(
+        lambda _module, given: given[0] + (hidden - hidden.detach())
+    )
     try:
         yield
     finally:
@@ -174,7 +214,9 @@ def _attached(model: nn.Module, hidden: torch.Tensor) -> Iterator[None]:
 def _log_mel(waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
     """Logarithms of amplitudes in mel bands, [bands, frames]; quieter than -80 dB below full scale counts as that."""
     size = min(_SIZE, 2 * (len(waveform) // 2))
-    spectrum = torch.stft(waveform, size, _HOP, window=torch.hann_window(size), return_complex=True, center=False)
+    spectrum = torch.stft(
+        waveform, size, _HOP, window=torch.hann_window(size), return_complex=True, center=False
+    )
     power = spectrum.real.square() + spectrum.imag.square()
     return 0.5 * torch.log(_filters(sampling_rate, size) @ power + (1e-4 * size / 4) ** 2)
 
@@ -185,6 +227,12 @@ def _filters(sampling_rate: int, size: int) -> torch.Tensor:
     edges = 700 * (10 ** (torch.linspace(0, highest, _BANDS + 2) / 2595) - 1) * size / sampling_rate
     bins = torch.arange(size // 2 + 1)
     low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    width = torch.clamp(middle - low, min=1.0), torch.clamp(high - middle, min=1.0)  # low bands are narrower than a bin
-    triangles = torch.clamp(torch.minimum((bins - middle + width[0]) / width[0], (middle + width[1] - bins) / width[1]), min=0)
+    width = (
+        torch.clamp(middle - low, min=1.0),
+        torch.clamp(high - middle, min=1.0),
+    )  # low bands are narrower than a bin
+    triangles = torch.clamp(
+        torch.minimum((bins - middle + width[0]) / width[0], (middle + width[1] - bins) / width[1]),
+        min=0,
+    )
     return triangles / triangles.sum(1, keepdim=True).clamp(min=1e-9)

@@ -12,7 +12,7 @@ from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
-from vits_prune.pruning.structure import Shape
+from vits_prune.pruning.shape import Shape
 from vits_prune.voices.voice import PARTS
 
 DEFAULT_AMOUNT = 0.3
@@ -67,35 +67,59 @@ class PruneSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, str) or self.method not in METHODS:
-            raise InputError(f"There is no pruning method {str(self.method)[:40]!r}: choose one of {', '.join(METHODS)}.")
+            raise InputError(
+                f"There is no pruning method {str(self.method)[:40]!r}: choose one of {', '.join(METHODS)}."
+            )
         if not isinstance(self.scope, str) or self.scope not in SCOPES:
-            raise InputError(f"There is no scope {str(self.scope)[:40]!r}: choose one of {', '.join(SCOPES)}.")
+            raise InputError(
+                f"There is no scope {str(self.scope)[:40]!r}: choose one of {', '.join(SCOPES)}."
+            )
         if self.schedule not in SCHEDULES:
-            raise InputError(f"There is no schedule {str(self.schedule)[:40]!r}: choose one of {', '.join(SCHEDULES)}.")
+            raise InputError(
+                f"There is no schedule {str(self.schedule)[:40]!r}: choose one of {', '.join(SCHEDULES)}."
+            )
         object.__setattr__(self, "amount", _checked_amount(self.amount))
         object.__setattr__(self, "parts", _checked_parts(self.parts))
         object.__setattr__(self, "floor", _checked_floor(self.floor))
-        object.__setattr__(self, "steps", _checked_whole("number of steps", self.steps, 1, MAX_STEPS))
+        object.__setattr__(
+            self, "steps", _checked_whole("number of steps", self.steps, 1, MAX_STEPS)
+        )
         object.__setattr__(self, "amounts", _checked_amounts(self.amounts, self.amount, self.steps))
         object.__setattr__(self, "seed", _checked_whole("seed", self.seed, 0, MAX_SEED))
-        object.__setattr__(self, "texts", _checked_strings("texts", self.texts, MAX_TEXTS, MAX_TEXT))
+        object.__setattr__(
+            self, "texts", _checked_strings("texts", self.texts, MAX_TEXTS, MAX_TEXT)
+        )
         if self.protect is not None:
-            object.__setattr__(self, "protect", _checked_strings("protected layers", self.protect, MAX_PROTECTED, 200))
+            object.__setattr__(
+                self,
+                "protect",
+                _checked_strings("protected layers", self.protect, MAX_PROTECTED, 200),
+            )
         self._check_structured()
         self._check_pattern()
 
     def _check_structured(self) -> None:
         structured = METHODS[self.method].structured
         if not isinstance(self.importance, str) or self.importance not in IMPORTANCES:
-            raise InputError(f"There is no importance {str(self.importance)[:40]!r}: choose one of {', '.join(IMPORTANCES)}.")
+            raise InputError(
+                f"There is no importance {str(self.importance)[:40]!r}: choose one of {', '.join(IMPORTANCES)}."
+            )
         if not structured and self.importance != "sensitivity":
-            raise InputError("An importance is for a structured method: leave it out, or choose the method structured.")
+            raise InputError(
+                "An importance is for a structured method: leave it out, or choose the method structured."
+            )
         if structured and (self.floor or self.protect):
-            raise InputError("A structured method takes neither a floor nor protected layers: choose parts, or give a shape.")
+            raise InputError(
+                "A structured method takes neither a floor nor protected layers: choose parts, or give a shape."
+            )
         if self.shape is not None and (self.steps > 1 or self.amounts):
-            raise InputError("A shape is cut in one step: leave the steps out, or give an amount instead of a shape.")
+            raise InputError(
+                "A shape is cut in one step: leave the steps out, or give an amount instead of a shape."
+            )
         if self.shape is not None and (not isinstance(self.shape, Shape) or not structured):
-            raise InputError("A shape is for a structured method, and is a Shape: Shape(decoder_width=0.5).")
+            raise InputError(
+                "A shape is for a structured method, and is a Shape: Shape(decoder_width=0.5)."
+            )
         # Equal voices have equal specs: what has no effect is as in the default.
         if structured:
             object.__setattr__(self, "scope", "global")
@@ -106,14 +130,24 @@ class PruneSpec:
     def _check_pattern(self) -> None:
         if self.pattern == "":
             return
-        found = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", self.pattern) if isinstance(self.pattern, str) else None
+        found = (
+            re.fullmatch(r"([1-9]\d?):([1-9]\d?)", self.pattern)
+            if isinstance(self.pattern, str)
+            else None
+        )
         if not found or int(found[1]) >= int(found[2]):
-            raise InputError(f"{str(self.pattern)[:40]!r} is no pattern: write how many of how many neighbours stay, such as 2:4.")
+            raise InputError(
+                f"{str(self.pattern)[:40]!r} is no pattern: write how many of how many neighbours stay, such as 2:4."
+            )
         if METHODS[self.method].structured or self.steps > 1 or self.amounts or self.floor:
-            raise InputError("A pattern goes with neither steps, nor a floor, nor a structured method: leave those out.")
+            raise InputError(
+                "A pattern goes with neither steps, nor a floor, nor a structured method: leave those out."
+            )
         keep, of = map(int, found.groups())
         if abs(self.amount - (of - keep) / of) > 1e-6:
-            raise InputError(f"The pattern {self.pattern} zeroes {of - keep} of {of}: give the amount {(of - keep) / of:g}, or no pattern.")
+            raise InputError(
+                f"The pattern {self.pattern} zeroes {of - keep} of {of}: give the amount {(of - keep) / of:g}, or no pattern."
+            )
 
     @property
     def neighbours(self) -> tuple[int, int] | None:
@@ -146,11 +180,22 @@ class PruneSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values; of those after `parts` only what differs from the default."""
-        found: dict[str, Any] = {"method": self.method, "scope": self.scope, "amount": self.amount, "parts": list(self.parts)}
+        found: dict[str, Any] = {
+            "method": self.method,
+            "scope": self.scope,
+            "amount": self.amount,
+            "parts": list(self.parts),
+        }
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in found and value != field.default:
-                found[field.name] = value.to_dict() if isinstance(value, Shape) else list(value) if isinstance(value, tuple) else value
+                found[field.name] = (
+                    value.to_dict()
+                    if isinstance(value, Shape)
+                    else list(value)
+                    if isinstance(value, tuple)
+                    else value
+                )
         return found
 
     def to_json(self) -> str:
@@ -165,7 +210,9 @@ class PruneSpec:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or not set(fields) <= known:
-            raise InputError(f"A PruneSpec is a JSON object with the fields {', '.join(sorted(known))} and no others.")
+            raise InputError(
+                f"A PruneSpec is a JSON object with the fields {', '.join(sorted(known))} and no others."
+            )
         shape = fields.get("shape")
         return cls(**{**fields, **({"shape": Shape.from_dict(shape)} if shape is not None else {})})
 
@@ -179,21 +226,37 @@ class PruneSpec:
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError("This PruneSpec is not JSON: give the text that to_json() wrote.") from error
+            raise InputError(
+                "This PruneSpec is not JSON: give the text that to_json() wrote."
+            ) from error
         return cls.from_dict(fields)
 
 
 def _checked_amount(amount: object) -> float:
-    if isinstance(amount, bool) or not isinstance(amount, numbers.Real) or not 0 <= amount <= MAX_AMOUNT:  # NaN fails every comparison
-        raise InputError(f"The amount must be a number from 0 to {MAX_AMOUNT}, not {str(amount)[:40]!r}.")
+    if (
+        isinstance(amount, bool)
+        or not isinstance(amount, numbers.Real)
+        or not 0 <= amount <= MAX_AMOUNT
+    ):  # NaN fails every comparison
+        raise InputError(
+            f"The amount must be a number from 0 to {MAX_AMOUNT}, not {str(amount)[:40]!r}."
+        )
     return float(amount)
 
 
 def _checked_parts(parts: object) -> tuple[str, ...]:
-    chosen = (parts,) if isinstance(parts, str) else tuple(parts) if isinstance(parts, (list, tuple, set, frozenset)) else ()
+    chosen = (
+        (parts,)
+        if isinstance(parts, str)
+        else tuple(parts)
+        if isinstance(parts, (list, tuple, set, frozenset))
+        else ()
+    )
     unknown = [part for part in chosen if part not in PARTS]
     if unknown:
-        raise InputError(f"There is no part {str(unknown[0])[:40]!r}: choose from {', '.join(PARTS)}.")
+        raise InputError(
+            f"There is no part {str(unknown[0])[:40]!r}: choose from {', '.join(PARTS)}."
+        )
     if not chosen:
         raise InputError(f"Choose at least one part to prune: {', '.join(PARTS)}.")
     return tuple(part for part in PARTS if part in chosen)
@@ -208,10 +271,17 @@ def _checked_amounts(amounts: object, last: float, steps: int) -> tuple[float, .
     if not isinstance(amounts, (list, tuple)):
         raise InputError("The amounts of the steps are a list of numbers, such as 0.3, 0.5, 0.6.")
     found = tuple(_checked_amount(one) for one in amounts)
-    if found and (len(found) > MAX_STEPS or any(after <= before for before, after in itertools.pairwise(found))):
-        raise InputError(f"The amounts of the steps must rise, {MAX_STEPS} at most: not {', '.join(f'{one:g}' for one in found[:8])}.")
+    if found and (
+        len(found) > MAX_STEPS
+        or any(after <= before for before, after in itertools.pairwise(found))
+    ):
+        raise InputError(
+            f"The amounts of the steps must rise, {MAX_STEPS} at most: not {', '.join(f'{one:g}' for one in found[:8])}."
+        )
     if found and (found[-1] != last or steps != 1):
-        raise InputError(f"The last step must have the amount itself, {last:g}, and either the steps' amounts or their number is given.")
+        raise InputError(
+            f"The last step must have the amount itself, {last:g}, and either the steps' amounts or their number is given."
+        )
     return found
 
 
@@ -222,19 +292,40 @@ def _checked_floor(floor: object) -> float:
 
 
 def _checked_whole(what: str, value: object, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= value <= most or value != int(value):
-        raise InputError(f"The {what} must be a whole number from {least} to {most}, not {str(value)[:40]!r}.")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Real)
+        or not least <= value <= most
+        or value != int(value)
+    ):
+        raise InputError(
+            f"The {what} must be a whole number from {least} to {most}, not {str(value)[:40]!r}."
+        )
     return int(value)
 
 
 def _checked_strings(what: str, values: object, most: int, longest: int) -> tuple[str, ...]:
-    found = (values,) if isinstance(values, str) else tuple(values) if isinstance(values, (list, tuple)) else None
-    if found is None or len(found) > most or not all(isinstance(one, str) and 0 < len(one.strip()) <= longest for one in found):
-        raise InputError(f"The {what} must be at most {most:,} strings of 1 to {longest:,} characters.")
+    found = (
+        (values,)
+        if isinstance(values, str)
+        else tuple(values)
+        if isinstance(values, (list, tuple))
+        else None
+    )
+    if (
+        found is None
+        or len(found) > most
+        or not all(isinstance(one, str) and 0 < len(one.strip()) <= longest for one in found)
+    ):
+        raise InputError(
+            f"The {what} must be at most {most:,} strings of 1 to {longest:,} characters."
+        )
     return found
 
 
 def begins_with(layer: str, pattern: str) -> bool:
     """Whether a layer's name begins with a pattern, piece by piece; "*" stands for any one piece."""
     pieces, wanted = layer.split("."), pattern.split(".")
-    return len(wanted) <= len(pieces) and all(one in ("*", piece) for one, piece in zip(wanted, pieces, strict=False))
+    return len(wanted) <= len(pieces) and all(
+        one in ("*", piece) for one, piece in zip(wanted, pieces, strict=False)
+    )

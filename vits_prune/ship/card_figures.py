@@ -8,19 +8,24 @@ from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.measure.quality import METRICS, NO_DIFFERENCE, NO_FLOOR, TOO_FEW
-from vits_prune.measure.size import Size
-from vits_prune.measure.sparsity import Sparsity
+from vits_prune.measure.sparsity import Size, Sparsity
+from vits_prune.ship.card_history import plain, table, text
 from vits_prune.ship.formats import Export
-from vits_prune.ship.markdown import plain, table, text
-from vits_prune.synthesis import STAGES
-from vits_prune.texts import load_texts
+from vits_prune.synthesis.speak import STAGES
+from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.front_matter import Result
 from vits_prune.voices.voice import Voice
 
 _VERDICTS = (NO_DIFFERENCE, "worse", "better", "higher", "lower", TOO_FEW, NO_FLOOR)
 _FIRST = ("wer", "cer", "dnsmos_ovrl", "mcd_db", "duration_ratio", "lufs")
 """The figures that are not folded away."""
-_STAGES = {"text": "text encoder", "durations": "durations", "flow": "flow", "decoder": "decoder", "total": "**all stages**"}
+_STAGES = {
+    "text": "text encoder",
+    "durations": "durations",
+    "flow": "flow",
+    "decoder": "decoder",
+    "total": "**all stages**",
+}
 _SIZES = {
     "dense_fp32_bytes": "dense fp32 (MB)",
     "dense_fp16_bytes": "dense fp16 (MB)",
@@ -43,11 +48,17 @@ def check_evidence(evidence: Evidence, voice: Voice, original: Voice | None = No
     Raises:
         InputError: it is not.
     """
-    if not isinstance(evidence, Mapping) or not any(isinstance(evidence.get(key), Mapping) for key in ("figures", "latency")):
-        raise InputError("The evidence is not what `evaluate --json` or `compare` writes (report.json): give such a file.")
+    if not isinstance(evidence, Mapping) or not any(
+        isinstance(evidence.get(key), Mapping) for key in ("figures", "latency")
+    ):
+        raise InputError(
+            "The evidence is not what `evaluate --json` or `compare` writes (report.json): give such a file."
+        )
     measured = evidence.get("recipe")
     if not isinstance(measured, Mapping) or not same_recipe(measured, voice.recipe):
-        raise InputError("The evidence was measured of a voice with another recipe: measure this one, or give its own file.")
+        raise InputError(
+            "The evidence was measured of a voice with another recipe: measure this one, or give its own file."
+        )
     voices = evidence.get("voices")
     if isinstance(voices, Mapping):
         _require_same(voices.get("pruned"), (voice,))
@@ -67,16 +78,29 @@ def _require_same(measured: Any, voices: Sequence[Voice | None]) -> None:
         InputError: it is not, or nothing is said.
     """
     if not isinstance(measured, Mapping) or not isinstance(measured.get("reference"), str):
-        raise InputError("The evidence does not say which voice was measured: measure it again with `evaluate --json` or `compare`.")
+        raise InputError(
+            "The evidence does not say which voice was measured: measure it again with `evaluate --json` or `compare`."
+        )
     for voice in voices:
-        if voice is None or measured["reference"] != voice.origin.reference or measured.get("speaker") != voice.speaker:
+        if (
+            voice is None
+            or measured["reference"] != voice.origin.reference
+            or measured.get("speaker") != voice.speaker
+        ):
             continue
-        if None in (measured.get("revision"), voice.origin.revision) or measured["revision"] == voice.origin.revision:
+        if (
+            None in (measured.get("revision"), voice.origin.revision)
+            or measured["revision"] == voice.origin.revision
+        ):
             return
     said = plain(measured["reference"], 60) + "".join(
-        f", {name} {plain(measured[name], 40)}" for name in ("revision", "speaker") if measured.get(name) is not None
+        f", {name} {plain(measured[name], 40)}"
+        for name in ("revision", "speaker")
+        if measured.get(name) is not None
     )
-    raise InputError(f"The evidence was measured of another voice ({said}): measure this one, or give its own file.")
+    raise InputError(
+        f"The evidence was measured of another voice ({said}): measure this one, or give its own file."
+    )
 
 
 def same_recipe(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -97,8 +121,19 @@ def sparsity_table(sparsity: Sparsity, original: Sparsity | None) -> str:
         weights, none = sparsity.weights(part), sparsity.zeros(part)
         cells = ["**whole voice**" if part is None else part.replace("_", " ")]
         cells += [f"{original.weights(part):,}"] if original else []
-        rows.append([*cells, f"{weights:,}", *([f"{none:,}", f"{100 * none / max(1, weights):.1f}%"] if zeros else [])])
-    titles = ["part", *(["weights of the original"] if original else []), "weights", *(["of them zero", "sparsity"] if zeros else [])]
+        rows.append(
+            [
+                *cells,
+                f"{weights:,}",
+                *([f"{none:,}", f"{100 * none / max(1, weights):.1f}%"] if zeros else []),
+            ]
+        )
+    titles = [
+        "part",
+        *(["weights of the original"] if original else []),
+        "weights",
+        *(["of them zero", "sparsity"] if zeros else []),
+    ]
     return table(titles, rows)
 
 
@@ -138,15 +173,33 @@ def quality(evidence: Evidence) -> str:
         "does to the original's own figure; a difference is claimed only where the whole interval lies beyond it."
     )
     titles = ["metric", "original", "this voice", "change [95% interval]", "noise floor", "verdict"]
-    more = f"<details><summary>More figures</summary>\n\n{table(titles, rows[False])}\n\n</details>" if rows[False] else ""
-    return "\n\n".join(filter(None, (words, table(titles, rows[True]) if rows[True] else "", more, _alarms(evidence), _cost(evidence))))
+    more = (
+        f"<details><summary>More figures</summary>\n\n{table(titles, rows[False])}\n\n</details>"
+        if rows[False]
+        else ""
+    )
+    return "\n\n".join(
+        filter(
+            None,
+            (
+                words,
+                table(titles, rows[True]) if rows[True] else "",
+                more,
+                _alarms(evidence),
+                _cost(evidence),
+            ),
+        )
+    )
 
 
 def in_short(evidence: Evidence) -> str:
     """The two figures that matter most, "" where they were not measured."""
     said = []
     for name, title in (("cer", "character errors"), ("dnsmos_ovrl", "DNSMOS")):
-        before, after = (_number(_inside(evidence, "figures", name, which), "value") for which in ("original", "pruned"))
+        before, after = (
+            _number(_inside(evidence, "figures", name, which), "value")
+            for which in ("original", "pruned")
+        )
         if before is not None and after is not None:
             said.append(f"{title} {before:.3g} before, {after:.3g} now")
     return "; ".join(said)
@@ -157,7 +210,10 @@ def latency(evidence: Evidence) -> str:
     found = _inside(evidence, "latency")
     rows = []
     for stage in (*STAGES, "total"):
-        spans = [_spread(_inside(found, which, "stage_seconds", stage), 1e3) for which in ("original", "pruned")]
+        spans = [
+            _spread(_inside(found, which, "stage_seconds", stage), 1e3)
+            for which in ("original", "pruned")
+        ]
         if all(spans):
             rows.append([f"{_STAGES[stage]} (ms)", *spans])
     for name, title in (
@@ -196,7 +252,11 @@ def results(evidence: Evidence) -> list[Result]:
 def _texts(evidence: Evidence) -> tuple[str, str]:
     """What was spoken: in words, and as an identifier."""
     rows = evidence.get("sentences")
-    said = [row.get("text") for row in rows[:10_000] if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    said = (
+        [row.get("text") for row in rows[:10_000] if isinstance(row, Mapping)]
+        if isinstance(rows, list)
+        else []
+    )
     if said and set(map(str, said)) <= set(load_texts(None, "held-out")):
         return f"{len(said)} held-out Harvard sentences (IEEE 1969)", "harvard-sentences"
     return f"{len(said) or 'Some'} sentences of its maker's choice", "own-sentences"
@@ -205,13 +265,28 @@ def _texts(evidence: Evidence) -> tuple[str, str]:
 def _alarms(evidence: Evidence) -> str:
     rows = evidence.get("sentences")
     count = len(rows) if isinstance(rows, list) else 0
-    raised = {plain(kind, 40): number for kind in list(_inside(evidence, "alarms"))[:20] if (number := _number(evidence["alarms"], kind))}
-    return f"Speech alarms: {', '.join(f'{text(kind)}: {number:g} of {count}' for kind, number in raised.items())}." if raised else ""
+    raised = {
+        plain(kind, 40): number
+        for kind in list(_inside(evidence, "alarms"))[:20]
+        if (number := _number(evidence["alarms"], kind))
+    }
+    return (
+        f"Speech alarms: {', '.join(f'{text(kind)}: {number:g} of {count}' for kind, number in raised.items())}."
+        if raised
+        else ""
+    )
 
 
 def _cost(evidence: Evidence) -> str:
-    costs = [_number(_inside(evidence, "cost", which), "cpu_seconds_per_audio_second") for which in ("original", "pruned")]
-    return "" if None in costs else f"A second of speech took {costs[0]:.3g} processor seconds (original) and {costs[1]:.3g} (this voice)."
+    costs = [
+        _number(_inside(evidence, "cost", which), "cpu_seconds_per_audio_second")
+        for which in ("original", "pruned")
+    ]
+    return (
+        ""
+        if None in costs
+        else f"A second of speech took {costs[0]:.3g} processor seconds (original) and {costs[1]:.3g} (this voice)."
+    )
 
 
 def _inside(values: Any, *path: str) -> Mapping[str, Any]:
@@ -223,7 +298,12 @@ def _inside(values: Any, *path: str) -> Mapping[str, Any]:
 
 def _number(values: Mapping[str, Any], name: str) -> float | None:
     value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15 or not math.isfinite(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not abs(value) < 1e15
+        or not math.isfinite(value)
+    ):
         return None
     return value
 
@@ -241,4 +321,10 @@ def _interval(values: Mapping[str, Any]) -> str:
 
 def _spread(values: Mapping[str, Any], factor: float) -> str:
     numbers = [_number(values, name) for name in ("median", "low", "high")]
-    return "" if None in numbers else "{:.3g} ({:.3g} to {:.3g})".format(*(factor * one for one in numbers if one is not None))
+    return (
+        ""
+        if None in numbers
+        else "{:.3g} ({:.3g} to {:.3g})".format(
+            *(factor * one for one in numbers if one is not None)
+        )
+    )

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vits_prune.bench import standalone
-from vits_prune.bench.folder import plan_of
 from vits_prune.errors import InputError
+from vits_prune.ship import bench as standalone
+from vits_prune.ship.bench_folder import plan_of
 from vits_prune.ship.onnx_check import check_onnx
+from vits_prune.ship.onnx_graph import write_onnx
 from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_file
-from vits_prune.synthesis import MAX_SENTENCE_SECONDS
+from vits_prune.synthesis.speak import MAX_SENTENCE_SECONDS
 from vits_prune.voices.checkpoint import require_finite
 from vits_prune.voices.load import load_folder
 from vits_prune.voices.manifest import files_of_save
 from vits_prune.voices.onnx_facts import facts_of, reading_of
-from vits_prune.voices.onnx_graph import write_onnx
 from vits_prune.voices.onnx_load import EXPORT, checksums_in, is_export, model_in, sha256_of
 from vits_prune.voices.piper_text import TOKENIZER_FILE, PiperTokenizer
 from vits_prune.voices.saved import MANIFEST as SAVED
@@ -81,7 +81,12 @@ class Export:
 
 
 def export_voice(
-    voice: Voice, folder: str | Path, format: str = "dense", precision: str = "fp32", *, on_step: Step | None = None
+    voice: Voice,
+    folder: str | Path,
+    format: str = "dense",
+    precision: str = "fp32",
+    *,
+    progress: Step | None = None,
 ) -> Export:
     """Write a voice in a format. The folder appears whole or not at all.
 
@@ -90,7 +95,7 @@ def export_voice(
         folder: new, empty, or of an earlier export with nothing else in it, which is replaced.
         format: one of FORMATS.
         precision: of the stored weights, one that the format has.
-        on_step: told of the progress.
+        progress: told of the progress.
 
     Raises:
         InputError: no such format or precision, the voice does not fit the format, what was written does not say what the voice says, or
@@ -100,8 +105,10 @@ def export_voice(
     if kind is None:
         raise InputError(f"There is no format {str(format)[:20]!r}: choose {', '.join(FORMATS)}.")
     if precision not in kind.precisions:
-        raise InputError(f"The format {format} has the precisions {', '.join(kind.precisions)}, not {str(precision)[:20]!r}.")
-    target, tell = Path(folder), on_step or (lambda _what, _share: None)
+        raise InputError(
+            f"The format {format} has the precisions {', '.join(kind.precisions)}, not {str(precision)[:20]!r}."
+        )
+    target, tell = Path(folder), progress or (lambda _what, _share: None)
     check_export_place(target)
     _require_kind(target, SAVED if format in WEIGHTS else MANIFEST)
     voice = voice.to("cpu")
@@ -109,7 +116,9 @@ def export_voice(
     written = kind.write(voice, target, precision, tell)
     files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
     tell("written", 1.0)
-    return Export(format, precision, target, target / written.model, files, written.shipped, written.error)
+    return Export(
+        format, precision, target, target / written.model, files, written.shipped, written.error
+    )
 
 
 def _dense(voice: Voice, folder: Path, precision: str, tell: Step) -> Written:
@@ -135,7 +144,9 @@ def _piper(voice: Voice, folder: Path, precision: str, tell: Step) -> Written:
     return _graph(voice, folder, precision, tell, piper_settings(voice))
 
 
-def _graph(voice: Voice, folder: Path, precision: str, tell: Step, settings: dict[str, Any] | None) -> Written:
+def _graph(
+    voice: Voice, folder: Path, precision: str, tell: Step, settings: dict[str, Any] | None
+) -> Written:
     """The ONNX file, what its readers need beside it, and the bench."""
     stem, form = file_stem(voice.name), "piper" if settings else "onnx"
     with written_whole(folder, MANIFEST) as beside:
@@ -143,10 +154,14 @@ def _graph(voice: Voice, folder: Path, precision: str, tell: Step, settings: dic
         if not settings:
             voice.tokenizer.save(str(beside))
         reading = reading_of(PiperTokenizer(settings) if settings else _tokenizer_in(beside))
-        facts = facts_of(voice, form, precision, reading) | (sherpa_facts(voice, settings) if settings else {})
+        facts = facts_of(voice, form, precision, reading) | (
+            sherpa_facts(voice, settings) if settings else {}
+        )
         plan = plan_of(voice)
         inside = json.dumps(plan, ensure_ascii=False, separators=(",", ":"))
-        if len(inside) <= standalone.MAX_METADATA:  # so that the bench needs nothing beside the file
+        if (
+            len(inside) <= standalone.MAX_METADATA
+        ):  # so that the bench needs nothing beside the file
             facts |= {standalone.METADATA: inside}
         written = write_onnx(voice, precision, most_frames=_most_frames(voice), facts=facts)
         model = beside / f"{stem}.onnx"
@@ -158,12 +173,23 @@ def _graph(voice: Voice, folder: Path, precision: str, tell: Step, settings: dic
         if settings:
             _write_json(beside / f"{stem}.onnx.json", settings)
             (beside / "tokens.txt").write_text(tokens_file(settings), encoding="utf-8")
-        whole = [path for path in sorted(beside.iterdir()) if not settings or path == model]  # the Piper runtime's .json may be edited
+        whole = [
+            path for path in sorted(beside.iterdir()) if not settings or path == model
+        ]  # the Piper runtime's .json may be edited
         checksums = {path.name: sha256_of(path) for path in whole}
         _write_json(standalone.sentences_beside(model), {**plan, "sha256": checksums[model.name]})
         shutil.copyfile(Path(standalone.__file__), beside / "bench.py")
-        about = {"name": voice.name, "format": form, "precision": precision, "waveform_error": error, "sha256": checksums}
-        _write_json(beside / MANIFEST, {**about, "origin": dataclasses.asdict(voice.origin), "recipe": dict(voice.recipe)})
+        about = {
+            "name": voice.name,
+            "format": form,
+            "precision": precision,
+            "waveform_error": error,
+            "sha256": checksums,
+        }
+        _write_json(
+            beside / MANIFEST,
+            {**about, "origin": dataclasses.asdict(voice.origin), "recipe": dict(voice.recipe)},
+        )
     return Written(model.name, shipped, error)
 
 
@@ -184,9 +210,13 @@ def check_export_place(folder: Path) -> None:
             return
         others = held - files_of_ours(folder)
     except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}): give the name of a new folder.") from error
+        raise InputError(
+            f"{folder} cannot be read ({error.strerror}): give the name of a new folder."
+        ) from error
     if others == held:
-        raise InputError(f"{folder} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before.")
+        raise InputError(
+            f"{folder} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before."
+        )
     if others:
         raise InputError(
             f"{folder} holds {sorted(others)[0][:80]!r}, which no export wrote and which would be removed: give the name of a new folder, "
@@ -201,7 +231,9 @@ def _require_kind(folder: Path, manifest: str) -> None:
         InputError: the folder holds one.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / manifest).is_file():
-        raise InputError(f"{folder} holds an export of another format: give the name of a new folder.")
+        raise InputError(
+            f"{folder} holds an export of another format: give the name of a new folder."
+        )
 
 
 def check_own_place(reference: str, folder: Path) -> None:
@@ -215,8 +247,14 @@ def check_own_place(reference: str, folder: Path) -> None:
         InputError: it is the voice's own folder, or the one with its file.
     """
     source = Path(reference).expanduser()
-    if source.exists() and folder.exists() and folder.resolve() in (source.resolve(), source.resolve().parent):
-        raise InputError(f"{folder} is the folder of the voice itself, which would be removed: give the name of a new folder.")
+    if (
+        source.exists()
+        and folder.exists()
+        and folder.resolve() in (source.resolve(), source.resolve().parent)
+    ):
+        raise InputError(
+            f"{folder} is the folder of the voice itself, which would be removed: give the name of a new folder."
+        )
 
 
 def files_of_ours(folder: Path) -> set[str]:
@@ -227,7 +265,13 @@ def files_of_ours(folder: Path) -> set[str]:
         with contextlib.suppress(InputError):
             model = model_in(folder)
             if model is not None:
-                beside = {f"{model.name}.json", "tokens.txt", standalone.sentences_beside(model).name, "bench.py", MANIFEST}
+                beside = {
+                    f"{model.name}.json",
+                    "tokens.txt",
+                    standalone.sentences_beside(model).name,
+                    "bench.py",
+                    MANIFEST,
+                }
                 return {*checksums_in(folder), *beside}
     return set()
 
@@ -237,7 +281,10 @@ def write_float32_twin(voice: Voice, export: Export, folder: Path) -> Path:
     model = folder / export.model.name
     model.write_bytes(write_onnx(voice.to("cpu"), "fp32", most_frames=_most_frames(voice)).data)
     plan = standalone.read_plan(export.model)
-    _write_json(standalone.sentences_beside(model), {key: value for key, value in plan.items() if key != "sha256"})
+    _write_json(
+        standalone.sentences_beside(model),
+        {key: value for key, value in plan.items() if key != "sha256"},
+    )
     return model
 
 
@@ -255,9 +302,17 @@ def file_stem(name: str) -> str:
 
 
 FORMATS = {
-    "dense": Format("safetensors, which load_voice and, for that family, VitsModel.from_pretrained open", ("fp32", "fp16"), _dense),
+    "dense": Format(
+        "safetensors, which load_voice and, for that family, VitsModel.from_pretrained open",
+        ("fp32", "fp16"),
+        _dense,
+    ),
     "sparse": Format("safetensors without the zeros, for load_voice", ("fp32", "fp16"), _sparse),
     "onnx": Format("one ONNX graph, for onnxruntime", ("fp32", "fp16", "int8"), _onnx),
-    "piper": Format("an ONNX graph with what the Piper runtime and sherpa-onnx read", ("fp32", "fp16", "int8"), _piper),
+    "piper": Format(
+        "an ONNX graph with what the Piper runtime and sherpa-onnx read",
+        ("fp32", "fp16", "int8"),
+        _piper,
+    ),
 }
 """The formats by name."""

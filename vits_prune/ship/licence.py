@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from vits_prune.voices.voice import Voice
 
 _LONGEST = 64
-_NOTHING_SAID = ("other", "unknown", "none", "not stated", "no-license", "no license", "no-licence", "no licence", "unlicensed")
+_NOTHING_SAID = (
+    "other",
+    "unknown",
+    "none",
+    "not stated",
+    "no-license",
+    "no license",
+    "no-licence",
+    "no licence",
+    "unlicensed",
+)
 """What publishers state that names no terms."""
 _NO_COMMERCE = re.compile(
     r"(^|-)nc(-|$)|(no|non|not|not-for|without)-?commerc|(^|-)(personal|research|cpml|academic(?!-free)|educational?(?!-community))(-|$)"
@@ -16,7 +26,9 @@ _NO_COMMERCE = re.compile(
 )
 _NO_DERIVATIVES = re.compile(r"(^|-)nd(-|$)|no-?deriv|all-rights-reserved")
 """In licences as `_words` writes them, ids of the hub or not; some of them do not say in their names what they forbid."""
-_SHARE_ALIKE = re.compile(r"(^|-)sa(-|$)|share-?alike|^(a|l)?gpl|^osl|^eupl|^odbl|^gfdl|^cdla-sharing")
+_SHARE_ALIKE = re.compile(
+    r"(^|-)sa(-|$)|share-?alike|^(a|l)?gpl|^osl|^eupl|^odbl|^gfdl|^cdla-sharing"
+)
 _MOST_STATED = 256
 
 _HUB_IDS = (
@@ -42,8 +54,19 @@ _OWN_TERMS = re.compile(r"cc|c-uda|apple-ascl|llama.*|grok.*|gemma|unknown|other
 _ALLOWS = frozenset(
     words
     for id in HUB_LICENCES
-    if not _OWN_TERMS.fullmatch(id) and not _NO_COMMERCE.search(words := _words(id)) and not _NO_DERIVATIVES.search(words)
-) | {"cc0", "apache-2", "gpl-2-0-only", "gpl-3-0-only", "gpl-2-0-or-later", "gpl-3-0-or-later", "agpl-3-0-only", "lgpl-3-0-only"}
+    if not _OWN_TERMS.fullmatch(id)
+    and not _NO_COMMERCE.search(words := _words(id))
+    and not _NO_DERIVATIVES.search(words)
+) | {
+    "cc0",
+    "apache-2",
+    "gpl-2-0-only",
+    "gpl-3-0-only",
+    "gpl-2-0-or-later",
+    "gpl-3-0-or-later",
+    "agpl-3-0-only",
+    "lgpl-3-0-only",
+}
 """Those that let everybody share what is made of a work, commerce included; some under the same licence only."""
 
 
@@ -69,16 +92,18 @@ class Licence:
                 "Make sure that you may share what is made of it."
             )
         if not self.stated:
-            return (
-                f"The publisher of the original states the licence as {self.id!r}: read its terms on the original's page before you share."
-            )
+            return f"The publisher of the original states the licence as {self.id!r}: read its terms on the original's page before you share."
         said = [f"The licence is {self.id}."]
         if "derivatives" in self.forbids:
-            said.append("It forbids derivatives: a changed voice, as a pruned one is, may not be shared without its publisher's consent.")
+            said.append(
+                "It forbids derivatives: a changed voice, as a pruned one is, may not be shared without its publisher's consent."
+            )
         if "commerce" in self.forbids:
             said.append("It forbids commercial use, of what is made of the voice too.")
         if any(_SHARE_ALIKE.search(_words(one)) for one in self.id.split(",")):
-            said.append("What is made of the voice may be shared under the same licence only: the model card states it.")
+            said.append(
+                "What is made of the voice may be shared under the same licence only: the model card states it."
+            )
         if not self.known:
             said.append("It is not one that this program knows: read its terms before you share.")
         return " ".join(said) if len(said) > 1 else ""
@@ -105,7 +130,16 @@ def licence_of(voice: Voice) -> Licence:
     for words in filter(None, map(_words, named.split(","))):
         if words in _ALLOWS:
             continue
-        found = {what for what, says in (("derivatives", _NO_DERIVATIVES), ("commerce", _NO_COMMERCE)) if says.search(words)}
+        found = {
+            what
+            for what, says in (("derivatives", _NO_DERIVATIVES), ("commerce", _NO_COMMERCE))
+            if says.search(words)
+        }
         forbids |= found
         known = known and bool(found)
-    return Licence(named[:_LONGEST].strip(), tuple(what for what in ("derivatives", "commerce") if what in forbids), True, known)
+    return Licence(
+        named[:_LONGEST].strip(),
+        tuple(what for what in ("derivatives", "commerce") if what in forbids),
+        True,
+        known,
+    )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vits_prune.bench.folder import plan_of, waveform_of
 from vits_prune.errors import InputError
-from vits_prune.synthesis import Pace, encode, log_durations, speaker_embedding
+from vits_prune.ship.bench_folder import plan_of, waveform_of
+from vits_prune.synthesis.speak import Pace, encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import Voice
 
 TOLERANCE = 1e-4
@@ -36,15 +36,23 @@ def check_onnx(path: Path, voice: Voice) -> float:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:
-        raise InputError(f"onnxruntime cannot load the ONNX file of {voice.name} ({str(error).splitlines()[0][:120]}).") from error
+        raise InputError(
+            f"onnxruntime cannot load the ONNX file of {voice.name} ({str(error).splitlines()[0][:120]})."
+        ) from error
     differences: list[float] = []
     pace = Pace(float(voice.model.speaking_rate), 0.0, 0.0)
     scales = np.array([0, 1 / pace.speaking_rate, 0], np.float32)
     for speaker, ids in _cases(voice):
         one = dataclasses.replace(voice, speaker=speaker)
-        feed = {"input": np.array([ids], np.int64), "input_lengths": np.array([len(ids)], np.int64), "scales": scales}
+        feed = {
+            "input": np.array([ids], np.int64),
+            "input_lengths": np.array([len(ids)], np.int64),
+            "scales": scales,
+        }
         if speaker is not None:
             feed["sid"] = np.array([speaker], np.int64)
         ours = _spoken(one, ids, pace)
@@ -58,7 +66,9 @@ def check_onnx(path: Path, voice: Voice) -> float:
             ) from error
         differences.append(_difference(voice.name, ours, theirs))
     if not differences:
-        raise InputError(f"The ONNX file of {voice.name} could not be compared with it: its durations are too near to whole numbers.")
+        raise InputError(
+            f"The ONNX file of {voice.name} could not be compared with it: its durations are too near to whole numbers."
+        )
     return max(differences)
 
 
@@ -77,7 +87,9 @@ def _difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
         if off <= TOLERANCE:
             return off
         what = f"they differ by {off:.1e}"
-    raise InputError(f"The ONNX file of {name} does not say what the voice says ({what}), so it is not written.")
+    raise InputError(
+        f"The ONNX file of {name} does not say what the voice says ({what}), so it is not written."
+    )
 
 
 def _spoken(voice: Voice, ids: tuple[int, ...], pace: Pace) -> np.ndarray | None:
@@ -90,7 +102,11 @@ def _spoken(voice: Voice, ids: tuple[int, ...], pace: Pace) -> np.ndarray | None
         said = waveform_of(voice, ids, pace) if _decided(voice, ids, pace) else None
     except InputError:
         raise
-    except (ValueError, RuntimeError, AssertionError) as error:  # torch's own, of weights that lead to no number
+    except (
+        ValueError,
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch's own, of weights that lead to no number
         raise _mute(voice.name) from error
     if said is not None and not np.isfinite(said).all():
         raise _mute(voice.name)
@@ -98,14 +114,21 @@ def _spoken(voice: Voice, ids: tuple[int, ...], pace: Pace) -> np.ndarray | None
 
 
 def _mute(name: str) -> InputError:
-    return InputError(f"{name} does not speak: its weights lead to what is not a number. Prune or heal its original again.")
+    return InputError(
+        f"{name} does not speak: its weights lead to what is not a number. Prune or heal its original again."
+    )
 
 
 def _cases(voice: Voice) -> Iterator[tuple[int | None, tuple[int, ...]]]:
     """Speakers and sentences: the first and the last speaker take turns."""
     random = np.random.default_rng(0)
-    drawn = [tuple(int(i) for i in random.integers(voice.model.config.vocab_size, size=length)) for length in _LENGTHS]
-    sentences = sorted((tuple(sentence["ids"]) for sentence in plan_of(voice)["sentences"]), key=len)
+    drawn = [
+        tuple(int(i) for i in random.integers(voice.model.config.vocab_size, size=length))
+        for length in _LENGTHS
+    ]
+    sentences = sorted(
+        (tuple(sentence["ids"]) for sentence in plan_of(voice)["sentences"]), key=len
+    )
     last = len(voice.speakers) - 1
     for place, ids in enumerate([*drawn, sentences[0], sentences[-1]]):
         yield (place % 2 * last if voice.speakers else None), ids
@@ -117,5 +140,10 @@ def _decided(voice: Voice, ids: tuple[int, ...], pace: Pace) -> bool:
 
     with torch.inference_mode():
         hidden, _, _ = encode(voice, ids)
-        frames = torch.exp(log_durations(voice.model, hidden, speaker_embedding(voice), (0, 0), pace).double()) / pace.speaking_rate
+        frames = (
+            torch.exp(
+                log_durations(voice.model, hidden, speaker_embedding(voice), (0, 0), pace).double()
+            )
+            / pace.speaking_rate
+        )
     return not bool(((frames - frames.round()).abs() < _UNDECIDED * frames.clamp(min=1)).any())

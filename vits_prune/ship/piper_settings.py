@@ -6,7 +6,7 @@ import unicodedata
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.texts import load_texts
+from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.piper_text import PiperTokenizer
 from vits_prune.voices.voice import Voice
@@ -25,7 +25,11 @@ def piper_settings(voice: Voice) -> dict[str, Any]:
     config = voice.model.config
     about = getattr(voice.tokenizer, "about", {})
     return {
-        "audio": {"sample_rate": voice.sampling_rate, "quality": "custom", **about.get("audio", {})},
+        "audio": {
+            "sample_rate": voice.sampling_rate,
+            "quality": "custom",
+            **about.get("audio", {}),
+        },
         **_reading(voice),
         "inference": {
             "noise_scale": float(voice.model.noise_scale),
@@ -51,31 +55,49 @@ def _reading(voice: Voice) -> dict[str, Any]:
         reading: dict[str, Any] = {
             "phoneme_type": tokenizer.phoneme_type,
             "espeak": {"voice": tokenizer.espeak_voice or ""},
-            "phoneme_id_map": {phoneme: list(ids) for phoneme, ids in tokenizer.phoneme_ids.items()},
+            "phoneme_id_map": {
+                phoneme: list(ids) for phoneme, ids in tokenizer.phoneme_ids.items()
+            },
         }
         if tokenizer.vowel_clusters:
             reading["vowel_clusters"] = sorted(map(list, tokenizer.vowel_clusters))
         return reading
     if not isinstance(tokenizer, HubTokenizer):
-        raise InputError(f"{voice.name} reads text in a way that Piper does not know: export it as onnx.")
+        raise InputError(
+            f"{voice.name} reads text in a way that Piper does not know: export it as onnx."
+        )
     inner = tokenizer.tokenizer
     if not inner.add_blank:
-        raise InputError(f"{voice.name} puts no blank between its symbols, which Piper always does: export it as onnx.")
+        raise InputError(
+            f"{voice.name} puts no blank between its symbols, which Piper always does: export it as onnx."
+        )
     if inner.is_uroman:
-        raise InputError(f"{voice.name} reads romanised text, and the Piper runtime does not romanise: export it as onnx.")
-    ids = {symbol: index for symbol, index in inner.encoder.items() if len(symbol) == 1 and index < tokenizer.vocab_size}
+        raise InputError(
+            f"{voice.name} reads romanised text, and the Piper runtime does not romanise: export it as onnx."
+        )
+    ids = {
+        symbol: index
+        for symbol, index in inner.encoder.items()
+        if len(symbol) == 1 and index < tokenizer.vocab_size
+    }
     return _phonemes(voice, ids) if inner.phonemize else _characters(voice, ids)
 
 
 def _id_map(ids: dict[str, int]) -> dict[str, list[int]]:
     """The symbols as Piper wants them. `^ _ p _ p _ $` with nothing for ^ and $ is what VitsTokenizer makes of p p: _ p _ p _."""
-    symbols = {symbol: [index] for symbol, index in ids.items() if symbol not in (_BLANK, _BEGIN, _END)}
+    symbols = {
+        symbol: [index] for symbol, index in ids.items() if symbol not in (_BLANK, _BEGIN, _END)
+    }
     return {_BLANK: [0], _BEGIN: [], _END: [], **symbols}
 
 
 def _phonemes(voice: Voice, ids: dict[str, int]) -> dict[str, Any]:
     """A voice of espeak-ng's phonemes, which transformers' tokenizer makes for US English."""
-    reading = {"phoneme_type": "espeak", "espeak": {"voice": "en-us"}, "phoneme_id_map": _id_map(ids)}
+    reading = {
+        "phoneme_type": "espeak",
+        "espeak": {"voice": "en-us"},
+        "phoneme_id_map": _id_map(ids),
+    }
     said = dropped = 0
     reader = PiperTokenizer(reading)
     for text in load_texts(20):
@@ -83,7 +105,9 @@ def _phonemes(voice: Voice, ids: dict[str, int]) -> dict[str, Any]:
             said += len(sentence.ids) // 2
             dropped += len(sentence.dropped)
     if dropped > _MOST_DROPPED * said:
-        raise InputError(f"{voice.name} lacks symbols for many of espeak-ng's phonemes, which Piper reads: export it as onnx.")
+        raise InputError(
+            f"{voice.name} lacks symbols for many of espeak-ng's phonemes, which Piper reads: export it as onnx."
+        )
     return reading
 
 
@@ -92,9 +116,14 @@ def _characters(voice: Voice, ids: dict[str, int]) -> dict[str, Any]:
     composed = [symbol for symbol in ids if unicodedata.normalize("NFD", symbol) != symbol]
     if composed:
         few = " ".join(composed[:5])
-        raise InputError(f"{voice.name} has letters that Piper takes apart ({few}): export it as onnx.")
+        raise InputError(
+            f"{voice.name} has letters that Piper takes apart ({few}): export it as onnx."
+        )
     if voice.tokenizer.tokenizer.normalize:
-        ids = {**{symbol.upper(): index for symbol, index in ids.items() if len(symbol.upper()) == 1}, **ids}
+        ids = {
+            **{symbol.upper(): index for symbol, index in ids.items() if len(symbol.upper()) == 1},
+            **ids,
+        }
     return {"phoneme_type": "text", "espeak": {"voice": ""}, "phoneme_id_map": _id_map(ids)}
 
 
@@ -118,10 +147,17 @@ def tokens_file(settings: dict[str, Any]) -> str:
     For a voice of phonemes sherpa-onnx wants an id for each of `^ _ $`: where the voice has none for begin and end they are one more blank.
     A voice of characters has those apart (see `sherpa_facts`); sherpa-onnx reads its text in lower case.
     """
-    symbols = {symbol: ids or settings["phoneme_id_map"][_BLANK] for symbol, ids in settings["phoneme_id_map"].items()}
+    symbols = {
+        symbol: ids or settings["phoneme_id_map"][_BLANK]
+        for symbol, ids in settings["phoneme_id_map"].items()
+    }
     if settings["phoneme_type"] == "text":
-        symbols = {symbol: ids for symbol, ids in symbols.items() if symbol not in (_BLANK, _BEGIN, _END)}
-    readable = (symbol for symbol in symbols if symbol == " " or len(symbol) == len(symbol.strip()) == 1)
+        symbols = {
+            symbol: ids for symbol, ids in symbols.items() if symbol not in (_BLANK, _BEGIN, _END)
+        }
+    readable = (
+        symbol for symbol in symbols if symbol == " " or len(symbol) == len(symbol.strip()) == 1
+    )
     return "".join(f"{symbol} {symbols[symbol][0]}\n" for symbol in readable)
 
 
@@ -137,10 +173,17 @@ def sherpa_facts(voice: Voice, settings: dict[str, Any]) -> dict[str, str]:
         "n_speakers": str(voice.model.config.num_speakers),
         "sample_rate": str(voice.sampling_rate),
     }
-    if settings["phoneme_type"] == "text":  # it puts the ids together itself: begin, a blank, each character with a blank after it, end
+    if (
+        settings["phoneme_type"] == "text"
+    ):  # it puts the ids together itself: begin, a blank, each character with a blank after it, end
         ids = settings["phoneme_id_map"]
         ends = {"bos_id": ids[_BEGIN], "eos_id": ids[_END]}
         both = all(ends.values())
-        facts |= {"frontend": "characters", "add_blank": "1", "blank_id": str(ids[_BLANK][0]), "use_eos_bos": str(int(both))}
+        facts |= {
+            "frontend": "characters",
+            "add_blank": "1",
+            "blank_id": str(ids[_BLANK][0]),
+            "use_eos_bos": str(int(both)),
+        }
         facts |= {name: str(given[0]) for name, given in ends.items()} if both else {}
     return facts

@@ -15,7 +15,7 @@ from vits_prune.healing.gradual import share_of
 from vits_prune.healing.plan import HealPlan
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.registry import METHODS
-from vits_prune.pruning.structure import Shape
+from vits_prune.pruning.shape import Shape
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.voice import PARTS, Voice
 
@@ -73,7 +73,13 @@ def reproduce(voice: Voice, format: str = "dense", precision: str = "fp32") -> R
         precision: of the same.
     """
     source = published(voice)
-    notes = [] if source else [f"The original is not one that can be fetched by name: put its folder or file in the place of {ORIGINAL}."]
+    notes = (
+        []
+        if source
+        else [
+            f"The original is not one that can be fetched by name: put its folder or file in the place of {ORIGINAL}."
+        ]
+    )
     try:
         specs, done = read_recipe(voice.recipe)
     except InputError as error:
@@ -120,18 +126,36 @@ class Healing:
         values = entry.get("plan", {})
         if not isinstance(values, dict):
             raise InputError("A healing's plan is a JSON object.")
-        steps, kept, clips, lessons = (_count(entry.get(name)) for name in ("of", "steps", "recordings", "lessons"))
+        steps, kept, clips, lessons = (
+            _count(entry.get(name)) for name in ("of", "steps", "recordings", "lessons")
+        )
         learned = entry.get("trained")
         trained = tuple(part for part in PARTS if isinstance(learned, list) and part in learned)
-        return cls(HealPlan.from_dict(values), steps, kept, clips or 0, "stopped" in entry, lessons or 0, trained)
+        return cls(
+            HealPlan.from_dict(values),
+            steps,
+            kept,
+            clips or 0,
+            "stopped" in entry,
+            lessons or 0,
+            trained,
+        )
 
     def exact(self) -> HealPlan:
         """The plan with the steps that its minutes came to."""
-        return dataclasses.replace(self.plan, minutes=None, steps=self.steps) if self.steps else self.plan
+        return (
+            dataclasses.replace(self.plan, minutes=None, steps=self.steps)
+            if self.steps
+            else self.plan
+        )
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 10_000_000 else None
+    return (
+        value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 10_000_000
+        else None
+    )
 
 
 class _Chain:
@@ -147,7 +171,9 @@ class _Chain:
         """Add a command; with `pruned` it heals what was made, beside the original."""
         if not self._last and pruned:
             self._last = "PRUNED"
-            self._notes.append("The recipe does not say how the voice was pruned: put its folder in the place of PRUNED.")
+            self._notes.append(
+                "The recipe does not say how the voice was pruned: put its folder in the place of PRUNED."
+            )
         named = ("--voice", self._last) if self._last and not pruned else self._original
         given = ("--pruned", self._last) if pruned else ()
         past = {"prune": "pruned", "heal": "healed", "export": "exported"}[command]
@@ -183,7 +209,11 @@ class _Chain:
         if not texts:
             return []
         content = "".join(f"{one}\n" for one in texts)
-        if tuple(line.strip() for line in content.splitlines()) != tuple(texts) or "\0" in content or len(content.encode()) > 1 << 20:
+        if (
+            tuple(line.strip() for line in content.splitlines()) != tuple(texts)
+            or "\0" in content
+            or len(content.encode()) > 1 << 20
+        ):
             self._notes.append(
                 "It was calibrated on texts of its maker's own that are not one line each: they are in the recipe, in its files."
             )
@@ -196,36 +226,66 @@ class _Chain:
     def plan(self, plan: HealPlan, done: Sequence[Healing]) -> list[str]:
         """The options of a HealPlan, as cli_heal.py reads them, and what they leave out."""
         usual = HealPlan()
-        found = ["--steps", str(plan.steps)] if plan.steps is not None else ["--minutes", _number(plan.minutes or 0.05)]
+        found = (
+            ["--steps", str(plan.steps)]
+            if plan.steps is not None
+            else ["--minutes", _number(plan.minutes or 0.05)]
+        )
         for name in _PLAN_OPTIONS:
             value = getattr(plan, name)
             if value != getattr(usual, name):
-                found += [f"--{name.replace('_', '-')}", _number(value) if isinstance(value, float) else str(value)]
+                found += [
+                    f"--{name.replace('_', '-')}",
+                    _number(value) if isinstance(value, float) else str(value),
+                ]
         found += ["--adversarial"] if plan.adversarial else []
-        others = [f"{name} {getattr(plan, name)}" for name in _PLAN_ALONE if getattr(plan, name) != getattr(usual, name)]
+        others = [
+            f"{name} {getattr(plan, name)}"
+            for name in _PLAN_ALONE
+            if getattr(plan, name) != getattr(usual, name)
+        ]
         if others:
-            self._notes.append(f"Healing was also given {', '.join(others)}, which only Python's HealPlan takes.")
+            self._notes.append(
+                f"Healing was also given {', '.join(others)}, which only Python's HealPlan takes."
+            )
         if plan.steps is not None and done[0].plan.steps is None:
-            self._notes.append(f"The {plan.steps} steps are what {sum(one.plan.minutes or 0 for one in done):g} minutes came to.")
+            self._notes.append(
+                f"The {plan.steps} steps are what {sum(one.plan.minutes or 0 for one in done):g} minutes came to."
+            )
         if any(one.kept and one.steps and one.kept < one.steps for one in done):
-            self._notes.append("The best checkpoint was kept, not the last; which one that is depends on when quality was measured.")
+            self._notes.append(
+                "The best checkpoint was kept, not the last; which one that is depends on when quality was measured."
+            )
         if any(one.stopped for one in done):
             self._notes.append("A healing was stopped by a loss that was no finite number.")
         clips = sum(one.recordings for one in done)
         if clips:
-            self._notes.append(f"It was healed on {clips} recordings of its maker's own besides, which are not published.")
-        self._notes.append("Where its maker gave sentences of their own to learn from (`--texts`), the recipe does not keep them.")
+            self._notes.append(
+                f"It was healed on {clips} recordings of its maker's own besides, which are not published."
+            )
+        self._notes.append(
+            "Where its maker gave sentences of their own to learn from (`--texts`), the recipe does not keep them."
+        )
         return found
 
 
 def _gradual(specs: Sequence[PruneSpec], done: Sequence[Healing]) -> HealPlan | None:
     """The plan of a `heal` that pruned as well, None where the two were done apart."""
-    if len(specs) != 1 or not done or len(specs[0].schedule_amounts()) != len(done) or any(one.recordings for one in done):
+    if (
+        len(specs) != 1
+        or not done
+        or len(specs[0].schedule_amounts()) != len(done)
+        or any(one.recordings for one in done)
+    ):
         return None
     count = len(done)
     for plans in ([one.exact() for one in done], [one.plan for one in done]):
         steps, minutes = [one.steps for one in plans], [one.minutes for one in plans]
-        whole = {"steps": sum(steps), "minutes": None} if None not in steps else {"minutes": round(sum(filter(None, minutes)), 6)}
+        whole = (
+            {"steps": sum(steps), "minutes": None}
+            if None not in steps
+            else {"minutes": round(sum(filter(None, minutes)), 6)}
+        )
         try:
             total = dataclasses.replace(plans[-1], **whole)
         except InputError:
@@ -248,13 +308,17 @@ def read_recipe(recipe: Mapping[str, Any]) -> tuple[list[PruneSpec], list[Healin
     Raises:
         InputError: it is none, or of more than MAX_STEPS prunings or healings.
     """
-    unreadable = InputError("The recipe that came with the voice is not one that this version can repeat.")
+    unreadable = InputError(
+        "The recipe that came with the voice is not one that this version can repeat."
+    )
     try:
         specs = [PruneSpec.from_dict(step) for step in _steps(recipe.get("pruned", ()))]
         done = [Healing.read(one) for one in _steps(recipe.get("healed", ()))]
     except (InputError, TypeError, ValueError, OverflowError) as error:
         raise unreadable from error
-    if not all(len(name) <= 200 and _LAYER.fullmatch(name) for spec in specs for name in spec.protect or ()):
+    if not all(
+        len(name) <= 200 and _LAYER.fullmatch(name) for spec in specs for name in spec.protect or ()
+    ):
         raise unreadable
     return specs, done
 
@@ -278,7 +342,10 @@ def _levers(shape: Shape) -> list[str]:
     for field in dataclasses.fields(Shape):
         value = getattr(shape, field.name)
         if value != getattr(usual, field.name):
-            found += [f"--{field.name.replace('_', '-')}", _number(value) if isinstance(value, float) else str(value)]
+            found += [
+                f"--{field.name.replace('_', '-')}",
+                _number(value) if isinstance(value, float) else str(value),
+            ]
     return found or ["--decoder-width", "1.0"]
 
 

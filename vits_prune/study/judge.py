@@ -9,19 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vits_prune.errors import InputError, UnmeasurableError
-from vits_prune.evaluation import Reference, Settings, Step, evaluate_against, prepare_reference
 from vits_prune.healing import HealPlan, Lessons
 from vits_prune.healing import heal as train
 from vits_prune.healing import heal_steps as train_steps
 from vits_prune.healing.batches import Clip
 from vits_prune.healing.corpus import other_texts
-from vits_prune.healing.pair import parts_to_train
-from vits_prune.healing.processes import is_main_process
-from vits_prune.healing.progress import Judge, OnStep, is_check, score
+from vits_prune.healing.plan import Judge, OnStep, is_check, score
+from vits_prune.healing.student import parts_to_train
+from vits_prune.healing.training import is_main_process
 from vits_prune.measure.quality import Figure
 from vits_prune.pruning import PruneSpec
-from vits_prune.sweep.knee import LIMITS
-from vits_prune.texts import load_texts
+from vits_prune.study.evaluation import (
+    Reference,
+    Settings,
+    Step,
+    evaluate_against,
+    prepare_reference,
+)
+from vits_prune.study.knee import LIMITS
+from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.language import spoken_language
 from vits_prune.voices.voice import Voice
 
@@ -41,7 +47,9 @@ class TuningTexts:
     """Which sentences they are, for people."""
 
 
-def tuning_texts(voice: Voice, count: int = EVALUATION_TEXTS, own: Sequence[str] | None = None, seed: int = 0) -> TuningTexts:
+def tuning_texts(
+    voice: Voice, count: int = EVALUATION_TEXTS, own: Sequence[str] | None = None, seed: int = 0
+) -> TuningTexts:
     """Return sentences in the language of a voice to choose a checkpoint by.
 
     Args:
@@ -55,14 +63,18 @@ def tuning_texts(voice: Voice, count: int = EVALUATION_TEXTS, own: Sequence[str]
         InputError: the count is out of range, or the voice has no symbols to draw from.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InputError(f"The number of sentences must be a whole number from 1, not {str(count)[:40]!r}.")
+        raise InputError(
+            f"The number of sentences must be a whole number from 1, not {str(count)[:40]!r}."
+        )
     if spoken_language(voice) == "en":
         return TuningTexts(load_texts(count, "tuning"), f"{count} tuning sentences")
     given = tuple(text for text in own or () if text.strip())[:count]
     if given:
         return TuningTexts(given, "sentences of your own text, since the built-in ones are English")
     drawn = other_texts(voice, None, count, seed)
-    return TuningTexts(drawn, "sentences drawn from the voice's symbols, since the built-in ones are English")
+    return TuningTexts(
+        drawn, "sentences drawn from the voice's symbols, since the built-in ones are English"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +108,7 @@ class CheckpointJudge:
     unmeasured: tuple[str, ...] = ()
     """What cannot be measured and why, one sentence each."""
     on_judgement: Callable[[Judgement, Voice], None] | None = None
-    on_step: Step | None = None
+    progress: Step | None = None
     """Told what is measured and the share of the training that is done."""
 
     def __call__(self, step: int, voice: Voice) -> float | None:
@@ -121,12 +133,16 @@ class CheckpointJudge:
         what, share = f"measuring {name or f'step {step}'}", step / of if of else 0.0
 
         def _tell(at: str, _share: float) -> None:
-            if self.on_step:
-                self.on_step(f"{what}: {at.removeprefix('pruned: ')}", share)
+            if self.progress:
+                self.progress(f"{what}: {at.removeprefix('pruned: ')}", share)
 
-        figures = evaluate_against(self.reference, voice, on_step=_tell).figures
-        changes = {name: figure.difference.value for name, figure in figures.items() if figure.difference}
-        return Judgement(step, of, figures, score(changes, {limit.metric: limit.change for limit in LIMITS}))
+        figures = evaluate_against(self.reference, voice, progress=_tell).figures
+        changes = {
+            name: figure.difference.value for name, figure in figures.items() if figure.difference
+        }
+        return Judgement(
+            step, of, figures, score(changes, {limit.metric: limit.change for limit in LIMITS})
+        )
 
 
 def judge_of(
@@ -136,7 +152,7 @@ def judge_of(
     evaluation_texts: int = EVALUATION_TEXTS,
     *,
     seed: int = 0,
-    on_step: Step | None = None,
+    progress: Step | None = None,
 ) -> CheckpointJudge | None:
     """Measure the original, and return the judge of what is healed towards it; None for no evaluations.
 
@@ -146,30 +162,40 @@ def judge_of(
         evaluations: how many checkpoints are judged, 0 to MOST_EVALUATIONS.
         evaluation_texts: on how many sentences.
         seed: of sentences that are drawn.
-        on_step: told what is being measured and the share that is done (0 to 1).
+        progress: told what is being measured and the share that is done (0 to 1).
 
     Raises:
         InputError: a number is out of range, or the recogniser cannot be loaded.
     """
-    if isinstance(evaluations, bool) or not isinstance(evaluations, int) or not 0 <= evaluations <= MOST_EVALUATIONS:
-        raise InputError(f"The evaluations must be a whole number from 0 to {MOST_EVALUATIONS}, not {str(evaluations)[:40]!r}.")
+    if (
+        isinstance(evaluations, bool)
+        or not isinstance(evaluations, int)
+        or not 0 <= evaluations <= MOST_EVALUATIONS
+    ):
+        raise InputError(
+            f"The evaluations must be a whole number from 0 to {MOST_EVALUATIONS}, not {str(evaluations)[:40]!r}."
+        )
     if evaluations == 0:
         return None
     said = tuning_texts(voice, evaluation_texts, texts, seed)
     if not is_main_process():
         return CheckpointJudge(None, evaluations, measured_on=said.words)
-    tell, start = on_step or (lambda _what, _share: None), time.perf_counter()
+    tell, start = progress or (lambda _what, _share: None), time.perf_counter()
     try:
         settings = Settings(metrics=METRICS, noise_seeds=0)
-        reference = prepare_reference(voice, said.texts, settings, on_step=lambda what, share: tell(what, 0.5 * share))
+        reference = prepare_reference(
+            voice, said.texts, settings, progress=lambda what, share: tell(what, 0.5 * share)
+        )
     except UnmeasurableError as error:
         why = f"Checkpoints are not measured, and the last one is kept: {error}"
         return CheckpointJudge(None, evaluations, measured_on=said.words, unmeasured=(why,))
     middle = time.perf_counter()
-    evaluate_against(reference, voice, on_step=lambda what, share: tell(what, 0.5 + 0.5 * share))
+    evaluate_against(reference, voice, progress=lambda what, share: tell(what, 0.5 + 0.5 * share))
     end = time.perf_counter()
     why_not = (*reference.unmeasured.values(), *reference.notes)
-    return CheckpointJudge(reference, evaluations, end - start + evaluations * (end - middle), said.words, why_not)
+    return CheckpointJudge(
+        reference, evaluations, end - start + evaluations * (end - middle), said.words, why_not
+    )
 
 
 def heal(
@@ -185,7 +211,7 @@ def heal(
     resume: bool = False,
     recordings: Sequence[Clip] = (),
     lessons: Lessons | None = None,
-    on_step: OnStep | None = None,
+    progress: OnStep | None = None,
     cpu: bool = False,
 ) -> Voice:
     """Train a pruned voice on what the original says, and return the best checkpoint. No recordings are needed.
@@ -193,7 +219,7 @@ def heal(
     This is `vits_prune.healing.heal` with a judge. What the judge cannot measure is logged as a warning.
 
     Args:
-        pruned, teacher, texts, plan, folder, resume, recordings, lessons, on_step, cpu: as in `vits_prune.healing.heal`.
+        pruned, teacher, texts, plan, folder, resume, recordings, lessons, progress, cpu: as in `vits_prune.healing.heal`.
         evaluations: how many checkpoints are judged, at even distances; 0 to keep the last one.
         evaluation_texts: on how many tuning sentences.
         judge: who scores checkpoints instead.
@@ -201,10 +227,24 @@ def heal(
     Raises:
         InputError: as `vits_prune.healing.heal` and `judge_of`.
     """
-    parts_to_train(pruned, teacher)  # what cannot be healed is refused before the original is measured
-    judge = judge or _warned(judge_of(teacher, texts, evaluations, evaluation_texts, seed=plan.seed if plan else 0))
+    parts_to_train(
+        pruned, teacher
+    )  # what cannot be healed is refused before the original is measured
+    judge = judge or _warned(
+        judge_of(teacher, texts, evaluations, evaluation_texts, seed=plan.seed if plan else 0)
+    )
     return train(
-        pruned, teacher, texts, plan, folder, judge=judge, resume=resume, recordings=recordings, lessons=lessons, on_step=on_step, cpu=cpu
+        pruned,
+        teacher,
+        texts,
+        plan,
+        folder,
+        judge=judge,
+        resume=resume,
+        recordings=recordings,
+        lessons=lessons,
+        progress=progress,
+        cpu=cpu,
     )
 
 
@@ -220,7 +260,7 @@ def heal_steps(
     folder: str | Path | None = None,
     resume: bool = False,
     on_prune: Callable[[str, float], None] | None = None,
-    on_step: OnStep | None = None,
+    progress: OnStep | None = None,
     cpu: bool = False,
 ) -> Iterator[tuple[float, Voice]]:
     """Prune gradually and heal behind each step; the last healing gives its best checkpoint. Yields (amount, healed voice).
@@ -228,15 +268,26 @@ def heal_steps(
     This is `vits_prune.healing.heal_steps` with a judge. What the judge cannot measure is logged as a warning.
 
     Args:
-        voice, spec, plan, texts, folder, resume, on_prune, on_step, cpu: as in `vits_prune.healing.heal_steps`.
+        voice, spec, plan, texts, folder, resume, on_prune, progress, cpu: as in `vits_prune.healing.heal_steps`.
         evaluations, evaluation_texts, judge: as in `heal`, for the last healing.
 
     Raises:
         InputError: as `vits_prune.healing.heal_steps` and `judge_of`.
     """
-    judge = judge or _warned(judge_of(voice, texts, evaluations, evaluation_texts, seed=plan.seed if plan else 0))
+    judge = judge or _warned(
+        judge_of(voice, texts, evaluations, evaluation_texts, seed=plan.seed if plan else 0)
+    )
     yield from train_steps(
-        voice, spec, plan, texts=texts, folder=folder, resume=resume, on_prune=on_prune, on_step=on_step, judge=judge, cpu=cpu
+        voice,
+        spec,
+        plan,
+        texts=texts,
+        folder=folder,
+        resume=resume,
+        on_prune=on_prune,
+        progress=progress,
+        judge=judge,
+        cpu=cpu,
     )
 
 

@@ -118,16 +118,32 @@ refresh();
 """
 )
 
-EMPTY: dict[str, Any] = {"losses": [], "checks": [], "of": 0, "kept": None, "hint": "Losses appear here as the voice learns."}
+EMPTY: dict[str, Any] = {
+    "losses": [],
+    "checks": [],
+    "of": 0,
+    "kept": None,
+    "hint": "Losses appear here as the voice learns.",
+}
 
 
 def course() -> gr.HTML:
     """The component; its value is EMPTY or what `course_value` makes."""
-    return gr.HTML(value=EMPTY, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="heal-course")
+    return gr.HTML(
+        value=EMPTY,
+        html_template=TEMPLATE,
+        css_template=STYLE,
+        js_on_load=SCRIPT,
+        elem_id="heal-course",
+    )
 
 
 def course_value(
-    rows: Sequence[Mapping[str, Any]], checks: Sequence[tuple[int, Mapping[str, Figure]]], of: int | None, kept: int | None, hint: str
+    rows: Sequence[Mapping[str, Any]],
+    checks: Sequence[tuple[int, Mapping[str, Figure]]],
+    of: int | None,
+    kept: int | None,
+    hint: str,
 ) -> dict[str, Any]:
     """What is known so far, as the component draws it.
 
@@ -140,8 +156,18 @@ def course_value(
     """
     thin = max(1, math.ceil(len(rows) / MAX_POINTS))
     shown = [*rows[::thin], *(rows[-1:] if len(rows) % thin != 1 % thin else ())]
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in _NOT_LOSSES]
-    losses = [{"name": name, "points": [[row["step"], row[name]] for row in shown if row.get(name, 0) > 0]} for name in names]
+    names = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row)
+        if name not in _NOT_LOSSES
+    ]
+    losses = [
+        {
+            "name": name,
+            "points": [[row["step"], row[name]] for row in shown if row.get(name, 0) > 0],
+        }
+        for name in names
+    ]
     measured = []
     for name in MEASURED:
         found = [(step, figures[name]) for step, figures in checks if name in figures]
@@ -153,4 +179,10 @@ def course_value(
                 "top": _TOPS.get(name),
                 "points": [[step, one.pruned.value, one.pruned.low, one.pruned.high] for step, one in found],
             })  # fmt: skip
-    return {"losses": [one for one in losses if one["points"]], "checks": measured, "of": of or 0, "kept": kept, "hint": hint}
+    return {
+        "losses": [one for one in losses if one["points"]],
+        "checks": measured,
+        "of": of or 0,
+        "kept": kept,
+        "hint": hint,
+    }

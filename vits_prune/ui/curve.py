@@ -7,10 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-from vits_prune.evaluation import Evaluation
 from vits_prune.measure.quality import METRICS, Figure
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.registry import METHODS
+from vits_prune.study.evaluation import Evaluation
 from vits_prune.ui import picture
 from vits_prune.ui.controls import spec_words
 
@@ -108,15 +108,23 @@ refresh();
 """
 )
 
-EMPTY: dict[str, Any] = {"series": [], "metrics": {}, "hint": "Points appear as they are measured; press one to hear it."}
+EMPTY: dict[str, Any] = {
+    "series": [],
+    "metrics": {},
+    "hint": "Points appear as they are measured; press one to hear it.",
+}
 
 
 def curve() -> gr.HTML:
     """The component; its value is EMPTY or what `curve_value` makes. A pressed point triggers `click` with its spec."""
-    return gr.HTML(value=EMPTY, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="curve")
+    return gr.HTML(
+        value=EMPTY, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="curve"
+    )
 
 
-def curve_value(points: Sequence[tuple[PruneSpec, float, Evaluation]], knees: dict[str, float], hint: str) -> dict[str, Any]:
+def curve_value(
+    points: Sequence[tuple[PruneSpec, float, Evaluation]], knees: dict[str, float], hint: str
+) -> dict[str, Any]:
     """The measured points as the component draws them.
 
     Args:
@@ -128,7 +136,10 @@ def curve_value(points: Sequence[tuple[PruneSpec, float, Evaluation]], knees: di
     series: dict[str, dict[str, Any]] = {}
     for spec, sparsity, evaluation in points:
         for name, figure in evaluation.figures.items():
-            metrics.setdefault(name, {"title": METRICS[name].title, "unit": METRICS[name].unit, "floor": _band(figure)})
+            metrics.setdefault(
+                name,
+                {"title": METRICS[name].title, "unit": METRICS[name].unit, "floor": _band(figure)},
+            )
         name = spec_words(spec)
         line = series.setdefault(name, {"name": name, "points": [], "knee": knees.get(name)})
         line["points"].append({
@@ -139,7 +150,11 @@ def curve_value(points: Sequence[tuple[PruneSpec, float, Evaluation]], knees: di
             "verdicts": {name: figure.verdict for name, figure in evaluation.figures.items()},
         })  # fmt: skip
     structured = any(METHODS[spec.method].structured for spec, _, _ in points)
-    axis = "weights that are zero or gone, of the whole voice" if structured else "sparsity of the whole voice"
+    axis = (
+        "weights that are zero or gone, of the whole voice"
+        if structured
+        else "sparsity of the whole voice"
+    )
     return {"series": list(series.values()), "metrics": metrics, "hint": hint, "axis": axis}
 
 

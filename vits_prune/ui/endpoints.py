@@ -6,14 +6,14 @@ from typing import Any
 
 import gradio as gr
 
-from vits_prune.comparison import DEFAULT_TEXT, Comparison
 from vits_prune.errors import InputError
 from vits_prune.measure import Latency
 from vits_prune.pruning import PruneSpec
+from vits_prune.studio.workbench import Spoken
+from vits_prune.study.comparison import DEFAULT_TEXT, Comparison
 from vits_prune.ui import steps
 from vits_prune.voices.load import EMBEDDED
 from vits_prune.voices.voice import PARTS
-from vits_prune.workbench import Spoken
 
 
 def add_endpoints() -> None:
@@ -33,8 +33,14 @@ def add_endpoints() -> None:
         "method": gr.Textbox("magnitude", label="method", visible=False),
         "spec": gr.JSON(None, label="spec", visible=False),
     }
-    original, pruned = gr.Audio(visible=False, label="original"), gr.Audio(visible=False, label="pruned")
-    answer, shares = gr.JSON(visible=False, label="report"), gr.JSON(visible=False, label="sparsity")
+    original, pruned = (
+        gr.Audio(visible=False, label="original"),
+        gr.Audio(visible=False, label="pruned"),
+    )
+    answer, shares = (
+        gr.JSON(visible=False, label="report"),
+        gr.JSON(visible=False, label="sparsity"),
+    )
     gr.Button(visible=False).click(
         steps.plainly(compare),
         list(asked.values()),
@@ -75,7 +81,9 @@ def compare(
     scope, amount, parts and method, with 8 steps and 60 texts at most. Returns two 16-bit WAV files, original and pruned, and the report
     that the command line writes too.
     """
-    request = steps.request_of(voice, speaker, text, spec_asked(scope, amount, parts, method, spec), seed, timing)
+    request = steps.request_of(
+        voice, speaker, text, spec_asked(scope, amount, parts, method, spec), seed, timing
+    )
     for _ in steps.pruning_steps(request, None):
         pass
     found: dict[str, Any] = {}
@@ -84,16 +92,28 @@ def compare(
     spoken: Spoken = found["Spoken"]
     steps.bench.remember(request, spoken)
     latency: Latency = found["Latency"]
-    voices = (steps.bench.voice(request.reference, request.speaker), steps.bench.pruned(request, None))
+    voices = (
+        steps.bench.voice(request.reference, request.speaker),
+        steps.bench.pruned(request, None),
+    )
     comparison = Comparison(
         request.text, request.seed, request.timing, voices, spoken.original, spoken.pruned, spoken.sparsity, steps.bench.size(request),
         latency,
     )  # fmt: skip
-    return steps.wav(spoken.original, "original"), steps.wav(spoken.pruned, "pruned"), comparison.report()
+    return (
+        steps.wav(spoken.original, "original"),
+        steps.wav(spoken.pruned, "pruned"),
+        comparison.report(),
+    )
 
 
 def sparsity(
-    voice: str, scope: str, amount: float, parts: list[str], method: str = "magnitude", spec: dict[str, Any] | None = None
+    voice: str,
+    scope: str,
+    amount: float,
+    parts: list[str],
+    method: str = "magnitude",
+    spec: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """The share of zeros that pruning would give, overall and by part (0 to 1), without speaking.
 

@@ -8,11 +8,20 @@ from typing import Any
 
 import gradio as gr
 
+from vits_prune.studio.workbench import Request
 from vits_prune.ui import controls, steps
 from vits_prune.ui.stoppable import Halts
-from vits_prune.workbench import Request
 
-DELIVERED = ("voice", "speaker", "text", "seed", "timing", "speaking_rate", "noise_scale", "noise_scale_duration")
+DELIVERED = (
+    "voice",
+    "speaker",
+    "text",
+    "seed",
+    "timing",
+    "speaking_rate",
+    "noise_scale",
+    "noise_scale_duration",
+)
 SPEAKING = (*DELIVERED, *controls.NAMES)
 """The inputs that make a Request, in the order of `request_from`."""
 LOADED = ("voice", "speaker", *controls.NAMES)
@@ -28,7 +37,9 @@ def request_from(values: Sequence[Any]) -> Request:
         InputError: one of them cannot be used.
     """
     voice, speaker, text, *rest = values[: len(DELIVERED)]
-    return steps.request_of(voice, speaker, text, controls.spec_of(*values[len(DELIVERED) :]), *rest)
+    return steps.request_of(
+        voice, speaker, text, controls.spec_of(*values[len(DELIVERED) :]), *rest
+    )
 
 
 def signed(function: Any, names: Sequence[str] = SPEAKING, progress: bool = False) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from vits_prune.synthesis import Speech
+from vits_prune.synthesis.speak import Speech
 
 TEMPLATE = """
 <div class="fader" role="group" aria-label="Pruning as one motion">
@@ -165,16 +165,27 @@ WAITING: dict[str, Any] = {
 
 def fader() -> gr.HTML:
     """The component; its value is WAITING or what `fader_value` makes."""
-    return gr.HTML(value=WAITING, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="fader")
+    return gr.HTML(
+        value=WAITING,
+        html_template=TEMPLATE,
+        css_template=STYLE,
+        js_on_load=SCRIPT,
+        elem_id="fader",
+    )
 
 
-def fader_value(amounts: Sequence[float], speeches: Sequence[Speech], numbers: Sequence[dict[str, str]]) -> dict[str, Any]:
+def fader_value(
+    amounts: Sequence[float], speeches: Sequence[Speech], numbers: Sequence[dict[str, str]]
+) -> dict[str, Any]:
     """Renditions of one text at ascending amounts, all with the same durations, and the numbers to show beside each."""
     points = [
         {"amount": round(amount, 4), "wav": _wav(speech), "numbers": shown}
         for amount, speech, shown in zip(amounts, speeches, numbers, strict=True)
     ]
-    return {"points": points, "hint": "Drag, or use the arrow keys: the sentence loops and pruning is heard as one motion."}
+    return {
+        "points": points,
+        "hint": "Drag, or use the arrow keys: the sentence loops and pruning is heard as one motion.",
+    }
 
 
 def _wav(speech: Speech) -> str:

@@ -130,11 +130,22 @@ watch('value', refresh);
 refresh();
 """
 
-WAITING = {"aligned": False, "hint": "Speak first. With timing “locked” you can then flip between the two voices while they play."}
-LOCKED = {"aligned": True, "hint": "Both play in step: flip with the switch (Tab, then Space), move with the arrow keys."}
-OWN = {"aligned": False, "hint": "The two voices have their own durations. Set timing to “locked” to flip between them in place."}
+WAITING = {
+    "aligned": False,
+    "hint": "Speak first. With timing “locked” you can then flip between the two voices while they play.",
+}
+LOCKED = {
+    "aligned": True,
+    "hint": "Both play in step: flip with the switch (Tab, then Space), move with the arrow keys.",
+}
+OWN = {
+    "aligned": False,
+    "hint": "The two voices have their own durations. Set timing to “locked” to flip between them in place.",
+}
 
 
 def flip_switch() -> gr.HTML:
     """The component; its value is WAITING, LOCKED or OWN."""
-    return gr.HTML(value=WAITING, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="flip")
+    return gr.HTML(
+        value=WAITING, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="flip"
+    )

@@ -9,17 +9,17 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from vits_prune.background import Doing
 from vits_prune.errors import InputError
-from vits_prune.evaluation import Evaluation
-from vits_prune.healing.curve import Curve
+from vits_prune.healing.training_curve import Curve
 from vits_prune.measure.quality import METRICS
 from vits_prune.measure.statistics import Interval
+from vits_prune.studio.jobs import Doing
+from vits_prune.studio.workbench import Request, trace
+from vits_prune.study.evaluation import Evaluation
 from vits_prune.ui import healed, steps
 from vits_prune.ui.course import EMPTY, course, course_value
 from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import LEAST_MINUTES, MOST_MINUTES, Order, plan_of
-from vits_prune.workbench import Request, trace
 
 LEAST_TEXTS, MOST_TEXTS = 2, 20
 SHOWN = (
@@ -37,7 +37,12 @@ def heal_tab() -> dict[str, Any]:
         "The voice as it is pruned on the left learns from the original, which speaks sentences for it: no recordings are needed. Zeros "
         "stay zeros, and what was removed stays removed. Stopped early, the best so far is kept."
     )
-    return {**_asked(), **_found(), "heal_key": gr.State(), "heal_ticket": gr.Textbox(visible="hidden", elem_id="heal-ticket")}
+    return {
+        **_asked(),
+        **_found(),
+        "heal_key": gr.State(),
+        "heal_ticket": gr.Textbox(visible="hidden", elem_id="heal-ticket"),
+    }
 
 
 def _asked() -> dict[str, Any]:
@@ -70,7 +75,9 @@ def _asked() -> dict[str, Any]:
     )
     with gr.Row():
         made["heal_start"] = gr.Button("Heal", variant="primary", elem_id="heal-start", scale=3)
-        made["heal_stop"] = gr.Button("Stop, keep the best", elem_id="heal-stop", scale=1, min_width=160)
+        made["heal_stop"] = gr.Button(
+            "Stop, keep the best", elem_id="heal-stop", scale=1, min_width=160
+        )
     return made
 
 
@@ -79,19 +86,36 @@ def _found() -> dict[str, Any]:
     made: dict[str, Any] = {}
     made["heal_status"] = gr.Markdown("", elem_id="heal-status", min_height=44)
     made["heal_course"] = course()
-    made["heal_csv"] = gr.DownloadButton("Download healing.csv", size="sm", interactive=False, elem_id="heal-csv")
-    made["heal_checkpoint"] = gr.Radio([], label="Checkpoints: choose one to hear it", visible=False, elem_id="heal-checkpoint")
-    made["heal_audio"] = _player("Checkpoint, with the original's durations", "heal-audio", "#8d6cc9", autoplay=True)
+    made["heal_csv"] = gr.DownloadButton(
+        "Download healing.csv", size="sm", interactive=False, elem_id="heal-csv"
+    )
+    made["heal_checkpoint"] = gr.Radio(
+        [], label="Checkpoints: choose one to hear it", visible=False, elem_id="heal-checkpoint"
+    )
+    made["heal_audio"] = _player(
+        "Checkpoint, with the original's durations", "heal-audio", "#8d6cc9", autoplay=True
+    )
     made["heal_heard"] = gr.Markdown("", elem_id="heal-heard")
     with gr.Row():
         made["heal_original"] = _player("Original", "heal-original", "#2f7ed8")
         made["heal_unhealed"] = _player("Pruned", "heal-unhealed", "#e4572e")
         made["heal_healed"] = _player("Pruned and healed", "heal-healed", "#2a9d6f")
     made["heal_compared"] = gr.Markdown("", elem_id="heal-compared")
-    made["heal_table"] = gr.Dataframe(visible=False, interactive=False, show_label=False, wrap=True, elem_id="heal-table")
-    made["heal_table_csv"] = gr.DownloadButton("Download healed.csv", size="sm", visible=False, elem_id="heal-table-csv")
-    made["heal_save"] = gr.Button("Make the healed voice's folder", interactive=False, elem_id="heal-save")
-    made["heal_saved"] = gr.File(label="Folder of the healed voice (zip)", interactive=False, visible=False, elem_id="heal-saved")
+    made["heal_table"] = gr.Dataframe(
+        visible=False, interactive=False, show_label=False, wrap=True, elem_id="heal-table"
+    )
+    made["heal_table_csv"] = gr.DownloadButton(
+        "Download healed.csv", size="sm", visible=False, elem_id="heal-table-csv"
+    )
+    made["heal_save"] = gr.Button(
+        "Make the healed voice's folder", interactive=False, elem_id="heal-save"
+    )
+    made["heal_saved"] = gr.File(
+        label="Folder of the healed voice (zip)",
+        interactive=False,
+        visible=False,
+        elem_id="heal-saved",
+    )
     return made
 
 
@@ -103,20 +127,31 @@ def _player(label: str, name: str, colour: str, autoplay: bool = False) -> gr.Au
     )  # fmt: skip
 
 
-def order_of(request: Request, token: str | None, minutes: Any, texts: Any, adversarial: Any) -> Order:
+def order_of(
+    request: Request, token: str | None, minutes: Any, texts: Any, adversarial: Any
+) -> Order:
     """What the tab's controls ask for.
 
     Raises:
         InputError: one of them is out of range.
     """
-    known = isinstance(texts, (int, float)) and not isinstance(texts, bool) and LEAST_TEXTS <= texts <= MOST_TEXTS
+    known = (
+        isinstance(texts, (int, float))
+        and not isinstance(texts, bool)
+        and LEAST_TEXTS <= texts <= MOST_TEXTS
+    )
     if not known:
         raise InputError(f"Give {LEAST_TEXTS} to {MOST_TEXTS} sentences to measure on.")
     return Order(request, plan_of(minutes, adversarial, request.seed), int(texts), trace(token))
 
 
 def heal_steps(
-    request: Request, token: str | None, halted: Callable[[str], bool], minutes: Any, texts: Any, adversarial: Any
+    request: Request,
+    token: str | None,
+    halted: Callable[[str], bool],
+    minutes: Any,
+    texts: Any,
+    adversarial: Any,
 ) -> Iterator[dict[str, Any]]:
     """Heal, then let all three voices speak, then measure; each update by the names of SHOWN.
 
@@ -129,12 +164,16 @@ def heal_steps(
     yield from ordered_steps(order_of(request, token, minutes, texts, adversarial), token, halted)
 
 
-def ordered_steps(order: Order, token: str | None, halted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+def ordered_steps(
+    order: Order, token: str | None, halted: Callable[[str], bool]
+) -> Iterator[dict[str, Any]]:
     """As heal_steps, of an Order."""
     yield _cleared()
     found: Healing | None = None
     try:
-        with contextlib.closing(healed.healing_steps(order, token, lambda: halted("healing"))) as run:
+        with contextlib.closing(
+            healed.healing_steps(order, token, lambda: halted("healing"))
+        ) as run:
             for step in run:
                 if isinstance(step, Healing):
                     found = step
@@ -173,11 +212,22 @@ def checkpoint_steps(order: Order | None, step: Any) -> dict[str, Any]:
     Raises:
         InputError: there is no such checkpoint, or it is forgotten.
     """
-    check = next((one for one in healed.recall(order).checks if one.step == step and not isinstance(step, bool)), None)
+    check = next(
+        (
+            one
+            for one in healed.recall(order).checks
+            if one.step == step and not isinstance(step, bool)
+        ),
+        None,
+    )
     if check is None or check.speech is None:
         raise InputError("Choose one of the checkpoints.")
     label = f"{_named(check.step)}, with the original's durations"
-    return {"heal_audio": gr.Audio(steps.wav(check.speech, f"step-{check.step}"), label=label, visible=True)}
+    return {
+        "heal_audio": gr.Audio(
+            steps.wav(check.speech, f"step-{check.step}"), label=label, visible=True
+        )
+    }
 
 
 def healed_folder(order: Order | None) -> str:
@@ -200,7 +250,10 @@ def _doing(step: Doing) -> str:
 
 def _cleared() -> dict[str, Any]:
     """What was found of another healing goes."""
-    gone = {name: gr.Audio(None, visible=False) for name in ("heal_audio", "heal_original", "heal_unhealed", "heal_healed")}
+    gone = {
+        name: gr.Audio(None, visible=False)
+        for name in ("heal_audio", "heal_original", "heal_unhealed", "heal_healed")
+    }
     return {
         **gone,
         "heal_status": "beginning …",
@@ -229,9 +282,15 @@ def _shown(found: Healing) -> dict[str, Any]:
         f"The best checkpoint is chosen by character errors and DNSMOS there. {found.unmeasured}"
     ).strip()
     shown: dict[str, Any] = {
-        "heal_course": course_value(found.rows, [(one.step, one.figures) for one in found.checks], found.of, kept, hint)
+        "heal_course": course_value(
+            found.rows, [(one.step, one.figures) for one in found.checks], found.of, kept, hint
+        )
     }
-    choices = [(_named(one.step) + (" (kept)" if one.step == kept else ""), one.step) for one in found.checks if one.speech]
+    choices = [
+        (_named(one.step) + (" (kept)" if one.step == kept else ""), one.step)
+        for one in found.checks
+        if one.speech
+    ]
     shown["heal_checkpoint"] = gr.Radio(choices, visible=True)
     if found.voice is not None:
         shown["heal_csv"] = gr.DownloadButton(value=_course_csv(found), interactive=True)
@@ -245,7 +304,11 @@ def _course_csv(found: Healing) -> str:
     curve.rows = [dict(row) for row in found.rows]
     for check in found.checks:
         figures = {name: one.pruned for name, one in check.figures.items()}
-        ends = {f"measured_{name}{end}": getattr(one, at) for name, one in figures.items() for end, at in _ENDS}
+        ends = {
+            f"measured_{name}{end}": getattr(one, at)
+            for name, one in figures.items()
+            for end, at in _ENDS
+        }
         row = next((row for row in curve.rows if row["step"] == check.step), None)
         if row is None:
             curve.rows.append({"step": check.step, **ends})
@@ -262,10 +325,17 @@ _ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))
 
 def _spoken(request: Request, speeches: tuple[Any, ...], found: Healing) -> dict[str, Any]:
     names = ("original", "unhealed", "healed")
-    timing = "all with the original's durations" if request.timing == "locked" else "each with its own rhythm"
+    timing = (
+        "all with the original's durations"
+        if request.timing == "locked"
+        else "each with its own rhythm"
+    )
     seconds = [speech.audio_seconds for speech in speeches]
     words = f"**{seconds[0]:.2f} s** original, {seconds[1]:.2f} s pruned, {seconds[2]:.2f} s healed: {timing}."
-    players = {f"heal_{name}": gr.Audio(steps.wav(one, name), visible=True) for name, one in zip(names, speeches, strict=True)}
+    players = {
+        f"heal_{name}": gr.Audio(steps.wav(one, name), visible=True)
+        for name, one in zip(names, speeches, strict=True)
+    }
     return {**players, "heal_heard": words}
 
 
@@ -294,15 +364,25 @@ def _compared(before: Evaluation, after: Evaluation, note: str) -> dict[str, Any
             "healed": _interval(name, now.pruned),
             "healed minus original": _interval(name, now.difference, change=True),
         })  # fmt: skip
-    rows = [{"voice": voice, **one.to_row()} for voice, one in (("pruned", before), ("healed", after))]
+    rows = [
+        {"voice": voice, **one.to_row()} for voice, one in (("pruned", before), ("healed", after))
+    ]
     chosen = "by none of which" if "held-out" in note else "by which, for want of others,"
-    words = [f"**Before and after**, on {note}, {chosen} the checkpoint was chosen; 95% intervals in brackets."]
+    words = [
+        f"**Before and after**, on {note}, {chosen} the checkpoint was chosen; 95% intervals in brackets."
+    ]
     if "dnsmos_ovrl" in after.figures:
         words.append("DNSMOS was trained on noisy speech, not on synthesis.")
     return {
         "heal_compared": " ".join([*words, *after.unmeasured.values()]),
-        "heal_table": gr.Dataframe(pd.DataFrame(shown), visible=True, column_widths=["120px", "125px", "150px", "150px", "165px"]),
-        "heal_table_csv": gr.DownloadButton(value=steps.csv(pd.DataFrame(rows), "healed"), interactive=True, visible=True),
+        "heal_table": gr.Dataframe(
+            pd.DataFrame(shown),
+            visible=True,
+            column_widths=["120px", "125px", "150px", "150px", "165px"],
+        ),
+        "heal_table_csv": gr.DownloadButton(
+            value=steps.csv(pd.DataFrame(rows), "healed"), interactive=True, visible=True
+        ),
     }
 
 
@@ -311,7 +391,10 @@ def _interval(name: str, one: Interval | None, change: bool = False) -> str:
     if one is None:
         return ""
     percent, points = name in (*_SHARES, "duration_ratio"), name in _SHARES and change
-    values = [None if value is None else 100 * value if percent else value for value in (one.value, one.low, one.high)]
+    values = [
+        None if value is None else 100 * value if percent else value
+        for value in (one.value, one.low, one.high)
+    ]
     sign, digits = "+" if change else "", 1 if percent else 2
     value, low, high = ("" if number is None else f"{number:{sign}.{digits}f}" for number in values)
     unit = " points" if points else "%" if percent else ""

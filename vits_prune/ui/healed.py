@@ -15,21 +15,21 @@ from typing import Any
 
 import gradio as gr
 
-from vits_prune.background import Doing, in_background
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.healing import best
+from vits_prune.studio.hardware import calls_are_limited
+from vits_prune.studio.jobs import Doing, in_background
+from vits_prune.studio.workbench import Request
+from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.study.judge import METRICS, CheckpointJudge, tuning_texts
-from vits_prune.synthesis import Speech, speak
+from vits_prune.synthesis.speak import Speech, speak
 from vits_prune.ui import healing, steps
 from vits_prune.ui.evidence import measured_original, texts_for
-from vits_prune.ui.hardware import calls_are_limited
 from vits_prune.ui.healing import Check, Ended, Order, Progress, Task
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.language import spoken_language
 from vits_prune.voices.voice import Voice
-from vits_prune.workbench import Request
 
 _BYTES = 512 << 20
 _TOLD_SECONDS, _REDRAWN_SECONDS = 0.25, 1.0
@@ -72,7 +72,9 @@ class Healing:
 
 
 def _bytes(one: Healing) -> float:
-    weights = sum(t.numel() * t.element_size() for t in one.voice.model.parameters()) if one.voice else 0
+    weights = (
+        sum(t.numel() * t.element_size() for t in one.voice.model.parameters()) if one.voice else 0
+    )
     return weights + sum(check.speech.waveform.nbytes for check in one.checks if check.speech)
 
 
@@ -91,7 +93,9 @@ def recall(order: Order | None) -> Healing:
     return found
 
 
-def healing_steps(order: Order, token: str | None, halted: Callable[[], bool]) -> Iterator[Doing | Healing]:
+def healing_steps(
+    order: Order, token: str | None, halted: Callable[[], bool]
+) -> Iterator[Doing | Healing]:
     """Heal: how far it is, and the Healing whenever there is more to see of it, last with its voice.
 
     Args:
@@ -111,16 +115,24 @@ def healing_steps(order: Order, token: str | None, halted: Callable[[], bool]) -
         yield from _retold(known, order, token)
         return
     request = order.request
-    healing.check_order(order, steps.bench.voice(request.reference, request.speaker, token, device="cpu"))
+    healing.check_order(
+        order, steps.bench.voice(request.reference, request.speaker, token, device="cpu")
+    )
     yield from steps.pruning_steps(request, token)
-    voice, pruned = steps.bench.voice(request.reference, request.speaker, token), steps.bench.pruned(request, token)
+    voice, pruned = (
+        steps.bench.voice(request.reference, request.speaker, token),
+        steps.bench.pruned(request, token),
+    )
     found = Healing(order)
     said = tuning_texts(voice, order.texts, split_sentences(request.text))
     for reference in measured_original(request, token, voice, said.texts, _settings(request)):
         if isinstance(reference, Doing):
             yield reference
     judge = CheckpointJudge(reference, healing.CHECKS)
-    found.note, found.unmeasured = said.words, " ".join((*reference.unmeasured.values(), *reference.notes))
+    found.note, found.unmeasured = (
+        said.words,
+        " ".join((*reference.unmeasured.values(), *reference.notes)),
+    )
     for task in in_background(lambda tell: _prepared(found, judge, voice, pruned, tell)):
         if isinstance(task, Doing):
             yield task
@@ -137,10 +149,16 @@ def healing_steps(order: Order, token: str | None, halted: Callable[[], bool]) -
             raise
     shutil.rmtree(task.folder, ignore_errors=True)
     if kept is None:
-        raise InputError(why if why and not halted() else "Healing was stopped before its first checkpoint: there is nothing to keep yet.")
+        raise InputError(
+            why
+            if why and not halted()
+            else "Healing was stopped before its first checkpoint: there is nothing to keep yet."
+        )
     found.why, found.voice, found.kept = why, kept, kept.recipe["healed"][-1]["steps"]
     _healings.put(order.key, found)  # weighs more now
-    if spoken_language(voice) == "en":  # in other languages the best was chosen by what the visitor's text is like
+    if (
+        spoken_language(voice) == "en"
+    ):  # in other languages the best was chosen by what the visitor's text is like
         _healings.put(order.learnt, found)
     yield found
 
@@ -149,7 +167,10 @@ def _retold(known: Healing, order: Order, token: str | None) -> Iterator[Doing |
     """A healing that is done, for another text: the voices that are at hand speak it; what others said stays with who asked for it."""
     request = order.request
     yield from steps.pruning_steps(request, token)
-    voice, pruned = steps.bench.voice(request.reference, request.speaker, token), steps.bench.pruned(request, token)
+    voice, pruned = (
+        steps.bench.voice(request.reference, request.speaker, token),
+        steps.bench.pruned(request, token),
+    )
 
     def _speak(tell: Callable[[str, float], None]) -> Healing:
         text, choices = steps.timed_text(request.text), dataclasses.asdict(request.delivery)
@@ -159,7 +180,9 @@ def _retold(known: Healing, order: Order, token: str | None) -> Iterator[Doing |
         for number, (step, one) in enumerate(((0, pruned), (known.kept, known.voice)), 1):
             tell(f"speaking: step {step}", number / 3)
             speeches[step] = speak(one, text, request.seed, timing=original, **choices)
-        checks = [dataclasses.replace(check, speech=speeches.get(check.step)) for check in known.checks]
+        checks = [
+            dataclasses.replace(check, speech=speeches.get(check.step)) for check in known.checks
+        ]
         return dataclasses.replace(known, order=order, checks=checks)
 
     for step in in_background(_speak):
@@ -172,23 +195,43 @@ def _settings(request: Request) -> Settings:
     return Settings(seed=request.seed, metrics=METRICS, noise_seeds=0, delivery=request.delivery)
 
 
-def _prepared(found: Healing, judge: CheckpointJudge, voice: Voice, pruned: Voice, tell: Callable[[str, float], None]) -> Task:
+def _prepared(
+    found: Healing,
+    judge: CheckpointJudge,
+    voice: Voice,
+    pruned: Voice,
+    tell: Callable[[str, float], None],
+) -> Task:
     """Measure and hear the voice as it was pruned, which also tells how long that takes."""
     request = found.order.request
     text = steps.timed_text(request.text)
     tell("speaking: original", 0.0)
     original = speak(voice, text, request.seed, **dataclasses.asdict(request.delivery))
     start = time.perf_counter()
-    judgement = dataclasses.replace(judge, on_step=tell).judgement(0, pruned, name="the pruned voice")
+    judgement = dataclasses.replace(judge, progress=tell).judgement(
+        0, pruned, name="the pruned voice"
+    )
     found.checks.append(healing.spoken_check(judgement, pruned, request, text, original))
-    reserve = min(healing.CHECKS * (time.perf_counter() - start), 30.0 * (found.order.plan.minutes or 0.0))
+    reserve = min(
+        healing.CHECKS * (time.perf_counter() - start), 30.0 * (found.order.plan.minutes or 0.0)
+    )
     healing.remove_left(Path(_work.name))
     folder = Path(tempfile.mkdtemp(dir=_work.name))
     seconds = healing.STRETCH_SECONDS if calls_are_limited() else None
-    return Task(found.order, folder, dataclasses.replace(judge, reserve=reserve), text, original, False, seconds)
+    return Task(
+        found.order,
+        folder,
+        dataclasses.replace(judge, reserve=reserve),
+        text,
+        original,
+        False,
+        seconds,
+    )
 
 
-def _trained(found: Healing, task: Task, token: str | None, halted: Callable[[], bool]) -> Iterator[Doing | Healing]:
+def _trained(
+    found: Healing, task: Task, token: str | None, halted: Callable[[], bool]
+) -> Iterator[Doing | Healing]:
     """Stretch after stretch until it is done or halted; returns why it ended early, empty where it did not."""
     while True:
         before = found.step
@@ -205,11 +248,15 @@ def _trained(found: Healing, task: Task, token: str | None, halted: Callable[[],
         if not ended.paused:
             return ""
         if found.step == before:
-            raise InputError("Healing makes no headway within the time of one call: heal it on your own machine, with the command line.")
+            raise InputError(
+                "Healing makes no headway within the time of one call: heal it on your own machine, with the command line."
+            )
         task = dataclasses.replace(task, resume=True)
 
 
-def _stretch(found: Healing, task: Task, token: str | None, halted: Callable[[], bool]) -> Iterator[Doing | Healing]:
+def _stretch(
+    found: Healing, task: Task, token: str | None, halted: Callable[[], bool]
+) -> Iterator[Doing | Healing]:
     """One stretch; returns how it Ended."""
     os.utime(task.folder)  # see `healing.remove_left`
     told = drawn = 0.0
@@ -228,7 +275,9 @@ def _stretch(found: Healing, task: Task, token: str | None, halted: Callable[[],
             elif isinstance(news, Doing):
                 if time.monotonic() - told > _TOLD_SECONDS:
                     told = time.monotonic()
-                    yield Doing(found.words() if news.what.startswith("step") else news.what, news.share)
+                    yield Doing(
+                        found.words() if news.what.startswith("step") else news.what, news.share
+                    )
                 if len(found.rows) > rows and time.monotonic() - drawn > _REDRAWN_SECONDS:
                     drawn, rows = time.monotonic(), len(found.rows)
                     yield found
@@ -237,29 +286,51 @@ def _stretch(found: Healing, task: Task, token: str | None, halted: Callable[[],
     return Ended(why="the training ended without a word")
 
 
-def spoken_steps(found: Healing, request: Request, token: str | None) -> Iterator[Doing | tuple[Speech, Speech, Speech]]:
+def spoken_steps(
+    found: Healing, request: Request, token: str | None
+) -> Iterator[Doing | tuple[Speech, Speech, Speech]]:
     """Original, pruned and healed voice speak the visitor's text, with the timing that is chosen; they come last."""
-    voice, pruned = steps.bench.voice(request.reference, request.speaker, token), steps.bench.pruned(request, token)
+    voice, pruned = (
+        steps.bench.voice(request.reference, request.speaker, token),
+        steps.bench.pruned(request, token),
+    )
 
     def _say(tell: Callable[[str, float], None]) -> tuple[Speech, Speech, Speech]:
         speeches: list[Speech] = []
-        for i, (who, one) in enumerate((("original", voice), ("pruned", pruned), ("healed", found.voice))):
+        for i, (who, one) in enumerate(
+            (("original", voice), ("pruned", pruned), ("healed", found.voice))
+        ):
             timing = speeches[0] if speeches and request.timing == "locked" else "own"
 
             def _on_sentence(done: int, of: int, who: str = who, i: int = i) -> None:
-                tell(f"speaking: {who}, sentence {min(done + 1, of)} of {of}", (i + done / max(1, of)) / 3)
+                tell(
+                    f"speaking: {who}, sentence {min(done + 1, of)} of {of}",
+                    (i + done / max(1, of)) / 3,
+                )
 
             speeches.append(
-                speak(one, request.text, request.seed, timing=timing, on_sentence=_on_sentence, **dataclasses.asdict(request.delivery))
+                speak(
+                    one,
+                    request.text,
+                    request.seed,
+                    timing=timing,
+                    on_sentence=_on_sentence,
+                    **dataclasses.asdict(request.delivery),
+                )
             )
         return speeches[0], speeches[1], speeches[2]
 
     yield from in_background(_say)
 
 
-def compared_steps(found: Healing, request: Request, token: str | None) -> Iterator[Doing | tuple[Evaluation, Evaluation, str]]:
+def compared_steps(
+    found: Healing, request: Request, token: str | None
+) -> Iterator[Doing | tuple[Evaluation, Evaluation, str]]:
     """Pruned and healed voice against the original on sentences that nothing was chosen by: both evaluations and on which, last."""
-    voice, pruned = steps.bench.voice(request.reference, request.speaker, token), steps.bench.pruned(request, token)
+    voice, pruned = (
+        steps.bench.voice(request.reference, request.speaker, token),
+        steps.bench.pruned(request, token),
+    )
     said, note = texts_for(voice, request.text, found.order.texts)
     for reference in measured_original(request, token, voice, said, _settings(request)):
         if isinstance(reference, Doing):
@@ -267,8 +338,16 @@ def compared_steps(found: Healing, request: Request, token: str | None) -> Itera
 
     def _compare(tell: Callable[[str, float], None]) -> tuple[Evaluation, Evaluation, str]:
         def _measured(one: Voice, when: str, start: float) -> Evaluation:
-            return evaluate_against(reference, one, on_step=lambda at, share: tell(at.replace("pruned", when), start + share / 2))
+            return evaluate_against(
+                reference,
+                one,
+                progress=lambda at, share: tell(at.replace("pruned", when), start + share / 2),
+            )
 
-        return _measured(pruned, "before healing", 0.0), _measured(found.voice, "after healing", 0.5), note
+        return (
+            _measured(pruned, "before healing", 0.0),
+            _measured(found.voice, "after healing", 0.5),
+            note,
+        )
 
     yield from in_background(_compare)

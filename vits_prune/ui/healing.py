@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune import forks
-from vits_prune.background import Doing, Stopped, in_background
 from vits_prune.errors import InputError
 from vits_prune.healing import HealPlan, Told, heal
-from vits_prune.healing.curve import Curve
+from vits_prune.healing.training_curve import Curve
 from vits_prune.measure.quality import Figure
+from vits_prune.studio.hardware import calls_are_limited, on_gpu
+from vits_prune.studio.jobs import Doing, Stopped, in_background
+from vits_prune.studio.workbench import Request
 from vits_prune.study.judge import CheckpointJudge, Judgement
-from vits_prune.synthesis import Speech, speak
+from vits_prune.synthesis.speak import Speech, speak
 from vits_prune.ui import steps
-from vits_prune.ui.hardware import calls_are_limited, on_gpu
 from vits_prune.voices.voice import Voice
-from vits_prune.workbench import Request
 
 STRETCH_SECONDS = 60.0
 """On ZeroGPU a call trains so long, then leaves a checkpoint for the next."""
@@ -130,14 +130,26 @@ def plan_of(minutes: Any, adversarial: Any, seed: int) -> HealPlan:
     """
     import torch
 
-    known = isinstance(minutes, (int, float)) and not isinstance(minutes, bool) and LEAST_MINUTES <= minutes <= MOST_MINUTES
+    known = (
+        isinstance(minutes, (int, float))
+        and not isinstance(minutes, bool)
+        and LEAST_MINUTES <= minutes <= MOST_MINUTES
+    )
     if not known:
-        raise InputError(f"Give {LEAST_MINUTES:g} to {MOST_MINUTES:g} minutes: the command line heals longer.")
+        raise InputError(
+            f"Give {LEAST_MINUTES:g} to {MOST_MINUTES:g} minutes: the command line heals longer."
+        )
     fast = torch.cuda.is_available()
     # Writing a checkpoint takes about a second: every ten seconds or so is often enough, and sets how much a stop may lose.
     every = round(max(20, 15 * minutes)) * (10 if fast else 1)
     lessons = 400 if fast else round(min(400, max(40, 40 * minutes)))
-    return HealPlan(minutes=float(minutes), seed=seed, adversarial=bool(adversarial), lessons=lessons, checkpoint_every=every)
+    return HealPlan(
+        minutes=float(minutes),
+        seed=seed,
+        adversarial=bool(adversarial),
+        lessons=lessons,
+        checkpoint_every=every,
+    )
 
 
 def check_order(order: Order, voice: Voice) -> None:
@@ -148,7 +160,9 @@ def check_order(order: Order, voice: Voice) -> None:
     """
     spec = order.request.spec
     if spec.amount == 0 and spec.shape is None:
-        raise InputError("Nothing is pruned yet, so there is nothing to heal: set the amount above 0 first.")
+        raise InputError(
+            "Nothing is pruned yet, so there is nothing to heal: set the amount above 0 first."
+        )
     count = sum(parameter.numel() for parameter in voice.model.parameters())
     if count > MAX_PARAMETERS:
         raise InputError(
@@ -189,7 +203,7 @@ class _Stretch:
         try:
             self._start = time.perf_counter()
             teacher = steps.bench.voice(request.reference, request.speaker, self._token)
-            judge = dataclasses.replace(task.judge, on_judgement=self._on_judgement, on_step=tell)
+            judge = dataclasses.replace(task.judge, on_judgement=self._on_judgement, progress=tell)
             healed = heal(
                 steps.bench.pruned(request, self._token), teacher, plan=task.order.plan, folder=task.folder, resume=task.resume,
                 on_step=self._on_step, judge=judge, cpu=steps.bench.device == "cpu",
@@ -202,29 +216,45 @@ class _Stretch:
         except InputError as error:  # as a value: a worker's errors lose their words on the way
             return Ended(why=str(error))
         except Stopped:
-            shutil.rmtree(task.folder, ignore_errors=True)  # here, after the last checkpoint was written
+            shutil.rmtree(
+                task.folder, ignore_errors=True
+            )  # here, after the last checkpoint was written
             raise
         finally:
             _training.release()
 
     def _on_step(self, told: Told) -> None:
         made = self._curve.add(told)
-        self.news.append(Progress(told.step, told.of, told.seconds, self._curve.rows.pop() if made else None))
+        self.news.append(
+            Progress(told.step, told.of, told.seconds, self._curve.rows.pop() if made else None)
+        )
         self._tell(f"step {told.step}", told.step / told.of if told.of else 0.0)
         if (self._task.folder / _HALT).exists():
             raise _Halt
         unfinished = told.of is not None and told.step < told.of
-        if self._task.seconds is not None and unfinished and time.perf_counter() - self._start > self._task.seconds:
+        if (
+            self._task.seconds is not None
+            and unfinished
+            and time.perf_counter() - self._start > self._task.seconds
+        ):
             raise _Pause
         steps.bench.let_hearing_pass(_LONGEST_PAUSE)
 
     def _on_judgement(self, found: Judgement, voice: Voice) -> None:
-        self.news.append(spoken_check(found, voice, self._task.order.request, self._task.text, self._task.original))
+        self.news.append(
+            spoken_check(
+                found, voice, self._task.order.request, self._task.text, self._task.original
+            )
+        )
 
 
-def spoken_check(found: Judgement, voice: Voice, request: Request, text: str, original: Speech) -> Check:
+def spoken_check(
+    found: Judgement, voice: Voice, request: Request, text: str, original: Speech
+) -> Check:
     """Let the voice of a checkpoint that was measured speak."""
-    speech = speak(voice, text, request.seed, timing=original, **dataclasses.asdict(request.delivery))
+    speech = speak(
+        voice, text, request.seed, timing=original, **dataclasses.asdict(request.delivery)
+    )
     return Check(found.step, found.figures, found.score, speech)
 
 

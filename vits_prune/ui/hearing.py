@@ -8,12 +8,12 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from vits_prune import tables
-from vits_prune.background import Doing
 from vits_prune.errors import InputError
 from vits_prune.pruning.registry import METHODS
+from vits_prune.studio.jobs import Doing
+from vits_prune.studio.workbench import Request
+from vits_prune.study import tables
 from vits_prune.ui import controls, steps, teaching
-from vits_prune.workbench import Request
 
 
 def _doing(step: Doing) -> dict[str, Any]:
@@ -22,7 +22,9 @@ def _doing(step: Doing) -> dict[str, Any]:
 
 def pruned(request: Request, token: str | None) -> Iterator[dict[str, Any]]:
     for step in steps.pruning_steps(request, token):
-        yield {"status": f"{controls.spec_words(request.spec)}: {step.what} … {100 * step.share:.0f}%"}
+        yield {
+            "status": f"{controls.spec_words(request.spec)}: {step.what} … {100 * step.share:.0f}%"
+        }
     yield {"status": "pruned; speaking comes next …", "asked": request}
 
 
@@ -33,7 +35,10 @@ def heard(request: Request, token: str | None) -> Iterator[dict[str, Any]]:
             yield _doing(step)
             continue
         steps.bench.remember(request, step, token)
-        sparsity, layers = tables.sparsity_table(*step.sparsity), tables.layer_table(step.sparsity[1])
+        sparsity, layers = (
+            tables.sparsity_table(*step.sparsity),
+            tables.layer_table(step.sparsity[1]),
+        )
         yield {
             "status": "Both have spoken; measuring comes next.",
             "summary": steps.heard_words(request, step),
@@ -90,14 +95,24 @@ def timed(request: Request, token: str | None) -> Iterator[dict[str, Any]]:
         if isinstance(step, Doing):
             yield _doing(step)
         else:
-            what = "" if steps.timed_text(request.text) == request.text.strip() else " on the beginning of the text"
+            what = (
+                ""
+                if steps.timed_text(request.text) == request.text.strip()
+                else " on the beginning of the text"
+            )
             done = f"Done. Latency: {step.runs} runs of each voice in turn{what}, {step.threads} threads, {step.device}."
-            yield {"status": done, **_table("latency", tables.latency_table(step, request.spec.pattern))}
+            yield {
+                "status": done,
+                **_table("latency", tables.latency_table(step, request.spec.pattern)),
+            }
 
 
 def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
     """A table and its download."""
-    return {name: table, f"{name}_csv": gr.DownloadButton(value=steps.csv(table, name), interactive=True)}
+    return {
+        name: table,
+        f"{name}_csv": gr.DownloadButton(value=steps.csv(table, name), interactive=True),
+    }
 
 
 _TABLES = ("sparsity", "layers", "size", "latency")

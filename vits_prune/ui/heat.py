@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from vits_prune.evaluation import Evaluation
 from vits_prune.measure.quality import METRICS
 from vits_prune.pruning import PruneSpec
-from vits_prune.sweep.knee import compared
-from vits_prune.tables import PART_NAMES
+from vits_prune.study.evaluation import Evaluation
+from vits_prune.study.knee import compared
+from vits_prune.study.tables import PART_NAMES
 from vits_prune.ui import picture
 
 TEMPLATE = """
@@ -92,10 +92,14 @@ EMPTY: dict[str, Any] = {
 
 def heat() -> gr.HTML:
     """The component; its value is EMPTY or what `heat_value` makes. A pressed cell triggers `click` with its spec."""
-    return gr.HTML(value=EMPTY, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="heat")
+    return gr.HTML(
+        value=EMPTY, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="heat"
+    )
 
 
-def heat_value(points: Sequence[tuple[PruneSpec, Evaluation]], amounts: Sequence[float], hint: str) -> dict[str, Any]:
+def heat_value(
+    points: Sequence[tuple[PruneSpec, Evaluation]], amounts: Sequence[float], hint: str
+) -> dict[str, Any]:
     """The measured points as the component draws them.
 
     Args:
@@ -107,13 +111,25 @@ def heat_value(points: Sequence[tuple[PruneSpec, Evaluation]], amounts: Sequence
     rows: dict[str, dict[str, Any]] = {}
     for spec, evaluation in points:
         (part,) = spec.parts
-        changes = {name: interval.value for name, figure in evaluation.figures.items() if (interval := compared(figure))}
+        changes = {
+            name: interval.value
+            for name, figure in evaluation.figures.items()
+            if (interval := compared(figure))
+        }
         for name in changes:
             metric = METRICS[name]
             distance = metric.kind == "distance"
-            title = metric.title + (f" ({metric.unit})" if metric.unit else "") + ("" if distance else ", change from the original")
-            metrics.setdefault(name, {"title": title, "better": metric.better, "distance": distance})
-        row = rows.setdefault(part, {"part": part, "name": PART_NAMES[part], "cells": [None] * len(amounts)})
+            title = (
+                metric.title
+                + (f" ({metric.unit})" if metric.unit else "")
+                + ("" if distance else ", change from the original")
+            )
+            metrics.setdefault(
+                name, {"title": title, "better": metric.better, "distance": distance}
+            )
+        row = rows.setdefault(
+            part, {"part": part, "name": PART_NAMES[part], "cells": [None] * len(amounts)}
+        )
         row["cells"][list(amounts).index(spec.amount)] = {
             "spec": spec.to_dict(),
             "changes": changes,

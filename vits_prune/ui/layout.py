@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from vits_prune import tables
-from vits_prune.synthesis import MAX_SEED
+from vits_prune.study import tables
+from vits_prune.synthesis.speak import MAX_SEED
 from vits_prune.ui import evidence, flip, heal, sensitivity, ship, teaching
 from vits_prune.ui.controls import pruning_controls
 from vits_prune.voices.load import EMBEDDED
@@ -44,24 +44,41 @@ def inputs() -> dict[str, Any]:
         elem_id="voice",
     )
     made["facts"] = gr.Markdown("", elem_id="facts")
-    made["speaker"] = gr.Dropdown([], value=None, label="Speaker", visible=False, allow_custom_value=True, elem_id="speaker")
-    made["text"] = gr.Textbox(EXAMPLES[0], label="Text", lines=3, max_lines=8, elem_id="text", info="Shift+Enter speaks")
+    made["speaker"] = gr.Dropdown(
+        [], value=None, label="Speaker", visible=False, allow_custom_value=True, elem_id="speaker"
+    )
+    made["text"] = gr.Textbox(
+        EXAMPLES[0], label="Text", lines=3, max_lines=8, elem_id="text", info="Shift+Enter speaks"
+    )
     with gr.Row():
         made["speak"] = gr.Button("Speak with both", variant="primary", elem_id="speak", scale=3)
-        made["go"] = gr.Button("Go", visible="hidden", elem_id="go")  # pressed by the page once what ran before is stopped
+        made["go"] = gr.Button(
+            "Go", visible="hidden", elem_id="go"
+        )  # pressed by the page once what ran before is stopped
         made["stop"] = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
     made |= pruning_controls()
     made["timing"] = gr.Radio(
-        [("own: hear rhythm break", "own"), ("locked: the original's, flip between the two", "locked")],
+        [
+            ("own: hear rhythm break", "own"),
+            ("locked: the original's, flip between the two", "locked"),
+        ],
         value="locked",
         label="Timing of the pruned voice",
         elem_id="timing",
     )
     with gr.Accordion("Seed, speaking rate, noise", open=False):
-        made["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed")
-        made["speaking_rate"] = gr.Number(None, label="Speaking rate", info="0.25 to 4; empty: the voice's own", step=0.05)
-        made["noise_scale"] = gr.Number(None, label="Noise of the sound", info="0 to 2; empty: the voice's own", step=0.05)
-        made["noise_scale_duration"] = gr.Number(None, label="Noise of the rhythm", info="0 to 2; empty: the voice's own", step=0.05)
+        made["seed"] = gr.Number(
+            0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed"
+        )
+        made["speaking_rate"] = gr.Number(
+            None, label="Speaking rate", info="0.25 to 4; empty: the voice's own", step=0.05
+        )
+        made["noise_scale"] = gr.Number(
+            None, label="Noise of the sound", info="0 to 2; empty: the voice's own", step=0.05
+        )
+        made["noise_scale_duration"] = gr.Number(
+            None, label="Noise of the rhythm", info="0 to 2; empty: the voice's own", step=0.05
+        )
     gr.Examples([[example] for example in EXAMPLES], inputs=[made["text"]], label="Examples")
     with gr.Accordion("Upload a Piper voice", open=False):
         made["upload"] = gr.File(
@@ -82,13 +99,26 @@ def outputs() -> dict[str, Any]:
     made["asked"] = gr.State()
     with gr.Row():
         made["original"] = gr.Audio(
-            label="Original", interactive=False, elem_id="original-audio", buttons=["download"], waveform_options=_waves("#2f7ed8")
+            label="Original",
+            interactive=False,
+            elem_id="original-audio",
+            buttons=["download"],
+            waveform_options=_waves("#2f7ed8"),
         )
         made["pruned"] = gr.Audio(
-            label="Pruned", interactive=False, elem_id="pruned-audio", buttons=["download"], waveform_options=_waves("#e4572e")
+            label="Pruned",
+            interactive=False,
+            elem_id="pruned-audio",
+            buttons=["download"],
+            waveform_options=_waves("#e4572e"),
         )
     made["flip"] = flip.flip_switch()
-    made["rendition"] = gr.Radio([], label="Steps of gradual pruning: choose one to hear it", visible=False, elem_id="rendition")
+    made["rendition"] = gr.Radio(
+        [],
+        label="Steps of gradual pruning: choose one to hear it",
+        visible=False,
+        elem_id="rendition",
+    )
     made["rendition_audio"] = gr.Audio(
         label="Step, with the original's durations",
         interactive=False,
@@ -99,7 +129,12 @@ def outputs() -> dict[str, Any]:
         waveform_options=_waves("#8d6cc9"),
     )
     with gr.Tabs():
-        for name, label in (("sparsity", "Sparsity"), ("size", "Size"), ("latency", "Latency"), ("layers", "Layers")):
+        for name, label in (
+            ("sparsity", "Sparsity"),
+            ("size", "Size"),
+            ("latency", "Latency"),
+            ("layers", "Layers"),
+        ):
             with gr.Tab(label, id=name):
                 made[name] = gr.Dataframe(
                     tables.EMPTY[name],
@@ -113,13 +148,24 @@ def outputs() -> dict[str, Any]:
                     buttons=["copy", "fullscreen"],
                     show_search="filter" if name == "layers" else "none",
                 )
-                made[f"{name}_csv"] = gr.DownloadButton(f"Download {name}.csv", size="sm", interactive=False, elem_id=f"{name}-csv")
+                made[f"{name}_csv"] = gr.DownloadButton(
+                    f"Download {name}.csv", size="sm", interactive=False, elem_id=f"{name}-csv"
+                )
         with gr.Tab("Method", id="method-tab"):
             made |= teaching.method_tab()
         with gr.Tab("Pictures", id="pictures"):
-            made["spectrograms"] = gr.Plot(label="Spectrograms", show_label=False, format="png", elem_classes="pictures")
-            made["bars"] = gr.Plot(label="Sparsity by layer", show_label=False, format="png", elem_classes="pictures")
-            made["histogram"] = gr.Plot(label="Weights by absolute value", show_label=False, format="png", elem_classes="pictures")
+            made["spectrograms"] = gr.Plot(
+                label="Spectrograms", show_label=False, format="png", elem_classes="pictures"
+            )
+            made["bars"] = gr.Plot(
+                label="Sparsity by layer", show_label=False, format="png", elem_classes="pictures"
+            )
+            made["histogram"] = gr.Plot(
+                label="Weights by absolute value",
+                show_label=False,
+                format="png",
+                elem_classes="pictures",
+            )
         # What does not fit into the row lies under "More tabs": at 1360 pixels that is to be what takes minutes to measure.
         with gr.Tab("Heal", id="heal-tab"):
             made |= heal.heal_tab()

@@ -11,6 +11,7 @@ import gradio as gr
 
 from vits_prune.errors import InputError
 from vits_prune.pruning import PruneSpec
+from vits_prune.studio.workbench import Request
 from vits_prune.ui import controls, evidence, heal, hearing, layout, sensitivity, steps, teaching
 from vits_prune.ui.endpoints import add_endpoints
 from vits_prune.ui.events import LOADED, QUIET, SPEAKING, halts, request_from, signed
@@ -18,7 +19,6 @@ from vits_prune.ui.steps import plainly
 from vits_prune.ui.stoppable import haltable, stoppable
 from vits_prune.ui.theme import HEAD, theme
 from vits_prune.ui.wiring_ship import wire_shipping
-from vits_prune.workbench import Request
 
 
 def build() -> gr.Blocks:
@@ -30,7 +30,9 @@ def build() -> gr.Blocks:
         with gr.Row(elem_classes="halves"):
             with gr.Column(scale=4, min_width=300):
                 inputs = layout.inputs()
-                inputs["ticket"] = gr.Textbox(visible="hidden", elem_id="ticket")  # of the run under way
+                inputs["ticket"] = gr.Textbox(
+                    visible="hidden", elem_id="ticket"
+                )  # of the run under way
             with gr.Column(scale=7, min_width=300, elem_classes="outputs"):
                 outputs = layout.outputs()
         _wire(demo, inputs, outputs)
@@ -85,11 +87,21 @@ def _lanes(inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, dict[st
     minute where it listens first, and others may be heard meanwhile."""
     on_status = {"show_progress_on": [outputs["status"]], **QUIET}
     return {
-        "load": {"concurrency_id": "load", "concurrency_limit": 2, "show_progress_on": [inputs["facts"]], **QUIET},
+        "load": {
+            "concurrency_id": "load",
+            "concurrency_limit": 2,
+            "show_progress_on": [inputs["facts"]],
+            **QUIET,
+        },
         "prune": {"concurrency_id": "prune", "concurrency_limit": 4, **on_status},
         "work": {"concurrency_id": "work", "concurrency_limit": 1, **on_status},
         "measure": {"concurrency_id": "measure", "concurrency_limit": 1, **on_status},
-        "heal": {"concurrency_id": "heal", "concurrency_limit": 1, "show_progress_on": [outputs["heal_status"]], **QUIET},
+        "heal": {
+            "concurrency_id": "heal",
+            "concurrency_limit": 1,
+            "show_progress_on": [outputs["heal_status"]],
+            **QUIET,
+        },
         "look": {"concurrency_id": "look", "concurrency_limit": 2, **on_status},
     }
 
@@ -106,9 +118,22 @@ def _wire(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any]) -> N
     _wire_speaking(inputs, outputs, lanes, shown)
     healed = _wire_healing(inputs, outputs, lanes, shown)
     wire_shipping(demo, inputs, outputs, healed, shown)
-    running = [*_wire_looking(inputs, outputs, lanes, shown), *_wire_evidence(inputs, outputs, lanes["measure"], lanes["work"], shown)]
-    stopped = inputs["stop"].click(_halted, inputs["ticket"], outputs["status"], js=_STOP, cancels=running, queue=False, **QUIET)
-    stopped.then(steps.stopped_words, None, outputs["status"], queue=False, show_progress="hidden", **QUIET)
+    running = [
+        *_wire_looking(inputs, outputs, lanes, shown),
+        *_wire_evidence(inputs, outputs, lanes["measure"], lanes["work"], shown),
+    ]
+    stopped = inputs["stop"].click(
+        _halted,
+        inputs["ticket"],
+        outputs["status"],
+        js=_STOP,
+        cancels=running,
+        queue=False,
+        **QUIET,
+    )
+    stopped.then(
+        steps.stopped_words, None, outputs["status"], queue=False, show_progress="hidden", **QUIET
+    )
 
 
 def _halted(ticket: Any) -> str:
@@ -135,7 +160,9 @@ def _wire_voice(demo: gr.Blocks, inputs: dict[str, Any], loading: dict[str, Any]
     demo.load(load, chosen, voice_shown, **loading)
     inputs["voice"].change(load, chosen, voice_shown, **loading)
     uploading = {"concurrency_id": "load", "concurrency_limit": 2, **QUIET}
-    inputs["upload"].upload(plainly(_upload), inputs["upload"], [inputs["voice"], inputs["upload"]], **uploading)
+    inputs["upload"].upload(
+        plainly(_upload), inputs["upload"], [inputs["voice"], inputs["upload"]], **uploading
+    )
     gr.on(
         [inputs[name].change for name in controls.NAMES],
         signed(preview, ("voice", *controls.NAMES)),
@@ -149,12 +176,17 @@ def _wire_voice(demo: gr.Blocks, inputs: dict[str, Any], loading: dict[str, Any]
 
 
 def _wire_speaking(
-    inputs: dict[str, Any], outputs: dict[str, Any], lanes: dict[str, dict[str, Any]], shown: Callable[[dict[str, Any]], dict[Any, Any]]
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    lanes: dict[str, dict[str, Any]],
+    shown: Callable[[dict[str, Any]], dict[Any, Any]],
 ) -> None:
     """ "Speak with both": a chain of loading, pruning, hearing and measuring, each link of which ends at once where the run is halted."""
     ticket, status = inputs["ticket"], outputs["status"]
 
-    def link(run: Callable[..., Iterator[Any]], names: Sequence[str], progress: bool = False) -> Any:
+    def link(
+        run: Callable[..., Iterator[Any]], names: Sequence[str], progress: bool = False
+    ) -> Any:
         return signed(haltable(plainly(run), halts), ("ticket", *names), progress=progress)
 
     def load(*values: Any) -> Iterator[tuple[Any, ...]]:
@@ -162,9 +194,13 @@ def _wire_speaking(
         yield _load(voice, speaker, how, steps.visitor_token(oauth), progress)
 
     def prune(*values: Any) -> Iterator[dict[Any, Any]]:
-        yield from map(shown, hearing.pruned(request_from(values[:-1]), steps.visitor_token(values[-1])))
+        yield from map(
+            shown, hearing.pruned(request_from(values[:-1]), steps.visitor_token(values[-1]))
+        )
 
-    def after(run: Callable[..., Iterator[dict[str, Any]]]) -> Callable[..., Iterator[dict[Any, Any]]]:
+    def after(
+        run: Callable[..., Iterator[dict[str, Any]]],
+    ) -> Callable[..., Iterator[dict[Any, Any]]]:
         def follow(request: Request, oauth: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
             yield from map(shown, run(request, steps.visitor_token(oauth)))
 
@@ -174,27 +210,58 @@ def _wire_speaking(
     # Each step shows its findings in its last update: Gradio 6.31 forgets what an earlier one put into a tab that was never opened.
     begun = inputs["go"].click(None, None, ticket, js=_START, trigger_mode="multiple", **QUIET)
     loading = link(load, LOADED, progress=True)
-    chain = [begun.then(loading, [ticket, *(inputs[name] for name in LOADED)], [inputs[name] for name in VOICE_SHOWN], **lanes["load"])]
+    chain = [
+        begun.then(
+            loading,
+            [ticket, *(inputs[name] for name in LOADED)],
+            [inputs[name] for name in VOICE_SHOWN],
+            **lanes["load"],
+        )
+    ]
     asked = [ticket, *(inputs[name] for name in SPEAKING)]
-    chain.append(chain[-1].success(link(prune, SPEAKING), asked, [status, outputs["asked"]], **lanes["prune"]))
-    for run, names, lane in ((hearing.heard, hearing.HEARD, "work"), *((*one, "measure") for one in hearing.MEASURED)):
+    chain.append(
+        chain[-1].success(
+            link(prune, SPEAKING), asked, [status, outputs["asked"]], **lanes["prune"]
+        )
+    )
+    for run, names, lane in (
+        (hearing.heard, hearing.HEARD, "work"),
+        *((*one, "measure") for one in hearing.MEASURED),
+    ):
         shows = [status, *(outputs[name] for name in names)]
-        chain.append(chain[-1].success(link(after(run), ("request",)), [ticket, outputs["asked"]], shows, **lanes[lane]))
+        chain.append(
+            chain[-1].success(
+                link(after(run), ("request",)), [ticket, outputs["asked"]], shows, **lanes[lane]
+            )
+        )
     for one in chain:
         one.failure(None, js=_ENDED, **QUIET)
     chain[-1].then(None, js=_ENDED, **QUIET)
-    gr.on([inputs["speak"].click, inputs["text"].submit], halts.halt, ticket, None, js=_SPEAK, queue=False, **QUIET)
+    gr.on(
+        [inputs["speak"].click, inputs["text"].submit],
+        halts.halt,
+        ticket,
+        None,
+        js=_SPEAK,
+        queue=False,
+        **QUIET,
+    )
 
 
 def _wire_looking(
-    inputs: dict[str, Any], outputs: dict[str, Any], lanes: dict[str, dict[str, Any]], shown: Callable[[dict[str, Any]], dict[Any, Any]]
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    lanes: dict[str, dict[str, Any]],
+    shown: Callable[[dict[str, Any]], dict[Any, Any]],
 ) -> list[Any]:
     """What may be asked of what was heard: another layer's matrix, a step of gradual pruning."""
 
     def after(run: Callable[..., Iterator[dict[str, Any]]]) -> Any:
         @stoppable
         @plainly
-        def follow(request: Request, choice: Any, oauth: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
+        def follow(
+            request: Request, choice: Any, oauth: gr.OAuthToken | None
+        ) -> Iterator[dict[Any, Any]]:
             yield from map(shown, run(request, steps.visitor_token(oauth), choice))
 
         return signed(follow, ("request", "choice"))
@@ -205,7 +272,11 @@ def _wire_looking(
         (hearing.rendition, "rendition", ("rendition_audio",), "work"),
     ):
         shows = [outputs[name] for name in ("status", *names)]
-        found.append(outputs[choice].input(after(run), [outputs["asked"], outputs[choice]], shows, **lanes[lane]))
+        found.append(
+            outputs[choice].input(
+                after(run), [outputs["asked"], outputs[choice]], shows, **lanes[lane]
+            )
+        )
     return found
 
 
@@ -219,7 +290,13 @@ def _wire_evidence(
     """The curve, the knee, the sensitivity and the fader; pressing a point or a cell takes its settings over and speaks."""
     asked, wired = [inputs[name] for name in SPEAKING], []
 
-    def wire(button: str, run: Callable[..., Iterator[dict[str, Any]]], chosen: tuple[str, ...], shows: tuple[str, ...], how: Any) -> None:
+    def wire(
+        button: str,
+        run: Callable[..., Iterator[dict[str, Any]]],
+        chosen: tuple[str, ...],
+        shows: tuple[str, ...],
+        how: Any,
+    ) -> None:
         @stoppable
         @plainly
         def step(*values: Any) -> Iterator[dict[Any, Any]]:
@@ -227,13 +304,36 @@ def _wire_evidence(
             yield from map(shown, run(request, token, *values[len(SPEAKING) : -1]))
 
         into = [outputs[name] for name in ("status", *shows)]
-        wired.append(outputs[button].click(signed(step, (*SPEAKING, *chosen)), [*asked, *(outputs[name] for name in chosen)], into, **how))
+        wired.append(
+            outputs[button].click(
+                signed(step, (*SPEAKING, *chosen)),
+                [*asked, *(outputs[name] for name in chosen)],
+                into,
+                **how,
+            )
+        )
 
     wire(
-        "curve_start", evidence.curve_steps, ("curve_texts", "curve_step", "curve_last", "curve_metrics"), ("curve", "curve_csv"), measuring
+        "curve_start",
+        evidence.curve_steps,
+        ("curve_texts", "curve_step", "curve_last", "curve_metrics"),
+        ("curve", "curve_csv"),
+        measuring,
     )
-    wire("knee_start", evidence.knee_steps, ("curve_texts", "knee_cer", "knee_dnsmos"), ("knee_words", "knee", "knee_csv"), measuring)
-    wire("heat_start", sensitivity.sensitivity_steps, ("heat_texts", "heat_amounts", "heat_metrics"), ("heat", "heat_csv"), measuring)
+    wire(
+        "knee_start",
+        evidence.knee_steps,
+        ("curve_texts", "knee_cer", "knee_dnsmos"),
+        ("knee_words", "knee", "knee_csv"),
+        measuring,
+    )
+    wire(
+        "heat_start",
+        sensitivity.sensitivity_steps,
+        ("heat_texts", "heat_amounts", "heat_metrics"),
+        ("heat", "heat_csv"),
+        measuring,
+    )
     wire("fader_start", evidence.fader_steps, (), ("fader",), working)
 
     @plainly
@@ -249,7 +349,10 @@ def _wire_evidence(
 
 
 def _wire_healing(
-    inputs: dict[str, Any], outputs: dict[str, Any], lanes: dict[str, dict[str, Any]], shown: Callable[[dict[str, Any]], dict[Any, Any]]
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    lanes: dict[str, dict[str, Any]],
+    shown: Callable[[dict[str, Any]], dict[Any, Any]],
 ) -> Any:
     """Healing, which has a line of its own, and what may be asked of it. Stop does not cancel it: it ends by itself with what it has.
     Returns the event of its end."""
@@ -272,14 +375,27 @@ def _wire_healing(
         return gr.File(heal.healed_folder(order), visible=True)
 
     chosen, key = ("heal_minutes", "heal_texts", "heal_adversarial"), outputs["heal_key"]
-    asked = [outputs["heal_ticket"], *(inputs[name] for name in SPEAKING), *(outputs[name] for name in chosen)]
+    asked = [
+        outputs["heal_ticket"],
+        *(inputs[name] for name in SPEAKING),
+        *(outputs[name] for name in chosen),
+    ]
     begun = outputs["heal_start"].click(None, None, outputs["heal_ticket"], js=_HEAL, **QUIET)
-    ended = begun.then(signed(run, ("ticket", *SPEAKING, *chosen)), asked, [outputs[name] for name in heal.SHOWN], **lanes["heal"])
+    ended = begun.then(
+        signed(run, ("ticket", *SPEAKING, *chosen)),
+        asked,
+        [outputs[name] for name in heal.SHOWN],
+        **lanes["heal"],
+    )
     stops = [inputs["stop"].click, outputs["heal_stop"].click]
     gr.on(stops, halts.halt, outputs["heal_ticket"], None, js=_STOP_HEALING, queue=False, **QUIET)
     looking = {"concurrency_id": "look", "concurrency_limit": 2, **QUIET}
-    outputs["heal_checkpoint"].input(listen, [key, outputs["heal_checkpoint"]], outputs["heal_audio"], **looking)
-    outputs["heal_save"].click(save, key, outputs["heal_saved"], concurrency_id="work", concurrency_limit=1, **QUIET)
+    outputs["heal_checkpoint"].input(
+        listen, [key, outputs["heal_checkpoint"]], outputs["heal_audio"], **looking
+    )
+    outputs["heal_save"].click(
+        save, key, outputs["heal_saved"], concurrency_id="work", concurrency_limit=1, **QUIET
+    )
     return ended
 
 
@@ -289,7 +405,11 @@ def _wire_controls(inputs: dict[str, Any]) -> None:
 
     def voice_at_hand(reference: str, token: str | None) -> Any:
         reference = (reference or "").strip()
-        return steps.bench.voice(reference, token=token, device="cpu") if steps.bench.is_loaded(reference, token) else None
+        return (
+            steps.bench.voice(reference, token=token, device="cpu")
+            if steps.bench.is_loaded(reference, token)
+            else None
+        )
 
     def arranger(fresh: bool) -> Any:
         @plainly
@@ -297,7 +417,9 @@ def _wire_controls(inputs: dict[str, Any]) -> None:
             reference, *how, amount, parts, oauth = values
             voice = voice_at_hand(reference, steps.visitor_token(oauth))
             # In one update: Gradio 6.31 forgets a value that was set while its component was out of sight.
-            found = controls.arranged(voice, *how, controls.levers_for(voice, amount, parts) if fresh else None)
+            found = controls.arranged(
+                voice, *how, controls.levers_for(voice, amount, parts) if fresh else None
+            )
             return {inputs[name]: value for name, value in found.items()}
 
         return signed(arrange, names)
@@ -317,24 +439,36 @@ def _readout(voice: str, how: Sequence[Any], token: str | None) -> str:
         return str(error)
 
 
-def _load(voice: str, speaker: str, how: Sequence[Any], token: str | None, progress: gr.Progress) -> tuple[Any, ...]:
+def _load(
+    voice: str, speaker: str, how: Sequence[Any], token: str | None, progress: gr.Progress
+) -> tuple[Any, ...]:
     reference = (voice or "").strip()
     progress(0.0, desc=f"loading {reference[:60]}")
     loaded = steps.bench.voice(
         reference,
         token=token,
-        on_progress=lambda done, total: progress(done / max(1, total), desc=f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
+        on_progress=lambda done, total: progress(
+            done / max(1, total), desc=f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"
+        ),
     )
-    keep = speaker if speaker in loaded.speakers else (None if loaded.speaker is None else loaded.speakers[loaded.speaker])
+    keep = (
+        speaker
+        if speaker in loaded.speakers
+        else (None if loaded.speaker is None else loaded.speakers[loaded.speaker])
+    )
     choice = gr.Dropdown(list(loaded.speakers), value=keep, visible=bool(loaded.speakers))
     return steps.free_cut_words(loaded), choice, _readout(reference, how, token)
 
 
 def _upload(files: list[str]) -> tuple[Any, Any]:
     paths = [Path(name) for name in files or ()]
-    models, configs = ([path for path in paths if path.suffix == suffix] for suffix in (".onnx", ".json"))
+    models, configs = (
+        [path for path in paths if path.suffix == suffix] for suffix in (".onnx", ".json")
+    )
     if len(models) != 1 or len(configs) != 1 or len(paths) != 2:
-        raise InputError("A Piper voice has two files: choose its .onnx and its .onnx.json together.")
+        raise InputError(
+            "A Piper voice has two files: choose its .onnx and its .onnx.json together."
+        )
     try:
         reference, _ = steps.bench.keep_upload(models[0], configs[0])
     finally:

@@ -14,10 +14,9 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
 from vits_prune.measure import Sparsity
-from vits_prune.measure.matrices import MatrixPair
-from vits_prune.measure.spectrogram import Spectrogram
-from vits_prune.measure.weights import WeightHistogram
-from vits_prune.tables import PART_NAMES
+from vits_prune.measure.signals import Spectrogram
+from vits_prune.measure.weights import MatrixPair, WeightHistogram
+from vits_prune.study.tables import PART_NAMES
 from vits_prune.ui.theme import NEUTRAL, ORIGINAL, PRUNED
 from vits_prune.voices.voice import PARTS
 
@@ -70,12 +69,31 @@ def layer_bars(sparsity: Sparsity) -> Figure:
     start = 0
     for part in PARTS:
         mine = [100 * row.sparsity for row in rows if row.layer.part == part]
-        axis.bar(range(start, start + len(mine)), mine, width=0.9, color=_PART_COLOURS[part], label=PART_NAMES[part])
+        axis.bar(
+            range(start, start + len(mine)),
+            mine,
+            width=0.9,
+            color=_PART_COLOURS[part],
+            label=PART_NAMES[part],
+        )
         start += len(mine)
     axis.axhline(100 * sparsity.overall, color=NEUTRAL, linewidth=1, linestyle="--")
     axis.text(start, 100 * sparsity.overall + 1, "overall", va="bottom", fontsize=8, color=NEUTRAL)
-    axis.set(xlabel="layer, in the order of the model", ylabel="zeros (%)", ylim=(0, 100), xlim=(-1, start + 0.06 * start))
-    axis.legend(ncols=4, loc="upper left", frameon=False, fontsize=8, bbox_to_anchor=(0, 1.14), borderpad=0, labelcolor=NEUTRAL)
+    axis.set(
+        xlabel="layer, in the order of the model",
+        ylabel="zeros (%)",
+        ylim=(0, 100),
+        xlim=(-1, start + 0.06 * start),
+    )
+    axis.legend(
+        ncols=4,
+        loc="upper left",
+        frameon=False,
+        fontsize=8,
+        bbox_to_anchor=(0, 1.14),
+        borderpad=0,
+        labelcolor=NEUTRAL,
+    )
     return figure
 
 
@@ -84,7 +102,15 @@ def weight_histogram(histogram: WeightHistogram) -> Figure:
     figure, (axis,) = _figure(1, height=3.0)
     left, width = histogram.edges[:-1], np.diff(histogram.edges)
     axis.bar(left, histogram.zeroed, width, align="edge", color=PRUNED, label="set to zero")
-    axis.bar(left, histogram.kept, width, bottom=histogram.zeroed, align="edge", color=ORIGINAL, label="kept")
+    axis.bar(
+        left,
+        histogram.kept,
+        width,
+        bottom=histogram.zeroed,
+        align="edge",
+        color=ORIGINAL,
+        label="kept",
+    )
     one_threshold = 0 < histogram.largest_zeroed <= histogram.smallest_kept
     if one_threshold:
         axis.axvline(histogram.largest_zeroed, color=NEUTRAL, linewidth=1.2, linestyle="--")
@@ -104,7 +130,11 @@ def weight_histogram(histogram: WeightHistogram) -> Figure:
             color=NEUTRAL,
             horizontalalignment="center",
         )
-    axis.set(xlabel="absolute value of the weight (the last bar holds all above)", ylabel="weights", xlim=(0, histogram.edges[-1]))
+    axis.set(
+        xlabel="absolute value of the weight (the last bar holds all above)",
+        ylabel="weights",
+        xlim=(0, histogram.edges[-1]),
+    )
     axis.legend(ncols=2, loc="upper right", frameon=False, fontsize=8, labelcolor=NEUTRAL)
     return figure
 
@@ -119,7 +149,9 @@ def matrices(pair: MatrixPair) -> Figure:
     figure, axes = _figure(1, height=4.6, columns=2)
     top = float(np.quantile(pair.before, 0.99)) or 1.0
     shapes = (pair.layer.shape, pair.shape_after)
-    for axis, values, name, shape in zip(axes, (pair.before, pair.after), ("before", "after"), shapes, strict=True):
+    for axis, values, name, shape in zip(
+        axes, (pair.before, pair.after), ("before", "after"), shapes, strict=True
+    ):
         shown = np.ma.masked_where(np.isnan(values) | (values == 0), values)
         axis.imshow(np.isnan(values), cmap=_ZERO_OR_GONE, vmin=0, vmax=1, interpolation="nearest")
         axis.imshow(shown, cmap=_SIZES, vmin=0, vmax=top, interpolation="nearest")
@@ -133,7 +165,14 @@ def matrices(pair: MatrixPair) -> Figure:
         keys.append(Patch(color=PRUNED, label="zero"))
     if np.isnan(pair.after).any():
         keys.append(Patch(color=_GONE, label="gone"))
-    figure.legend(handles=keys, ncols=3, loc="outside lower center", frameon=False, fontsize=9, labelcolor=NEUTRAL)
+    figure.legend(
+        handles=keys,
+        ncols=3,
+        loc="outside lower center",
+        frameon=False,
+        fontsize=9,
+        labelcolor=NEUTRAL,
+    )
     return figure
 
 

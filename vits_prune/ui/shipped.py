@@ -9,14 +9,14 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from vits_prune.background import Doing
 from vits_prune.errors import InputError
+from vits_prune.studio.jobs import Doing
+from vits_prune.studio.workbench import Request
 from vits_prune.ui import shipping, steps
 from vits_prune.ui.healing import Order
 from vits_prune.ui.ship import login_words, used_lines
 from vits_prune.ui.shipping import CHOICES, Line, Packed, Parcel, Published
 from vits_prune.voices.voice import Voice
-from vits_prune.workbench import Request
 
 COMPARED = ("ship_status", "ship_table", "ship_csv")
 PACKED = ("ship_packing", "ship_file", "ship_python", "ship_shell")
@@ -28,7 +28,9 @@ _WIDTHS = ["125px", "70px", "85px", "255px", "80px", "75px", "95px", "95px"]
 # Formats
 
 
-def compare_steps(request: Request, token: str | None, halted: Callable[[], bool], which: Any, order: Any) -> Iterator[dict[str, Any]]:
+def compare_steps(
+    request: Request, token: str | None, halted: Callable[[], bool], which: Any, order: Any
+) -> Iterator[dict[str, Any]]:
     """Write and measure format after format; each update, by the names of COMPARED, shows all so far.
 
     Args:
@@ -37,7 +39,11 @@ def compare_steps(request: Request, token: str | None, halted: Callable[[], bool
         halted: whether it is to end with what it has.
         which, order: "pruned" or "healed", and the healing.
     """
-    yield {"ship_status": "beginning …", "ship_table": gr.Dataframe(visible=False), "ship_csv": gr.DownloadButton(visible=False)}
+    yield {
+        "ship_status": "beginning …",
+        "ship_table": gr.Dataframe(visible=False),
+        "ship_csv": gr.DownloadButton(visible=False),
+    }
     healing = shipping.order_at_hand(which, order)
     voice = None
     for step in _made(request, healing, token, halted):
@@ -56,9 +62,16 @@ def compare_steps(request: Request, token: str | None, halted: Callable[[], bool
             lines = step
             yield _table(lines)
     what = shipping.name_of(voice, request, healing)
-    done = f"Done: **{what}**." if len(lines) == len(CHOICES) else f"Stopped: {len(lines)} of {len(CHOICES)} formats of **{what}**."
+    done = (
+        f"Done: **{what}**."
+        if len(lines) == len(CHOICES)
+        else f"Stopped: {len(lines)} of {len(CHOICES)} formats of **{what}**."
+    )
     # All that was found, once more: Gradio 6.31 forgets what an earlier update put into a tab that was not open.
-    yield {**(_table(lines) if lines else {}), "ship_status": f"{done} {_READING}" if lines else done}
+    yield {
+        **(_table(lines) if lines else {}),
+        "ship_status": f"{done} {_READING}" if lines else done,
+    }
 
 
 _READING = (
@@ -67,7 +80,9 @@ _READING = (
 )
 
 
-def _made(request: Request, healing: Order | None, token: str | None, halted: Callable[[], bool]) -> Iterator[Doing | tuple[Voice, Voice]]:
+def _made(
+    request: Request, healing: Order | None, token: str | None, halted: Callable[[], bool]
+) -> Iterator[Doing | tuple[Voice, Voice]]:
     """The voice to be shipped and its original, last; neither where it is halted."""
     making = shipping.voice_steps(request, healing, token)
     try:
@@ -111,14 +126,29 @@ def _table(lines: list[Line]) -> dict[str, Any]:
     }
 
 
-_COLUMNS = ("format", "MB", "of dense fp32", "in words", "load (ms)", "RTF", "mel levels off (dB)", "durations off")
+_COLUMNS = (
+    "format",
+    "MB",
+    "of dense fp32",
+    "in words",
+    "load (ms)",
+    "RTF",
+    "mel levels off (dB)",
+    "durations off",
+)
 
 
 # One file
 
 
 def download_steps(
-    request: Request, token: str | None, halted: Callable[[], bool], which: Any, order: Any, format: Any, precision: Any
+    request: Request,
+    token: str | None,
+    halted: Callable[[], bool],
+    which: Any,
+    order: Any,
+    format: Any,
+    precision: Any,
 ) -> Iterator[dict[str, Any]]:
     """Make the zip file of one format; updates by the names of PACKED."""
     yield {"ship_packing": "beginning …", "ship_file": gr.File(None, visible=False)}
@@ -134,7 +164,11 @@ def download_steps(
         if made is not None:
             name = shipping.name_of(made[0], request, healing)
             for step in shipping.pack_steps(made[0], name, format, precision, halted):
-                yield {"ship_packing": _doing(step)} if isinstance(step, Doing) else _packed(made[0], name, step, format, precision)
+                yield (
+                    {"ship_packing": _doing(step)}
+                    if isinstance(step, Doing)
+                    else _packed(made[0], name, step, format, precision)
+                )
                 if isinstance(step, Packed):
                     return
     except InputError as error:
@@ -158,7 +192,13 @@ def _packed(voice: Voice, name: str, packed: Packed, format: str, precision: str
 
 
 def hub_steps(
-    request: Request, token: str | None, halted: Callable[[], bool], which: Any, order: Any, noticed: Any, parcel: Parcel
+    request: Request,
+    token: str | None,
+    halted: Callable[[], bool],
+    which: Any,
+    order: Any,
+    noticed: Any,
+    parcel: Parcel,
 ) -> Iterator[dict[str, Any]]:
     """Push a voice to the hub with the visitor's own token; updates by the names of PUSHED.
 
@@ -169,14 +209,21 @@ def hub_steps(
     """
     yield {"ship_pushing": "beginning …"}
     try:
-        yield from _pushed_steps(request, token, halted, shipping.order_at_hand(which, order), noticed, parcel)
+        yield from _pushed_steps(
+            request, token, halted, shipping.order_at_hand(which, order), noticed, parcel
+        )
     except InputError as error:
         yield {"ship_pushing": str(error)}
         raise
 
 
 def _pushed_steps(
-    request: Request, token: str | None, halted: Callable[[], bool], healing: Order | None, noticed: Any, parcel: Parcel
+    request: Request,
+    token: str | None,
+    halted: Callable[[], bool],
+    healing: Order | None,
+    noticed: Any,
+    parcel: Parcel,
 ) -> Iterator[dict[str, Any]]:
     if not token:
         raise InputError(login_words(None).replace("**", "").replace("*", "").replace("`", "'"))

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.background import Doing, in_background
-from vits_prune.comparison import DEFAULT_TEXT
-from vits_prune.evaluation import Evaluation, Settings, evaluate_against
-from vits_prune.healing.curve import Curve
+from vits_prune.healing.training_curve import Curve
 from vits_prune.measure.recognition import spoken_language
 from vits_prune.ship.bundle import sample_texts
+from vits_prune.studio.jobs import Doing, in_background
+from vits_prune.study.comparison import DEFAULT_TEXT
+from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.ui import healed, steps
 from vits_prune.ui.evidence import measured_original, texts_for
 
 if TYPE_CHECKING:
+    from vits_prune.studio.workbench import Request
     from vits_prune.ui.healed import Healing
     from vits_prune.voices.voice import Voice
-    from vits_prune.workbench import Request
 
 
 def write_course(found: Healing, folder: Path) -> Path | None:
@@ -31,8 +31,16 @@ def write_course(found: Healing, folder: Path) -> Path | None:
     curve = Curve()
     rows = {row["step"]: dict(row) for row in found.rows}
     for check in found.checks:
-        changes = {name: figure.difference.value for name, figure in check.figures.items() if figure.difference is not None}
-        known = {f"measured_{name}": round(value, 5) for name, value in changes.items() if name in _MEASURED and value is not None}
+        changes = {
+            name: figure.difference.value
+            for name, figure in check.figures.items()
+            if figure.difference is not None
+        }
+        known = {
+            f"measured_{name}": round(value, 5)
+            for name, value in changes.items()
+            if name in _MEASURED and value is not None
+        }
         rows[check.step] = rows.get(check.step, {"step": check.step}) | known
     curve.rows = [rows[step] for step in sorted(rows)]
     if not curve.rows:
@@ -50,7 +58,11 @@ _TEXTS = 10
 
 
 def measured(
-    voice: Voice, found: Healing | None, request: Request, token: str | None, tell: Callable[[str, float], None]
+    voice: Voice,
+    found: Healing | None,
+    request: Request,
+    token: str | None,
+    tell: Callable[[str, float], None],
 ) -> dict[str, Any]:
     """Return what `evaluate` finds of a voice, of a healed one on the sentences of the Heal tab's table.
 
@@ -64,7 +76,11 @@ def measured(
     Raises:
         UnmeasurableError: there are no sentences that the voice can say.
     """
-    work = healed.compared_steps(found, found.order.request, token) if found else _pruned_steps(voice, request, token)
+    work = (
+        healed.compared_steps(found, found.order.request, token)
+        if found
+        else _pruned_steps(voice, request, token)
+    )
     with contextlib.closing(work):
         for step in work:
             if isinstance(step, Doing):
@@ -72,17 +88,25 @@ def measured(
     return step[1].to_dict()
 
 
-def _pruned_steps(pruned: Voice, request: Request, token: str | None) -> Iterator[Doing | tuple[str, Evaluation]]:
+def _pruned_steps(
+    pruned: Voice, request: Request, token: str | None
+) -> Iterator[Doing | tuple[str, Evaluation]]:
     """A pruned voice against its original: on which sentences, and what was found, last."""
     voice = steps.bench.voice(request.reference, request.speaker, token)
     voice = voice.with_speaker(pruned.speaker) if voice.speakers else voice
     said, note = texts_for(voice, request.text, _TEXTS)
     if spoken_language(voice) != "en" and request.text == DEFAULT_TEXT:
         said = sample_texts(voice, _TEXTS)  # the page's own text is English
-    settings = Settings(seed=request.seed, metrics=healed.METRICS, noise_seeds=1, delivery=request.delivery)
+    settings = Settings(
+        seed=request.seed, metrics=healed.METRICS, noise_seeds=1, delivery=request.delivery
+    )
     for reference in measured_original(request, token, voice, said, settings):
         if isinstance(reference, Doing):
             yield Doing(reference.what, reference.share / 2)
     device = voice.device
-    for found in in_background(lambda tell: evaluate_against(reference, pruned.to(device), on_step=tell)):
-        yield Doing(found.what, 0.5 + found.share / 2) if isinstance(found, Doing) else (note, found)
+    for found in in_background(
+        lambda tell: evaluate_against(reference, pruned.to(device), progress=tell)
+    ):
+        yield (
+            Doing(found.what, 0.5 + found.share / 2) if isinstance(found, Doing) else (note, found)
+        )

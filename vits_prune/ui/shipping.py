@@ -14,24 +14,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vits_prune import forks
-from vits_prune.background import Doing, Stopped, in_background
 from vits_prune.errors import InputError, LoginError, UnmeasurableError
 from vits_prune.ship.formats import FORMATS, export_voice, file_stem
+from vits_prune.studio.jobs import Doing, Stopped, in_background
+from vits_prune.studio.workbench import Request
 from vits_prune.ui import healed, steps
 from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import Order
 from vits_prune.ui.shipped_healing import measured, write_course
 from vits_prune.voices.voice import Voice
-from vits_prune.workbench import Request
 
 if TYPE_CHECKING:
-    from vits_prune.ship.report import Row
-    from vits_prune.voices.upload import Pushed
+    from vits_prune.ship.export_report import Row
+    from vits_prune.ship.hub_push import Pushed
 
 T = TypeVar("T")
 Tell = Callable[[str, float], None]
 
-CHOICES = tuple((name, precision) for name, kind in FORMATS.items() for precision in kind.precisions)
+CHOICES = tuple(
+    (name, precision) for name, kind in FORMATS.items() for precision in kind.precisions
+)
 """Every format with every precision that it has."""
 MAX_PARAMETERS = 100_000_000
 """Largest voice that the page writes."""
@@ -103,13 +105,19 @@ def order_at_hand(which: Any, order: Any) -> Order | None:
     if which != "healed":
         return None
     if not isinstance(order, Order):
-        raise InputError("Nothing is healed yet: press Heal in the Heal tab first, or ship the voice as it is pruned.")
+        raise InputError(
+            "Nothing is healed yet: press Heal in the Heal tab first, or ship the voice as it is pruned."
+        )
     if healed.recall(order).voice is None:
-        raise InputError("This voice is still being healed: wait for its end, or press Stop in the Heal tab.")
+        raise InputError(
+            "This voice is still being healed: wait for its end, or press Stop in the Heal tab."
+        )
     return order
 
 
-def voice_steps(request: Request, order: Order | None, token: str | None) -> Generator[Doing, None, tuple[Voice, Voice]]:
+def voice_steps(
+    request: Request, order: Order | None, token: str | None
+) -> Generator[Doing, None, tuple[Voice, Voice]]:
     """Make the voice to be shipped; returns it and its original, both on the CPU.
 
     Raises:
@@ -140,7 +148,11 @@ def _first(voice: Voice, request: Request, token: str) -> tuple[Voice | None, Re
         return None, request, "its original was a file or folder, which this page cannot open"
     request = dataclasses.replace(request, reference="@".join(filter(None, source)))
     try:
-        return steps.bench.voice(request.reference, request.speaker, token, device="cpu"), request, ""
+        return (
+            steps.bench.voice(request.reference, request.speaker, token, device="cpu"),
+            request,
+            "",
+        )
     except InputError as error:
         return None, request, f"its original cannot be loaded. {error}"
 
@@ -194,21 +206,45 @@ def _write_all(voice: Voice, lines: list[Line], tell: Tell) -> None:
 
 def _line(voice: Voice, name: str, precision: str, before: list[Line], tell: Tell) -> Line:
     """One format, written, measured and removed."""
-    from vits_prune.ship.report import measure_export
+    from vits_prune.ship.export_report import measure_export
 
     with tempfile.TemporaryDirectory(dir=_work.name) as folder:
         try:
-            export = export_voice(voice, Path(folder) / name, name, precision, on_step=lambda what, share: tell(what, share / 2))
+            export = export_voice(
+                voice,
+                Path(folder) / name,
+                name,
+                precision,
+                progress=lambda what, share: tell(what, share / 2),
+            )
             known = {line.precision: line.row for line in before if line.format == "onnx"}
             twin = known.get(precision) if name == "piper" else None
-            if twin is not None:  # the very graph was measured already; only what is beside it differs
+            if (
+                twin is not None
+            ):  # the very graph was measured already; only what is beside it differs
                 share = export.bytes / 1e6 / twin.megabytes * twin.share
-                words = f"the same graph as onnx {precision}" + (f"; {twin.words}" if twin.words else "")
+                words = f"the same graph as onnx {precision}" + (
+                    f"; {twin.words}" if twin.words else ""
+                )
                 return Line(
-                    name, precision, replace(twin, what=f"piper {precision}", megabytes=export.bytes / 1e6, share=share, words=words)
+                    name,
+                    precision,
+                    replace(
+                        twin,
+                        what=f"piper {precision}",
+                        megabytes=export.bytes / 1e6,
+                        share=share,
+                        words=words,
+                    ),
                 )
             plain = known.get("fp32")
-            rows = measure_export(voice, export, runs=RUNS, float32=plain, on_step=lambda what, share: tell(what, 0.5 + share / 2))
+            rows = measure_export(
+                voice,
+                export,
+                runs=RUNS,
+                float32=plain,
+                progress=lambda what, share: tell(what, 0.5 + share / 2),
+            )
         except InputError as error:
             return Line(name, precision, None, f"does not fit: {error}")
     return Line(name, precision, rows[-1])
@@ -228,7 +264,9 @@ def _turn(tell: Tell) -> Iterator[None]:
 # One file to take away
 
 
-def pack_steps(voice: Voice, name: str, format: str, precision: str, halted: Callable[[], bool]) -> Iterator[Doing | Packed]:
+def pack_steps(
+    voice: Voice, name: str, format: str, precision: str, halted: Callable[[], bool]
+) -> Iterator[Doing | Packed]:
     """One format as a zip file: how far it is, and Packed last. Halted, it ends at once, without.
 
     Raises:
@@ -238,10 +276,20 @@ def pack_steps(voice: Voice, name: str, format: str, precision: str, halted: Cal
     def pack(tell: Tell) -> Packed:
         stem = f"{name}-{format}-{precision}"
         with _turn(tell), tempfile.TemporaryDirectory(dir=_work.name) as folder:
-            export = export_voice(voice, Path(folder) / stem, format, precision, on_step=lambda what, share: tell(what, 0.7 * share))
+            export = export_voice(
+                voice,
+                Path(folder) / stem,
+                format,
+                precision,
+                progress=lambda what, share: tell(what, 0.7 * share),
+            )
             tell("packing", 0.7)
-            archive = shutil.make_archive(str(steps.scratch.folder() / stem), "zip", root_dir=folder, base_dir=stem)
-            return Packed(Path(archive), stem, export.model.name, export.bytes, export.waveform_error)
+            archive = shutil.make_archive(
+                str(steps.scratch.folder() / stem), "zip", root_dir=folder, base_dir=stem
+            )
+            return Packed(
+                Path(archive), stem, export.model.name, export.bytes, export.waveform_error
+            )
 
     check_choice(format, precision)
     with contextlib.closing(in_background(pack)) as work:
@@ -265,7 +313,13 @@ def check_choice(format: Any, precision: Any) -> None:
 
 
 def push_steps(
-    voice: Voice, original: Voice, parcel: Parcel, request: Request, order: Order | None, token: str, halted: Callable[[], bool]
+    voice: Voice,
+    original: Voice,
+    parcel: Parcel,
+    request: Request,
+    order: Order | None,
+    token: str,
+    halted: Callable[[], bool],
 ) -> Generator[Doing, None, Published | None]:
     """Write all that belongs on the hub and push it in one commit; returns what was published, None where it was halted and nothing was.
 
@@ -285,7 +339,9 @@ def push_steps(
 
     check_choice(parcel.format, parcel.precision)
     if licence_of(voice).needs_consent and not parcel.read:
-        raise InputError("Read what is said about the licence of this voice and tick the box under it, then push again.")
+        raise InputError(
+            "Read what is said about the licence of this voice and tick the box under it, then push again."
+        )
     found_healed = healed.recall(order) if order else None
     gone = threading.Event()
 
@@ -309,15 +365,25 @@ def push_steps(
     return found
 
 
-def _push(voice: Voice, original: Voice, parcel: Parcel, request: Request, healing: Healing | None, token: str, tell: Tell) -> Published:
+def _push(
+    voice: Voice,
+    original: Voice,
+    parcel: Parcel,
+    request: Request,
+    healing: Healing | None,
+    token: str,
+    tell: Tell,
+) -> Published:
     from vits_prune.ship.bundle import write_bundle
-    from vits_prune.voices.upload import check_destination, push_folder
+    from vits_prune.ship.hub_push import check_destination, push_folder
 
     tell("asking the hub", 0.0)
     with _for_visitors(parcel.repo):
         destination = check_destination(parcel.repo, token=token)
     if destination.holds == "other":
-        raise InputError(f"{destination.repo_id} holds other files already: choose another name, so that nothing of them is lost.")
+        raise InputError(
+            f"{destination.repo_id} holds other files already: choose another name, so that nothing of them is lost."
+        )
     if destination.holds_another(voice.name):
         raise InputError(
             f"{destination.repo_id} holds another voice already, {destination.voice!r}: choose another name, so that it is not lost; "
@@ -333,26 +399,40 @@ def _push(voice: Voice, original: Voice, parcel: Parcel, request: Request, heali
         curve = write_course(healing, Path(folder) / "course") if healing else None
         table, base = healing, original
         if original.recipe:
-            table, (base, request, why_not) = None, _first(original, healing.order.request if healing else request, token)
+            table, (base, request, why_not) = (
+                None,
+                _first(original, healing.order.request if healing else request, token),
+            )
         if voice.recipe and base is not None:
             begun = _MEASURING
             try:
-                evidence = measured(voice, table, request, token, lambda what, share: tell(what, _MEASURING * share))
+                evidence = measured(
+                    voice, table, request, token, lambda what, share: tell(what, _MEASURING * share)
+                )
             except UnmeasurableError as error:
                 why_not = str(error)
         with _turn(tell):
             bundle = write_bundle(
                 voice, Path(folder) / "bundle", repo_id=destination.repo_id, format=parcel.format, precision=parcel.precision,
                 original=base, evidence=evidence, curve=curve,
-                on_step=lambda what, share: tell(what, begun + (_BUNDLING - begun) * share),
+                progress=lambda what, share: tell(what, begun + (_BUNDLING - begun) * share),
             )  # fmt: skip
 
         def sending(done: int, of: int) -> None:
-            tell(f"sending {done / 1e6:.0f} of {of / 1e6:.0f} MB", _BUNDLING + (1 - _BUNDLING) * done / max(1, of))
+            tell(
+                f"sending {done / 1e6:.0f} of {of / 1e6:.0f} MB",
+                _BUNDLING + (1 - _BUNDLING) * done / max(1, of),
+            )
 
         sending(0, 0)
         with _for_visitors(destination.repo_id):
-            pushed = push_folder(bundle.folder, destination.repo_id, token=token, private=parcel.private, on_progress=sending)
+            pushed = push_folder(
+                bundle.folder,
+                destination.repo_id,
+                token=token,
+                private=parcel.private,
+                on_progress=sending,
+            )
     return Published(pushed, why_not)
 
 

@@ -14,26 +14,26 @@ from typing import Any, TypeVar
 import gradio as gr
 import pandas as pd
 
-from vits_prune import tables
-from vits_prune.background import Doing, in_background
 from vits_prune.caches import Scratch
 from vits_prune.errors import InputError
 from vits_prune.measure import Latency, latency, measure_weights
-from vits_prune.measure.matrices import MatrixPair, measure_matrix
-from vits_prune.measure.spectrogram import measure_spectrogram
+from vits_prune.measure.signals import measure_spectrogram
+from vits_prune.measure.weights import MatrixPair, measure_matrix
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.registry import METHODS
-from vits_prune.pruning.survivors import Survivor, choice_for, survivor
-from vits_prune.sound import write_wav
-from vits_prune.synthesis import MAX_SENTENCE_SECONDS, Delivery, Speech
+from vits_prune.pruning.structured.shrink import Survivor, choice_for, survivor
+from vits_prune.studio.forecast import forecast_words
+from vits_prune.studio.hardware import on_gpu
+from vits_prune.studio.jobs import Doing, in_background
+from vits_prune.studio.workbench import Request, Spoken, Steps, Workbench
+from vits_prune.study import tables
+from vits_prune.synthesis.sound_file import write_wav
+from vits_prune.synthesis.speak import MAX_SENTENCE_SECONDS, Delivery, Speech
 from vits_prune.ui import flip, plots
 from vits_prune.ui.controls import spec_words
-from vits_prune.ui.forecast import forecast_words
-from vits_prune.ui.hardware import on_gpu
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import PARTS, Voice
-from vits_prune.workbench import Request, Spoken, Steps, Workbench
 
 MAX_PAGE_CHARACTERS = 2_000
 MAX_TIMED_CHARACTERS = 300
@@ -62,7 +62,15 @@ def request_of(
         InputError: one of them cannot be used.
     """
     delivery = Delivery(speaking_rate, noise_scale, noise_scale_duration)
-    request = Request((voice or "").strip(), text or "", spec, seed if seed is not None else 0, timing, delivery, speaker or None)
+    request = Request(
+        (voice or "").strip(),
+        text or "",
+        spec,
+        seed if seed is not None else 0,
+        timing,
+        delivery,
+        speaker or None,
+    )
     return request.checked(MAX_PAGE_CHARACTERS)
 
 
@@ -120,9 +128,14 @@ def latency_steps(request: Request, token: str | None) -> Iterator[Doing | Laten
     """Both voices are timed: progress between the runs, so that it can be cancelled there, then Latency."""
     bench.use_gpu()
     yield Doing("timing both voices in turn", 0.0)
-    original, pruned = bench.voice(request.reference, request.speaker, token), bench.pruned(request, token)
+    original, pruned = (
+        bench.voice(request.reference, request.speaker, token),
+        bench.pruned(request, token),
+    )
     text = timed_text(request.text)
-    for step in latency.latency_steps(original, pruned, text, request.seed, delivery=request.delivery, runs=RUNS):
+    for step in latency.latency_steps(
+        original, pruned, text, request.seed, delivery=request.delivery, runs=RUNS
+    ):
         bench.let_hearing_pass()
         if isinstance(step, Latency):
             yield step
@@ -137,7 +150,9 @@ def timed_text(text: str) -> str:
         if taken and sum(map(len, taken)) + len(sentence) > MAX_TIMED_CHARACTERS:
             break
         taken.append(sentence)
-    return " ".join(taken) if sum(map(len, taken)) < len(text.strip()) - len(taken) else text.strip()
+    return (
+        " ".join(taken) if sum(map(len, taken)) < len(text.strip()) - len(taken) else text.strip()
+    )
 
 
 def stopped_words() -> str:
@@ -160,7 +175,10 @@ def wav(speech: Speech, name: str) -> str:
 
 def aligned(original: Speech, pruned: Speech) -> bool:
     """Whether the two can be switched at the same position."""
-    return len(original.waveform) == len(pruned.waveform) and (original.durations == pruned.durations).all()
+    return (
+        len(original.waveform) == len(pruned.waveform)
+        and (original.durations == pruned.durations).all()
+    )
 
 
 def flip_value(spoken: Spoken) -> dict[str, Any]:
@@ -182,9 +200,13 @@ def heard_words(request: Request, spoken: Spoken) -> str:
     if request.timing == "locked":
         words[1] = f"Both last {before:.2f} s: the pruned voice uses the original's durations."
     if spoken.original.dropped:
-        words.append(f"The voice has no symbol for: {' '.join(symbol.strip() or '␣' for symbol in spoken.original.dropped[:40])}")
+        words.append(
+            f"The voice has no symbol for: {' '.join(symbol.strip() or '␣' for symbol in spoken.original.dropped[:40])}"
+        )
     if spoken.pruned.cut_short:
-        words.append(f"The pruned voice's durations ran away: a sentence was ended at {MAX_SENTENCE_SECONDS:.0f} seconds.")
+        words.append(
+            f"The pruned voice's durations ran away: a sentence was ended at {MAX_SENTENCE_SECONDS:.0f} seconds."
+        )
     return " ".join(words)
 
 
@@ -203,7 +225,9 @@ def pictures(request: Request, token: str | None) -> tuple[Any, Any, Any]:
     """Spectrograms, sparsity by layer, histogram of the weights."""
     spoken = spoken_before(request, token)
     original, pruned = measure_spectrogram(spoken.original), measure_spectrogram(spoken.pruned)
-    weights = measure_weights(bench.voice(request.reference, request.speaker, token), bench.pruned(request, token))
+    weights = measure_weights(
+        bench.voice(request.reference, request.speaker, token), bench.pruned(request, token)
+    )
     return (
         plots.spectrograms(original, pruned, aligned(spoken.original, spoken.pruned)),
         plots.layer_bars(spoken.sparsity[1]),
@@ -222,7 +246,9 @@ def free_cut_words(voice: Voice) -> str:
     """What loading alone saved, where the voice came from, and its licence."""
     cut, origin = voice.free_cut, voice.origin
     total = sum(parameter.numel() for parameter in voice.model.parameters())
-    words = [f"**{plain(voice.name)}**: {total / 1e6:.1f} M parameters run when it speaks, {voice.sampling_rate / 1000:g} kHz."]
+    words = [
+        f"**{plain(voice.name)}**: {total / 1e6:.1f} M parameters run when it speaks, {voice.sampling_rate / 1000:g} kHz."
+    ]
     if cut.parameters:
         share = 100 * cut.parameters / (total + cut.parameters)
         words.append(
@@ -232,14 +258,19 @@ def free_cut_words(voice: Voice) -> str:
     else:
         words.append("Free cut: nothing to save, this export had already left out what never runs.")
     words.append(
-        f"Licence of the weights: {origin.licence}." if origin.licence else "Licence of the weights: not stated; look it up before use."
+        f"Licence of the weights: {origin.licence}."
+        if origin.licence
+        else "Licence of the weights: not stated; look it up before use."
     )
     return " ".join(words)
 
 
 def plain(text: str, longest: int = 120) -> str:
     """Text from outside, so that Markdown shows it and does nothing else."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+!|~$&" else " " if c.isspace() else c for c in text[:longest])
+    return "".join(
+        f"\\{c}" if c in "\\`*_{}[]()<>#+!|~$&" else " " if c.isspace() else c
+        for c in text[:longest]
+    )
 
 
 def readout(voice: str, spec: PruneSpec, token: str | None) -> str:
@@ -250,13 +281,17 @@ def readout(voice: str, spec: PruneSpec, token: str | None) -> str:
     found = bench.preview(reference, spec, token)
     if found is None:
         return forecast_words(bench.voice(reference, token=token, device="cpu"), spec)
-    shares = [f"{tables.PART_NAMES[part]} {100 * found[part]:.1f}%" for part in PARTS if part in found]
+    shares = [
+        f"{tables.PART_NAMES[part]} {100 * found[part]:.1f}%" for part in PARTS if part in found
+    ]
     return f"Sparsity: **{100 * found['overall']:.1f}%** of the whole voice  \n{' · '.join(shares)}"
 
 
 def matrix_choices(request: Request, token: str | None) -> list[str]:
     """The layers whose matrix can be shown: those of the parts that were pruned, what was left alone last."""
-    layers = prunable_layers(bench.voice(request.reference, request.speaker, token, device="cpu"), request.spec.parts)
+    layers = prunable_layers(
+        bench.voice(request.reference, request.speaker, token, device="cpu"), request.spec.parts
+    )
     matrices = [layer.name for layer in layers if min(layer.shape[:2]) > 1]
     return sorted(matrices, key=request.spec.protects)
 
@@ -267,12 +302,18 @@ def matrix_steps(request: Request, token: str | None, layer: str) -> Iterator[Do
     pruned = (yield from pruning_steps(request, token))[-1][1].to("cpu")
     left: Survivor | None = Survivor(layer, {})
     if METHODS[request.spec.method].structured and (request.spec.amount or request.spec.shape):
-        for found in in_background(lambda tell: choice_for(original, request.spec, on_step=tell)):
+        for found in in_background(lambda tell: choice_for(original, request.spec, progress=tell)):
             if isinstance(found, Doing):
                 yield found
             else:
-                left = survivor(original, pruned, found, layer) if layer in matrix_choices(request, token) else None
-    yield measure_matrix(original, pruned, layer, left.name if left else None, left.kept if left else {})
+                left = (
+                    survivor(original, pruned, found, layer)
+                    if layer in matrix_choices(request, token)
+                    else None
+                )
+    yield measure_matrix(
+        original, pruned, layer, left.name if left else None, left.kept if left else {}
+    )
 
 
 def rendition_steps(request: Request, token: str | None, index: int) -> Iterator[Doing | Speech]:
@@ -286,7 +327,9 @@ def zipped(voice: Voice, how: str) -> str:
 
     folder, name = scratch.folder(), f"{_file_name(voice.name)}-{how}"
     save_voice(voice, folder / name)
-    archive = shutil.make_archive(str(folder / f"{name}-voice"), "zip", root_dir=folder, base_dir=name)
+    archive = shutil.make_archive(
+        str(folder / f"{name}-voice"), "zip", root_dir=folder, base_dir=name
+    )
     shutil.rmtree(folder / name)
     return archive
 

@@ -71,7 +71,9 @@ def haltable(function: Callable[..., Iterator[T]], halts: Halts) -> Callable[...
         if ticket in halts:
             yield gr.skip()
             return
-        async with contextlib.aclosing(_walked(function(*arguments), lambda: ticket in halts)) as walk:
+        async with contextlib.aclosing(
+            _walked(function(*arguments), lambda: ticket in halts)
+        ) as walk:
             async for step in walk:
                 yield step
 

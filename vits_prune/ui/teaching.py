@@ -7,15 +7,19 @@ from typing import Any
 
 import gradio as gr
 
-from vits_prune import tables
-from vits_prune.background import Doing
 from vits_prune.pruning.registry import METHODS, SCOPES
 from vits_prune.pruning.spec import PruneSpec
+from vits_prune.studio.jobs import Doing
+from vits_prune.studio.workbench import Request
+from vits_prune.study import tables
 from vits_prune.ui import plots, steps
 from vits_prune.ui.controls import spec_words
-from vits_prune.workbench import Request
 
-_PREFERRED = ("decoder.resblocks.0.convs", "decoder.upsampler.0", "text_encoder.encoder.layers.0.feed_forward.conv_1")
+_PREFERRED = (
+    "decoder.resblocks.0.convs",
+    "decoder.upsampler.0",
+    "text_encoder.encoder.layers.0.feed_forward.conv_1",
+)
 """Beginnings of the names of layers that show well what happens, the best first."""
 
 STYLE = """
@@ -28,9 +32,18 @@ th { background: var(--background-fill-secondary); }
 def method_tab() -> dict[str, Any]:
     """The tab's components."""
     made: dict[str, Any] = {}
-    made["lesson"] = gr.Markdown("Press **Speak with both**: then one weight matrix is shown here, before and after.", elem_id="lesson")
+    made["lesson"] = gr.Markdown(
+        "Press **Speak with both**: then one weight matrix is shown here, before and after.",
+        elem_id="lesson",
+    )
     made["matrix_layer"] = gr.Dropdown([], label="Layer", visible=False, elem_id="matrix-layer")
-    made["matrix"] = gr.Plot(label="Weights before and after", show_label=False, format="png", elem_classes="pictures", elem_id="matrix")
+    made["matrix"] = gr.Plot(
+        label="Weights before and after",
+        show_label=False,
+        format="png",
+        elem_classes="pictures",
+        elem_id="matrix",
+    )
     gr.Markdown("**What saves what**")
     made["savings"] = gr.HTML(_savings(), css_template=STYLE, elem_id="savings")
     return made
@@ -38,7 +51,9 @@ def method_tab() -> dict[str, Any]:
 
 def _savings() -> str:
     """What saves what, as a table that a phone shows whole."""
-    head = "".join(f"<th scope='col'>{name}</th>" for name in ("what goes", "saves bytes", "saves time"))
+    head = "".join(
+        f"<th scope='col'>{name}</th>" for name in ("what goes", "saves bytes", "saves time")
+    )
     rows = (
         f"<tr><td><b>{row['what goes']}</b>: {row['what happens to it']}</td><td>{row['saves bytes']}</td><td>{row['saves time']}</td></tr>"
         for row in tables.SAVINGS.to_dict("records")
@@ -50,7 +65,9 @@ def lesson_words(spec: PruneSpec) -> str:
     """The method in its two sentences, with what its scope or pattern means."""
     method = METHODS[spec.method]
     if method.structured:
-        how = "What is taken out is taken out of its neighbours too, so rows and columns are missing."
+        how = (
+            "What is taken out is taken out of its neighbours too, so rows and columns are missing."
+        )
     elif spec.pattern:
         keep, of = spec.neighbours
         how = f"At most {keep} of every {of} neighbouring input channels stay."
@@ -59,11 +76,15 @@ def lesson_words(spec: PruneSpec) -> str:
     return f"### {method.title}\n{method.words} {how}"
 
 
-def taught(request: Request, token: str | None, layer: str | None = None) -> Iterator[dict[str, Any]]:
+def taught(
+    request: Request, token: str | None, layer: str | None = None
+) -> Iterator[dict[str, Any]]:
     """The tab for what was heard; its findings come in the last update."""
     names = steps.matrix_choices(request, token)
     if layer not in names:
-        layer = next((name for begin in _PREFERRED for name in names if name.startswith(begin)), names[0])
+        layer = next(
+            (name for begin in _PREFERRED for name in names if name.startswith(begin)), names[0]
+        )
     for found in steps.matrix_steps(request, token, layer):
         if isinstance(found, Doing):
             yield {"status": f"{found.what} … {100 * found.share:.0f}%"}

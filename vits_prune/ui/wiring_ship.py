@@ -7,14 +7,14 @@ from typing import Any
 
 import gradio as gr
 
-from vits_prune.comparison import DEFAULT_TEXT
 from vits_prune.errors import InputError
+from vits_prune.studio.workbench import Request
+from vits_prune.study.comparison import DEFAULT_TEXT
 from vits_prune.ui import controls, ship, shipped, steps
 from vits_prune.ui.events import LOADED, QUIET, halts, signed
 from vits_prune.ui.shipping import Parcel
 from vits_prune.ui.steps import plainly
 from vits_prune.ui.stoppable import stoppable
-from vits_prune.workbench import Request
 
 Shown = Callable[[dict[str, Any]], dict[Any, Any]]
 
@@ -23,11 +23,15 @@ _BEGIN = """() => {
   (window.shipping = window.shipping || []).push(ticket);
   return ticket;
 }"""
-_STOP = "() => { const begun = (window.shipping || []).join(' '); window.shipping = []; return begun; }"
+_STOP = (
+    "() => { const begun = (window.shipping || []).join(' '); window.shipping = []; return begun; }"
+)
 _MOST_TICKETS = 100
 
 
-def wire_shipping(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any], healed: Any, shown: Shown) -> None:
+def wire_shipping(
+    demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any], healed: Any, shown: Shown
+) -> None:
     """Which event of the tab runs which step. Nothing is cancelled: a run that is halted ends by itself, with what it has.
 
     Args:
@@ -53,10 +57,18 @@ def _request(values: Any) -> Request:
     return steps.request_of(voice, speaker, DEFAULT_TEXT, controls.spec_of(*how), 0, "own")
 
 
-def _wire_looking(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any], healed: Any, shown: Shown) -> None:
+def _wire_looking(
+    demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any], healed: Any, shown: Shown
+) -> None:
     """What is at hand: looked at when the tab is opened, and when the voice, a healing or the choice changes."""
     # One after the other, in the order of asking: an answer that is overtaken by an older one would stay.
-    lane = {"concurrency_id": "ship_look", "concurrency_limit": 1, "show_progress": "hidden", "trigger_mode": "multiple", **QUIET}
+    lane = {
+        "concurrency_id": "ship_look",
+        "concurrency_limit": 1,
+        "show_progress": "hidden",
+        "trigger_mode": "multiple",
+        **QUIET,
+    }
     names = ("ship_which", "heal_key", "ship_noticed", "ship_format", "ship_precision")
 
     def looking(look: Callable[..., dict[str, Any]]) -> Any:
@@ -73,7 +85,12 @@ def _wire_looking(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, An
 
     asked = [*(inputs[name] for name in LOADED), *(outputs[name] for name in names)]
     into = [outputs[name] for name in ship.ARRIVED]
-    changed = [inputs["facts"].change, inputs["readout"].change, outputs["ship_which"].input, outputs["ship_precision"].input]
+    changed = [
+        inputs["facts"].change,
+        inputs["readout"].change,
+        outputs["ship_which"].input,
+        outputs["ship_precision"].input,
+    ]
     gr.on([outputs["ship_tab"].select, *changed], looking(ship.arrived), asked, into, **lane)
     healed.then(looking(ship.arrived), asked, into, **lane)
     chosen = [outputs["ship_format"], outputs["ship_precision"], *into]
@@ -89,10 +106,14 @@ def _wire_looking(demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, An
 def _wire_runs(inputs: dict[str, Any], outputs: dict[str, Any], shown: Shown) -> None:
     """The three buttons, each in a lane of its own: no one waits for another's upload."""
 
-    def compare(request: Request, token: str | None, halted: Any, *chosen: Any) -> Iterator[dict[str, Any]]:
+    def compare(
+        request: Request, token: str | None, halted: Any, *chosen: Any
+    ) -> Iterator[dict[str, Any]]:
         yield from shipped.compare_steps(request, token, halted, *chosen)
 
-    def push(request: Request, token: str | None, halted: Any, *chosen: Any) -> Iterator[dict[str, Any]]:
+    def push(
+        request: Request, token: str | None, halted: Any, *chosen: Any
+    ) -> Iterator[dict[str, Any]]:
         which, order, noticed, repo, format, precision, private, read = chosen
         parcel = Parcel(str(repo or "").strip(), format, precision, bool(private), bool(read))
         yield from shipped.hub_steps(request, token, halted, which, order, noticed, parcel)
@@ -106,9 +127,18 @@ def _wire_runs(inputs: dict[str, Any], outputs: dict[str, Any], shown: Shown) ->
             "ship_pushing", 2,
         ),
     ):  # fmt: skip
-        asked = [outputs["ship_ticket"], *(inputs[name] for name in LOADED), *(outputs[name] for name in names)]
+        asked = [
+            outputs["ship_ticket"],
+            *(inputs[name] for name in LOADED),
+            *(outputs[name] for name in names),
+        ]
         begun = outputs[button].click(None, None, outputs["ship_ticket"], js=_BEGIN, **QUIET)
-        lane = {"concurrency_id": button, "concurrency_limit": limit, "show_progress_on": [outputs[status]], **QUIET}
+        lane = {
+            "concurrency_id": button,
+            "concurrency_limit": limit,
+            "show_progress_on": [outputs[status]],
+            **QUIET,
+        }
         begun.then(_run(run, names, shown), asked, [outputs[name] for name in shows], **lane)
 
 
@@ -119,6 +149,14 @@ def _run(run: Callable[..., Iterator[dict[str, Any]]], names: tuple[str, ...], s
     @plainly
     def step(ticket: Any, *values: Any) -> Iterator[dict[Any, Any]]:
         *values, oauth = values
-        yield from map(shown, run(_request(values), steps.visitor_token(oauth), lambda: ticket in halts, *values[len(LOADED) :]))
+        yield from map(
+            shown,
+            run(
+                _request(values),
+                steps.visitor_token(oauth),
+                lambda: ticket in halts,
+                *values[len(LOADED) :],
+            ),
+        )
 
     return signed(step, ("ticket", *LOADED, *names))

@@ -20,17 +20,27 @@ class ResidualBlock2(nn.Module):
     Shapes: [batch, channels, frames] in and out.
     """
 
-    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], leaky_relu_slope: float) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int, dilations: tuple[int, ...], leaky_relu_slope: float
+    ) -> None:
         super().__init__()
         self.leaky_relu_slope = leaky_relu_slope
         self.convs = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding=(kernel_size - 1) * dilation // 2)
+            nn.Conv1d(
+                channels,
+                channels,
+                kernel_size,
+                dilation=dilation,
+                padding=(kernel_size - 1) * dilation // 2,
+            )
             for dilation in dilations
         )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         for conv in self.convs:
-            hidden_states = conv(nn.functional.leaky_relu(hidden_states, self.leaky_relu_slope)).add_(hidden_states)
+            hidden_states = conv(
+                nn.functional.leaky_relu(hidden_states, self.leaky_relu_slope)
+            ).add_(hidden_states)
         return hidden_states
 
 
@@ -81,9 +91,16 @@ class PiperVitsModel(VitsModel):
         super().__init__(config)
         if config.resblock == "2":
             self.decoder.resblocks = nn.ModuleList(
-                ResidualBlock2(config.upsample_initial_channel // 2 ** (stage + 1), kernel_size, tuple(dilations), config.leaky_relu_slope)
+                ResidualBlock2(
+                    config.upsample_initial_channel // 2 ** (stage + 1),
+                    kernel_size,
+                    tuple(dilations),
+                    config.leaky_relu_slope,
+                )
                 for stage in range(len(config.upsample_rates))
-                for kernel_size, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+                for kernel_size, dilations in zip(
+                    config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True
+                )
             )
         else:
             _narrow(self.decoder.resblocks, config)
@@ -96,19 +113,31 @@ def _narrow(resblocks: nn.ModuleList, config: NarrowVitsConfig | PiperVitsConfig
         if not config.resblock_inner_channels:
             return
         inner = config.resblock_inner_channels[index // branches]
-        block.convs1 = nn.ModuleList(_convolution(conv, conv.in_channels, inner) for conv in block.convs1)
-        block.convs2 = nn.ModuleList(_convolution(conv, inner, conv.out_channels) for conv in block.convs2)
+        block.convs1 = nn.ModuleList(
+            _convolution(conv, conv.in_channels, inner) for conv in block.convs1
+        )
+        block.convs2 = nn.ModuleList(
+            _convolution(conv, inner, conv.out_channels) for conv in block.convs2
+        )
 
 
 def _convolution(like: nn.Conv1d, inputs: int, outputs: int) -> nn.Conv1d:
     """A convolution with the kernel of another one between other numbers of channels."""
-    return nn.Conv1d(inputs, outputs, like.kernel_size, padding=like.padding, dilation=like.dilation)
+    return nn.Conv1d(
+        inputs, outputs, like.kernel_size, padding=like.padding, dilation=like.dilation
+    )
 
 
 def with_inner_channels(config: VitsConfig, channels: Sequence[int]) -> VitsConfig:
     """A configuration whose residual blocks have these inner channels by stage, of another class where VitsConfig cannot say so."""
     if not hasattr(config, "resblock_inner_channels"):
-        config = NarrowVitsConfig(**{fact.name: getattr(config, fact.name) for fact in dataclasses.fields(VitsConfig) if fact.init})
+        config = NarrowVitsConfig(
+            **{
+                fact.name: getattr(config, fact.name)
+                for fact in dataclasses.fields(VitsConfig)
+                if fact.init
+            }
+        )
     config.resblock_inner_channels = list(channels)
     return config
 
@@ -140,7 +169,9 @@ def fold_and_cut(model: VitsModel) -> FreeCut:
         for name in ("post_conv_pre", "post_conv_proj", "post_conv_dds", "post_flows"):
             setattr(predictor, name, None)
         if len(predictor.flows) > 1:
-            predictor.flows[1] = nn.Identity()  # keeps the place: the forward drops it by its position
+            predictor.flows[1] = (
+                nn.Identity()
+            )  # keeps the place: the forward drops it by its position
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
@@ -172,7 +203,9 @@ def copy_with_weights(model: VitsModel, weights: Mapping[str, torch.Tensor]) -> 
     replaced: dict[int, nn.Parameter] = {}
     for name, tensor in weights.items():
         if tensor.shape != parameters[name].shape:
-            raise ValueError(f"{name} is {tuple(parameters[name].shape)}, not {tuple(tensor.shape)}.")
+            raise ValueError(
+                f"{name} is {tuple(parameters[name].shape)}, not {tuple(tensor.shape)}."
+            )
         replaced[id(parameters[name])] = nn.Parameter(tensor, requires_grad=False)
     return _clone(model, replaced)
 

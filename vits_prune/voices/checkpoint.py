@@ -35,7 +35,9 @@ _FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
 _NEVER_RUN = ("posterior_encoder.", "duration_predictor.post_", "duration_predictor.flows.1.")
 
 
-def load_checkpoint(folder: Path, *, name: str, origin: Origin, speaker: int | str | None = None) -> Voice:
+def load_checkpoint(
+    folder: Path, *, name: str, origin: Origin, speaker: int | str | None = None
+) -> Voice:
     """The voice in a folder in transformers' layout: config.json, model.safetensors (or its shards), vocab.json, tokenizer_config.json.
 
     Args:
@@ -52,7 +54,9 @@ def load_checkpoint(folder: Path, *, name: str, origin: Origin, speaker: int | s
     config = read_config(folder, VitsConfig, name=name)
     model, free_cut = load_model(folder, config, name=name)
     tokenizer = HubTokenizer.load(folder, vocab_size=config.vocab_size, name=name)
-    speakers = tuple(str(index) for index in range(config.num_speakers)) if config.num_speakers > 1 else ()
+    speakers = (
+        tuple(str(index) for index in range(config.num_speakers)) if config.num_speakers > 1 else ()
+    )
     if origin.licence is None:
         origin = dataclasses.replace(origin, licence=read_licence(folder / "README.md"))
     return Voice(
@@ -84,13 +88,19 @@ def load_model(folder: Path, config: VitsConfig, *, name: str) -> tuple[VitsMode
         raise InputError(
             f"{name} asks for {parameters / 1e6:.0f} million parameters, more than the {MAX_PARAMETERS // 1_000_000} million accepted."
         )
-    runs = {key: tensor.shape for key, tensor in model.state_dict().items() if not _never_runs(key, config)}
+    runs = {
+        key: tensor.shape
+        for key, tensor in model.state_dict().items()
+        if not _never_runs(key, config)
+    }
     try:
         tensors = read_tensors(files, runs, name)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{name} has damaged weights ({WEIGHTS} cannot be read): download or save them again.") from error
+        raise InputError(
+            f"{name} has damaged weights ({WEIGHTS} cannot be read): download or save them again."
+        ) from error
     model.load_state_dict(tensors, strict=False, assign=True)
     free_cut = fold_and_cut(model)
     require_finite(model, name)
@@ -98,7 +108,9 @@ def load_model(folder: Path, config: VitsConfig, *, name: str) -> tuple[VitsMode
 
 
 def _never_runs(key: str, config: VitsConfig) -> bool:
-    return key.startswith(_NEVER_RUN if config.use_stochastic_duration_prediction else _NEVER_RUN[:1])
+    return key.startswith(
+        _NEVER_RUN if config.use_stochastic_duration_prediction else _NEVER_RUN[:1]
+    )
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
@@ -116,7 +128,9 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     files = [folder / shard for shard in shard_names(read_json(folder / WEIGHTS_INDEX, name), name)]
     for file in files:
         if not file.is_file():
-            raise InputError(f"{name} lacks {file.name}, a part of its weights: download or save it again.")
+            raise InputError(
+                f"{name} lacks {file.name}, a part of its weights: download or save it again."
+            )
     return files
 
 
@@ -135,22 +149,35 @@ def shard_names(index: dict[str, Any], name: str) -> list[str]:
         InputError: it names none, too many, or anything but plain safetensors files.
     """
     weight_map = index.get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) and all(isinstance(v, str) for v in weight_map.values()) else set()
-    if not 1 <= len(names) <= _MAX_SHARDS or not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}\.safetensors", n) for n in names):
-        raise InputError(f"{name} has a {WEIGHTS_INDEX} that cannot be used: download or save it again.")
+    names = (
+        set(weight_map.values())
+        if isinstance(weight_map, dict) and all(isinstance(v, str) for v in weight_map.values())
+        else set()
+    )
+    if not 1 <= len(names) <= _MAX_SHARDS or not all(
+        re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}\.safetensors", n) for n in names
+    ):
+        raise InputError(
+            f"{name} has a {WEIGHTS_INDEX} that cannot be used: download or save it again."
+        )
     return sorted(names)
 
 
 def _current_name(key: str) -> str:
     """The name in today's VitsModel of a tensor in a file, older spellings of weight norm included."""
     key = key.removeprefix("vits.")
-    for old, new in ((".weight_g", ".parametrizations.weight.original0"), (".weight_v", ".parametrizations.weight.original1")):
+    for old, new in (
+        (".weight_g", ".parametrizations.weight.original0"),
+        (".weight_v", ".parametrizations.weight.original1"),
+    ):
         if key.endswith(old):
             return key.removesuffix(old) + new
     return key
 
 
-def read_tensors(files: list[Path], wanted: dict[str, torch.Size], name: str) -> dict[str, torch.Tensor]:
+def read_tensors(
+    files: list[Path], wanted: dict[str, torch.Size], name: str
+) -> dict[str, torch.Tensor]:
     """The wanted tensors of safetensors files as fp32, after all their shapes were compared.
 
     Args:
@@ -177,7 +204,9 @@ def read_tensors(files: list[Path], wanted: dict[str, torch.Size], name: str) ->
                         "check that both come from the same checkpoint."
                     )
                 if part.get_dtype() not in _FLOAT_TYPES:
-                    raise InputError(f"{name} stores {current} as {part.get_dtype()}: save it as float32 or float16.")
+                    raise InputError(
+                        f"{name} stores {current} as {part.get_dtype()}: save it as float32 or float16."
+                    )
                 found[current] = (file, key)
     missing = [key for key in wanted if key not in found]
     if missing:
@@ -189,7 +218,9 @@ def read_tensors(files: list[Path], wanted: dict[str, torch.Size], name: str) ->
     for file in files:
         with safe_open(file, "pt") as handle:
             for current, (home, key) in found.items():
-                if home == file:  # a copy: safetensors maps the file, which may change under a voice that is in use
+                if (
+                    home == file
+                ):  # a copy: safetensors maps the file, which may change under a voice that is in use
                     tensors[current] = handle.get_tensor(key).to(torch.float32, copy=True)
     return tensors
 

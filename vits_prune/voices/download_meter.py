@@ -33,11 +33,15 @@ class DownloadMeter:
             InputError: together they are too large, or a size is not stated.
         """
         if not all(isinstance(size, int) and size >= 0 for size in sizes.values()):
-            raise InputError(f"The hub does not say how large the files of {repo_id} are: try again later.")
+            raise InputError(
+                f"The hub does not say how large the files of {repo_id} are: try again later."
+            )
         total = sum(sizes.values())
         if total > max_bytes:
             size, most = (f"{count / 2**20:,.1f} MiB" for count in (total, max_bytes))
-            raise InputError(f"{repo_id} is {size}, more than the {most} accepted: choose a smaller model.")
+            raise InputError(
+                f"{repo_id} is {size}, more than the {most} accepted: choose a smaller model."
+            )
         self.sizes = dict(sizes)
 
     @contextlib.contextmanager

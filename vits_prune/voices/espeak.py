@@ -41,14 +41,21 @@ _MARKS = {
     ";": ";\u0387\u061b\u0708\u1364\u204f\u2e35\ua6f6\ufe14\ufe54\U0001da89\U000e003b\u2013\u2014\u2e3a\u2e3b\ufe31\ufe32",
 }
 # These end a clause or a sentence and leave no mark: espeak-ng flags them "no space needed after", which Piper does not look for.
-_SILENT_SENTENCE = "\u0589\u0964\u0df4\u0f0d\u3002\uff0e\uff01\uff1f\u0700\u0965\u0f0e\u10fb\u1368\u2029"
+_SILENT_SENTENCE = (
+    "\u0589\u0964\u0df4\u0f0d\u3002\uff0e\uff01\uff1f\u0700\u0965\u0f0e\u10fb\u1368\u2029"
+)
 _SILENT_CLAUSE = "\u00a1\u00bf\u3001\uff0c\uff1a\uff1b\u0eaf\u1801\u2026\u22ee-\u22f1\ufe19"
 _IN_WORD = "\u055b\u055c\u055e"
 _SPACE = "\\t-\\r\\x85\u0020\u1680\u2000-\u2006\u2008-\u200a\u2028\u2029\u205f\u3000"
 
 _CLASSES = [(re.compile(f"[{marks}]"), (mark, mark in ".?!")) for mark, marks in _MARKS.items()]
-_CLASSES += [(re.compile(f"[{_SILENT_SENTENCE}]"), ("", True)), (re.compile(f"[{_SILENT_CLAUSE}]"), ("", False))]
-_TAIL = re.compile(f"(?P<run>[{''.join(_MARKS.values())}{_SILENT_SENTENCE}{_SILENT_CLAUSE}{_IN_WORD}]*)(?P<space>[{_SPACE}]*)\\Z")
+_CLASSES += [
+    (re.compile(f"[{_SILENT_SENTENCE}]"), ("", True)),
+    (re.compile(f"[{_SILENT_CLAUSE}]"), ("", False)),
+]
+_TAIL = re.compile(
+    f"(?P<run>[{''.join(_MARKS.values())}{_SILENT_SENTENCE}{_SILENT_CLAUSE}{_IN_WORD}]*)(?P<space>[{_SPACE}]*)\\Z"
+)
 _MAX_TAIL = 2000
 """Characters looked at for the mark that ended a clause: more white space than this counts as a paragraph's end."""
 
@@ -80,10 +87,21 @@ def _library() -> ctypes.CDLL:
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-    library.espeak_TextToPhonemes.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_int, ctypes.c_int]
+    library.espeak_TextToPhonemes.argtypes = [
+        ctypes.POINTER(ctypes.c_void_p),
+        ctypes.c_int,
+        ctypes.c_int,
+    ]
     data = espeakng_loader.get_data_path()
-    if library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data.encode(), _INITIALIZE_DONT_EXIT) <= 0:
-        raise RuntimeError(f"espeak-ng does not start with its data in {data}: install espeakng-loader again.")
+    if (
+        library.espeak_Initialize(
+            _AUDIO_OUTPUT_SYNCHRONOUS, 0, data.encode(), _INITIALIZE_DONT_EXIT
+        )
+        <= 0
+    ):
+        raise RuntimeError(
+            f"espeak-ng does not start with its data in {data}: install espeakng-loader again."
+        )
     return library
 
 
@@ -94,7 +112,9 @@ def _set_voice(voice: str) -> None:
     # espeak-ng would take a folder of languages, such as "gmw", for a voice, and then say nonsense
     known = known and not Path(espeakng_loader.get_data_path(), "lang", voice).is_dir()
     if not known or _library().espeak_SetVoiceByName(voice.encode()) != 0:
-        raise InputError(f"espeak-ng has no voice {str(voice)[:40]!r}: check espeak.voice in the voice's JSON file.")
+        raise InputError(
+            f"espeak-ng has no voice {str(voice)[:40]!r}: check espeak.voice in the voice's JSON file."
+        )
 
 
 def check_voice(voice: str) -> None:
@@ -125,7 +145,9 @@ def _read_all(buffer: ctypes.Array[ctypes.c_char], mode: int) -> list[tuple[str,
     found, start = [], 0
     while start < len(buffer):
         phonemes, end = _read_clause(buffer, start, mode)
-        if end <= start:  # nothing read: espeak-ng does not do this, and must not hang us if it ever does
+        if (
+            end <= start
+        ):  # nothing read: espeak-ng does not do this, and must not hang us if it ever does
             break
         found.append((phonemes, end))
         start = end
@@ -141,7 +163,10 @@ def _with_palatals(ipa: str, mnemonics: str) -> str:
     """
     sounds, names = (re.split(f"([{_SEPARATOR} ])", phonemes) for phonemes in (ipa, mnemonics))
     if len(sounds) == len(names):
-        sounds = ["ʲ" if not sound and name.lstrip(_STRESS) == ";" else sound for sound, name in zip(sounds, names, strict=True)]
+        sounds = [
+            "ʲ" if not sound and name.lstrip(_STRESS) == ";" else sound
+            for sound, name in zip(sounds, names, strict=True)
+        ]
     return "".join(sounds).replace(_SEPARATOR, "")
 
 
@@ -179,7 +204,11 @@ def _mark(clause: str, following: str) -> tuple[str, bool]:
         return "", True
     if not run:
         return "", not following
-    if following and len(clause.encode()) >= _CLAUSE_BUFFER and (following.islower() or (following.isalnum() and not space)):
+    if (
+        following
+        and len(clause.encode()) >= _CLAUSE_BUFFER
+        and (following.islower() or (following.isalnum() and not space))
+    ):
         return "", False
     if not following and not _ends_before_capital(clause):
         return "", True
@@ -190,7 +219,9 @@ def _mark(clause: str, following: str) -> tuple[str, bool]:
 
 def _speakable(text: str) -> str:
     """The text with blanks for what would end it early, command espeak-ng or have no UTF-8: control characters and lone surrogates."""
-    return "".join(" " if not c.isspace() and unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+    return "".join(
+        " " if not c.isspace() and unicodedata.category(c) in ("Cc", "Cs") else c for c in text
+    )
 
 
 def clauses(text: str, voice: str) -> list[Clause]:
@@ -217,7 +248,9 @@ def clauses(text: str, voice: str) -> list[Clause]:
             stop = _last_character(encoded, end)
             clause, following = encoded[begin:stop].decode(), encoded[stop:end].decode()
             mark, ends_sentence = _mark(clause, following)
-            found.append(Clause(_revised(_with_palatals(ipa, mnemonics), voice), mark, ends_sentence, clause))
+            found.append(
+                Clause(_revised(_with_palatals(ipa, mnemonics), voice), mark, ends_sentence, clause)
+            )
             begin = stop
     return found
 

@@ -55,7 +55,9 @@ class _Child:
             answer = self._exchange([operation, *arguments], _ANSWER_SECONDS)
             if answer is None:
                 self._stop()
-                raise InputError("espeak-ng cannot read this text: shorten or respell what is unusual in it, such as long runs of dots.")
+                raise InputError(
+                    "espeak-ng cannot read this text: shorten or respell what is unusual in it, such as long runs of dots."
+                )
         if "refused" in answer:
             raise InputError(answer["refused"])
         if "failed" in answer:
@@ -82,7 +84,9 @@ class _Child:
         try:
             process.stdin.write(json.dumps(question).encode() + b"\n")
             process.stdin.flush()
-            with selectors.DefaultSelector() as selector:  # `select.select` takes no descriptor above 1023
+            with (
+                selectors.DefaultSelector() as selector
+            ):  # `select.select` takes no descriptor above 1023
                 selector.register(process.stdout, selectors.EVENT_READ)
                 if not selector.select(seconds):
                     return None

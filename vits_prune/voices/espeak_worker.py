@@ -31,7 +31,14 @@ def _phonemizer() -> Callable[..., str]:
 
 
 def _phonemise(text: str) -> str:
-    return _phonemizer()(text, language="en-us", backend="espeak", strip=True, preserve_punctuation=True, with_stress=True)
+    return _phonemizer()(
+        text,
+        language="en-us",
+        backend="espeak",
+        strip=True,
+        preserve_punctuation=True,
+        with_stress=True,
+    )
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {

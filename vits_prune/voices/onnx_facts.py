@@ -68,7 +68,11 @@ def facts_of(voice: Voice, form: str, precision: str, reading: str = "") -> dict
     config = copy.deepcopy(voice.model.config)
     for name in ("speaking_rate", "noise_scale", "noise_scale_duration"):
         setattr(config, name, float(getattr(voice.model, name)))
-    values = {**manifest_of(voice, form, precision), "format_version": VERSION, "config": json.loads(config.to_json_string())}
+    values = {
+        **manifest_of(voice, form, precision),
+        "format_version": VERSION,
+        "config": json.loads(config.to_json_string()),
+    }
     if reading:
         values["reading"] = reading
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
@@ -94,10 +98,19 @@ def reading_of(source: Path | PiperTokenizer) -> str:
     from vits_prune.voices.hf_text import MAX_VOCAB_BYTES
 
     if isinstance(source, Path):
-        found: Any = {name: read_json(source / name, source.name, MAX_VOCAB_BYTES) for name in _READING if (source / name).is_file()}
+        found: Any = {
+            name: read_json(source / name, source.name, MAX_VOCAB_BYTES)
+            for name in _READING
+            if (source / name).is_file()
+        }
     else:
         ids = {symbol: list(given) for symbol, given in source.phoneme_ids.items()}
-        found = [source.phoneme_type, source.espeak_voice, ids, sorted(map(list, source.vowel_clusters))]
+        found = [
+            source.phoneme_type,
+            source.espeak_voice,
+            ids,
+            sorted(map(list, source.vowel_clusters)),
+        ]
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
@@ -144,7 +157,9 @@ def read_facts(model: onnx.ModelProto, shown: str) -> Facts | None:
     entries = {entry.key: entry.value for entry in model.metadata_props}
     if model.producer_name != PRODUCER and _CHECKSUM not in entries:
         return None
-    damaged = InputError(f"{shown} is damaged, it is not the file that was exported: copy it again, or export the voice again.")
+    damaged = InputError(
+        f"{shown} is damaged, it is not the file that was exported: copy it again, or export the voice again."
+    )
     text = entries.get(_FACTS, "")
     if not 0 < len(text) <= _MAX_FACTS:
         raise damaged
@@ -152,24 +167,46 @@ def read_facts(model: onnx.ModelProto, shown: str) -> Facts | None:
         values = json.loads(text)
         version = values["format_version"]
         if type(version) is int and version > VERSION:
-            raise InputError(f"{shown} was exported by a newer vits_prune (format {version}): update vits_prune to open it.")
+            raise InputError(
+                f"{shown} was exported by a newer vits_prune (format {version}): update vits_prune to open it."
+            )
         if entries.get(_CHECKSUM) != _sha256(model.graph, text):
             raise damaged
         return _facts(values)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise error if isinstance(error, InputError) else damaged from error
 
 
 def _facts(values: dict[str, Any]) -> Facts:
     """The facts in a JSON object; ValueError and its like where it is not one of ours."""
     origin, free_cut, speaker = values["origin"], values["free_cut"], values["speaker"]
-    known = values["form"] in ("onnx", "piper") and values["family"] in ("hugging-face", "piper") and is_recipe(values["recipe"])
-    if not known or not isinstance(values["config"], dict) or not (speaker is None or type(speaker) is int):
+    known = (
+        values["form"] in ("onnx", "piper")
+        and values["family"] in ("hugging-face", "piper")
+        and is_recipe(values["recipe"])
+    )
+    if (
+        not known
+        or not isinstance(values["config"], dict)
+        or not (speaker is None or type(speaker) is int)
+    ):
         raise ValueError("not the facts of a voice")
     return Facts(
         form=values["form"],
         name=str(values["name"])[:200],
-        origin=Origin(values["family"], str(origin["reference"])[:200], _short(origin.get("revision")), _short(origin.get("licence"))),
+        origin=Origin(
+            values["family"],
+            str(origin["reference"])[:200],
+            _short(origin.get("revision")),
+            _short(origin.get("licence")),
+        ),
         speakers=tuple(str(name)[:200] for name in values["speakers"]),
         speaker=speaker,
         free_cut=FreeCut(int(free_cut["parameters"]), int(free_cut["bytes"])),

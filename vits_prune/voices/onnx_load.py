@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vits_prune.voices.onnx_facts import Facts
     from vits_prune.voices.piper_graph import PiperGraph
-    from vits_prune.voices.text import Tokenizer
+    from vits_prune.voices.voice import Tokenizer
 
 EXPORT = "export.json"
 """In a folder that an export to ONNX wrote: what it is, and the checksums of the files that make the voice."""
@@ -37,7 +37,9 @@ def model_in(folder: Path) -> Path | None:
     if is_export(folder):
         named = [name for name in checksums_in(folder) if name.endswith(".onnx")]
         if len(named) != 1 or not (folder / named[0]).is_file():
-            raise InputError(f"{folder.name} is not a whole export: it lacks the .onnx that its {EXPORT} names. Export the voice again.")
+            raise InputError(
+                f"{folder.name} is not a whole export: it lacks the .onnx that its {EXPORT} names. Export the voice again."
+            )
         return folder / named[0]
     found = [] if (folder / "config.json").exists() else sorted(folder.glob("*.onnx"))
     return found[0] if len(found) == 1 else None
@@ -60,7 +62,9 @@ def load_onnx(model: Path, speaker: int | str | None = None) -> Voice:
     if ours:
         _check_files(model.parent, model.name)
     usual = model.with_name(model.name + ".json")
-    alone = not usual.is_file() and (ours or not config_beside(model).is_file())  # export.json is not the .json of export.onnx
+    alone = not usual.is_file() and (
+        ours or not config_beside(model).is_file()
+    )  # export.json is not the .json of export.onnx
     graph = read_graph(str(model), model.name) if alone and model.is_file() else None
     if graph is None or graph.facts is None or graph.facts.form != "onnx":
         return load_piper(model, speaker=speaker)
@@ -74,14 +78,18 @@ def _load_whole(path: Path, graph: PiperGraph, facts: Facts, speaker: int | str 
     config = _config(facts, path.name)
     model, tokenizer = build_model(graph, config, path.name), _tokenizer(facts, path, config)
     if len(facts.speakers) != (config.num_speakers if config.num_speakers > 1 else 0):
-        raise InputError(f"{path.name} is damaged: it names other speakers than it has. Export the voice again.")
+        raise InputError(
+            f"{path.name} is damaged: it names other speakers than it has. Export the voice again."
+        )
     return Voice(
         model=model,
         tokenizer=tokenizer,
         sampling_rate=config.sampling_rate,
         name=facts.name,
         origin=facts.origin,
-        speaker=resolve_speaker(facts.speaker if speaker is None else speaker, facts.speakers, facts.name),
+        speaker=resolve_speaker(
+            facts.speaker if speaker is None else speaker, facts.speakers, facts.name
+        ),
         speakers=facts.speakers,
         free_cut=facts.free_cut,
         recipe=facts.recipe,
@@ -96,7 +104,11 @@ def _config(facts: Facts, shown: str) -> VitsConfig:
 
     kind: type[VitsConfig] = PiperVitsConfig
     if facts.origin.family == "hugging-face":
-        kind = NarrowVitsConfig if facts.config.get("model_type") == NarrowVitsConfig.model_type else VitsConfig
+        kind = (
+            NarrowVitsConfig
+            if facts.config.get("model_type") == NarrowVitsConfig.model_type
+            else VitsConfig
+        )
     return checked_config(dict(facts.config), kind, shown)
 
 
@@ -107,14 +119,18 @@ def _tokenizer(facts: Facts, model: Path, config: VitsConfig) -> Tokenizer:
 
     needed = "vocab.json" if facts.origin.family == "hugging-face" else "piper.json"
     if not (model.parent / needed).is_file():
-        raise InputError(f"{model.name} has no {needed} beside it, by which it reads text: copy all files that the export wrote.")
+        raise InputError(
+            f"{model.name} has no {needed} beside it, by which it reads text: copy all files that the export wrote."
+        )
     if facts.origin.family == "hugging-face":
         check_reading(facts, model.parent, model.name, needed)
         return HubTokenizer.load(model.parent, vocab_size=config.vocab_size, name=facts.name)
     tokenizer = PiperTokenizer.load(model.parent)
     check_reading(facts, tokenizer, model.name, needed)
     if tokenizer.largest_id >= config.vocab_size:
-        raise InputError(f"{model.name} does not know all symbols of the piper.json beside it: take both files from the same export.")
+        raise InputError(
+            f"{model.name} does not know all symbols of the piper.json beside it: take both files from the same export."
+        )
     return tokenizer
 
 
@@ -124,7 +140,11 @@ def checksums_in(folder: Path) -> dict[str, str]:
 
     found: Any = read_json(folder / EXPORT, folder.name, MAX_EXPORT_BYTES).get("sha256", {})
     sound = isinstance(found, dict) and len(found) <= _MAX_FILES
-    return {Path(name).name: value for name, value in found.items() if isinstance(value, str)} if sound else {}
+    return (
+        {Path(name).name: value for name, value in found.items() if isinstance(value, str)}
+        if sound
+        else {}
+    )
 
 
 def is_export(folder: Path) -> bool:
@@ -144,7 +164,11 @@ def is_export(folder: Path) -> bool:
 
 def describes_export(values: Any) -> bool:
     """Whether a JSON value is what an export to ONNX writes into export.json."""
-    return isinstance(values, dict) and values.get("format") in FORMS and isinstance(values.get("sha256"), dict)
+    return (
+        isinstance(values, dict)
+        and values.get("format") in FORMS
+        and isinstance(values.get("sha256"), dict)
+    )
 
 
 def _check_files(folder: Path, model: str) -> None:
@@ -161,7 +185,9 @@ def _check_files(folder: Path, model: str) -> None:
         except OSError:
             same = False
         if not same:
-            raise InputError(f"{folder.name} is damaged: its {name[:60]} is not the file that was exported. Export the voice again.")
+            raise InputError(
+                f"{folder.name} is damaged: its {name[:60]} is not the file that was exported. Export the voice again."
+            )
 
 
 def sha256_of(path: Path) -> str:

@@ -16,7 +16,11 @@ __all__ = ["PiperTokenizer", "load_piper"]
 _RATES = (4_000, 192_000)
 _MAX_SPEAKER_NAME = 200
 # What Piper's runtime takes where the file says nothing, with the bounds that keep speech finite and of a bearable length.
-_SCALES = {"noise_scale": (0.667, 0.0, 100.0), "length_scale": (1.0, 1e-3, 1e3), "noise_w": (0.8, 0.0, 100.0)}
+_SCALES = {
+    "noise_scale": (0.667, 0.0, 100.0),
+    "length_scale": (1.0, 1e-3, 1e3),
+    "noise_w": (0.8, 0.0, 100.0),
+}
 
 
 def load_piper(
@@ -50,12 +54,17 @@ def load_piper(
     config_path = Path(config_path) if config_path is not None else config_beside(model_path)
     settings = read_json(config_path, config_path.name)
     tokenizer = PiperTokenizer(settings, config_path.name)
-    sampling_rate, scales = _sampling_rate(settings, config_path.name), _scales(settings, config_path.name)
+    sampling_rate, scales = (
+        _sampling_rate(settings, config_path.name),
+        _scales(settings, config_path.name),
+    )
     graph = read_graph(str(model_path), model_path.name)
     facts = graph.facts
     if facts:
         check_reading(facts, tokenizer, model_path.name, config_path.name)
-    model = build_model(graph, piper_config(graph, scales, sampling_rate, model_path.name), model_path.name)
+    model = build_model(
+        graph, piper_config(graph, scales, sampling_rate, model_path.name), model_path.name
+    )
     if tokenizer.largest_id >= model.config.vocab_size:
         raise InputError(
             f"{config_path.name} gives ids up to {tokenizer.largest_id}, but {model_path.name} knows {model.config.vocab_size} symbols: "
@@ -69,7 +78,12 @@ def load_piper(
             "again from the same export, or export the voice again."
         )
     if speaker is None and speakers:
-        speaker = _whole(settings.get("default_speaker_id", 0), len(speakers), "default_speaker_id", config_path.name)
+        speaker = _whole(
+            settings.get("default_speaker_id", 0),
+            len(speakers),
+            "default_speaker_id",
+            config_path.name,
+        )
     return Voice(
         model=model,
         tokenizer=tokenizer,
@@ -99,7 +113,9 @@ def _sampling_rate(settings: Mapping[str, Any], shown: str) -> int:
     audio = settings.get("audio")
     rate = audio.get("sample_rate") if isinstance(audio, dict) else None
     if type(rate) is not int or not _RATES[0] <= rate <= _RATES[1]:
-        raise InputError(f"{shown} gives no audio.sample_rate from {_RATES[0]} to {_RATES[1]} Hz: give the JSON file as it was published.")
+        raise InputError(
+            f"{shown} gives no audio.sample_rate from {_RATES[0]} to {_RATES[1]} Hz: give the JSON file as it was published."
+        )
     return rate
 
 
@@ -107,19 +123,27 @@ def _scales(settings: Mapping[str, Any], shown: str) -> tuple[float, float, floa
     """noise_scale, length_scale and noise_w."""
     inference = settings.get("inference", {})
     if not isinstance(inference, dict):
-        raise InputError(f"{shown} has an inference entry that is not an object: give the JSON file as it was published.")
+        raise InputError(
+            f"{shown} has an inference entry that is not an object: give the JSON file as it was published."
+        )
     found = []
     for key, (default, lowest, highest) in _SCALES.items():
         value = inference.get(key, default)
-        if type(value) not in (int, float) or not lowest <= value <= highest:  # so neither NaN nor infinite
-            raise InputError(f"{shown} gives an inference.{key} that is not a number from {lowest:g} to {highest:g}: correct it.")
+        if (
+            type(value) not in (int, float) or not lowest <= value <= highest
+        ):  # so neither NaN nor infinite
+            raise InputError(
+                f"{shown} gives an inference.{key} that is not a number from {lowest:g} to {highest:g}: correct it."
+            )
         found.append(float(value))
     return found[0], found[1], found[2]
 
 
 def _whole(value: object, below: int, key: str, shown: str) -> int:
     if type(value) is not int or not 0 <= value < below:
-        raise InputError(f"{shown} gives a {key} that is not a whole number below {below}: take both files from the same voice.")
+        raise InputError(
+            f"{shown} gives a {key} that is not a whole number below {below}: take both files from the same voice."
+        )
     return value
 
 
@@ -129,7 +153,9 @@ def _speakers(settings: Mapping[str, Any], count: int, shown: str) -> tuple[str,
         return ()
     given = settings.get("speaker_id_map") or {}
     if not isinstance(given, dict):
-        raise InputError(f"{shown} has a speaker_id_map that is not an object: give the JSON file as it was published.")
+        raise InputError(
+            f"{shown} has a speaker_id_map that is not an object: give the JSON file as it was published."
+        )
     names = [str(speaker) for speaker in range(count)]
     for speaker, index in given.items():
         names[_whole(index, count, "speaker id", shown)] = speaker[:_MAX_SPEAKER_NAME]

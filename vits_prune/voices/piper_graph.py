@@ -28,9 +28,14 @@ UNSOUND = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, 
 """What reading a hostile file raises where its parts contradict each other: in more ways than can be checked one by one."""
 _INT8 = 3
 """TensorProto's INT8."""
-_PARAMETER = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.\w+)*)\.(?:weight|bias|weight_g|weight_v|parametrizations\.weight\.original[01])")
+_PARAMETER = re.compile(
+    r"(?P<module>[A-Za-z_]\w*(?:\.\w+)*)\.(?:weight|bias|weight_g|weight_v|parametrizations\.weight\.original[01])"
+)
 _NODE = re.compile(r"/(?P<module>.+)/Conv(?:Transpose)?(?:_\d+)?")
-_NORM_NAMES = ((".weight_g", ".weight_v"), (".parametrizations.weight.original0", ".parametrizations.weight.original1"))
+_NORM_NAMES = (
+    (".weight_g", ".weight_v"),
+    (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+)
 
 
 class _Unusable(Exception):
@@ -88,7 +93,9 @@ def read_graph(path: str, shown: str) -> PiperGraph:
     except InputError:
         raise
     except UNSOUND as error:
-        raise InputError(f"{shown} cannot be used: it is not a sound ONNX file, fetch it again.") from error
+        raise InputError(
+            f"{shown} cannot be used: it is not a sound ONNX file, fetch it again."
+        ) from error
 
 
 def _parse(path: str) -> onnx.ModelProto:
@@ -99,7 +106,9 @@ def _parse(path: str) -> onnx.ModelProto:
 
     try:
         if os.path.getsize(path) > MAX_MODEL_BYTES:
-            raise _Unusable(f"it is larger than {MAX_MODEL_BYTES // 2**20} MiB, give a Piper voice as its trainer exported it.")
+            raise _Unusable(
+                f"it is larger than {MAX_MODEL_BYTES // 2**20} MiB, give a Piper voice as its trainer exported it."
+            )
         with open(path, "rb") as file:
             model = onnx.ModelProto.FromString(file.read())
     except OSError:
@@ -107,7 +116,9 @@ def _parse(path: str) -> onnx.ModelProto:
     except (DecodeError, ValueError, RecursionError):
         raise _Unusable("it is not a whole ONNX file, fetch it again.") from None
     if not model.graph.node or len(model.graph.node) > MAX_NODES:
-        raise _Unusable("it is not the ONNX file of a Piper voice, give the .onnx that belongs to the .json.")
+        raise _Unusable(
+            "it is not the ONNX file of a Piper voice, give the .onnx that belongs to the .json."
+        )
     return model
 
 
@@ -119,7 +130,11 @@ def _to_torch(tensor: onnx.TensorProto) -> torch.Tensor | None:
         return None
     dtype = _NUMPY_TYPES[tensor.data_type]
     if tensor.raw_data:
-        data = np.frombuffer(tensor.raw_data, dtype) if len(tensor.raw_data) % np.dtype(dtype).itemsize == 0 else np.empty(0, dtype)
+        data = (
+            np.frombuffer(tensor.raw_data, dtype)
+            if len(tensor.raw_data) % np.dtype(dtype).itemsize == 0
+            else np.empty(0, dtype)
+        )
     elif dtype is np.float16:  # ONNX keeps the bits of half floats in its integer field
         data = np.asarray(tensor.int32_data, np.int64).astype(np.uint16).view(np.float16)
     else:
@@ -130,7 +145,11 @@ def _to_torch(tensor: onnx.TensorProto) -> torch.Tensor | None:
 
 def _levels(tensor: onnx.TensorProto) -> torch.Tensor:
     """The whole numbers of an int8 tensor."""
-    data = np.frombuffer(tensor.raw_data, np.int8) if tensor.raw_data else np.asarray(tensor.int32_data, np.int64).astype(np.int8)
+    data = (
+        np.frombuffer(tensor.raw_data, np.int8)
+        if tensor.raw_data
+        else np.asarray(tensor.int32_data, np.int64).astype(np.int8)
+    )
     return torch.from_numpy(_shaped(tensor, data).copy())
 
 
@@ -140,7 +159,9 @@ def _shaped(tensor: onnx.TensorProto, data: np.ndarray) -> np.ndarray:
     for size in shape:
         count *= size
     if len(shape) > 8 or any(size < 0 for size in shape) or count != data.size:
-        raise _Unusable(f"its tensor {tensor.name[:60]!r} does not have the size it states, fetch the file again.")
+        raise _Unusable(
+            f"its tensor {tensor.name[:60]!r} does not have the size it states, fetch the file again."
+        )
     return data.reshape(shape)
 
 
@@ -182,18 +203,33 @@ def _add(tensors: dict[str, torch.Tensor], name: str, proto: onnx.TensorProto) -
         tensors[name] = tensor
 
 
-def _dequantise(graph: onnx.GraphProto, tensors: dict[str, torch.Tensor], aliases: dict[str, str]) -> None:
+def _dequantise(
+    graph: onnx.GraphProto, tensors: dict[str, torch.Tensor], aliases: dict[str, str]
+) -> None:
     """Add the weights that are stored as int8 levels: a Cast and a Mul by their scales, as onnxruntime computes them."""
-    stored = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == _INT8 and not tensor.external_data}
+    stored = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_type == _INT8 and not tensor.external_data
+    }
     for node in graph.node:
         if node.op_type != "Mul" or len(node.input) != 2 or not node.output:
             continue
-        source, scales = _resolve(node.input[0], aliases), tensors.get(_resolve(node.input[1], aliases))
+        source, scales = (
+            _resolve(node.input[0], aliases),
+            tensors.get(_resolve(node.input[1], aliases)),
+        )
         if source not in stored or scales is None:
             continue
-        levels = _levels(stored.pop(source))  # once each: a hostile file may multiply the same ones over and over
-        if scales.ndim != levels.ndim or any(one not in (1, size) for one, size in zip(scales.shape, levels.shape, strict=True)):
-            raise _Unusable(f"the scales of its tensor {source[:60]!r} do not fit it, export the voice again.")
+        levels = _levels(
+            stored.pop(source)
+        )  # once each: a hostile file may multiply the same ones over and over
+        if scales.ndim != levels.ndim or any(
+            one not in (1, size) for one, size in zip(scales.shape, levels.shape, strict=True)
+        ):
+            raise _Unusable(
+                f"the scales of its tensor {source[:60]!r} do not fit it, export the voice again."
+            )
         tensors[node.output[0]] = levels.float() * scales
 
 
@@ -217,7 +253,11 @@ def _add_convolution(found: PiperGraph, node: onnx.NodeProto) -> None:
     path = _module_path(node)
     if path is None or len(node.input) < 2:
         return
-    weight = found.tensors[node.input[1]] if node.input[1] in found.tensors else _fold_weight_norm(found.tensors, path)
+    weight = (
+        found.tensors[node.input[1]]
+        if node.input[1] in found.tensors
+        else _fold_weight_norm(found.tensors, path)
+    )
     if weight is None or weight.ndim != 3:
         return
     bias = found.tensors.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
@@ -225,11 +265,27 @@ def _add_convolution(found: PiperGraph, node: onnx.NodeProto) -> None:
         return
     numbers = {a.name: (list(a.ints) if a.ints else [a.i]) for a in node.attribute}
     pads = numbers.get("pads", [0, 0])
-    sizes = [*numbers.get("strides", [1]), *numbers.get("dilations", [1]), *numbers.get("group", [1]), *pads]
-    odd = any(numbers.get("output_padding", [0])) or any(a.name == "auto_pad" and a.s not in (b"", b"NOTSET") for a in node.attribute)
-    if odd or len(sizes) != 5 or pads[0] != pads[1] or any(not 0 <= size <= 2**20 for size in sizes):
-        raise _Unusable(f"its convolution {path[:60]!r} is not one of a Piper voice, give a voice exported by Piper.")
-    found.convolutions[path] = Convolution(weight, bias, sizes[0], sizes[1], pads[0], sizes[2], node.op_type == "ConvTranspose")
+    sizes = [
+        *numbers.get("strides", [1]),
+        *numbers.get("dilations", [1]),
+        *numbers.get("group", [1]),
+        *pads,
+    ]
+    odd = any(numbers.get("output_padding", [0])) or any(
+        a.name == "auto_pad" and a.s not in (b"", b"NOTSET") for a in node.attribute
+    )
+    if (
+        odd
+        or len(sizes) != 5
+        or pads[0] != pads[1]
+        or any(not 0 <= size <= 2**20 for size in sizes)
+    ):
+        raise _Unusable(
+            f"its convolution {path[:60]!r} is not one of a Piper voice, give a voice exported by Piper."
+        )
+    found.convolutions[path] = Convolution(
+        weight, bias, sizes[0], sizes[1], pads[0], sizes[2], node.op_type == "ConvTranspose"
+    )
 
 
 def _fold_weight_norm(tensors: dict[str, torch.Tensor], path: str) -> torch.Tensor | None:
@@ -241,7 +297,9 @@ def _fold_weight_norm(tensors: dict[str, torch.Tensor], path: str) -> torch.Tens
     return None
 
 
-def _find_duration_log_scale(graph: onnx.GraphProto, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
+def _find_duration_log_scale(
+    graph: onnx.GraphProto, tensors: dict[str, torch.Tensor]
+) -> torch.Tensor | None:
     """logs from dp.flows.0, (x - m) exp(-logs): folded with its sign, with its exponential, or not at all."""
     made_by = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
@@ -249,10 +307,19 @@ def _find_duration_log_scale(graph: onnx.GraphProto, tensors: dict[str, torch.Te
             continue
         for difference, factor in (node.input, reversed(node.input)):
             source = made_by.get(difference)
-            if source is not None and source.op_type == "Sub" and list(source.input[1:]) == ["dp.flows.0.m"]:
+            if (
+                source is not None
+                and source.op_type == "Sub"
+                and list(source.input[1:]) == ["dp.flows.0.m"]
+            ):
                 if factor in tensors:
                     return -torch.log(tensors[factor])
                 exponential = made_by.get(factor)
-                if exponential is not None and exponential.op_type == "Exp" and exponential.input and exponential.input[0] in tensors:
+                if (
+                    exponential is not None
+                    and exponential.op_type == "Exp"
+                    and exponential.input
+                    and exponential.input[0] in tensors
+                ):
                     return -tensors[exponential.input[0]]
     return None

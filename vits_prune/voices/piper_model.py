@@ -25,8 +25,14 @@ _MAX_SPEAKERS = 100_000
 
 # transformers' module names -> the names in Piper's training code (jaywalnut310/vits). Indices of flows count the flips between them there.
 _NAMES = (
-    (r"text_encoder\.encoder\.layers\.(\d+)\.attention\.([qkv])_proj", r"enc_p.encoder.attn_layers.\1.conv_\2"),
-    (r"text_encoder\.encoder\.layers\.(\d+)\.attention\.out_proj", r"enc_p.encoder.attn_layers.\1.conv_o"),
+    (
+        r"text_encoder\.encoder\.layers\.(\d+)\.attention\.([qkv])_proj",
+        r"enc_p.encoder.attn_layers.\1.conv_\2",
+    ),
+    (
+        r"text_encoder\.encoder\.layers\.(\d+)\.attention\.out_proj",
+        r"enc_p.encoder.attn_layers.\1.conv_o",
+    ),
     (r"text_encoder\.encoder\.layers\.(\d+)\.attention", r"enc_p.encoder.attn_layers.\1"),
     (r"text_encoder\.encoder\.layers\.(\d+)\.layer_norm", r"enc_p.encoder.norm_layers_1.\1"),
     (r"text_encoder\.encoder\.layers\.(\d+)\.final_layer_norm", r"enc_p.encoder.norm_layers_2.\1"),
@@ -55,13 +61,17 @@ def piper_name(module: str) -> str:
     for pattern, replacement in _NAMES:
         name, found = re.subn(f"^{pattern}(?=\\.|$)", replacement, module)
         if found:
-            if name.startswith("dec."):  # the decoder's conv_pre and conv_post are called so in both
+            if name.startswith(
+                "dec."
+            ):  # the decoder's conv_pre and conv_post are called so in both
                 return name
             return ".".join(_ENDINGS.get(part, part) for part in name.split("."))
     return module
 
 
-def piper_config(graph: PiperGraph, scales: tuple[float, float, float], sampling_rate: int, shown: str) -> PiperVitsConfig:
+def piper_config(
+    graph: PiperGraph, scales: tuple[float, float, float], sampling_rate: int, shown: str
+) -> PiperVitsConfig:
     """The configuration of a Piper graph: what its facts say where this library wrote it, else read from the graph alone.
 
     Args:
@@ -76,9 +86,17 @@ def piper_config(graph: PiperGraph, scales: tuple[float, float, float], sampling
     if graph.facts is None:
         with _named(shown):
             return _Structure(graph).config(scales, sampling_rate)
-    values = {"resblock": "1", **graph.facts.config, "model_type": PiperVitsConfig.model_type}  # Hugging Face voices have ResBlock1
+    values = {
+        "resblock": "1",
+        **graph.facts.config,
+        "model_type": PiperVitsConfig.model_type,
+    }  # Hugging Face voices have ResBlock1
     config = checked_config(values, PiperVitsConfig, shown)
-    config.noise_scale, config.speaking_rate, config.noise_scale_duration = scales[0], 1 / scales[1], scales[2]
+    config.noise_scale, config.speaking_rate, config.noise_scale_duration = (
+        scales[0],
+        1 / scales[1],
+        scales[2],
+    )
     config.sampling_rate = sampling_rate
     return config
 
@@ -108,7 +126,9 @@ def _named(shown: str) -> Iterator[None]:
     except InputError as error:
         raise InputError(f"{shown} cannot be used: {error}") from None
     except UNSOUND as error:
-        raise InputError(f"{shown} is not a Piper voice that can be used: its layers do not fit together.") from error
+        raise InputError(
+            f"{shown} is not a Piper voice that can be used: its layers do not fit together."
+        ) from error
 
 
 def _need(fact: bool, what: str) -> None:
@@ -127,21 +147,30 @@ class _Structure:
         return self.graph.convolutions[path]
 
     def tensor(self, name: str, dimensions: int) -> torch.Tensor:
-        _need(name in self.graph.tensors and self.graph.tensors[name].ndim == dimensions, f"it has no weight {name!r} of the expected size")
+        _need(
+            name in self.graph.tensors and self.graph.tensors[name].ndim == dimensions,
+            f"it has no weight {name!r} of the expected size",
+        )
         return self.graph.tensors[name]
 
     def count(self, pattern: str) -> int:
         """How many layers there are of a kind, named by an index from 0 on."""
         names = [*self.graph.convolutions, *self.graph.tensors]
         indices = {match[1] for name in names if (match := re.match(pattern, name))}
-        in_order = 0 < len(indices) <= MAX_LAYERS and indices == {str(index) for index in range(len(indices))}
+        in_order = 0 < len(indices) <= MAX_LAYERS and indices == {
+            str(index) for index in range(len(indices))
+        }
         _need(in_order, f"its layers {pattern!r} are not numbered from 0 on")
         return len(indices)
 
     def flow_count(self, pattern: str, first: int) -> int:
         """How many flows there are of a kind; every second index is a flip."""
-        indices = {int(match[1]) for name in self.graph.convolutions if (match := re.match(pattern, name))}
-        in_order = 0 < len(indices) <= MAX_LAYERS and indices == set(range(first, first + 2 * len(indices), 2))
+        indices = {
+            int(match[1]) for name in self.graph.convolutions if (match := re.match(pattern, name))
+        }
+        in_order = 0 < len(indices) <= MAX_LAYERS and indices == set(
+            range(first, first + 2 * len(indices), 2)
+        )
         _need(in_order, "its flows are not those of VITS")
         return len(indices)
 
@@ -159,7 +188,13 @@ class _Structure:
         inner = self.conv("enc_p.encoder.ffn_layers.0.conv_1").weight
         hidden = table.shape[1]
         one, window, head = relative.shape
-        usual = one == 1 and window % 2 == 1 and window > 1 and 0 < head <= hidden and hidden % head == 0
+        usual = (
+            one == 1
+            and window % 2 == 1
+            and window > 1
+            and 0 < head <= hidden
+            and hidden % head == 0
+        )
         _need(usual, "its attention is not that of VITS")
         return {
             "vocab_size": table.shape[0], "hidden_size": hidden, "num_attention_heads": hidden // relative.shape[2],
@@ -178,7 +213,8 @@ class _Structure:
         return {
             "use_stochastic_duration_prediction": True,
             "duration_predictor_kernel_size": self.conv("dp.convs.convs_sep.0").weight.shape[2],
-            "duration_predictor_num_flows": self.flow_count(r"dp\.flows\.(\d+)\.pre$", first=3) + 1,  # the one that inference skips counts
+            "duration_predictor_num_flows": self.flow_count(r"dp\.flows\.(\d+)\.pre$", first=3)
+            + 1,  # the one that inference skips counts
             "duration_predictor_flow_bins": (self.conv("dp.flows.3.proj").weight.shape[0] + 1) // 3,
             "depth_separable_num_layers": self.count(r"dp\.convs\.convs_sep\.(\d+)"),
         }
@@ -189,7 +225,9 @@ class _Structure:
             "prior_encoder_num_flows": self.flow_count(r"flow\.flows\.(\d+)\.pre$", first=0),
             "prior_encoder_num_wavenet_layers": layers,
             "wavenet_kernel_size": self.conv("flow.flows.0.enc.in_layers.0").weight.shape[2],
-            "wavenet_dilation_rate": self.conv("flow.flows.0.enc.in_layers.1").dilation if layers > 1 else 1,
+            "wavenet_dilation_rate": self.conv("flow.flows.0.enc.in_layers.1").dilation
+            if layers > 1
+            else 1,
         }
 
     def decoder(self) -> dict[str, object]:
@@ -198,13 +236,19 @@ class _Structure:
         hop = 1
         for rate in rates:
             hop *= rate
-        _need(0 < hop <= MAX_HOP_LENGTH and all(up.transposed for up in ups), "its upsampling is not that of a voice")
+        _need(
+            0 < hop <= MAX_HOP_LENGTH and all(up.transposed for up in ups),
+            "its upsampling is not that of a voice",
+        )
         blocks = self.count(r"dec\.resblocks\.(\d+)\.")
         _need(blocks % len(ups) == 0, "its residual blocks do not match its upsampling")
         kind = "1" if "dec.resblocks.0.convs1.0" in self.graph.convolutions else "2"
         convs = "convs1" if kind == "1" else "convs"
         steps = [
-            [self.conv(f"dec.resblocks.{block}.{convs}.{step}") for step in range(self.count(rf"dec\.resblocks\.{block}\.{convs}\.(\d+)"))]
+            [
+                self.conv(f"dec.resblocks.{block}.{convs}.{step}")
+                for step in range(self.count(rf"dec\.resblocks\.{block}\.{convs}\.(\d+)"))
+            ]
             for block in range(blocks // len(ups))
         ]
         return {
@@ -220,7 +264,10 @@ class _Structure:
         table = speaker_embedding(self.graph)
         if table is None:
             return {"num_speakers": 1, "speaker_embedding_size": 0}
-        _need(table.ndim == 2 and 1 < table.shape[0] <= _MAX_SPEAKERS and table.shape[1] > 0, "its table of speakers has no usable size")
+        _need(
+            table.ndim == 2 and 1 < table.shape[0] <= _MAX_SPEAKERS and table.shape[1] > 0,
+            "its table of speakers has no usable size",
+        )
         return {"num_speakers": table.shape[0], "speaker_embedding_size": table.shape[1]}
 
 
@@ -231,7 +278,10 @@ def embedding(graph: PiperGraph) -> torch.Tensor:
         InputError: there are none.
     """
     table = graph.tensors.get("enc_p.emb.weight", graph.embeddings.get("input"))
-    _need(table is not None and table.ndim == 2 and min(table.shape) > 0, "it has no table of phoneme embeddings")
+    _need(
+        table is not None and table.ndim == 2 and min(table.shape) > 0,
+        "it has no table of phoneme embeddings",
+    )
     return table
 
 
@@ -250,17 +300,30 @@ def _weights(model: VitsModel, graph: PiperGraph) -> dict[str, torch.Tensor]:
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
             _take_convolution(weights, name, module, graph.convolutions.get(path), path)
         elif isinstance(module, nn.LayerNorm):
-            weights |= {f"{name}.weight": graph.tensors.get(f"{path}.gamma"), f"{name}.bias": graph.tensors.get(f"{path}.beta")}
+            weights |= {
+                f"{name}.weight": graph.tensors.get(f"{path}.gamma"),
+                f"{name}.bias": graph.tensors.get(f"{path}.beta"),
+            }
         elif name.endswith(".attention"):
-            weights |= {f"{name}.{part}": graph.tensors.get(f"{path}.{part}") for part in ("emb_rel_k", "emb_rel_v")}
+            weights |= {
+                f"{name}.{part}": graph.tensors.get(f"{path}.{part}")
+                for part in ("emb_rel_k", "emb_rel_v")
+            }
     if model.config.use_stochastic_duration_prediction:
         weights["duration_predictor.flows.0.translate"] = graph.tensors.get("dp.flows.0.m")
         weights["duration_predictor.flows.0.log_scale"] = graph.tensors.get("dp.flows.0.logs")
-    return {name: _checked(name, parameter, weights.get(name)) for name, parameter in model.named_parameters()}
+    return {
+        name: _checked(name, parameter, weights.get(name))
+        for name, parameter in model.named_parameters()
+    }
 
 
 def _take_convolution(
-    weights: dict[str, torch.Tensor | None], name: str, module: nn.Module, convolution: Convolution | None, path: str
+    weights: dict[str, torch.Tensor | None],
+    name: str,
+    module: nn.Module,
+    convolution: Convolution | None,
+    path: str,
 ) -> None:
     _need(convolution is not None, f"it has no layer {path!r}")
     weight = convolution.weight
@@ -269,11 +332,26 @@ def _take_convolution(
         expected, weight = (1, 1, 0, 1, False), weight.squeeze(-1)
     else:
         transposed = isinstance(module, nn.ConvTranspose1d)
-        expected = (module.stride[0], module.dilation[0], module.padding[0], module.groups, transposed)
-    found = (convolution.stride, convolution.dilation, convolution.padding, convolution.groups, convolution.transposed)
+        expected = (
+            module.stride[0],
+            module.dilation[0],
+            module.padding[0],
+            module.groups,
+            transposed,
+        )
+    found = (
+        convolution.stride,
+        convolution.dilation,
+        convolution.padding,
+        convolution.groups,
+        convolution.transposed,
+    )
     reach = max(convolution.dilation, convolution.weight.shape[2])
     _need(found == expected and reach <= _MAX_REACH, f"its layer {path!r} is not that of VITS")
-    _need((convolution.bias is None) == (module.bias is None), f"its layer {path!r} has not the bias of VITS")
+    _need(
+        (convolution.bias is None) == (module.bias is None),
+        f"its layer {path!r} has not the bias of VITS",
+    )
     weights[f"{name}.weight"] = weight
     if convolution.bias is not None:
         weights[f"{name}.bias"] = convolution.bias
@@ -281,7 +359,12 @@ def _take_convolution(
 
 def _checked(name: str, parameter: nn.Parameter, weight: torch.Tensor | None) -> torch.Tensor:
     _need(weight is not None, f"it has no weights for {name!r}")
-    _need(weight.shape == parameter.shape, f"its weights for {name!r} are {tuple(weight.shape)}, not {tuple(parameter.shape)}")
+    _need(
+        weight.shape == parameter.shape,
+        f"its weights for {name!r} are {tuple(weight.shape)}, not {tuple(parameter.shape)}",
+    )
     if not torch.isfinite(weight).all():
-        raise InputError(f"its weights for {name!r} hold values that are not finite numbers, fetch or export the voice again.")
+        raise InputError(
+            f"its weights for {name!r} hold values that are not finite numbers, fetch or export the voice again."
+        )
     return weight.contiguous()

@@ -12,7 +12,7 @@ from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.voices.espeak_process import check_voice, clauses
-from vits_prune.voices.text import Sentence
+from vits_prune.voices.voice import Sentence
 
 TOKENIZER_FILE = "piper.json"
 MAX_JSON_BYTES = 4 * 2**20
@@ -46,15 +46,23 @@ def read_json(path: str | Path, shown: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             content = file.read(MAX_JSON_BYTES + 1)
     except (OSError, ValueError):
-        raise InputError(f"{shown} cannot be read: a Piper voice is an .onnx file with its .onnx.json beside it.") from None
+        raise InputError(
+            f"{shown} cannot be read: a Piper voice is an .onnx file with its .onnx.json beside it."
+        ) from None
     if len(content) > MAX_JSON_BYTES:
-        raise InputError(f"{shown} is larger than {MAX_JSON_BYTES // 2**20} MiB: give the JSON file of a Piper voice.")
+        raise InputError(
+            f"{shown} is larger than {MAX_JSON_BYTES // 2**20} MiB: give the JSON file of a Piper voice."
+        )
     try:
         found = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        raise InputError(f"{shown} is not JSON: give the JSON file of a Piper voice as it was published.") from None
+        raise InputError(
+            f"{shown} is not JSON: give the JSON file of a Piper voice as it was published."
+        ) from None
     if not isinstance(found, dict):
-        raise InputError(f"{shown} is not a JSON object: give the JSON file of a Piper voice as it was published.")
+        raise InputError(
+            f"{shown} is not a JSON object: give the JSON file of a Piper voice as it was published."
+        )
     return found
 
 
@@ -79,13 +87,17 @@ class PiperTokenizer:
         self.phoneme_type = settings.get("phoneme_type", "espeak")
         if self.phoneme_type not in ("espeak", "text"):
             kind = str(self.phoneme_type)[:20]
-            raise InputError(f"{shown} asks for phonemes of type {kind!r}, which are not supported: use a voice of type espeak or text.")
+            raise InputError(
+                f"{shown} asks for phonemes of type {kind!r}, which are not supported: use a voice of type espeak or text."
+            )
         self.espeak_voice: str | None = None
         if self.phoneme_type == "espeak":
             espeak = settings.get("espeak")
             self.espeak_voice = espeak.get("voice") if isinstance(espeak, dict) else None
             if not isinstance(self.espeak_voice, str):
-                raise InputError(f"{shown} names no espeak.voice: give the JSON file of a Piper voice as it was published.")
+                raise InputError(
+                    f"{shown} names no espeak.voice: give the JSON file of a Piper voice as it was published."
+                )
             check_voice(self.espeak_voice)
         self.about = _about(settings)
         """What the file tells people of the voice, in the file's own shape: language, dataset, quality; nothing is read by it."""
@@ -99,7 +111,11 @@ class PiperTokenizer:
 
     def sentences(self, text: str) -> Iterator[Sentence]:
         """The sentences of a text in order; one of which nothing can be said has no ids. `[[...]]` in a text holds phonemes."""
-        groups = [([*unicodedata.normalize("NFD", text)], text)] if self.phoneme_type == "text" else self._spoken(text)
+        groups = (
+            [([*unicodedata.normalize("NFD", text)], text)]
+            if self.phoneme_type == "text"
+            else self._spoken(text)
+        )
         for phonemes, part in groups:
             yield self._sentence(phonemes, part)
 
@@ -117,7 +133,9 @@ class PiperTokenizer:
         if return_tensors is None:
             return {"input_ids": spoken}
         if return_tensors != "pt" or len(spoken) != 1:
-            raise InputError('Only one sentence makes a tensor, with return_tensors="pt": go through sentences(text) for more.')
+            raise InputError(
+                'Only one sentence makes a tensor, with return_tensors="pt": go through sentences(text) for more.'
+            )
         import torch
 
         return {"input_ids": torch.tensor(spoken, dtype=torch.long)}
@@ -129,12 +147,18 @@ class PiperTokenizer:
             folder: where to, it must exist.
         """
         id_map = {phoneme: list(ids) for phoneme, ids in self.phoneme_ids.items()}
-        settings: dict[str, Any] = {**self.about, "phoneme_type": self.phoneme_type, "phoneme_id_map": id_map}
+        settings: dict[str, Any] = {
+            **self.about,
+            "phoneme_type": self.phoneme_type,
+            "phoneme_id_map": id_map,
+        }
         if self.espeak_voice:
             settings["espeak"] = {"voice": self.espeak_voice}
         if self.vowel_clusters:
             settings["vowel_clusters"] = sorted(map(list, self.vowel_clusters))
-        Path(folder, TOKENIZER_FILE).write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        Path(folder, TOKENIZER_FILE).write_text(
+            json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> PiperTokenizer:
@@ -171,7 +195,11 @@ class PiperTokenizer:
         phonemes, part = "", ""
         found = clauses(text, self.espeak_voice)
         for place, clause in enumerate(found):
-            phonemes += _LANGUAGE_FLAG.sub("", clause.phonemes) + clause.mark + (" " if clause.mark in (",", ":", ";") else "")
+            phonemes += (
+                _LANGUAGE_FLAG.sub("", clause.phonemes)
+                + clause.mark
+                + (" " if clause.mark in (",", ":", ";") else "")
+            )
             part += clause.text
             if clause.ends_sentence or (place + 1 == len(found) and phonemes):
                 groups.append((self._merged(_code_points(phonemes)), part))
@@ -185,7 +213,11 @@ class PiperTokenizer:
         longest = max(map(len, self.vowel_clusters))
         merged, place = [], 0
         while place < len(phonemes):
-            sizes = (size for size in range(longest, 1, -1) if tuple(phonemes[place : place + size]) in self.vowel_clusters)
+            sizes = (
+                size
+                for size in range(longest, 1, -1)
+                if tuple(phonemes[place : place + size]) in self.vowel_clusters
+            )
             size = next(sizes, 1)
             merged.append("".join(phonemes[place : place + size]))
             place += size
@@ -193,28 +225,46 @@ class PiperTokenizer:
 
     def _sentence(self, phonemes: list[str], text: str) -> Sentence:
         kept = [phoneme for phoneme in phonemes if phoneme in self.phoneme_ids]
-        dropped = dict.fromkeys([*self._silent(text), *(phoneme for phoneme in phonemes if phoneme not in self.phoneme_ids)])
+        dropped = dict.fromkeys(
+            [
+                *self._silent(text),
+                *(phoneme for phoneme in phonemes if phoneme not in self.phoneme_ids),
+            ]
+        )
         if not any(character.isalnum() for phoneme in kept for character in phoneme):
             return Sentence(text.strip(), (), (), tuple(dropped))
         tokens: list[tuple[str, int]] = []
         for symbol in (_BEGIN, *kept):
-            tokens += [(symbol, i) for i in self.phoneme_ids[symbol]] + [(_BLANK, i) for i in self.phoneme_ids[_BLANK]]
+            tokens += [(symbol, i) for i in self.phoneme_ids[symbol]] + [
+                (_BLANK, i) for i in self.phoneme_ids[_BLANK]
+            ]
         tokens += [(_END, i) for i in self.phoneme_ids[_END]]
-        return Sentence(text.strip(), tuple(i for _, i in tokens), tuple(symbol for symbol, _ in tokens), tuple(dropped))
+        return Sentence(
+            text.strip(),
+            tuple(i for _, i in tokens),
+            tuple(symbol for symbol, _ in tokens),
+            tuple(dropped),
+        )
 
     def _silent(self, text: str) -> list[str]:
         """Symbols of a text, such as emoji, that espeak-ng passes over without a word."""
         if self.espeak_voice is None or text.isascii():
             return []
-        symbols = (c for c in text if unicodedata.category(c) in _SYMBOL_CATEGORIES and not c.isascii())
-        return [symbol for symbol in dict.fromkeys(symbols) if _is_silent(symbol, self.espeak_voice)]
+        symbols = (
+            c for c in text if unicodedata.category(c) in _SYMBOL_CATEGORIES and not c.isascii()
+        )
+        return [
+            symbol for symbol in dict.fromkeys(symbols) if _is_silent(symbol, self.espeak_voice)
+        ]
 
 
 def _code_points(phonemes: str) -> list[str]:
     return [*unicodedata.normalize("NFD", phonemes)]
 
 
-def _joined(groups: list[tuple[list[str], str]], more: tuple[list[str], str]) -> list[tuple[list[str], str]]:
+def _joined(
+    groups: list[tuple[list[str], str]], more: tuple[list[str], str]
+) -> list[tuple[list[str], str]]:
     """Groups with the last one made longer."""
     phonemes, text = groups[-1]
     return [*groups[:-1], (phonemes + more[0], text + more[1])]
@@ -227,14 +277,22 @@ def _is_silent(symbol: str, voice: str) -> bool:
 
 def _phoneme_ids(given: object, shown: str) -> dict[str, tuple[int, ...]]:
     if not isinstance(given, dict) or not 0 < len(given) <= _MAX_SYMBOLS:
-        raise InputError(f"{shown} has no usable phoneme_id_map: give the JSON file of a Piper voice as it was published.")
+        raise InputError(
+            f"{shown} has no usable phoneme_id_map: give the JSON file of a Piper voice as it was published."
+        )
     for symbol, ids in given.items():
         whole = isinstance(ids, list) and len(ids) <= _MAX_IDS_A_SYMBOL
         if not whole or any(type(i) is not int or not 0 <= i < 2**31 for i in ids):
-            raise InputError(f"{shown} gives {symbol[:20]!r} ids that are not small whole numbers: correct its phoneme_id_map.")
+            raise InputError(
+                f"{shown} gives {symbol[:20]!r} ids that are not small whole numbers: correct its phoneme_id_map."
+            )
     for symbol in (_BLANK, _BEGIN, _END):
-        if symbol not in given or not (given[symbol] or symbol != _BLANK):  # a voice may begin and end with nothing
-            raise InputError(f"{shown} has no id for {symbol!r} in its phoneme_id_map: give the JSON file as it was published.")
+        if symbol not in given or not (
+            given[symbol] or symbol != _BLANK
+        ):  # a voice may begin and end with nothing
+            raise InputError(
+                f"{shown} has no id for {symbol!r} in its phoneme_id_map: give the JSON file as it was published."
+            )
     return {symbol: tuple(ids) for symbol, ids in given.items()}
 
 
@@ -247,7 +305,11 @@ def _about(settings: Mapping[str, Any]) -> dict[str, Any]:
     about: dict[str, Any] = {key: settings[key] for key in _TOLD if short(settings.get(key))}
     for key, entries in _TOLD_WITHIN.items():
         given = settings.get(key)
-        found = {entry: given[entry] for entry in entries if short(given.get(entry))} if isinstance(given, dict) else {}
+        found = (
+            {entry: given[entry] for entry in entries if short(given.get(entry))}
+            if isinstance(given, dict)
+            else {}
+        )
         if found:
             about[key] = found
     return about
@@ -257,6 +319,13 @@ def _vowel_clusters(given: object, shown: str) -> frozenset[tuple[str, ...]]:
     if not given:
         return frozenset()
     whole = isinstance(given, list) and len(given) <= _MAX_SYMBOLS
-    if not whole or any(not isinstance(c, list | str) or not 0 < len(c) <= 16 or any(not isinstance(p, str) for p in c) for c in given):
-        raise InputError(f"{shown} has vowel_clusters that are not lists of phonemes: give the JSON file as it was published.")
+    if not whole or any(
+        not isinstance(c, list | str)
+        or not 0 < len(c) <= 16
+        or any(not isinstance(p, str) for p in c)
+        for c in given
+    ):
+        raise InputError(
+            f"{shown} has vowel_clusters that are not lists of phonemes: give the JSON file as it was published."
+        )
     return frozenset(tuple(cluster) for cluster in given)

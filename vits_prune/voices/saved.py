@@ -25,7 +25,12 @@ from safetensors.torch import load_file, save_file
 from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig, empty_model, in_plain_layout
+from vits_prune.voices.architecture import (
+    NarrowVitsConfig,
+    PiperVitsConfig,
+    empty_model,
+    in_plain_layout,
+)
 from vits_prune.voices.checkpoint import load_checkpoint, require_finite
 from vits_prune.voices.manifest import (
     FORMAT_VERSION,
@@ -71,9 +76,14 @@ def save_voice(
             would be lost, the disk does not take it, there is no such form or precision, or a weight is not a number or too large for fp16.
     """
     target = Path(folder)
-    for what, given, known in (("form", form, tuple(WEIGHTS)), ("precision", precision, ("fp32", "fp16"))):
+    for what, given, known in (
+        ("form", form, tuple(WEIGHTS)),
+        ("precision", precision, ("fp32", "fp16")),
+    ):
         if given not in known:
-            raise InputError(f"A saved voice has the {what} {' or '.join(known)}, not {str(given)[:20]!r}.")
+            raise InputError(
+                f"A saved voice has the {what} {' or '.join(known)}, not {str(given)[:20]!r}."
+            )
     check_save_place(target)
     with written_whole(target, MANIFEST) as beside:
         _write(voice, beside, form, precision)
@@ -91,7 +101,9 @@ def check_save_place(folder: Path) -> None:
             return  # `written_whole` refuses all but new and empty ones
         others = {path.name for path in folder.iterdir()} - files_of_save(folder)
     except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}): give the name of a new folder.") from error
+        raise InputError(
+            f"{folder} cannot be read ({error.strerror}): give the name of a new folder."
+        ) from error
     if others:
         raise InputError(
             f"{folder} holds {min(others)[:80]!r}, which was not saved with the voice and which would be removed: give the name of a new "
@@ -112,11 +124,19 @@ def written_whole(target: Path, manifest: str) -> Iterator[Path]:
     """
     try:
         if target.is_symlink():
-            raise InputError(f"{target} is a link: give the folder that it leads to, or the name of a new one.")
+            raise InputError(
+                f"{target} is a link: give the folder that it leads to, or the name of a new one."
+            )
         if target.exists() and target.resolve() == Path.cwd():
-            raise InputError(f"{target} is the folder in which this runs, and cannot be replaced: give the name of a new folder in it.")
-        if target.exists() and not (target.is_dir() and ((target / manifest).is_file() or not any(target.iterdir()))):
-            raise InputError(f"{target} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before.")
+            raise InputError(
+                f"{target} is the folder in which this runs, and cannot be replaced: give the name of a new folder in it."
+            )
+        if target.exists() and not (
+            target.is_dir() and ((target / manifest).is_file() or not any(target.iterdir()))
+        ):
+            raise InputError(
+                f"{target} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before."
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         with _written_beside(target) as beside:
             yield beside
@@ -167,7 +187,9 @@ def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
     if precision == "fp16":
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            raise InputError(f"{voice.name} has weights beyond 65,504, more than fp16 holds: save it with precision fp32.")
+            raise InputError(
+                f"{voice.name} has weights beyond 65,504, more than fp16 holds: save it with precision fp32."
+            )
     if form == "dense" and in_plain_layout(config):
         config, tensors = _transformers_layout(config, tensors)
     config.architectures = [type(voice.model).__name__]
@@ -182,12 +204,18 @@ def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
     write_manifest(folder, manifest_of(voice, form, precision))
     steps, healed = voice.recipe.get("pruned", ()), voice.recipe.get("healed")
     if steps:
-        (folder / "prune_spec.json").write_text(json.dumps(steps[-1], indent=2) + "\n", encoding="utf-8")
+        (folder / "prune_spec.json").write_text(
+            json.dumps(steps[-1], indent=2) + "\n", encoding="utf-8"
+        )
     if healed:
-        (folder / "healing.json").write_text(json.dumps(healed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "healing.json").write_text(
+            json.dumps(healed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
-def _transformers_layout(config: VitsConfig, tensors: dict[str, torch.Tensor]) -> tuple[VitsConfig, dict[str, torch.Tensor]]:
+def _transformers_layout(
+    config: VitsConfig, tensors: dict[str, torch.Tensor]
+) -> tuple[VitsConfig, dict[str, torch.Tensor]]:
     """Configuration and tensors that plain VitsModel loads with every key matched."""
     config.posterior_encoder_num_wavenet_layers = 1 if config.speaker_embedding_size else 0
     config.spectrogram_bins = 1
@@ -199,7 +227,9 @@ def _transformers_layout(config: VitsConfig, tensors: dict[str, torch.Tensor]) -
         if not which:
             written[name] = tensors[name] if name in tensors else torch.zeros(shape)
         elif f"{stem}.weight" in tensors:
-            written[name] = _weight_norm_pair(tensors[f"{stem}.weight"])[which == "original1"]  # the magnitudes stay float32
+            written[name] = _weight_norm_pair(tensors[f"{stem}.weight"])[
+                which == "original1"
+            ]  # the magnitudes stay float32
         else:
             written[name] = torch.zeros(shape) if which == "original0" else torch.ones(shape)
     return config, written
@@ -226,7 +256,9 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
         raise InputError(f"{folder.name} was not written by vits_prune: it has no {MANIFEST}.")
     weights = folder / WEIGHTS[form_of(manifest)]
     if not weights.is_file():
-        raise DamagedFileError(f"{folder.name} is damaged: it has no {weights.name}. Save the voice again.")
+        raise DamagedFileError(
+            f"{folder.name} is damaged: it has no {weights.name}. Save the voice again."
+        )
     check_files(folder, manifest, weights)
     origin = Origin(
         family=manifest["family"],
@@ -237,16 +269,22 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
     model, tokenizer = _loader(folder, manifest)(folder, manifest)
     speakers = tuple(str(name) for name in manifest["speakers"])
     if len(speakers) != (model.config.num_speakers if model.config.num_speakers > 1 else 0):
-        raise DamagedFileError(f"{folder.name} is damaged: its {MANIFEST} names other speakers than its config.json. Save the voice again.")
+        raise DamagedFileError(
+            f"{folder.name} is damaged: its {MANIFEST} names other speakers than its config.json. Save the voice again."
+        )
     return Voice(
         model=model,
         tokenizer=tokenizer,
         sampling_rate=model.config.sampling_rate,
         name=str(manifest["name"])[:200],
         origin=origin,
-        speaker=resolve_speaker(manifest.get("speaker") if speaker is None else speaker, speakers, str(manifest["name"])),
+        speaker=resolve_speaker(
+            manifest.get("speaker") if speaker is None else speaker, speakers, str(manifest["name"])
+        ),
         speakers=speakers,
-        free_cut=FreeCut(int(manifest["free_cut"]["parameters"]), int(manifest["free_cut"]["bytes"])),
+        free_cut=FreeCut(
+            int(manifest["free_cut"]["parameters"]), int(manifest["free_cut"]["bytes"])
+        ),
         recipe=MappingProxyType(manifest["recipe"]),
     )
 
@@ -255,14 +293,21 @@ def _short(value: Any) -> str | None:
     return value[:64] if isinstance(value, str) else None
 
 
-def _loader(folder: Path, manifest: dict[str, Any]) -> Callable[[Path, dict[str, Any]], tuple[VitsModel, Any]]:
+def _loader(
+    folder: Path, manifest: dict[str, Any]
+) -> Callable[[Path, dict[str, Any]], tuple[VitsModel, Any]]:
     """What reads the model and the tokenizer of a saved voice."""
     from vits_prune.voices.hf_config import read_json
 
     if manifest["family"] == "piper":
         return _load_piper_family
-    narrow = read_json(folder / "config.json", folder.name).get("model_type") == NarrowVitsConfig.model_type
-    return _load_hub_family if narrow or form_of(manifest) == "sparse" else _load_transformers_layout
+    narrow = (
+        read_json(folder / "config.json", folder.name).get("model_type")
+        == NarrowVitsConfig.model_type
+    )
+    return (
+        _load_hub_family if narrow or form_of(manifest) == "sparse" else _load_transformers_layout
+    )
 
 
 def _load_piper_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:
@@ -280,14 +325,19 @@ def _load_hub_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel,
     from vits_prune.voices.hf_config import read_config, read_json
     from vits_prune.voices.hf_text import HubTokenizer
 
-    narrow = read_json(folder / "config.json", folder.name).get("model_type") == NarrowVitsConfig.model_type
+    narrow = (
+        read_json(folder / "config.json", folder.name).get("model_type")
+        == NarrowVitsConfig.model_type
+    )
     config = read_config(folder, NarrowVitsConfig if narrow else VitsConfig)
     tokenizer = HubTokenizer.load(folder, vocab_size=config.vocab_size, name=str(manifest["name"]))
     return _load_own_layout(folder, config, manifest), tokenizer
 
 
 def _unfitting(folder: Path) -> DamagedFileError:
-    return DamagedFileError(f"{folder.name} is damaged: its weights, config.json and tokenizer do not fit together. Save the voice again.")
+    return DamagedFileError(
+        f"{folder.name} is damaged: its weights, config.json and tokenizer do not fit together. Save the voice again."
+    )
 
 
 def _load_own_layout(folder: Path, config: VitsConfig, manifest: dict[str, Any]) -> VitsModel:
@@ -295,13 +345,24 @@ def _load_own_layout(folder: Path, config: VitsConfig, manifest: dict[str, Any])
     model = empty_model(config)
     try:
         if form_of(manifest) == "sparse":
-            tensors = {name: tensor.float() for name, tensor in _read_sparse(folder / WEIGHTS["sparse"], model).items()}
+            tensors = {
+                name: tensor.float()
+                for name, tensor in _read_sparse(folder / WEIGHTS["sparse"], model).items()
+            }
         else:  # a copy: safetensors maps the file, which may change under a voice that is in use
-            tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in load_file(folder / WEIGHTS["dense"]).items()}
+            tensors = {
+                name: tensor.to(torch.float32, copy=True)
+                for name, tensor in load_file(folder / WEIGHTS["dense"]).items()
+            }
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ValueError("a weight is not a number")
         model.load_state_dict(tensors, strict=True, assign=True)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # torch's own for tensors that do not fit is a RuntimeError
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # torch's own for tensors that do not fit is a RuntimeError
         raise _unfitting(folder) from error
     return model.requires_grad_(False).eval()
 
@@ -325,6 +386,8 @@ def _load_transformers_layout(folder: Path, manifest: dict[str, Any]) -> tuple[V
         if which == "original0" and f"{stem}.weight" in names:
             direction = tensors[f"{stem}.parametrizations.weight.original1"]
             weight = torch.where(magnitude == 0, torch.zeros_like(direction), direction).float()
-            if torch.allclose(weight, names[f"{stem}.weight"], rtol=1e-4, atol=1e-8):  # else trained on and saved over by others
+            if torch.allclose(
+                weight, names[f"{stem}.weight"], rtol=1e-4, atol=1e-8
+            ):  # else trained on and saved over by others
                 exact[f"{stem}.weight"] = weight
     return voice.with_weights(exact).model, voice.tokenizer

@@ -57,19 +57,31 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
     frames: list[bytes] = []
     index = []
     for group in _grouped(tensors):
-        values = np.concatenate([tensors[name].detach().cpu().contiguous().numpy().reshape(-1) for name in group.shapes])
+        values = np.concatenate(
+            [tensors[name].detach().cpu().contiguous().numpy().reshape(-1) for name in group.shapes]
+        )
         nonzero = values != 0
         survivors = int(nonzero.sum())
         parts = [] if survivors == values.size else [np.packbits(nonzero)]
         parts += _planes(values if survivors == values.size else values[nonzero])
         packed = [_shorter(compressor, part) for part in parts]
-        entry = {"dtype": group.dtype, "tensors": group.shapes, "survivors": survivors, "frames": [len(frame) for frame in packed]}
+        entry = {
+            "dtype": group.dtype,
+            "tensors": group.shapes,
+            "survivors": survivors,
+            "frames": [len(frame) for frame in packed],
+        }
         frames += packed
         index.append(entry)
     described = compressor.compress(json.dumps(index, separators=(",", ":")).encode())
-    blobs = {"frames": np.frombuffer(b"".join(frames), np.uint8), "index": np.frombuffer(described, np.uint8)}
+    blobs = {
+        "frames": np.frombuffer(b"".join(frames), np.uint8),
+        "index": np.frombuffer(described, np.uint8),
+    }
     # The checksum is a tensor too: safetensors writes several entries of metadata in an order of chance.
-    return save({**blobs, "crc32": np.array([_checksum(blobs)], np.uint32)}, metadata={"format": _FORMAT})
+    return save(
+        {**blobs, "crc32": np.array([_checksum(blobs)], np.uint32)}, metadata={"format": _FORMAT}
+    )
 
 
 def _grouped(tensors: Mapping[str, torch.Tensor]) -> Iterator[_Group]:
@@ -80,7 +92,9 @@ def _grouped(tensors: Mapping[str, torch.Tensor]) -> Iterator[_Group]:
         if dtype not in _WORDS:
             raise TypeError(f"{name} is {dtype}, not float32 or float16.")
         large = tensor.numel() >= _GROUP_ELEMENTS
-        if group is not None and (large or group.dtype != dtype or group.elements >= _GROUP_ELEMENTS):
+        if group is not None and (
+            large or group.dtype != dtype or group.elements >= _GROUP_ELEMENTS
+        ):
             yield group
             group = None
         group = group or _Group(dtype, {})
@@ -108,7 +122,9 @@ def decode(data: bytes, most_elements: int = MAX_ELEMENTS) -> dict[str, torch.Te
         blobs = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         if header["format"] != _FORMAT:
-            raise InputError("This file is not a sparse-encoded voice of this version: encode it again.")
+            raise InputError(
+                "This file is not a sparse-encoded voice of this version: encode it again."
+            )
         if blobs["crc32"].tolist() != [_checksum(blobs)]:
             raise ValueError("the checksum does not fit")
         described = blobs["index"].tobytes()
@@ -116,19 +132,34 @@ def decode(data: bytes, most_elements: int = MAX_ELEMENTS) -> dict[str, torch.Te
             raise ValueError("an index that large is none")
         index = json.loads(zstandard.ZstdDecompressor().decompress(described))
         return _decode_groups(index, blobs["frames"], min(most_elements, MAX_ELEMENTS))
-    except (SafetensorError, zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        SafetensorError,
+        zstandard.ZstdError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         if isinstance(error, InputError):
             raise
         raise InputError("This sparse-encoded file is damaged: fetch or write it again.") from error
 
 
-def _decode_groups(index: list[dict], frames: np.ndarray, most_elements: int) -> dict[str, torch.Tensor]:
+def _decode_groups(
+    index: list[dict], frames: np.ndarray, most_elements: int
+) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     begin = elements = 0
     for entry in index:
-        group = _Group(entry["dtype"], {name: tuple(int(side) for side in shape) for name, shape in entry["tensors"].items()})
+        group = _Group(
+            entry["dtype"],
+            {name: tuple(int(side) for side in shape) for name, shape in entry["tensors"].items()},
+        )
         elements += group.elements
-        if elements > most_elements or any(side < 0 for shape in group.shapes.values() for side in shape):
+        if elements > most_elements or any(
+            side < 0 for shape in group.shapes.values() for side in shape
+        ):
             raise ValueError("tensors of such a size are none")
         pieces = []
         for length in entry["frames"]:
@@ -151,10 +182,18 @@ def _decode_group(group: _Group, survivors: int, pieces: list[np.ndarray]) -> np
     if not 0 <= survivors <= group.elements or len(pieces) != masked + word.itemsize:
         raise ValueError("frames of another number than the group's")
     # The mask comes before anything of the size that is claimed is made: a description may lie.
-    mask = np.unpackbits(_unpacked(pieces[0], -(-group.elements // 8)), count=group.elements).view(bool) if masked else None
+    mask = (
+        np.unpackbits(_unpacked(pieces[0], -(-group.elements // 8)), count=group.elements).view(
+            bool
+        )
+        if masked
+        else None
+    )
     if mask is not None and np.count_nonzero(mask) != survivors:
         raise ValueError("a mask with another number of survivors")
-    values = _joined([_unpacked(piece, survivors) for piece in pieces[masked:]], word).view(group.dtype)
+    values = _joined([_unpacked(piece, survivors) for piece in pieces[masked:]], word).view(
+        group.dtype
+    )
     if mask is None:
         return values
     whole = np.zeros(group.elements, dtype=group.dtype)
@@ -190,7 +229,9 @@ def _unpacked(piece: np.ndarray, size: int) -> np.ndarray:
     if piece.size < size:
         if zstandard.frame_content_size(piece) != size:
             raise ValueError("a frame of another size than its tensors")
-        piece = np.frombuffer(zstandard.ZstdDecompressor().decompress(piece, max_output_size=size), np.uint8)
+        piece = np.frombuffer(
+            zstandard.ZstdDecompressor().decompress(piece, max_output_size=size), np.uint8
+        )
     if piece.size != size:
         raise ValueError("a frame of another size than its tensors")
     return piece

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vits_prune.errors import InputError
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import VitsModel
 
-    from vits_prune.voices.text import Tokenizer
+    pass
+
 
 PARTS = ("text_encoder", "duration_predictor", "flow", "decoder")
+
 """The four parts of VITS that run when it speaks, in the order in which they run (Kim et al. 2021, arXiv:2106.06103)."""
 
 
@@ -126,6 +128,37 @@ def resolve_speaker(speaker: int | str | None, speakers: tuple[str, ...], name: 
         index = int(speaker)
     except (TypeError, ValueError, OverflowError):
         index = -1
-    if isinstance(speaker, bool) or (isinstance(speaker, float) and speaker != index) or not 0 <= index < len(speakers):
-        raise InputError(f"{name} has no speaker {str(speaker)[:40]!r}: choose 0 to {len(speakers) - 1} or one of its speaker names.")
+    if (
+        isinstance(speaker, bool)
+        or (isinstance(speaker, float) and speaker != index)
+        or not 0 <= index < len(speakers)
+    ):
+        raise InputError(
+            f"{name} has no speaker {str(speaker)[:40]!r}: choose 0 to {len(speakers) - 1} or one of its speaker names."
+        )
     return index
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence as a voice reads it."""
+
+    text: str
+    ids: tuple[int, ...]
+    """Token ids, blanks included."""
+    tokens: tuple[str, ...]
+    """The symbol behind each id, as long as `ids`."""
+    dropped: tuple[str, ...] = ()
+    """Characters or phonemes that the voice has no symbol for, in order of appearance, each once."""
+
+
+class Tokenizer(Protocol):
+    """What every family's tokenizer offers: this protocol is all that the rest of the house knows of it."""
+
+    def sentences(self, text: str) -> Iterator[Sentence]:
+        """The sentences of a text in order. A sentence of which nothing can be said has no ids."""
+        ...
+
+    def save(self, folder: str) -> None:
+        """Write the files from which the family's loader makes this tokenizer again."""
+        ...

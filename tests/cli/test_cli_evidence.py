@@ -1,0 +1,279 @@
+"""The commands evaluate, sweep, knee and sensitivity: what they write and print, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+
+import pytest
+
+from tests.voices.hf_factory import make_checkpoint
+from vits_prune import PruneSpec, load_voice, prune
+from vits_prune.cli import main as cli
+from vits_prune.cli.evidence_commands import add_commands
+from vits_prune.cli.options import time_left
+from vits_prune.voices.saved import save_voice
+
+CHEAP = ("--metrics", "rhythm", "loudness", "--noise-seeds", "1")
+
+
+@pytest.fixture(autouse=True)
+def _commands(monkeypatch):
+    def parser():
+        made = argparse.ArgumentParser(prog="vits_prune")
+        made.add_argument("--traceback", action="store_true")
+        add_commands(made.add_subparsers(required=True))
+        return made
+
+    monkeypatch.setattr(cli, "_parser", parser)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """As an editor on Windows leaves it."""
+    path = tmp_path / "texts.txt"
+    path.write_bytes("\ufeffthe birch canoe slid\r\n\r\n   \r\non the smooth planks\r\n".encode())
+    return path
+
+
+def rows(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(command, voice, texts, *more):
+    return cli.main([command, "--voice", str(voice), "--text-file", str(texts), *map(str, more)])
+
+
+def refused(capsys, *arguments):
+    """The one sentence that a command ends with."""
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vits_prune: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    return error
+
+
+def test_evaluate(tiny_folder, texts, tmp_path, capsys):
+    folder = save_voice(
+        prune(load_voice(tiny_folder), PruneSpec(scope="local", amount=0.9)), tmp_path / "pruned"
+    )
+    out = tmp_path / "found.json"
+    assert run("evaluate", tiny_folder, texts, "--against", folder, *CHEAP, "--json", out) == 0
+    printed = capsys.readouterr().out
+    for word in (
+        "duration ratio",
+        "noise floor",
+        "verdict",
+        "CPU-seconds",
+        "Speech alarms",
+        "2 sentences",
+    ):
+        assert word in printed
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert [one["text"] for one in found["sentences"]] == [
+        "the birch canoe slid",
+        "on the smooth planks",
+    ]
+    assert found["recipe"]["pruned"][0]["amount"] == 0.9
+    assert set(found["figures"]) == {"duration_ratio", "duration_drift", "duration_shift", "lufs"}
+
+
+def test_evaluate_a_real_voice(joe, tmp_path, capsys):
+    """The whole evidence, over two sentences."""
+    folder = save_voice(prune(joe, PruneSpec(scope="global", amount=0.6)), tmp_path / "pruned")
+    assert (
+        cli.main(["evaluate", "--against", str(folder), "--texts", "2", "--noise-seeds", "0"]) == 0
+    )
+    printed = capsys.readouterr().out
+    for word in (
+        "word error rate",
+        "DNSMOS, overall",
+        "mel-cepstral distortion (dB)",
+        "LUFS",
+        "silence: 2 of 2",
+    ):
+        assert word in printed
+
+
+def test_sweep(tiny_folder, texts, tmp_path, capsys):
+    out = tmp_path / "sweep"
+    command = (
+        "--scope",
+        "global",
+        "local",
+        "--amount",
+        "0:0.8:0.4",
+        "--parts",
+        "all",
+        "flow+decoder",
+        *CHEAP,
+        "--out",
+        out,
+    )
+    assert run("sweep", tiny_folder, texts, *command) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "12 points), " in printed.out
+    found = rows(out / "sweep.csv")
+    assert len(found) == 12
+    assert list(found[0])[:6] == ["voice", "method", "scope", "parts", "amount", "sparsity"]
+    assert {(row["scope"], row["parts"]) for row in found} == {
+        (s, p) for s in ("global", "local") for p in ("all", "flow+decoder")
+    }
+    assert {float(row["amount"]) for row in found} == {0.0, 0.4, 0.8}
+    assert len((out / "sweep.jsonl").read_text().splitlines()) == 12
+    plots = {path.name for path in out.glob("curve-*")}
+    assert {
+        f"curve-{name}.{kind}" for name in ("lufs", "duration_ratio") for kind in ("svg", "png")
+    } <= plots
+    assert run("sweep", tiny_folder, texts, *command) == 0
+    assert "12 points, 12 of an earlier run" in capsys.readouterr().out
+    assert "other settings" in refused(
+        capsys, "sweep", "--voice", tiny_folder, "--text-file", texts, *command, "--seed", "5"
+    )
+
+
+def test_sweep_of_two_voices(tiny_folder, texts, tmp_path, capsys):
+    other, out = make_checkpoint(tmp_path / "other", seed=5), tmp_path / "sweep"
+    command = [
+        "sweep",
+        "--voice",
+        str(tiny_folder),
+        str(other),
+        "--text-file",
+        str(texts),
+        "--amount",
+        "0.0,0.5",
+        *CHEAP,
+    ]
+    command += ["--out", str(out)]
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert f"All voices together: {out / 'sweep.csv'} (4 points)" in printed.out
+    assert len(rows(out / "sweep.csv")) == 4
+    assert len({path.parent for path in out.glob("*/curve-lufs.svg")}) == 2
+    assert cli.main([*command, "--voice", str(tiny_folder), str(other), "./nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert "Not measured: ./nowhere" in error
+    assert "1 voices or points could not be measured" in error
+    assert "one voice's sweep" in refused(
+        capsys, *command[:-1], next(path.parent for path in out.glob("*/sweep.json"))
+    )
+
+
+def test_ctrl_c_says_how_to_go_on(tiny_folder, texts, tmp_path, capsys, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vits_prune.study.sweep_engines.measure_task", stop)
+    assert (
+        run("sweep", tiny_folder, texts, "--amount", "0.3", *CHEAP, "--out", tmp_path / "sweep")
+        == 130
+    )
+    assert "start the same command again" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_points_that_fail_end_with_2(tiny_folder, texts, tmp_path, capsys, monkeypatch):
+    def fail(*arguments, **options):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("vits_prune.study.sweep_engines.measure_task", fail)
+    assert (
+        run("sweep", tiny_folder, texts, "--amount", "0.3", *CHEAP, "--out", tmp_path / "sweep")
+        == 2
+    )
+    error = capsys.readouterr().err
+    assert (
+        "Not measured: method magnitude, scope global, parts all, amount 0.3: ZeroDivisionError: a bug"
+        in error
+    )
+    assert "1 points could not be measured" in error
+
+
+def test_knee(tiny_folder, texts, tmp_path, capsys):
+    out = tmp_path / "knee.json"
+    assert (
+        run(
+            "knee",
+            tiny_folder,
+            texts,
+            "--scope",
+            "local",
+            "--limit",
+            "lufs=0.5",
+            "duration_ratio=0.1",
+            "--json",
+            out,
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert f"Knee: amount {found['amount']:.2f}" in printed
+    assert 6 <= len(found["steps"]) <= 7
+    assert {step["kept"] for step in found["steps"]} <= {True, False}
+    assert found["steps"][0]["decisions"][0]["interval"]["low"] is not None
+
+
+@pytest.mark.parametrize(
+    ("more", "count", "subject"),
+    [((), 4, "flow"), (("--layers", "decoder.conv_pre"), 1, "decoder.conv_pre")],
+)
+def test_sensitivity(tiny_folder, texts, tmp_path, capsys, more, count, subject):
+    out = tmp_path / "sensitivity"
+    assert (
+        run("sensitivity", tiny_folder, texts, "--amount", "0.5", *more, *CHEAP, "--out", out) == 0
+    )
+    assert f"({count} points), " in capsys.readouterr().out
+    assert subject in {row.get("layer") or row["parts"] for row in rows(out / "sweep.csv")}
+    assert (out / "sensitivity-duration_drift.svg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("sweep", "--amount", "0:2:0.5", "--out", "x"), "amount"),
+        (("sweep", "--amount", "lots", "--out", "x"), "amount"),
+        (("sweep", "--parts", "mouth", "--out", "x"), "part"),
+        (("sweep", "--scope", "sideways", "--out", "x"), "scope"),
+        (("sweep", "--method", "axe", "--out", "x"), "method"),
+        (("sweep", "--metrics", "beauty", "--out", "x"), "metric"),
+        (("sweep", "--texts", "0", "--out", "x"), "sentences"),
+        (("sweep", "--text-file", "nowhere.txt", "--out", "x"), "text file"),
+        (("sweep", "--half", "best", "--out", "x"), "half"),
+        (("sweep", "--noise-seeds", "99", "--out", "x"), "noise seeds"),
+        (("sweep", "--seed", "-1", "--out", "x"), "seed"),
+        (("sweep", "--jobs", "0", "--out", "x"), "jobs"),
+        (("sweep", "--voice", "a", "b", "--jobs", "0", "--out", "x"), "jobs"),
+        (("sweep", "--engine", "steam", "--out", "x"), "engine"),
+        (("sweep", "--voice", "./nowhere", "--out", "x"), "nowhere"),
+        (("sensitivity", "--layers", "decoder.nothing", "--out", "x"), "layer"),
+        (("knee", "--limit", "cer=-1"), "limit"),
+        (("knee", "--limit", "beauty=1"), "metric"),
+        (("knee", "--json", "no/such/folder.json"), "folder"),
+        (("evaluate", "--against", "./nowhere"), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, word, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert word in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_something_else(tiny_folder, texts, tmp_path, capsys):
+    assert "no sweep" in refused(
+        capsys, "sweep", "--voice", tiny_folder, "--text-file", texts, *CHEAP, "--out", tmp_path
+    )
+    assert texts.exists()
+
+
+def test_time_left():
+    assert time_left(0.5, 0.5) == time_left(60, 0.001) == ""
+    assert time_left(60, 0.25) == "3:00 left  "
+    assert time_left(3600, 0.25) == "3:00:00 left  "

@@ -1,0 +1,132 @@
+"""The largest amount that keeps limits: on made-up voices whose knee is known, and on a tiny one."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from vits_prune import InputError, PruneSpec
+from vits_prune.measure.quality import METRICS, Figure
+from vits_prune.measure.statistics import Interval
+from vits_prune.study.evaluation import Settings, prepare_reference
+from vits_prune.study.knee import LIMITS, Limit, bisect, find_knee, last_before, parse_limit
+
+
+def figure(name, value, spread=0.0):
+    interval = Interval(value, value - spread, value + spread, 20)
+    return Figure(METRICS[name], None, interval, interval, None, "")
+
+
+def falling(spread=0.0):
+    """CER grows by 0.1 and DNSMOS falls by 0.25 from amount 0 to 1: the limits are passed at 0.2 and 0.4."""
+
+    def measure(spec):
+        return {
+            "cer": figure("cer", 0.1 * spec.amount, spread),
+            "dnsmos_ovrl": figure("dnsmos_ovrl", -0.25 * spec.amount, spread),
+        }
+
+    return measure
+
+
+def test_the_knee_of_a_known_curve():
+    spec, steps = bisect(PruneSpec(scope="local", amount=0.7), LIMITS, falling())
+    assert spec == PruneSpec(scope="local", amount=0.2)
+    assert len(steps) <= math.ceil(math.log2(100))
+    by_amount = {step.amount: step.kept for step in steps}
+    assert by_amount[0.2]
+    assert not by_amount[0.21]
+    assert bisect(PruneSpec(), LIMITS[1:], falling())[0].amount == 0.4
+    assert bisect(PruneSpec(), [Limit("cer", 0.2)], falling())[0].amount == 0.99
+    assert bisect(PruneSpec(), [Limit("cer", 0.0)], falling())[0].amount == 0.0
+    assert bisect(PruneSpec(), LIMITS, falling()) == bisect(PruneSpec(), LIMITS, falling())
+
+
+def test_strict_asks_the_whole_interval():
+    spec, steps = bisect(PruneSpec(), LIMITS[:1], falling(spread=0.005), strict=True)
+    assert spec.amount == 0.15
+    loose, steps = bisect(PruneSpec(), LIMITS[:1], falling(spread=0.005))
+    assert loose.amount == 0.2
+    assert {step.amount: step.decisions[0].certain for step in steps}[0.2] is False
+    assert steps[0].amount == 0.5
+    assert steps[0].decisions[0].certain
+
+
+def test_what_cannot_be_measured_keeps_no_limit():
+    spec, steps = bisect(
+        PruneSpec(), LIMITS[:1], lambda spec: falling()(spec) if spec.amount < 0.07 else {}
+    )
+    assert spec.amount == 0.06
+    assert steps[0].decisions[0].interval is None
+
+
+def test_limits():
+    assert parse_limit("cer=+0.02") == Limit("cer", 0.02)
+    assert parse_limit(" dnsmos_ovrl = -.1 ") == Limit("dnsmos_ovrl", -0.1)
+    assert Limit("duration_ratio", -0.1).keeps(0.1)
+    assert not Limit("duration_ratio", 0.1).keeps(-0.11)
+    for text in ("cer", "cer=", "cer=x", "cer=-0.02", "dnsmos_ovrl=0.1", "beauty=1", "cer=nan", ""):
+        with pytest.raises(InputError):
+            parse_limit(text)
+
+
+def test_a_tiny_voice(tiny):
+    texts, settings, told = (
+        ["the birch canoe slid", "on the smooth planks"],
+        Settings(metrics=("rhythm",), noise_seeds=0),
+        [],
+    )
+    reference = prepare_reference(tiny, texts, settings)
+    limits = [Limit("duration_ratio", 0.05)]
+    knee = find_knee(
+        tiny,
+        "local",
+        limits=limits,
+        reference=reference,
+        progress=lambda what, share: told.append(share),
+    )
+    assert told == sorted(told)
+    assert knee.texts == 2
+    assert {step.amount: step.kept for step in knee.steps}.get(knee.amount, True)
+    assert all(abs(step.decisions[0].interval.value) <= 0.05 for step in knee.steps if step.kept)
+    assert any(abs(step.decisions[0].interval.value) > 0.05 for step in knee.steps)
+    assert json.loads(json.dumps(knee.to_dict()))["amount"] == knee.amount
+    assert [row["amount"] for row in knee.rows()] == sorted(step.amount for step in knee.steps)
+    again = find_knee(tiny, "local", limits=limits, texts=texts)
+    assert (again.spec, again.steps) == (knee.spec, knee.steps)
+    with pytest.raises(InputError, match="without loudness"):
+        find_knee(tiny, limits=[Limit("lufs", 1.0)], reference=reference)
+
+
+@pytest.mark.parametrize("limits", [(), (Limit("cer", 0.1), Limit("cer", 0.2))])
+def test_limits_that_say_nothing(tiny, limits):
+    with pytest.raises(InputError):
+        find_knee(tiny, limits=limits, texts=["the birch"])
+
+
+def test_a_row_beyond_a_limit():
+    assert not Limit("cer", 0.02).breaks({"cer": 0.5, "cer_difference": 0.02})
+    assert Limit("cer", 0.02).breaks({"cer": 0.0, "cer_difference": 0.021})
+    assert Limit("dnsmos_ovrl", -0.1).breaks({"dnsmos_ovrl_difference": -0.11})
+    assert not Limit("mcd_db", 4.0).breaks(
+        {"mcd_db": 3.9}
+    )  # a distance is held to the limit itself
+    assert Limit("mcd_db", 4.0).breaks({"mcd_db": 4.1, "mcd_db_difference": 0.0})
+    for row in ({}, {"cer": 0.1}, {"cer_difference": None}):
+        assert Limit("cer", 0.02).breaks(row)
+
+
+def test_the_knee_of_a_measured_curve_lies_before_the_first_break():
+    def knee(*values):
+        return last_before(
+            [{"i": i, "cer_difference": value} for i, value in enumerate(values)],
+            Limit("cer", 0.02).breaks,
+        )
+
+    assert knee(0.0, 0.01, 0.03, 0.0)["i"] == 1  # what comes good again later does not count
+    assert knee(0.0, None, 0.0)["i"] == 0
+    assert knee(0.0, 0.01) is None
+    assert knee(0.5, 0.0) is None
+    assert knee() is None

@@ -1,0 +1,330 @@
+"""The posterior encoder of a checkpoint that still has one: recorded speech -> the latents that the decoder was trained to speak from.
+
+`load_voice` leaves it out, since it never runs when a voice speaks. It is read here for healing on recordings (Kim et al. 2021,
+arXiv:2106.06103, section 2.1.2): a waveform becomes a spectrogram, that becomes latents, and the decoder should say the waveform again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vits_prune.errors import InputError
+from vits_prune.synthesis.noise import POSTERIOR_NOISE, draw_noise
+from vits_prune.voices.load import EMBEDDED
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import VitsConfig
+    from transformers.models.vits.modeling_vits import VitsPosteriorEncoder
+
+    from vits_prune.voices.voice import Voice
+
+PREFIX = "posterior_encoder."
+
+_MAGNITUDE_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """A posterior encoder, weight norm folded, and what it takes to feed it."""
+
+    encoder: VitsPosteriorEncoder
+    name: str
+    sampling_rate: int
+    """Samples per second of the waveforms that it reads."""
+    filter_length: int
+    """Samples of the spectrogram's window and of its Fourier transform; every published VITS has them equal."""
+    hop_length: int
+    """Samples per frame."""
+    speaker_embeddings: torch.Tensor | None = None
+    """[speakers, speaker_embedding_size] of a voice with several speakers."""
+
+    @property
+    def flow_size(self) -> int:
+        """Channels of the latents."""
+        return self.encoder.out_channels
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.conv_pre.weight.device
+
+    def to(self, device: torch.device | str) -> Posterior:
+        """A copy on another device (itself where it is there already)."""
+        import copy
+
+        import torch
+
+        if self.device == torch.device(device):
+            return self
+        embeddings = None if self.speaker_embeddings is None else self.speaker_embeddings.to(device)
+        return dataclasses.replace(
+            self, encoder=copy.deepcopy(self.encoder).to(device), speaker_embeddings=embeddings
+        )
+
+
+def load_posterior(
+    ref: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+) -> Posterior:
+    """The posterior encoder of a voice, from the same reference that `load_voice` takes.
+
+    A voice that has none is refused before any weight is read: call this before anything is trained.
+
+    Args:
+        ref: a hub id, or a folder in transformers' layout.
+        revision: branch, tag or commit of a hub id; `voice.origin.revision` for the one that was loaded.
+        token: access token for the hub, as in `load_voice`.
+
+    Raises:
+        InputError: the voice has no posterior encoder (every Piper voice, every folder that `save_voice` wrote), or a damaged one.
+    """
+    folder, name = _locate(ref, revision, token)
+    from transformers import VitsConfig
+
+    from vits_prune.voices.checkpoint import weight_files
+    from vits_prune.voices.hf_config import read_config
+    from vits_prune.voices.saved import read_manifest
+
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        original = str(manifest["origin"]["reference"])[:200]
+        raise _has_none(
+            name,
+            f"vits_prune leaves it out when it saves: name the voice that it was made from ({original}) as the teacher",
+        )
+    config = read_config(folder, VitsConfig, name=name)
+    files = weight_files(folder, name)
+    hop_length = math.prod(config.upsample_rates)
+    filter_length = 2 * (config.spectrogram_bins - 1)
+    if not _has_posterior(files, name) or filter_length < max(hop_length, 2):
+        raise _has_none(name, "its checkpoint was saved without")
+    encoder, embeddings = _read(files, config, name)
+    return Posterior(encoder, name, config.sampling_rate, filter_length, hop_length, embeddings)
+
+
+def require_fit(posterior: Posterior, voice: Voice) -> None:
+    """Whether a voice's decoder speaks from the latents of this posterior encoder, one speaker of the other's.
+
+    Raises:
+        InputError: they differ in sampling rate, frames, channels or speakers.
+    """
+    speakers = 0 if posterior.speaker_embeddings is None else len(posterior.speaker_embeddings)
+    ours = (posterior.sampling_rate, posterior.hop_length, posterior.flow_size, speakers)
+    theirs = (
+        voice.sampling_rate,
+        voice.hop_length,
+        voice.model.config.flow_size,
+        len(voice.speakers),
+    )
+    for kind, one, other in zip(
+        ("samples a second", "samples a frame", "latent channels", "speakers"),
+        ours,
+        theirs,
+        strict=True,
+    ):
+        if one != other:
+            raise InputError(
+                f"The posterior encoder of {posterior.name} has {one} {kind} and {voice.name} has {other}: take that of the voice which "
+                f"{voice.name} was made from."
+            )
+
+
+def linear_spectrogram(waveform: torch.Tensor, filter_length: int, hop_length: int) -> torch.Tensor:
+    """The spectrogram that VITS was trained with: magnitudes sqrt(re² + im² + 1e-6) of a Hann-windowed Fourier transform, not normalised.
+
+    The waveform is mirrored at its ends by half of what the window is longer than the hop, so frame t is centred on the samples
+    t hop to (t + 1) hop.
+
+    Args:
+        waveform: [batch, samples] in [-1, 1], `filter_length` samples or more.
+        filter_length: samples of the window.
+        hop_length: samples per frame.
+
+    Returns:
+        [batch, filter_length / 2 + 1, samples // hop_length] (one frame less where the hop is odd and divides the samples).
+    """
+    import torch
+
+    margin = (filter_length - hop_length) // 2
+    padded = torch.nn.functional.pad(waveform[:, None], (margin, margin), "reflect")[:, 0]
+    window = torch.hann_window(filter_length, dtype=waveform.dtype, device=waveform.device)
+    spectrum = torch.view_as_real(
+        torch.stft(
+            padded, filter_length, hop_length, window=window, center=False, return_complex=True
+        )
+    )
+    return (spectrum.square().sum(-1) + _MAGNITUDE_FLOOR).sqrt()
+
+
+def posterior_latents(
+    posterior: Posterior,
+    waveform: torch.Tensor,
+    speaker: int | None = None,
+    seed: int | tuple[int, ...] = 0,
+) -> torch.Tensor:
+    """Latents of recorded speech, drawn from the posterior: mean + noise * standard deviation.
+
+    Args:
+        posterior, waveform, speaker: see `posterior_statistics`.
+        seed: of the noise (numpy's Philox generator, drawn frame by frame): a number, or several such as (seed, number of the clip).
+
+    Returns:
+        [1, flow_size, frames] on the posterior's device. Frame t belongs to the samples t hop_length to (t + 1) hop_length.
+    """
+    return draw_latents(*posterior_statistics(posterior, waveform, speaker), seed)
+
+
+def posterior_statistics(
+    posterior: Posterior, waveform: torch.Tensor, speaker: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means and standard deviations of the latents of recorded speech.
+
+    Args:
+        posterior: whose.
+        waveform: [samples] in [-1, 1] at the posterior's sampling rate, `filter_length` samples or more.
+        speaker: index, for a voice with several; None for the first.
+
+    Returns:
+        two of [1, flow_size, frames] on the posterior's device.
+
+    Raises:
+        InputError: the waveform is too short, or the voice has no such speaker.
+    """
+    import torch
+
+    if waveform.dim() != 1 or len(waveform) < posterior.filter_length:
+        raise InputError(
+            f"A recording for {posterior.name} must have {posterior.filter_length} samples or more: give a longer one."
+        )
+    with torch.no_grad():
+        samples = waveform.to(posterior.device, torch.float32)[None]
+        spectrogram = linear_spectrogram(samples, posterior.filter_length, posterior.hop_length)
+        mask = torch.ones(1, 1, spectrogram.shape[2], device=posterior.device)
+        encoder = posterior.encoder
+        hidden = encoder.wavenet(
+            encoder.conv_pre(spectrogram), mask, _conditioning(posterior, speaker)
+        )
+        means, log_deviations = encoder.conv_proj(hidden).chunk(2, dim=1)
+        return means, torch.exp(log_deviations)
+
+
+def draw_latents(
+    means: torch.Tensor, deviations: torch.Tensor, seed: int | tuple[int, ...] = 0
+) -> torch.Tensor:
+    """Latents from what `posterior_statistics` says, [1, flow_size, frames]; the seed as in `posterior_latents`."""
+    import torch
+
+    noise = torch.from_numpy(draw_noise(seed, POSTERIOR_NOISE, means.shape[2], means.shape[1])).T[
+        None
+    ]
+    return means + noise.to(means) * deviations
+
+
+def _conditioning(posterior: Posterior, speaker: int | None) -> torch.Tensor | None:
+    """What the speaker is told by, [1, speaker_embedding_size, 1]."""
+    embeddings = posterior.speaker_embeddings
+    if embeddings is None:
+        if speaker in (None, 0):
+            return None
+        raise InputError(f"{posterior.name} has one speaker only: leave the speaker out.")
+    index = 0 if speaker is None else speaker
+    if not 0 <= index < len(embeddings):
+        raise InputError(
+            f"{posterior.name} has no speaker {index}: choose 0 to {len(embeddings) - 1}."
+        )
+    return embeddings[index][None, :, None]
+
+
+def _has_none(name: str, why: str) -> InputError:
+    return InputError(
+        f"{name[:100]} has no posterior encoder, without which recordings cannot be used ({why}): heal without recordings."
+    )
+
+
+def _locate(
+    ref: str | os.PathLike[str], revision: str | None, token: str | bool | None
+) -> tuple[Path, str]:
+    """Folder and name of a checkpoint. What exists on disk wins over a hub id of that name, as in `load_voice`."""
+    from vits_prune.voices.hub import fetch_snapshot, parse_repo_id
+
+    text = os.fspath(ref)
+    try:
+        path = Path(text).expanduser()
+        is_folder = path.is_dir()
+    except (OSError, ValueError, RuntimeError):  # a name too long for a path, or with a NUL byte
+        is_folder = False
+    if is_folder:
+        return path, path.resolve().name
+    if text == EMBEDDED or text.endswith(".onnx"):
+        raise _has_none(Path(text).stem, "Piper's exports leave it out")
+    repo_id, named = parse_repo_id(text)
+    return fetch_snapshot(
+        repo_id, revision=revision or named, token=token
+    ).folder, repo_id.partition("/")[2]
+
+
+def _has_posterior(files: list[Path], name: str) -> bool:
+    """Whether any tensor in the files is of a posterior encoder; only their headers are read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        for file in files:
+            with safe_open(file, "pt") as handle:
+                if any(key.removeprefix("vits.").startswith(PREFIX) for key in handle.keys()):  # noqa: SIM118 - not a dict
+                    return True
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(name) from error
+    return False
+
+
+def _damaged(name: str) -> InputError:
+    return InputError(
+        f"{name} has damaged weights (they cannot be read): download or save them again."
+    )
+
+
+def _read(
+    files: list[Path], config: VitsConfig, name: str
+) -> tuple[VitsPosteriorEncoder, torch.Tensor | None]:
+    """The encoder in fp32 with weight norm folded, and the embeddings of the speakers.
+
+    Raises:
+        InputError: tensors are missing, damaged, not finite, too many, or do not fit the configuration.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from torch.nn.utils import parametrize
+    from transformers.models.vits.modeling_vits import VitsPosteriorEncoder
+
+    from vits_prune.voices.checkpoint import MAX_PARAMETERS, read_tensors, require_finite
+
+    parts = torch.nn.ModuleDict()
+    with torch.device("meta"):
+        parts["posterior_encoder"] = VitsPosteriorEncoder(config)
+        if config.num_speakers > 1:
+            parts["embed_speaker"] = torch.nn.Embedding(
+                config.num_speakers, config.speaker_embedding_size
+            )
+    parameters = sum(parameter.numel() for parameter in parts.parameters())
+    if parameters > MAX_PARAMETERS:
+        raise InputError(
+            f"{name} asks for {parameters / 1e6:.0f} million parameters in its posterior encoder, more than are accepted."
+        )
+    try:
+        tensors = read_tensors(
+            files, {key: tensor.shape for key, tensor in parts.state_dict().items()}, name
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise error if isinstance(error, InputError) else _damaged(name) from error
+    parts.load_state_dict(tensors, assign=True)
+    for module in list(parts.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    require_finite(parts, name)
+    parts.eval().requires_grad_(False)
+    embeddings = parts["embed_speaker"].weight if config.num_speakers > 1 else None
+    return parts["posterior_encoder"], embeddings

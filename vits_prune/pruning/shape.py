@@ -1,0 +1,236 @@
+"""Shape: how much of a voice's structure stays, as a value; and the sizes that result from it in a voice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import numbers
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vits_prune.errors import InputError
+
+if TYPE_CHECKING:
+    from vits_prune.voices.architecture import VitsConfig
+
+_WIDTHS = ("decoder_width", "resblock_width", "ffn_width")
+_COUNTS = ("branches", "encoder_layers", "flows", "wavenet_layers")
+_NOUNS = {
+    "branches": "residual branches a stage",
+    "encoder_layers": "encoder layers",
+    "flows": "coupling layers",
+    "wavenet_layers": "WaveNet layers a coupling layer",
+}
+_MAX_MULTIPLE = 1024
+_FEWEST_CHOICES = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What stays of a voice's structure: frozen, hashable, and the same after a trip through JSON. By default all stays.
+
+    Raises:
+        InputError: a field is out of its range; the sentence says which and what fits.
+    """
+
+    decoder_width: float = 1.0
+    """Share of the decoder's channels, the same in every stage; above 0, up to 1."""
+    branches: int | None = None
+    """Residual branches (kernel sizes) a decoder stage, None for all."""
+    resblock_width: float = 1.0
+    """Share, of what decoder_width leaves, of the channels between the two convolutions of each step of a ResBlock1."""
+    ffn_width: float = 1.0
+    """Share of the inner channels of the encoder's feed-forward layers."""
+    encoder_layers: int | None = None
+    """Layers of the text encoder, None for all."""
+    flows: int | None = None
+    """Coupling layers of the flow, None for all."""
+    wavenet_layers: int | None = None
+    """WaveNet layers in each coupling layer, None for all."""
+    multiple: int = 8
+    """Widths are rounded to a multiple of this many channels, which is what kernels are written for."""
+
+    def __post_init__(self) -> None:
+        for name in _WIDTHS:
+            object.__setattr__(self, name, _checked_width(name, getattr(self, name)))
+        for name in _COUNTS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _checked_count(name, getattr(self, name)))
+        object.__setattr__(
+            self, "multiple", _checked_count("multiple", self.multiple, _MAX_MULTIPLE)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> Shape:
+        """The Shape that `to_dict` described.
+
+        Raises:
+            InputError: not such a dictionary, or a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, dict) or not set(fields) <= set(known):
+            raise InputError(
+                f"A Shape is a JSON object with the fields {', '.join(known)} and no others."
+            )
+        return cls(**fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> Shape:
+        """The Shape that `to_json` wrote.
+
+        Raises:
+            InputError: not JSON, not a Shape, or a value out of range.
+        """
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError, TypeError) as error:
+            raise InputError(
+                "This Shape is not JSON: give the text that to_json() wrote."
+            ) from error
+        return cls.from_dict(fields)
+
+
+def _checked_width(name: str, width: object) -> float:
+    if (
+        isinstance(width, bool) or not isinstance(width, numbers.Real) or not width <= 1
+    ):  # NaN fails every comparison
+        raise InputError(f"{name} must be a number above 0, up to 1, not {str(width)[:40]!r}.")
+    if width <= 0:
+        raise InputError(
+            f"A {name} of {float(width):g} leaves no channel: give a number above 0, up to 1."
+        )
+    return float(width)
+
+
+def _checked_count(name: str, count: object, most: int | None = None) -> int:
+    if (
+        isinstance(count, bool)
+        or not isinstance(count, numbers.Integral)
+        or count < 1
+        or (most is not None and count > most)
+    ):
+        span = "of at least 1" if most is None else f"from 1 to {most}"
+        raise InputError(f"{name} must be a whole number {span}, not {str(count)[:40]!r}.")
+    return int(count)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Channels and layers of a voice, in numbers."""
+
+    initial_channels: int
+    """Channels that enter the decoder's first upsampling."""
+    stage_channels: tuple[int, ...]
+    """Channels of each decoder stage, half as many from one to the next."""
+    inner_channels: tuple[int, ...] | None
+    """Channels between the two convolutions of a ResBlock1's steps, by stage; None where the voice has ResBlock2."""
+    branches: int
+    """Residual branches of each decoder stage."""
+    ffn_channels: int
+    """Inner channels of each feed-forward layer of the encoder."""
+    encoder_layers: int
+    flows: int
+    """Coupling layers."""
+    wavenet_layers: int
+    """WaveNet layers in each coupling layer."""
+
+
+def sizes_of(config: VitsConfig) -> Sizes:
+    """The sizes of the voices that a configuration describes."""
+    stages = stage_channels(config.upsample_initial_channel, len(config.upsample_rates))
+    narrow = getattr(config, "resblock_inner_channels", None)
+    return Sizes(
+        initial_channels=config.upsample_initial_channel,
+        stage_channels=stages,
+        inner_channels=None if getattr(config, "resblock", "1") == "2" else tuple(narrow or stages),
+        branches=len(config.resblock_kernel_sizes),
+        ffn_channels=config.ffn_dim,
+        encoder_layers=config.num_hidden_layers,
+        flows=config.prior_encoder_num_flows,
+        wavenet_layers=config.prior_encoder_num_wavenet_layers,
+    )
+
+
+def stage_channels(initial: int, stages: int) -> tuple[int, ...]:
+    """Channels of each decoder stage: HiFi-GAN halves them at every upsampling."""
+    return tuple(initial // 2 ** (stage + 1) for stage in range(stages))
+
+
+def sizes(config: VitsConfig, shape: Shape) -> Sizes:
+    """What a Shape makes of the voices that a configuration describes, widths rounded.
+
+    The decoder's initial channels become a multiple of 2**stages x `multiple`, so that its last stage has a multiple too; where that would
+    leave fewer than four widths to choose from, `multiple` counts half, a quarter and so on.
+
+    Raises:
+        InputError: a lever that the voice does not have, or more layers than there are.
+    """
+    now = sizes_of(config)
+    if shape.resblock_width < 1 and now.inner_channels is None:
+        raise InputError(
+            "This voice has single convolutions in its residual blocks (ResBlock2): leave resblock_width at 1."
+        )
+    counts = {name: getattr(shape, name) or getattr(now, name) for name in _COUNTS}
+    for name, count in counts.items():
+        if count > getattr(now, name):
+            raise InputError(
+                f"This voice has {getattr(now, name)} {_NOUNS[name]}: {name} cannot be {count}."
+            )
+    stages = len(now.stage_channels)
+    initial = _rounded(
+        now.initial_channels,
+        shape.decoder_width,
+        _decoder_unit(now.initial_channels, stages, shape.multiple),
+    )
+    after = stage_channels(initial, stages)
+    if not after[-1]:
+        raise InputError(
+            f"A decoder_width of {shape.decoder_width:g} leaves no channel in the last stage: give a larger one."
+        )
+    return Sizes(
+        initial_channels=initial,
+        stage_channels=after,
+        inner_channels=None if now.inner_channels is None else _inner(now, after, shape),
+        ffn_channels=_rounded(now.ffn_channels, shape.ffn_width, shape.multiple),
+        **counts,
+    )
+
+
+def _inner(now: Sizes, stages: tuple[int, ...], shape: Shape) -> tuple[int, ...]:
+    """Inner channels by stage: they shrink with their stage, and by resblock_width on top of it."""
+    shares = [
+        inner / stage
+        for inner, stage in zip(now.inner_channels or (), now.stage_channels, strict=True)
+    ]
+    return tuple(
+        _rounded(stage, share * shape.resblock_width, shape.multiple)
+        if share * shape.resblock_width < 1
+        else stage
+        for stage, share in zip(stages, shares, strict=True)
+    )
+
+
+def _rounded(full: int, width: float, multiple: int) -> int:
+    """The multiple nearest to width x full, at least one and at most all."""
+    return (
+        full
+        if width == 1
+        else min(full, multiple * max(1, math.floor(full * width / multiple + 0.5)))
+    )
+
+
+def _decoder_unit(initial: int, stages: int, multiple: int) -> int:
+    """What the decoder's initial channels are a multiple of."""
+    while multiple > 1 and (
+        initial % (2**stages * multiple) or initial < _FEWEST_CHOICES * 2**stages * multiple
+    ):
+        multiple //= 2
+    return 2**stages * multiple

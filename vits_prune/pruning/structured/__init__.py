@@ -1,0 +1,1 @@
+"""Pruning that changes shapes: channels and layers go."""

@@ -1,0 +1,207 @@
+"""compare: two voices, one text -> Comparison -> pandas tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from vits_prune.errors import InputError
+from vits_prune.measure import (
+    Latency,
+    Size,
+    Sparsity,
+    measure_latency,
+    measure_size,
+    measure_sparsity,
+)
+from vits_prune.synthesis.speak import Delivery, Speech, checked_seed, join, speak_sentences
+from vits_prune.voices.voice import Voice
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_TEXT = "The birch canoe slid on the smooth planks."
+"""The first of the Harvard sentences (IEEE 1969, public domain)."""
+
+TIMINGS = ("own", "locked")
+"""Whose durations the pruned voice uses: its own, or the original's ("locked": sample-aligned)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two voices on one text: what both said, and the measures of each."""
+
+    text: str
+    seed: int
+    timing: str
+    voices: tuple[Voice, Voice]
+    """Original and pruned."""
+    original: Speech
+    pruned: Speech
+    sparsity: tuple[Sparsity, Sparsity]
+    size: tuple[Size, Size]
+    latency: Latency
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The measures as pandas tables: "sparsity", "layers", "size", "latency"."""
+        from vits_prune.study import tables
+
+        return {
+            "sparsity": tables.sparsity_table(*self.sparsity),
+            "layers": tables.layer_table(self.sparsity[1]),
+            "size": tables.size_table(*self.size),
+            "latency": tables.latency_table(self.latency),
+        }
+
+    def report(self) -> dict[str, Any]:
+        """Return all measures as JSON-able values.
+
+        The name of a number ends in its unit. Ratios and shares (0 to 1) have none.
+        """
+        (voice, pruned), names = self.voices, ("original", "pruned")
+        recipe, speeches = dict(pruned.recipe), (self.original, self.pruned)
+        before, after = self.sparsity
+        return {
+            "voice": voice.name,
+            "reference": voice.origin.reference,
+            "revision": voice.origin.revision,
+            "licence": voice.origin.licence,
+            "speaker": voice.speaker,
+            "text": self.text,
+            "seed": self.seed,
+            "timing": self.timing,
+            "spec": recipe["pruned"][-1] if recipe.get("pruned") else None,
+            "recipe": recipe,
+            "sparsity": {
+                "overall": after.overall,
+                "parts": after.parts,
+                "original_overall": before.overall,
+            },
+            "size": {
+                name: dataclasses.asdict(one) for name, one in zip(names, self.size, strict=True)
+            },
+            "latency": _latency_report(self.latency),
+            "audio": {
+                name: _speech_report(speech) for name, speech in zip(names, speeches, strict=True)
+            },
+            "free_cut": dataclasses.asdict(voice.free_cut),
+        }
+
+    def __str__(self) -> str:
+        tables = self.tables()
+        lines = [f"{self.voices[0].name}: {self.text}"]
+        for name in ("sparsity", "size", "latency"):
+            lines += [
+                "",
+                name,
+                tables[name].dropna(axis="columns", how="all").to_string(index=False, na_rep=""),
+            ]
+        return "\n".join(lines)
+
+
+def compare(
+    original: Voice,
+    pruned: Voice,
+    text: str,
+    seed: int = 0,
+    *,
+    timing: Literal["own", "locked"] = "own",
+    delivery: Delivery = Delivery(),
+    runs: int = 5,
+    progress: Callable[[str, float], None] | None = None,
+) -> Comparison:
+    """Speak one text with two voices and measure both.
+
+    Args:
+        original: the voice to measure against.
+        pruned: what `prune` made of it.
+        text: what both speak.
+        seed: noise of both, 0 to 2**32 - 1.
+        timing: "own": each its own durations; "locked": the pruned voice with the original's, so that the two are sample-aligned.
+        delivery: speaking rate and noise scales.
+        runs: timed runs of each voice.
+        progress: told what is being done and the share that is done (0 to 1); it may raise to cancel.
+
+    Raises:
+        InputError: the text cannot be spoken, or a value is out of range.
+    """
+    if timing not in TIMINGS:
+        raise InputError(f"timing must be one of {', '.join(TIMINGS)}, not {str(timing)[:40]!r}.")
+    if isinstance(runs, bool) or not isinstance(runs, int) or not 1 <= runs <= 1000:
+        raise InputError("runs must be a whole number from 1 to 1000.")
+    seed = checked_seed(seed)
+    tell = progress or (lambda _what, _share: None)
+    tell("speaking with the original", 0.0)
+    first = join(
+        list(
+            speak_sentences(
+                original,
+                text,
+                seed,
+                delivery=delivery,
+                on_sentence=_within(tell, "original: sentence", 0.0, 0.2),
+            )
+        )
+    )
+    tell("speaking with the pruned voice", 0.2)
+    second_timing = first if timing == "locked" else "own"
+    second = join(
+        list(
+            speak_sentences(
+                pruned,
+                text,
+                seed,
+                timing=second_timing,
+                delivery=delivery,
+                on_sentence=_within(tell, "pruned: sentence", 0.2, 0.4),
+            )
+        )
+    )
+    tell("counting zeros and bytes", 0.4)
+    sparsity = (measure_sparsity(original), measure_sparsity(pruned))
+    size = (measure_size(original), measure_size(pruned))
+    latency = measure_latency(
+        original,
+        pruned,
+        text,
+        seed,
+        delivery=delivery,
+        runs=runs,
+        on_run=_within(tell, "timing: run", 0.5, 1.0),
+    )
+    return Comparison(
+        text, seed, timing, (original, pruned), first, second, sparsity, size, latency
+    )
+
+
+def _within(
+    tell: Callable[[str, float], None], what: str, low: float, high: float
+) -> Callable[[int, int], None]:
+    """A (done, in all) callback that reports into a stretch of the whole."""
+    return lambda done, total: tell(
+        f"{what} {min(done + 1, total)} of {total}", low + (high - low) * done / max(1, total)
+    )
+
+
+def _latency_report(latency: Latency) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "runs": latency.runs,
+        "threads": latency.threads,
+        "device": latency.device,
+    }
+    report["speed_up"] = dataclasses.asdict(latency.speed_up)
+    for name, voice in (("original", latency.original), ("pruned", latency.pruned)):
+        report[name] = dataclasses.asdict(voice)
+    return report
+
+
+def _speech_report(speech: Speech) -> dict[str, Any]:
+    return {
+        "audio_seconds": speech.audio_seconds,
+        "sampling_rate_hz": speech.sampling_rate,
+        "frames": int(speech.durations.sum()),
+        "dropped_symbols": list(speech.dropped),
+        "cut_short": speech.cut_short,
+    }

@@ -1,0 +1,1 @@
+"""A Voice and a text become Speech."""
