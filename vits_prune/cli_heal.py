@@ -262,6 +262,10 @@ def _check_work(work: Path, resume: bool) -> None:
         raise InputError(
             f"{work} holds the checkpoints of a healing, which would be lost: go on with it by --resume, or give another --workdir."
         )
+    if resume:
+        from vits_prune.healing.curve import Curve
+
+        Curve.read(work / "curve.csv")
     there = {path.name for path in work.iterdir()} if work.is_dir() else set()
     known = {"lessons", "checkpoints", "curve.csv", "curve.svg", ".curve.csv.part"} | {f"step-{i}" for i in range(1, 100)}
     if there - known:

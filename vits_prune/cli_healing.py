@@ -33,7 +33,7 @@ class Session:
     """A run: its live line, its curve, and its evaluations.
 
     Args:
-        options: what was typed; of them `evaluations` and `evaluation_texts` are read.
+        options: what was typed; of them `evaluations`, `evaluation_texts` and `resume` are read.
         voice: the original, which is measured at once.
         work: folder that the curve is written to.
 
@@ -113,12 +113,7 @@ class Session:
         """Show how far it is, and keep the curve."""
         shift, of = self._before, None if told.of is None else told.of + self._before
         told = dataclasses.replace(told, step=told.step + shift, of=of, seconds=told.seconds + self._seconds_before)
-        if self.step == 0 and told.step > 1:  # it goes on
-            from vits_prune.healing.curve import Curve
-
-            self.curve = Curve.read(self.work / "curve.csv", told.step - 1, _ROW_EVERY)
-            if shift and self.curve.rows:
-                self._seconds_before = float(self.curve.rows[-1].get("seconds", 0.0))
+        self._go_on_from(told.step - 1)
         self.step = told.step
         if self.curve.add(told) and told.step % (10 * _ROW_EVERY) == 0:
             self.write_curve()
@@ -126,6 +121,16 @@ class Session:
         self.tell(f"step {told.step} of {told.of or '?'}: {losses}", told.step / told.of if told.of else 0.0)
         if self._interrupted:
             raise KeyboardInterrupt
+
+    def _go_on_from(self, step: int) -> None:
+        """Read the rows of an earlier run up to a step, where this run has not made one and goes on from there."""
+        if self.step or not step:
+            return
+        from vits_prune.healing.curve import Curve
+
+        self.step, self.curve = step, Curve.read(self.work / "curve.csv", step, _ROW_EVERY)
+        if self._before and self.curve.rows:
+            self._seconds_before = float(self.curve.rows[-1].get("seconds", 0.0))
 
     def go_on(self, steps: int) -> None:
         """A healing is done and the next begins, behind so many steps in all."""
@@ -142,6 +147,8 @@ class Session:
         from vits_prune.evaluation import evaluate_against
         from vits_prune.sweep.knee import LIMITS
 
+        if self.options.resume:
+            self._go_on_from(self._before + step)  # a run that was stopped while it measured goes on with measuring
         what = f"step {step}: measuring"
         figures = evaluate_against(self._reference, voice, on_step=lambda at, _share: self.tell(f"{what}: {at}", step / of)).figures
         limits = {limit.metric: limit.change for limit in LIMITS}

@@ -258,6 +258,31 @@ def test_the_course_of_several_healings_runs_on(tmp_path):
     assert [row["seconds"] for row in rows] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
 
 
+def test_a_damaged_course_is_refused_before_the_work_and_stays(tiny_folder, pruned_folder, tmp_path, capsys):
+    work = tmp_path / "work"
+    (work / "checkpoints").mkdir(parents=True)
+    given = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 3, "--out", tmp_path / "out", "--workdir", work, "--resume"]
+    (work / "curve.csv").write_text("step,mel\n10,0.5\n2x")
+    assert run(*given) == 2
+    assert "curve.csv is damaged" in capsys.readouterr().err
+    assert (work / "curve.csv").read_text() == "step,mel\n10,0.5\n2x"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_goes_on_with_measuring_keeps_the_course(tiny, tmp_path, monkeypatch):
+    from vits_prune import evaluation
+
+    (tmp_path / "curve.csv").write_text("step,seconds,mel\n10,1.0,0.5\n20,2.0,0.4\n30,3.0,0.3\n")
+    monkeypatch.setattr(evaluation, "evaluate_against", lambda *_, **__: argparse.Namespace(figures={}))
+    session = Session(argparse.Namespace(evaluations=0, resume=True), None, tmp_path)
+    session.options.evaluations = 1
+    voice = dataclasses.replace(tiny, recipe={"healed": [{"of": 20}]})
+    session.on_checkpoint(20, voice)
+    assert [row["step"] for row in curve_of(tmp_path)] == ["10", "20"]
+    session.on_step(Told(21, 40, {"mel": 0.2}, 2.1))
+    assert [row["step"] for row in session.curve.rows] == [10, 20]
+
+
 def test_measuring_that_takes_most_of_the_minutes_is_told(tmp_path, capsys):
     session = session_of(tmp_path)
     session.reserve = 50.0

@@ -17,6 +17,7 @@ from tests.healing.conftest import QUICK, TEXTS, same_weights
 from tests.pruning.conftest import KINDS
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import HealPlan, InputError, PruneSpec, Shape, heal, load_voice, prune, save_voice, speak
+from vits_prune.errors import DamagedFileError
 from vits_prune.healing.checkpoints import Checkpoints
 from vits_prune.healing.corpus import corpus
 from vits_prune.healing.lessons import Lessons
@@ -91,6 +92,21 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, sparse, tmp_path):
     resumed = heal(sparse, tiny, TEXTS, QUICK, tmp_path, resume=True, on_step=told.append)
     assert told[0].step == 6
     assert same_weights(whole, resumed) == []
+
+
+def test_damaged_checkpoints_are_refused_and_stay(tiny, sparse, tmp_path):
+    plan = dataclasses.replace(QUICK, steps=6)
+    heal(sparse, tiny, TEXTS, plan, tmp_path, on_checkpoint=lambda step, _: float(step))
+    folder = tmp_path / "checkpoints"
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    spoiled = {path: content[:-100] for path, content in whole.items()}
+    for names, words in (("checkpoint-", "are damaged"), ("best", "best.* is damaged")):
+        for path in whole:
+            path.write_bytes(spoiled[path] if path.name.startswith(names) else whole[path])
+        there = {path: path.read_bytes() for path in whole}
+        with pytest.raises(DamagedFileError, match=words):
+            heal(sparse, tiny, TEXTS, plan, tmp_path, resume=True, on_checkpoint=lambda step, _: float(step))
+        assert {path: path.read_bytes() for path in folder.iterdir()} == there
 
 
 def test_minutes_become_steps_once_and_for_all(tiny, sparse, tmp_path):

@@ -11,6 +11,7 @@ import signal
 import pytest
 
 from vits_prune import InputError, PruneSpec
+from vits_prune.errors import DamagedFileError
 from vits_prune.sweep.grid import Point
 from vits_prune.sweep.store import LINES, MANIFEST, TABLE, Store, read_rows
 
@@ -68,6 +69,18 @@ def test_a_damaged_line_in_the_middle_is_told(tmp_path):
     with pytest.raises(InputError, match="Line 2"):
         store(folder)
     assert (folder / LINES).read_bytes().endswith(lines[2])
+
+
+def test_a_damaged_last_line_is_told_and_stays(tmp_path):
+    folder = fill(tmp_path / "sweep", [0, 1])
+    lines = (folder / LINES).read_bytes().splitlines(keepends=True)
+    damaged = lines[0] + lines[1].replace(b'"row"', b'"raw"')
+    (folder / LINES).write_bytes(damaged)
+    with pytest.raises(DamagedFileError, match="Line 2"):
+        store(folder)
+    with pytest.raises(DamagedFileError, match="Line 2"):
+        read_rows(folder)
+    assert (folder / LINES).read_bytes() == damaged
 
 
 @pytest.mark.parametrize("key", ["kind", "voice", "texts", "settings", "versions"])

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -395,6 +396,12 @@ def test_settings_that_cannot_be_used(copy: Path, changes: dict[str, object], ma
 def test_json_that_is_not_a_voice(copy: Path, content: bytes):
     copy.with_name(copy.name + ".json").write_bytes(content)
     assert_refused(copy, "JSON")
+
+
+def test_what_is_missing_here_is_not_the_fault_of_the_file(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError):
+        piper_graph.read_graph(str(copy), copy.name)
 
 
 def test_missing_and_huge_files(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 import torch
 
+from vits_prune.errors import DamagedFileError
 from vits_prune.healing.storage import read_tensors, write_tensors
+
+log = logging.getLogger(__name__)
 
 KEPT = 2
 MAX_BYTES = 8 << 30
@@ -50,13 +54,27 @@ class Checkpoints:
         write_tensors(self.folder / _BEST, weights, {**facts, "step": step})
 
     def newest(self) -> State | None:
-        """The newest checkpoint that is whole, None where there is none."""
-        found = (read_tensors(path, MAX_BYTES) for path in reversed(self._paths()))
-        return next((state for state in found if state is not None), None)
+        """Return the newest checkpoint that is whole, None where there are no checkpoints.
+
+        Raises:
+            DamagedFileError: there are checkpoints, and none of them can be read.
+        """
+        paths = self._paths()
+        found = (read_tensors(path, MAX_BYTES) for path in reversed(paths))
+        state = next((state for state in found if state is not None), None)
+        if state is None and paths:
+            raise DamagedFileError(
+                f"The checkpoints in {self.folder} are damaged: put whole copies in their place, or start anew in another folder."
+            )
+        return state
 
     def kept(self) -> State | None:
         """Weights by the model's names: the best, the newest where none were measured, None where there is nothing."""
-        best = self.best()
+        try:
+            best = self.best()
+        except DamagedFileError as error:
+            log.warning("%s The newest is taken.", error)
+            best = None
         if best is not None:
             return best
         newest = self.newest()
@@ -65,8 +83,18 @@ class Checkpoints:
         return {name.removeprefix(WEIGHTS): one for name, one in newest[0].items() if name.startswith(WEIGHTS)}, newest[1]
 
     def best(self) -> State | None:
-        """The weights that were best, None where none were measured."""
-        return read_tensors(self.folder / _BEST, MAX_BYTES)
+        """Return the weights that were best, None where none were measured.
+
+        Raises:
+            DamagedFileError: there are such weights, and they cannot be read.
+        """
+        path = self.folder / _BEST
+        found = read_tensors(path, MAX_BYTES)
+        if found is None and path.exists():
+            raise DamagedFileError(
+                f"{path}, the best weights so far, is damaged: put a whole copy in its place, or remove it to go on without them."
+            )
+        return found
 
     def clear(self) -> None:
         """Remove what an earlier healing left."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.errors import InputError
+from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.healing.progress import Told
 
 if TYPE_CHECKING:
@@ -76,18 +76,36 @@ class Curve:
             raise InputError(f"{path.name} could not be written to {path.parent}: {error.strerror or error}. Free some space.") from error
 
     @classmethod
-    def read(cls, path: Path, step: int, every: int = 10) -> Curve:
-        """The rows of a file up to a step: those of a healing that goes on from there. None where the file cannot be read."""
+    def read(cls, path: Path, step: int | None = None, every: int = 10, most: int | None = None) -> Curve:
+        """Return the curve in a file that `write` wrote, an empty one where there is no file.
+
+        Args:
+            path: the file.
+            step: the last step to read, for a healing that goes on from there; None for all.
+            every: steps of a row.
+            most: rows to read at most; None for all.
+
+        Raises:
+            DamagedFileError: there is a file, and it cannot be read as a curve.
+        """
         curve = cls(every)
         try:
             with path.open(newline="", encoding="utf-8") as file:
-                for number, cells in enumerate(csv.DictReader(file)):
+                table = csv.DictReader(file)
+                if "step" not in (table.fieldnames or ()):
+                    raise ValueError("no column of steps")
+                for cells in table:
                     row = {name: float(cell) for name, cell in cells.items() if name and cell}
-                    if number >= 10 * MAX_ROWS or row["step"] > step:
+                    if len(curve.rows) == most or (step is not None and row["step"] > step):
                         break
                     curve.rows.append({**row, "step": int(row["step"])})
-        except (OSError, ValueError, KeyError, TypeError, csv.Error):
-            curve.rows = []
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, OverflowError, csv.Error) as error:
+            raise DamagedFileError(
+                f"{path} is damaged, or is not the course of a healing: put a whole copy in its place, or move it elsewhere to go on "
+                "without it."
+            ) from error
         return curve
 
 

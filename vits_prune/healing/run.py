@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vits_prune.errors import InputError
+from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.healing.batches import Batch, Clip, Window, clips_digest, draw_batch, draw_clips
 from vits_prune.healing.budget import Pace, Watch, lessons_at
 from vits_prune.healing.checkpoints import Checkpoints
@@ -170,11 +170,17 @@ class _Run:
 
     def _newest(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """The newest checkpoint, the same in all processes."""
-        found = self._checkpoints.newest() if self._checkpoints else None
-        if len(set(everywhere(self._accelerator, None if found is None else str(found[1].get("step"))))) > 1:
+        found, damaged = None, None
+        try:
+            found = self._checkpoints.newest() if self._checkpoints else None
+        except DamagedFileError as error:  # raised below: the other processes wait for the answer of this one
+            damaged = error
+        if len(set(everywhere(self._accelerator, str(damaged or (found and found[1].get("step")))))) > 1:
             raise InputError(
                 f"Not every process finds the same newest checkpoint in {self._folder}: give a folder on a disk that all machines share."
             )
+        if damaged is not None:
+            raise damaged
         return found
 
     def _checked(self, facts: Mapping[str, Any]) -> int:
@@ -201,6 +207,9 @@ class _Run:
         """Go on from a checkpoint."""
         try:
             self._training.load(tensors)
+        except (KeyError, ValueError) as error:
+            raise self._useless() from error
+        try:
             self._step, self._of, self._seconds = int(facts["step"]), int(facts["of"]), float(facts["seconds"])
             self._written = self._step
         except (KeyError, ValueError, TypeError) as error:

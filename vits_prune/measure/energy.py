@@ -52,13 +52,16 @@ class EnergyMeter:
 
     def _read(self) -> list[int] | None:
         """Microjoules by package, millijoules of the GPU; None where there is nothing to read."""
-        try:
-            if self._gpu is not None:
-                import pynvml
+        if self._gpu is not None:
+            import pynvml
 
+            try:
                 return [pynvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu)]
+            except pynvml.NVMLError:  # the driver has no counter
+                return None
+        try:
             return [int((package / "energy_uj").read_text()) for package, _ in self._packages] or None
-        except Exception:  # the file is for root only, or the driver has no counter
+        except (OSError, ValueError):  # the file is for root only
             return None
 
 
@@ -83,9 +86,12 @@ def _nvml() -> object | None:
 def _nvml_device() -> object | None:
     try:
         import pynvml
-        import torch
+    except ImportError:
+        return None
+    import torch
 
+    try:
         pynvml.nvmlInit()
         return pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
-    except Exception:  # not installed, or no driver
+    except pynvml.NVMLError:  # no driver
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vits_prune.errors import InputError
+from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.measure.quality import METRICS
 from vits_prune.measure.size import measure_size
 from vits_prune.measure.sparsity import measure_sparsity
@@ -243,10 +243,13 @@ def copy_curves(source: Path, folder: Path) -> tuple[Picture, ...]:
 
 def _healing(source: Path, folder: Path) -> Picture:
     """Drawn anew: an SVG of anybody's could hold a script."""
-    from vits_prune.healing.curve import Curve, curve_figure
+    from vits_prune.healing.curve import MAX_ROWS, Curve, curve_figure
 
     unreadable = InputError(f"{source / 'curve.csv'} is not the course of a healing: give the folder that `heal` wrote.")
-    rows = Curve.read(source / "curve.csv", 1 << 40).rows
+    try:
+        rows = Curve.read(source / "curve.csv", most=10 * MAX_ROWS).rows
+    except DamagedFileError as error:
+        raise unreadable from error
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if _COLUMN.fullmatch(name)][:_MOST_COLUMNS]
     rows = [{name: row[name] for name in names if name in row} for row in rows]
     if len(names) < 2 or "step" not in names:

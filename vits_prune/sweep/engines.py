@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -26,6 +27,8 @@ from vits_prune.voices.voice import Voice
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnContext
+
+log = logging.getLogger(__name__)
 
 ENGINES = ("local", "ray")
 _starting = forks.Lock()
@@ -113,7 +116,7 @@ def run_here(work: Work, voice: Voice, tasks: Sequence[Task], tell: Tell) -> Ite
         except Exception as error:
             if stopped:  # whoever is told of the steps raised, to cancel
                 raise
-            found = _sentence(error)
+            found = failure_words(error)
         yield i, found
 
 
@@ -234,11 +237,15 @@ def measured(work: Work, task: Task, on_step: Callable[[str, float], None] | Non
     try:
         return measure_task(work.reference, load_same(work.voice, work.fingerprint), task, on_step)
     except Exception as error:  # whatever became of one point, the others go on
-        return _sentence(error)
+        return failure_words(error)
 
 
-def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+def failure_words(error: Exception) -> str:
+    """Return why there is no result, in one line. The traceback of what is not an InputError goes to the log."""
+    if isinstance(error, InputError):
+        return str(error)
+    log.error("Unexpected error in a sweep", exc_info=error)
+    return f"{type(error).__name__}: {error}"
 
 
 @functools.lru_cache(maxsize=2)

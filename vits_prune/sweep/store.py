@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vits_prune.errors import InputError
+from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.sweep.grid import Point
 
 MANIFEST, LINES, TABLE = "sweep.json", "sweep.jsonl", "sweep.csv"
@@ -136,15 +136,9 @@ class Store:
         if path.stat().st_size > _LIMIT:
             raise InputError(f"{path} is larger than {_LIMIT >> 30} GiB: it was not written by a sweep.")
         kept = 0
-        lines = path.read_bytes().splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
-            record = _parsed(line)
-            if record is None:
-                if number < len(lines):
-                    raise InputError(f"Line {number} of {path} is damaged: remove that line, and its point is measured again.")
-                break
+        for record, size in _read_records(path):
             self.records[Point.from_dict(record["point"])] = record
-            kept += len(line)
+            kept += size
         os.truncate(path, kept)
 
     def _write_table(self) -> None:
@@ -182,14 +176,30 @@ def read_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows that a sweep's folder holds, finished or not, without touching it.
 
     Raises:
+        DamagedFileError: a row is damaged.
         InputError: it is no such folder.
     """
     read_manifest(folder)
     try:
-        with (Path(folder) / LINES).open("rb") as lines:
-            return [record["row"] for line in lines if (record := _parsed(line))]
+        return [record["row"] for record, _ in _read_records(Path(folder) / LINES)]
     except OSError as error:
         raise InputError(f"{Path(folder) / LINES} cannot be read: {error.strerror or error}.") from error
+
+
+def _read_records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each record of a file and its bytes, line by line. A last line without an end is left out: a kill leaves such a line.
+
+    Raises:
+        DamagedFileError: another line is no record.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return
+            record = _parsed(line)
+            if record is None:
+                raise DamagedFileError(f"Line {number} of {path} is damaged: remove that line, and its point is measured again.")
+            yield record, len(line)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -232,9 +242,7 @@ def _lock(file: BinaryIO, folder: Path) -> None:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A line's record; None where it is not whole."""
-    if not line.endswith(b"\n"):
-        return None
+    """A line's record; None where it is damaged."""
     try:
         record = json.loads(line)
         Point.from_dict(record["point"])

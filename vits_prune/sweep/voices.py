@@ -16,7 +16,7 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.evaluation import Settings, Step
 from vits_prune.sweep.cluster import cluster, lanes
-from vits_prune.sweep.engines import VoiceRef
+from vits_prune.sweep.engines import VoiceRef, failure_words
 from vits_prune.sweep.grid import Grid
 from vits_prune.sweep.run import SweepResult, check_choices, run_sweep
 from vits_prune.sweep.store import MANIFEST, TABLE, csv_of, write_atomically
@@ -89,7 +89,7 @@ def run_voices(
                 except Exception as error:  # whatever became of one voice, the others go on
                     if progress.cancelled:
                         raise
-                    failures[ref] = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+                    failures[ref] = failure_words(error)
                 progress.of(ref)("done", 1.0)
                 table.write(_rows(refs, sweeps), last=False)
     finally:

@@ -90,7 +90,7 @@ def load_hub(
         try:
             return load_folder(snapshot.folder, speaker)
         except InputError as error:
-            raise InputError(str(error).replace(snapshot.folder.name, repo_id)) from error
+            raise type(error)(str(error).replace(snapshot.folder.name, repo_id)) from error
     origin = Origin("hugging-face", repo_id, snapshot.revision, snapshot.licence)
     return load_checkpoint(snapshot.folder, name=repo_id.partition("/")[2], origin=origin, speaker=speaker)
 
@@ -236,7 +236,7 @@ def _weights(repo_id: str, sizes: dict[str, int | None], folder: Path, read_shar
     try:
         manifest = read_manifest(folder)
     except InputError as error:
-        raise InputError(str(error).replace(folder.name, repo_id)) from error
+        raise type(error)(str(error).replace(folder.name, repo_id)) from error
     if manifest is None and is_export(folder):
         return []
     if manifest is not None and form_of(manifest) == "sparse":

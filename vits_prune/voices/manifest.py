@@ -7,6 +7,7 @@ like any checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from vits_prune.errors import InputError
+from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.voices.voice import Voice
 
 MANIFEST = "vits_prune.json"
@@ -102,12 +103,8 @@ def files_of_save(folder: Path) -> set[str]:
         NewerFormatError: a newer version wrote it, nobody knows what.
     """
     listed: Any = None
-    try:
+    with contextlib.suppress(DamagedFileError):
         listed = (read_manifest(folder) or {}).get("files")
-    except NewerFormatError:
-        raise
-    except InputError:
-        pass
     # Manifests of the first versions have no list either.
     return {*(listed if isinstance(listed, dict) else _EVER_WRITTEN), MANIFEST, "prune_spec.json", "healing.json"}
 
@@ -116,12 +113,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder that `save_voice` wrote, None where there is none.
 
     Raises:
-        InputError: there is one that cannot be used.
+        DamagedFileError: there is one that cannot be read.
+        NewerFormatError: a newer version wrote it.
     """
     path = folder / MANIFEST
     if not path.is_file():
         return None
-    broken = InputError(f"{folder.name} is damaged: its {MANIFEST} cannot be read. Save the voice again.")
+    broken = DamagedFileError(f"{folder.name} is damaged: its {MANIFEST} cannot be read. Save the voice again.")
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise broken
@@ -168,7 +166,7 @@ def check_files(folder: Path, manifest: dict[str, Any], weights: Path) -> None:
         except OSError:
             same = False
         if not same:
-            raise InputError(f"{folder.name} is damaged: its {path.name[:60]} is not the file that was saved. Save the voice again.")
+            raise DamagedFileError(f"{folder.name} is damaged: its {path.name[:60]} is not the file that was saved. Save the voice again.")
 
 
 def sort_metadata(weights: Path) -> None:
@@ -191,7 +189,7 @@ def require_manifest(folder: Path, weights: Path, name: str) -> None:
         InputError: so it is.
     """
     if not (folder / MANIFEST).exists() and weights.is_file() and _marked(weights, unreadable=False):
-        raise InputError(f"{name} is not whole: it lacks its {MANIFEST}. Copy all files that were saved, or save the voice again.")
+        raise DamagedFileError(f"{name} is not whole: it lacks its {MANIFEST}. Copy all files that were saved, or save the voice again.")
 
 
 def _marked(weights: Path, unreadable: bool = True) -> bool:

@@ -24,6 +24,8 @@ MAX_MODEL_BYTES = 512 * 2**20
 MAX_NODES = 200_000
 _NUMPY_TYPES = {1: np.float32, 10: np.float16, 11: np.float64}
 """TensorProto's FLOAT, FLOAT16 and DOUBLE."""
+UNSOUND = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+"""What reading a hostile file raises where its parts contradict each other: in more ways than can be checked one by one."""
 _INT8 = 3
 """TensorProto's INT8."""
 _PARAMETER = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.\w+)*)\.(?:weight|bias|weight_g|weight_v|parametrizations\.weight\.original[01])")
@@ -85,7 +87,7 @@ def read_graph(path: str, shown: str) -> PiperGraph:
         raise InputError(f"{shown} cannot be used: {error}") from None
     except InputError:
         raise
-    except Exception as error:  # a hostile file can break its own rules in more ways than can be listed: the file is at fault
+    except UNSOUND as error:
         raise InputError(f"{shown} cannot be used: it is not a sound ONNX file, fetch it again.") from error
 
 

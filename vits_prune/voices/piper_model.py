@@ -13,7 +13,7 @@ from transformers import VitsConfig, VitsModel
 from vits_prune.errors import InputError
 from vits_prune.voices.architecture import PiperVitsConfig, empty_model
 from vits_prune.voices.hf_config import checked_config
-from vits_prune.voices.piper_graph import Convolution, PiperGraph
+from vits_prune.voices.piper_graph import UNSOUND, Convolution, PiperGraph
 
 MAX_LAYERS = 64
 """Most layers of one kind (Piper's own: 6 attention layers, 12 residual blocks)."""
@@ -107,7 +107,7 @@ def _named(shown: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{shown} cannot be used: {error}") from None
-    except Exception as error:  # a hostile graph can contradict itself in more ways than can be listed: the file is at fault
+    except UNSOUND as error:
         raise InputError(f"{shown} is not a Piper voice that can be used: its layers do not fit together.") from error
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import VitsConfig, VitsModel
 
-from vits_prune.errors import InputError
+from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig, empty_model, in_plain_layout
 from vits_prune.voices.checkpoint import load_checkpoint, require_finite
 from vits_prune.voices.manifest import (
@@ -226,7 +226,7 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
         raise InputError(f"{folder.name} was not written by vits_prune: it has no {MANIFEST}.")
     weights = folder / WEIGHTS[form_of(manifest)]
     if not weights.is_file():
-        raise InputError(f"{folder.name} is damaged: it has no {weights.name}. Save the voice again.")
+        raise DamagedFileError(f"{folder.name} is damaged: it has no {weights.name}. Save the voice again.")
     check_files(folder, manifest, weights)
     origin = Origin(
         family=manifest["family"],
@@ -237,7 +237,7 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
     model, tokenizer = _loader(folder, manifest)(folder, manifest)
     speakers = tuple(str(name) for name in manifest["speakers"])
     if len(speakers) != (model.config.num_speakers if model.config.num_speakers > 1 else 0):
-        raise InputError(f"{folder.name} is damaged: its {MANIFEST} names other speakers than its config.json. Save the voice again.")
+        raise DamagedFileError(f"{folder.name} is damaged: its {MANIFEST} names other speakers than its config.json. Save the voice again.")
     return Voice(
         model=model,
         tokenizer=tokenizer,
@@ -286,8 +286,8 @@ def _load_hub_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel,
     return _load_own_layout(folder, config, manifest), tokenizer
 
 
-def _unfitting(folder: Path) -> InputError:
-    return InputError(f"{folder.name} is damaged: its weights, config.json and tokenizer do not fit together. Save the voice again.")
+def _unfitting(folder: Path) -> DamagedFileError:
+    return DamagedFileError(f"{folder.name} is damaged: its weights, config.json and tokenizer do not fit together. Save the voice again.")
 
 
 def _load_own_layout(folder: Path, config: VitsConfig, manifest: dict[str, Any]) -> VitsModel:
@@ -301,7 +301,7 @@ def _load_own_layout(folder: Path, config: VitsConfig, manifest: dict[str, Any])
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ValueError("a weight is not a number")
         model.load_state_dict(tensors, strict=True, assign=True)
-    except Exception as error:  # safetensors and torch each raise their own kinds for a broken file
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # torch's own for tensors that do not fit is a RuntimeError
         raise _unfitting(folder) from error
     return model.requires_grad_(False).eval()
 
