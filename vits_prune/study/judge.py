@@ -211,7 +211,7 @@ def heal(
     resume: bool = False,
     recordings: Sequence[Clip] = (),
     lessons: Lessons | None = None,
-    progress: OnStep | None = None,
+    on_step: OnStep | None = None,
     cpu: bool = False,
 ) -> Voice:
     """Train a pruned voice on what the original says, and return the best checkpoint. No recordings are needed.
@@ -219,7 +219,7 @@ def heal(
     This is `vits_prune.healing.heal` with a judge. What the judge cannot measure is logged as a warning.
 
     Args:
-        pruned, teacher, texts, plan, folder, resume, recordings, lessons, progress, cpu: as in `vits_prune.healing.heal`.
+        pruned, teacher, texts, plan, folder, resume, recordings, lessons, on_step, cpu: as in `vits_prune.healing.heal`.
         evaluations: how many checkpoints are judged, at even distances; 0 to keep the last one.
         evaluation_texts: on how many tuning sentences.
         judge: who scores checkpoints instead.
@@ -243,7 +243,7 @@ def heal(
         resume=resume,
         recordings=recordings,
         lessons=lessons,
-        progress=progress,
+        on_step=on_step,
         cpu=cpu,
     )
 
@@ -260,7 +260,7 @@ def heal_steps(
     folder: str | Path | None = None,
     resume: bool = False,
     on_prune: Callable[[str, float], None] | None = None,
-    progress: OnStep | None = None,
+    on_step: OnStep | None = None,
     cpu: bool = False,
 ) -> Iterator[tuple[float, Voice]]:
     """Prune gradually and heal behind each step; the last healing gives its best checkpoint. Yields (amount, healed voice).
@@ -268,7 +268,7 @@ def heal_steps(
     This is `vits_prune.healing.heal_steps` with a judge. What the judge cannot measure is logged as a warning.
 
     Args:
-        voice, spec, plan, texts, folder, resume, on_prune, progress, cpu: as in `vits_prune.healing.heal_steps`.
+        voice, spec, plan, texts, folder, resume, on_prune, on_step, cpu: as in `vits_prune.healing.heal_steps`.
         evaluations, evaluation_texts, judge: as in `heal`, for the last healing.
 
     Raises:
@@ -285,7 +285,7 @@ def heal_steps(
         folder=folder,
         resume=resume,
         on_prune=on_prune,
-        progress=progress,
+        on_step=on_step,
         judge=judge,
         cpu=cpu,
     )
