@@ -66,7 +66,10 @@ def test_what_is_reported(tiny):
 def test_delivery_is_used(tiny):
     delivery = Delivery(speaking_rate=2.0)
     found = measure_latency(tiny, tiny, TEXT, 3, delivery=delivery, runs=1)
-    assert found.original.audio_seconds == speak(tiny, TEXT, 3, speaking_rate=2.0).audio_seconds
+    assert (
+        found.original.audio_seconds
+        == speak(tiny, TEXT, 3, delivery=Delivery(speaking_rate=2.0)).audio_seconds
+    )
     assert found.original.audio_seconds < speak(tiny, TEXT, 3).audio_seconds
 
 

@@ -17,6 +17,7 @@ from vits_prune.ship import export_voice
 from vits_prune.ship.onnx_check import TOLERANCE, check_onnx
 from vits_prune.ship.onnx_graph import write_onnx
 from vits_prune.ship.onnx_writer import quantise
+from vits_prune.synthesis.speak import Delivery
 
 
 def say(session, ids, scales=(0, 1, 0), speaker=None, padding=0):
@@ -38,7 +39,7 @@ def test_every_structure_says_what_torch_says(shipped, kind, tmp_path):
     onnx.checker.check_model(onnx.load(export.model), full_check=True)
     session = onnxruntime.InferenceSession(str(export.model))
     for text in ("a", "the birch canoe slid on the smooth planks"):
-        speech = speak(voice, text, noise_scale=0.0, noise_scale_duration=0.0)
+        speech = speak(voice, text, delivery=Delivery(noise_scale=0.0, noise_scale_duration=0.0))
         length = 1 / voice.model.speaking_rate
         [sentence] = speech.sentences
         wave = say(session, sentence.ids, (0, length, 0), voice.speaker)

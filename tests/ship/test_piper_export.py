@@ -17,6 +17,7 @@ from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, load_voice, save_voice, speak
 from vits_prune.ship import export_voice
 from vits_prune.ship.onnx_check import TOLERANCE
+from vits_prune.synthesis.speak import Delivery
 
 TEXT = "Glue the sheet to the dark blue background."
 
@@ -63,7 +64,7 @@ def test_both_clients_say_what_the_voice_says(request, shipped, kind, tmp_path):
     voice = voice.with_speaker(2) if voice.speakers else voice
     export = export_voice(voice, tmp_path / "out", "piper")
     runtime, heard = piper_says(export, TEXT, voice.speaker)
-    ours = speak(voice, TEXT, noise_scale=0.0, noise_scale_duration=0.0)
+    ours = speak(voice, TEXT, delivery=Delivery(noise_scale=0.0, noise_scale_duration=0.0))
     assert runtime.config.sample_rate == voice.sampling_rate
     assert runtime.config.num_speakers == max(1, len(voice.speakers))
     assert heard.shape == ours.waveform.shape
@@ -109,7 +110,7 @@ def test_a_phonemising_hugging_face_voice_reads_the_same_ids(phonemising, text, 
     [ids] = [runtime.phonemes_to_ids(sentence) for sentence in runtime.phonemize(text)]
     [sentence] = phonemising.tokenizer.sentences(text)
     assert ids == list(sentence.ids)
-    ours = speak(phonemising, text, noise_scale=0.0, noise_scale_duration=0.0)
+    ours = speak(phonemising, text, delivery=Delivery(noise_scale=0.0, noise_scale_duration=0.0))
     assert np.abs(heard - ours.waveform).max() <= TOLERANCE
     known = {
         symbol.rpartition(" ")[0]
@@ -132,7 +133,7 @@ def test_a_voice_of_characters_reads_text(tiny, text, tmp_path):
     assert [runtime.phonemes_to_ids(phonemes) for phonemes in runtime.phonemize(text)] == [
         list(sentence.ids)
     ]
-    ours = speak(tiny, text, noise_scale=0.0, noise_scale_duration=0.0).waveform
+    ours = speak(tiny, text, delivery=Delivery(noise_scale=0.0, noise_scale_duration=0.0)).waveform
     for samples in (heard, sherpa_client(export).generate(text).samples):
         assert np.abs(np.array(samples, np.float32) - ours).max() <= TOLERANCE
 
@@ -147,7 +148,7 @@ def test_a_piper_voice_of_characters_has_its_begin_and_end_in_sherpa(tmp_path):
     voice = load_voice(path)
     export = export_voice(voice, tmp_path / "out", "piper")
     text = "the birds bend"
-    ours = speak(voice, text, noise_scale=0.0, noise_scale_duration=0.0).waveform
+    ours = speak(voice, text, delivery=Delivery(noise_scale=0.0, noise_scale_duration=0.0)).waveform
     samples = np.array(sherpa_client(export).generate(text).samples, np.float32)
     assert samples.shape == ours.shape
     assert np.abs(samples - ours).max() <= TOLERANCE

@@ -35,7 +35,9 @@ def test_locked_timing_and_delivery(tiny):
     assert found.original.audio_seconds > speak(tiny, TEXT, 3).audio_seconds
     assert np.array_equal(
         found.pruned.waveform,
-        speak(pruned, TEXT, 3, timing=found.original, speaking_rate=0.5).waveform,
+        speak(
+            pruned, TEXT, 3, timing=found.original, delivery=Delivery(speaking_rate=0.5)
+        ).waveform,
     )
 
 

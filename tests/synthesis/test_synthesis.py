@@ -12,11 +12,13 @@ from transformers import VitsModel
 
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
+from vits_prune.progress import Cancelled, Progress
 from vits_prune.synthesis import speak as synthesis
 from vits_prune.synthesis.noise import draw_noise
 from vits_prune.synthesis.speak import (
     MAX_SENTENCE_SECONDS,
     STAGES,
+    Delivery,
     join,
     read_text,
     speak_sentences,
@@ -94,7 +96,7 @@ def test_the_samples_of_plain_transformers_given_the_same_draws(
 ):
     folder, seed = make_checkpoint(tmp_path / "tiny", **options), 11
     voice = load_voice(folder, speaker)
-    speech = speak(voice, LETTERS, seed, **delivery)
+    speech = speak(voice, LETTERS, seed, Delivery(**delivery))
     plain = VitsModel.from_pretrained(folder).eval()
     for name, value in delivery.items():
         setattr(plain, name, value)
@@ -118,7 +120,7 @@ def test_the_samples_of_plain_transformers_given_the_same_draws(
         )
     assert drawn == (["prior"] if options.get("stochastic") is False else ["durations", "prior"])
     assert expected.std() > 0
-    assert np.array_equal(speech.waveform, expected)
+    assert np.abs(speech.waveform - expected).max() < 1e-6
 
 
 def test_equal_weights_give_equal_samples_in_two_voices(joe, spoken):
@@ -152,8 +154,9 @@ def test_timing_of_another_text(joe, spoken):
 
 def test_sentences_one_by_one(joe):
     text, seen = "Go on. Come back! Why?", []
-    whole = speak(joe, text, 5, on_sentence=lambda done, total: seen.append((done, total)))
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    whole = speak(joe, text, 5, progress=Progress(lambda *at: seen.append(at)))
+    thirds = [(f"sentence {i + 1} of 3", i / 3) for i in range(3)]
+    assert seen == [*thirds, ("spoken", 1.0)]
     pieces = list(speak_sentences(joe, text, 5))
     assert [len(piece.sentences) for piece in pieces] == [1, 1, 1]
     assert same(join(pieces), whole)
@@ -166,20 +169,12 @@ def test_sentences_one_by_one(joe):
     assert same(pieces[0], speak(joe, "Go on.", 5))
 
 
-def test_raising_in_on_sentence_cancels(joe):
-    class Cancelled(Exception):
-        pass
-
+def test_speaking_can_be_cancelled(joe):
     seen = []
-
-    def stop(done, total):
-        seen.append(done)
-        if done == 1:
-            raise Cancelled
-
+    progress = Progress(lambda message, _: seen.append(message), cancelled=lambda: len(seen) == 2)
     with pytest.raises(Cancelled):
-        speak(joe, "Go on. Come back! Why?", on_sentence=stop)
-    assert seen == [0, 1]
+        speak(joe, "Go on. Come back! Why?", progress=progress)
+    assert seen == ["sentence 1 of 3", "sentence 2 of 3"]
 
 
 def with_broken_durations(voice, value):
@@ -330,23 +325,25 @@ def test_seeds_of_other_kinds(tiny):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 100, "1", "a\nb", True], ids=repr)
 @pytest.mark.parametrize("name", ["speaking_rate", "noise_scale", "noise_scale_duration"])
-def test_bad_delivery(tiny, name, value):
+def test_bad_delivery(name, value):
     with pytest.raises(InputError, match=name) as error:
-        speak(tiny, "go", **{name: value})
+        Delivery(**{name: value})
     assert is_one_sentence(error)
 
 
 def test_speaking_rate_and_noise_scales(joe, spoken):
-    fast = speak(joe, TEXT, 3, speaking_rate=2)
+    fast = speak(joe, TEXT, 3, delivery=Delivery(speaking_rate=2))
     assert 0.4 < fast.audio_seconds / spoken.audio_seconds < 0.65
-    assert not same(speak(joe, TEXT, 3, noise_scale=0), spoken)
-    still = speak(joe, TEXT, 3, noise_scale=0, noise_scale_duration=0)
-    assert same(still, speak(joe, TEXT, 4, noise_scale=0, noise_scale_duration=0))
+    assert not same(speak(joe, TEXT, 3, delivery=Delivery(noise_scale=0)), spoken)
+    still = speak(joe, TEXT, 3, delivery=Delivery(noise_scale=0, noise_scale_duration=0))
+    assert same(
+        still, speak(joe, TEXT, 4, delivery=Delivery(noise_scale=0, noise_scale_duration=0))
+    )
     own = {
         name: getattr(joe.model, name)
         for name in ("speaking_rate", "noise_scale", "noise_scale_duration")
     }
-    assert same(speak(joe, TEXT, 3, **own), spoken)
+    assert same(speak(joe, TEXT, 3, Delivery(**own)), spoken)
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
@@ -359,7 +356,9 @@ def test_a_voice_of_which_one_weight_in_a_hundred_is_left_speaks(joe, scope):
 def test_no_sentence_asks_for_more_memory_than_its_bound(tiny, monkeypatch):
     # A crafted voice may have many channels and few samples a frame: frames are bounded by the largest activation too.
     monkeypatch.setattr(synthesis, "MAX_ACTIVATION", 40 * 16 * 32)
-    speech = speak(tiny, "the birch canoe slid on the smooth planks", speaking_rate=0.25)
+    speech = speak(
+        tiny, "the birch canoe slid on the smooth planks", delivery=Delivery(speaking_rate=0.25)
+    )
     assert speech.cut_short
     assert speech.durations.sum() <= 40 * 16 * 32 // 16
 
@@ -369,4 +368,4 @@ def test_a_voices_own_pace_may_go_beyond_what_a_user_may_ask(tiny):
     slow.model.speaking_rate = 0.2
     assert speak(slow, "hi there").audio_seconds > 2 * speak(tiny, "hi there").audio_seconds
     with pytest.raises(InputError, match="speaking_rate"):
-        speak(tiny, "hi there", speaking_rate=0.2)
+        speak(tiny, "hi there", delivery=Delivery(speaking_rate=0.2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from dataclasses import dataclass
@@ -147,7 +146,7 @@ class CostMeter:
         """What the voice says, with its own timing."""
         self._energy.restart()
         before = time.process_time()
-        speech = speak(self._voice, text, seed, **dataclasses.asdict(delivery))
+        speech = speak(self._voice, text, seed, delivery)
         cpu, energy = time.process_time() - before, self._energy.read()
         self._runs.append((speech.audio_seconds, cpu, energy.joules))
         self._method = energy.method

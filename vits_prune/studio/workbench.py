@@ -24,6 +24,7 @@ from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.forks import renew_in_forks
 from vits_prune.measure import Size, Sparsity, measure_size, measure_sparsity
+from vits_prune.progress import Progress
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.magnitude import sparsity_preview
 from vits_prune.pruning.prune import prune_steps
@@ -509,22 +510,22 @@ def _speaking(
     shares: tuple[float, float],
 ) -> Iterator[Doing]:
     """Speak sentence by sentence into `pieces`; a Doing before each, from the first share to the second."""
-    told: list[tuple[int, int]] = []
+    told: list[str] = []
     sentences = speak_sentences(
         voice,
         request.text,
         request.seed,
         timing=timing,
         delivery=request.delivery,
-        on_sentence=lambda *at: told.append(at),
+        progress=Progress(lambda message, _fraction: told.append(message)),
     )
     first, last = shares
     yield Doing(f"speaking: {who}", first)
     for piece in sentences:
         pieces.append(piece)
-        done, total = told[-1]
-        if done + 1 < total:
+        done, total = (int(word) for word in told[-1].split()[1::2])
+        if done < total:
             yield Doing(
-                f"speaking: {who}, sentence {done + 2} of {total}",
-                first + (last - first) * (done + 1) / total,
+                f"speaking: {who}, sentence {done + 1} of {total}",
+                first + (last - first) * done / total,
             )

@@ -16,7 +16,8 @@ from vits_prune.measure import (
     measure_size,
     measure_sparsity,
 )
-from vits_prune.synthesis.speak import Delivery, Speech, checked_seed, join, speak_sentences
+from vits_prune.progress import Progress
+from vits_prune.synthesis.speak import Delivery, Speech, checked_seed, speak
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
@@ -132,32 +133,15 @@ def compare(
     if isinstance(runs, bool) or not isinstance(runs, int) or not 1 <= runs <= 1000:
         raise InputError("runs must be a whole number from 1 to 1000.")
     seed = checked_seed(seed)
-    tell = progress or (lambda _what, _share: None)
-    tell("speaking with the original", 0.0)
-    first = join(
-        list(
-            speak_sentences(
-                original,
-                text,
-                seed,
-                delivery=delivery,
-                on_sentence=_within(tell, "original: sentence", 0.0, 0.2),
-            )
-        )
-    )
-    tell("speaking with the pruned voice", 0.2)
-    second_timing = first if timing == "locked" else "own"
-    second = join(
-        list(
-            speak_sentences(
-                pruned,
-                text,
-                seed,
-                timing=second_timing,
-                delivery=delivery,
-                on_sentence=_within(tell, "pruned: sentence", 0.2, 0.4),
-            )
-        )
+    tell = progress = Progress.of(progress)
+    first = speak(original, text, seed, delivery, progress=progress.part(0.0, 0.2, "original: "))
+    second = speak(
+        pruned,
+        text,
+        seed,
+        delivery,
+        timing=first if timing == "locked" else "own",
+        progress=progress.part(0.2, 0.4, "pruned: "),
     )
     tell("counting zeros and bytes", 0.4)
     sparsity = (measure_sparsity(original), measure_sparsity(pruned))

@@ -338,13 +338,7 @@ def _listen_to(
         if "closeness" in ear.families and same_tokens(original, own):
             # With the original's own durations there is nothing to lock: the same noise gives the same samples.
             same = np.array_equal(own.durations, original.durations)
-            locked = (
-                own
-                if same
-                else speak(
-                    voice, text, seed, timing=original, **dataclasses.asdict(settings.delivery)
-                )
-            )
+            locked = own if same else speak(voice, text, seed, settings.delivery, timing=original)
             take = dataclasses.replace(
                 take, closeness=closeness_of(original, locked, reference.melodies[i], ear.threads)
             )

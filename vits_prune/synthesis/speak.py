@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from vits_prune.errors import InputError
+from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.noise import (
     PRIOR_NOISE,
     draw_duration_noise,
@@ -129,52 +130,48 @@ def speak(
     voice: Voice,
     text: str,
     seed: int = 0,
+    delivery: Delivery = Delivery(),
     *,
     timing: Literal["own"] | Speech = "own",
-    speaking_rate: float | None = None,
-    noise_scale: float | None = None,
-    noise_scale_duration: float | None = None,
-    on_sentence: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Speech:
     """Speak a text.
 
-    The noise comes from the seed alone (numpy's Philox generator, one stream a sentence and purpose, drawn frame by frame): it depends
-    neither on torch's global state nor on how long the utterance gets, so equal weights give equal samples.
+    The noise comes from the seed alone (numpy's Philox generator, one stream a sentence and
+    purpose, drawn frame by frame): it depends neither on torch's global state nor on the length of
+    the utterance, so equal weights give equal samples.
 
     Args:
         voice: who speaks.
         text: at most MAX_CHARACTERS characters; it is spoken sentence by sentence.
         seed: 0 to 2**32 - 1.
-        timing: "own" for the voice's own durations, or the Speech of another voice on the same text whose durations are taken over, so that
-            the two are sample-aligned.
-        speaking_rate, noise_scale, noise_scale_duration: as in Delivery; None for the voice's own.
-        on_sentence: called with (sentences done, sentences in all) before each sentence and at the end; it may raise to cancel.
+        delivery: speaking rate and noise scales.
+        timing: "own" for the voice's own durations, or the Speech of another voice on the same
+            text whose durations are used, so that the two are sample-aligned.
+        progress: told of each sentence.
 
     Raises:
-        InputError: nothing to say, too much to say, a value out of range, or a `timing` made from another text.
+        InputError: nothing to say, too much to say, a value out of range, or a `timing` of
+            another text.
     """
-    delivery = Delivery(speaking_rate, noise_scale, noise_scale_duration)
-    pieces = list(
-        speak_sentences(
-            voice, text, seed, timing=timing, delivery=delivery, on_sentence=on_sentence
-        )
-    )
-    return join(pieces)
+    sentences = speak_sentences(voice, text, seed, delivery, timing=timing, progress=progress)
+    return join(list(sentences))
 
 
 def speak_sentences(
     voice: Voice,
     text: str,
     seed: int = 0,
+    delivery: Delivery = Delivery(),
     *,
     timing: Literal["own"] | Speech = "own",
-    delivery: Delivery = Delivery(),
-    on_sentence: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
     always_predict: bool = False,
 ) -> Iterator[Speech]:
-    """The same as `speak`, one Speech a sentence as each is done.
+    """Speak a text like `speak`, one Speech a sentence as soon as it is done.
 
-    With `always_predict` the duration predictor runs even where `timing` makes its answer of no use: for measuring what it costs.
+    With `always_predict` the duration predictor runs even if `timing` makes its answer useless:
+    for measuring its cost.
     """
     seed = checked_seed(seed)
     pace = delivery.for_voice(voice)
@@ -183,9 +180,7 @@ def speak_sentences(
     durations = _locked_durations(timing, sentences)
     reading = time.perf_counter() - start
     frames_left = int(MAX_SPEECH_SECONDS * voice.sampling_rate / voice.hop_length)
-    for index, sentence in enumerate(sentences):
-        if on_sentence:
-            on_sentence(index, len(sentences))
+    for index, sentence in enumerate(progress.track(sentences, "sentence")):
         locked = None if durations is None else durations[index]
         speech = _speak_sentence(
             voice, sentence, (seed, index), pace, locked, always_predict, frames_left
@@ -195,8 +190,7 @@ def speak_sentences(
             speech.seconds["text"] += reading
             speech = dataclasses.replace(speech, dropped=dropped)
         yield speech
-    if on_sentence:
-        on_sentence(len(sentences), len(sentences))
+    progress.report("spoken", 1.0)
 
 
 def join(pieces: list[Speech]) -> Speech:

@@ -403,11 +403,7 @@ def knee_of(points: list[Point]) -> float | None:
 def fader_steps(request: Request, token: str | None) -> Iterator[dict[str, Any]]:
     """Speak one text at a row of amounts with the original's durations; the fader appears once all are spoken."""
     voice = steps.bench.voice(request.reference, request.speaker, token)
-    delivery = {
-        name: getattr(request.delivery, name)
-        for name in ("speaking_rate", "noise_scale", "noise_scale_duration")
-    }
-    original = speak(voice, request.text, request.seed, **delivery)
+    original = speak(voice, request.text, request.seed, request.delivery)
     if original.audio_seconds > MAX_FADER_SECONDS:
         raise InputError(
             f"The fader loops one sentence of at most {MAX_FADER_SECONDS:.0f} seconds, and this is longer: shorten the text."
@@ -429,7 +425,9 @@ def fader_steps(request: Request, token: str | None) -> Iterator[dict[str, Any]]
             else:
                 pruned = found[-1][1]
         yield {"status": f"{at}: speaking …"}
-        speeches.append(speak(pruned, request.text, request.seed, timing=original, **delivery))
+        speeches.append(
+            speak(pruned, request.text, request.seed, request.delivery, timing=original)
+        )
         word = "zeros or gone" if METHODS[spec.method].structured else "zeros"
         numbers.append(
             {word: f"{100 * _taken(weights, pruned):.1f}%", **_measured_numbers(known.get(spec))}

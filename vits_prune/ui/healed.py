@@ -18,6 +18,7 @@ import gradio as gr
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.healing import best
+from vits_prune.progress import Progress as WorkProgress
 from vits_prune.studio.hardware import calls_are_limited
 from vits_prune.studio.jobs import Doing, in_background
 from vits_prune.studio.workbench import Request
@@ -173,7 +174,7 @@ def _retold(known: Healing, order: Order, token: str | None) -> Iterator[Doing |
     )
 
     def _speak(tell: Callable[[str, float], None]) -> Healing:
-        text, choices = steps.timed_text(request.text), dataclasses.asdict(request.delivery)
+        text, choices = steps.timed_text(request.text), {"delivery": request.delivery}
         tell("speaking: original", 0.0)
         original = speak(voice, text, request.seed, **choices)
         speeches = {}
@@ -206,7 +207,7 @@ def _prepared(
     request = found.order.request
     text = steps.timed_text(request.text)
     tell("speaking: original", 0.0)
-    original = speak(voice, text, request.seed, **dataclasses.asdict(request.delivery))
+    original = speak(voice, text, request.seed, request.delivery)
     start = time.perf_counter()
     judgement = dataclasses.replace(judge, progress=tell).judgement(
         0, pruned, name="the pruned voice"
@@ -301,21 +302,15 @@ def spoken_steps(
             (("original", voice), ("pruned", pruned), ("healed", found.voice))
         ):
             timing = speeches[0] if speeches and request.timing == "locked" else "own"
-
-            def _on_sentence(done: int, of: int, who: str = who, i: int = i) -> None:
-                tell(
-                    f"speaking: {who}, sentence {min(done + 1, of)} of {of}",
-                    (i + done / max(1, of)) / 3,
-                )
-
+            progress = WorkProgress.of(tell).part(i / 3, (i + 1) / 3, f"speaking: {who}, ")
             speeches.append(
                 speak(
                     one,
                     request.text,
                     request.seed,
+                    request.delivery,
                     timing=timing,
-                    on_sentence=_on_sentence,
-                    **dataclasses.asdict(request.delivery),
+                    progress=progress,
                 )
             )
         return speeches[0], speeches[1], speeches[2]

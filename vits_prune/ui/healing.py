@@ -252,9 +252,7 @@ def spoken_check(
     found: Judgement, voice: Voice, request: Request, text: str, original: Speech
 ) -> Check:
     """Let the voice of a checkpoint that was measured speak."""
-    speech = speak(
-        voice, text, request.seed, timing=original, **dataclasses.asdict(request.delivery)
-    )
+    speech = speak(voice, text, request.seed, timing=original, delivery=request.delivery)
     return Check(found.step, found.figures, found.score, speech)
 
 
