@@ -147,7 +147,7 @@ def test_evaluations_lie_evenly_over_the_training(tiny_folder, pruned_folder, tm
 def test_a_voice_of_another_language_is_measured_too(
     tiny_folder, pruned_folder, tmp_path, capsys, monkeypatch
 ):
-    for place in ("study.judge", "healing.corpus", "evaluation"):
+    for place in ("study.judge", "healing.corpus", "study.evaluation"):
         monkeypatch.setattr(f"vits_prune.{place}.spoken_language", lambda voice: "de")
     arguments = [
         "--voice",

@@ -31,7 +31,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def german(monkeypatch):
     """Every voice speaks German."""
-    for place in ("study.judge", "healing.corpus", "evaluation"):
+    for place in ("study.judge", "healing.corpus", "study.evaluation"):
         monkeypatch.setattr(f"vits_prune.{place}.spoken_language", lambda voice: "de")
 
 
