@@ -13,6 +13,7 @@ import pytest
 from vits_prune import PARTS, InputError, PruneSpec
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES
 from vits_prune.pruning.shape import Shape
+from vits_prune.pruning.spec import in_words
 
 SPECS = [
     PruneSpec(),
@@ -284,3 +285,33 @@ def test_a_pattern_leaves_alone_what_it_cannot_group():
     assert PruneSpec("random", amount=0.5, pattern="2:4").protected == ("duration_predictor",)
     assert not PruneSpec(amount=0.5, pattern="2:4", protect=()).protected
     assert "duration_predictor" in PruneSpec("activation", amount=0.5, pattern="2:4").protected
+
+
+def test_in_words():
+    for spec, words in (
+        (PruneSpec(), "magnitude (L1), 30%, global"),
+        (PruneSpec("second_order", "sensitivity", 0.75), "second order, 75%, by sensitivity"),
+        (PruneSpec(amount=0.5, pattern="2:4"), "magnitude (L1), pattern 2:4"),
+        (
+            PruneSpec("random", "local", 0.125, ("flow", "decoder"), floor=0.05, steps=3),
+            "random, 12.5%, local, flow and decoder only, floor 5%, 3 steps",
+        ),
+        (PruneSpec(steps=2, schedule="linear"), "magnitude (L1), 30%, global, 2 linear steps"),
+        (PruneSpec("structured", importance="weight_norm"), "structured, 30%, by weight norm"),
+        (
+            PruneSpec("structured", shape=Shape(decoder_width=0.5, flows=2)),
+            "structured, decoder width 50%, flows 2",
+        ),
+        (PruneSpec("structured", shape=Shape()), "structured, everything stays"),
+    ):
+        assert in_words(spec) == words
+    assert in_words(PruneSpec(steps=3), amount=False) == "magnitude (L1), global, 3 steps"
+
+
+def test_fields_describe_themselves():
+    for kind in (PruneSpec, Shape):
+        for field in dataclasses.fields(kind):
+            assert field.metadata["help"]
+    fields = {field.name: field for field in dataclasses.fields(PruneSpec)}
+    assert set(fields["method"].metadata["choices"]) == set(METHODS)
+    assert fields["amount"].metadata["high"] == 0.99

@@ -333,7 +333,7 @@ def test_words_of_every_step(facts):
     )
     card = model_card(dataclasses.replace(facts, voice=voice, reproduction=reproduce(voice)))
     for words in (
-        "Amount: 0.8 of the weights of decoder; scope sensitivity", "Left alone: `duration_predictor`", "10.00% of its weights", "3 steps",
+        "second order, 80%, by sensitivity, decoder only, floor 10%, 3 steps", "Left alone: `duration_predictor`",
         "1 text of its maker's", "What was pruned (decoder) was trained", "100 steps, 5 minutes, 40 sentences, batches of 4",
         "step 90 was the best", "Discriminators", "bf16", "3 recordings", "--calibration-texts calibration-texts.txt",
     ):  # fmt: skip

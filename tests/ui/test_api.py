@@ -279,7 +279,7 @@ def test_any_spec_can_be_asked_for_as_json(client, tiny_there, spec):
         ({"spec": [0.3]}, "JSON object"),
         ({"spec": {"method": "second_order", "steps": 64}}, "8 steps at most"),
         ({"spec": {"method": "second_order", "texts": ["hi"] * 61}}, "60 sentences"),
-        ({"spec": {"method": "structured", "shape": {"decoder_width": 0}}}, "leaves no channel"),
+        ({"spec": {"method": "structured", "shape": {"decoder_width": 0}}}, "a number above 0"),
         ({"spec": {"method": "structured", "shape": {"flows": 99}}}, "flows cannot be 99"),
         ({"spec": {"protect": ["no.such.layer"]}}, "no layer 'no.such.layer'"),
         ({"seed": -1}, "whole number"),

@@ -153,9 +153,3 @@ def test_another_amount_of_the_same_spec():
     assert controls.at_amount(PruneSpec("structured", shape=Shape(0.5)), 0.2) == PruneSpec(
         "structured", amount=0.2
     )
-    assert controls.spec_words(spec) == "second order, pattern 2:4"
-    assert controls.spec_words(PruneSpec(steps=3)) == "magnitude (L1), global, 3 steps"
-    assert (
-        controls.spec_words(PruneSpec("structured", importance="weight_norm"))
-        == "structured by weight norm"
-    )

@@ -14,11 +14,12 @@ import soundfile
 
 from vits_prune import InputError, PruneSpec, prune, speak
 from vits_prune.caches import Bounded
+from vits_prune.pruning.spec import in_words
 from vits_prune.studio.workbench import Request, Workbench
 from vits_prune.study.knee import LIMITS, RESOLUTION
 from vits_prune.synthesis.speak import Delivery
 from vits_prune.ui import curve, evidence, fader, steps
-from vits_prune.ui.controls import at_amount, spec_words
+from vits_prune.ui.controls import at_amount
 
 TEXT = "hi there you"
 
@@ -66,7 +67,7 @@ def test_the_curve_of_a_calibrated_method(request_, tiny, method, last):
     found = list(evidence.curve_steps(request, None, 2, 0.4, 0.8, ["rhythm"]))
     value = [step for step in found if "curve" in step][-1]["curve"]
     (series,) = value["series"]
-    assert series["name"] == spec_words(spec)
+    assert series["name"] == in_words(spec, amount=False)
     assert [PruneSpec.from_dict(point["spec"]) for point in series["points"]] == [
         at_amount(spec, amount)
         for amount in (0.0, 0.4, 0.8)
@@ -75,7 +76,8 @@ def test_the_curve_of_a_calibrated_method(request_, tiny, method, last):
     assert ("gone" in value["axis"]) == (method == "structured")
     assert series["points"][1]["sparsity"] > 0.1
     assert any(
-        f"point 2 of {len(series['points'])}, {spec_words(spec)}, 40%: " in step.get("status", "")
+        f"point 2 of {len(series['points'])}, {in_words(at_amount(spec, 0.4))}: "
+        in step.get("status", "")
         for step in found
     )
     if method == "structured":

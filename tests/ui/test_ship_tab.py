@@ -358,7 +358,7 @@ def test_a_voice_that_was_pruned_before_is_compared_with_what_all_began_with(
     assert "Pushed to" in updates[-1]["ship_pushing"]
     card = hub.files("visitor/small")["README.md"].decode()
     assert "| duration ratio |" in card
-    assert "Amount: 0 of" not in card
+    assert "magnitude (L1), 0%" not in card
     pushed = load_voice("visitor/small", token=TOKEN)
     assert pushed.recipe == half.recipe
     assert "samples/1-original.wav" in hub.files("visitor/small")

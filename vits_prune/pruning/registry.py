@@ -36,7 +36,7 @@ METHODS: dict[str, Method] = {
     "random": Method(
         "vits_prune.pruning.random_choice",
         "random",
-        "Weights become zero by lot. It is the baseline: a method that does not beat it has learned nothing.",
+        "Random weights become zero. It is the baseline: a method that does not beat it has learned nothing.",
     ),
     "activation": Method(
         "vits_prune.pruning.activation",

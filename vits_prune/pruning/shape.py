@@ -5,61 +5,65 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import numbers
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
+from vits_prune.pruning.fields import check_options, option
 
 if TYPE_CHECKING:
     from vits_prune.voices.architecture import VitsConfig
 
-_WIDTHS = ("decoder_width", "resblock_width", "ffn_width")
-_COUNTS = ("branches", "encoder_layers", "flows", "wavenet_layers")
-_NOUNS = {
+_COUNTS = {
     "branches": "residual branches a stage",
     "encoder_layers": "encoder layers",
     "flows": "coupling layers",
     "wavenet_layers": "WaveNet layers a coupling layer",
 }
-_MAX_MULTIPLE = 1024
 _FEWEST_CHOICES = 4
+
+
+def _width(help: str) -> Any:
+    return option(1.0, help, float, above=0, high=1)
+
+
+def _count(default: int | None, help: str) -> Any:
+    return option(default, help, int, low=1, high=1024)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What stays of a voice's structure: frozen, hashable, and the same after a trip through JSON. By default all stays.
+    """What remains of a voice's structure: frozen, hashable, and the same after a trip through JSON.
+
+    By default everything remains.
 
     Raises:
-        InputError: a field is out of its range; the sentence says which and what fits.
+        InputError: a field is out of its range; the message says which and what fits.
     """
 
-    decoder_width: float = 1.0
-    """Share of the decoder's channels, the same in every stage; above 0, up to 1."""
-    branches: int | None = None
-    """Residual branches (kernel sizes) a decoder stage, None for all."""
-    resblock_width: float = 1.0
-    """Share, of what decoder_width leaves, of the channels between the two convolutions of each step of a ResBlock1."""
-    ffn_width: float = 1.0
-    """Share of the inner channels of the encoder's feed-forward layers."""
-    encoder_layers: int | None = None
-    """Layers of the text encoder, None for all."""
-    flows: int | None = None
-    """Coupling layers of the flow, None for all."""
-    wavenet_layers: int | None = None
-    """WaveNet layers in each coupling layer, None for all."""
-    multiple: int = 8
-    """Widths are rounded to a multiple of this many channels, which is what kernels are written for."""
+    decoder_width: float = _width("share of the decoder's channels, the same in every stage")
+    branches: int | None = _count(None, "residual branches (kernel sizes) of each decoder stage")
+    resblock_width: float = _width(
+        "share, of what decoder_width leaves, of the channels inside each step of a ResBlock1"
+    )
+    ffn_width: float = _width("share of the inner channels of the encoder's feed-forward layers")
+    encoder_layers: int | None = _count(None, "layers of the text encoder")
+    flows: int | None = _count(None, "coupling layers of the flow")
+    wavenet_layers: int | None = _count(None, "WaveNet layers in each coupling layer")
+    multiple: int = _count(8, "widths are rounded to a multiple of this many channels")
 
     def __post_init__(self) -> None:
-        for name in _WIDTHS:
-            object.__setattr__(self, name, _checked_width(name, getattr(self, name)))
-        for name in _COUNTS:
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, _checked_count(name, getattr(self, name)))
-        object.__setattr__(
-            self, "multiple", _checked_count("multiple", self.multiple, _MAX_MULTIPLE)
-        )
+        check_options(self)
+
+    def in_words(self) -> list[str]:
+        """Return the levers that are set, such as ["decoder width 50%", "flows 2"]."""
+        found = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                shown = f"{100 * value:.4g}%" if isinstance(value, float) else value
+                found.append(f"{field.name.replace('_', ' ')} {shown}")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
@@ -96,30 +100,6 @@ class Shape:
                 "This Shape is not JSON: give the text that to_json() wrote."
             ) from error
         return cls.from_dict(fields)
-
-
-def _checked_width(name: str, width: object) -> float:
-    if (
-        isinstance(width, bool) or not isinstance(width, numbers.Real) or not width <= 1
-    ):  # NaN fails every comparison
-        raise InputError(f"{name} must be a number above 0, up to 1, not {str(width)[:40]!r}.")
-    if width <= 0:
-        raise InputError(
-            f"A {name} of {float(width):g} leaves no channel: give a number above 0, up to 1."
-        )
-    return float(width)
-
-
-def _checked_count(name: str, count: object, most: int | None = None) -> int:
-    if (
-        isinstance(count, bool)
-        or not isinstance(count, numbers.Integral)
-        or count < 1
-        or (most is not None and count > most)
-    ):
-        span = "of at least 1" if most is None else f"from 1 to {most}"
-        raise InputError(f"{name} must be a whole number {span}, not {str(count)[:40]!r}.")
-    return int(count)
 
 
 @dataclass(frozen=True)
@@ -182,7 +162,7 @@ def sizes(config: VitsConfig, shape: Shape) -> Sizes:
     for name, count in counts.items():
         if count > getattr(now, name):
             raise InputError(
-                f"This voice has {getattr(now, name)} {_NOUNS[name]}: {name} cannot be {count}."
+                f"This voice has {getattr(now, name)} {_COUNTS[name]}: {name} cannot be {count}."
             )
     stages = len(now.stage_channels)
     initial = _rounded(

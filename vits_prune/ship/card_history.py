@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import re
 import unicodedata
@@ -12,9 +11,8 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCOPES
-from vits_prune.pruning.shape import Shape
+from vits_prune.pruning.spec import in_words
 from vits_prune.ship.reproduce import Healing, read_recipe
-from vits_prune.voices.voice import PARTS
 
 _MOST_LAYERS = 8
 
@@ -40,26 +38,15 @@ def made_in_short(recipe: Mapping[str, Any]) -> str:
 
 def _pruned(spec: PruneSpec) -> str:
     method = METHODS[spec.method]
-    said = [f"**Pruned, {method.title}.** {method.words}", _amount(spec)]
+    said = [f"**Pruned: {in_words(spec)}.** {method.words}"]
     if method.structured:
         said.append(f"A channel was judged by {IMPORTANCES[spec.importance]}.")
-    elif spec.protected:
+    else:
+        said.append(f"Scope {spec.scope}: {SCOPES[spec.scope]}.")
         layers = [code(name) for name in spec.protected[:_MOST_LAYERS]]
-        more = (
-            f" and {len(spec.protected) - _MOST_LAYERS} more"
-            if len(spec.protected) > _MOST_LAYERS
-            else ""
-        )
-        said.append(f"Left alone: {', '.join(layers)}{more}.")
-    if spec.floor:
-        said.append(f"Every layer kept {spec.floor:.2%} of its weights at least.")
-    count = len(spec.schedule_amounts())
-    if count > 1:
-        said.append(
-            f"It was done in {count} steps, calibrated anew before each."
-            if method.calibrated
-            else f"It was done in {count} steps."
-        )
+        more = len(spec.protected) - _MOST_LAYERS
+        if layers:
+            said.append(f"Left alone: {', '.join(layers)}{f' and {more} more' * (more > 0)}.")
     if method.calibrated:
         own = (
             f"{len(spec.texts)} text{'s' * (len(spec.texts) > 1)} of its maker's, spoken by the voice"
@@ -67,27 +54,7 @@ def _pruned(spec: PruneSpec) -> str:
             else "the voice itself"
         )
         said.append(f"It listened to {own}: no recordings.")
-    return " ".join(filter(None, said))
-
-
-def _amount(spec: PruneSpec) -> str:
-    if spec.shape is not None:
-        usual = Shape()
-        levers = [
-            f"{field.name.replace('_', ' ')} {getattr(spec.shape, field.name)}"
-            for field in dataclasses.fields(Shape)
-            if getattr(spec.shape, field.name) != getattr(usual, field.name)
-        ]
-        return f"What stays (widths as shares, layers in numbers): {', '.join(levers) or 'everything'}."
-    where = (
-        ""
-        if spec.parts == PARTS
-        else f" of {', '.join(part.replace('_', ' ') for part in spec.parts)}"
-    )
-    if METHODS[spec.method].structured:
-        return f"Amount: {spec.amount:.4g} of the channels{where}."
-    pattern = f", {spec.pattern} of neighbouring input channels stay" if spec.pattern else ""
-    return f"Amount: {spec.amount:.4g} of the weights{where}{pattern}; scope {spec.scope}: {SCOPES[spec.scope]}."
+    return " ".join(said)
 
 
 def _healed(one: Healing) -> str:

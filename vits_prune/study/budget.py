@@ -14,7 +14,7 @@ from vits_prune.errors import InputError
 from vits_prune.measure.latency import Spread
 from vits_prune.measure.quality import METRICS
 from vits_prune.measure.statistics import Interval
-from vits_prune.pruning.spec import PruneSpec
+from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.study.knee import LIMITS, Limit
 from vits_prune.voices.voice import Voice
 
@@ -136,7 +136,7 @@ class Candidate:
     @property
     def words(self) -> str:
         """What was done, shortly."""
-        return ", then ".join(map(_words, self.specs)) or "nothing"
+        return ", then ".join(map(in_words, self.specs)) or "nothing"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
@@ -211,18 +211,6 @@ class Solution:
             "rule": RULE,
             "seconds": self.seconds,
         }
-
-
-def _words(spec: PruneSpec) -> str:
-    if spec.shape is None:
-        return f"{spec.method} zeros {spec.amount:.3g}"
-    usual = type(spec.shape)().to_dict()
-    changed = {
-        name: value
-        for name, value in spec.shape.to_dict().items()
-        if value != usual[name] and name != "multiple"
-    }
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in changed.items())
 
 
 def sentences_of(budget: Budget, chosen: Candidate, tried: Sequence[Candidate]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from vits_prune.measure.quality import METRICS
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.prune import prune
 from vits_prune.pruning.shape import Shape
-from vits_prune.pruning.spec import PruneSpec
+from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.study.budget import Budget, Candidate, Solution, sentences_of
 from vits_prune.study.budget_ladder import Ladder, build_ladder, time_against, time_cut
 from vits_prune.study.evaluation import (
@@ -315,9 +315,7 @@ def _megabytes(voice: Voice) -> float:
 
 
 def _short(shape: Shape) -> str:
-    return Candidate(
-        (PruneSpec(method="structured", shape=shape),), "cut", 0, "dense", 0.0, Spread(1, 1, 1), 1.0
-    ).words
+    return in_words(PruneSpec(method="structured", shape=shape))
 
 
 def _part(tell: Step, low: float, high: float, before: str = "") -> Callable[[str, float], None]:

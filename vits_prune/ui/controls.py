@@ -411,19 +411,6 @@ def _protect_info(method: str, patterned: bool = False) -> str:
     return f"Layers, or beginnings of their names. Empty: the method's own list ({own})."
 
 
-def spec_words(spec: PruneSpec) -> str:
-    """A spec in a few words, for legends and status lines."""
-    name = METHODS[spec.method].title
-    if METHODS[spec.method].structured:
-        judged = (
-            "" if spec.importance == "sensitivity" else f" by {spec.importance.replace('_', ' ')}"
-        )
-        return f"{name}{judged}, levers set by hand" if spec.shape else f"{name}{judged}"
-    how = f"pattern {spec.pattern}" if spec.pattern else spec.scope
-    gradual = f", {len(spec.schedule_amounts())} steps" if len(spec.schedule_amounts()) > 1 else ""
-    return f"{name}, {how}{gradual}"
-
-
 def at_amount(spec: PruneSpec, amount: float, parts: tuple[str, ...] | None = None) -> PruneSpec:
     """The same spec at another amount; a pattern or levers, which fix the amount, give way to it."""
     changes: dict[str, Any] = {

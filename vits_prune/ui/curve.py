@@ -10,9 +10,9 @@ import gradio as gr
 from vits_prune.measure.quality import METRICS, Figure
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import in_words
 from vits_prune.study.evaluation import Evaluation
 from vits_prune.ui import picture
-from vits_prune.ui.controls import spec_words
 
 TEMPLATE = """
 <div class="curve measured">
@@ -129,7 +129,7 @@ def curve_value(
 
     Args:
         points: (spec, sparsity of the whole voice from 0 to 1, evaluation), in order of amount within each method and scope.
-        knees: `spec_words` of a spec -> sparsity at its knee.
+        knees: `in_words` of a spec without its amount -> sparsity at its knee.
         hint: the line under the picture.
     """
     metrics: dict[str, dict[str, Any]] = {}
@@ -140,7 +140,7 @@ def curve_value(
                 name,
                 {"title": METRICS[name].title, "unit": METRICS[name].unit, "floor": _band(figure)},
             )
-        name = spec_words(spec)
+        name = in_words(spec, amount=False)
         line = series.setdefault(name, {"name": name, "points": [], "knee": knees.get(name)})
         line["points"].append({
             "spec": spec.to_dict(),

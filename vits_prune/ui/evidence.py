@@ -16,6 +16,7 @@ from vits_prune.measure.quality import FAMILIES, METRICS
 from vits_prune.measure.recognition import spoken_language
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import in_words
 from vits_prune.studio.forecast import reachable
 from vits_prune.studio.jobs import Doing, in_background
 from vits_prune.studio.workbench import Request, listens, trace
@@ -30,7 +31,7 @@ from vits_prune.study.knee import LIMITS, RULE, Knee, Limit, bisect, last_before
 from vits_prune.synthesis.speak import speak
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.ui import steps
-from vits_prune.ui.controls import at_amount, spec_words
+from vits_prune.ui.controls import at_amount
 from vits_prune.ui.curve import curve, curve_value
 from vits_prune.ui.fader import fader, fader_value
 from vits_prune.voices.hf_text import split_sentences
@@ -174,7 +175,7 @@ def measured_points(
             _key(request, token, voice, said, settings), reference, request, spec, token
         ):
             if isinstance(found, Doing):
-                at = f"{called} {i + 1} of {len(specs)}, {spec_words(spec)}, {spec.amount:.0%}"
+                at = f"{called} {i + 1} of {len(specs)}, {in_words(spec)}"
                 yield points, note, f"{at}: {found.what} … {100 * found.share:.0f}%"
             else:
                 points.append(found)
@@ -247,7 +248,7 @@ def knee_steps(
             yield {"status": f"looking for the knee: {found.what} … {100 * found.share:.0f}%"}
     rows = found.rows()
     rule = RULE.replace(" (with --strict: its whole 95% interval)", "")
-    words = f"**Knee: amount {found.amount:.2f}** ({spec_words(found.spec)}, {note}). {rule}"
+    words = f"**Knee: amount {found.amount:.2f}** ({in_words(found.spec, amount=False)}, {note}). {rule}"
     yield {
         "knee_words": words,
         "knee": gr.Dataframe(
@@ -355,7 +356,7 @@ def _shown(points: list[Point], note: str, done: bool) -> dict[str, Any]:
     knee = knee_of(points)
     value = curve_value(
         points,
-        {spec_words(points[0][0]): knee} if knee is not None else {},
+        {in_words(points[0][0], amount=False): knee} if knee is not None else {},
         _hint(points, knee, note),
     )
     rows = [
@@ -417,7 +418,7 @@ def fader_steps(request: Request, token: str | None) -> Iterator[dict[str, Any]]
     known = _measured_points(request, token, voice, specs)
     weights, speeches, numbers = measure_sparsity(voice).weights(), [], []
     for i, (amount, spec) in enumerate(zip(amounts, specs, strict=True)):
-        at = f"{spec_words(request.spec)}, {amount:.0%}, {i + 1} of {len(amounts)}"
+        at = f"{in_words(spec)}, {i + 1} of {len(amounts)}"
         pruned = voice
         for found in steps.bench.pruning(dataclasses.replace(request, spec=spec), token):
             if isinstance(found, Doing):

@@ -10,10 +10,11 @@ import pandas as pd
 
 from vits_prune.errors import InputError
 from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import in_words
 from vits_prune.studio.jobs import Doing
 from vits_prune.studio.workbench import Request
 from vits_prune.study import tables
-from vits_prune.ui import controls, steps, teaching
+from vits_prune.ui import steps, teaching
 
 
 def _doing(step: Doing) -> dict[str, Any]:
@@ -22,9 +23,7 @@ def _doing(step: Doing) -> dict[str, Any]:
 
 def pruned(request: Request, token: str | None) -> Iterator[dict[str, Any]]:
     for step in steps.pruning_steps(request, token):
-        yield {
-            "status": f"{controls.spec_words(request.spec)}: {step.what} … {100 * step.share:.0f}%"
-        }
+        yield {"status": f"{in_words(request.spec)}: {step.what} … {100 * step.share:.0f}%"}
     yield {"status": "pruned; speaking comes next …", "asked": request}
 
 

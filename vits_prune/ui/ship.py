@@ -8,10 +8,10 @@ from typing import Any
 import gradio as gr
 
 from vits_prune.errors import InputError
+from vits_prune.pruning.spec import in_words
 from vits_prune.ship.formats import FORMATS, file_stem
 from vits_prune.studio.workbench import Request
 from vits_prune.ui import shipping, steps
-from vits_prune.ui.controls import spec_words
 from vits_prune.ui.healing import Order
 from vits_prune.ui.shipping import CHOICES
 from vits_prune.voices.architecture import in_plain_layout
@@ -244,7 +244,7 @@ def _which(request: Request | None, healing: Order | None, which: str) -> gr.Rad
             if request and healing.request.reference == request.reference
             else f"{healing.request.reference}, "
         )
-        choices.append((f"pruned and healed: {other}{spec_words(healing.request.spec)}", "healed"))
+        choices.append((f"pruned and healed: {other}{in_words(healing.request.spec)}", "healed"))
     return gr.Radio(choices, value=which, visible=healing is not None)
 
 

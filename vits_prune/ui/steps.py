@@ -22,6 +22,7 @@ from vits_prune.measure.weights import MatrixPair, measure_matrix
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import in_words
 from vits_prune.pruning.structured.shrink import Survivor, choice_for, survivor
 from vits_prune.studio.forecast import forecast_words
 from vits_prune.studio.hardware import on_gpu
@@ -31,7 +32,6 @@ from vits_prune.study import tables
 from vits_prune.synthesis.sound_file import write_wav
 from vits_prune.synthesis.speak import MAX_SENTENCE_SECONDS, Delivery, Speech
 from vits_prune.ui import flip, plots
-from vits_prune.ui.controls import spec_words
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import PARTS, Voice
 
@@ -194,7 +194,7 @@ def heard_words(request: Request, spoken: Spoken) -> str:
     if gone:
         what = f"**{gone:.1f}%** of the voice's weights are gone with their channels and layers ({after_weights / 1e6:.1f} M are left)"
     words = [
-        f"{what}, by {spec_words(request.spec)}.",
+        f"{what}, by {in_words(request.spec)}.",
         f"Original {before:.2f} s, pruned {after:.2f} s ({100 * (after / before - 1):+.0f}%).",
     ]
     if request.timing == "locked":

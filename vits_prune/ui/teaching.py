@@ -8,12 +8,11 @@ from typing import Any
 import gradio as gr
 
 from vits_prune.pruning.registry import METHODS, SCOPES
-from vits_prune.pruning.spec import PruneSpec
+from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.studio.jobs import Doing
 from vits_prune.studio.workbench import Request
 from vits_prune.study import tables
 from vits_prune.ui import plots, steps
-from vits_prune.ui.controls import spec_words
 
 _PREFERRED = (
     "decoder.resblocks.0.convs",
@@ -89,7 +88,10 @@ def taught(
         if isinstance(found, Doing):
             yield {"status": f"{found.what} … {100 * found.share:.0f}%"}
     taps = f" (tap {found.tap + 1} of {found.taps})" if found.taps > 1 else ""
-    words = f"{lesson_words(request.spec)}\n\nBelow: a corner of `{layer}`{taps}, before and after {spec_words(request.spec)}"
+    words = (
+        f"{lesson_words(request.spec)}\n\nBelow: a corner of `{layer}`{taps}, before and after "
+        f"{in_words(request.spec)}"
+    )
     yield {
         "lesson": f"{words}.",
         "matrix_layer": gr.Dropdown(names, value=layer, visible=True),
