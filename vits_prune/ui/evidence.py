@@ -417,7 +417,7 @@ def fader_steps(request: Request, token: str | None) -> Iterator[dict[str, Any]]
     specs = [at_amount(request.spec, amount) for amount in amounts]
     known = _measured_points(request, token, voice, specs)
     weights, speeches, numbers = measure_sparsity(voice).weights(), [], []
-    for i, (amount, spec) in enumerate(zip(amounts, specs, strict=True)):
+    for i, spec in enumerate(specs):
         at = f"{in_words(spec)}, {i + 1} of {len(amounts)}"
         pruned = voice
         for found in steps.bench.pruning(dataclasses.replace(request, spec=spec), token):
