@@ -86,7 +86,10 @@ def test_which_limits_cannot_be_had_together():
         == "Of all that was tried nothing keeps at most 0.5 of the time and cer +0.02 together."
     )
     assert "With cer +0.02 the best was 0.70 of the time (structured, decoder width 75%)." in told
-    assert "With at most 0.5 of the time the best was cer +0.3 (structured, decoder width 50%)." in told
+    assert (
+        "With at most 0.5 of the time the best was cer +0.3 (structured, decoder width 50%)."
+        in told
+    )
     assert sentences_of(budget, fast, [fast])[1] == "Of all that was tried nothing keeps cer +0.02."
     assert sentences_of(budget, candidate(), [candidate()]) == (
         "All limits are kept by: structured, decoder width 50%.",
