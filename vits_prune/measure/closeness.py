@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from vits_prune.caches import Bounded
 from vits_prune.measure.signals import RATE, at_16_khz
+from vits_prune.synthesis.spectra import mel_filter_bank, power_spectrum
 
 if TYPE_CHECKING:
     import torch
@@ -107,43 +107,13 @@ def log_mel(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
     import torch
 
     size = 1 << int(np.ceil(np.log2(WINDOW_SECONDS * sampling_rate)))
+    bank = mel_filter_bank(sampling_rate, size, MEL_BANDS, "slaney", HIGHEST_HZ)
     amplitude = (
         _magnitudes(torch.from_numpy(waveform).float(), size, size // 4, size).double().numpy()
         * 2
         / size
     )
-    return np.log(np.maximum(_filters(sampling_rate, size) @ amplitude, FLOOR))
-
-
-@functools.lru_cache(maxsize=8)
-def _filters(sampling_rate: int, size: int) -> np.ndarray:
-    """float64 [MEL_BANDS, size // 2 + 1]; each row sums to 1."""
-    highest = min(HIGHEST_HZ, sampling_rate / 2)
-    edges = _hertz(np.linspace(0.0, _mel(highest), MEL_BANDS + 2))[:, None]
-    bins = np.arange(size // 2 + 1) * sampling_rate / size
-    bank = np.maximum(
-        0.0,
-        np.minimum(
-            (bins - edges[:-2]) / (edges[1:-1] - edges[:-2]),
-            (edges[2:] - bins) / (edges[2:] - edges[1:-1]),
-        ),
-    )
-    # Where bands are narrower than the FFT's bins a filter may hold none: it takes the bin nearest to its centre instead of silence.
-    empty = np.flatnonzero(bank.sum(axis=1) == 0)
-    bank[empty, np.round(edges[1:-1, 0][empty] * size / sampling_rate).astype(int)] = 1.0
-    bank /= bank.sum(axis=1, keepdims=True)
-    bank.flags.writeable = False
-    return bank
-
-
-def _mel(hertz: float) -> float:
-    """Slaney's mel scale (Auditory Toolbox, 1998): linear to 1 kHz, 15 mels there, then logarithmic, 27 mels to each factor of 6.4."""
-    return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * float(np.log(hertz / 1000) / np.log(6.4))
-
-
-def _hertz(mels: np.ndarray) -> np.ndarray:
-    """The inverse of `_mel`, element by element."""
-    return np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) / 27 * np.log(6.4)))
+    return np.log(np.maximum(bank @ amplitude, FLOOR))
 
 
 def mel_cepstral_distortion(first: np.ndarray, second: np.ndarray) -> float:
@@ -198,8 +168,7 @@ def _magnitudes(sound: torch.Tensor, size: int, hop: int, window: int) -> torch.
 
     # Zeros, not reflections, at the ends: a reflection needs more samples than the shortest speech has.
     padded = torch.nn.functional.pad(sound, (size // 2, size // 2))
-    hann = torch.hann_window(window, dtype=sound.dtype)
-    return torch.stft(padded, size, hop, window, hann, center=False, return_complex=True).abs()
+    return power_spectrum(padded, size, hop, torch.hann_window(window)).sqrt()
 
 
 def _finite(waveform: np.ndarray) -> np.ndarray:

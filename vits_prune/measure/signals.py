@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vits_prune.synthesis.speak import Speech
+from vits_prune.synthesis.spectra import power_spectrum
 
 SILENCE_LUFS = -70.0
 
@@ -59,15 +60,9 @@ def measure_spectrogram(speech: Speech, window: int = 1024, most_frames: int = 1
     """
     samples = torch.from_numpy(np.nan_to_num(speech.waveform)).float()
     hop = max(window // 4, len(samples) // most_frames + 1)
-    spectrum = torch.stft(
-        torch.nn.functional.pad(samples, (window // 2, window // 2)),
-        window,
-        hop,
-        window=torch.hann_window(window),
-        center=False,
-        return_complex=True,
-    )
-    level = 20 * torch.log10(spectrum.abs().clamp_min(1e-9) / (window / 4))
+    padded = torch.nn.functional.pad(samples, (window // 2, window // 2))
+    power = power_spectrum(padded, window, hop)
+    level = 10 * torch.log10(power.clamp_min(1e-18) / (window / 4) ** 2)
     return Spectrogram(
         level.clamp_min(-100.0).numpy(), speech.audio_seconds, speech.sampling_rate / 2
     )

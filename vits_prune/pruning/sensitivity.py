@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -29,6 +28,7 @@ from vits_prune.pruning.calibration import (
 )
 from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.synthesis.speak import Delivery, encode, log_durations, speaker_embedding
+from vits_prune.synthesis.spectra import mel_filter_bank, power_spectrum
 from vits_prune.voices.voice import Voice
 
 SENTENCES, DIRECTIONS = 8, 2
@@ -212,27 +212,8 @@ def _attached(model: nn.Module, hidden: torch.Tensor) -> Iterator[None]:
 
 
 def _log_mel(waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-    """Logarithms of amplitudes in mel bands, [bands, frames]; quieter than -80 dB below full scale counts as that."""
+    """Return logarithms of amplitudes in mel bands, [bands, frames]; -80 dB below full scale is the floor."""
     size = min(_SIZE, 2 * (len(waveform) // 2))
-    spectrum = torch.stft(
-        waveform, size, _HOP, window=torch.hann_window(size), return_complex=True, center=False
-    )
-    power = spectrum.real.square() + spectrum.imag.square()
-    return 0.5 * torch.log(_filters(sampling_rate, size) @ power + (1e-4 * size / 4) ** 2)
-
-
-def _filters(sampling_rate: int, size: int) -> torch.Tensor:
-    """Triangles that are equally wide on the mel scale (O'Shaughnessy 1987), [bands, bins], each summing to 1."""
-    highest = 2595 * math.log10(1 + sampling_rate / 2 / 700)
-    edges = 700 * (10 ** (torch.linspace(0, highest, _BANDS + 2) / 2595) - 1) * size / sampling_rate
-    bins = torch.arange(size // 2 + 1)
-    low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    width = (
-        torch.clamp(middle - low, min=1.0),
-        torch.clamp(high - middle, min=1.0),
-    )  # low bands are narrower than a bin
-    triangles = torch.clamp(
-        torch.minimum((bins - middle + width[0]) / width[0], (middle + width[1] - bins) / width[1]),
-        min=0,
-    )
-    return triangles / triangles.sum(1, keepdim=True).clamp(min=1e-9)
+    bank = torch.from_numpy(mel_filter_bank(sampling_rate, size, _BANDS).copy()).to(waveform)
+    power = power_spectrum(waveform, size, _HOP)
+    return 0.5 * torch.log(bank @ power + (1e-4 * size / 4) ** 2)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import librosa
+import numpy as np
+import pytest
+import torch
+
+from vits_prune.synthesis.spectra import mel_filter_bank, power_spectrum
+
+
+@pytest.mark.parametrize(("rate", "size"), [(22_050, 1024), (16_000, 1024)])
+def test_banks_have_the_shape_of_librosas(rate, size):
+    for scale, htk in (("slaney", False), ("htk", True)):
+        ours = mel_filter_bank(rate, size, 20, scale, 8_000.0)
+        theirs = librosa.filters.mel(
+            sr=rate, n_fft=size, n_mels=20, fmax=8_000.0, htk=htk, norm=None, dtype=np.float64
+        )
+        theirs /= theirs.sum(axis=1, keepdims=True)
+        wide = slice(4, None) if htk else slice(None)  # librosa's low filters may be narrower
+        assert np.allclose(ours[wide], theirs[wide], atol=1e-6)
+
+
+def test_every_filter_hears_something_and_sums_to_one():
+    for scale in ("slaney", "htk"):
+        bank = mel_filter_bank(8_000, 256, 80, scale)
+        assert np.allclose(bank.sum(axis=1), 1)
+        with pytest.raises(ValueError, match="read-only"):
+            bank[0, 0] = 1
+
+
+def test_a_sine_has_a_quarter_of_the_size_in_its_bin():
+    size, bin_ = 512, 40
+    sine = torch.sin(2 * torch.pi * bin_ * torch.arange(4 * size) / size)
+    power = power_spectrum(sine[None], size, 128)
+    assert power.shape == (1, size // 2 + 1, 13)
+    assert power[0, bin_].sqrt().mean().item() == pytest.approx(size / 4, rel=1e-3)
