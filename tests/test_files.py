@@ -4,8 +4,10 @@ import hashlib
 
 import pytest
 
-from vits_prune.errors import InputError
+from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.files import (
+    Manifest,
+    crc32_of,
     read_json,
     replaced_file,
     replaced_folder,
@@ -55,7 +57,7 @@ def test_json_is_read_within_bounds(tmp_path):
     refused = {
         "larger than": b"{" + b" " * 200 + b"}",
         "is not JSON": b"{",
-        "is not JSON: download": b"\xff",
+        "is not JSON: download or": b"\xff",
         "not a JSON object": b"[1]",
         "is not JSON: ": b"[" * 100,
     }
@@ -63,5 +65,29 @@ def test_json_is_read_within_bounds(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=words):
             read_json(path, "joe", max_bytes=150)
-    with pytest.raises(InputError, match=r"joe has no other\.json"):
+    with pytest.raises(InputError, match=r"other\.json of joe is missing"):
         read_json(tmp_path / "other.json", "joe")
+
+
+def test_a_manifest_knows_its_files(tmp_path):
+    kind = Manifest("facts.json", checksum=crc32_of, max_bytes=200)
+    assert kind.read(tmp_path) is None
+    (tmp_path / "weights").write_bytes(b"one")
+    files = kind.checksums([tmp_path / "weights"])
+    kind.write(tmp_path, {"name": "jö", "files": files})
+    values = kind.read(tmp_path)
+    assert values == {"name": "jö", "files": {"weights": "7a6c86f1"}}
+    kind.check(tmp_path, kind.listed(values))
+    (tmp_path / "weights").write_bytes(b"two")
+    for listed in (files, {"gone": "7a6c86f1"}, {"..": "7a6c86f1"}):
+        with pytest.raises(DamagedFileError, match="not the file that was saved"):
+            kind.check(tmp_path, listed)
+    with pytest.raises(InputError, match="would be larger"):
+        kind.write(tmp_path, {"name": "x" * 200})
+    assert kind.read(tmp_path) == values
+    for content in ("[]", "{", " " * 300):
+        (tmp_path / "facts.json").write_text(content)
+        with pytest.raises(DamagedFileError, match="is damaged"):
+            kind.read(tmp_path)
+    assert kind.listed({"files": {"../../etc/passwd": 1}}) == {"passwd": "1"}
+    assert kind.listed({"files": [1]}) == kind.listed({}) == {}

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, checksums, and JSON read within bounds."""
+"""Files that are whole or not there: atomic writes, checksums, bounded JSON, and manifests."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vits_prune.errors import InputError
+from vits_prune.errors import DamagedFileError, InputError
 
 _CHUNK = 1 << 20
 
@@ -101,44 +103,139 @@ def sha256_of(*paths: Path) -> str:
     """Return the SHA-256 of one file, or of several in a row, in hexadecimal."""
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        for chunk in _chunks(path):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
-def read_json(path: Path, name: str, max_bytes: int = 64 << 20) -> dict[str, Any]:
+def crc32_of(path: Path) -> str:
+    """Return the CRC-32 of a file in hexadecimal."""
+    checksum = 0
+    for chunk in _chunks(path):
+        checksum = zlib.crc32(chunk, checksum)
+    return f"{checksum:08x}"
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def read_json(path: Path, name: str = "", max_bytes: int = 1 << 20) -> dict[str, Any]:
     """Return the JSON object in a file that may be hostile.
 
     Args:
-        path: the file.
+        path: the file, in UTF-8 with or without a byte order mark.
         name: what it belongs to, for the messages.
         max_bytes: a larger file is refused before it is parsed.
 
     Raises:
         InputError: it is missing, too large, or not a JSON object.
     """
+    shown = f"The {path.name} of {name}" if name else path.name
     try:
         with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+            content = file.read(max_bytes + 1)
     except FileNotFoundError as error:
-        raise InputError(f"{name} has no {path.name}: check the folder.") from error
-    except OSError as error:
-        raise InputError(
-            f"The {path.name} of {name} cannot be read ({error.strerror}): check the file."
-        ) from error
-    if len(data) > max_bytes:
-        raise InputError(
-            f"The {path.name} of {name} is larger than {max_bytes >> 20} MiB: check it."
-        )
+        raise InputError(f"{shown} is missing: check the folder.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown} cannot be read ({reason}): check the file.") from error
+    return parse_json(content, shown, max_bytes)
+
+
+def parse_json(content: bytes, shown: str, max_bytes: int = 1 << 20) -> dict[str, Any]:
+    """Return the JSON object in bytes that may be hostile.
+
+    Args:
+        content: UTF-8, with or without a byte order mark.
+        shown: what messages call it.
+        max_bytes: more is refused.
+
+    Raises:
+        InputError: it is too large or not a JSON object.
+    """
+    if len(content) > max_bytes:
+        raise InputError(f"{shown} is larger than {max_bytes >> 20} MiB: check the file.")
     try:
-        values = json.loads(data.decode("utf-8"))
+        values = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"The {path.name} of {name} is not JSON: download or save it again."
-        ) from error
+        raise InputError(f"{shown} is not JSON: download or save it again.") from error
     if not isinstance(values, dict):
-        raise InputError(
-            f"The {path.name} of {name} is not a JSON object: download or save it again."
-        )
+        raise InputError(f"{shown} is not a JSON object: download or save it again.")
     return values
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A kind of manifest: the JSON file that says what a folder holds.
+
+    Args:
+        name: of the file.
+        entry: its key for {name of a file in the folder: checksum}.
+        checksum: returns the checksum of a file.
+        max_bytes: a larger manifest is neither written nor read.
+        indent: of the JSON.
+    """
+
+    name: str
+    entry: str = "files"
+    checksum: Callable[[Path], str] = sha256_of
+    max_bytes: int = 64 << 20
+    indent: int = 2
+
+    def checksums(self, files: Iterable[Path]) -> dict[str, str]:
+        """Return the checksums of files by their names, to be written under `entry`."""
+        return {path.name: self.checksum(path) for path in sorted(files)}
+
+    def write(self, folder: Path, values: dict[str, Any]) -> None:
+        """Write the manifest; it is there whole or as it was before.
+
+        Raises:
+            InputError: it is larger than `max_bytes`.
+            OSError: the disk does not take it.
+        """
+        content = (json.dumps(values, indent=self.indent, ensure_ascii=False) + "\n").encode()
+        if len(content) > self.max_bytes:
+            raise InputError(
+                f"{self.name} would be larger than {self.max_bytes >> 20} MiB: "
+                "prune the original again with fewer or shorter calibration texts."
+            )
+        write_file(folder / self.name, content)
+
+    def read(self, folder: Path) -> dict[str, Any] | None:
+        """Return the values in the manifest of a folder, or None if it has none.
+
+        Raises:
+            DamagedFileError: it cannot be read, is too large, or is not a JSON object.
+        """
+        path = folder / self.name
+        try:
+            return read_json(path, folder.name, self.max_bytes) if path.is_file() else None
+        except InputError as error:
+            raise DamagedFileError(f"{folder.name} is damaged: {error}") from error
+
+    def listed(self, values: dict[str, Any]) -> dict[str, str]:
+        """Return the checksums in a manifest by file name. No name leads out of the folder."""
+        found = values.get(self.entry)
+        items = found.items() if isinstance(found, dict) else ()
+        return {Path(name).name: str(checksum) for name, checksum in items}
+
+    def check(self, folder: Path, files: dict[str, str]) -> None:
+        """Compare files of a folder with their checksums.
+
+        Raises:
+            DamagedFileError: a file is missing or is not the one that was written.
+        """
+        for name, checksum in files.items():
+            path = folder / name
+            try:
+                same = path.is_file() and self.checksum(path) == checksum
+            except OSError:
+                same = False
+            if not same:
+                raise DamagedFileError(
+                    f"{folder.name} is damaged: its {name[:60]} is not the file that was saved. "
+                    "Copy the folder again, or save the voice again."
+                )

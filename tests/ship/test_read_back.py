@@ -171,7 +171,7 @@ def test_damage_in_the_folder_of_an_export(tiny, format, tmp_path):
     whole = export.model.read_bytes()
     for broken in (whole[:-7], whole[: len(whole) // 3], whole[:5000] + b"?" + whole[5001:]):
         export.model.write_bytes(broken)
-        with pytest.raises(InputError, match="not the file that was exported"):
+        with pytest.raises(InputError, match="not the file that was saved"):
             load_voice(export.folder)
         with pytest.raises(BenchError, match="damaged"):
             bench(export.model, [1], 1)
@@ -179,7 +179,7 @@ def test_damage_in_the_folder_of_an_export(tiny, format, tmp_path):
     with pytest.raises(InputError, match="not a whole export"):
         load_voice(export.folder)
     (export.folder / "export.json").write_text("{")
-    with pytest.raises(InputError, match=r"export.json that is not JSON"):
+    with pytest.raises(InputError, match=r"export.json of .* is not JSON"):
         load_voice(export.folder)
 
 
@@ -189,7 +189,7 @@ def test_a_tokenizer_that_is_not_the_exported_one(tiny, tmp_path):
     vocabulary.write_text(
         vocabulary.read_text(encoding="utf-8").replace('"b"', '"B"'), encoding="utf-8"
     )
-    with pytest.raises(InputError, match=r"its vocab.json is not the file that was exported"):
+    with pytest.raises(InputError, match=r"its vocab.json is not the file that was saved"):
         load_voice(export.model)
     shutil.copy(export.model, tmp_path / "alone.onnx")
     with pytest.raises(InputError, match=r"no vocab.json beside it"):

@@ -212,15 +212,15 @@ def test_a_disk_that_is_full_for_safetensors(joe, tmp_path):
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_rename_that_fails_keeps_the_voice_that_was_there(tiny, tmp_path, monkeypatch, failing):
     target = save_voice(prune(tiny, LOCAL), tmp_path / "saved")
-    before, replace, calls = contents(tmp_path), saved.os.replace, []
+    before, replace, calls = contents(tmp_path), Path.replace, []
 
     def fails(source, destination):
         calls.append(source)
         if len(calls) == failing:
             raise OSError(errno.EACCES, "Permission denied")
-        replace(source, destination)
+        return replace(source, destination)
 
-    monkeypatch.setattr(saved.os, "replace", fails)
+    monkeypatch.setattr(Path, "replace", fails)
     refused(lambda: save_voice(tiny, target), "Permission denied")
     assert contents(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]

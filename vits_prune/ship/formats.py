@@ -21,9 +21,9 @@ from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_
 from vits_prune.synthesis.speak import MAX_SENTENCE_SECONDS
 from vits_prune.voices.checkpoint import require_finite
 from vits_prune.voices.load import load_folder
-from vits_prune.voices.manifest import files_of_save
+from vits_prune.voices.manifest import EXPORT, files_of_save
 from vits_prune.voices.onnx_facts import facts_of, reading_of
-from vits_prune.voices.onnx_load import EXPORT, checksums_in, is_export, model_in, sha256_of
+from vits_prune.voices.onnx_load import checksums_in, is_export, model_in
 from vits_prune.voices.piper_text import TOKENIZER_FILE, PiperTokenizer
 from vits_prune.voices.saved import MANIFEST as SAVED
 from vits_prune.voices.saved import WEIGHTS, save_voice, written_whole
@@ -31,7 +31,7 @@ from vits_prune.voices.voice import Voice
 
 Step = Callable[[str, float], None]
 """Told what is being done and the share that is done, 0 to 1; it may raise to cancel."""
-MANIFEST = EXPORT
+MANIFEST = EXPORT.name
 """In a folder that an ONNX export wrote; what has it may be replaced by another export."""
 
 
@@ -176,7 +176,7 @@ def _graph(
         whole = [
             path for path in sorted(beside.iterdir()) if not settings or path == model
         ]  # the Piper runtime's .json may be edited
-        checksums = {path.name: sha256_of(path) for path in whole}
+        checksums = EXPORT.checksums(whole)
         _write_json(standalone.sentences_beside(model), {**plan, "sha256": checksums[model.name]})
         shutil.copyfile(Path(standalone.__file__), beside / "bench.py")
         about = {
@@ -184,12 +184,11 @@ def _graph(
             "format": form,
             "precision": precision,
             "waveform_error": error,
-            "sha256": checksums,
+            EXPORT.entry: checksums,
+            "origin": dataclasses.asdict(voice.origin),
+            "recipe": dict(voice.recipe),
         }
-        _write_json(
-            beside / MANIFEST,
-            {**about, "origin": dataclasses.asdict(voice.origin), "recipe": dict(voice.recipe)},
-        )
+        EXPORT.write(beside, about)
     return Written(model.name, shipped, error)
 
 

@@ -18,9 +18,10 @@ from torch import nn
 from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import InputError
+from vits_prune.files import read_json
 from vits_prune.voices.architecture import fold_and_cut
 from vits_prune.voices.front_matter import read_licence
-from vits_prune.voices.hf_config import read_config, read_json
+from vits_prune.voices.hf_config import read_config
 from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.manifest import require_manifest
 from vits_prune.voices.voice import FreeCut, Origin, Voice, resolve_speaker

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,9 +11,7 @@ from transformers import VitsConfig
 from transformers.activations import ACT2FN
 
 from vits_prune.errors import InputError
-
-MAX_JSON_BYTES = 1 << 20
-"""Largest config.json, tokenizer_config.json or weights index that is read, in bytes."""
+from vits_prune.files import read_json
 
 _INTEGERS = {
     "vocab_size": (1, 100_000),
@@ -70,38 +67,6 @@ _LISTS = {
 _ODD = ("duration_predictor_kernel_size", "wavenet_kernel_size")
 
 Config = TypeVar("Config", bound=VitsConfig)
-
-
-def read_json(path: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """A JSON object from a file that may be hostile.
-
-    Raises:
-        InputError: it is missing, larger than `max_bytes`, or not a JSON object.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
-    except FileNotFoundError as error:
-        raise InputError(f"{name} has no {path.name}: a VITS checkpoint needs one.") from error
-    except OSError as error:
-        raise InputError(
-            f"The {path.name} of {name} cannot be read ({error.strerror}): check the file."
-        ) from error
-    if len(data) > max_bytes:
-        raise InputError(
-            f"{name} has a {path.name} larger than {max_bytes >> 20} MiB, which is refused: check the checkpoint."
-        )
-    try:
-        values = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{name} has the file {path.name} that is not JSON: download or save it again."
-        ) from error
-    if not isinstance(values, dict):
-        raise InputError(
-            f"{name} has a {path.name} that is not a JSON object: download or save it again."
-        )
-    return values
 
 
 def require_model_type(values: dict[str, Any], wanted: str, name: str) -> None:

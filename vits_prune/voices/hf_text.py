@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from vits_prune import forks
 from vits_prune.errors import InputError
+from vits_prune.files import read_json
 from vits_prune.voices.espeak_process import phonemise
-from vits_prune.voices.hf_config import read_json
 from vits_prune.voices.voice import Sentence
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import HubError, InputError
+from vits_prune.files import read_json
 from vits_prune.voices.download_meter import DownloadMeter, Progress
 from vits_prune.voices.front_matter import licence_words
 from vits_prune.voices.hub_errors import plain_errors
@@ -199,7 +200,7 @@ def _download(
     from huggingface_hub import constants, hf_hub_download
 
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, shard_names
-    from vits_prune.voices.hf_config import read_json, require_model_type
+    from vits_prune.voices.hf_config import require_model_type
     from vits_prune.voices.onnx_load import is_export
 
     # The first file is asked for by its branch, so that the cache remembers where that points for the day when the hub cannot be reached.
@@ -274,8 +275,6 @@ def _listed(path: Path, sizes: dict[str, int | None], repo_id: str) -> list[str]
 
 def _checksums(path: Path, repo_id: str) -> dict[str, Any]:
     """File -> checksum in vits_prune.json or export.json; not one of them is believed here."""
-    from vits_prune.voices.hf_config import read_json
-
     values = read_json(path, repo_id, _MAX_SMALL_BYTES)
     listed = values.get("files" if path.name == _LISTS[0] else "sha256")
     return listed if isinstance(listed, dict) else {}

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vits_prune.errors import DamagedFileError, InputError
+from vits_prune.files import Manifest, crc32_of
 from vits_prune.voices.voice import Voice
 
 MANIFEST = "vits_prune.json"
@@ -25,7 +26,9 @@ MARK = {"written_by": "vits_prune"}
 """In the metadata of a dense safetensors file that a manifest holds the checksum of."""
 MAX_MANIFEST_BYTES = 16 << 20
 """More than the recipe of one pruning takes, whose texts and protected layers are bounded (at most 1,000 texts of 1,000 characters)."""
-_CHUNK = 1 << 20
+SAVED = Manifest(MANIFEST, checksum=crc32_of, max_bytes=MAX_MANIFEST_BYTES)
+EXPORT = Manifest("export.json", entry="sha256", max_bytes=2 * MAX_MANIFEST_BYTES, indent=1)
+"""Of a folder that an export to ONNX wrote: what it is, and the checksums of the files that make the voice."""
 _EVER_WRITTEN = (
     "config.json", "model.safetensors", "model.sparse.safetensors", "piper.json", "vocab.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json",
@@ -64,36 +67,13 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     Raises:
         InputError: it is larger than what is read.
     """
-    manifest = {
-        **manifest,
-        "files": {path.name: _crc32(path) for path in sorted(folder.iterdir()) if path.is_file()},
-    }
-    text = json.dumps({**manifest, "crc32": _own_crc32(manifest)}, indent=2, ensure_ascii=False)
-    content = (text + "\n").encode()
-    if len(content) > MAX_MANIFEST_BYTES:
-        raise too_long(str(manifest["name"]))
-    (folder / MANIFEST).write_bytes(content)
-
-
-def too_long(name: str) -> InputError:
-    """The refusal to write a recipe that would not be read again."""
-    return InputError(
-        f"What was done to {name} takes more than {MAX_MANIFEST_BYTES >> 20} MiB to write down: prune its original again with fewer or "
-        "shorter calibration texts."
-    )
-
-
-def _crc32(path: Path) -> str:
-    """CRC-32 of a file, in hexadecimal."""
-    checksum = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
-    return f"{checksum:08x}"
+    files = SAVED.checksums(path for path in folder.iterdir() if path.is_file())
+    manifest = {**manifest, SAVED.entry: files}
+    SAVED.write(folder, {**manifest, "crc32": _own_crc32(manifest)})
 
 
 def _own_crc32(manifest: dict[str, Any]) -> str:
-    """CRC-32 of all other entries, as one line of JSON with sorted keys."""
+    """Return the CRC-32 of all other entries, as one line of JSON with sorted keys."""
     rest = {key: value for key, value in manifest.items() if key != "crc32"}
     return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
 
@@ -128,16 +108,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         DamagedFileError: there is one that cannot be read.
         NewerFormatError: a newer version wrote it.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    manifest = SAVED.read(folder)
+    if manifest is None:
         return None
     broken = DamagedFileError(
         f"{folder.name} is damaged: its {MANIFEST} cannot be read. Save the voice again."
     )
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise broken
-        manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise NewerFormatError(
@@ -156,7 +133,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         ]
         [int(manifest["free_cut"][key]) for key in ("parameters", "bytes")]
     except (
-        OSError,
         ValueError,
         KeyError,
         TypeError,
@@ -187,19 +163,8 @@ def check_files(folder: Path, manifest: dict[str, Any], weights: Path) -> None:
     Raises:
         InputError: a file is missing or is not the one that was saved.
     """
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not (weights.name != "model.safetensors" or _marked(weights)):
-        return
-    for name, checksum in files.items():
-        path = folder / Path(str(name)).name  # never a file elsewhere
-        try:
-            same = path.is_file() and _crc32(path) == checksum
-        except OSError:
-            same = False
-        if not same:
-            raise DamagedFileError(
-                f"{folder.name} is damaged: its {path.name[:60]} is not the file that was saved. Save the voice again."
-            )
+    if weights.name != "model.safetensors" or _marked(weights):
+        SAVED.check(folder, SAVED.listed(manifest))
 
 
 def sort_metadata(weights: Path) -> None:

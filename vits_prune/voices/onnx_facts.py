@@ -17,7 +17,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
-from vits_prune.voices.manifest import MAX_MANIFEST_BYTES, is_recipe, manifest_of, too_long
+from vits_prune.files import read_json
+from vits_prune.voices.manifest import MAX_MANIFEST_BYTES, is_recipe, manifest_of
 from vits_prune.voices.voice import FreeCut, Origin, Voice
 
 if TYPE_CHECKING:
@@ -77,7 +78,10 @@ def facts_of(voice: Voice, form: str, precision: str, reading: str = "") -> dict
         values["reading"] = reading
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     if len(text) > _MAX_FACTS:
-        raise too_long(voice.name)
+        raise InputError(
+            f"What was done to {voice.name} takes more than {_MAX_FACTS >> 20} MiB: "
+            "prune the original again with fewer or shorter calibration texts."
+        )
     return {
         _FACTS: text,
         "licence": voice.origin.licence or "not stated",
@@ -94,7 +98,6 @@ def reading_of(source: Path | PiperTokenizer) -> str:
     Raises:
         InputError: a file cannot be read.
     """
-    from vits_prune.voices.hf_config import read_json
     from vits_prune.voices.hf_text import MAX_VOCAB_BYTES
 
     if isinstance(source, Path):

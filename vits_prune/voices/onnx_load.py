@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
-from vits_prune.voices.manifest import MAX_MANIFEST_BYTES
+from vits_prune.voices.manifest import EXPORT
 from vits_prune.voices.voice import Voice, resolve_speaker
 
 if TYPE_CHECKING:
@@ -18,14 +16,8 @@ if TYPE_CHECKING:
     from vits_prune.voices.piper_graph import PiperGraph
     from vits_prune.voices.voice import Tokenizer
 
-EXPORT = "export.json"
-"""In a folder that an export to ONNX wrote: what it is, and the checksums of the files that make the voice."""
 FORMS = ("onnx", "piper")
 """The formats of which such a folder is."""
-MAX_EXPORT_BYTES = 2 * MAX_MANIFEST_BYTES
-"""Of the largest export.json that is read: the voice's recipe is in it."""
-_CHUNK = 1 << 20
-_MAX_FILES = 20
 
 
 def model_in(folder: Path) -> Path | None:
@@ -38,7 +30,7 @@ def model_in(folder: Path) -> Path | None:
         named = [name for name in checksums_in(folder) if name.endswith(".onnx")]
         if len(named) != 1 or not (folder / named[0]).is_file():
             raise InputError(
-                f"{folder.name} is not a whole export: it lacks the .onnx that its {EXPORT} names. Export the voice again."
+                f"{folder.name} is not a whole export: it lacks the .onnx that its {EXPORT.name} names. Export the voice again."
             )
         return folder / named[0]
     found = [] if (folder / "config.json").exists() else sorted(folder.glob("*.onnx"))
@@ -60,7 +52,15 @@ def load_onnx(model: Path, speaker: int | str | None = None) -> Voice:
 
     ours = is_export(model.parent) and model.name in checksums_in(model.parent)
     if ours:
-        _check_files(model.parent, model.name)
+        checksums = checksums_in(model.parent)
+        EXPORT.check(
+            model.parent,
+            {
+                name: checksums[name]
+                for name in checksums
+                if name == model.name or not name.endswith(".onnx")
+            },
+        )
     usual = model.with_name(model.name + ".json")
     alone = not usual.is_file() and (
         ours or not config_beside(model).is_file()
@@ -135,30 +135,22 @@ def _tokenizer(facts: Facts, model: Path, config: VitsConfig) -> Tokenizer:
 
 
 def checksums_in(folder: Path) -> dict[str, str]:
-    """File -> SHA-256 as the export wrote them, empty where it wrote none."""
-    from vits_prune.voices.hf_config import read_json
+    """Return {file: SHA-256} as the export wrote them, empty if it wrote none.
 
-    found: Any = read_json(folder / EXPORT, folder.name, MAX_EXPORT_BYTES).get("sha256", {})
-    sound = isinstance(found, dict) and len(found) <= _MAX_FILES
-    return (
-        {Path(name).name: value for name, value in found.items() if isinstance(value, str)}
-        if sound
-        else {}
-    )
+    Raises:
+        DamagedFileError: export.json cannot be read.
+    """
+    return EXPORT.listed(EXPORT.read(folder) or {})
 
 
 def is_export(folder: Path) -> bool:
     """Whether an export to ONNX wrote a folder's export.json. One that cannot be read counts, unless the folder has a config.json.
 
-    Other programs write files of that name too, beside a checkpoint for example.
+    Other programs write files of that name too, next to a checkpoint for example.
     """
-    path = folder / EXPORT
     try:
-        if not path.is_file():
-            return False
-        with open(path, "rb") as file:
-            return describes_export(json.loads(file.read(MAX_EXPORT_BYTES)))
-    except (OSError, ValueError, RecursionError):
+        return describes_export(EXPORT.read(folder))
+    except InputError:
         return not (folder / "config.json").is_file()
 
 
@@ -167,33 +159,5 @@ def describes_export(values: Any) -> bool:
     return (
         isinstance(values, dict)
         and values.get("format") in FORMS
-        and isinstance(values.get("sha256"), dict)
+        and isinstance(values.get(EXPORT.entry), dict)
     )
-
-
-def _check_files(folder: Path, model: str) -> None:
-    """Compare the files that make a voice with their checksums.
-
-    Raises:
-        InputError: one is missing or is not the one that was exported.
-    """
-    for name, checksum in checksums_in(folder).items():
-        if name.endswith(".onnx") and name != model:
-            continue
-        try:
-            same = sha256_of(folder / name) == checksum
-        except OSError:
-            same = False
-        if not same:
-            raise InputError(
-                f"{folder.name} is damaged: its {name[:60]} is not the file that was exported. Export the voice again."
-            )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

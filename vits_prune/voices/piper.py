@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.voices.piper_text import PiperTokenizer, read_json
+from vits_prune.files import read_json
+from vits_prune.voices.piper_text import MAX_JSON_BYTES, PiperTokenizer
 from vits_prune.voices.voice import FreeCut, Origin, Voice, resolve_speaker
 
 __all__ = ["PiperTokenizer", "load_piper"]
@@ -52,7 +53,12 @@ def load_piper(
 
     model_path = Path(model_path)
     config_path = Path(config_path) if config_path is not None else config_beside(model_path)
-    settings = read_json(config_path, config_path.name)
+    if not config_path.is_file():
+        raise InputError(
+            f"{config_path.name} cannot be read: a Piper voice is an .onnx file with its .onnx.json "
+            "in the same folder."
+        )
+    settings = read_json(config_path, max_bytes=MAX_JSON_BYTES)
     tokenizer = PiperTokenizer(settings, config_path.name)
     sampling_rate, scales = (
         _sampling_rate(settings, config_path.name),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
+from vits_prune.files import read_json
 from vits_prune.voices.espeak_process import check_voice, clauses
 from vits_prune.voices.voice import Sentence
 
@@ -30,40 +31,6 @@ _RAW_PHONEMES = re.compile(r"(\[\[.*?\]\])")
 _LANGUAGE_FLAG = re.compile(r"\([^)]+\)")
 _SYMBOL_CATEGORIES = ("So", "Sk", "Sm", "Sc", "Cn", "Co")
 """Unicode categories whose characters are said by name or not at all: emoji, arrows, signs."""
-
-
-def read_json(path: str | Path, shown: str) -> dict[str, Any]:
-    """A JSON object from a file that may be hostile.
-
-    Args:
-        path: the file.
-        shown: what messages call it.
-
-    Raises:
-        InputError: it cannot be read, is larger than 4 MiB, or is not a JSON object.
-    """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)
-    except (OSError, ValueError):
-        raise InputError(
-            f"{shown} cannot be read: a Piper voice is an .onnx file with its .onnx.json beside it."
-        ) from None
-    if len(content) > MAX_JSON_BYTES:
-        raise InputError(
-            f"{shown} is larger than {MAX_JSON_BYTES // 2**20} MiB: give the JSON file of a Piper voice."
-        )
-    try:
-        found = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise InputError(
-            f"{shown} is not JSON: give the JSON file of a Piper voice as it was published."
-        ) from None
-    if not isinstance(found, dict):
-        raise InputError(
-            f"{shown} is not a JSON object: give the JSON file of a Piper voice as it was published."
-        )
-    return found
 
 
 class PiperTokenizer:
@@ -167,7 +134,7 @@ class PiperTokenizer:
         Raises:
             InputError: it is not there or cannot be used.
         """
-        return cls(read_json(Path(folder, TOKENIZER_FILE), TOKENIZER_FILE))
+        return cls(read_json(Path(folder, TOKENIZER_FILE), max_bytes=MAX_JSON_BYTES))
 
     def _spoken(self, text: str) -> list[tuple[list[str], str]]:
         """Phonemes and text of each sentence. Raw phonemes join the sentence before them, and the sentence after them joins that too."""

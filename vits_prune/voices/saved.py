@@ -11,9 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import DamagedFileError, InputError
+from vits_prune.files import read_json, replaced_folder
 from vits_prune.voices.architecture import (
     NarrowVitsConfig,
     PiperVitsConfig,
@@ -137,44 +135,11 @@ def written_whole(target: Path, manifest: str) -> Iterator[Path]:
             raise InputError(
                 f"{target} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before."
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _written_beside(target) as beside:
+        with replaced_folder(target) as beside:
             yield beside
     except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in its own way
         reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise InputError(f"The voice could not be written to {target}: {reason}.") from error
-
-
-@contextlib.contextmanager
-def _written_beside(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its place when the block ends well, and is gone when it does not."""
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        os.chmod(beside, 0o755)
-        yield beside
-        if target.exists():
-            _exchange(beside, target)
-        else:
-            os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _exchange(beside: Path, target: Path) -> None:
-    """Put a folder in the place of another, which is removed; where that fails the other stays."""
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    try:
-        os.replace(target, old / "old")
-        try:
-            os.replace(beside, target)
-        except OSError:
-            os.replace(old / "old", target)
-            raise
-    except OSError:
-        with contextlib.suppress(OSError):
-            old.rmdir()  # only where it is empty: never with the other folder still in it
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
@@ -297,8 +262,6 @@ def _loader(
     folder: Path, manifest: dict[str, Any]
 ) -> Callable[[Path, dict[str, Any]], tuple[VitsModel, Any]]:
     """What reads the model and the tokenizer of a saved voice."""
-    from vits_prune.voices.hf_config import read_json
-
     if manifest["family"] == "piper":
         return _load_piper_family
     narrow = (
@@ -322,7 +285,7 @@ def _load_piper_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsMode
 
 
 def _load_hub_family(folder: Path, manifest: dict[str, Any]) -> tuple[VitsModel, Any]:
-    from vits_prune.voices.hf_config import read_config, read_json
+    from vits_prune.voices.hf_config import read_config
     from vits_prune.voices.hf_text import HubTokenizer
 
     narrow = (
