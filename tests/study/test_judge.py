@@ -68,7 +68,7 @@ def test_another_language_is_measured_as_far_as_can_be_and_the_rest_is_said(tiny
     (why,) = judge.unmeasured
     assert "does not know the language 'de'" in why
     assert judge.reserve > 0
-    assert set(judge.reference.ear.families) == {"naturalness", "rhythm"}
+    assert set(judge.reference.listener.families) == {"naturalness", "rhythm"}
     judge = pickle.loads(pickle.dumps(judge))
     found = judge.judgement(6, pruned, 12)
     assert found.score >= 0

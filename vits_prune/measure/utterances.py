@@ -27,7 +27,7 @@ NOTHING = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Ear:
+class Listener:
     """What is listened for, and by whom."""
 
     families: tuple[str, ...]
@@ -37,7 +37,7 @@ class Ear:
 
 
 @dataclass(frozen=True, eq=False)
-class Take:
+class Utterance:
     """One utterance of one voice with its own timing."""
 
     transcript: str | None
@@ -87,15 +87,15 @@ class Take:
         return float(above), float(below)
 
 
-def listen(
-    speech: Speech, text: str, ear: Ear, original: tuple[Speech, Take] | None = None
-) -> Take:
+def measure_utterance(
+    speech: Speech, text: str, listener: Listener, original: tuple[Speech, Utterance] | None = None
+) -> Utterance:
     """Measure an utterance.
 
     Args:
         speech: with the voice's own timing.
         text: what it was to say.
-        ear: what to measure.
+        listener: what to measure.
         original: the original's utterance of this text and what was measured of it; None where this is that one.
     """
     first = original[1] if original else None
@@ -106,27 +106,29 @@ def listen(
     ):
         heard = first  # the same samples are heard the same way: an untouched voice costs only its speaking
     else:
-        heard = _hear(speech, text, ear)
+        heard = _hear(speech, text, listener)
     alarms, rhythm = sound_alarms(speech, first.buzz if first else 0.0), None
     if heard.words:
         alarms += word_alarms(heard.words, first.words if first else None)
-    if original and "rhythm" in ear.families:
+    if original and "rhythm" in listener.families:
         rhythm = measure_rhythm(original[0], speech)
         alarms += rhythm_alarms(rhythm, speech.cut_short)
     return dataclasses.replace(heard, alarms=alarms, rhythm=rhythm, closeness=None)
 
 
-def _hear(speech: Speech, text: str, ear: Ear) -> Take:
+def _hear(speech: Speech, text: str, listener: Listener) -> Utterance:
     """What can be measured of an utterance alone."""
     transcript = words = dnsmos = lufs = None
-    if "intelligibility" in ear.families:
-        transcript = transcribe(speech.waveform, speech.sampling_rate, ear.language, ear.recogniser)
-        words = measure_word_errors(text, transcript, ear.language)
-    if "naturalness" in ear.families:
-        dnsmos = measure_dnsmos(speech.waveform, speech.sampling_rate, ear.threads)
-    if "loudness" in ear.families:
+    if "intelligibility" in listener.families:
+        transcript = transcribe(
+            speech.waveform, speech.sampling_rate, listener.language, listener.recogniser
+        )
+        words = measure_word_errors(text, transcript, listener.language)
+    if "naturalness" in listener.families:
+        dnsmos = measure_dnsmos(speech.waveform, speech.sampling_rate, listener.threads)
+    if "loudness" in listener.families:
         lufs = measure_lufs(speech.waveform, speech.sampling_rate)
-    return Take(
+    return Utterance(
         transcript,
         words,
         dnsmos,

@@ -18,7 +18,7 @@ from vits_prune.measure.energy import Cost, CostMeter
 from vits_prune.measure.quality import FAMILIES, METRICS, RULE, Figure, columns, conclude
 from vits_prune.measure.recognition import Recogniser, spoken_language, why_unheard
 from vits_prune.measure.statistics import METHOD
-from vits_prune.measure.utterances import Ear, Take, closeness_of, listen
+from vits_prune.measure.utterances import Listener, Utterance, closeness_of, measure_utterance
 from vits_prune.synthesis.speak import (
     MAX_SEED,
     Delivery,
@@ -88,13 +88,13 @@ class Reference:
     name: str
     settings: Settings
     texts: tuple[str, ...]
-    ear: Ear
+    listener: Listener
     speeches: tuple[Speech, ...]
     """The original's, one a text."""
-    takes: tuple[Take, ...]
+    utterances: tuple[Utterance, ...]
     melodies: tuple[Melody, ...]
     """F0 of the original's speech, empty where closeness is not measured."""
-    others: tuple[tuple[Take, ...], ...]
+    others: tuple[tuple[Utterance, ...], ...]
     """The original with each other seed: the noise floor."""
     cost: Cost
     unmeasured: dict[str, str]
@@ -118,7 +118,7 @@ class Evaluation:
     texts: tuple[str, ...]
     figures: dict[str, Figure]
     """By metric, in the order of METRICS; without those that could not be measured."""
-    takes: tuple[tuple[Take, ...], tuple[Take, ...]]
+    utterances: tuple[tuple[Utterance, ...], tuple[Utterance, ...]]
     """Original's and pruned voice's, one a text."""
     alarms: dict[str, int]
     """By kind: utterances of the pruned voice that raised it."""
@@ -162,7 +162,7 @@ class Evaluation:
     def rows(self) -> list[dict[str, Any]]:
         """One row a text: what was understood of both voices, each metric, the alarms. None where nothing could be measured."""
         found = []
-        for text, original, pruned in zip(self.texts, *self.takes, strict=True):
+        for text, original, pruned in zip(self.texts, *self.utterances, strict=True):
             row: dict[str, Any] = {
                 "text": text,
                 "heard_original": original.transcript,
@@ -255,25 +255,27 @@ def prepare_reference(
     """
     start, tell = time.perf_counter(), progress or _silent
     said, notes = _sayable(voice, texts)
-    ear, unmeasured = _ear(voice, settings)
+    listener, unmeasured = _listener(voice, settings)
     rounds, meter = 1 + settings.noise_seeds, CostMeter(voice)
     step = _part(tell, "original", 0.0, 1 / rounds, len(said))
-    speeches, takes, melodies = [], [], []
+    speeches, utterances, melodies = [], [], []
     for i, text in enumerate(said):
         step(i)
         speeches.append(meter.speak(text, settings.seed, settings.delivery))
-        takes.append(listen(speeches[-1], text, ear))
-        if "closeness" in ear.families:
-            melodies.append(track_melody(speeches[-1].waveform, voice.sampling_rate, ear.threads))
+        utterances.append(measure_utterance(speeches[-1], text, listener))
+        if "closeness" in listener.families:
+            melodies.append(
+                track_melody(speeches[-1].waveform, voice.sampling_rate, listener.threads)
+            )
     first = Reference(
-        voice.name, settings, said, ear, tuple(speeches), tuple(takes), tuple(melodies), (), meter.cost(), unmeasured, notes, 0.0,
+        voice.name, settings, said, listener, tuple(speeches), tuple(utterances), tuple(melodies), (), meter.cost(), unmeasured, notes, 0.0,
         identity_of(voice),
     )  # fmt: skip
     others = []
     for k, seed in enumerate(settings.other_seeds):
         what, before = f"noise floor {k + 1} of {settings.noise_seeds}", (1 + k) / rounds
         others.append(
-            _listen_to(first, voice, seed, _part(tell, what, before, 1 / rounds, len(said)))[0]
+            _measure_voice(first, voice, seed, _part(tell, what, before, 1 / rounds, len(said)))[0]
         )
     tell("original measured", 1.0)
     return dataclasses.replace(first, others=tuple(others), seconds=time.perf_counter() - start)
@@ -294,16 +296,18 @@ def evaluate_against(
     """
     start, tell = time.perf_counter(), progress or _silent
     settings = reference.settings
-    takes, cost = _listen_to(
+    utterances, cost = _measure_voice(
         reference, pruned, settings.seed, _part(tell, "pruned", 0.0, 1.0, len(reference.texts))
     )
     unmeasured = dict(reference.unmeasured)
-    if "closeness" in reference.ear.families and all(take.closeness is None for take in takes):
+    if "closeness" in reference.listener.families and all(
+        utterance.closeness is None for utterance in utterances
+    ):
         unmeasured["closeness"] = (
             f"{pruned.name} reads the texts as other tokens, or at another frame rate, than {reference.name}: "
             "the two cannot be sample-aligned, so closeness and token durations were left out."
         )
-    figures = _figures(reference, takes)
+    figures = _figures(reference, utterances)
     if "mcd_db" in figures and "f0_rmse_cents" not in figures:
         unmeasured["f0_rmse_cents"] = (
             f"{reference.name} and {pruned.name} are nowhere voiced at the same time: there is no melody to compare."
@@ -315,9 +319,9 @@ def evaluate_against(
         settings=settings,
         texts=reference.texts,
         figures=figures,
-        takes=(reference.takes, takes),
-        alarms=_count(takes),
-        alarms_of_original=_mean_count((reference.takes, *reference.others)),
+        utterances=(reference.utterances, utterances),
+        alarms=_count(utterances),
+        alarms_of_original=_mean_count((reference.utterances, *reference.others)),
         costs=(reference.cost, cost),
         unmeasured=unmeasured,
         notes=reference.notes,
@@ -326,24 +330,30 @@ def evaluate_against(
     )
 
 
-def _listen_to(
+def _measure_voice(
     reference: Reference, voice: Voice, seed: int, step: Callable[[int], None]
-) -> tuple[tuple[Take, ...], Cost]:
+) -> tuple[tuple[Utterance, ...], Cost]:
     """Speak and measure a voice against the reference."""
-    settings, ear, takes, meter = reference.settings, reference.ear, [], CostMeter(voice)
+    settings, listener, utterances, meter = (
+        reference.settings,
+        reference.listener,
+        [],
+        CostMeter(voice),
+    )
     for i, (text, original) in enumerate(zip(reference.texts, reference.speeches, strict=True)):
         step(i)
         own = meter.speak(text, seed, settings.delivery)
-        take = listen(own, text, ear, (original, reference.takes[i]))
-        if "closeness" in ear.families and same_tokens(original, own):
+        utterance = measure_utterance(own, text, listener, (original, reference.utterances[i]))
+        if "closeness" in listener.families and same_tokens(original, own):
             # With the original's own durations there is nothing to lock: the same noise gives the same samples.
             same = np.array_equal(own.durations, original.durations)
             locked = own if same else speak(voice, text, seed, settings.delivery, timing=original)
-            take = dataclasses.replace(
-                take, closeness=closeness_of(original, locked, reference.melodies[i], ear.threads)
+            utterance = dataclasses.replace(
+                utterance,
+                closeness=closeness_of(original, locked, reference.melodies[i], listener.threads),
             )
-        takes.append(take)
-    return tuple(takes), meter.cost()
+        utterances.append(utterance)
+    return tuple(utterances), meter.cost()
 
 
 def _sayable(voice: Voice, texts: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -366,7 +376,7 @@ def _sayable(voice: Voice, texts: Iterable[str]) -> tuple[tuple[str, ...], tuple
     return tuple(said), tuple(notes)
 
 
-def _ear(voice: Voice, settings: Settings) -> tuple[Ear, dict[str, str]]:
+def _listener(voice: Voice, settings: Settings) -> tuple[Listener, dict[str, str]]:
     """What can be listened for in a voice, and why the rest cannot."""
     families, unmeasured = settings.metrics, {}
     language = settings.recogniser.language or spoken_language(voice)
@@ -378,31 +388,39 @@ def _ear(voice: Voice, settings: Settings) -> tuple[Ear, dict[str, str]]:
     recogniser = settings.recogniser
     if recogniser.threads is None:
         recogniser = dataclasses.replace(recogniser, threads=settings.threads)
-    return Ear(families, recogniser, language or "", settings.threads), unmeasured
+    return Listener(families, recogniser, language or "", settings.threads), unmeasured
 
 
-def _figures(reference: Reference, takes: tuple[Take, ...]) -> dict[str, Figure]:
+def _figures(reference: Reference, utterances: tuple[Utterance, ...]) -> dict[str, Figure]:
     found = {}
     for name, metric in METRICS.items():
-        if metric.family not in reference.ear.families:
+        if metric.family not in reference.listener.families:
             continue
-        original = [take.pair(name) for take in reference.takes] if metric.kind == "voice" else None
-        others = [[take.pair(name) for take in other] for other in reference.others]
+        original = (
+            [utterance.pair(name) for utterance in reference.utterances]
+            if metric.kind == "voice"
+            else None
+        )
+        others = [[utterance.pair(name) for utterance in other] for other in reference.others]
         figure = conclude(
-            metric, original, [take.pair(name) for take in takes], others, reference.settings.seed
+            metric,
+            original,
+            [utterance.pair(name) for utterance in utterances],
+            others,
+            reference.settings.seed,
         )
         if figure:
             found[name] = figure
     return found
 
 
-def _count(takes: Iterable[Take]) -> dict[str, int]:
-    counted = Counter(alarm.kind for take in takes for alarm in take.alarms)
+def _count(utterances: Iterable[Utterance]) -> dict[str, int]:
+    counted = Counter(alarm.kind for utterance in utterances for alarm in utterance.alarms)
     return {kind: counted[kind] for kind in KINDS}
 
 
-def _mean_count(rounds: Sequence[tuple[Take, ...]]) -> dict[str, float]:
-    counts = [_count(takes) for takes in rounds]
+def _mean_count(rounds: Sequence[tuple[Utterance, ...]]) -> dict[str, float]:
+    counts = [_count(utterances) for utterances in rounds]
     return {kind: sum(count[kind] for count in counts) / len(counts) for kind in KINDS}
 
 

@@ -284,7 +284,7 @@ def check_measured(limits: Sequence[Limit], reference: Reference) -> None:
         InputError: there is one, and why.
     """
     for family in sorted({METRICS[limit.metric].family for limit in limits}):
-        if family not in reference.ear.families:
+        if family not in reference.listener.families:
             raise InputError(
                 reference.unmeasured.get(family)
                 or f"The reference was measured without {family}: its limit cannot be checked."

@@ -184,13 +184,14 @@ def run_processes(work: Work, tasks: Sequence[Task], jobs: int, tell: Tell) -> I
 
 def _sharing(reference: Reference, jobs: int) -> Reference:
     """The same with predictors that leave cores to the other processes; no number depends on their threads."""
-    if not isinstance(reference, Reference) or reference.ear.threads is not None:
+    if not isinstance(reference, Reference) or reference.listener.threads is not None:
         return reference
     threads = max(1, available_cores() // jobs)
-    recogniser = reference.ear.recogniser
+    recogniser = reference.listener.recogniser
     recogniser = dataclasses.replace(recogniser, threads=recogniser.threads or threads)
     return dataclasses.replace(
-        reference, ear=dataclasses.replace(reference.ear, threads=threads, recogniser=recogniser)
+        reference,
+        listener=dataclasses.replace(reference.listener, threads=threads, recogniser=recogniser),
     )
 
 

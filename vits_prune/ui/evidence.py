@@ -236,7 +236,7 @@ def knee_steps(
         if isinstance(reference, Doing):
             yield {"status": f"{reference.what} … {100 * reference.share:.0f}%"}
     for family in settings.metrics:
-        if family not in reference.ear.families:
+        if family not in reference.listener.families:
             raise InputError(
                 reference.unmeasured.get(family)
                 or f"This voice cannot be measured for {family}: leave its limit empty."
