@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -85,3 +86,46 @@ class Progress:
 
 SILENT = Progress()
 """For work that nobody watches."""
+
+
+class Pieces:
+    """Progress of pieces of work that may run at once, in several threads: the mean of theirs.
+
+    If the listener raises, or the work is cancelled, then every piece ends at its next report.
+    """
+
+    def __init__(self, progress: Progress, count: int, noun: str = "") -> None:
+        """Begin.
+
+        Args:
+            progress: of the whole.
+            count: of the pieces.
+            noun: report "noun 3 of 10" instead of the messages of the pieces.
+        """
+        self.stopped = False
+        """Whether the work was cancelled, or the listener raised."""
+        self._progress, self._noun = progress, noun
+        self._fractions, self._lock = [0.0] * count, threading.Lock()
+
+    def stop(self) -> None:
+        """End every piece at its next report."""
+        self.stopped = True
+
+    def of(self, index: int, before: str = "") -> Progress:
+        """Return the progress of a piece; `before` is put before its messages."""
+        return Progress(lambda what, done: self._report(index, before + what, done))
+
+    def _report(self, index: int, message: str, fraction: float) -> None:
+        with self._lock:
+            if self.stopped:
+                raise Cancelled
+            # A piece that is tried again does not go back.
+            self._fractions[index] = max(fraction, self._fractions[index])
+            done, count = sum(self._fractions), len(self._fractions)
+            if self._noun:
+                message = f"{self._noun} {min(int(done) + 1, count)} of {count}"
+            try:
+                self._progress.report(message, done / count)
+            except BaseException:
+                self.stopped = True
+                raise

@@ -161,7 +161,7 @@ def test_sweep_of_two_voices(tiny_folder, texts, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "Not measured: ./nowhere" in error
     assert "1 voices or points could not be measured" in error
-    assert "one voice's sweep" in refused(
+    assert "the sweep of one voice" in refused(
         capsys, *command[:-1], next(path.parent for path in out.glob("*/sweep.json"))
     )
 
@@ -170,7 +170,7 @@ def test_ctrl_c_says_how_to_go_on(tiny_folder, texts, tmp_path, capsys, monkeypa
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vits_prune.study.sweep_engines.measure_task", stop)
+    monkeypatch.setattr("vits_prune.study.sweep_engines.measure_point", stop)
     assert (
         run("sweep", tiny_folder, texts, "--amount", "0.3", *CHEAP, "--out", tmp_path / "sweep")
         == 130
@@ -183,7 +183,7 @@ def test_points_that_fail_end_with_2(tiny_folder, texts, tmp_path, capsys, monke
     def fail(*arguments, **options):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("vits_prune.study.sweep_engines.measure_task", fail)
+    monkeypatch.setattr("vits_prune.study.sweep_engines.measure_point", fail)
     assert (
         run("sweep", tiny_folder, texts, "--amount", "0.3", *CHEAP, "--out", tmp_path / "sweep")
         == 2

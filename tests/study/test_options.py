@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import pytest
@@ -12,9 +11,7 @@ from vits_prune.cli.main import main
 from vits_prune.pruning.shape import Shape
 from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.knee import Limit, find_knee, prune_until_knee
-from vits_prune.study.sweep import run_sweep
 from vits_prune.study.sweep_grid import Grid, Point, layer_points, part_points
-from vits_prune.study.sweep_plots import curves
 
 TEXTS = ["the birch canoe slid", "on the smooth planks"]
 CHEAP = Settings(metrics=("rhythm",), noise_seeds=0)
@@ -50,24 +47,6 @@ def test_a_base_for_all_points():
             Grid(base=base)
     with pytest.raises(InputError, match="pattern"):
         Grid(base=PruneSpec(pattern="2:4", amount=0.5))
-
-
-def test_a_folder_takes_points_with_other_options(tiny_folder, tmp_path):
-    plain, grid = Grid(amounts=(0.0, 0.5)), Grid(amounts=(0.5,), base=BASE)
-    run_sweep(tiny_folder, plain, TEXTS, CHEAP, tmp_path / "sweep")
-    found = run_sweep(
-        tiny_folder, [*plain.points(), *grid.points()], TEXTS, CHEAP, tmp_path / "sweep"
-    )
-    assert (found.measured, found.failures) == (1, ())
-    with (tmp_path / "sweep" / "sweep.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["options"] for row in rows] == ["", "", Point(BASE).options()]
-    assert all(row["duration_ratio"] for row in rows)
-    assert len(curves(found.rows, "duration_ratio")) == 2
-    again = run_sweep(
-        tiny_folder, [*plain.points(), *grid.points()], TEXTS, CHEAP, tmp_path / "sweep"
-    )
-    assert (again.measured, again.rows) == (0, found.rows)
 
 
 def test_structured_and_second_order_from_the_command_line(tiny_folder, tmp_path, capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -330,7 +329,7 @@ def _amounts(options: argparse.Namespace) -> tuple[float, ...]:
 
 def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
     from vits_prune.study.sweep_engines import VoiceRef
-    from vits_prune.study.sweep_voices import run_voices
+    from vits_prune.study.sweep import run_voices
 
     settings, texts = _settings(options), _texts(options)
     refs = [VoiceRef(ref, options.speaker, options.revision) for ref in options.voice]
@@ -514,17 +513,13 @@ def _check_writable(path: Path | None) -> None:
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
-    from vits_prune.study.sweep_store import plain, write_atomically
+    from vits_prune.files import write_json
+    from vits_prune.study.sweep_store import plain
 
     if path is None:
         return
     try:
-        write_atomically(
-            path,
-            (
-                json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-            ).encode(),
-        )
+        write_json(path, plain(content))
     except OSError as error:
         raise InputError(f"{path} could not be written: {error.strerror or error}.") from error
     print(f"\nWritten to {path}")

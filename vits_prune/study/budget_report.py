@@ -14,7 +14,8 @@ from vits_prune.errors import InputError
 from vits_prune.measure.quality import METRICS
 from vits_prune.study.budget import Budget, Candidate, Solution
 from vits_prune.study.knee import Limit
-from vits_prune.study.sweep_store import csv_of, plain, write_atomically
+from vits_prune.files import write_file
+from vits_prune.study.sweep_store import csv_of, plain
 from vits_prune.voices.saved import save_voice
 from vits_prune.voices.sparse_file import write_sparse
 
@@ -59,7 +60,7 @@ def save_solution(solution: Solution, folder: Path) -> list[Path]:
             for one in solution.tried
         ]
         for name, content in (("budget.json", report.encode()), ("tried.csv", csv_of(rows))):
-            write_atomically(folder / name, content)
+            write_file(folder / name, content)
             written.append(folder / name)
         figure = pareto_figure(solution)
         for kind in ("svg", "png"):

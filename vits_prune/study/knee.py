@@ -20,7 +20,6 @@ from vits_prune.study.evaluation import (
     evaluate_against,
     prepare_reference,
 )
-from vits_prune.study.sweep_grid import PLAIN
 from vits_prune.voices.voice import PARTS, Voice
 
 RESOLUTION = 0.01
@@ -174,7 +173,7 @@ def find_knee(
     settings: Settings | None = None,
     method: str = "magnitude",
     strict: bool = False,
-    base: PruneSpec = PLAIN,
+    base: PruneSpec = PruneSpec(),
     reference: Reference | None = None,
     progress: Step | None = None,
 ) -> Knee:

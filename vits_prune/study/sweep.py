@@ -1,61 +1,64 @@
-"""run_sweep: a grid of pruned voices measured against one original, into a folder that outlives kills; sweep_points: the same, unkept."""
+"""Sweeps: pruned voices measured one by one against their original, for one voice or many."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vits_prune.errors import InputError
+from vits_prune.files import write_file
+from vits_prune.progress import SILENT, Pieces, Progress
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.study.evaluation import (
     Evaluation,
     Reference,
     Settings,
-    Step,
     evaluate_against,
     prepare_reference,
 )
 from vits_prune.study.sweep_engines import (
     ENGINES,
-    Result,
-    Task,
-    Tell,
     VoiceRef,
     Work,
+    failure_words,
     fingerprint,
+    import_ray,
+    ray_cluster,
+    ray_slots,
+    reference_on_ray,
     run_here,
     run_processes,
+    run_ray,
 )
 from vits_prune.study.sweep_grid import Grid, Point
-from vits_prune.study.sweep_ray import cluster, import_ray, reference_on_ray, run_ray
-from vits_prune.study.sweep_store import Store
+from vits_prune.study.sweep_store import MANIFEST, TABLE, Store, csv_of
 from vits_prune.threads import torch_threads
 from vits_prune.voices.voice import Voice
 
 MAX_JOBS = 256
+MAX_VOICES_AT_ONCE = 32
+"""On a cluster: each voice is held in this machine's memory."""
 VARYING = ("cpu_", "joules_")
-"""Columns that begin like this differ from run to run; all others are the same for the same seed."""
-PACKAGES = (
-    "torch",
-    "transformers",
-    "numpy",
-    "faster-whisper",
-    "ctranslate2",
-    "jiwer",
-    "whisper-normalizer",
-    "onnxruntime",
-    "soxr",
-)
-PACKAGES += ("speechmos", "pyloudnorm", "swift-f0", "auraloss", "scipy")
-"""What the numbers come from, as far as it is installed."""
+"""Columns that begin like this differ from run to run; all others are equal for equal seeds."""
+_PACKAGES = """
+    torch transformers numpy faster-whisper ctranslate2 jiwer whisper-normalizer onnxruntime soxr
+    speechmos pyloudnorm swift-f0 auraloss scipy
+""".split()
+"""The numbers depend on the versions of these, as far as they are installed."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,32 @@ class Failure:
 
 @dataclass(frozen=True, eq=False)
 class SweepResult:
-    """A sweep that came to its end."""
+    """A sweep that is finished."""
 
     folder: Path
     rows: tuple[dict[str, Any], ...]
-    """One a point, in the order of the grid, those of earlier runs included."""
+    """One for each point, in the order of the grid, those of earlier runs included."""
     failures: tuple[Failure, ...]
-    """Points that are missing: the same sweep started again tries them again."""
+    """Points that are missing: starting the same sweep again tries them again."""
     measured: int
-    """Points that this run added."""
+    """How many points this run added."""
     seconds: float
+
+
+@dataclass(frozen=True)
+class VoicesResult:
+    """Sweeps of many voices that are finished."""
+
+    folder: Path
+    sweeps: dict[str, SweepResult]
+    """By the text of the voice's VoiceRef."""
+    failures: dict[str, str]
+    """Voices without a sweep, and why; the same command tries them again."""
+
+    @property
+    def rows(self) -> tuple[dict[str, Any], ...]:
+        """Of all voices, one after the other."""
+        return tuple(row for sweep in self.sweeps.values() for row in sweep.rows)
 
 
 def run_sweep(
@@ -91,65 +110,62 @@ def run_sweep(
     engine: str = "local",
     kind: str = "sweep",
     on_point: Callable[[dict[str, Any]], None] | None = None,
-    progress: Step | None = None,
+    progress: Progress = SILENT,
 ) -> SweepResult:
-    """Measure every point of a grid, each kept on the disk as soon as it is done. Started again it goes on where it was stopped.
+    """Measure every point of a grid and keep each on the disk as soon as it is done.
+
+    Started again, a sweep continues where it was stopped.
 
     Args:
-        voice_ref: the original, by what `load_voice` takes.
+        voice_ref: the original, as `load_voice` takes it.
         grid: which pruned voices.
-        texts: what all speak.
-        settings: how to measure; None for the usual.
+        texts: what all of them speak.
+        settings: how to measure; None for the defaults.
         out: folder for sweep.json, sweep.jsonl and sweep.csv: new, empty, or of the same sweep.
-        jobs: processes of this machine. No number depends on it, but those of VARYING.
+        jobs: processes of this machine. Only the numbers of VARYING depend on it.
         engine: "local", or "ray" for a Ray cluster.
-        kind: what the folder is of: only a sweep of the same kind goes on there.
-        on_point: told of each row that was added.
-        progress: told how far it is; it may raise to cancel, and what is done stays.
+        kind: kind of sweep: only one of the same kind continues in a folder.
+        on_point: called with each row that is added.
+        progress: may raise to cancel; what is done stays.
 
     Raises:
-        InputError: bad input, a folder of another sweep, or a full disk; what was done stays.
+        InputError: bad input, a folder of another sweep, or a full disk; what is done stays.
     """
-    start, settings = time.perf_counter(), settings or Settings()
-    check_choices(jobs, engine)
+    start, progress, settings = time.perf_counter(), Progress.of(progress), settings or Settings()
+    _check_choices(jobs, engine)
     points = grid.points() if isinstance(grid, Grid) else tuple(grid)
     ref = voice_ref if isinstance(voice_ref, VoiceRef) else VoiceRef(os.fspath(voice_ref))
     voice = ref.load()
-    ref = dataclasses.replace(
-        ref, revision=voice.origin.revision or ref.revision
-    )  # a branch may move while the sweep runs
+    # A branch of a hub may move while the sweep runs.
+    ref = dataclasses.replace(ref, revision=voice.origin.revision or ref.revision)
     manifest = _manifest(kind, voice, texts, settings, points)
     failures: list[Failure] = []
     with Store(out, manifest, points) as store, contextlib.ExitStack() as connected:
-        before, threads = len(store.records), store.manifest["threads"]
-        tasks = _tasks([point for point in points if point not in store.records])
-        if tasks:
-            progress = _Progress(progress, 1 + settings.noise_seeds, len(tasks))
-            weights = manifest["voice"]["weights_sha256"]
+        before = len(store.records)
+        groups = _equal([point for point in points if point not in store.records])
+        if groups:
             if engine == "ray":
-                connected.enter_context(cluster())
-                reference = reference_on_ray(
-                    ref, weights, texts, settings, threads, progress.reference
-                )
-            else:
-                with torch_threads(threads):
-                    reference = prepare_reference(
-                        voice, texts, settings, progress=progress.reference
-                    )
-            work = Work(ref, weights, reference, threads)
-            for index, found in _run(work, voice, tasks, jobs, engine, progress.task):
-                for position, point in enumerate(tasks[index]):
+                connected.enter_context(ray_cluster())
+            prepared, measuring = _parts(progress, 1 + settings.noise_seeds, len(groups))
+            work = _work(ref, voice, texts, settings, store, engine, prepared)
+            firsts = [group[0] for group in groups]
+            run = functools.partial(run_here, work, voice, firsts)
+            if engine == "ray":
+                run = functools.partial(run_ray, work, firsts)
+            elif jobs > 1:
+                run = functools.partial(run_processes, work, firsts, jobs)
+            for index, found in run(measuring):
+                for point in groups[index]:
                     if isinstance(found, str):
                         failures.append(Failure(point, found))
                         continue
-                    row = store.append(point, *found[position])
+                    columns = {"voice": voice.name, **point.columns(), **found.columns}
+                    row = store.append(point, columns, found.details)
                     if on_point:
                         on_point(row)
-        wanted = [store.records[point]["row"] for point in points if point in store.records]
+        rows = tuple(store.records[point]["row"] for point in points if point in store.records)
         added = len(store.records) - before
-    return SweepResult(
-        Path(out), tuple(wanted), tuple(failures), added, time.perf_counter() - start
-    )
+    return SweepResult(Path(out), rows, tuple(failures), added, time.perf_counter() - start)
 
 
 def sweep_points(
@@ -159,52 +175,167 @@ def sweep_points(
     settings: Settings | None = None,
     *,
     reference: Reference | None = None,
-    progress: Step | None = None,
+    progress: Progress = SILENT,
 ) -> Iterator[tuple[PruneSpec, Evaluation]]:
-    """The points of a grid one by one as they are measured, kept nowhere. Leave the loop to stop between two.
+    """Yield the points of a grid as they are measured, without keeping them.
 
     Args:
         voice: the original.
         grid: which pruned voices.
-        texts: what all speak.
-        settings: how to measure; None for the usual.
-        reference: the original measured before with these texts and settings; None to measure it now.
-        progress: told how far it is; it may raise to cancel within a point.
+        texts: what all of them speak.
+        settings: how to measure; None for the defaults.
+        reference: the original measured earlier with these texts and settings.
+        progress: may raise to cancel within a point.
 
     Raises:
-        InputError: nothing can be said, or a predictor cannot be had.
+        InputError: nothing can be said, or a predictor cannot be loaded.
     """
     settings = settings or Settings()
     specs = grid.specs() if isinstance(grid, Grid) else tuple(grid)
-    tasks = _tasks([Point(spec) for spec in specs])
-    progress = _Progress(progress, 0 if reference else 1 + settings.noise_seeds, len(tasks))
-    reference = reference or prepare_reference(voice, texts, settings, progress=progress.reference)
+    groups = _equal([Point(spec) for spec in specs])
+    rounds = 0 if reference else 1 + settings.noise_seeds
+    prepared, measuring = _parts(Progress.of(progress), rounds, len(groups))
+    reference = reference or prepare_reference(voice, texts, settings, progress=prepared)
+    group_of = {point: i for i, group in enumerate(groups) for point in group}
     known: dict[PruneSpec, Evaluation] = {}
-    same = {point: i for i, task in enumerate(tasks) for point in task}
     for spec in specs:
         if spec not in known:
-            i = same[Point(spec)]
-            found = evaluate_against(
-                reference,
-                Point(spec).apply(voice),
-                progress=lambda what, share, i=i: progress.task(i, what, share),
-            )
-            known |= {point.spec: found for point in tasks[i]}
+            index = group_of[Point(spec)]
+            pruned = Point(spec).apply(voice)
+            found = evaluate_against(reference, pruned, progress=measuring.of(index))
+            known |= {point.spec: found for point in groups[index]}
         yield spec, known.pop(spec)
 
 
-def _run(
-    work: Work, voice: Voice, tasks: Sequence[Task], jobs: int, engine: str, tell: Tell
-) -> Iterator[Result]:
-    if engine == "ray":
-        return run_ray(work, tasks, tell)
-    return (
-        run_here(work, voice, tasks, tell) if jobs == 1 else run_processes(work, tasks, jobs, tell)
+def run_voices(
+    refs: Iterable[VoiceRef],
+    grid: Grid,
+    texts: Sequence[str],
+    settings: Settings | None,
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    engine: str = "local",
+    progress: Progress = SILENT,
+) -> VoicesResult:
+    """Sweep each voice into a folder of its own below `out`, and put all rows into one `sweep.csv`.
+
+    With the engine ray as many voices are measured at once as the cluster has room for, else one
+    after the other. A voice that fails does not stop the others.
+
+    Args:
+        refs: the voices.
+        grid, texts, settings, jobs, engine: as in `run_sweep`.
+        out: folder: new, or of the same command.
+        progress: may raise to cancel; what is done stays.
+
+    Raises:
+        InputError: bad input, or the table cannot be written.
+    """
+    refs, out = tuple(dict.fromkeys(refs)), Path(out)
+    _check_choices(jobs, engine)
+    if not refs:
+        raise InputError("There is no voice to sweep: name at least one.")
+    if (out / MANIFEST).exists():
+        raise InputError(f"{out} holds the sweep of one voice: give another folder for several.")
+    pieces = Pieces(Progress.of(progress), len(refs))
+    sweeps: dict[VoiceRef, SweepResult] = {}
+    failures: dict[VoiceRef, str] = {}
+
+    def sweep(ref: VoiceRef) -> SweepResult:
+        own = pieces.of(refs.index(ref), f"{ref}: ")
+        own.report("loading", 0.0)  # a voice that still waits when the sweep is cancelled ends here
+        folder, choices = out / folder_name(ref), {"jobs": jobs, "engine": engine}
+        return run_sweep(ref, grid, texts, settings, folder, progress=own, **choices)
+
+    table = _Table(out)
+    try:
+        with _started(refs, sweep, engine, pieces) as finished:
+            for ref, result in finished:
+                try:
+                    sweeps[ref] = result()
+                except Exception as error:  # one voice fails, the others go on
+                    if pieces.stopped:
+                        raise
+                    failures[ref] = failure_words(error)
+                pieces.of(refs.index(ref), f"{ref}: ").report("done", 1.0)
+                table.write([sweeps[one] for one in refs if one in sweeps])
+    finally:
+        table.write([sweeps[one] for one in refs if one in sweeps], last=True)
+    return VoicesResult(
+        out,
+        {str(ref): sweeps[ref] for ref in refs if ref in sweeps},
+        {str(ref): failures[ref] for ref in refs if ref in failures},
     )
 
 
-def _tasks(points: Sequence[Point]) -> list[Task]:
-    """What is to be measured: every point with amount 0 is the original, whatever its method, scope and parts."""
+def folder_name(ref: VoiceRef) -> str:
+    """Return a name for a voice's folder: readable, safe on any disk, and the same in every run."""
+    words = re.sub(r"[^A-Za-z0-9._-]+", "-", str(ref)).strip("-.")[-60:] or "voice"
+    return f"{words}-{hashlib.sha256(repr(ref).encode()).hexdigest()[:8]}"
+
+
+@contextlib.contextmanager
+def _started(
+    refs: Sequence[VoiceRef],
+    sweep: Callable[[VoiceRef], SweepResult],
+    engine: str,
+    pieces: Pieces,
+) -> Iterator[Iterable[tuple[VoiceRef, Callable[[], SweepResult]]]]:
+    """Give each voice, when it is finished, with a function that returns its sweep or raises."""
+    if engine != "ray":
+        yield ((ref, functools.partial(sweep, ref)) for ref in refs)
+        return
+    with ray_cluster(), ThreadPoolExecutor(min(MAX_VOICES_AT_ONCE, 1 + ray_slots())) as pool:
+        waiting = {pool.submit(sweep, ref): ref for ref in refs}
+        try:
+            yield ((waiting[done], done.result) for done in as_completed(waiting))
+        except BaseException:
+            pieces.stop()
+            raise
+
+
+class _Table:
+    """The table of all voices, written anew as voices finish, but at most a part of the time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._next = folder / TABLE, 0.0
+
+    def write(self, sweeps: Sequence[SweepResult], last: bool = False) -> None:
+        start, rows = time.monotonic(), [row for sweep in sweeps for row in sweep.rows]
+        if not rows or (start < self._next and not last):
+            return
+        try:
+            write_file(self._path, csv_of(rows))
+        except OSError as error:
+            raise InputError(
+                f"{self._path} could not be written: {error.strerror or error}. "
+                "The folders of the voices are complete."
+            ) from error
+        self._next = time.monotonic() + 20 * (time.monotonic() - start)
+
+
+def _work(
+    ref: VoiceRef,
+    voice: Voice,
+    texts: Sequence[str],
+    settings: Settings,
+    store: Store,
+    engine: str,
+    progress: Progress,
+) -> Work:
+    """Measure the original."""
+    threads, weights = store.manifest["threads"], store.manifest["voice"]["weights_sha256"]
+    if engine == "ray":
+        reference = reference_on_ray(ref, weights, texts, settings, threads, progress)
+    else:
+        with torch_threads(threads):
+            reference = prepare_reference(voice, texts, settings, progress=progress)
+    return Work(ref, weights, reference, threads)
+
+
+def _equal(points: Sequence[Point]) -> list[tuple[Point, ...]]:
+    """Group the points that are the same voice: with amount 0 all are the original."""
     untouched = tuple(point for point in points if point.untouched)
     return [
         *([untouched] if untouched else []),
@@ -212,37 +343,18 @@ def _tasks(points: Sequence[Point]) -> list[Task]:
     ]
 
 
-class _Progress:
-    """The share of a whole sweep that is done: a round of the reference weighs as much as a task."""
-
-    def __init__(self, progress: Step | None, rounds: int, tasks: int) -> None:
-        self._tell = progress or (lambda _what, _share: None)
-        self._rounds, self._tasks = rounds, tasks
-        self._shares: dict[int, float] = {}
-
-    def reference(self, what: str, share: float) -> None:
-        self._tell(what, share * self._rounds / (self._rounds + self._tasks))
-
-    def task(self, index: int, what: str, share: float) -> None:
-        self._shares[index] = max(
-            share, self._shares.get(index, 0.0)
-        )  # a task that is tried again does not go back
-        done = sum(self._shares.values())
-        self._tell(
-            f"point {min(int(done) + 1, self._tasks)} of {self._tasks}",
-            (self._rounds + done) / (self._rounds + self._tasks),
-        )
+def _parts(progress: Progress, rounds: int, points: int) -> tuple[Progress, Pieces]:
+    """Share out the progress: a round of the original weighs as much as a point."""
+    middle = rounds / max(1, rounds + points)
+    return progress.part(0.0, middle), Pieces(progress.part(middle, 1.0), points, "point")
 
 
-def check_choices(jobs: object, engine: object) -> None:
-    """Refuse what cannot be, before anything is spoken.
-
-    Raises:
-        InputError: the number of jobs or the engine.
-    """
+def _check_choices(jobs: object, engine: object) -> None:
+    """Refuse a wrong number of jobs or a wrong engine before anything is spoken."""
     if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= MAX_JOBS:
         raise InputError(
-            f"The number of jobs must be a whole number from 1 to {MAX_JOBS}, not {str(jobs)[:40]!r}."
+            f"The number of jobs must be a whole number from 1 to {MAX_JOBS}, "
+            f"not {str(jobs)[:40]!r}."
         )
     if engine not in ENGINES:
         raise InputError(
@@ -255,9 +367,7 @@ def check_choices(jobs: object, engine: object) -> None:
 def _manifest(
     kind: str, voice: Voice, texts: Sequence[str], settings: Settings, points: Sequence[Point]
 ) -> dict[str, Any]:
-    """What the numbers depend on, and what is to be visited."""
-    import torch
-
+    """Return what the numbers depend on, and which points are to be measured."""
     chosen = dataclasses.asdict(settings)
     del chosen["threads"], chosen["recogniser"]["threads"]  # no number depends on those
     return {
@@ -273,7 +383,7 @@ def _manifest(
         },
         "texts": list(texts),
         "settings": chosen,
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),

@@ -1,4 +1,7 @@
-"""Where the points of a sweep are measured: in this process or in several (cluster.py has the third way). The numbers are the same."""
+"""Where the points of a sweep are measured: here, in several processes, or on a Ray cluster.
+
+The numbers are the same everywhere.
+"""
 
 from __future__ import annotations
 
@@ -12,72 +15,81 @@ import multiprocessing.connection
 import os
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
+from typing import Any
 
 from vits_prune import forks
 from vits_prune.errors import InputError
 from vits_prune.measure.signals import available_cores
-from vits_prune.study.evaluation import Reference, evaluate_against
+from vits_prune.measure.sparsity import measure_sparsity
+from vits_prune.progress import SILENT, Pieces, Progress
+from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
 from vits_prune.study.sweep_grid import Point
 from vits_prune.threads import torch_threads
+from vits_prune.voices.load import load_voice
 from vits_prune.voices.voice import Voice
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-    from multiprocessing.context import SpawnContext
+ENGINES = ("local", "ray")
+TRIES = 2
+"""How often a point is started whose process was killed."""
+RAY_POLL_SECONDS = 1.0
+"""How often waiting for the cluster reports, so that it can be cancelled."""
+_DETAILS = "figures alarms alarms_of_original sentences unmeasured notes cost".split()
 
 log = logging.getLogger(__name__)
-
-ENGINES = ("local", "ray")
-_starting = forks.Lock()
-TRIES = 2
-"""How often a point is begun whose process was killed."""
-
-Task = tuple[Point, ...]
-"""Points that are one and the same voice: measured once, kept as a row each."""
-Measured = tuple[tuple[dict[str, Any], dict[str, Any]], ...]
-"""A task's (row, details), one a point."""
-Result = tuple[int, Measured | str]
-"""Index of a task, and what was found or why nothing was, in a sentence."""
-Tell = Callable[[int, str, float], None]
-"""Told of a task, what is being done, and the share of it that is done."""
+_environment = forks.Lock()
 
 
 @dataclass(frozen=True)
 class VoiceRef:
-    """A voice by what `load_voice` takes, so that another process can load it too."""
+    """What `load_voice` takes, so that another process can load the voice too."""
 
     ref: str
     speaker: int | str | None = None
     revision: str | None = None
 
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return self.ref + revision + (f":{self.speaker}" if self.speaker is not None else "")
+
     def load(self) -> Voice:
-        """The voice.
+        """Return the voice.
 
         Raises:
             InputError: there is no such voice.
         """
-        from vits_prune.voices.load import load_voice
-
         return load_voice(self.ref, self.speaker, revision=self.revision)
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What every task of a sweep needs. It can be pickled."""
+    """What every point of a sweep needs. It can be pickled."""
 
     voice: VoiceRef
     fingerprint: str
     """Of the voice's weights."""
     reference: Reference
     threads: int
-    """Of torch: its sums depend on their number, so it is the same in each process."""
+    """Of torch: sums depend on their number, so it is the same in each process."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one point: columns of its row, and more for its record."""
+
+    columns: dict[str, Any]
+    details: dict[str, Any]
+
+
+Outcome = tuple[int, Measured | str]
+"""Index of a point, and what was measured, or a sentence that says why nothing was."""
 
 
 def fingerprint(voice: Voice) -> str:
-    """SHA-256 of a voice's weights."""
+    """Return the SHA-256 of a voice's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(voice.model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -85,128 +97,99 @@ def fingerprint(voice: Voice) -> str:
     return digest.hexdigest()
 
 
-def measure_task(
-    reference: Reference,
-    voice: Voice,
-    task: Task,
-    progress: Callable[[str, float], None] | None = None,
-) -> Measured:
-    """Measure the voice of a task."""
-    from vits_prune.measure import measure_sparsity
+@functools.lru_cache(maxsize=2)
+def load_same(ref: VoiceRef, expected: str) -> Voice:
+    """Return the voice, loaded once per process.
 
-    pruned = task[0].apply(voice)
-    evaluation = evaluate_against(reference, pruned, progress=progress)
-    found = evaluation.to_dict()
-    details = {
-        name: found[name]
-        for name in (
-            "figures",
-            "alarms",
-            "alarms_of_original",
-            "sentences",
-            "unmeasured",
-            "notes",
-            "cost",
+    Raises:
+        InputError: its weights do not have the expected fingerprint.
+    """
+    voice = ref.load()
+    if fingerprint(voice) != expected:
+        raise InputError(
+            f"{ref.ref} is another voice here than where the sweep was started: "
+            "give all machines the same files."
         )
-    }
-    sparsity = measure_sparsity(pruned)
+    return voice
+
+
+def measure_point(
+    reference: Reference, voice: Voice, point: Point, progress: Progress = SILENT
+) -> Measured:
+    """Prune the voice and measure it against the original."""
+    pruned = point.apply(voice)
+    evaluation = evaluate_against(reference, pruned, progress=progress)
+    sparsity, found = measure_sparsity(pruned), evaluation.to_dict()
+    details = {name: found[name] for name in _DETAILS}
     details["sparsity"] = {"overall": sparsity.overall, **sparsity.parts}
-    row = evaluation.to_row()
-    return tuple(
-        ({"voice": voice.name, **point.columns(), "sparsity": sparsity.overall, **row}, details)
-        for point in task
-    )
+    return Measured({"sparsity": sparsity.overall, **evaluation.to_row()}, details)
 
 
-def run_here(work: Work, voice: Voice, tasks: Sequence[Task], tell: Tell) -> Iterator[Result]:
-    """One task after another in this process."""
-    stopped = False
+def failure_words(error: Exception) -> str:
+    """Return why there is no result, in one line; log the traceback of an unexpected error."""
+    if isinstance(error, InputError):
+        return str(error)
+    log.error("Unexpected error in a sweep", exc_info=error)
+    return f"{type(error).__name__}: {error}"
 
-    def step(index: int, what: str, share: float) -> None:
-        nonlocal stopped
-        stopped = True
-        tell(index, what, share)
-        stopped = False
 
-    for i, task in enumerate(tasks):
+def run_here(
+    work: Work, voice: Voice, points: Sequence[Point], pieces: Pieces
+) -> Iterator[Outcome]:
+    """Measure one point after another in this process."""
+    for i, point in enumerate(points):
+        found: Measured | str
         try:
             with torch_threads(work.threads):
-                found: Measured | str = measure_task(
-                    work.reference, voice, task, functools.partial(step, i)
-                )
+                found = measure_point(work.reference, voice, point, pieces.of(i))
         except Exception as error:
-            if stopped:  # whoever is told of the steps raised, to cancel
+            if pieces.stopped:
                 raise
             found = failure_words(error)
         yield i, found
 
 
-def run_processes(work: Work, tasks: Sequence[Task], jobs: int, tell: Tell) -> Iterator[Result]:
-    """Several processes, each with its own copy of the voice and the predictors. A killed one is replaced, its task tried again."""
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a fork would copy the locks of torch's threads as they happen to be
-    work = dataclasses.replace(work, reference=_sharing(work.reference, jobs))
-    waiting, tries = deque(range(len(tasks))), Counter()
-    workers = [_Worker(context, work) for _ in range(min(jobs, len(tasks)))]
+def run_processes(
+    work: Work, points: Sequence[Point], jobs: int, pieces: Pieces
+) -> Iterator[Outcome]:
+    """Measure in several processes. One that is killed is replaced, and its point tried again."""
+    # A fork would copy the locks of torch's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    work = dataclasses.replace(work, reference=_sharing_cores(work.reference, jobs))
+    waiting, tries = deque(range(len(points))), Counter[int]()
+    workers = [_Worker(context, work) for _ in range(min(jobs, len(points)))]
     try:
-        while waiting or any(worker.task is not None for worker in workers):
+        while waiting or any(worker.index is not None for worker in workers):
             for worker in workers:
-                if worker.task is None and waiting:
-                    worker.give(waiting.popleft(), tasks)
+                if worker.index is None and waiting:
+                    worker.give(waiting.popleft(), points)
             for ready in multiprocessing.connection.wait([worker.pipe for worker in workers]):
                 worker = next(worker for worker in workers if worker.pipe is ready)
-                kind, value = worker.hear()
-                task = worker.task
-                if kind == "step":
-                    tell(task, *value)
+                kind, value = worker.receive()
+                index = worker.index
+                if kind == "progress":
+                    pieces.of(index).report(*value)
                     continue
-                worker.task = None
+                worker.index = None
                 if kind == "done":
-                    yield task, value
+                    yield index, value
                     continue
                 workers[workers.index(worker)] = _Worker(context, work)
                 worker.stop()
-                if task is None:
+                if index is None:
                     continue
-                tries[task] += 1
-                if tries[task] < TRIES:
-                    waiting.appendleft(task)
+                tries[index] += 1
+                if tries[index] < TRIES:
+                    waiting.appendleft(index)
                 else:
                     yield (
-                        task,
-                        f"its process was killed {TRIES} times ({value}): most often memory ran out, so try fewer --jobs",
+                        index,
+                        f"its process was killed {TRIES} times ({value}): "
+                        "most often memory ran out, so try fewer --jobs",
                     )
     finally:
         for worker in workers:
             worker.stop()
-
-
-def _sharing(reference: Reference, jobs: int) -> Reference:
-    """The same with predictors that leave cores to the other processes; no number depends on their threads."""
-    if not isinstance(reference, Reference) or reference.listener.threads is not None:
-        return reference
-    threads = max(1, available_cores() // jobs)
-    recogniser = reference.listener.recogniser
-    recogniser = dataclasses.replace(recogniser, threads=recogniser.threads or threads)
-    return dataclasses.replace(
-        reference,
-        listener=dataclasses.replace(reference.listener, threads=threads, recogniser=recogniser),
-    )
-
-
-@contextlib.contextmanager
-def patient() -> Iterator[None]:
-    """Processes that start now have threads that sleep while they wait: spinning ones take the cores from the other processes."""
-    name = "OMP_WAIT_POLICY"
-    with _starting:  # the environment belongs to all threads
-        before = os.environ.get(name)
-        os.environ.setdefault(name, "PASSIVE")
-        try:
-            yield
-        finally:
-            if before is None:
-                os.environ.pop(name, None)
 
 
 class _Worker:
@@ -214,31 +197,29 @@ class _Worker:
 
     def __init__(self, context: SpawnContext, work: Work) -> None:
         self.pipe, theirs = context.Pipe()
-        self.task: int | None = None
+        self.index: int | None = None
+        """Of the point that it measures."""
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        with patient():
+        with passive_waiting():
             self.process.start()
         theirs.close()  # so that the pipe ends when the process does
 
-    def give(self, index: int, tasks: Sequence[Task]) -> None:
-        self.task = index
-        with contextlib.suppress(OSError):  # it is gone: `hear` says so
-            self.pipe.send(tasks[index])
+    def give(self, index: int, points: Sequence[Point]) -> None:
+        self.index = index
+        with contextlib.suppress(OSError):  # the process is gone: `receive` says so
+            self.pipe.send(points[index])
 
-    def hear(self) -> tuple[str, Any]:
+    def receive(self) -> tuple[str, Any]:
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(5)
             code = self.process.exitcode
-            return (
-                "killed",
-                f"signal {-code}" if code is not None and code < 0 else f"exit code {code}",
-            )
+            return "killed", f"signal {-code}" if code and code < 0 else f"exit code {code}"
 
     def stop(self) -> None:
-        self.pipe.close()  # an idle one ends by itself
-        if self.task is None:
+        self.pipe.close()  # an idle process ends by itself
+        if self.index is None:
             self.process.join(3)
         self.process.terminate()
         self.process.join(5)
@@ -248,52 +229,172 @@ class _Worker:
 
 
 def _serve(pipe: Connection, work: Work) -> None:
-    """The life of a worker: until the parent closes the pipe, or is gone."""
-    import torch
+    """Measure what comes through the pipe, until the parent closes it or is gone."""
+    # Ctrl+C reaches all processes of a terminal: the parent ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl+C reaches all processes of a terminal: the parent ends this one
-    torch.set_num_threads(work.threads)
+    def report(message: str, fraction: float) -> None:
+        with contextlib.suppress(OSError):  # the parent is gone: sending the result says so
+            pipe.send(("progress", (message, fraction)))
+
     with contextlib.suppress(EOFError, OSError):
         while True:
-            task = pipe.recv()
-            pipe.send(("done", measured(work, task, functools.partial(_report, pipe))))
+            pipe.send(("done", _measure(work, pipe.recv(), Progress(report))))
 
 
-def _report(pipe: Connection, what: str, share: float) -> None:
-    with contextlib.suppress(OSError):  # the parent is gone: sending the result says so
-        pipe.send(("step", (what, share)))
-
-
-def measured(
-    work: Work, task: Task, progress: Callable[[str, float], None] | None = None
-) -> Measured | str:
-    """What `measure_task` finds with the work's voice, loaded where this runs; or why nothing was found, in a sentence."""
+def _measure(work: Work, point: Point, progress: Progress = SILENT) -> Measured | str:
+    """Measure a point with the voice loaded where this runs."""
     try:
-        return measure_task(work.reference, load_same(work.voice, work.fingerprint), task, progress)
-    except Exception as error:  # whatever became of one point, the others go on
+        with torch_threads(work.threads):
+            voice = load_same(work.voice, work.fingerprint)
+            return measure_point(work.reference, voice, point, progress)
+    except Exception as error:  # one point fails, the others go on
         return failure_words(error)
 
 
-def failure_words(error: Exception) -> str:
-    """Return why there is no result, in one line. The traceback of what is not an InputError goes to the log."""
-    if isinstance(error, InputError):
-        return str(error)
-    log.error("Unexpected error in a sweep", exc_info=error)
-    return f"{type(error).__name__}: {error}"
+def _sharing_cores(reference: Reference, jobs: int) -> Reference:
+    """Let the predictors leave cores to the other processes; no number depends on it."""
+    if not isinstance(reference, Reference) or reference.listener.threads is not None:
+        return reference
+    threads = max(1, available_cores() // jobs)
+    recogniser = reference.listener.recogniser
+    recogniser = dataclasses.replace(recogniser, threads=recogniser.threads or threads)
+    listener = dataclasses.replace(reference.listener, threads=threads, recogniser=recogniser)
+    return dataclasses.replace(reference, listener=listener)
 
 
-@functools.lru_cache(maxsize=2)
-def load_same(ref: VoiceRef, expected: str) -> Voice:
-    """The voice, loaded once a process.
+@contextlib.contextmanager
+def passive_waiting() -> Iterator[None]:
+    """Let processes that start in the block sleep while they wait, instead of taking a core."""
+    name = "OMP_WAIT_POLICY"
+    with _environment:  # it belongs to all threads
+        before = os.environ.get(name)
+        os.environ.setdefault(name, "PASSIVE")
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop(name, None)
+
+
+def import_ray() -> Any:
+    """Return the module ray, an optional install.
 
     Raises:
-        InputError: its weights are not those of the fingerprint.
+        InputError: it is not installed.
     """
-    voice = ref.load()
-    if fingerprint(voice) != expected:
-        raise InputError(
-            f"{ref.ref} is another voice here than where the sweep was started: give all machines the same files."
-        )
-    return voice
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("The engine ray is not installed: pip install 'ray>=2.40,<3'.") from error
+    return ray
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[Any]:
+    """Connect Ray to the cluster of RAY_ADDRESS, or to a new one of this machine.
+
+    A connection that exists already is used and stays.
+    """
+    ray = import_ray()
+    ours = not ray.is_initialized()
+    if ours:
+        with passive_waiting():
+            ray.init(log_to_driver=False, include_dashboard=False, logging_level="warning")
+    try:
+        yield ray
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def ray_slots() -> int:
+    """Return how many tasks of one thread the connected cluster runs at once."""
+    return max(1, sum(_ray_cores(import_ray())))
+
+
+def reference_on_ray(
+    voice: VoiceRef,
+    fingerprint: str,
+    texts: Sequence[str],
+    settings: Settings,
+    threads: int,
+    progress: Progress = SILENT,
+) -> Reference:
+    """Measure the original on the cluster, so that many voices do not wait for this machine.
+
+    Args:
+        voice: the original.
+        fingerprint: of its weights.
+        texts: what to speak.
+        settings: how to measure.
+        threads: of torch.
+        progress: may raise to cancel.
+
+    Raises:
+        InputError: nothing can be said, the voice is another one there, or Ray cannot run it.
+    """
+    ray = import_ray()
+    prepare = _ray_task(ray, _prepare, threads)
+    task = prepare.remote(voice, fingerprint, tuple(texts), settings, threads)
+    try:
+        progress.report("original", 0.0)
+        while not ray.wait([task], timeout=RAY_POLL_SECONDS)[0]:
+            progress.report("original", 0.0)
+        found = ray.get(task)
+    except ray.exceptions.RayError as error:
+        raise InputError(_ray_words(error)) from error
+    except BaseException:
+        ray.cancel(task, force=True)
+        raise
+    if isinstance(found, str):
+        raise InputError(found)
+    return found
+
+
+def run_ray(work: Work, points: Sequence[Point], pieces: Pieces) -> Iterator[Outcome]:
+    """Measure on the cluster. Its machines need vits_prune and the voice's files."""
+    pending: dict[Any, int] = {}
+    with ray_cluster() as ray:
+        try:
+            measure, shared = _ray_task(ray, _measure, work.threads), ray.put(work)
+            pending = {measure.remote(shared, point): i for i, point in enumerate(points)}
+            while pending:
+                done, _ = ray.wait(list(pending), num_returns=1, timeout=RAY_POLL_SECONDS)
+                if not done:
+                    pieces.of(next(iter(pending.values()))).report("point", 0.0)
+                    continue
+                index = pending.pop(done[0])
+                try:
+                    found = ray.get(done[0])
+                except ray.exceptions.RayError as error:
+                    found = _ray_words(error)
+                pieces.of(index).report("point", 1.0)
+                yield index, found
+        finally:
+            for task in pending:
+                ray.cancel(task, force=True)
+
+
+def _ray_cores(ray: Any) -> list[int]:
+    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
+def _ray_task(ray: Any, function: Any, threads: int) -> Any:
+    """Return a function as a Ray task with a core per thread, where a machine has so many."""
+    cores = max(1, min(threads, max(_ray_cores(ray), default=1)))
+    return ray.remote(num_cpus=cores, max_retries=TRIES - 1)(function)
+
+
+def _prepare(
+    voice: VoiceRef, fingerprint: str, texts: tuple[str, ...], settings: Settings, threads: int
+) -> Reference | str:
+    try:
+        with torch_threads(threads):
+            return prepare_reference(load_same(voice, fingerprint), texts, settings)
+    except InputError as error:  # Ray would wrap the exception in its traceback
+        return str(error)
+
+
+def _ray_words(error: Exception) -> str:
+    return f"Ray could not run it: {str(error).strip().splitlines()[0]}"

@@ -103,13 +103,13 @@ def test_a_folder_of_another_sweep(tmp_path, key):
 
 def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="no sweep"):
+    with pytest.raises(InputError, match="something else"):
         store(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "file").touch()
     with pytest.raises(InputError):
         store(tmp_path / "file")
-    with pytest.raises(InputError, match="not the folder of a sweep"):
+    with pytest.raises(InputError, match="has no sweep.json"):
         read_rows(tmp_path)
 
 
