@@ -54,6 +54,7 @@ def _die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_point_that_kills_every_process_is_given_up(tiny, tiny_folder):
     """A reference that cannot be unpickled ends a worker at its start, as too little memory would."""
     work = Work(VoiceRef(str(tiny_folder)), fingerprint(tiny), _Deadly(), threads=THREADS)
@@ -138,9 +139,7 @@ def test_cancelling_on_ray_ends_the_threads_too(ray, refs, tmp_path, monkeypatch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_voices(
-            refs, FEW, TEXTS, CHEAP, tmp_path / "ray", engine="ray", progress=Progress(stop)
-        )
+        run_voices(refs, FEW, TEXTS, CHEAP, tmp_path / "ray", engine="ray", progress=Progress(stop))
     count = len(messages)
     time.sleep(0.3)
     assert len(messages) == count
