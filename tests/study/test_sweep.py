@@ -115,7 +115,8 @@ SWEEP = """
 import sys
 from tests.study.conftest import CHEAP, GRID, TEXTS
 from vits_prune.study.sweep import run_sweep
-run_sweep(sys.argv[1], GRID, TEXTS, CHEAP, sys.argv[2], on_point=lambda row: print("point", flush=True))
+say = lambda row: print("point", flush=True)
+run_sweep(sys.argv[1], GRID, TEXTS, CHEAP, sys.argv[2], on_point=say)
 """
 
 

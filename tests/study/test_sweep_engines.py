@@ -56,7 +56,7 @@ def _die():
 
 @pytest.mark.slow
 def test_a_point_that_kills_every_process_is_given_up(tiny, tiny_folder):
-    """A reference that cannot be unpickled ends a worker at its start, as too little memory would."""
+    """A reference that cannot be unpickled kills a worker at its start, as lack of memory would."""
     work = Work(VoiceRef(str(tiny_folder)), fingerprint(tiny), _Deadly(), threads=THREADS)
     found = dict(run_processes(work, [Point(PruneSpec())], 2, Pieces(SILENT, 1)))
     assert f"killed {TRIES} times (signal 9)" in found[0]

@@ -109,7 +109,7 @@ def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError):
         store(tmp_path / "file")
-    with pytest.raises(InputError, match="has no sweep.json"):
+    with pytest.raises(InputError, match=r"has no sweep\.json"):
         read_rows(tmp_path)
 
 
@@ -133,7 +133,7 @@ def test_two_at_once(tmp_path):
 
 
 def test_a_full_disk(tmp_path):
-    """A limit on the size of files stands for it: the system takes a part of the line and then no more."""
+    """A limit on the size of files imitates it: it takes a part of the line, then no more."""
     folder = fill(tmp_path / "sweep", [0, 1])
     before = (folder / LINES).read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

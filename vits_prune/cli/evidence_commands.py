@@ -328,8 +328,8 @@ def _amounts(options: argparse.Namespace) -> tuple[float, ...]:
 
 
 def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
-    from vits_prune.study.sweep_engines import VoiceRef
     from vits_prune.study.sweep import run_voices
+    from vits_prune.study.sweep_engines import VoiceRef
 
     settings, texts = _settings(options), _texts(options)
     refs = [VoiceRef(ref, options.speaker, options.revision) for ref in options.voice]

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vits_prune.errors import InputError
+from vits_prune.files import write_file
 from vits_prune.measure.quality import METRICS
 from vits_prune.study.budget import Budget, Candidate, Solution
 from vits_prune.study.knee import Limit
-from vits_prune.files import write_file
 from vits_prune.study.sweep_store import csv_of, plain
 from vits_prune.voices.saved import save_voice
 from vits_prune.voices.sparse_file import write_sparse

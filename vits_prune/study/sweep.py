@@ -54,10 +54,11 @@ MAX_VOICES_AT_ONCE = 32
 """On a cluster: each voice is held in this machine's memory."""
 VARYING = ("cpu_", "joules_")
 """Columns that begin like this differ from run to run; all others are equal for equal seeds."""
-_PACKAGES = """
-    torch transformers numpy faster-whisper ctranslate2 jiwer whisper-normalizer onnxruntime soxr
-    speechmos pyloudnorm swift-f0 auraloss scipy
-""".split()
+_PACKAGES = (
+    *("torch", "transformers", "numpy", "faster-whisper", "ctranslate2", "jiwer"),
+    *("whisper-normalizer", "onnxruntime", "soxr", "speechmos", "pyloudnorm", "swift-f0"),
+    *("auraloss", "scipy"),
+)
 """The numbers depend on the versions of these, as far as they are installed."""
 
 
@@ -245,8 +246,8 @@ def run_voices(
     def sweep(ref: VoiceRef) -> SweepResult:
         own = pieces.of(refs.index(ref), f"{ref}: ")
         own.report("loading", 0.0)  # a voice that still waits when the sweep is cancelled ends here
-        folder, choices = out / folder_name(ref), {"jobs": jobs, "engine": engine}
-        return run_sweep(ref, grid, texts, settings, folder, progress=own, **choices)
+        run = functools.partial(run_sweep, jobs=jobs, engine=engine, progress=own)
+        return run(ref, grid, texts, settings, out / folder_name(ref))
 
     table = _Table(out)
     try:

@@ -37,7 +37,7 @@ TRIES = 2
 """How often a point is started whose process was killed."""
 RAY_POLL_SECONDS = 1.0
 """How often waiting for the cluster reports, so that it can be cancelled."""
-_DETAILS = "figures alarms alarms_of_original sentences unmeasured notes cost".split()
+_DETAILS = ("figures", "alarms", "alarms_of_original", "sentences", "unmeasured", "notes", "cost")
 
 log = logging.getLogger(__name__)
 _environment = forks.Lock()
@@ -167,11 +167,11 @@ def run_processes(
                 worker = next(worker for worker in workers if worker.pipe is ready)
                 kind, value = worker.receive()
                 index = worker.index
-                if kind == "progress":
+                if kind == "progress" and index is not None:
                     pieces.of(index).report(*value)
                     continue
                 worker.index = None
-                if kind == "done":
+                if kind == "done" and index is not None:
                     yield index, value
                     continue
                 workers[workers.index(worker)] = _Worker(context, work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
@@ -61,7 +61,7 @@ class Point:
         return {**found, "amount": self.spec.amount}
 
     def options(self) -> str:
-        """Return the spec's other fields that differ from the default, as JSON, texts as a digest."""
+        """Return the spec's other fields that are not the default, as JSON; texts as a digest."""
         found = self.spec.to_dict()
         for name in ("method", "scope", "parts", "amount"):
             del found[name]
@@ -199,7 +199,7 @@ def layer_points(
         InputError: no layer has such a name, or the method removes what layers share.
     """
     _check_single_layers(method)
-    amounts, chosen = tuple(amounts), prunable_layers(voice)
+    amounts, chosen = tuple(amounts), list(prunable_layers(voice))
     if names:
         fitting = {
             name: [one for one in chosen if f"{one.name}.".startswith(f"{name}.")] for name in names
@@ -218,7 +218,7 @@ def layer_points(
     )
 
 
-def subject(row: dict[str, Any]) -> str:
+def subject(row: Mapping[str, Any]) -> str:
     """Return what a row of a sensitivity is about: its layer, or its part."""
     return row.get("layer") or row["parts"]
 
