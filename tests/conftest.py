@@ -1,8 +1,13 @@
-"""Voices that many tests share. They are read-only, as every Voice is: a test that needs another one makes a copy."""
+"""Voices that many tests share. They are read-only, as every Voice is."""
 
 from __future__ import annotations
 
+import os
 import signal
+
+THREADS = 1
+"""Of torch, here and in all that tests start: samples are compared to the bit."""
+os.environ["OMP_NUM_THREADS"] = str(THREADS)  # read when torch is imported, for all its threads
 
 import pytest
 import torch
@@ -10,13 +15,10 @@ import torch
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import load_voice
 
-THREADS = 1
-"""Of torch, in this process and in those that tests start: samples are compared to the bit."""
 torch.set_num_threads(THREADS)
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # started in the background of a shell, which what tests start would inherit
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background of a shell: what tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
