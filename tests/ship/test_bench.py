@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from vits_prune import PruneSpec, prune, save_voice
+from vits_prune import InputError, PruneSpec, prune, save_voice
 from vits_prune.ship import export_voice
 from vits_prune.ship.bench import (
     BenchError,
@@ -26,6 +26,7 @@ from vits_prune.ship.bench import (
     run,
     table,
 )
+from vits_prune.ship.bench_folder import bench_saved
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_what_was_measured_is_shown_though_it_cannot_be_written(model, tmp_path,
 
 def test_a_saved_folder(tiny, tmp_path):
     folder = save_voice(prune(tiny, PruneSpec(amount=0.5)), tmp_path / "saved", "sparse")
-    result = bench(folder, [1], runs=1)
+    result = bench_saved(folder, [1], runs=1)
     [row] = result["rows"]
     assert "torch" in row["versions"]
     assert row["audio_seconds"] > 0
@@ -191,8 +192,8 @@ def test_folders(model, tmp_path):
     with pytest.raises(BenchError, match="folder holds no exported voice"):
         bench(tmp_path / "folder", [1], 1)
     (tmp_path / "folder" / "config.json").write_text("{}")
-    with pytest.raises(BenchError, match="folder is"):
-        bench(tmp_path / "folder", [1], 1)
+    with pytest.raises(InputError, match="folder is"):
+        bench_saved(tmp_path / "folder", [1], 1)
     for name in ("a.onnx", "b.onnx"):
         shutil.copy(model, tmp_path / "folder" / name)
     with pytest.raises(BenchError, match=r"such as a.onnx"):

@@ -71,8 +71,16 @@ def bench_parser(arguments: Sequence[str]) -> argparse.ArgumentParser | None:
 def _bench(options: argparse.Namespace) -> None:
     from vits_prune.ship import bench as standalone
 
+    folder, measure = Path(options.model or ""), standalone.bench
     try:
-        standalone.run(options)
+        if options.model and folder.is_dir() and not list(folder.glob("*.onnx")):
+            from vits_prune.ship.bench_folder import bench_saved as measure
+        standalone.run(options, measure)
+    except ImportError as error:
+        raise InputError(
+            f"{folder.name} is a saved voice, which takes vits_prune and torch ({error.name} is not "
+            "here): bench an .onnx export instead."
+        ) from error
     except standalone.BenchError as error:
         raise InputError(str(error)) from error
 

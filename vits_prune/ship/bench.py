@@ -1,10 +1,12 @@
-"""Measure an exported voice on this machine. Needs Python 3.10, numpy, onnxruntime and the files that the export wrote, nothing else.
+"""Measure an exported voice on this machine, with Python 3.10, numpy and onnxruntime alone.
 
     python bench.py voice.onnx --threads 1,2 --json laptop.json    (or the folder that it is in)
     python bench.py --merge laptop.json board.json
 
-Each number of threads gets a process of its own, so that load time and peak memory are its own. There is no phonemiser here: sentences
-are read as ids from the `.bench.json` beside the model, else from the model itself; a stock Piper voice is given the symbols of its .json.
+An export puts a copy of this file next to the model, so it imports nothing of vits_prune. Each
+number of threads gets a process of its own, so that load time and peak memory are its own. There is
+no phonemiser here: sentences are read as ids from the model's `.bench.json`, else from the model
+itself; a stock Piper voice is given the symbols of its .json.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,6 @@ MAX_JSON_BYTES = 4 << 20
 METADATA = "vits_prune_bench"
 """In the model's own metadata: what `.bench.json` holds."""
 MAX_METADATA = 1 << 16
-_SYMBOLS = 100
 POWERCAP = Path("/sys/class/powercap")
 COLUMNS = (
     ("threads", "threads", 1),
@@ -42,84 +44,101 @@ COLUMNS = (
 
 
 class BenchError(Exception):
-    """What was given cannot be benched; the message says what to do."""
+    """The model, the sentences or the options cannot be used; the message says what to do."""
 
 
 class OnnxEngine:
-    """An ONNX file in Piper's convention, run by onnxruntime on the processor."""
+    """An ONNX file with Piper's inputs, run by onnxruntime on the processor."""
 
-    def __init__(self, path: str, threads: int, plan: dict[str, Any]) -> None:
+    def __init__(self, path: Path, threads: int, plan: dict[str, Any]) -> None:
         import numpy
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._numpy = numpy
-        try:
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            reason = " ".join(str(error).split())[:120]
-            raise BenchError(
-                f"{Path(path).name} cannot be loaded by onnxruntime ({reason}): export it again."
-            ) from error
+        self._numpy, self._session = numpy, _session(path, threads=threads)
         self._inputs = {given.name for given in self._session.get_inputs()}
         if not {"input", "input_lengths", "scales"} <= self._inputs:
             raise BenchError(
-                f"{Path(path).name} does not take the inputs of a Piper voice: give an .onnx that vits_prune or Piper exported."
+                f"{path.name} does not take the inputs of a Piper voice: give an .onnx that "
+                "vits_prune or Piper exported."
             )
         self._scales = numpy.array(plan["scales"], numpy.float32)
         self._speaker = int(plan.get("speaker") or 0)
         self.versions = {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}
 
     def say(self, ids: list[int]) -> int:
-        """Speak a sentence; the number of samples."""
-        numpy = self._numpy
+        """Speak a sentence and return the number of samples."""
+        ints = self._numpy.int64
         feed = {
-            "input": numpy.array([ids], numpy.int64),
-            "input_lengths": numpy.array([len(ids)], numpy.int64),
+            "input": self._numpy.array([ids], ints),
+            "input_lengths": self._numpy.array([len(ids)], ints),
             "scales": self._scales,
         }
         if "sid" in self._inputs:
-            feed["sid"] = numpy.array([self._speaker], numpy.int64)
+            feed["sid"] = self._numpy.array([self._speaker], ints)
         try:
             return int(self._session.run(None, feed)[0].size)
         except Exception as error:
-            reason = " ".join(str(error).split())[:120]
             raise BenchError(
-                f"onnxruntime cannot speak with these ids ({reason}): take model and sentences from one export."
+                f"onnxruntime cannot speak with these ids ({_reason(error)}): take model and "
+                "sentences from one export."
             ) from error
 
 
+def _session(path: Path, threads: int | None = None) -> Any:
+    """A session to speak with; without threads, one that only reads the metadata."""
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    else:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BenchError(
+            f"{path.name} cannot be loaded by onnxruntime ({_reason(error)}): export it again."
+        ) from error
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BenchError(
+            "onnxruntime is not installed here: pip install onnxruntime numpy."
+        ) from None
+    return onnxruntime
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
 def find_model(path: Path) -> Path:
-    """What is to be benched: the file, the .onnx in a folder that an export wrote, or the folder of a voice that has none.
+    """Return the file, or the .onnx in a folder that an export wrote.
 
     Raises:
-        BenchError: there is nothing there, or nothing that could be a voice.
+        BenchError: there is none, or several.
     """
     if not path.exists():
         raise BenchError(f"There is no file or folder {str(path)[:200]!r}: check the path.")
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob("*.onnx"))
+    found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+    if not found:
+        raise BenchError(
+            f"{path.resolve().name} holds no exported voice: give the folder that export wrote, or "
+            "its .onnx."
+        )
     if len(found) > 1:
         raise BenchError(
-            f"{path.name} holds several .onnx files: name one of them, such as {found[0].name[:60]}."
+            f"{path.name} holds several .onnx files: name one of them, such as "
+            f"{found[0].name[:60]}."
         )
-    if found:
-        return found[0]
-    if not any((path / name).is_file() for name in ("vits_prune.json", "config.json")):
-        raise BenchError(
-            f"{path.resolve().name} holds no exported voice: give the folder that export or save_voice wrote, or its .onnx."
-        )
-    return path
+    return found[0]
 
 
 def check_whole(model: Path, plan: dict[str, Any]) -> None:
-    """Compare an .onnx with the checksum that the export wrote with its sentences, where it did.
+    """Compare an .onnx with the checksum that the export wrote with its sentences, if it did.
 
     Raises:
         BenchError: it is another file or a damaged one.
@@ -138,100 +157,82 @@ def check_whole(model: Path, plan: dict[str, Any]) -> None:
         ) from None
     if digest.hexdigest() != wanted:
         raise BenchError(
-            f"{model.name} is damaged, or is not of the export that its sentences are of: copy both files again."
+            f"{model.name} is damaged, or its sentences are of another export: copy both files "
+            "again."
         )
 
 
 def read_json(path: str | Path) -> Any:
-    """The JSON in a file.
+    """Return the JSON in a file.
 
     Raises:
         BenchError: it cannot be read, is larger than 4 MiB or is not JSON.
     """
+    advice = "give a file that the export or --json wrote."
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_JSON_BYTES + 1)
-        if len(content) > MAX_JSON_BYTES:
-            raise BenchError(
-                f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: give a file that the export or --json wrote."
-            )
-        return json.loads(content.decode("utf-8"))
+        if len(content) <= MAX_JSON_BYTES:
+            return json.loads(content.decode("utf-8"))
     except OSError as error:
-        raise BenchError(
-            f"{path} cannot be read ({error.strerror}): give a file that the export or --json wrote."
-        ) from None
+        raise BenchError(f"{path} cannot be read ({error.strerror}): {advice}") from None
     except (ValueError, RecursionError):
-        raise BenchError(
-            f"{path} is not JSON: give a file that the export or --json wrote."
-        ) from None
+        raise BenchError(f"{path} is not JSON: {advice}") from None
+    raise BenchError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: {advice}")
 
 
 def sentences_beside(model: Path) -> Path:
-    """Where the export writes what a bench says with this .onnx."""
+    """Return where the export writes the sentences that a bench speaks with this .onnx."""
     return model.with_name(model.name + ".bench.json")
 
 
 def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
-    """What to say: sentences as ids, scales, speaker and sampling rate.
+    """Return what to say: sentences as ids, scales, speaker and sampling rate.
 
     Args:
         model: the .onnx.
-        sentences: the file that says it, by default `<model>.bench.json`, else `bench.json` beside the model, else the model itself.
+        sentences: the file that says it, by default `<model>.bench.json`, else `bench.json` in the
+            same folder, else the model itself.
 
     Raises:
         BenchError: there is none, or it does not say that.
     """
-    beside = [sentences_beside(model), model.with_name("bench.json")]
-    path = sentences or next((file for file in beside if file.is_file()), None)
+    usual = [sentences_beside(model), model.with_name("bench.json")]
+    path = sentences or next((file for file in usual if file.is_file()), None)
     plan = read_json(path) if path else _plan_inside(model) or _plan_of_piper(model)
     if plan is None:
         raise BenchError(
-            f"There is no {beside[0].name} beside {model.name}: copy it from the export, or name one with --sentences."
+            f"There is no {usual[0].name} next to {model.name}: copy it from the export, or name "
+            "one with --sentences."
         )
     try:
         sound = plan["sentences"] and all(
             sentence["ids"] and all(type(i) is int and i >= 0 for i in sentence["ids"])
             for sentence in plan["sentences"]
         )
-        [float(scale) for scale in plan["scales"]]
-        sound = sound and len(plan["scales"]) == 3 and int(plan["sampling_rate"]) > 0
+        scales = [float(scale) for scale in plan["scales"]]
+        sound = sound and len(scales) == 3 and int(plan["sampling_rate"]) > 0
     except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
     if not sound:
         raise BenchError(
-            f"{path or model.name} does not hold sentences as ids: give the .bench.json that the export wrote."
+            f"{path or model.name} does not hold sentences as ids: give the .bench.json that the "
+            "export wrote."
         )
     return plan
 
 
 def _plan_inside(model: Path) -> Any:
-    """What an export wrote into the model, None where it holds nothing."""
+    """The plan that an export wrote into the model, None if there is none."""
+    text = _session(model).get_modelmeta().custom_metadata_map.get(METADATA, "")
     try:
-        import onnxruntime
-    except ImportError:
-        raise BenchError(
-            "onnxruntime is not installed here: pip install onnxruntime numpy."
-        ) from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(
-            str(model), options, providers=["CPUExecutionProvider"]
-        )
-        text = session.get_modelmeta().custom_metadata_map.get(METADATA, "")
         return json.loads(text) if 0 < len(text) <= MAX_METADATA else None
     except (ValueError, RecursionError):
         return None
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise BenchError(
-            f"{model.name} cannot be loaded by onnxruntime ({reason}): export it again."
-        ) from error
 
 
 def _plan_of_piper(model: Path) -> Any:
-    """For a voice of Piper's own: the symbols that its .json knows, one after the other, twenty to a sentence."""
+    """For a stock Piper voice: the letters that its .json knows, twenty to a sentence."""
     path = model.with_name(f"{model.name}.json")
     if not path.is_file():
         return None
@@ -239,9 +240,8 @@ def _plan_of_piper(model: Path) -> Any:
     try:
         known, given = settings["phoneme_id_map"], settings["inference"]
         begin, blank, end = (known.get(symbol, []) for symbol in "^_$")
-        spoken = [
-            known[symbol] for symbol in sorted(known) if len(symbol) == 1 and symbol.isalpha()
-        ][:_SYMBOLS]
+        letters = [symbol for symbol in sorted(known) if len(symbol) == 1 and symbol.isalpha()]
+        spoken = [known[symbol] for symbol in letters[:100]]
         ids = [
             [*begin, *blank, *(i for one in spoken[at : at + 20] for i in (*one, *blank)), *end]
             for at in range(0, len(spoken), 20)
@@ -258,7 +258,7 @@ def _plan_of_piper(model: Path) -> Any:
 
 
 def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dict[str, Any]:
-    """One row: `engine` was just made, `started` is when that began (perf_counter)."""
+    """Return one row; `engine` was just made, and `started` is when that began (perf_counter)."""
     load = time.perf_counter() - started
     sentences, rate = [sentence["ids"] for sentence in plan["sentences"]], plan["sampling_rate"]
     begin = time.perf_counter()
@@ -294,14 +294,11 @@ def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dic
 
 
 def peak_memory() -> int | None:
-    """Largest resident memory of this process in bytes, None where the system does not tell."""
-    try:  # Linux counts what started a process into its getrusage, and that may be a large program
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return 1024 * next(
-            int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")
-        )
-    except (OSError, StopIteration, ValueError, IndexError):
-        pass
+    """Return the largest resident memory of this process in bytes, None if it is not known."""
+    # Linux counts the program that started a process into its getrusage, which may be a large one.
+    for line in _text("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
     try:
         import resource
     except ImportError:  # Windows
@@ -310,8 +307,15 @@ def peak_memory() -> int | None:
     return largest if sys.platform == "darwin" else 1024 * largest
 
 
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 class Rapl:
-    """Joules of the processor packages since it was made, other programs' included; None where no counter can be read."""
+    """Joules of the processor packages from now on, including those of other programs."""
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
         self._packages = [
@@ -320,42 +324,27 @@ class Rapl:
         self._before = self._read("energy_uj")
 
     def joules(self) -> float | None:
+        """Return them, None if no counter can be read."""
         now, limits = self._read("energy_uj"), self._read("max_energy_range_uj")
-        if not now or not self._before or not limits:
-            return None
-        return (
-            sum(
-                (b - a) % (limit + 1) for a, b, limit in zip(self._before, now, limits, strict=True)
-            )
-            / 1e6
-        )
+        counters = zip(self._before, now, limits, strict=False)
+        used = [(after - before) % (limit + 1) for before, after, limit in counters]
+        return sum(used) / 1e6 if used else None
 
-    def _read(self, name: str) -> list[int] | None:
+    def _read(self, name: str) -> list[int]:
         try:
             return [int((package / name).read_text()) for package in self._packages]
         except (OSError, ValueError):  # the file is for root only
-            return None
+            return []
 
 
 def machine() -> dict[str, Any]:
-    """A description of this machine."""
-    try:
-        board = (
-            Path("/proc/device-tree/model")
-            .read_text(encoding="utf-8", errors="replace")
-            .strip("\0\n ")
-        )
-    except OSError:
-        board = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
+    """Return a description of this machine."""
     names = [
         line.split(":", 1)[1].strip()
-        for line in lines
+        for line in _text("/proc/cpuinfo").splitlines()
         if line.lower().startswith(("model name", "hardware"))
     ]
+    board = _text("/proc/device-tree/model").strip("\0\n ")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -375,116 +364,82 @@ def machine() -> dict[str, Any]:
 def bench(
     model: str | Path, threads: list[int], runs: int = 5, sentences: str | Path | None = None
 ) -> dict[str, Any]:
-    """Bench a voice, each number of threads in a process of its own.
+    """Measure an ONNX file, each number of threads in a process of its own.
 
     Args:
-        model: an .onnx, the folder of an export, or the folder of a saved voice (which takes vits_prune and torch).
+        model: an .onnx, or the folder of an export.
         threads: numbers of threads, in turn.
         runs: counted runs of every sentence.
-        sentences: a .bench.json, by default the one beside the model.
+        sentences: a .bench.json, by default the one next to the model.
 
     Raises:
         BenchError: the model or the sentences cannot be used.
     """
-    model = find_model(Path(model))
-    if (
-        not threads
-        or any(not 1 <= count <= MAX_THREADS for count in threads)
-        or not 1 <= runs <= MAX_RUNS
-    ):
+    path = find_model(Path(model))
+    check_counts(threads, runs)
+    _onnxruntime()
+    plan = read_plan(path, None if sentences is None else Path(sentences))
+    if sentences is None:  # those of another export may be given on purpose
+        check_whole(path, plan)
+    command = [sys.executable, str(Path(__file__).resolve()), "--child"]
+    return measure_in_processes(path, path.stat().st_size, plan, threads, runs, command)
+
+
+def check_counts(threads: list[int], runs: int) -> None:
+    """Raise BenchError if there are too few or too many threads or runs."""
+    sound = threads and all(1 <= count <= MAX_THREADS for count in threads)
+    if not sound or not 1 <= runs <= MAX_RUNS:
         raise BenchError(
-            f"Threads are whole numbers from 1 to {MAX_THREADS} and runs from 1 to {MAX_RUNS}: give --threads 1,2 --runs 5."
+            f"Threads are whole numbers from 1 to {MAX_THREADS} and runs from 1 to {MAX_RUNS}: "
+            "give --threads 1,2 --runs 5."
         )
-    plan = None
-    if not model.is_dir():  # before a process starts
-        plan = read_plan(model, None if sentences is None else Path(sentences))
-        if sentences is None:  # those of another export may be said on purpose
-            check_whole(model, plan)
-    rows = [
-        {"threads": count, **_in_a_process(model, count, runs, sentences, plan)}
-        for count in threads
-    ]
-    size = (
-        sum(file.stat().st_size for file in model.iterdir() if file.is_file())
-        if model.is_dir()
-        else model.stat().st_size
-    )
-    label = "/".join(
-        model.resolve().parts[-2 + model.is_dir() :]
-    )  # the folder tells exports of one voice apart
-    return {
-        "vits_prune_bench": 1,
-        "model": label,
-        "bytes": size,
-        "machine": machine(),
-        "rows": rows,
-    }
 
 
-def _in_a_process(
-    model: Path, threads: int, runs: int, sentences: str | Path | None, plan: dict[str, Any] | None
+def measure_in_processes(
+    model: Path,
+    size: int,
+    plan: dict[str, Any],
+    threads: list[int],
+    runs: int,
+    command: Sequence[str],
 ) -> dict[str, Any]:
-    job = {
-        "model": str(model.resolve()),
-        "threads": threads,
-        "runs": runs,
-        "sentences": sentences and str(Path(sentences).resolve()),
-    }
-    job["plan"] = plan
-    here = Path(__file__).resolve()
-    paths = [
-        str(here.parents[2]) if here.parent.name == "bench" else "",
-        os.environ.get("PYTHONPATH", ""),
-    ]
-    number = {
-        name: str(threads)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    }
-    environment = {**os.environ, **number, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, str(here), "--child"]
-    done = subprocess.run(
-        command, input=json.dumps(job), capture_output=True, text=True, env=environment, check=False
-    )
+    """Return the result of a bench; `command` starts a process that calls `answer`."""
+    rows = []
+    for count in threads:
+        job = {"model": str(model.resolve()), "threads": count, "runs": runs, "plan": plan}
+        libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        environment = {**os.environ, **dict.fromkeys(libraries, str(count))}
+        done = subprocess.run(
+            command, input=json.dumps(job), capture_output=True, text=True, env=environment
+        )
+        try:
+            row = json.loads(done.stdout.splitlines()[-1])
+        except (IndexError, ValueError):
+            reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:200]
+            raise BenchError(f"The process with {count} threads failed: {reason}") from None
+        if "refused" in row:
+            raise BenchError(row["refused"])
+        rows.append({"threads": count, **row})
+    # The folder tells exports of one voice apart.
+    label = "/".join(model.resolve().parts[-1 if model.is_dir() else -2 :])
+    about = {"vits_prune_bench": 1, "model": label, "bytes": size, "machine": machine()}
+    return {**about, "rows": rows}
+
+
+def answer(engine: Callable[[Path, int, dict[str, Any]], Any]) -> None:
+    """Read a job of `measure_in_processes`, do it with this kind of engine, and print the row."""
+    job = json.load(sys.stdin)
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:200]
-        raise BenchError(f"The process with {threads} threads failed: {reason}") from None
-    if "refused" in answer:
-        raise BenchError(answer["refused"])
-    return answer
-
-
-def _child(job: dict[str, Any]) -> dict[str, Any]:
-    model, threads = Path(job["model"]), job["threads"]
-    try:
-        if model.is_dir():
-            from vits_prune.ship.bench_folder import FolderEngine, folder_plan
-
-            plan = folder_plan(model, job["sentences"])
-            started = time.perf_counter()
-            engine: Any = FolderEngine(model, threads, plan)
-        else:
-            plan = job["plan"]
-            import onnxruntime  # noqa: F401 - not counted as loading the voice
-
-            started = time.perf_counter()
-            engine = OnnxEngine(str(model), threads, plan)
-        return measure(engine, plan, job["runs"], started)
+        started = time.perf_counter()
+        made = engine(Path(job["model"]), job["threads"], job["plan"])
+        row = measure(made, job["plan"], job["runs"], started)
     except BenchError as error:
-        return {"refused": str(error)}
-    except ImportError as error:
-        return {"refused": _not_installed(error.name, model)}
-
-
-def _not_installed(library: str | None, model: Path) -> str:
-    if model.is_file():
-        return f"{library} is not installed here: pip install onnxruntime numpy."
-    return f"{model.name} is a saved voice, which takes vits_prune and torch ({library} is not here): bench an .onnx export instead."
+        row = {"refused": str(error)}
+    print(json.dumps(row))
 
 
 def merge(paths: list[str]) -> list[dict[str, Any]]:
-    """The results in several files.
+    """Return the results in several files.
 
     Raises:
         BenchError: a file was not written by --json.
@@ -493,15 +448,12 @@ def merge(paths: list[str]) -> list[dict[str, Any]]:
     for path in paths:
         result = read_json(path)
         for one in result if isinstance(result, list) else [result]:
-            sound = (
-                isinstance(one, dict)
-                and one.get("vits_prune_bench") == 1
-                and isinstance(one.get("rows"), list)
-            )
+            rows = one.get("rows") if isinstance(one, dict) else None
+            sound = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
             if (
                 not sound
+                or one.get("vits_prune_bench") != 1
                 or not isinstance(one.get("machine"), dict)
-                or not all(isinstance(row, dict) for row in one["rows"])
             ):
                 raise BenchError(
                     f"{path} was not written by bench --json of this version: bench again."
@@ -511,17 +463,15 @@ def merge(paths: list[str]) -> list[dict[str, Any]]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Results side by side, as text."""
+    """Return results side by side, as text."""
     rows = [["model", "MB", "machine", *(title for title, _, _ in COLUMNS)]]
     for result in results:
         about = result["machine"]
-        where = f"{about.get('processor', '?')}, {about.get('cores', '?')} cores"
+        where = f"{about.get('processor', '?')}, {about.get('cores', '?')} cores"[:48]
+        first = [str(result.get("model")), _shown(result.get("bytes"), 1e-6), where]
         for row in result["rows"]:
-            cells = [_shown(row.get(key), factor) for _, key, factor in COLUMNS]
-            rows.append(
-                [str(result.get("model")), _shown(result.get("bytes"), 1e-6), where[:48], *cells]
-            )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+            rows.append([*first, *(_shown(row.get(key), factor) for _, key, factor in COLUMNS)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
@@ -529,46 +479,33 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def _shown(value: Any, factor: float) -> str:
-    """Three significant digits; a dash where nothing could be measured."""
+    """Three significant digits; a dash for what could not be measured."""
     if not isinstance(value, (int, float)):
         return "-"
-    return (
-        f"{value * factor:.0f}"
-        if value * factor >= 100 or (factor == 1 and isinstance(value, int))
-        else f"{value * factor:.3g}"
-    )
+    whole = value * factor >= 100 or (factor == 1 and isinstance(value, int))
+    return f"{value * factor:.0f}" if whole else f"{value * factor:.3g}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options, which `python -m vits_prune bench` has too."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="DIR|FILE.onnx",
-        help="an exported .onnx, its folder, or the folder of a saved voice",
-    )
-    parser.add_argument(
-        "--threads", default="1", metavar="N,N", help="numbers of threads (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--runs", type=int, default=5, help="counted runs of every sentence (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--sentences",
-        metavar="FILE",
-        help="the sentences as ids, default: the .bench.json beside the model",
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
-    parser.add_argument(
-        "--merge",
-        nargs="+",
-        metavar="FILE",
-        help="lay results that --json wrote side by side instead",
-    )
+    """Add the options, which `python -m vits_prune bench` has too."""
+    add = parser.add_argument
+    what = "an exported .onnx, its folder, or the folder of a saved voice"
+    add("model", nargs="?", metavar="DIR|FILE.onnx", help=what)
+    add("--threads", default="1", metavar="N,N", help="numbers of threads (default: %(default)s)")
+    add("--runs", type=int, default=5, help="counted runs of every sentence (default: %(default)s)")
+    what = "the sentences as ids, default: the .bench.json beside the model"
+    add("--sentences", metavar="FILE", help=what)
+    add("--json", metavar="FILE", help="write the results there too")
+    what = "lay results that --json wrote side by side instead"
+    add("--merge", nargs="+", metavar="FILE", help=what)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = bench) -> None:
     """Do what the options say and print the table.
+
+    Args:
+        options: those of `add_arguments`.
+        bench: what measures the model.
 
     Raises:
         BenchError: it cannot be done.
@@ -581,7 +518,8 @@ def run(options: argparse.Namespace) -> None:
         threads = [int(count) for count in options.threads.split(",")]
     except ValueError:
         raise BenchError(
-            f"--threads {options.threads[:40]!r} is not a list of whole numbers: give --threads 1,2."
+            f"--threads {options.threads[:40]!r} is not a list of whole numbers: give "
+            "--threads 1,2."
         ) from None
     results = (
         merge(options.merge)
@@ -589,25 +527,25 @@ def run(options: argparse.Namespace) -> None:
         else [bench(options.model, threads, options.runs, options.sentences)]
     )
     print(table(results))
-    if not options.merge and all(
-        row["joules_per_audio_second"] is None for row in results[0]["rows"]
-    ):
+    measured = [] if options.merge else results[0]["rows"]
+    if measured and all(row["joules_per_audio_second"] is None for row in measured):
         print("\nEnergy: no counter can be read on this machine.")
     if options.json:
-        beside = f"{options.json}.part"
+        part = f"{options.json}.part"
+        content = json.dumps(results if options.merge else results[0], indent=2) + "\n"
         try:
-            Path(beside).write_text(
-                json.dumps(results if options.merge else results[0], indent=2) + "\n",
-                encoding="utf-8",
-            )
-            os.replace(beside, options.json)
+            Path(part).write_text(content, encoding="utf-8")
+            os.replace(part, options.json)
         except OSError as error:
             raise BenchError(f"{options.json} cannot be written: {error.strerror}.") from None
 
 
 def main() -> int:
+    """Run the command line and return its exit code."""
     if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(_child(json.load(sys.stdin))))
+        import onnxruntime  # noqa: F401 - not counted as loading the voice
+
+        answer(OnnxEngine)
         return 0
     parser = argparse.ArgumentParser(
         prog="bench", description="Measure an exported VITS voice on this machine."

@@ -1,14 +1,20 @@
-"""A saved voice's folder under the bench: torch instead of onnxruntime."""
+"""Speak given ids with a Voice in torch: what a bench says, and a saved folder under the bench."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from vits_prune.errors import InputError
-from vits_prune.ship.bench import BenchError, read_plan
+from vits_prune.ship.bench import (
+    answer,
+    check_counts,
+    measure_in_processes,
+    read_plan,
+)
 from vits_prune.synthesis.speak import (
     Pace,
     encode,
@@ -26,8 +32,9 @@ SENTENCES = 5
 
 
 def plan_of(voice: Voice, count: int = SENTENCES) -> dict[str, Any]:
-    """What a bench says with a voice: English sentences that were never tuned on, for other languages draws from the vocabulary.
+    """Return what a bench says with a voice, as `read_plan` does.
 
+    English sentences that were never tuned on, or draws from the vocabulary of another language.
     Durations are without noise, so that every run of a sentence has the same length.
     """
     texts = (
@@ -43,46 +50,8 @@ def plan_of(voice: Voice, count: int = SENTENCES) -> dict[str, Any]:
     }
 
 
-def folder_plan(folder: Path, sentences: str | None) -> dict[str, Any]:
-    """The plan of a folder's own voice, or the one in a file.
-
-    Raises:
-        BenchError: the folder holds no voice that can be loaded, or the file does not say what to say.
-    """
-    if sentences:
-        return read_plan(folder, Path(sentences))
-    try:
-        return plan_of(load_folder(folder))
-    except InputError as error:
-        raise BenchError(str(error)) from None
-
-
-class FolderEngine:
-    """A saved voice, run by torch on the processor."""
-
-    def __init__(self, folder: Path, threads: int, plan: dict[str, Any]) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        try:
-            self._voice = load_folder(folder)
-        except InputError as error:
-            raise BenchError(str(error)) from None
-        if self._voice.speakers and plan.get("speaker") is not None:
-            self._voice = self._voice.with_speaker(plan["speaker"])
-        noise, length, duration_noise = plan["scales"]
-        self._pace = Pace(1 / length, noise, duration_noise)
-        self.versions = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
-
-    def say(self, ids: list[int]) -> int:
-        """Speak a sentence; the number of samples."""
-        return len(waveform_of(self._voice, tuple(ids), self._pace))
-
-
 def waveform_of(voice: Voice, ids: tuple[int, ...], pace: Pace) -> np.ndarray:
-    """What a voice says for one sentence's ids, float32 [samples], with the noise of seed 0."""
-    import torch
-
+    """Return one sentence's waveform, float32 [samples], with the noise of seed 0."""
     with torch.inference_mode():
         conditioning = speaker_embedding(voice)
         hidden, means, log_variances = encode(voice, ids)
@@ -91,3 +60,43 @@ def waveform_of(voice: Voice, ids: tuple[int, ...], pace: Pace) -> np.ndarray:
             voice, means, log_variances, durations, conditioning, (0, 0), pace.noise_scale
         )
         return voice.model.decoder(latents, conditioning)[0, 0].float().cpu().numpy()
+
+
+class FolderEngine:
+    """A saved voice, run by torch on the processor."""
+
+    def __init__(self, folder: Path, threads: int, plan: dict[str, Any]) -> None:
+        torch.set_num_threads(threads)
+        self._voice = load_folder(folder)
+        if self._voice.speakers and plan.get("speaker") is not None:
+            self._voice = self._voice.with_speaker(plan["speaker"])
+        noise, length, duration_noise = plan["scales"]
+        self._pace = Pace(1 / length, noise, duration_noise)
+        self.versions = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
+
+    def say(self, ids: list[int]) -> int:
+        """Speak a sentence and return the number of samples."""
+        return len(waveform_of(self._voice, tuple(ids), self._pace))
+
+
+def bench_saved(
+    folder: str | Path, threads: list[int], runs: int = 5, sentences: str | Path | None = None
+) -> dict[str, Any]:
+    """Measure the folder of a saved voice as `bench` does an ONNX file.
+
+    Raises:
+        BenchError: the sentences cannot be used.
+        InputError: the folder holds no voice.
+    """
+    path = Path(folder)
+    check_counts(threads, runs)
+    plan = read_plan(path, Path(sentences)) if sentences else plan_of(load_folder(path))
+    size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    root = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.insert(0, {root!r}); from {__name__} import main; main()"
+    return measure_in_processes(path, size, plan, threads, runs, [sys.executable, "-c", code])
+
+
+def main() -> None:
+    """Answer one job of a bench, in a process of its own."""
+    answer(FolderEngine)

@@ -1,13 +1,16 @@
-"""Writing an ONNX graph node by node: names, constants, and weights in the precision asked for.
+"""Write an ONNX graph node by node: names, constants, and weights in the precision asked for.
 
-The graph is written by hand and not traced: torch's TorchScript exporter is on its way out and its successor needs onnxscript, neither
-gives a graph without the masks of a batch, and both lose the names by which Piper's tools find the weights.
+The graph is written by hand and not traced: torch's TorchScript exporter is on its way out, its
+successor needs onnxscript, neither gives a graph without the masks of a batch, and both lose the
+names by which Piper's tools find the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -20,102 +23,168 @@ from vits_prune.voices.onnx_facts import PRODUCER, checksum_of
 OPSET = 17
 """Of onnxruntime 1.13 and later, which Piper's C++ runtime of 2023 embeds too."""
 IR_VERSION = 8
-PRECISIONS = ("fp32", "fp16", "int8")
 _LEAST_ROUNDED = 1024
-"""Smaller tensors stay float32: there is nothing to be saved in them."""
+"""Smaller tensors stay float32: rounding them saves nothing."""
+
+Operand: TypeAlias = "Value | str | int | float | tuple[int, ...] | np.integer[Any]"
+"""A value, the name of one, or a constant: see `GraphWriter.constant`."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in a graph; arithmetic with it adds nodes."""
+
+    name: str
+    graph: GraphWriter
+
+    def __add__(self, other: Operand) -> Value:
+        return self.graph.op("Add", self, other)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self.graph.op("Sub", self, other)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self.graph.op("Mul", self, other)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self.graph.op("Div", self, other)
+
+    def __matmul__(self, other: Operand) -> Value:
+        return self.graph.op("MatMul", self, other)
+
+    def __neg__(self) -> Value:
+        return self.graph.op("Neg", self)
+
+    def __ge__(self, other: Operand) -> Value:
+        return self.graph.op("GreaterOrEqual", self, other)
+
+    def __le__(self, other: Operand) -> Value:
+        return self.graph.op("LessOrEqual", self, other)
+
+    @property
+    def swapped(self) -> Value:
+        """The value [a, b, c] as [a, c, b]."""
+        return self.graph.op("Transpose", self, perm=[0, 2, 1])
+
+    @property
+    def as_int(self) -> Value:
+        return self.graph.op("Cast", self, to=TensorProto.INT64)
+
+    @property
+    def flipped(self) -> Value:
+        """The channels in reverse."""
+        return self.graph.op("Slice", self, -1, -(2**31), 1, -1)
+
+    @property
+    def gelu(self) -> Value:
+        erf = self.graph.op("Erf", self / math.sqrt(2))
+        return self * (erf + 1.0) * 0.5
+
+    def padded(self, before: Operand, after: Operand, axes: int) -> Value:
+        """Zeros before and after, along the last of so many axes."""
+        none = [(0,) * (axes - 1)] if axes > 1 else []
+        sides = self.graph.op("Concat", *none, before, *none, after, axis=0)
+        return self.graph.op("Pad", self, sides)
+
+    def slice(self, begin: Operand, end: Operand, axis: Operand) -> Value:
+        return self.graph.op("Slice", self, begin, end, axis)
+
+    def split(self, *sizes: int, axis: int = 1) -> list[Value]:
+        return self.graph.ops("Split", self, sizes, outputs=len(sizes), axis=axis)
+
+    def at(self, index: Operand, axis: int) -> Value:
+        """The elements at these places along an axis, a place for each element."""
+        return self.graph.op("GatherElements", self, index, axis=axis)
 
 
 class GraphWriter:
-    """A graph that grows; every method returns the name of what it made."""
+    """A graph that grows, with weights in a precision: "fp32", "fp16" or "int8"."""
 
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
         self.rounded: dict[str, torch.Tensor] = {}
-        """The float32 weights that the graph computes with, by the names given to `weight`, where rounding changed them."""
+        """The float32 weights that the graph computes with, where rounding changed them."""
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
-        self._count = 0
 
-    def op(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
-        """A node with one output."""
-        return self.ops(kind, *inputs, names=[name] if name else None, **attributes)[0]
+    def op(self, kind: str, *inputs: Operand, name: str = "", **attributes: Any) -> Value:
+        """Add a node with one output."""
+        return self.ops(kind, *inputs, name=name, **attributes)[0]
 
     def ops(
-        self,
-        kind: str,
-        *inputs: str,
-        outputs: int = 1,
-        names: Sequence[str] | None = None,
-        **attributes: Any,
-    ) -> list[str]:
-        """A node with several outputs."""
-        self._count += 1
-        names = list(
-            names or [f"{kind.lower()}_{self._count}{f'_{i}' if i else ''}" for i in range(outputs)]
-        )
-        self._nodes.append(
-            helper.make_node(kind, list(inputs), names, name=f"{kind}_{self._count}", **attributes)
-        )
-        return names
+        self, kind: str, *inputs: Operand, outputs: int = 1, name: str = "", **attributes: Any
+    ) -> list[Value]:
+        """Add a node with several outputs; `name` is that of the first."""
+        names = [self._name(one) for one in inputs]
+        number = len(self._nodes) + 1
+        found = [name or f"{kind.lower()}_{number}"]
+        found += [f"{kind.lower()}_{number}_{index}" for index in range(1, outputs)]
+        node = helper.make_node(kind, names, found, name=f"{kind}_{number}", **attributes)
+        self._nodes.append(node)
+        return [Value(each, self) for each in found]
 
-    def constant(self, value: Any, dtype: type = np.float32) -> str:
-        """A small constant; equal ones are stored once."""
-        array = np.asarray(value, dtype=dtype)
-        name = f"constant_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tobytes().hex()}"
+    def _name(self, operand: Operand) -> str:
+        if isinstance(operand, str):
+            return operand
+        return (operand if isinstance(operand, Value) else self.constant(operand)).name
+
+    def constant(self, value: int | float | tuple[int, ...] | np.integer[Any]) -> Value:
+        """Return a constant; equal ones are stored once.
+
+        Args:
+            value: a float becomes a float32, integers the int64 list that shapes and axes are given
+                as, and one of numpy's integers an int64.
+        """
+        if isinstance(value, (int, tuple)):
+            array = np.atleast_1d(np.asarray(value, np.int64))
+        else:
+            array = np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
+        shape = "x".join(map(str, array.shape))
+        name = f"constant_{array.dtype}_{shape}_{array.tobytes().hex()}"
         if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(array, name)
-        return name
+            self._store(name, array)
+        return Value(name, self)
 
-    def integers(self, *values: int) -> str:
-        """A constant list of integers, as shapes and axes are given."""
-        return self.constant(values, np.int64)
+    def _store(self, name: str, array: np.ndarray) -> None:
+        self._initializers[name] = numpy_helper.from_array(array, name)
 
-    def weight(self, name: str, tensor: torch.Tensor, channels: int | None = None) -> str:
-        """A weight under its own name, stored in the writer's precision and computed with in float32.
+    def weight(self, name: str, tensor: torch.Tensor, channels: int | None = None) -> Value:
+        """Add a weight under its own name, stored in the writer's precision, computed as float32.
 
-        Rounded weights are followed by the node that makes float32 of them, which onnxruntime runs once, when it loads the file: speed is
-        that of float32 on every processor.
+        Rounded weights are followed by the node that makes float32 of them, which onnxruntime runs
+        once, when it loads the file: speed is that of float32 on every processor.
 
         Args:
             name: of the weight, unique.
             tensor: float32.
-            channels: axis of the output channels, which have a scale each in int8; None keeps the tensor out of int8.
+            channels: axis of the output channels, which have a scale each in int8; None keeps the
+                tensor out of int8.
 
         Raises:
             InputError: the precision is fp16, which does not hold the weight.
         """
         if name in self.rounded or name in self._initializers:
-            return name
+            return Value(name, self)
         rounds = tensor.ndim > 1 and tensor.numel() >= _LEAST_ROUNDED
         if self.precision == "fp16" and rounds:
             half = tensor.half()
             if not bool(torch.isfinite(half).all()):
                 raise InputError(
-                    f"The voice has weights beyond 65,504 ({name}), more than fp16 holds: export it with precision fp32."
+                    f"The voice has weights beyond 65,504 ({name}), more than fp16 holds: "
+                    "export it with precision fp32."
                 )
-            self._initializers[f"{name}.half"] = numpy_helper.from_array(
-                half.numpy(), f"{name}.half"
-            )
-            self.op("Cast", f"{name}.half", name=name, to=TensorProto.FLOAT)
+            self._store(f"{name}.half", half.numpy())
             self.rounded[name] = half.float()
-        elif self.precision == "int8" and rounds and channels is not None:
+            return self.op("Cast", f"{name}.half", name=name, to=TensorProto.FLOAT)
+        if self.precision == "int8" and rounds and channels is not None:
             levels, scales = quantise(tensor, channels)
-            self._initializers[f"{name}.int8"] = numpy_helper.from_array(
-                levels.numpy(), f"{name}.int8"
-            )
-            self._initializers[f"{name}.scales"] = numpy_helper.from_array(
-                scales.numpy(), f"{name}.scales"
-            )
-            self.op(
-                "Mul",
-                self.op("Cast", f"{name}.int8", to=TensorProto.FLOAT),
-                f"{name}.scales",
-                name=name,
-            )
+            self._store(f"{name}.int8", levels.numpy())
+            self._store(f"{name}.scales", scales.numpy())
             self.rounded[name] = levels.float() * scales
-        else:
-            self._initializers[name] = numpy_helper.from_array(tensor.contiguous().numpy(), name)
-        return name
+            as_float = self.op("Cast", f"{name}.int8", to=TensorProto.FLOAT)
+            return self.op("Mul", as_float, f"{name}.scales", name=name)
+        self._store(name, tensor.contiguous().numpy())
+        return Value(name, self)
 
     def model(
         self,
@@ -123,12 +192,12 @@ class GraphWriter:
         outputs: Mapping[str, tuple[int, list]],
         facts: Mapping[str, str],
     ) -> bytes:
-        """The finished file.
+        """Return the finished file.
 
         Args:
             inputs: name -> (ONNX element type, shape with names for dynamic sides).
             outputs: the same.
-            facts: what goes into the file's metadata, with a checksum where they are those of a voice (onnx_facts.py).
+            facts: for the file's metadata. A checksum is added if they are those of a voice.
         """
         graph = helper.make_graph(
             self._nodes,
@@ -138,10 +207,9 @@ class GraphWriter:
             list(self._initializers.values()),
         )
         checksum = checksum_of(graph, facts)
-        opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(
             graph,
-            opset_imports=opset,
+            opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name=PRODUCER if checksum else "",
         )
@@ -150,9 +218,11 @@ class GraphWriter:
 
 
 def quantise(tensor: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 levels and float32 scales with levels x scales near the tensor: symmetric, so zeros stay zeros; one scale an output channel."""
+    """Return int8 levels and float32 scales whose product is near the tensor.
+
+    Symmetric, so zeros stay zeros; one scale for each output channel, along the axis `channels`.
+    """
     others = [axis for axis in range(tensor.ndim) if axis != channels]
-    scales = (tensor.abs().amax(dim=others, keepdim=True) / 127).clamp_min(
-        torch.finfo(torch.float32).tiny
-    )
+    largest = tensor.abs().amax(dim=others, keepdim=True)
+    scales = (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.round(tensor / scales).clamp(-127, 127).to(torch.int8), scales
