@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from timing import describe, in_turn, milliseconds
 
 from vits_prune import PruneSpec, Shape, load_voice, prune, save_voice
-from vits_prune.ship import export_voice
 from vits_prune.ship.export_report import measure_export, ship_table
+from vits_prune.ship.formats import export_voice
 from vits_prune.voices.sparse_file import decode
 
 TEXT = "The birch canoe slid on the smooth planks, and the boy was there when the sun rose."

@@ -14,7 +14,6 @@ import onnx
 import pytest
 
 from vits_prune import InputError, PruneSpec, prune, save_voice
-from vits_prune.ship import export_voice
 from vits_prune.ship.bench import (
     BenchError,
     Rapl,
@@ -27,6 +26,7 @@ from vits_prune.ship.bench import (
     table,
 )
 from vits_prune.ship.bench_folder import bench_saved
+from vits_prune.ship.formats import export_voice
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from piper import PiperVoice, SynthesisConfig
 from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, load_voice, save_voice, speak
-from vits_prune.ship import export_voice
+from vits_prune.ship.formats import export_voice
 from vits_prune.ship.onnx_check import TOLERANCE
 from vits_prune.synthesis.speak import Delivery
 

@@ -14,7 +14,7 @@ from tests.voices import piper_factory
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from vits_prune import InputError, load_voice, save_voice
 from vits_prune.cli import main as cli
-from vits_prune.ship import export_voice
+from vits_prune.ship.formats import export_voice
 from vits_prune.ship.onnx_check import _difference, check_onnx
 from vits_prune.ship.onnx_writer import GraphWriter
 from vits_prune.voices.onnx_load import is_export
