@@ -12,7 +12,7 @@ import soundfile
 from vits_prune import HealPlan, PruneSpec, load_voice, prune, speak
 from vits_prune.errors import InputError
 from vits_prune.ship.bundle import write_bundle
-from vits_prune.study.evaluation import evaluate
+from vits_prune.study.evaluation import Settings, evaluate
 from vits_prune.voices.voice import Origin
 
 
@@ -203,7 +203,7 @@ def test_what_a_user_put_into_a_bundle_is_not_removed(pruned, tiny, tmp_path, mi
 def test_a_pruned_voice_is_no_original(tiny, pruned, tmp_path):
     further = prune(pruned, PruneSpec(amount=0.8))
     evidence = evaluate(
-        pruned, further, ("hi there", "you hi"), metrics=("rhythm",), noise_seeds=0
+        pruned, further, ("hi there", "you hi"), Settings(metrics=("rhythm",), noise_seeds=0)
     ).to_dict()
     with pytest.raises(InputError, match="was itself pruned or healed"):
         write_bundle(further, tmp_path / "out", repo_id="me/small", original=pruned)

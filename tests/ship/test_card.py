@@ -187,7 +187,7 @@ def test_evidence_of_another_voice_is_refused(pruned):
 
 def test_evidence_names_both_voices(tiny, pruned):
     from vits_prune.errors import InputError
-    from vits_prune.study.evaluation import evaluate
+    from vits_prune.study.evaluation import Settings, evaluate
 
     other = dataclasses.replace(tiny, origin=dataclasses.replace(HUB, reference="me/another"))
     same = dataclasses.replace(tiny, origin=HUB)
@@ -197,7 +197,7 @@ def test_evidence_names_both_voices(tiny, pruned):
         (same, other),
     ):
         found = evaluate(
-            original, shipped, ("a short one",), metrics=("rhythm",), noise_seeds=0
+            original, shipped, ("a short one",), Settings(metrics=("rhythm",), noise_seeds=0)
         ).to_dict()
         check_evidence(found, shipped, original)
         with pytest.raises(InputError, match="another voice"):

@@ -89,13 +89,13 @@ def test_a_tiny_voice(tiny):
     )
     assert told == sorted(told)
     assert knee.texts == 2
-    assert {step.amount: step.kept for step in knee.steps}.get(knee.amount, True)
-    assert all(abs(step.decisions[0].interval.value) <= 0.05 for step in knee.steps if step.kept)
-    assert any(abs(step.decisions[0].interval.value) > 0.05 for step in knee.steps)
+    assert {step.amount: step.kept for step in knee.trials}.get(knee.amount, True)
+    assert all(abs(step.decisions[0].interval.value) <= 0.05 for step in knee.trials if step.kept)
+    assert any(abs(step.decisions[0].interval.value) > 0.05 for step in knee.trials)
     assert json.loads(json.dumps(knee.to_dict()))["amount"] == knee.amount
-    assert [row["amount"] for row in knee.rows()] == sorted(step.amount for step in knee.steps)
+    assert [row["amount"] for row in knee.rows()] == sorted(step.amount for step in knee.trials)
     again = find_knee(tiny, "local", limits=limits, texts=texts)
-    assert (again.spec, again.steps) == (knee.spec, knee.steps)
+    assert (again.spec, again.trials) == (knee.spec, knee.trials)
     with pytest.raises(InputError, match="without loudness"):
         find_knee(tiny, limits=[Limit("lufs", 1.0)], reference=reference)
 

@@ -95,7 +95,7 @@ def test_no_measure_is_refused(request_):
 
 def test_the_knee_is_bisected_within_the_limits(request_, tiny, monkeypatch):
     """Loudness stands in for the words and the opinions, which a tiny voice has not."""
-    from vits_prune.study.evaluation import evaluate
+    from vits_prune.study.evaluation import Settings, evaluate
     from vits_prune.study.knee import Limit
 
     monkeypatch.setattr(
@@ -121,7 +121,7 @@ def test_the_knee_is_bisected_within_the_limits(request_, tiny, monkeypatch):
     for amount, kept in ((knee, True), (knee + RESOLUTION, False)):
         pruned = prune(tiny, PruneSpec(scope="local", amount=round(amount, 2)))
         difference = (
-            evaluate(tiny, pruned, texts, seed=2, metrics=("loudness",), noise_seeds=0)
+            evaluate(tiny, pruned, texts, Settings(seed=2, metrics=("loudness",), noise_seeds=0))
             .figures["lufs"]
             .difference.value
         )

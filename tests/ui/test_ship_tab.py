@@ -22,7 +22,7 @@ from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.ship import export_report as report
 from vits_prune.ship.formats import FORMATS
-from vits_prune.study.evaluation import evaluate
+from vits_prune.study.evaluation import Settings, evaluate
 from vits_prune.ui import events, healed, page, ship, shipped, shipped_healing, shipping, steps
 from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import Check, Order
@@ -330,7 +330,10 @@ def test_a_push_is_the_voice_with_its_card_under_the_visitors_name(at_hand, tiny
 def test_a_healed_voice_is_pushed_with_its_course_and_its_figures(at_hand, tiny, hub, order):
     found = healed.recall(order)
     before = evaluate(
-        tiny, found.voice, ("hi there", "you hi"), metrics=("rhythm", "loudness"), noise_seeds=0
+        tiny,
+        found.voice,
+        ("hi there", "you hi"),
+        Settings(metrics=("rhythm", "loudness"), noise_seeds=0),
     )
     found.rows = [{"step": 5, "seconds": 1.0, "mel": 2.0}, {"step": 10, "seconds": 2.0, "mel": 1.0}]
     found.checks = [Check(step, before.figures, 1.0, speak(tiny, "hi")) for step in (0, 10)]
@@ -415,7 +418,7 @@ def test_the_course_of_a_healing_is_the_changes_from_the_original(tiny, order, t
     found = healed.recall(order)
     assert write_course(found, tmp_path / "none") is None
     figures = evaluate(
-        tiny, found.voice, ("hi there", "you hi"), metrics=("rhythm",), noise_seeds=0
+        tiny, found.voice, ("hi there", "you hi"), Settings(metrics=("rhythm",), noise_seeds=0)
     ).figures
     found.rows = [{"step": 5, "seconds": 1.0, "mel": 2.0}]
     found.checks = [Check(step, figures, 1.0, speak(tiny, "hi")) for step in (5, 0)]

@@ -254,8 +254,6 @@ def _ref(options: argparse.Namespace) -> VoiceRef:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    import dataclasses
-
     from vits_prune.study.evaluation import evaluate
     from vits_prune.voices.load import load_voice
 
@@ -265,9 +263,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     )  # before the voices load: bad input answers at once
     _check_writable(options.json)
     original, pruned = _ref(options).load(), load_voice(options.against, options.speaker)
-    choices = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     with Progress() as tell:
-        found = evaluate(original, pruned, texts, progress=tell, **choices)
+        found = evaluate(original, pruned, texts, settings, progress=tell)
     _print_evaluation(found)
     _write_json(options.json, found.to_dict())
 

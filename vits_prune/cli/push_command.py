@@ -326,7 +326,7 @@ def _measured(voice: Voice, original: Voice | None, options: argparse.Namespace)
         InputError: there is no original.
     """
     from vits_prune.study.comparison import compare
-    from vits_prune.study.evaluation import evaluate
+    from vits_prune.study.evaluation import Settings, evaluate
 
     if original is None:
         raise InputError(
@@ -340,7 +340,7 @@ def _measured(voice: Voice, original: Voice | None, options: argparse.Namespace)
             original,
             voice,
             texts,
-            seed=options.seed,
+            Settings(seed=options.seed),
             progress=lambda what, done: tell(what, 0.8 * done),
         )
         speed = compare(

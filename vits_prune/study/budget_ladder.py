@@ -21,8 +21,9 @@ from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import groups
 from vits_prune.pruning.structured.cut import choose, cut
 from vits_prune.pruning.structured.importance import importance
-from vits_prune.study.evaluation import Step
 from vits_prune.voices.voice import Voice
+
+Step = Callable[[str, float], None]
 
 STAGES = {
     "decoder": ("decoder_width", "branches", "resblock_width"),

@@ -1,9 +1,8 @@
-"""compare: two voices, one text -> Comparison -> pandas tables."""
+"""Comparison: two voices on one text, what both said and the measures of each."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +15,7 @@ from vits_prune.measure import (
     measure_size,
     measure_sparsity,
 )
-from vits_prune.progress import Progress
+from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import Delivery, Speech, checked_seed, speak
 from vits_prune.voices.voice import Voice
 
@@ -25,20 +24,18 @@ if TYPE_CHECKING:
 
 DEFAULT_TEXT = "The birch canoe slid on the smooth planks."
 """The first of the Harvard sentences (IEEE 1969, public domain)."""
-
 TIMINGS = ("own", "locked")
 """Whose durations the pruned voice uses: its own, or the original's ("locked": sample-aligned)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two voices on one text: what both said, and the measures of each."""
+    """Two voices on one text. Pairs hold the original's first."""
 
     text: str
     seed: int
     timing: str
     voices: tuple[Voice, Voice]
-    """Original and pruned."""
     original: Speech
     pruned: Speech
     sparsity: tuple[Sparsity, Sparsity]
@@ -46,7 +43,7 @@ class Comparison:
     latency: Latency
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The measures as pandas tables: "sparsity", "layers", "size", "latency"."""
+        """Return the measures as pandas tables: "sparsity", "layers", "size", "latency"."""
         from vits_prune.study import tables
 
         return {
@@ -61,9 +58,8 @@ class Comparison:
 
         The name of a number ends in its unit. Ratios and shares (0 to 1) have none.
         """
-        (voice, pruned), names = self.voices, ("original", "pruned")
-        recipe, speeches = dict(pruned.recipe), (self.original, self.pruned)
-        before, after = self.sparsity
+        (voice, pruned), (before, after) = self.voices, self.sparsity
+        recipe, names = dict(pruned.recipe), ("original", "pruned")
         return {
             "voice": voice.name,
             "reference": voice.origin.reference,
@@ -80,12 +76,17 @@ class Comparison:
                 "parts": after.parts,
                 "original_overall": before.overall,
             },
-            "size": {
-                name: dataclasses.asdict(one) for name, one in zip(names, self.size, strict=True)
-            },
-            "latency": _latency_report(self.latency),
+            "size": dict(zip(names, map(dataclasses.asdict, self.size), strict=True)),
+            "latency": dataclasses.asdict(self.latency),
             "audio": {
-                name: _speech_report(speech) for name, speech in zip(names, speeches, strict=True)
+                name: {
+                    "audio_seconds": speech.audio_seconds,
+                    "sampling_rate_hz": speech.sampling_rate,
+                    "frames": int(speech.durations.sum()),
+                    "dropped_symbols": list(speech.dropped),
+                    "cut_short": speech.cut_short,
+                }
+                for name, speech in zip(names, (self.original, self.pruned), strict=True)
             },
             "free_cut": dataclasses.asdict(voice.free_cut),
         }
@@ -94,11 +95,8 @@ class Comparison:
         tables = self.tables()
         lines = [f"{self.voices[0].name}: {self.text}"]
         for name in ("sparsity", "size", "latency"):
-            lines += [
-                "",
-                name,
-                tables[name].dropna(axis="columns", how="all").to_string(index=False, na_rep=""),
-            ]
+            table = tables[name].dropna(axis="columns", how="all")
+            lines += ["", name, table.to_string(index=False, na_rep="")]
         return "\n".join(lines)
 
 
@@ -111,29 +109,30 @@ def compare(
     timing: Literal["own", "locked"] = "own",
     delivery: Delivery = Delivery(),
     runs: int = 5,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Comparison:
     """Speak one text with two voices and measure both.
 
     Args:
-        original: the voice to measure against.
-        pruned: what `prune` made of it.
+        original: the voice to compare with.
+        pruned: the voice that `prune` made from it.
         text: what both speak.
         seed: noise of both, 0 to 2**32 - 1.
-        timing: "own": each its own durations; "locked": the pruned voice with the original's, so that the two are sample-aligned.
+        timing: "own": each with its own durations; "locked": both with the original's, so that
+            they are sample-aligned.
         delivery: speaking rate and noise scales.
         runs: timed runs of each voice.
-        progress: told what is being done and the share that is done (0 to 1); it may raise to cancel.
+        progress: may raise to cancel.
 
     Raises:
         InputError: the text cannot be spoken, or a value is out of range.
     """
+    progress = Progress.of(progress)
     if timing not in TIMINGS:
         raise InputError(f"timing must be one of {', '.join(TIMINGS)}, not {str(timing)[:40]!r}.")
     if isinstance(runs, bool) or not isinstance(runs, int) or not 1 <= runs <= 1000:
         raise InputError("runs must be a whole number from 1 to 1000.")
     seed = checked_seed(seed)
-    tell = progress = Progress.of(progress)
     first = speak(original, text, seed, delivery, progress=progress.part(0.0, 0.2, "original: "))
     second = speak(
         pruned,
@@ -143,7 +142,7 @@ def compare(
         timing=first if timing == "locked" else "own",
         progress=progress.part(0.2, 0.4, "pruned: "),
     )
-    tell("counting zeros and bytes", 0.4)
+    progress.report("counting zeros and bytes", 0.4)
     sparsity = (measure_sparsity(original), measure_sparsity(pruned))
     size = (measure_size(original), measure_size(pruned))
     latency = measure_latency(
@@ -153,39 +152,10 @@ def compare(
         seed,
         delivery=delivery,
         runs=runs,
-        on_run=_within(tell, "timing: run", 0.5, 1.0),
+        on_run=lambda done, count: progress.report(
+            f"timing: run {done + 1} of {count}", 0.5 + 0.5 * done / count
+        ),
     )
     return Comparison(
         text, seed, timing, (original, pruned), first, second, sparsity, size, latency
     )
-
-
-def _within(
-    tell: Callable[[str, float], None], what: str, low: float, high: float
-) -> Callable[[int, int], None]:
-    """A (done, in all) callback that reports into a stretch of the whole."""
-    return lambda done, total: tell(
-        f"{what} {min(done + 1, total)} of {total}", low + (high - low) * done / max(1, total)
-    )
-
-
-def _latency_report(latency: Latency) -> dict[str, Any]:
-    report: dict[str, Any] = {
-        "runs": latency.runs,
-        "threads": latency.threads,
-        "device": latency.device,
-    }
-    report["speed_up"] = dataclasses.asdict(latency.speed_up)
-    for name, voice in (("original", latency.original), ("pruned", latency.pruned)):
-        report[name] = dataclasses.asdict(voice)
-    return report
-
-
-def _speech_report(speech: Speech) -> dict[str, Any]:
-    return {
-        "audio_seconds": speech.audio_seconds,
-        "sampling_rate_hz": speech.sampling_rate,
-        "frames": int(speech.durations.sum()),
-        "dropped_symbols": list(speech.dropped),
-        "cut_short": speech.cut_short,
-    }

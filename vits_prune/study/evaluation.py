@@ -1,11 +1,11 @@
-"""evaluate: a pair of voices over a set of texts -> Evaluation. The original is measured once, whatever it is compared with."""
+"""Evaluation: the quality of a voice against its original, over a set of texts."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from vits_prune.measure.quality import FAMILIES, METRICS, RULE, Figure, columns,
 from vits_prune.measure.recognition import Recogniser, spoken_language, why_unheard
 from vits_prune.measure.statistics import METHOD
 from vits_prune.measure.utterances import Listener, Utterance, closeness_of, measure_utterance
+from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import (
     MAX_SEED,
     Delivery,
@@ -31,13 +32,11 @@ from vits_prune.synthesis.speak import (
 from vits_prune.voices.voice import Voice
 
 MAX_NOISE_SEEDS = 16
-Step = Callable[[str, float], None]
-"""Told what is being done and the share that is done (0 to 1); it may raise to cancel."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How quality is measured: frozen, and everything that the numbers depend on besides the voices and the texts.
+    """All that the numbers of an evaluation depend on, besides the voices and the texts.
 
     Raises:
         InputError: a value is out of range.
@@ -49,101 +48,96 @@ class Settings:
     """Families of metrics, of FAMILIES."""
     recogniser: Recogniser = field(default_factory=Recogniser)
     noise_seeds: int = 2
-    """How many other seeds the original is spoken with for the noise floor; 0 for no floor and no verdicts."""
+    """How many other seeds the noise floor is measured with; with 0 there are no verdicts."""
     delivery: Delivery = Delivery()
     threads: int | None = None
-    """Of the predictors; None for as many as there are cores. Rounding may depend on it (the seventh digit), as on torch's threads."""
+    """Of the predictors; None for one per core. The seventh digit may depend on it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", checked_seed(self.seed))
         chosen = (self.metrics,) if isinstance(self.metrics, str) else tuple(self.metrics)
         unknown = [name for name in chosen if name not in FAMILIES]
         if unknown or not chosen:
-            what = (
-                f"There is no metric {str(unknown[0])[:40]!r}"
-                if unknown
-                else "Nothing is to be measured"
-            )
-            raise InputError(f"{what}: choose from {', '.join(FAMILIES)}.")
+            wrong = f"There is no metric {str(unknown[0])[:40]!r}" if unknown else "No metric"
+            raise InputError(f"{wrong}: choose from {', '.join(FAMILIES)}.")
         object.__setattr__(self, "metrics", tuple(name for name in FAMILIES if name in chosen))
         count = self.noise_seeds
-        if (
-            isinstance(count, bool)
-            or not isinstance(count, int)
-            or not 0 <= count <= MAX_NOISE_SEEDS
-        ):
+        whole = isinstance(count, int) and not isinstance(count, bool)
+        if not whole or not 0 <= count <= MAX_NOISE_SEEDS:
             raise InputError(
-                f"The number of noise seeds must be a whole number from 0 to {MAX_NOISE_SEEDS}, not {str(count)[:40]!r}."
+                f"The number of noise seeds must be a whole number from 0 to {MAX_NOISE_SEEDS}, "
+                f"not {str(count)[:40]!r}."
             )
 
     @property
     def other_seeds(self) -> tuple[int, ...]:
+        """The seeds of the noise floor."""
         return tuple((self.seed + 1 + i) % (MAX_SEED + 1) for i in range(self.noise_seeds))
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """An original measured once, to be compared with any number of voices. It can be pickled."""
+    """An original that was measured, to be compared with any number of voices.
+
+    It can be pickled.
+    """
 
     name: str
     settings: Settings
     texts: tuple[str, ...]
     listener: Listener
     speeches: tuple[Speech, ...]
-    """The original's, one a text."""
+    """What the original says, one for each text."""
     utterances: tuple[Utterance, ...]
     melodies: tuple[Melody, ...]
-    """F0 of the original's speech, empty where closeness is not measured."""
+    """F0 of the original, empty if closeness is not measured."""
     others: tuple[tuple[Utterance, ...], ...]
-    """The original with each other seed: the noise floor."""
+    """The noise floor: the original with each other seed."""
     cost: Cost
     unmeasured: dict[str, str]
     """Family of metrics -> why it was left out."""
     notes: tuple[str, ...]
-    seconds: float
-    """Wall-clock seconds that making this took."""
+    seconds: float = 0.0
+    """Wall-clock time of the measurement."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """As `identity_of` gives it."""
+    """As `identity_of` returns it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was found of a pair of voices."""
+    """What was measured of a pair of voices. Pairs hold the original's first."""
 
     names: tuple[str, str]
-    """Original and pruned."""
     recipe: dict[str, Any]
-    """What was done to the pruned voice's weights."""
+    """Of the pruned voice: what was done to its weights."""
     settings: Settings
     texts: tuple[str, ...]
     figures: dict[str, Figure]
-    """By metric, in the order of METRICS; without those that could not be measured."""
+    """By metric, in the order of METRICS, without those that could not be measured."""
     utterances: tuple[tuple[Utterance, ...], tuple[Utterance, ...]]
-    """Original's and pruned voice's, one a text."""
+    """One for each text."""
     alarms: dict[str, int]
-    """By kind: utterances of the pruned voice that raised it."""
+    """Kind -> how many utterances of the pruned voice raise it."""
     alarms_of_original: dict[str, float]
-    """By kind: the same of the original, mean over its seeds, the noise floor's included."""
+    """Kind -> the same of the original, as the mean over all its seeds."""
     costs: tuple[Cost, Cost]
     unmeasured: dict[str, str]
-    """Family of metrics, or one metric -> why it was left out, in a sentence."""
+    """Family of metrics, or one metric -> why it was left out, as a sentence."""
     notes: tuple[str, ...]
-    seconds: float = field(default=0.0)
-    """Wall-clock seconds that it took, without the Reference."""
+    seconds: float = 0.0
+    """Wall-clock time, without that of the Reference."""
     identities: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-    """Original's and pruned voice's, as `identity_of` gives them."""
+    """As `identity_of` returns them."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-able values. All but "cost" is the same in every run with the same settings."""
+        """Return everything as JSON-able values. Only "cost" differs from run to run."""
+        settings = dataclasses.asdict(self.settings)
         return {
             "original": self.names[0],
             "pruned": self.names[1],
             "voices": dict(zip(("original", "pruned"), self.identities, strict=True)),
             "recipe": self.recipe,
-            "settings": {
-                **dataclasses.asdict(self.settings),
-                "metrics": list(self.settings.metrics),
-            },
+            "settings": {**settings, "metrics": list(self.settings.metrics)},
             "interval": METHOD,
             "rule": RULE,
             "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
@@ -160,7 +154,7 @@ class Evaluation:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a text: what was understood of both voices, each metric, the alarms. None where nothing could be measured."""
+        """Return a row for each text: transcripts, metrics (None if not measured) and alarms."""
         found = []
         for text, original, pruned in zip(self.texts, *self.utterances, strict=True):
             row: dict[str, Any] = {
@@ -171,67 +165,63 @@ class Evaluation:
             for name, metric in METRICS.items():
                 if metric.family in self.settings.metrics:
                     if metric.kind == "voice":
-                        row[f"{name}_original"] = _value(original.pair(name))
-                    row[name] = _value(pruned.pair(name))
+                        row[f"{name}_original"] = _ratio(original.pair(name))
+                    row[name] = _ratio(pruned.pair(name))
             row["alarms"] = "; ".join(f"{alarm.kind}: {alarm.detail}" for alarm in pruned.alarms)
             found.append(row)
         return found
 
     def to_row(self) -> dict[str, Any]:
-        """The whole pair as one flat row; the columns depend on the settings alone. Those named cpu_ and joules_ differ from run to run."""
+        """Return the pair as one flat row, whose columns depend on the settings alone.
+
+        Columns that begin with cpu_ and joules_ differ from run to run.
+        """
         row: dict[str, Any] = {"texts": len(self.texts), "seed": self.settings.seed}
         for name, metric in METRICS.items():
             if metric.family in self.settings.metrics:
                 figure = self.figures.get(name)
                 row |= figure.to_row() if figure else dict.fromkeys(columns(metric))
-        row |= {
-            f"alarms_{kind.replace(' ', '_').replace('-', '_')}": count
-            for kind, count in self.alarms.items()
-        }
+        for kind, count in self.alarms.items():
+            row[f"alarms_{kind.replace(' ', '_').replace('-', '_')}"] = count
         row["cpu_seconds_per_audio_second"] = self.costs[1].cpu_seconds_per_audio_second
         row["joules_per_audio_second"] = self.costs[1].joules_per_audio_second
         return row
 
 
 def identity_of(voice: Voice) -> dict[str, Any]:
-    """Which voice it is: reference and revision of where it came from, the index of its speaker, and whether it was pruned or healed."""
-    found = {
+    """Return which voice this is: its origin, its speaker, and whether it was changed."""
+    return {
         "reference": voice.origin.reference,
         "revision": voice.origin.revision,
         "speaker": voice.speaker,
+        "changed": bool(voice.recipe),
     }
-    return {**found, "changed": bool(voice.recipe)}
 
 
 def evaluate(
     original: Voice,
     pruned: Voice,
     texts: Sequence[str],
+    settings: Settings = Settings(),
     *,
-    progress: Step | None = None,
-    **choices: Any,
+    progress: Progress = SILENT,
 ) -> Evaluation:
-    """Measure what became of a voice: intelligibility, naturalness, closeness, rhythm and loudness over a set of texts, with intervals.
+    """Measure a voice against its original over a set of texts.
 
     Args:
-        original: the voice to measure against.
-        pruned: what was made of it.
+        original: the voice to compare with.
+        pruned: the voice that was made from it.
         texts: what both speak, such as `load_texts()`.
-        progress: told how far it is.
-        choices: the fields of Settings: seed, metrics, recogniser, noise_seeds, delivery, threads.
+        settings: how to measure.
+        progress: may raise to cancel.
 
     Raises:
-        InputError: there is nothing to say, or a choice is out of range.
+        InputError: nothing can be said, or the recogniser cannot be loaded.
     """
-    tell = progress or _silent
-    settings = Settings(**choices)
-    share = (1 + settings.noise_seeds) / (2 + settings.noise_seeds)
-    reference = prepare_reference(
-        original, texts, settings, progress=lambda what, done: tell(what, share * done)
-    )
-    return evaluate_against(
-        reference, pruned, progress=lambda what, done: tell(what, share + (1 - share) * done)
-    )
+    progress = Progress.of(progress)
+    middle = (1 + settings.noise_seeds) / (2 + settings.noise_seeds)
+    reference = prepare_reference(original, texts, settings, progress=progress.part(0.0, middle))
+    return evaluate_against(reference, pruned, progress=progress.part(middle, 1.0))
 
 
 def prepare_reference(
@@ -239,89 +229,96 @@ def prepare_reference(
     texts: Iterable[str],
     settings: Settings = Settings(),
     *,
-    progress: Step | None = None,
+    progress: Progress = SILENT,
 ) -> Reference:
-    """Speak and measure the original, and its noise floor, once for all that it will be compared with.
+    """Measure the original and its noise floor once, for all comparisons with it.
 
     Args:
         voice: the original.
-        texts: what to speak; those that the voice can say nothing of are left out, with a note.
+        texts: what to speak; texts that the voice cannot say are left out, with a note.
         settings: how to measure.
-        progress: told how far it is.
+        progress: may raise to cancel.
 
     Raises:
         UnmeasurableError: there are no texts, or the voice can say none of them.
         InputError: the recogniser cannot be loaded.
     """
-    start, tell = time.perf_counter(), progress or _silent
+    start, progress = time.perf_counter(), Progress.of(progress)
     said, notes = _sayable(voice, texts)
     listener, unmeasured = _listener(voice, settings)
     rounds, meter = 1 + settings.noise_seeds, CostMeter(voice)
-    step = _part(tell, "original", 0.0, 1 / rounds, len(said))
     speeches, utterances, melodies = [], [], []
-    for i, text in enumerate(said):
-        step(i)
-        speeches.append(meter.speak(text, settings.seed, settings.delivery))
-        utterances.append(measure_utterance(speeches[-1], text, listener))
+    for text in progress.part(0.0, 1 / rounds).track(said, "original: sentence"):
+        speech = meter.speak(text, settings.seed, settings.delivery)
+        speeches.append(speech)
+        utterances.append(measure_utterance(speech, text, listener))
         if "closeness" in listener.families:
-            melodies.append(
-                track_melody(speeches[-1].waveform, voice.sampling_rate, listener.threads)
-            )
-    first = Reference(
-        voice.name, settings, said, listener, tuple(speeches), tuple(utterances), tuple(melodies), (), meter.cost(), unmeasured, notes, 0.0,
-        identity_of(voice),
-    )  # fmt: skip
+            melodies.append(track_melody(speech.waveform, voice.sampling_rate, listener.threads))
+    reference = Reference(
+        name=voice.name,
+        settings=settings,
+        texts=said,
+        listener=listener,
+        speeches=tuple(speeches),
+        utterances=tuple(utterances),
+        melodies=tuple(melodies),
+        others=(),
+        cost=meter.cost(),
+        unmeasured=unmeasured,
+        notes=notes,
+        identity=identity_of(voice),
+    )
     others = []
-    for k, seed in enumerate(settings.other_seeds):
-        what, before = f"noise floor {k + 1} of {settings.noise_seeds}", (1 + k) / rounds
-        others.append(
-            _measure_voice(first, voice, seed, _part(tell, what, before, 1 / rounds, len(said)))[0]
-        )
-    tell("original measured", 1.0)
-    return dataclasses.replace(first, others=tuple(others), seconds=time.perf_counter() - start)
+    for k, seed in enumerate(settings.other_seeds, 1):
+        name = f"noise floor {k} of {settings.noise_seeds}: "
+        part = progress.part(k / rounds, (k + 1) / rounds, name)
+        others.append(_measure_voice(reference, voice, seed, part)[0])
+    progress.report("original measured", 1.0)
+    seconds = time.perf_counter() - start
+    return dataclasses.replace(reference, others=tuple(others), seconds=seconds)
 
 
 def evaluate_against(
-    reference: Reference, pruned: Voice, *, progress: Step | None = None
+    reference: Reference, pruned: Voice, *, progress: Progress = SILENT
 ) -> Evaluation:
-    """Measure a voice against an original that was measured before.
+    """Measure a voice against an original that was measured earlier.
 
     Args:
         reference: the original.
-        pruned: the voice compared with it.
-        progress: told how far it is.
+        pruned: the voice to compare with it.
+        progress: may raise to cancel.
 
     Raises:
         InputError: the voice can say nothing of a text.
     """
-    start, tell = time.perf_counter(), progress or _silent
-    settings = reference.settings
-    utterances, cost = _measure_voice(
-        reference, pruned, settings.seed, _part(tell, "pruned", 0.0, 1.0, len(reference.texts))
-    )
+    start, progress = time.perf_counter(), Progress.of(progress)
+    seed, listener = reference.settings.seed, reference.listener
+    part = progress.part(0.0, 1.0, "pruned: ")
+    utterances, cost = _measure_voice(reference, pruned, seed, part)
     unmeasured = dict(reference.unmeasured)
-    if "closeness" in reference.listener.families and all(
-        utterance.closeness is None for utterance in utterances
-    ):
+    if "closeness" in listener.families and all(one.closeness is None for one in utterances):
         unmeasured["closeness"] = (
-            f"{pruned.name} reads the texts as other tokens, or at another frame rate, than {reference.name}: "
-            "the two cannot be sample-aligned, so closeness and token durations were left out."
+            f"{pruned.name} reads the texts as other tokens, or at another frame rate, than "
+            f"{reference.name}: the two cannot be sample-aligned, so closeness and token durations "
+            "were left out."
         )
     figures = _figures(reference, utterances)
     if "mcd_db" in figures and "f0_rmse_cents" not in figures:
         unmeasured["f0_rmse_cents"] = (
-            f"{reference.name} and {pruned.name} are nowhere voiced at the same time: there is no melody to compare."
+            f"{reference.name} and {pruned.name} are nowhere voiced at the same time: "
+            "there is no melody to compare."
         )
-    tell("done", 1.0)
+    counts = [_count_alarms(ones) for ones in (reference.utterances, *reference.others)]
+    progress.report("done", 1.0)
     return Evaluation(
         names=(reference.name, pruned.name),
         recipe=dict(pruned.recipe),
-        settings=settings,
+        settings=reference.settings,
         texts=reference.texts,
         figures=figures,
         utterances=(reference.utterances, utterances),
-        alarms=_count(utterances),
-        alarms_of_original=_mean_count((reference.utterances, *reference.others)),
+        alarms=_count_alarms(utterances),
+        alarms_of_original={k: sum(count[k] for count in counts) / len(counts) for k in KINDS},
         costs=(reference.cost, cost),
         unmeasured=unmeasured,
         notes=reference.notes,
@@ -331,33 +328,27 @@ def evaluate_against(
 
 
 def _measure_voice(
-    reference: Reference, voice: Voice, seed: int, step: Callable[[int], None]
+    reference: Reference, voice: Voice, seed: int, progress: Progress
 ) -> tuple[tuple[Utterance, ...], Cost]:
-    """Speak and measure a voice against the reference."""
-    settings, listener, utterances, meter = (
-        reference.settings,
-        reference.listener,
-        [],
-        CostMeter(voice),
-    )
-    for i, (text, original) in enumerate(zip(reference.texts, reference.speeches, strict=True)):
-        step(i)
-        own = meter.speak(text, seed, settings.delivery)
-        utterance = measure_utterance(own, text, listener, (original, reference.utterances[i]))
+    """Speak the texts of the reference and measure them against it."""
+    delivery, listener = reference.settings.delivery, reference.listener
+    utterances, meter = [], CostMeter(voice)
+    for i, text in enumerate(progress.track(reference.texts, "sentence")):
+        original, own = reference.speeches[i], meter.speak(text, seed, delivery)
+        found = measure_utterance(own, text, listener, (original, reference.utterances[i]))
         if "closeness" in listener.families and same_tokens(original, own):
-            # With the original's own durations there is nothing to lock: the same noise gives the same samples.
-            same = np.array_equal(own.durations, original.durations)
-            locked = own if same else speak(voice, text, seed, settings.delivery, timing=original)
-            utterance = dataclasses.replace(
-                utterance,
-                closeness=closeness_of(original, locked, reference.melodies[i], listener.threads),
-            )
-        utterances.append(utterance)
+            # With equal durations the same noise gives the same samples: nothing to speak again.
+            locked = own
+            if not np.array_equal(own.durations, original.durations):
+                locked = speak(voice, text, seed, delivery, timing=original)
+            close = closeness_of(original, locked, reference.melodies[i], listener.threads)
+            found = dataclasses.replace(found, closeness=close)
+        utterances.append(found)
     return tuple(utterances), meter.cost()
 
 
 def _sayable(voice: Voice, texts: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The texts that a voice can say something of, and notes on the others."""
+    """Return the texts that a voice can say something of, and a note on the others."""
     texts = (texts,) if isinstance(texts, str) else tuple(texts)
     said, refused = [], []
     for text in texts:
@@ -377,61 +368,38 @@ def _sayable(voice: Voice, texts: Iterable[str]) -> tuple[tuple[str, ...], tuple
 
 
 def _listener(voice: Voice, settings: Settings) -> tuple[Listener, dict[str, str]]:
-    """What can be listened for in a voice, and why the rest cannot."""
-    families, unmeasured = settings.metrics, {}
-    language = settings.recogniser.language or spoken_language(voice)
+    """Return what can be measured of a voice's speech, and why the rest cannot."""
+    families, unmeasured, recogniser = settings.metrics, {}, settings.recogniser
+    language = recogniser.language or spoken_language(voice)
     if "intelligibility" in families:
-        reason = why_unheard(settings.recogniser, language, voice.name)
+        reason = why_unheard(recogniser, language, voice.name)
         if reason:
             unmeasured["intelligibility"] = reason
             families = tuple(name for name in families if name != "intelligibility")
-    recogniser = settings.recogniser
     if recogniser.threads is None:
         recogniser = dataclasses.replace(recogniser, threads=settings.threads)
     return Listener(families, recogniser, language or "", settings.threads), unmeasured
 
 
-def _figures(reference: Reference, utterances: tuple[Utterance, ...]) -> dict[str, Figure]:
+def _figures(reference: Reference, utterances: Sequence[Utterance]) -> dict[str, Figure]:
     found = {}
     for name, metric in METRICS.items():
-        if metric.family not in reference.listener.families:
-            continue
-        original = (
-            [utterance.pair(name) for utterance in reference.utterances]
-            if metric.kind == "voice"
-            else None
-        )
-        others = [[utterance.pair(name) for utterance in other] for other in reference.others]
-        figure = conclude(
-            metric,
-            original,
-            [utterance.pair(name) for utterance in utterances],
-            others,
-            reference.settings.seed,
-        )
-        if figure:
-            found[name] = figure
+        if metric.family in reference.listener.families:
+            original, pruned, *others = (
+                [one.pair(name) for one in ones]
+                for ones in (reference.utterances, utterances, *reference.others)
+            )
+            own = original if metric.kind == "voice" else None
+            figure = conclude(metric, own, pruned, others, reference.settings.seed)
+            if figure:
+                found[name] = figure
     return found
 
 
-def _count(utterances: Iterable[Utterance]) -> dict[str, int]:
-    counted = Counter(alarm.kind for utterance in utterances for alarm in utterance.alarms)
+def _count_alarms(utterances: Iterable[Utterance]) -> dict[str, int]:
+    counted = Counter(alarm.kind for one in utterances for alarm in one.alarms)
     return {kind: counted[kind] for kind in KINDS}
 
 
-def _mean_count(rounds: Sequence[tuple[Utterance, ...]]) -> dict[str, float]:
-    counts = [_count(utterances) for utterances in rounds]
-    return {kind: sum(count[kind] for count in counts) / len(counts) for kind in KINDS}
-
-
-def _part(tell: Step, what: str, start: float, length: float, count: int) -> Callable[[int], None]:
-    """A callback for the index of a sentence that reports into a stretch of the whole."""
-    return lambda i: tell(f"{what}: sentence {i + 1} of {count}", start + length * i / count)
-
-
-def _value(pair: tuple[float, float]) -> float | None:
+def _ratio(pair: tuple[float, float]) -> float | None:
     return pair[0] / pair[1] if pair[1] else None
-
-
-def _silent(_what: str, _share: float) -> None:
-    pass

@@ -22,7 +22,6 @@ from vits_prune.pruning import PruneSpec
 from vits_prune.study.evaluation import (
     Reference,
     Settings,
-    Step,
     evaluate_against,
     prepare_reference,
 )
@@ -36,6 +35,7 @@ MOST_EVALUATIONS = 1_000
 METRICS = ("intelligibility", "naturalness", "rhythm")
 
 log = logging.getLogger(__name__)
+Step = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

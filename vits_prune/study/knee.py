@@ -1,8 +1,9 @@
-"""find_knee: the largest amount that keeps given limits, by bisection, with the intervals that decided it."""
+"""The knee: the largest amount that keeps given limits, with the intervals that decided it."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,35 +12,30 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.measure.quality import METRICS, Figure
 from vits_prune.measure.statistics import Interval
-from vits_prune.pruning.prune import prune_steps
+from vits_prune.progress import SILENT, Progress
+from vits_prune.pruning.prune import prune, prune_steps
 from vits_prune.pruning.spec import MAX_AMOUNT, PruneSpec
-from vits_prune.study.evaluation import (
-    Reference,
-    Settings,
-    Step,
-    evaluate_against,
-    prepare_reference,
-)
+from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
 from vits_prune.voices.voice import PARTS, Voice
 
 RESOLUTION = 0.01
-
-_ROUNDING = 1e-9
-
-"""0.07 - 0.05 is not 0.02 in binary."""
-
 RULE = (
-    "An amount is kept where the estimate of every limited metric is within its limit (with --strict: its whole 95% interval). "
-    "Bisection presumes that quality falls as the amount grows: amounts that were not tried are not known. "
-    "Where an interval covers a limit, more sentences may move the knee."
+    "An amount is kept where the estimate of every limited metric is within its limit (with "
+    "--strict: its whole 95% interval). Bisection presumes that quality falls as the amount grows: "
+    "amounts that were not tried are not known. Where an interval covers a limit, more sentences "
+    "may move the knee."
 )
+_COUNT = round(MAX_AMOUNT / RESOLUTION) + 1
+_ROUNDING = 1e-9
+"""0.07 - 0.05 is not 0.02 in binary."""
 
 
 @dataclass(frozen=True)
 class Limit:
     """How far a metric may go.
 
-    For a property of each voice (word errors, DNSMOS, loudness) and for shifts, the change from the original; for distances, the distance.
+    A limit applies to the change from the original for a property of each voice (word errors,
+    DNSMOS, loudness) and for a shift, and to the distance itself for a distance.
 
     Raises:
         InputError: there is no such metric, or the change is an improvement.
@@ -52,47 +48,38 @@ class Limit:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise InputError(
-                f"There is no metric {str(self.metric)[:40]!r} to limit: choose from {', '.join(METRICS)}."
+                f"There is no metric {str(self.metric)[:40]!r} to limit: "
+                f"choose from {', '.join(METRICS)}."
             )
         better = METRICS[self.metric].better
-        number = (
-            isinstance(self.change, (int, float))
-            and not isinstance(self.change, bool)
-            and abs(self.change) < float("inf")
+        number = isinstance(self.change, (int, float)) and not isinstance(self.change, bool)
+        wrong_side = number and (
+            (better == "lower" and self.change < 0) or (better == "higher" and self.change > 0)
         )
-        if (
-            not number
-            or (better == "lower" and self.change < 0)
-            or (better == "higher" and self.change > 0)
-            or self.change != self.change
-        ):
-            sign = {"lower": "0 or more", "higher": "0 or less", "neither": "a number"}[better]
+        if not number or wrong_side or not math.isfinite(self.change):
+            right = {"lower": "0 or more", "higher": "0 or less", "neither": "a number"}[better]
             raise InputError(
-                f"The limit of {self.metric} must be {sign}, not {str(self.change)[:40]!r}: it says how much may be lost."
+                f"The limit of {self.metric} must be {right}, not {str(self.change)[:40]!r}: "
+                "it says how much may be lost."
             )
 
     def keeps(self, value: float) -> bool:
-        """Whether a change is within the limit; for what is neither better nor worse, in both directions."""
+        """Return whether a change, or a distance, is within the limit."""
         better = METRICS[self.metric].better
         if better == "neither":
             return abs(value) <= abs(self.change) + _ROUNDING
-        return (
-            value <= self.change + _ROUNDING
-            if better == "lower"
-            else value >= self.change - _ROUNDING
-        )
+        if better == "lower":
+            return value <= self.change + _ROUNDING
+        return value >= self.change - _ROUNDING
 
     def breaks(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of a sweep lies beyond the limit, or has no value to say so."""
-        column = (
-            self.metric if METRICS[self.metric].kind == "distance" else f"{self.metric}_difference"
-        )
-        value = row.get(column)
+        """Return whether a row of a sweep is beyond the limit, or has no value."""
+        distance = METRICS[self.metric].kind == "distance"
+        value = row.get(self.metric if distance else f"{self.metric}_difference")
         return value is None or not self.keeps(value)
 
 
 LIMITS = (Limit("cer", 0.02), Limit("dnsmos_ovrl", -0.1))
-
 """Two points of character error rate, and a tenth of a point of predicted opinion."""
 
 
@@ -102,14 +89,14 @@ class Decision:
 
     limit: Limit
     interval: Interval | None
-    """What was compared with the limit; None where nothing could be measured, which keeps no limit."""
+    """What was compared with the limit; None if nothing could be measured: no limit is kept."""
     kept: bool
     certain: bool
-    """Whether the whole interval lies on one side of the limit."""
+    """Whether the whole interval is on one side of the limit."""
 
 
 @dataclass(frozen=True)
-class KneeStep:
+class Trial:
     """One amount that was tried."""
 
     amount: float
@@ -123,11 +110,11 @@ class Knee:
 
     voice: str
     spec: PruneSpec
-    """With that amount; 0 where the smallest that was tried breaks a limit."""
+    """With that amount; 0 if the smallest amount that was tried breaks a limit."""
     limits: tuple[Limit, ...]
     strict: bool
-    steps: tuple[KneeStep, ...]
-    """In the order in which they were tried."""
+    trials: tuple[Trial, ...]
+    """In the order in which they were made."""
     texts: int
     seed: int
 
@@ -136,31 +123,40 @@ class Knee:
         return self.spec.amount
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-able values."""
-        return {
-            **dataclasses.asdict(self),
-            "spec": self.spec.to_dict(),
-            "amount": self.amount,
-            "rule": RULE,
-        }
+        """Return everything as JSON-able values."""
+        found = dataclasses.asdict(self)
+        spec, trials = self.spec.to_dict(), found.pop("trials")
+        return {**found, "spec": spec, "steps": trials, "amount": self.amount, "rule": RULE}
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row an amount and limit, by amount."""
-        return [
-            {
-                "amount": step.amount,
-                "metric": decision.limit.metric,
-                "limit": decision.limit.change,
-                **{
-                    end: getattr(decision.interval, end) if decision.interval else None
-                    for end in ("value", "low", "high")
-                },
-                "kept": decision.kept,
-                "certain": decision.certain,
-            }
-            for step in sorted(self.steps, key=lambda step: step.amount)
-            for decision in step.decisions
-        ]
+        """Return a row for each amount and limit, sorted by amount."""
+        found = []
+        for trial in sorted(self.trials, key=lambda trial: trial.amount):
+            for one in trial.decisions:
+                row = {
+                    "amount": trial.amount,
+                    "metric": one.limit.metric,
+                    "limit": one.limit.change,
+                }
+                for end in ("value", "low", "high"):
+                    row[end] = getattr(one.interval, end) if one.interval else None
+                found.append({**row, "kept": one.kept, "certain": one.certain})
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Gradual:
+    """Gradual pruning up to its last step, or to a step that breaks a limit."""
+
+    steps: tuple[Trial, ...]
+    """In order; only the last can have broken a limit."""
+    voice: Voice | None
+    """Of the last step that kept the limits; None if the first broke one."""
+
+    @property
+    def amount(self) -> float:
+        """The amount of that step, or 0."""
+        return max((step.amount for step in self.steps if step.kept), default=0.0)
 
 
 def find_knee(
@@ -175,9 +171,9 @@ def find_knee(
     strict: bool = False,
     base: PruneSpec = PruneSpec(),
     reference: Reference | None = None,
-    progress: Step | None = None,
+    progress: Progress = SILENT,
 ) -> Knee:
-    """The largest amount, to 0.01, that keeps limits.
+    """Return the largest amount, to 0.01, that keeps limits.
 
     Args:
         voice: the original.
@@ -185,63 +181,44 @@ def find_knee(
         parts: which parts are pruned.
         limits: what must be kept.
         texts: what is spoken; not needed with a reference.
-        settings: how to measure; None for the limits' metrics alone, without a noise floor.
-        method: which weights go first.
+        settings: how to measure; None for no noise floor. The metrics are those of the limits.
+        method: which weights are removed first.
         strict: whether the whole interval must keep a limit, and not the estimate alone.
         base: the other fields of every PruneSpec.
-        reference: the original measured before; its texts and settings are used.
-        progress: told how far it is; it may raise to cancel.
+        reference: the original measured earlier; its texts and settings are used.
+        progress: may raise to cancel.
 
     Raises:
         InputError: bad input, or a limited metric cannot be measured on this voice.
     """
-    limits, tell = _checked(limits), progress or (lambda _what, _share: None)
+    progress, limits = Progress.of(progress), tuple(limits)
+    if not limits or len({limit.metric for limit in limits}) < len(limits):
+        raise InputError("Give at least one limit, and one per metric.")
     if base.pattern or base.shape or base.amounts:
         raise InputError(
-            "A knee is an amount: neither a pattern, nor a shape, nor the amounts of steps can be given with it."
+            "A knee is an amount: leave out a pattern, a shape and the amounts of steps."
         )
     base = dataclasses.replace(base, method=method, scope=scope, amount=0.0, parts=parts)
-    families = {METRICS[limit.metric].family for limit in limits}
-    most = (round(MAX_AMOUNT / RESOLUTION) + 1).bit_length()
+    rounds, most, tried = 0, _COUNT.bit_length(), 0
     if reference is None:
-        settings = settings or Settings(metrics=tuple(families), noise_seeds=0)
-        settings = dataclasses.replace(settings, metrics=tuple(families))
+        metrics = tuple({METRICS[limit.metric].family for limit in limits})
+        settings = dataclasses.replace(settings or Settings(noise_seeds=0), metrics=metrics)
         rounds = 1 + settings.noise_seeds
-        reference = prepare_reference(
-            voice,
-            texts,
-            settings,
-            progress=lambda what, share: tell(what, share * rounds / (rounds + most)),
-        )
-    else:
-        rounds = 0
+        part = progress.part(0.0, rounds / (rounds + most))
+        reference = prepare_reference(voice, texts, settings, progress=part)
     check_measured(limits, reference)
-    tried, refused = 0, []
 
     def measure(spec: PruneSpec) -> Mapping[str, Figure]:
         nonlocal tried
-        from vits_prune.pruning import prune
-
         start, tried = rounds + tried, tried + 1
+        ends = (start / (rounds + most), min(1.0, (start + 1) / (rounds + most)))
+        part = progress.part(*ends, f"amount {spec.amount:.2f}: ")
+        pruned = prune(voice, spec, progress=part.part(0.0, 0.5))
+        return evaluate_against(reference, pruned, progress=part.part(0.5, 1.0)).figures
 
-        def step(what: str, share: float) -> None:
-            tell(f"amount {spec.amount:.2f}: {what}", min(1.0, (start + share) / (rounds + most)))
-
-        try:
-            pruned = prune(voice, spec, progress=lambda what, share: step(what, share / 2))
-        except InputError as error:  # more than is there to take, where some is protected
-            refused.append(error)
-            return {}
-        return evaluate_against(
-            reference, pruned, progress=lambda what, share: step(what, (1 + share) / 2)
-        ).figures
-
-    spec, steps = bisect(base, limits, measure, strict=strict)
-    if len(refused) == len(steps):
-        raise refused[-1]
-    return Knee(
-        voice.name, spec, limits, strict, steps, len(reference.texts), reference.settings.seed
-    )
+    spec, trials = bisect(base, limits, measure, strict=strict)
+    seed = reference.settings.seed
+    return Knee(voice.name, spec, limits, strict, trials, len(reference.texts), seed)
 
 
 def bisect(
@@ -250,37 +227,110 @@ def bisect(
     measure: Callable[[PruneSpec], Mapping[str, Figure]],
     *,
     strict: bool = False,
-) -> tuple[PruneSpec, tuple[KneeStep, ...]]:
-    """The largest amount that keeps the limits, and what was tried; amount 0 keeps them, for it is the original.
+) -> tuple[PruneSpec, tuple[Trial, ...]]:
+    """Return the largest amount that keeps the limits, and what was tried.
+
+    Amount 0 keeps them: it is the original.
 
     Args:
-        base: what to prune, its amount aside.
+        base: what to prune, apart from the amount.
         limits: what must be kept.
-        measure: the figures of a spec.
+        measure: returns the figures of a spec. If it raises InputError, as for more weights than
+            are not protected, the amount keeps no limit.
         strict: whether whole intervals must keep a limit.
+
+    Raises:
+        InputError: as `measure`, if it raises for every amount.
     """
-    kept, broken, steps = 0, round(MAX_AMOUNT / RESOLUTION) + 1, []
+    kept, broken, trials, refused = 0, _COUNT, [], []
     while broken - kept > 1:
         middle = (kept + broken) // 2
         spec = dataclasses.replace(base, amount=round(middle * RESOLUTION, 2))
-        steps.append(decided(spec.amount, limits, measure(spec), strict))
-        kept, broken = (middle, broken) if steps[-1].kept else (kept, middle)
-    return dataclasses.replace(base, amount=round(kept * RESOLUTION, 2)), tuple(steps)
+        try:
+            figures = measure(spec)
+        except InputError as error:
+            refused.append(error)
+            figures = {}
+        trials.append(decide(spec.amount, limits, figures, strict))
+        kept, broken = (middle, broken) if trials[-1].kept else (kept, middle)
+    if len(refused) == len(trials):
+        raise refused[-1]
+    return dataclasses.replace(base, amount=round(kept * RESOLUTION, 2)), tuple(trials)
 
 
-def decided(
+def prune_until_knee(
+    voice: Voice,
+    spec: PruneSpec,
+    reference: Reference,
+    limits: Sequence[Limit] = LIMITS,
+    *,
+    on_voice: Callable[[int, Voice], None] | None = None,
+    progress: Progress = SILENT,
+) -> Gradual:
+    """Prune gradually, measure after each step, and stop where a limit breaks.
+
+    Args:
+        voice: the original.
+        spec: with at least two steps.
+        reference: the original measured on sentences that it is not calibrated on.
+        limits: what must be kept.
+        on_voice: called with each step's number, from 1, and its voice.
+        progress: may raise to cancel.
+
+    Raises:
+        InputError: one step only, a limit that the reference cannot check, or as `prune`.
+    """
+    progress, count = Progress.of(progress), len(spec.schedule_amounts())
+    if count < 2:
+        raise InputError(
+            "Stopping at the knee needs gradual pruning: give the number of steps, or amounts."
+        )
+    check_measured(limits, reference)
+    steps, last = [], None
+    for amount, pruned in prune_steps(voice, spec, progress=progress.part(0.0, 0.8)):
+        done = len(steps) + 1
+        if on_voice:
+            on_voice(done, pruned)
+        part = progress.part(0.8 * done / count, done / count)
+        figures = evaluate_against(reference, pruned, progress=part).figures
+        steps.append(decide(amount, limits, figures))
+        if not steps[-1].kept:
+            break
+        last = pruned
+    progress.report("done", 1.0)
+    return Gradual(tuple(steps), last)
+
+
+def decide(
     amount: float, limits: Sequence[Limit], figures: Mapping[str, Figure], strict: bool = False
-) -> KneeStep:
-    """One amount held against the limits."""
-    decisions = tuple(_decide(limit, figures.get(limit.metric), strict) for limit in limits)
-    return KneeStep(amount, all(decision.kept for decision in decisions), decisions)
+) -> Trial:
+    """Return which limits the figures of an amount keep."""
+    decisions = []
+    for limit in limits:
+        interval = compared(figures.get(limit.metric))
+        if interval is None:
+            decisions.append(Decision(limit, None, kept=False, certain=False))
+            continue
+        ends = [end for end in (interval.low, interval.high) if end is not None]
+        sides = {limit.keeps(value) for value in (interval.value, *ends)}
+        certain = len(ends) == 2 and len(sides) == 1
+        kept = limit.keeps(interval.value) and (certain or not strict)
+        decisions.append(Decision(limit, interval, kept, certain))
+    return Trial(amount, all(decision.kept for decision in decisions), tuple(decisions))
+
+
+def compared(figure: Figure | None) -> Interval | None:
+    """Return what of a figure a limit applies to: the distance, or the change."""
+    if figure is None:
+        return None
+    return figure.pruned if figure.metric.kind == "distance" else figure.difference
 
 
 def check_measured(limits: Sequence[Limit], reference: Reference) -> None:
-    """Refuse limits of metrics that a reference was measured without.
+    """Raise if a reference was measured without the metric of a limit.
 
     Raises:
-        InputError: there is one, and why.
+        InputError: it was, and why.
     """
     for family in sorted({METRICS[limit.metric].family for limit in limits}):
         if family not in reference.listener.families:
@@ -293,14 +343,14 @@ def check_measured(limits: Sequence[Limit], reference: Reference) -> None:
 def last_before(
     curve: Sequence[Mapping[str, Any]], broken: Callable[[Mapping[str, Any]], bool]
 ) -> Mapping[str, Any] | None:
-    """The knee of a measured curve: the last row before the first that is broken.
+    """Return the knee of a measured curve: the last row before the first that is broken.
 
     Args:
-        curve: rows by amount.
+        curve: rows in order of amount.
         broken: whether a row is beyond what is to be kept, such as `Limit.breaks`.
 
     Returns:
-        None where no row is broken (the knee lies beyond the curve), or the first is already.
+        None if no row is broken (the knee is beyond the curve), or if the first one is.
     """
     last = None
     for row in curve:
@@ -311,102 +361,15 @@ def last_before(
 
 
 def parse_limit(text: str) -> Limit:
-    """A limit as it is typed: "cer=+0.02", "dnsmos_ovrl=-0.1".
+    """Return a typed limit: "cer=+0.02", "dnsmos_ovrl=-0.1".
 
     Raises:
-        InputError: not such a limit.
+        InputError: it is not a limit.
     """
     found = re.fullmatch(r"\s*(\w+)\s*=\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*", text)
     if not found:
         raise InputError(
-            f"{text[:40]!r} is no limit: write metric=change, such as cer=+0.02 or dnsmos_ovrl=-0.1."
+            f"{text[:40]!r} is not a limit: write metric=change, such as cer=+0.02 or "
+            "dnsmos_ovrl=-0.1."
         )
     return Limit(found[1], float(found[2]))
-
-
-def _decide(limit: Limit, figure: Figure | None, strict: bool) -> Decision:
-    interval = compared(figure)
-    if interval is None:
-        return Decision(limit, None, False, False)
-    ends = [end for end in (interval.low, interval.high) if end is not None]
-    sides = {limit.keeps(value) for value in (interval.value, *ends)}
-    kept = sides == {True} and len(ends) == 2 if strict else limit.keeps(interval.value)
-    return Decision(limit, interval, kept, len(ends) == 2 and len(sides) == 1)
-
-
-def compared(figure: Figure | None) -> Interval | None:
-    """What of a figure a limit is held against: the distance, or the change from the original."""
-    if figure is None:
-        return None
-    return figure.pruned if figure.metric.kind == "distance" else figure.difference
-
-
-def _checked(limits: Sequence[Limit]) -> tuple[Limit, ...]:
-    limits = tuple(limits)
-    names = [limit.metric for limit in limits]
-    if not limits or len(set(names)) < len(names):
-        raise InputError("Give at least one limit, and one a metric.")
-    return limits
-
-
-@dataclass(frozen=True, eq=False)
-class Gradual:
-    """Gradual pruning that came to its end, or to a step that breaks a limit."""
-
-    steps: tuple[KneeStep, ...]
-    """In order; only the last can have broken a limit."""
-    voice: Voice | None
-    """Of the last step that kept the limits; None where the first broke one already."""
-
-    @property
-    def amount(self) -> float:
-        """Of that step; 0 where there is none."""
-        return max((step.amount for step in self.steps if step.kept), default=0.0)
-
-
-def prune_until_knee(
-    voice: Voice,
-    spec: PruneSpec,
-    reference: Reference,
-    limits: Sequence[Limit] = LIMITS,
-    *,
-    on_voice: Callable[[int, Voice], None] | None = None,
-    progress: Step | None = None,
-) -> Gradual:
-    """Prune step by step, measure each, and stop where a limit breaks.
-
-    Args:
-        voice: the original.
-        spec: of at least two steps.
-        reference: the original measured on sentences that it is not calibrated on.
-        limits: what must be kept.
-        on_voice: given each step's number, from 1, and its voice.
-        progress: told how far it is; it may raise to cancel.
-
-    Raises:
-        InputError: one step only, a limit that the reference cannot check, or as `prune`.
-    """
-    count, tell = len(spec.schedule_amounts()), progress or (lambda _what, _share: None)
-    if count < 2:
-        raise InputError(
-            "Stopping at the knee takes gradual pruning: give the number of steps, or their amounts."
-        )
-    check_measured(limits, reference)
-    steps, last = [], None
-    for amount, pruned in prune_steps(
-        voice, spec, progress=lambda what, share: tell(what, 0.8 * share)
-    ):
-        done = len(steps) + 1
-        if on_voice:
-            on_voice(done, pruned)
-        figures = evaluate_against(
-            reference,
-            pruned,
-            progress=lambda what, share, done=done: tell(what, (0.8 + 0.2 * share) * done / count),
-        ).figures
-        steps.append(decided(amount, limits, figures))
-        if not steps[-1].kept:
-            break
-        last = pruned
-    tell("done", 1.0)
-    return Gradual(tuple(steps), last)

@@ -45,7 +45,7 @@ from vits_prune.study.sweep_engines import (
     run_ray,
 )
 from vits_prune.study.sweep_grid import Grid, Point
-from vits_prune.study.sweep_store import MANIFEST, TABLE, Store, csv_of
+from vits_prune.study.sweep_store import TABLE, Store, csv_of, holds_sweep
 from vits_prune.threads import torch_threads
 from vits_prune.voices.voice import Voice
 
@@ -237,7 +237,7 @@ def run_voices(
     _check_choices(jobs, engine)
     if not refs:
         raise InputError("There is no voice to sweep: name at least one.")
-    if (out / MANIFEST).exists():
+    if holds_sweep(out):
         raise InputError(f"{out} holds the sweep of one voice: give another folder for several.")
     pieces = Pieces(Progress.of(progress), len(refs))
     sweeps: dict[VoiceRef, SweepResult] = {}

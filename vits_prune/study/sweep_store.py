@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.files import read_json, write_file, write_json
+from vits_prune.files import Manifest, write_file
 from vits_prune.study.sweep_grid import Point
 
-MANIFEST, LINES, TABLE = "sweep.json", "sweep.jsonl", "sweep.csv"
+LINES, TABLE = "sweep.jsonl", "sweep.csv"
+MANIFEST = Manifest("sweep.json")
 FORMAT_VERSION = 1
 _MAX_BYTES = 1 << 30
 _DIFFERENCES = {
@@ -117,7 +118,7 @@ class Store:
 
     def _refuse_other_files(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / MANIFEST).exists():
+        if holds_sweep(self.folder):
             return
         for path in self.folder.iterdir():
             # A kill at the very start leaves an empty file or a temporary one.
@@ -129,8 +130,7 @@ class Store:
     def _agree(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest if it is of the same sweep as the folder's own."""
         agreed = plain({"format": FORMAT_VERSION, **manifest})
-        path = self.folder / MANIFEST
-        if path.exists():
+        if holds_sweep(self.folder):
             kept = read_manifest(self.folder)
             for key, difference in _DIFFERENCES.items():
                 if kept.get(key) != agreed.get(key):
@@ -139,7 +139,7 @@ class Store:
                         "give another folder, or remove this one."
                     )
             agreed["threads"] = kept.get("threads", agreed.get("threads"))
-        write_json(path, agreed)
+        MANIFEST.write(self.folder, agreed)
         return agreed
 
     def _read(self) -> None:
@@ -173,16 +173,23 @@ class Store:
             ) from error
 
 
+def holds_sweep(folder: Path) -> bool:
+    """Return whether a folder is that of a sweep."""
+    return (folder / MANIFEST.name).exists()
+
+
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the manifest in a sweep's folder.
 
     Raises:
         InputError: it is not the folder of a sweep, or of a newer version.
     """
-    manifest = read_json(Path(folder) / MANIFEST, f"the sweep in {folder}")
+    manifest = MANIFEST.read(Path(folder))
+    if manifest is None:
+        raise InputError(f"{folder} is not the folder of a sweep: it has no {MANIFEST.name}.")
     if manifest.get("format") != FORMAT_VERSION:
         raise InputError(
-            f"{Path(folder) / MANIFEST} is not of this version of vits_prune: give another folder."
+            f"The sweep in {folder} is not of this version of vits_prune: give another folder."
         )
     return manifest
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from vits_prune.measure import Latency, Size, Sparsity, Spread
@@ -21,175 +23,19 @@ STAGE_NAMES = {
     "decoder": "decoder",
     "total": "all stages",
 }
-_ZEROS_COST = "same kernels: a zero in a dense tensor costs what any other number costs"
-_GONE = "channels or layers are gone, and their {} with them"
-
-
-def sparsity_table(original: Sparsity, pruned: Sparsity) -> pd.DataFrame:
-    """Zeros overall and by part, and the weights that are gone with their channels and layers."""
-    rows = []
-    for part in (None, *pruned.parts):
-        rows.append({
-            "part": "whole voice" if part is None else PART_NAMES[part],
-            "weights": pruned.weights(part),
-            "zeros before": original.zeros(part),
-            "zeros after": pruned.zeros(part),
-            "sparsity (%)": round(100 * pruned.zeros(part) / max(1, pruned.weights(part)), 2),
-            "removed": original.weights(part) - pruned.weights(part),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def layer_table(pruned: Sparsity) -> pd.DataFrame:
-    """Every layer with its sparsity, or why it was left alone."""
-    return pd.DataFrame([
-        {
-            "layer": row.layer.name,
-            "kind": row.layer.kind,
-            "sparsity (%)": round(100 * row.sparsity, 2),
-            "left alone because": row.note,
-            "shape": " × ".join(str(side) for side in row.layer.shape),
-            "weights": row.layer.weights,
-            "zeros": row.zeros,
-            "part": PART_NAMES[row.layer.part],
-        }
-        for row in pruned.layers
-    ])  # fmt: skip
-
-
-def size_table(original: Size, pruned: Size) -> pd.DataFrame:
-    """Parameters, file sizes and memory of both voices; file sizes in MB of 1,000,000 bytes."""
-    dense, place, held = (
-        "every zero is written out in full: only another format makes the file smaller",
-        "zeros still have their place in the tensors",
-        "zeros are held like other numbers",
-    )
-    if pruned.parameters < original.parameters:
-        dense = held = f"structured: {_GONE.format('bytes')}"
-        place = f"structured: {_GONE.format('weights')}"
-    rows = [
-        _size_row("parameters (M)", original.parameters, pruned.parameters, place),
-        _size_row(
-            "parameters that are not zero (M)",
-            original.nonzero_parameters,
-            pruned.nonzero_parameters,
-            "",
-        ),
-        _size_row(
-            "file, dense fp32 (MB)", original.dense_fp32_bytes, pruned.dense_fp32_bytes, dense
-        ),
-        _size_row(
-            "file, dense fp16 (MB)", original.dense_fp16_bytes, pruned.dense_fp16_bytes, dense
-        ),
-        _size_row(
-            "file, sparse fp32, lossless (MB)",
-            original.sparse_fp32_bytes,
-            pruned.sparse_fp32_bytes,
-            "bitmask of the zeros, the other values, compressed",
-        ),
-        _size_row("memory, ready to speak (MB)", original.memory_bytes, pruned.memory_bytes, held),
-    ]
-    if pruned.sparse_fp32_bytes > pruned.dense_fp16_bytes:
-        rows[4]["in words"] = "at this sparsity plain fp16 is smaller still, though not lossless"
-    return pd.DataFrame(rows)
-
-
-def _size_row(what: str, before: int, after: int, words: str) -> dict[str, object]:
-    """A row in millions (of bytes, or of parameters); `words` say why the number is what it is."""
-    same = after >= 0.995 * before
-    return {
-        "what": what,
-        "original": round(before / 1e6, 3),
-        "pruned": round(after / 1e6, 3),
-        "pruned / original": round(after / max(1, before), 3),
-        "in words": ": ".join(filter(None, ("no smaller" if same else "", words))),
-    }
-
-
-def latency_table(latency: Latency, pattern: str = "") -> pd.DataFrame:
-    """Stage by stage, then real-time factor, processor time and arithmetic; a pattern names the hardware that would gain from it."""
-    rows = [
-        _spread_row(f"{STAGE_NAMES[stage]} (ms)", latency, stage) for stage in (*STAGES, "total")
-    ]
-    rows.append(_rate_row("real-time factor (s per s of speech)", latency, "real_time_factor"))
-    rows.append(
-        _rate_row("processor time (CPU-s per s of speech)", latency, "cpu_seconds_per_audio_second")
-    )
-    rows[-2]["in words"] = _speed_words(latency)
-    rows[-1]["in words"] = "all threads together"
-    dense = (
-        f"structured: {_GONE.format('arithmetic')}, on any hardware"
-        if _fewer_macs(latency)
-        else _ZEROS_COST
-    )
-    sparse = "what a perfect sparse kernel would compute"
-    if pattern == "2:4":
-        sparse += "; sparse tensor cores (NVIDIA Ampere and later) do skip the zeros of 2:4"
-    for what, name, words in (
-        ("multiply-accumulates, dense (G)", "dense_macs", dense),
-        ("multiply-accumulates with a non-zero weight (G)", "nonzero_macs", sparse),
-    ):
-        before, after = getattr(latency.original, name), getattr(latency.pruned, name)
-        rows.append({**_row(what, before / 1e9, after / 1e9), "in words": words})
-    return pd.DataFrame(rows, columns=[*_SIZE_COLUMNS, *_RUN_COLUMNS])
-
-
-def _speed_words(latency: Latency) -> str:
-    speed = (
-        latency.original.stage_seconds["total"].median
-        / latency.pruned.stage_seconds["total"].median
-    )
-    spread = f"{speed:.2f}× the speed (run by run: {latency.speed_up.low:.2f} to {latency.speed_up.high:.2f})"
-    if latency.speed_up.low > 1.0 and speed >= 1.05:
-        return f"faster: {spread}"
-    return (
-        f"not faster: {spread}" if _fewer_macs(latency) else f"not faster: {spread}; {_ZEROS_COST}"
-    )
-
-
-def _fewer_macs(latency: Latency) -> bool:
-    """Whether dense kernels have less to do, as they have where channels or layers were removed."""
-    return latency.pruned.dense_macs < latency.original.dense_macs
-
-
-def _row(
-    what: str,
-    before: float,
-    after: float,
-    spreads: tuple[Spread, Spread] | None = None,
-    factor: float = 1.0,
-) -> dict[str, object]:
-    """A row; the spreads of the runs, where there are any, follow the words."""
-    row: dict[str, object] = {
-        "what": what,
-        "original": _significant(before),
-        "pruned": _significant(after),
-        "pruned / original": round(after / before, 3) if before else None,
-        "in words": "",
-    }
-    for name, spread in zip(("original", "pruned"), spreads or (), strict=False):
-        row |= {
-            f"{name}, lowest run": _significant(factor * spread.low),
-            f"{name}, highest run": _significant(factor * spread.high),
-        }
-    return row
-
-
-def _significant(value: float) -> float:
-    """Four significant digits."""
-    return float(f"{value:.4g}")
-
-
-def _spread_row(what: str, latency: Latency, stage: str) -> dict[str, object]:
-    before, after = (voice.stage_seconds[stage] for voice in (latency.original, latency.pruned))
-    return _row(what, 1e3 * before.median, 1e3 * after.median, (before, after), factor=1e3)
-
-
-def _rate_row(what: str, latency: Latency, name: str) -> dict[str, object]:
-    before, after = getattr(latency.original, name), getattr(latency.pruned, name)
-    return _row(what, before.median, after.median, (before, after))
-
-
+_SIZE_COLUMNS = ["what", "original", "pruned", "pruned / original", "in words"]
+_RUN_COLUMNS = [
+    f"{name}, {end} run" for name in ("original", "pruned") for end in ("lowest", "highest")
+]
+_LAYER_COLUMNS = ["layer", "kind", "sparsity (%)", "left alone because", "shape"]
+_SPARSITY_COLUMNS = ["part", "weights", "zeros before", "zeros after", "sparsity (%)", "removed"]
+EMPTY = {
+    "sparsity": pd.DataFrame(columns=_SPARSITY_COLUMNS),
+    "size": pd.DataFrame(columns=_SIZE_COLUMNS),
+    "latency": pd.DataFrame(columns=[*_SIZE_COLUMNS, *_RUN_COLUMNS]),
+    "layers": pd.DataFrame(columns=[*_LAYER_COLUMNS, "weights", "zeros", "part"]),
+}
+"""Tables without rows, for a page that has not measured yet."""
 SAVINGS = pd.DataFrame(
     [
         (
@@ -213,28 +59,152 @@ SAVINGS = pd.DataFrame(
     ],
     columns=["what goes", "what happens to it", "saves bytes", "saves time"],
 )
-"""Which kind of pruning saves what."""
-_SIZE_COLUMNS = ["what", "original", "pruned", "pruned / original", "in words"]
-_RUN_COLUMNS = [
-    f"{name}, {end} run" for name in ("original", "pruned") for end in ("lowest", "highest")
-]
-EMPTY = {
-    "sparsity": pd.DataFrame(
-        columns=["part", "weights", "zeros before", "zeros after", "sparsity (%)", "removed"]
-    ),
-    "size": pd.DataFrame(columns=_SIZE_COLUMNS),
-    "latency": pd.DataFrame(columns=[*_SIZE_COLUMNS, *_RUN_COLUMNS]),
-    "layers": pd.DataFrame(
-        columns=[
-            "layer",
-            "kind",
-            "sparsity (%)",
-            "left alone because",
-            "shape",
-            "weights",
-            "zeros",
-            "part",
-        ]
-    ),
-}
-"""Tables without rows, for a page that has not measured yet."""
+"""What each kind of pruning saves."""
+_ZEROS_COST = "same kernels: a zero in a dense tensor costs what any other number costs"
+_GONE = "channels or layers are gone, and their {} with them"
+
+
+def sparsity_table(original: Sparsity, pruned: Sparsity) -> pd.DataFrame:
+    """Return zeros overall and by part, and how many weights were removed."""
+    rows = [
+        {
+            "part": "whole voice" if part is None else PART_NAMES[part],
+            "weights": pruned.weights(part),
+            "zeros before": original.zeros(part),
+            "zeros after": pruned.zeros(part),
+            "sparsity (%)": round(100 * pruned.zeros(part) / max(1, pruned.weights(part)), 2),
+            "removed": original.weights(part) - pruned.weights(part),
+        }
+        for part in (None, *pruned.parts)
+    ]
+    return pd.DataFrame(rows)
+
+
+def layer_table(pruned: Sparsity) -> pd.DataFrame:
+    """Return each layer's sparsity, or why the layer was left alone."""
+    rows = [
+        {
+            "layer": row.layer.name,
+            "kind": row.layer.kind,
+            "sparsity (%)": round(100 * row.sparsity, 2),
+            "left alone because": row.note,
+            "shape": " × ".join(str(side) for side in row.layer.shape),
+            "weights": row.layer.weights,
+            "zeros": row.zeros,
+            "part": PART_NAMES[row.layer.part],
+        }
+        for row in pruned.layers
+    ]
+    return pd.DataFrame(rows)
+
+
+def size_table(original: Size, pruned: Size) -> pd.DataFrame:
+    """Return parameters, file sizes and memory; sizes in MB of 1,000,000 bytes."""
+    dense = "every zero is written out in full: only another format makes the file smaller"
+    held, place = "zeros are held like other numbers", "zeros still have their place in the tensors"
+    if pruned.parameters < original.parameters:
+        dense = held = f"structured: {_GONE.format('bytes')}"
+        place = f"structured: {_GONE.format('weights')}"
+    sparse = "bitmask of the zeros, the other values, compressed"
+    if pruned.sparse_fp32_bytes > pruned.dense_fp16_bytes:
+        sparse = "at this sparsity plain fp16 is smaller still, though not lossless"
+    rows = []
+    for what, field, words in (
+        ("parameters (M)", "parameters", place),
+        ("parameters that are not zero (M)", "nonzero_parameters", ""),
+        ("file, dense fp32 (MB)", "dense_fp32_bytes", dense),
+        ("file, dense fp16 (MB)", "dense_fp16_bytes", dense),
+        ("file, sparse fp32, lossless (MB)", "sparse_fp32_bytes", sparse),
+        ("memory, ready to speak (MB)", "memory_bytes", held),
+    ):
+        before, after = getattr(original, field), getattr(pruned, field)
+        same = after >= 0.995 * before and not words.startswith("at this sparsity")
+        rows.append({
+            "what": what,
+            "original": round(before / 1e6, 3),
+            "pruned": round(after / 1e6, 3),
+            "pruned / original": round(after / max(1, before), 3),
+            "in words": ": ".join(filter(None, ("no smaller" if same else "", words))),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def latency_table(latency: Latency, pattern: str = "") -> pd.DataFrame:
+    """Return times by stage, real-time factor, processor time and arithmetic.
+
+    Args:
+        latency: of the two voices.
+        pattern: of the zeros; the table names the hardware that would gain from it.
+    """
+    before, after = latency.original, latency.pruned
+    rows = [
+        _row(
+            f"{STAGE_NAMES[stage]} (ms)",
+            before.stage_seconds[stage],
+            after.stage_seconds[stage],
+            1e3,
+        )
+        for stage in (*STAGES, "total")
+    ]
+    for what, field, words in (
+        ("real-time factor (s per s of speech)", "real_time_factor", _speed_words(latency)),
+        (
+            "processor time (CPU-s per s of speech)",
+            "cpu_seconds_per_audio_second",
+            "all threads together",
+        ),
+    ):
+        rows.append(_row(what, getattr(before, field), getattr(after, field), words=words))
+    fewer = f"structured: {_GONE.format('arithmetic')}, on any hardware"
+    sparse = "what a perfect sparse kernel would compute"
+    if pattern == "2:4":
+        sparse += "; sparse tensor cores (NVIDIA Ampere and later) do skip the zeros of 2:4"
+    for what, field, words in (
+        (
+            "multiply-accumulates, dense (G)",
+            "dense_macs",
+            fewer if _fewer_macs(latency) else _ZEROS_COST,
+        ),
+        ("multiply-accumulates with a non-zero weight (G)", "nonzero_macs", sparse),
+    ):
+        rows.append(_row(what, getattr(before, field), getattr(after, field), 1e-9, words))
+    return pd.DataFrame(rows, columns=[*_SIZE_COLUMNS, *_RUN_COLUMNS])
+
+
+def _speed_words(latency: Latency) -> str:
+    """Return whether the pruned voice is faster: only if it was in every run."""
+    totals = [one.stage_seconds["total"].median for one in (latency.original, latency.pruned)]
+    speed, runs = totals[0] / totals[1], latency.speed_up
+    spread = f"{speed:.2f}× the speed (run by run: {runs.low:.2f} to {runs.high:.2f})"
+    if runs.low > 1.0 and speed >= 1.05:
+        return f"faster: {spread}"
+    return f"not faster: {spread}" + ("" if _fewer_macs(latency) else f"; {_ZEROS_COST}")
+
+
+def _fewer_macs(latency: Latency) -> bool:
+    """Return whether dense kernels have less to do, as without channels that were removed."""
+    return latency.pruned.dense_macs < latency.original.dense_macs
+
+
+def _row(
+    what: str, before: Spread | int, after: Spread | int, factor: float = 1.0, words: str = ""
+) -> dict[str, Any]:
+    """Return a row of two values; those of several runs have their lowest and highest too."""
+    values = [one.median if isinstance(one, Spread) else one for one in (before, after)]
+    row: dict[str, Any] = {
+        "what": what,
+        "original": _significant(factor * values[0]),
+        "pruned": _significant(factor * values[1]),
+        "pruned / original": round(values[1] / values[0], 3) if values[0] else None,
+        "in words": words,
+    }
+    for name, spread in (("original", before), ("pruned", after)):
+        if isinstance(spread, Spread):
+            row[f"{name}, lowest run"] = _significant(factor * spread.low)
+            row[f"{name}, highest run"] = _significant(factor * spread.high)
+    return row
+
+
+def _significant(value: float) -> float:
+    """Return four significant digits."""
+    return float(f"{value:.4g}")
