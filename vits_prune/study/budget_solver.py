@@ -24,7 +24,7 @@ from vits_prune.pruning.prune import prune
 from vits_prune.pruning.shape import Shape
 from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.study.budget import Budget, Candidate, Solution, sentences_of
-from vits_prune.study.budget_ladder import Step, Ladder, build_ladder, time_against, time_cut
+from vits_prune.study.budget_ladder import Ladder, Step, build_ladder, time_against, time_cut
 from vits_prune.study.evaluation import (
     Reference,
     Settings,

@@ -286,7 +286,8 @@ def prune_until_knee(
             "Stopping at the knee needs gradual pruning: give the number of steps, or amounts."
         )
     check_measured(limits, reference)
-    steps, last = [], None
+    steps: list[Trial] = []
+    last = None
     for amount, pruned in prune_steps(voice, spec, progress=progress.part(0.0, 0.8)):
         done = len(steps) + 1
         if on_voice:
