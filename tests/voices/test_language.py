@@ -73,17 +73,15 @@ def test_everything_that_is_drawn_can_be_said(voices, kind):
     assert speak(voices[kind], drawn[0], 1).waveform.size
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_seed_draws_the_same(voices, kind):
-    voice = voices[kind]
-    assert draw_texts(voice, 5, 1) == draw_texts(voice, 5, 1) == draw_texts(voice, 9, 1)[:5]
-    assert draw_texts(voice, 5, 1) != draw_texts(voice, 5, 2)
+def test_the_same_seed_draws_the_same(voices):
+    for voice in voices.values():
+        assert draw_texts(voice, 5, 1) == draw_texts(voice, 5, 1) == draw_texts(voice, 9, 1)[:5]
+        assert draw_texts(voice, 5, 1) != draw_texts(voice, 5, 2)
 
 
 @pytest.mark.parametrize("kind", ["hugging-face", "devanagari", "piper", "piper text"])
 def test_every_symbol_is_drawn_sooner_or_later(voices, kind):
-    tokenizer, drawn = voices[kind].tokenizer, " ".join(draw_texts(voices[kind], 200, 0))
-    known = getattr(tokenizer, "phoneme_ids", None) or tokenizer.tokenizer.get_vocab()
+    known, drawn = voices[kind].tokenizer.symbols, " ".join(draw_texts(voices[kind], 200, 0))
     missing = {
         symbol
         for symbol in known

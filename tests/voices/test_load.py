@@ -72,17 +72,17 @@ def test_a_hub_id(asked):
     ]
 
 
-@pytest.mark.parametrize(
-    "ref",
-    [
-        "", "   ", "\n", None, 3, b"joe", ["joe"], "./nothing", "/nothing", "~/nothing-here", "nothing.onnx", "nothing/", "..\\nothing",
-        "a\0b", "x" * 5_000, "x/" * 3_000, "a/b/c/d", "no such voice", "Joe", "joe\n", "~nobody-of-this-name/voice", "../../etc/passwd",
-    ],
-    ids=lambda ref: ascii(ref)[:24],
-)  # fmt: skip
-def test_references_that_mean_nothing(ref, asked, tmp_path, monkeypatch):
+NOTHING = [
+    *("", "   ", "\n", None, 3, b"joe", ["joe"], "./nothing", "/nothing", "~/nothing-here"),
+    *("nothing.onnx", "nothing/", "..\\nothing", "a\0b", "x" * 5_000, "x/" * 3_000, "a/b/c/d"),
+    *("no such voice", "Joe", "joe\n", "~nobody-of-this-name/voice", "../../etc/passwd"),
+]
+
+
+def test_references_that_mean_nothing(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(ref)
+    for ref in NOTHING:
+        refused(ref)
     assert asked == []
 
 

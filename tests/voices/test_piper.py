@@ -25,7 +25,7 @@ from piper.phonemize_espeak import ESPEAK_DATA_DIR
 from tests.voices import piper_factory as factory
 from vits_prune.errors import InputError
 from vits_prune.voices import piper_graph, piper_text
-from vits_prune.voices.espeak import Clause
+from vits_prune.voices.espeak_library import Clause
 from vits_prune.voices.piper import PiperTokenizer, load_piper
 from vits_prune.voices.voice import FreeCut, Voice
 

@@ -110,7 +110,7 @@ def check_pair(pruned: Voice, teacher: Voice) -> None:
                 f"{teacher.name} cannot teach this voice: its {what} is {other}, the pruned voice's is {mine}. "
                 "Give the voice it was pruned from."
             )
-    if _reads(pruned) != _reads(teacher):
+    if pruned.tokenizer.symbols != teacher.tokenizer.symbols:
         raise InputError(
             f"{teacher.name} cannot teach this voice: its vocabulary has other symbols. Give the voice it was pruned from."
         )
@@ -119,17 +119,6 @@ def check_pair(pruned: Voice, teacher: Voice) -> None:
             f"{teacher.name} ({teacher.origin.reference}) is not the voice that this one was pruned from, which is "
             f"{pruned.origin.reference}: give that one."
         )
-
-
-def _reads(voice: Voice) -> tuple[str, dict[str, object]]:
-    """Symbols and their ids, behind the name of the tokenizer's kind; empty for a kind that does not tell."""
-    tokenizer: Any = voice.tokenizer
-    found = (
-        tokenizer.tokenizer.get_vocab()
-        if hasattr(tokenizer, "tokenizer")
-        else getattr(tokenizer, "phoneme_ids", {})
-    )
-    return type(tokenizer).__name__, dict(found)
 
 
 def _is_another(pruned: Voice, teacher: Voice) -> bool:

@@ -30,8 +30,7 @@ from vits_prune.synthesis.speak import (
     read_text,
     speaker_embedding,
 )
-from vits_prune.voices.architecture import copy_with_weights
-from vits_prune.voices.voice import PARTS, Voice
+from vits_prune.voices.voice import PARTS, Voice, copy_with_weights
 
 READ_TOKENS = 8_192
 """Tokens that the text encoder reads, about; of more sentences every second, third and so on is read (joe: twice as many are no better)."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.synthesis.texts import load_texts
-from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.piper_text import PiperTokenizer
 from vits_prune.voices.voice import Voice
 
@@ -22,15 +20,19 @@ def piper_settings(voice: Voice) -> dict[str, Any]:
     Raises:
         InputError: the Piper runtime cannot read text to this voice; the sentence says why.
     """
-    config = voice.model.config
-    about = getattr(voice.tokenizer, "about", {})
+    config, own = voice.model.config, voice.tokenizer.piper_settings()
+    if own["phoneme_type"] == "espeak" and _is_converted(voice, own):
+        _require_symbols(voice, own)
     return {
         "audio": {
             "sample_rate": voice.sampling_rate,
             "quality": "custom",
-            **about.get("audio", {}),
+            **own.get("audio", {}),
         },
-        **_reading(voice),
+        "phoneme_type": own["phoneme_type"],
+        "espeak": own.get("espeak", {"voice": ""}),
+        "phoneme_id_map": own["phoneme_id_map"],
+        **({"vowel_clusters": own["vowel_clusters"]} if "vowel_clusters" in own else {}),
         "inference": {
             "noise_scale": float(voice.model.noise_scale),
             "length_scale": round(1 / float(voice.model.speaking_rate), 12),
@@ -42,62 +44,19 @@ def piper_settings(voice: Voice) -> dict[str, Any]:
         "speaker_id_map": {name: index for index, name in enumerate(voice.speakers)},
         "default_speaker_id": voice.speaker or 0,
         "hop_length": voice.hop_length,
-        "language": about.get("language") or {"code": _language(voice)},
-        "dataset": about.get("dataset", voice.name),
-        "piper_version": about.get("piper_version", "1.0.0"),
+        "language": own.get("language") or {"code": _language(voice)},
+        "dataset": own.get("dataset", voice.name),
+        "piper_version": own.get("piper_version", "1.0.0"),
     }
 
 
-def _reading(voice: Voice) -> dict[str, Any]:
-    """How text becomes ids."""
-    tokenizer = voice.tokenizer
-    if isinstance(tokenizer, PiperTokenizer):
-        reading: dict[str, Any] = {
-            "phoneme_type": tokenizer.phoneme_type,
-            "espeak": {"voice": tokenizer.espeak_voice or ""},
-            "phoneme_id_map": {
-                phoneme: list(ids) for phoneme, ids in tokenizer.phoneme_ids.items()
-            },
-        }
-        if tokenizer.vowel_clusters:
-            reading["vowel_clusters"] = sorted(map(list, tokenizer.vowel_clusters))
-        return reading
-    if not isinstance(tokenizer, HubTokenizer):
-        raise InputError(
-            f"{voice.name} reads text in a way that Piper does not know: export it as onnx."
-        )
-    inner = tokenizer.tokenizer
-    if not inner.add_blank:
-        raise InputError(
-            f"{voice.name} puts no blank between its symbols, which Piper always does: export it as onnx."
-        )
-    if inner.is_uroman:
-        raise InputError(
-            f"{voice.name} reads romanised text, and the Piper runtime does not romanise: export it as onnx."
-        )
-    ids = {
-        symbol: index
-        for symbol, index in inner.encoder.items()
-        if len(symbol) == 1 and index < tokenizer.vocab_size
-    }
-    return _phonemes(voice, ids) if inner.phonemize else _characters(voice, ids)
+def _is_converted(voice: Voice, own: dict[str, Any]) -> bool:
+    """Return whether the settings were made for the export, and are not the voice's own."""
+    return own["phoneme_id_map"] != {s: list(ids) for s, ids in voice.tokenizer.symbols.items()}
 
 
-def _id_map(ids: dict[str, int]) -> dict[str, list[int]]:
-    """The symbols as Piper wants them. `^ _ p _ p _ $` with nothing for ^ and $ is what VitsTokenizer makes of p p: _ p _ p _."""
-    symbols = {
-        symbol: [index] for symbol, index in ids.items() if symbol not in (_BLANK, _BEGIN, _END)
-    }
-    return {_BLANK: [0], _BEGIN: [], _END: [], **symbols}
-
-
-def _phonemes(voice: Voice, ids: dict[str, int]) -> dict[str, Any]:
-    """A voice of espeak-ng's phonemes, which transformers' tokenizer makes for US English."""
-    reading = {
-        "phoneme_type": "espeak",
-        "espeak": {"voice": "en-us"},
-        "phoneme_id_map": _id_map(ids),
-    }
+def _require_symbols(voice: Voice, reading: dict[str, Any]) -> None:
+    """Raise InputError if a voice lacks symbols for many phonemes of running English."""
     said = dropped = 0
     reader = PiperTokenizer(reading)
     for text in load_texts(20):
@@ -106,35 +65,16 @@ def _phonemes(voice: Voice, ids: dict[str, int]) -> dict[str, Any]:
             dropped += len(sentence.dropped)
     if dropped > _MOST_DROPPED * said:
         raise InputError(
-            f"{voice.name} lacks symbols for many of espeak-ng's phonemes, which Piper reads: export it as onnx."
+            f"{voice.name} lacks symbols for many of espeak-ng's phonemes, which Piper reads: "
+            "export it as onnx."
         )
-    return reading
-
-
-def _characters(voice: Voice, ids: dict[str, int]) -> dict[str, Any]:
-    """A voice of characters. Piper takes a text apart by Unicode's NFD and keeps its case."""
-    composed = [symbol for symbol in ids if unicodedata.normalize("NFD", symbol) != symbol]
-    if composed:
-        few = " ".join(composed[:5])
-        raise InputError(
-            f"{voice.name} has letters that Piper takes apart ({few}): export it as onnx."
-        )
-    if voice.tokenizer.tokenizer.normalize:
-        ids = {
-            **{symbol.upper(): index for symbol, index in ids.items() if len(symbol.upper()) == 1},
-            **ids,
-        }
-    return {"phoneme_type": "text", "espeak": {"voice": ""}, "phoneme_id_map": _id_map(ids)}
 
 
 def _language(voice: Voice) -> str:
     """ "en_US" of "en-us"; what the tokenizer says where it is no such tag."""
     import langcodes
 
-    inner = getattr(voice.tokenizer, "tokenizer", None)
-    named = getattr(voice.tokenizer, "espeak_voice", None) or (
-        "en-us" if getattr(inner, "phonemize", False) else getattr(inner, "language", "")
-    )
+    named = voice.tokenizer.language
     try:
         return langcodes.standardize_tag(named or "und").replace("-", "_")
     except langcodes.LanguageTagError:

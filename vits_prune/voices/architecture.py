@@ -1,9 +1,9 @@
-"""The network behind a Voice: transformers' VitsModel less what never runs, and the decoder blocks that VitsConfig cannot describe."""
+"""The network of a Voice: VitsModel less what never runs, and decoder blocks that it lacks."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -15,13 +15,13 @@ from vits_prune.voices.voice import FreeCut
 
 
 class ResidualBlock2(nn.Module):
-    """HiFi-GAN's ResBlock2: one convolution a step, x + conv(leaky_relu(x)) (Kong et al. 2020, arXiv:2010.05646, appendix A).
+    """HiFi-GAN's ResBlock2: x + conv(leaky_relu(x)) for each dilation, [batch, channels, frames].
 
-    Shapes: [batch, channels, frames] in and out.
+    Source: Kong et al. 2020, arXiv:2010.05646, appendix A.
     """
 
     def __init__(
-        self, channels: int, kernel_size: int, dilations: tuple[int, ...], leaky_relu_slope: float
+        self, channels: int, kernel_size: int, dilations: Sequence[int], leaky_relu_slope: float
     ) -> None:
         super().__init__()
         self.leaky_relu_slope = leaky_relu_slope
@@ -38,27 +38,28 @@ class ResidualBlock2(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         for conv in self.convs:
-            hidden_states = conv(
-                nn.functional.leaky_relu(hidden_states, self.leaky_relu_slope)
-            ).add_(hidden_states)
+            activated = nn.functional.leaky_relu(hidden_states, self.leaky_relu_slope)
+            hidden_states = conv(activated).add_(hidden_states)
         return hidden_states
+
+
+# Both classes below have a model type of their own, so that plain transformers refuses such a
+# voice instead of opening it with decoder blocks that do not fit. `resblock_inner_channels` holds,
+# by decoder stage, the channels between the two convolutions of a ResBlock1 step; None where they
+# are as wide as the stage.
 
 
 @strict
 class NarrowVitsConfig(VitsConfig):
-    """VitsConfig with residual blocks that are narrower inside than outside, as structured pruning leaves them.
-
-    Its own model type keeps plain transformers from opening such a voice with blocks that do not fit.
-    """
+    """VitsConfig for residual blocks that structured pruning made narrower inside than outside."""
 
     model_type = "vits_narrow"
 
     resblock_inner_channels: list[int] | None = None
-    """Channels between the two convolutions of a ResBlock1's steps, by decoder stage; None where they are as wide as the stage."""
 
 
 class NarrowVitsModel(VitsModel):
-    """VitsModel with the decoder blocks that its NarrowVitsConfig asks for."""
+    """VitsModel with the decoder blocks of its NarrowVitsConfig."""
 
     config_class = NarrowVitsConfig
 
@@ -69,49 +70,45 @@ class NarrowVitsModel(VitsModel):
 
 @strict
 class PiperVitsConfig(VitsConfig):
-    """VitsConfig with the facts about Piper voices that it cannot say.
-
-    Its own model type keeps plain transformers from opening such a voice with the wrong decoder blocks.
-    """
+    """VitsConfig for Piper voices: resblock "1" (high quality) or "2" (medium, low, x-low)."""
 
     model_type = "vits_piper"
 
     resblock: str = "2"
-    """HiFi-GAN's residual block: "1" (high quality voices) or "2" (medium, low and x-low)."""
     resblock_inner_channels: list[int] | None = None
-    """As NarrowVitsConfig has it."""
 
 
 class PiperVitsModel(VitsModel):
-    """VitsModel with the decoder blocks that its PiperVitsConfig asks for."""
+    """VitsModel with the decoder blocks of its PiperVitsConfig."""
 
     config_class = PiperVitsConfig
 
     def __init__(self, config: PiperVitsConfig) -> None:
         super().__init__(config)
-        if config.resblock == "2":
-            self.decoder.resblocks = nn.ModuleList(
-                ResidualBlock2(
-                    config.upsample_initial_channel // 2 ** (stage + 1),
-                    kernel_size,
-                    tuple(dilations),
-                    config.leaky_relu_slope,
-                )
-                for stage in range(len(config.upsample_rates))
-                for kernel_size, dilations in zip(
-                    config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True
-                )
-            )
-        else:
+        if config.resblock == "1":
             _narrow(self.decoder.resblocks, config)
+            return
+        kernels = list(
+            zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+        )
+        self.decoder.resblocks = nn.ModuleList(
+            ResidualBlock2(
+                config.upsample_initial_channel // 2 ** (stage + 1),
+                kernel_size,
+                dilations,
+                config.leaky_relu_slope,
+            )
+            for stage in range(len(config.upsample_rates))
+            for kernel_size, dilations in kernels
+        )
 
 
 def _narrow(resblocks: nn.ModuleList, config: NarrowVitsConfig | PiperVitsConfig) -> None:
-    """Put convolutions of fewer inner channels into HiFi-GAN's ResBlock1s, in place; their forward takes any number."""
+    """Give ResBlock1s fewer inner channels, in place; their forward takes any number."""
+    if not config.resblock_inner_channels:
+        return
     branches = len(config.resblock_kernel_sizes)
     for index, block in enumerate(resblocks):
-        if not config.resblock_inner_channels:
-            return
         inner = config.resblock_inner_channels[index // branches]
         block.convs1 = nn.ModuleList(
             _convolution(conv, conv.in_channels, inner) for conv in block.convs1
@@ -122,45 +119,35 @@ def _narrow(resblocks: nn.ModuleList, config: NarrowVitsConfig | PiperVitsConfig
 
 
 def _convolution(like: nn.Conv1d, inputs: int, outputs: int) -> nn.Conv1d:
-    """A convolution with the kernel of another one between other numbers of channels."""
     return nn.Conv1d(
         inputs, outputs, like.kernel_size, padding=like.padding, dilation=like.dilation
     )
 
 
 def with_inner_channels(config: VitsConfig, channels: Sequence[int]) -> VitsConfig:
-    """A configuration whose residual blocks have these inner channels by stage, of another class where VitsConfig cannot say so."""
+    """Return a configuration whose residual blocks have these inner channels, by stage."""
     if not hasattr(config, "resblock_inner_channels"):
-        config = NarrowVitsConfig(
-            **{
-                fact.name: getattr(config, fact.name)
-                for fact in dataclasses.fields(VitsConfig)
-                if fact.init
-            }
-        )
+        names = (field.name for field in dataclasses.fields(VitsConfig) if field.init)
+        config = NarrowVitsConfig(**{name: getattr(config, name) for name in names})
     config.resblock_inner_channels = list(channels)
     return config
 
 
 def in_plain_layout(config: VitsConfig) -> bool:
-    """Whether plain transformers can open a voice of this configuration."""
+    """Return whether plain transformers can open a voice of this configuration."""
     return config.model_type == VitsConfig.model_type
-
-
-def _count(model: nn.Module) -> tuple[int, int]:
-    """Parameters of a module and their bytes."""
-    tensors = list(model.parameters())
-    return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
 
 
 def fold_and_cut(model: VitsModel) -> FreeCut:
     """Fold weight norm into plain weights and leave out what never runs at inference, in place.
 
-    Left out are the posterior encoder (it reads recordings, in training only), the stochastic duration predictor's posterior half, and its
-    second flow, which inference skips ("remove a useless vflow"). Folding writes w = g v / ||v|| once (Salimans & Kingma 2016,
-    arXiv:1602.07868) with the very operation that ran at every forward, so waveforms stay the same to the bit.
+    Left out are the posterior encoder (it reads recordings, in training only), the posterior half
+    of the stochastic duration predictor, and its second flow, which inference skips ("remove a
+    useless vflow"). Folding writes w = g v / ||v|| once (Salimans & Kingma 2016, arXiv:1602.07868)
+    with the very operation that ran at every forward, so that waveforms stay the same to the bit.
 
-    The model must not have been copied before: torch shares the class it injects for weight norm among copies.
+    The model must not have been copied before: copies share the class that torch makes for weight
+    norm.
     """
     parameters, size = _count(model)
     model.posterior_encoder = None
@@ -169,9 +156,7 @@ def fold_and_cut(model: VitsModel) -> FreeCut:
         for name in ("post_conv_pre", "post_conv_proj", "post_conv_dds", "post_flows"):
             setattr(predictor, name, None)
         if len(predictor.flows) > 1:
-            predictor.flows[1] = (
-                nn.Identity()
-            )  # keeps the place: the forward drops it by its position
+            predictor.flows[1] = nn.Identity()  # the forward drops whatever has this position
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
@@ -180,46 +165,19 @@ def fold_and_cut(model: VitsModel) -> FreeCut:
     return FreeCut(parameters - left_parameters, size - left_size)
 
 
-def empty_model(config: VitsConfig) -> VitsModel:
-    """A folded and cut model of this configuration without memory behind its tensors (torch's meta device), to be filled.
+def _count(model: nn.Module) -> tuple[int, int]:
+    """Return the number of parameters and their bytes."""
+    tensors = list(model.parameters())
+    return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
 
-    Filling: `model.load_state_dict(tensors, strict=True, assign=True)`.
+
+def empty_model(config: VitsConfig) -> VitsModel:
+    """Return a folded and cut model whose tensors have no memory (torch's meta device).
+
+    Fill it with `model.load_state_dict(tensors, strict=True, assign=True)`.
     """
+    models = {PiperVitsConfig: PiperVitsModel, NarrowVitsConfig: NarrowVitsModel}
     with torch.device("meta"):
-        kinds = {PiperVitsConfig: PiperVitsModel, NarrowVitsConfig: NarrowVitsModel}
-        model = kinds.get(type(config), VitsModel)(config)
+        model = models.get(type(config), VitsModel)(config)
         fold_and_cut(model)
     return model
-
-
-def copy_with_weights(model: VitsModel, weights: Mapping[str, torch.Tensor]) -> VitsModel:
-    """A copy of a folded model with some parameters replaced and all others shared.
-
-    Raises:
-        KeyError: a name is not a parameter of the model.
-        ValueError: a tensor has another shape.
-    """
-    parameters = dict(model.named_parameters())
-    replaced: dict[int, nn.Parameter] = {}
-    for name, tensor in weights.items():
-        if tensor.shape != parameters[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(parameters[name].shape)}, not {tuple(tensor.shape)}."
-            )
-        replaced[id(parameters[name])] = nn.Parameter(tensor, requires_grad=False)
-    return _clone(model, replaced)
-
-
-def _clone(module: nn.Module, replaced: Mapping[int, nn.Parameter]) -> nn.Module:
-    """A module made anew around the same tensors, less those replaced; copy.deepcopy takes several times as long.
-
-    Containers of the module, its hooks among them, are its own; what they hold is shared.
-    """
-    clone = object.__new__(type(module))
-    for name, value in vars(module).items():
-        clone.__dict__[name] = value.copy() if isinstance(value, (dict, list, set)) else value
-    for name, parameter in module._parameters.items():
-        clone._parameters[name] = replaced.get(id(parameter), parameter)
-    for name, child in module._modules.items():
-        clone._modules[name] = None if child is None else _clone(child, replaced)
-    return clone

@@ -1,8 +1,8 @@
 """A folder in transformers' layout -> Voice.
 
-Everything in such a folder may come from a stranger. Only JSON and safetensors are read, never a pickle, custom code (`auto_map`) or an
-adapter; the configuration is bounded before a network is made from it (hf_config.py), and the shapes in the file are compared with it
-before a number is read.
+Everything in such a folder may come from a stranger. Only JSON and safetensors are read, never a
+pickle, custom code (`auto_map`) or an adapter. The configuration is bounded before a network is
+made from it, and the shapes in the file are compared with it before a number is read.
 """
 
 from __future__ import annotations
@@ -27,37 +27,41 @@ from vits_prune.voices.manifest import require_manifest
 from vits_prune.voices.voice import FreeCut, Origin, Voice, resolve_speaker
 
 MAX_PARAMETERS = 300_000_000
-"""Parameters of the largest network that is loaded; the largest published VITS checkpoints have about 40 million."""
+"""Of the largest network that is loaded; published VITS checkpoints have up to 40 million."""
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
 _MAX_SHARDS = 64
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}\.safetensors")
 _FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
-_NEVER_RUN = ("posterior_encoder.", "duration_predictor.post_", "duration_predictor.flows.1.")
+_OLD_NAMES = {
+    ".weight_g": ".parametrizations.weight.original0",
+    ".weight_v": ".parametrizations.weight.original1",
+}
 
 
 def load_checkpoint(
     folder: Path, *, name: str, origin: Origin, speaker: int | str | None = None
 ) -> Voice:
-    """The voice in a folder in transformers' layout: config.json, model.safetensors (or its shards), vocab.json, tokenizer_config.json.
+    """Load a folder with config.json, model.safetensors (or shards) and the tokenizer's files.
 
     Args:
         folder: where the files are; nothing is written there.
         name: what the voice is called in messages and tables.
-        origin: where it came from; a licence that is not stated is looked for in the folder's README.md.
+        origin: where it came from; if it has no licence, the folder's README.md may state one.
         speaker: index or "0", "1", ... for a voice with several; None for the first.
 
     Raises:
-        InputError: it is not VITS, is damaged or incomplete, exceeds the bounds, or has no such speaker.
+        InputError: it is not VITS, is damaged or incomplete, exceeds the bounds, or has no such
+            speaker.
     """
     folder = Path(folder)
     require_manifest(folder, folder / WEIGHTS, name)
     config = read_config(folder, VitsConfig, name=name)
     model, free_cut = load_model(folder, config, name=name)
     tokenizer = HubTokenizer.load(folder, vocab_size=config.vocab_size, name=name)
-    speakers = (
-        tuple(str(index) for index in range(config.num_speakers)) if config.num_speakers > 1 else ()
-    )
+    count = config.num_speakers
+    speakers = tuple(map(str, range(count))) if count > 1 else ()
     if origin.licence is None:
         origin = dataclasses.replace(origin, licence=read_licence(folder / "README.md"))
     return Voice(
@@ -73,10 +77,10 @@ def load_checkpoint(
 
 
 def load_model(folder: Path, config: VitsConfig, *, name: str) -> tuple[VitsModel, FreeCut]:
-    """The network that `config` describes with the weights in a folder, in fp32, weight norm folded, less what never runs.
+    """Return the network of a configuration with the weights in a folder, in fp32, folded and cut.
 
-    The weights are filled in here and not by `from_pretrained`: it would also follow an adapter_config.json, draw random numbers for
-    tensors that are missing, and allocate the training half.
+    `from_pretrained` is not used: it follows an adapter_config.json, draws random numbers for
+    tensors that are missing, and allocates the training half.
 
     Raises:
         InputError: the weights are missing, damaged, not finite, or do not fit the configuration.
@@ -87,18 +91,19 @@ def load_model(folder: Path, config: VitsConfig, *, name: str) -> tuple[VitsMode
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > MAX_PARAMETERS:
         raise InputError(
-            f"{name} asks for {parameters / 1e6:.0f} million parameters, more than the {MAX_PARAMETERS // 1_000_000} million accepted."
+            f"{name} asks for {parameters / 1e6:.0f} million parameters, more than the "
+            f"{MAX_PARAMETERS // 1_000_000} million accepted."
         )
-    runs = {
-        key: tensor.shape
-        for key, tensor in model.state_dict().items()
-        if not _never_runs(key, config)
-    }
+    idle: tuple[str, ...] = ("posterior_encoder.",)
+    if config.use_stochastic_duration_prediction:
+        idle += ("duration_predictor.post_", "duration_predictor.flows.1.")
+    state = model.state_dict()
+    wanted = {key: tensor.shape for key, tensor in state.items() if not key.startswith(idle)}
     try:
-        tensors = read_tensors(files, runs, name)
+        tensors = read_tensors(files, wanted, name)
+    except InputError:
+        raise
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(
             f"{name} has damaged weights ({WEIGHTS} cannot be read): download or save them again."
         ) from error
@@ -108,14 +113,8 @@ def load_model(folder: Path, config: VitsConfig, *, name: str) -> tuple[VitsMode
     return model, free_cut
 
 
-def _never_runs(key: str, config: VitsConfig) -> bool:
-    return key.startswith(
-        _NEVER_RUN if config.use_stochastic_duration_prediction else _NEVER_RUN[:1]
-    )
-
-
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """The safetensors files that hold the weights of a folder: model.safetensors, or the shards that its index names.
+    """Return the weights of a folder: model.safetensors, or the shards that its index names.
 
     Raises:
         InputError: there are none, or a shard is missing.
@@ -136,50 +135,33 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 
 def no_safetensors(name: str) -> InputError:
-    """The refusal of a checkpoint that has only a pickle, which could run code."""
+    """Return the refusal of a checkpoint that has only a pickle, which could run code."""
     return InputError(
-        f"{name} has no {WEIGHTS}: open it with transformers where you trust it and write it again with "
-        "model.save_pretrained(folder), which makes safetensors."
+        f"{name} has no {WEIGHTS}: open it with transformers where you trust it and write it "
+        "again with model.save_pretrained(folder), which makes safetensors."
     )
 
 
 def shard_names(index: dict[str, Any], name: str) -> list[str]:
-    """The files that an index names, each once.
+    """Return the files that an index names, each once.
 
     Raises:
         InputError: it names none, too many, or anything but plain safetensors files.
     """
     weight_map = index.get("weight_map")
-    names = (
-        set(weight_map.values())
-        if isinstance(weight_map, dict) and all(isinstance(v, str) for v in weight_map.values())
-        else set()
-    )
-    if not 1 <= len(names) <= _MAX_SHARDS or not all(
-        re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}\.safetensors", n) for n in names
-    ):
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    sound = all(isinstance(shard, str) and _SHARD.fullmatch(shard) for shard in names)
+    if not sound or not 1 <= len(set(names)) <= _MAX_SHARDS:
         raise InputError(
             f"{name} has a {WEIGHTS_INDEX} that cannot be used: download or save it again."
         )
-    return sorted(names)
-
-
-def _current_name(key: str) -> str:
-    """The name in today's VitsModel of a tensor in a file, older spellings of weight norm included."""
-    key = key.removeprefix("vits.")
-    for old, new in (
-        (".weight_g", ".parametrizations.weight.original0"),
-        (".weight_v", ".parametrizations.weight.original1"),
-    ):
-        if key.endswith(old):
-            return key.removesuffix(old) + new
-    return key
+    return sorted(set(names))
 
 
 def read_tensors(
     files: list[Path], wanted: dict[str, torch.Size], name: str
 ) -> dict[str, torch.Tensor]:
-    """The wanted tensors of safetensors files as fp32, after all their shapes were compared.
+    """Return the wanted tensors of safetensors files as fp32, after comparing all their shapes.
 
     Args:
         files: the shards, in any order.
@@ -195,43 +177,50 @@ def read_tensors(
         with safe_open(file, "pt") as handle:
             for key in handle.keys():  # noqa: SIM118 - not a dict
                 current = _current_name(key)
-                if current not in wanted:
-                    continue
-                part = handle.get_slice(key)
-                shape = tuple(part.get_shape())
-                if shape != tuple(wanted[current]):
-                    raise InputError(
-                        f"{name} has weights that do not fit its config.json ({current} is {shape}, not {tuple(wanted[current])}): "
-                        "check that both come from the same checkpoint."
-                    )
-                if part.get_dtype() not in _FLOAT_TYPES:
-                    raise InputError(
-                        f"{name} stores {current} as {part.get_dtype()}: save it as float32 or float16."
-                    )
-                found[current] = (file, key)
+                if current in wanted:
+                    part = handle.get_slice(key)
+                    shape = tuple(part.get_shape())
+                    _check_tensor(current, shape, tuple(wanted[current]), part.get_dtype(), name)
+                    found[current] = (file, key)
     missing = [key for key in wanted if key not in found]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"{name} lacks the weights {missing[0]}{more}: check that config.json and the weights come from the same checkpoint."
+            f"{name} lacks the weights {missing[0]}{more}: check that config.json and the weights "
+            "come from the same checkpoint."
         )
     tensors = {}
     for file in files:
         with safe_open(file, "pt") as handle:
             for current, (home, key) in found.items():
-                if (
-                    home == file
-                ):  # a copy: safetensors maps the file, which may change under a voice that is in use
+                if home == file:  # a copy, because the file is mapped and may change later
                     tensors[current] = handle.get_tensor(key).to(torch.float32, copy=True)
     return tensors
 
 
-def require_finite(model: nn.Module, name: str) -> None:
-    """Whether all parameters of a network are numbers.
+def _current_name(key: str) -> str:
+    """Return the name in today's VitsModel of a tensor in a file."""
+    key = key.removeprefix("vits.")
+    for old, new in _OLD_NAMES.items():
+        if key.endswith(old):
+            return key.removesuffix(old) + new
+    return key
 
-    Raises:
-        InputError: one is NaN or infinite.
-    """
+
+def _check_tensor(
+    key: str, shape: tuple[int, ...], wanted: tuple[int, ...], dtype: str, name: str
+) -> None:
+    if shape != wanted:
+        raise InputError(
+            f"{name} has weights that do not fit its config.json ({key} is {shape}, not {wanted}): "
+            "check that both come from the same checkpoint."
+        )
+    if dtype not in _FLOAT_TYPES:
+        raise InputError(f"{name} stores {key} as {dtype}: save it as float32 or float16.")
+
+
+def require_finite(model: nn.Module, name: str) -> None:
+    """Raise InputError if a parameter of a network is NaN or infinite."""
     for key, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} has damaged weights: {key} contains NaN or infinity.")

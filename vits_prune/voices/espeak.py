@@ -1,263 +1,137 @@
-"""Text to phonemes, clause by clause, with the pip-installed espeak-ng 1.52 (espeakng-loader): no apt package, no compiler.
+"""Text to phonemes by espeak-ng, which runs in a process of its own and may die there.
 
-Piper trained its voices on what espeak-ng says about a clause *and* on the punctuation that ended it. This espeak-ng returns the phonemes
-only, so the mark is found in the text it consumed, by the rules of its `ReadClause` (espeak-ng 1.52, src/libespeak-ng/readclause.c); where
-the text alone cannot tell, at its very end, espeak-ng itself is asked. phonemizer is not used because it replaces punctuation before
-espeak-ng sees it.
+espeak-ng 1.52 is C with buffers of fixed size: a few hundred letters and dots without a word among
+them ("a.a.a.a.", some scripts sooner) write past their end. No text may end the server, so a child
+process reads them. If it dies, the text is refused and the next one gets a new child.
 """
 
 from __future__ import annotations
 
-import ctypes
-import re
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
 import threading
-import unicodedata
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from vits_prune.errors import InputError
+from vits_prune.forks import renew_in_forks
+from vits_prune.voices.espeak_library import Clause
 
-_AUDIO_OUTPUT_SYNCHRONOUS = 2
-_INITIALIZE_DONT_EXIT = 0x8000
-_CHARS_UTF8 = 1
-_SEPARATOR = "\x1f"  # asked for between phonemes, of which none contains it
-_MNEMONICS = ord(_SEPARATOR) << 8  # phoneme mode: espeak-ng's own names
-_IPA = 0x02 | _MNEMONICS
-_STRESS = "',%="
-_HAS_BEEN = re.compile(r"(?<!\S)hˈ[æa]zbiːn(?!\S)")
-_CLAUSE_BUFFER = 800 - 75
-"""Bytes after which espeak-ng breaks a clause without any mark (its N_TR_SOURCE, less what it keeps free)."""
-
-# Characters that can end a clause, by what Piper writes for them: espeak-ng 1.52, src/ucd-tools/data/espeak-ng/PropList.txt.
-_MARKS = {
-    ".": ".\u06d4\u0701\u0704\u1362\u166e\u1803\u1809\u2488-\u249b\u2cf9\u2cfe\u2e33\u2e3c\ua4ff\ua60e\ua6f3\ufe12\ufe52\uff61\U00016af5"
-    "\U0001bc9f\U0001da88\U0001f100\U000e002e",
-    "?": "?\u037e\u061f\u0709\u1367\u1945\u2047\u2753\u2754\u2cfa\u2cfb\ua60f\ua6f7\ufe16\ufe56\U00011143\U0001e95f\U000e003f",
-    "!": "!\u0703\u07f9\u1944\u203c\u2755\u2757\u2762\u2763\ufe15\ufe57\U0001e95e\U000e0021",
-    ",": ",\u055d\u060c\u0702\u07f8\u0f14\u1363\u1802\u1808\u2e32\u2e34\u2e41\ua4fe\ua60d\ua6f5\ufe10\ufe11\ufe50\ufe51\uff64\U0001144d"
-    "\U0001da87\U0001f101-\U0001f10a\U000e002c",
-    ":": ":\u0706\u0707\u1365\u1366\u1804\u2982\ua6f4\ufe13\ufe55\U00012471\U00012472\U0001da8a\U000e003a",
-    ";": ";\u0387\u061b\u0708\u1364\u204f\u2e35\ua6f6\ufe14\ufe54\U0001da89\U000e003b\u2013\u2014\u2e3a\u2e3b\ufe31\ufe32",
-}
-# These end a clause or a sentence and leave no mark: espeak-ng flags them "no space needed after", which Piper does not look for.
-_SILENT_SENTENCE = (
-    "\u0589\u0964\u0df4\u0f0d\u3002\uff0e\uff01\uff1f\u0700\u0965\u0f0e\u10fb\u1368\u2029"
-)
-_SILENT_CLAUSE = "\u00a1\u00bf\u3001\uff0c\uff1a\uff1b\u0eaf\u1801\u2026\u22ee-\u22f1\ufe19"
-_IN_WORD = "\u055b\u055c\u055e"
-_SPACE = "\\t-\\r\\x85\u0020\u1680\u2000-\u2006\u2008-\u200a\u2028\u2029\u205f\u3000"
-
-_CLASSES = [(re.compile(f"[{marks}]"), (mark, mark in ".?!")) for mark, marks in _MARKS.items()]
-_CLASSES += [
-    (re.compile(f"[{_SILENT_SENTENCE}]"), ("", True)),
-    (re.compile(f"[{_SILENT_CLAUSE}]"), ("", False)),
-]
-_TAIL = re.compile(
-    f"(?P<run>[{''.join(_MARKS.values())}{_SILENT_SENTENCE}{_SILENT_CLAUSE}{_IN_WORD}]*)(?P<space>[{_SPACE}]*)\\Z"
-)
-_MAX_TAIL = 2000
-"""Characters looked at for the mark that ended a clause: more white space than this counts as a paragraph's end."""
-
-_lock = threading.RLock()
-"""espeak-ng keeps its voice and its place in the text in globals."""
+_ANSWER_SECONDS = 60.0
+_START_SECONDS = 120.0
 
 
-@dataclass(frozen=True)
-class Clause:
-    """What espeak-ng reads in one breath."""
+class EspeakProcess:
+    """One child process, asked by one thread at a time, which holds `lock` meanwhile."""
 
-    phonemes: str
-    """IPA with stress marks; words of another language between flags such as (en) and (de)."""
-    mark: str
-    """The punctuation that ended it: one of . ? ! , : ; or nothing."""
-    ends_sentence: bool
-    text: str
-    """The part of the text that it reads."""
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        renew_in_forks(self)
 
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
 
-@lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL:
-    """The loaded and initialised library, one a process.
+    def after_fork(self) -> None:
+        """Leave the child to the parent process: two processes must not share its pipes."""
+        self.lock = threading.Lock()
+        process, self._process = self._process, None
+        if process is not None:
+            for pipe in (process.stdin, process.stdout):
+                pipe.raw.close()  # type: ignore[union-attr] # not the buffer: the parent may send it
+            process.returncode = 0  # only the parent can wait for it
 
-    Raises:
-        RuntimeError: the installed espeak-ng does not start.
-    """
-    import espeakng_loader
+    def ask(self, operation: str, *arguments: str) -> Any:
+        """Return the child's answer.
 
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-    library.espeak_TextToPhonemes.argtypes = [
-        ctypes.POINTER(ctypes.c_void_p),
-        ctypes.c_int,
-        ctypes.c_int,
-    ]
-    data = espeakng_loader.get_data_path()
-    if (
-        library.espeak_Initialize(
-            _AUDIO_OUTPUT_SYNCHRONOUS, 0, data.encode(), _INITIALIZE_DONT_EXIT
+        Raises:
+            InputError: espeak-ng refuses, or died of this text.
+            RuntimeError: the child does not start.
+        """
+        with self.lock:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            answer = self._exchange([operation, *arguments], _ANSWER_SECONDS)
+            if answer is None:
+                self.close()
+                raise InputError(
+                    "espeak-ng cannot read this text: shorten or respell what is unusual in it, "
+                    "such as long runs of dots."
+                )
+        if "refused" in answer:
+            raise InputError(answer["refused"])
+        if "failed" in answer:
+            raise RuntimeError(answer["failed"])
+        return answer["result"]
+
+    def close(self) -> None:
+        """End the child; the next question starts another."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr] # both are pipes
+        self._process = None
+
+    def _start(self) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "vits_prune.voices.espeak_library"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": paths},
         )
-        <= 0
-    ):
-        raise RuntimeError(
-            f"espeak-ng does not start with its data in {data}: install espeakng-loader again."
-        )
-    return library
+        if self._exchange(["ready"], _START_SECONDS) is None:
+            self.close()
+            raise RuntimeError("The process that reads text with espeak-ng does not start.")
+
+    def _exchange(self, question: list[str], seconds: float) -> dict[str, Any] | None:
+        """Write one line and read one; return None if the child has died or does not answer."""
+        questions, answers = self._process.stdin, self._process.stdout
+        try:
+            questions.write(json.dumps(question).encode() + b"\n")
+            questions.flush()
+            with selectors.DefaultSelector() as selector:  # `select` fails above descriptor 1023
+                selector.register(answers, selectors.EVENT_READ)
+                if not selector.select(seconds):
+                    return None
+            line = answers.readline()
+            return json.loads(line) if line.endswith(b"\n") else None
+        except (BrokenPipeError, ConnectionResetError):
+            return None
 
 
-def _set_voice(voice: str) -> None:
-    import espeakng_loader
-
-    known = isinstance(voice, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_+-]{0,39}", voice)
-    # espeak-ng would take a folder of languages, such as "gmw", for a voice, and then say nonsense
-    known = known and not Path(espeakng_loader.get_data_path(), "lang", voice).is_dir()
-    if not known or _library().espeak_SetVoiceByName(voice.encode()) != 0:
-        raise InputError(
-            f"espeak-ng has no voice {str(voice)[:40]!r}: check espeak.voice in the voice's JSON file."
-        )
-
-
-def check_voice(voice: str) -> None:
-    """See that espeak-ng knows a voice.
-
-    Args:
-        voice: its name, such as "en-us", "de" or "cmn".
-
-    Raises:
-        InputError: espeak-ng has no such voice.
-    """
-    with _lock:
-        _set_voice(voice)
-
-
-def _read_clause(buffer: ctypes.Array[ctypes.c_char], start: int, mode: int) -> tuple[str, int]:
-    """Phonemes of the clause at a place in a text, and the place after all that espeak-ng has read for it, which is one character more."""
-    base = ctypes.addressof(buffer)
-    pointer = ctypes.c_void_p(base + start)
-    phonemes = _library().espeak_TextToPhonemes(ctypes.byref(pointer), _CHARS_UTF8, mode)
-    end = pointer.value - base if pointer.value else len(buffer)  # the NUL counts as read
-    return (phonemes or b"").decode("utf-8", "replace"), end
-
-
-def _read_all(buffer: ctypes.Array[ctypes.c_char], mode: int) -> list[tuple[str, int]]:
-    """Phonemes of every clause of a text, each with the place after what was read for it."""
-    _forget_lookahead()
-    found, start = [], 0
-    while start < len(buffer):
-        phonemes, end = _read_clause(buffer, start, mode)
-        if (
-            end <= start
-        ):  # nothing read: espeak-ng does not do this, and must not hang us if it ever does
-            break
-        found.append((phonemes, end))
-        start = end
-    return found
-
-
-def _with_palatals(ipa: str, mnemonics: str) -> str:
-    """The IPA of a clause with "ʲ" for the phoneme ";" (the glide of "the end"): 1.52.0 leaves it out of IPA, Piper's newer one writes it.
-
-    Args:
-        ipa: phonemes with _SEPARATOR between them.
-        mnemonics: the same phonemes by espeak-ng's own names, separated likewise.
-    """
-    sounds, names = (re.split(f"([{_SEPARATOR} ])", phonemes) for phonemes in (ipa, mnemonics))
-    if len(sounds) == len(names):
-        sounds = [
-            "ʲ" if not sound and name.lstrip(_STRESS) == ";" else sound
-            for sound, name in zip(sounds, names, strict=True)
-        ]
-    return "".join(sounds).replace(_SEPARATOR, "")
-
-
-def _revised(ipa: str, voice: str) -> str:
-    """English "has been" as espeak-ng says it after 1.52.0, and so Piper's runtime (benchmarks/ids.py looks for more)."""
-    if not voice.startswith("en"):
-        return ipa
-    return _HAS_BEEN.sub("hazbɪn" if voice == "en-029" else "hɐzbɪn", ipa)
-
-
-def _forget_lookahead() -> None:
-    """Clear the character that espeak-ng read ahead of a clause and keeps for the next call."""
-    _read_clause(ctypes.create_string_buffer(b""), 0, _IPA)
-
-
-def _ends_before_capital(clause: str) -> bool:
-    """Ask espeak-ng whether the marks at a clause's end do end it where a capital follows: "..." alone or German "Heinrich IV." do not."""
-    buffer = ctypes.create_string_buffer(f"{clause} A".encode())
-    _forget_lookahead()
-    _, end = _read_clause(buffer, 0, _IPA)
-    _forget_lookahead()
-    return end < len(buffer)
-
-
-def _mark(clause: str, following: str) -> tuple[str, bool]:
-    """The mark that ended a clause, and whether it ended a sentence too.
-
-    Args:
-        clause: the text that was read for it, white space at its end included.
-        following: the character read ahead, empty at the end of the text.
-    """
-    tail = _TAIL.search(clause, max(0, len(clause) - _MAX_TAIL))
-    run, space = tail["run"], tail["space"]
-    if space.count("\n") > 1:
-        return "", True
-    if not run:
-        return "", not following
-    if (
-        following
-        and len(clause.encode()) >= _CLAUSE_BUFFER
-        and (following.islower() or (following.isalnum() and not space))
-    ):
-        return "", False
-    if not following and not _ends_before_capital(clause):
-        return "", True
-    if run.startswith("..."):
-        return "", False
-    return next((found for marks, found in _CLASSES if marks.match(run)), ("", False))
-
-
-def _speakable(text: str) -> str:
-    """The text with blanks for what would end it early, command espeak-ng or have no UTF-8: control characters and lone surrogates."""
-    return "".join(
-        " " if not c.isspace() and unicodedata.category(c) in ("Cc", "Cs") else c for c in text
-    )
+process = EspeakProcess()
+"""The child that all of this process asks."""
 
 
 def clauses(text: str, voice: str) -> list[Clause]:
-    """The clauses of a text in order, as Piper gets them from its own espeak-ng; one without phonemes where nothing can be said.
-
-    Safe to call from several threads, which take turns. The text's length is the caller's to bound: time grows with it.
-
-    Args:
-        text: anything; control characters count as blanks.
-        voice: name of an espeak-ng voice.
+    """Return the clauses of a text in order, as `espeak_library.clauses` does.
 
     Raises:
-        InputError: espeak-ng has no such voice.
+        InputError: espeak-ng has no such voice, or cannot read this text.
     """
-    encoded = _speakable(text).encode()
-    buffer = ctypes.create_string_buffer(encoded)
-    found: list[Clause] = []
-    with _lock:
-        _set_voice(voice)
-        raw = _read_all(buffer, _IPA)
-        names = _read_all(buffer, _MNEMONICS)
-        begin = 0
-        for (ipa, end), (mnemonics, _) in zip(raw, names, strict=True):
-            stop = _last_character(encoded, end)
-            clause, following = encoded[begin:stop].decode(), encoded[stop:end].decode()
-            mark, ends_sentence = _mark(clause, following)
-            found.append(
-                Clause(_revised(_with_palatals(ipa, mnemonics), voice), mark, ends_sentence, clause)
-            )
-            begin = stop
-    return found
+    return [Clause(*fields) for fields in process.ask("clauses", text, voice)]
 
 
-def _last_character(encoded: bytes, end: int) -> int:
-    """Where the character that ends at a place begins; the terminating NUL counts as one."""
-    start = min(end - 1, len(encoded))
-    while 0 < start < len(encoded) and encoded[start] & 0xC0 == 0x80:
-        start -= 1
-    return start
+def check_voice(voice: str) -> None:
+    """Raise InputError if espeak-ng has no voice of this name, such as "en-us" or "cmn"."""
+    process.ask("check_voice", voice)
+
+
+def phonemise(text: str) -> str:
+    """Return what phonemizer makes of an English text, as VitsTokenizer calls it.
+
+    Raises:
+        InputError: espeak-ng cannot read this text.
+    """
+    return process.ask("phonemise", text)

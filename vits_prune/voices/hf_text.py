@@ -1,7 +1,7 @@
-"""Text for Hugging Face checkpoints: sentences, then the ids that transformers' VitsTokenizer gives for them.
+"""Text for Hugging Face checkpoints: sentences, then the ids of transformers' VitsTokenizer.
 
-Three families share that tokenizer: plain characters (MMS), characters after romanisation (MMS `is_uroman`), and phonemes by espeak-ng
-(kakao-enterprise/vits-ljs and vits-vctk).
+Three families share that tokenizer: plain characters (MMS), characters after romanisation (MMS
+`is_uroman`), and phonemes by espeak-ng (kakao-enterprise/vits-ljs and vits-vctk).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from vits_prune import forks
 from vits_prune.errors import InputError
 from vits_prune.files import read_json
-from vits_prune.voices.espeak_process import phonemise
-from vits_prune.voices.voice import Sentence
+from vits_prune.voices.espeak import phonemise
+from vits_prune.voices.espeak_library import use_installed_espeak
+from vits_prune.voices.voice import Sentence, is_letter
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, VitsTokenizer
@@ -31,24 +32,17 @@ MAX_VOCAB_BYTES = 8 << 20
 MAX_SYMBOLS = 100_000
 
 _FLAGS = ("add_blank", "normalize", "phonemize", "is_uroman")
-_SPECIAL = (
-    "pad_token",
-    "unk_token",
-    "bos_token",
-    "eos_token",
-    "sep_token",
-    "cls_token",
-    "mask_token",
-)
+_SPECIAL = tuple(f"{kind}_token" for kind in ("pad", "unk", "bos", "eos", "sep", "cls", "mask"))
 _TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 _MAX_SYMBOL = 64
 
-# Both keep state of their own: espeak-ng in a C library, uroman in a cache of what it has romanised.
+# Both keep state of their own: espeak-ng in a C library, uroman in a cache of romanised text.
 _ESPEAK_LOCK = forks.Lock()
 _UROMAN_LOCK = forks.Lock()
 
 _CLOSERS = "\"'”’»›)]}」』）】》〉"
-# Ends a sentence wherever it stands, for scripts that put no space after it; those of the second set need a space or the end behind them.
+# Ends a sentence wherever it stands, for scripts that put no space after it; those of the second
+# set need a space or the end behind them.
 _ALWAYS_ENDS = (
     "\u3002\uff01\uff1f\uff0e\uff61"  # Chinese, Japanese
     "\u0964\u0965"  # the scripts of India
@@ -58,11 +52,12 @@ _ALWAYS_ENDS = (
     "\u1803\u1809"  # Mongolian
 )
 _ENDS = re.compile(
-    rf"[{_ALWAYS_ENDS}]+[.!?…{_ALWAYS_ENDS}{re.escape(_CLOSERS)}]*|[.!?…]+[{re.escape(_CLOSERS)}]*(?=\s|$|[{_ALWAYS_ENDS}])"
+    rf"[{_ALWAYS_ENDS}]+[.!?…{_ALWAYS_ENDS}{re.escape(_CLOSERS)}]*"
+    rf"|[.!?…]+[{re.escape(_CLOSERS)}]*(?=\s|$|[{_ALWAYS_ENDS}])"
 )
 _CLAUSE_ENDS = ",;:\u2013\u2014\u3001\uff0c\uff1a\uff1b\u060c\u061b\u1363\u104a"
 _LOOK_BACK = 32
-"""Characters before a full stop that say whether it ends the sentence."""
+"""Characters before a full stop that decide whether it ends the sentence."""
 _ABBREVIATION = re.compile(
     r"mr|mrs|ms|mx|dr|prof|st|sr|jr|rev|hon|gen|col|maj|capt|cmdr|lt|"
     r"sgt|gov|sen|rep|pres|mt|ft|vs|etc|al|cf|ca|approx|dept|est|fig|inc|"
@@ -74,18 +69,21 @@ _ABBREVIATION = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class HubTokenizer:
-    """VitsTokenizer, sentence by sentence: what it would turn into `<unk>` is dropped and named instead."""
+    """VitsTokenizer, sentence by sentence; what it would make `<unk>` is dropped and named.
+
+    Args:
+        tokenizer: the tokenizer that transformers makes of the same files.
+        vocab_size: symbols that the model has an embedding for.
+    """
 
     tokenizer: VitsTokenizer
-    """The tokenizer that transformers makes of the same files."""
     vocab_size: int
-    """Symbols that the model has an embedding for."""
 
     @classmethod
     def load(
         cls, folder: str | Path, *, vocab_size: int | None = None, name: str | None = None
     ) -> HubTokenizer:
-        """The tokenizer in a folder with vocab.json and tokenizer_config.json.
+        """Read vocab.json, tokenizer_config.json and the lists of further tokens from a folder.
 
         Args:
             folder: where the files are; nothing else in it is read.
@@ -98,35 +96,94 @@ class HubTokenizer:
         folder = Path(folder)
         name = name or folder.name
         vocab = _read_vocab(folder, name, vocab_size)
-        files = {"vocab.json": vocab, "tokenizer_config.json": _read_settings(folder, name)}
-        if (folder / "special_tokens_map.json").is_file():
-            files["special_tokens_map.json"] = _special_tokens(
-                read_json(folder / "special_tokens_map.json", name), name
-            )
-        if (folder / "added_tokens.json").is_file():
-            files["added_tokens.json"] = _added_tokens(
-                read_json(folder / "added_tokens.json", name), name
-            )
-        return cls(
-            _build(files, name), vocab_size if vocab_size is not None else max(vocab.values()) + 1
-        )
+        contents = {"vocab.json": vocab, "tokenizer_config.json": _read_settings(folder, name)}
+        for file, check in (
+            ("special_tokens_map.json", _special_tokens),
+            ("added_tokens.json", _added_tokens),
+        ):
+            if (folder / file).is_file():
+                contents[file] = check(read_json(folder / file, name), name)
+        size = vocab_size if vocab_size is not None else max(vocab.values()) + 1
+        return cls(_build(contents, name), size)
+
+    @property
+    def language(self) -> str | None:
+        """ "en-us" for phonemes, which VitsTokenizer makes for US English only."""
+        return "en-us" if self.tokenizer.phonemize else self.tokenizer.language
+
+    @property
+    def symbols(self) -> dict[str, tuple[int, ...]]:
+        return {symbol: (index,) for symbol, index in self.tokenizer.get_vocab().items()}
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        known = filter(is_letter, self.symbols)
+        romanised = self.tokenizer.is_uroman
+        return tuple(sorted(symbol for symbol in known if symbol.isascii() or not romanised))
+
+    def spell(self, letters: str) -> str:
+        return f"{letters}." if "." in self.symbols else letters
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchEncoding:
-        """What transformers' tokenizer gives for these arguments, e.g. `tokenizer("a text", return_tensors="pt")`."""
+        """Return what VitsTokenizer gives, e.g. `tokenizer("a text", return_tensors="pt")`."""
         if not self.tokenizer.phonemize:
             return self.tokenizer(*args, **kwargs)
         with _ESPEAK_LOCK:
-            _use_installed_espeak()
+            use_installed_espeak()
             return self.tokenizer(*args, **kwargs)
 
     def sentences(self, text: str) -> Iterator[Sentence]:
-        """The sentences of a text in order. A sentence of which nothing can be said has no ids."""
+        """Yield the sentences of a text in order. A sentence without anything to say has no ids."""
         for sentence in split_sentences(_clean(text)):
             yield self._sentence(sentence)
 
     def save(self, folder: str) -> None:
         """Write the files from which `load` makes this tokenizer again."""
         self.tokenizer.save_pretrained(folder)
+
+    def piper_settings(self) -> dict[str, Any]:
+        """Return what the .json of a Piper voice says of reading.
+
+        Piper takes a text apart by Unicode's NFD and keeps its case. With nothing for ^ and $ its
+        `^ _ p _ p _ $` is VitsTokenizer's `_ p _ p _`.
+
+        Raises:
+            InputError: the Piper runtime cannot read text as this tokenizer does.
+        """
+        inner = self.tokenizer
+        if not inner.add_blank:
+            raise InputError(
+                "The voice puts no blank between its symbols, which Piper always does: "
+                "export it as onnx."
+            )
+        if inner.is_uroman:
+            raise InputError(
+                "The voice reads romanised text, and the Piper runtime does not romanise: "
+                "export it as onnx."
+            )
+        ids = {
+            symbol: index
+            for symbol, index in inner.encoder.items()
+            if len(symbol) == 1 and index < self.vocab_size
+        }
+        if not inner.phonemize:
+            composed = [s for s in ids if not unicodedata.is_normalized("NFD", s)]
+            if composed:
+                raise InputError(
+                    f"The voice has letters that Piper takes apart ({' '.join(composed[:5])}): "
+                    "export it as onnx."
+                )
+            if inner.normalize:
+                capitals = {symbol.upper(): index for symbol, index in ids.items()}
+                ids = {
+                    symbol: index for symbol, index in capitals.items() if len(symbol) == 1
+                } | ids
+        ends: dict[str, list[int]] = {"_": [0], "^": [], "$": []}
+        return {
+            "phoneme_type": "espeak" if inner.phonemize else "text",
+            "espeak": {"voice": "en-us" if inner.phonemize else ""},
+            "phoneme_id_map": ends | {s: [index] for s, index in ids.items() if s not in ends},
+        }
 
     @functools.cached_property
     def _reader(self) -> VitsTokenizer:
@@ -141,79 +198,66 @@ class HubTokenizer:
             return Sentence(text, (), (), dropped)
         symbols = self._reader.tokenize(prepared, normalize=False)
         ids = tuple(self._reader.convert_tokens_to_ids(symbols))
-        blank = self.tokenizer.add_blank
-        tokens = tuple(
-            "" if blank and index == 0 else symbol
-            for index, symbol in zip(ids, symbols, strict=True)
-        )
-        return Sentence(text, ids, tokens, dropped)
+        blank = 0 if self.tokenizer.add_blank else None
+        pairs = zip(ids, symbols, strict=True)
+        return Sentence(text, ids, tuple("" if i == blank else s for i, s in pairs), dropped)
 
     def _prepare(self, text: str) -> str:
-        """Case, romanisation and phonemes, as in VitsTokenizer.prepare_for_tokenization."""
+        """Change case, romanise and phonemise as VitsTokenizer.prepare_for_tokenization does."""
         tokenizer = self.tokenizer
         if tokenizer.normalize:
             text = tokenizer.normalize_text(text)
         text = tokenizer._preprocess_char(text)
         if tokenizer.is_uroman and not text.isascii():
-            text = _romanise(text)
-        return _phonemise(text) if tokenizer.phonemize else text
+            with _UROMAN_LOCK:
+                text = _uroman().romanize_string(text)
+        return re.sub(r"\s+", " ", phonemise(text)) if tokenizer.phonemize else text
 
     def _keep_known(self, prepared: str) -> tuple[str, tuple[str, ...]]:
-        """The part that the voice has symbols for, and what was left out, each once; white space goes without mention."""
+        """Return what the voice has symbols for, and what it lacks, each once, without spaces."""
         known = self.tokenizer.encoder
-        dropped = dict.fromkeys(
-            character
-            for character in prepared
-            if character not in known and not character.isspace()
-        )
+        dropped = dict.fromkeys(c for c in prepared if c not in known and not c.isspace())
         kept = "".join(character for character in prepared if character in known)
-        # "<unk>" spelt out in characters that are all known would become one token, which may lie past the model's embedding.
-        out_of_range = [
-            word
-            for word, index in self.tokenizer.added_tokens_encoder.items()
-            if index >= self.vocab_size
-        ]
-        while any(word in kept for word in out_of_range):
-            for word in out_of_range:
-                if word in kept:
-                    kept = kept.replace(word, "")
-                    dropped[word] = None
+        # "<unk>" spelt out in characters that are all known would become one token, which may lie
+        # past the model's embedding.
+        added = self.tokenizer.added_tokens_encoder
+        out_of_range = [word for word, index in added.items() if index >= self.vocab_size]
+        while found := [word for word in out_of_range if word in kept]:
+            for word in found:
+                kept = kept.replace(word, "")
+                dropped[word] = None
         if self.tokenizer.normalize and not self.tokenizer.phonemize:
             kept = kept.strip()
         return kept, tuple(dropped)
 
 
 def split_sentences(text: str, limit: int = 400) -> list[str]:
-    """Sentences of a text in any script, none longer than `limit` characters, so that memory stays bounded.
+    """Return the sentences of a text in any script, none longer than `limit` characters.
 
-    No library: the trained ones know a few languages each, and MMS alone has over a thousand. A sentence ends at a line break or at final
-    punctuation; a full stop after an initial, an abbreviation, a number that opens the sentence or inside a word ends nothing. What is
-    longer than `limit` is cut after clause punctuation, else at white space, else anywhere that splits no combined character.
+    No library does it: the trained ones know a few languages each, and MMS alone has over a
+    thousand. A sentence ends at a line break or at final punctuation; a full stop ends nothing
+    after an initial, an abbreviation, a number that opens the sentence, or inside a word. What is
+    longer than `limit` is cut after clause punctuation, else at white space, else anywhere that
+    splits no combined character.
     """
     sentences = []
     for line in text.splitlines():
         start = 0
         for match in _ENDS.finditer(line):
-            if match.group() == "." and _keeps_going(
-                line[max(start, match.start() - _LOOK_BACK) : match.start()]
-            ):
+            before = line[max(start, match.start() - _LOOK_BACK) : match.start()]
+            if match.group() == "." and _keeps_going(before):
                 continue
-            sentences.append(line[start : match.end()])
+            sentences.append(line[start : match.end()].strip())
             start = match.end()
-        sentences.append(line[start:])
-    return [
-        piece
-        for sentence in sentences
-        if sentence.strip()
-        for piece in _cut(sentence.strip(), max(1, limit))
-    ]
+        sentences.append(line[start:].strip())
+    return [piece for sentence in sentences for piece in _cut(sentence, max(1, limit))]
 
 
 def _keeps_going(before: str) -> bool:
-    """Whether a full stop after this text is part of a word."""
+    """Return whether a full stop after this text is part of a word."""
     if before.strip().isdecimal():  # "1. First"
         return True
-    word = re.search(r"[^\W\d_]*$", before).group()
+    word = re.split(r"[\W\d_]", before)[-1]
     return _ABBREVIATION.fullmatch(word) is not None or (len(word) == 1 and word.isascii())
 
 
@@ -237,35 +281,22 @@ def _cut(sentence: str, limit: int) -> Iterator[str]:
 
 
 def _clean(text: str) -> str:
-    """Without what no C library or UTF-8 file takes: lone surrogates, and control characters other than white space."""
-    text = text.encode("utf-8", "ignore").decode("utf-8")
-    return "".join(" " if unicodedata.category(c) == "Cc" and not c.isspace() else c for c in text)
+    """Remove lone surrogates and blank control characters, which C libraries do not take."""
+    return "".join(
+        " " if unicodedata.category(c) == "Cc" and not c.isspace() else c
+        for c in _without_surrogates(text)
+    )
+
+
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-8", "ignore").decode("utf-8")
 
 
 @functools.cache
 def _uroman() -> Any:
     import uroman
 
-    return uroman.Uroman()  # reads its tables: seconds, which VitsTokenizer spends at every call
-
-
-def _romanise(text: str) -> str:
-    with _UROMAN_LOCK:
-        return _uroman().romanize_string(text)
-
-
-def _use_installed_espeak() -> None:
-    """Let phonemizer use the espeak-ng that pip installed. Call it under _ESPEAK_LOCK."""
-    import espeakng_loader
-    from phonemizer.backend.espeak.wrapper import EspeakWrapper
-
-    EspeakWrapper.set_library(espeakng_loader.get_library_path())
-    EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
-
-
-def _phonemise(text: str) -> str:
-    """Phonemes with stress and punctuation: the call that VitsTokenizer makes, which knows US English only."""
-    return re.sub(r"\s+", " ", phonemise(text))
+    return uroman.Uroman()  # takes seconds, which VitsTokenizer spends at every call
 
 
 def _read_vocab(folder: Path, name: str, vocab_size: int | None) -> dict[str, int]:
@@ -273,7 +304,7 @@ def _read_vocab(folder: Path, name: str, vocab_size: int | None) -> dict[str, in
     highest = (vocab_size if vocab_size is not None else MAX_SYMBOLS) - 1
     _require_symbols(vocab, name)
     for symbol, index in vocab.items():
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= highest:
+        if type(index) is not int or not 0 <= index <= highest:
             what = f"gives {symbol[:20]!r} the id {str(index)[:20]}, outside 0 to {highest}"
             raise InputError(f"{name} has a vocab.json that {what}: check the checkpoint.")
     if 0 not in vocab.values():
@@ -287,80 +318,68 @@ def _require_symbols(symbols: Iterable[object], name: str) -> None:
     """An empty symbol would keep VitsTokenizer.normalize_text from ever ending."""
     symbols = list(symbols)
     sound = all(
-        isinstance(s, str)
-        and 0 < len(s) <= _MAX_SYMBOL
-        and s == s.encode("utf-8", "ignore").decode("utf-8")
+        isinstance(s, str) and 0 < len(s) <= _MAX_SYMBOL and s == _without_surrogates(s)
         for s in symbols
     )
     if not sound or not 0 < len(symbols) <= MAX_SYMBOLS:
         raise InputError(
-            f"{name} has a vocabulary with an empty, overlong or broken symbol, or none or too many: check the checkpoint."
+            f"{name} has a vocabulary with an empty, overlong or broken symbol, or none or too "
+            "many: check the checkpoint."
         )
 
 
 def _read_settings(folder: Path, name: str) -> dict[str, Any]:
-    """What VitsTokenizer knows of a tokenizer_config.json; `auto_map`, classes and templates are left out."""
+    """Return what VitsTokenizer knows of a tokenizer_config.json, without classes and templates."""
     values = read_json(folder / "tokenizer_config.json", name)
     settings = _special_tokens(values, name)
     for key in _FLAGS:
         if key in values:
             if not isinstance(values[key], bool):
                 raise InputError(
-                    f"{name} says {key} = {str(values[key])[:20]} in its tokenizer_config.json: it must be true or false."
+                    f"{name} says {key} = {str(values[key])[:20]} in its tokenizer_config.json: "
+                    "it must be true or false."
                 )
             settings[key] = values[key]
     if isinstance(values.get("language"), str):
         settings["language"] = values["language"][:_MAX_SYMBOL]
     added = values.get("added_tokens_decoder")
     if isinstance(added, dict):
-        settings["added_tokens_decoder"] = {
-            index: _token(token, name) for index, token in added.items()
-        }
-        _added_tokens(dict(zip(map(str, added), map(_index, added), strict=True)), name)
+        _added_tokens({i: int(i) if re.fullmatch(r"\d{1,6}", i) else -1 for i in added}, name)
+        settings["added_tokens_decoder"] = {i: _token(token, name) for i, token in added.items()}
     return settings
-
-
-def _index(text: object) -> int:
-    return int(text) if isinstance(text, str) and re.fullmatch(r"\d{1,6}", text) else -1
 
 
 def _special_tokens(values: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: _token(values[key], name) for key in _SPECIAL if values.get(key) is not None}
 
 
-def _token(value: object, name: str) -> str | dict[str, Any]:
-    content = value.get("content") if isinstance(value, dict) else value
+def _token(value: Any, name: str) -> str | dict[str, Any]:
+    given = value if isinstance(value, dict) else {}
+    content = given.get("content") if isinstance(value, dict) else value
     _require_symbols([content], name)
     if not isinstance(value, dict):
         return content
-    kind = {"__type": "AddedToken"} if value.get("__type") == "AddedToken" else {}
-    return {
-        "content": content,
-        **{flag: value[flag] for flag in _TOKEN_FLAGS if isinstance(value.get(flag), bool)},
-        **kind,
-    }
+    flags = {flag: given[flag] for flag in _TOKEN_FLAGS if isinstance(given.get(flag), bool)}
+    kind = {"__type": "AddedToken"} if given.get("__type") == "AddedToken" else {}
+    return {"content": content, **flags, **kind}
 
 
 def _added_tokens(values: dict[str, Any], name: str) -> dict[str, int]:
     _require_symbols(values or ["-"], name)
     for index in values.values():
-        if (
-            isinstance(index, bool)
-            or not isinstance(index, int)
-            or not 0 <= index <= 2 * MAX_SYMBOLS
-        ):
+        if type(index) is not int or not 0 <= index <= 2 * MAX_SYMBOLS:
             raise InputError(
                 f"{name} adds a token with the id {str(index)[:20]}: check its tokenizer files."
             )
     return values
 
 
-def _build(files: dict[str, dict[str, Any]], name: str) -> VitsTokenizer:
-    """VitsTokenizer from a folder that holds these files and nothing else."""
+def _build(contents: dict[str, dict[str, Any]], name: str) -> VitsTokenizer:
+    """Make a VitsTokenizer of a folder that holds these files and nothing else."""
     from transformers import VitsTokenizer
 
     with tempfile.TemporaryDirectory(prefix="vits_prune_") as folder:
-        for file, values in files.items():
+        for file, values in contents.items():
             (Path(folder) / file).write_text(json.dumps(values), encoding="utf-8")
         try:
             tokenizer = VitsTokenizer.from_pretrained(folder, local_files_only=True)

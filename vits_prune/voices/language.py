@@ -1,93 +1,54 @@
-"""The language that a voice speaks, and what it could be told to say where nobody gave a text."""
+"""The language of a voice, and random sentences for a language that has none at hand."""
 
 from __future__ import annotations
-
-import unicodedata
-from collections.abc import Callable
 
 import numpy as np
 
 from vits_prune.errors import InputError
 from vits_prune.voices.voice import Voice
 
-_WHISPERS = {"nb": "no", "zlm": "ms"}
+_WHISPER_CODES = {"nb": "no", "zlm": "ms"}
 """Languages that Whisper has under another code than the standard's."""
 
 
 def spoken_language(voice: Voice) -> str | None:
-    """The language of a voice as Whisper names it ("en"), None where its tokenizer does not say.
+    """Return the language of a voice as Whisper names it ("en"), None if its tokenizer names none.
 
-    Piper voices name their espeak-ng voice ("en-us"); hub checkpoints a language (MMS: ISO 639-3, "deu"), or have phonemes, which
-    transformers' tokenizer makes for US English only.
+    Piper voices name their espeak-ng voice ("en-us"), hub checkpoints a language (MMS: ISO 639-3).
     """
     import langcodes
 
-    tokenizer = voice.tokenizer
-    inner = getattr(tokenizer, "tokenizer", None)
-    named = getattr(tokenizer, "espeak_voice", None)
-    if named is None and inner is not None:
-        named = "en" if getattr(inner, "phonemize", False) else getattr(inner, "language", None)
-    if not named:
+    if not voice.tokenizer.language:
         return None
-    try:  # "azj-script_latin", "en-gb-x-rp" and "cmn" become "az", "en" and "zh"
-        found = langcodes.Language.get(
-            langcodes.standardize_tag(named.split("_")[0].split("-script")[0], macro=True)
-        ).language
-        return _WHISPERS.get(found, found)
+    # "azj-script_latin", "en-gb-x-rp" and "cmn" become "az", "en" and "zh"
+    tag = voice.tokenizer.language.split("_")[0].split("-script")[0]
+    try:
+        found = langcodes.Language.get(langcodes.standardize_tag(tag, macro=True)).language
     except langcodes.LanguageTagError:
         return None
+    return _WHISPER_CODES.get(found, found) if found else None
 
 
 def draw_texts(voice: Voice, count: int, seed: int) -> tuple[str, ...]:
-    """Sentences of random words of the symbols that a voice knows: for a language of which there are no sentences at hand.
-
-    A voice that reads phonemes is given phonemes (Piper's `[[...]]`), one that reads characters its characters, each as likely as another.
-
-    Args:
-        voice: who is to say them.
-        count: how many.
-        seed: of the draws.
+    """Return sentences of random words, all letters of the voice being equally likely.
 
     Raises:
         InputError: the voice has no letters to draw from.
     """
-    symbols, wrap = _symbols(voice)
-    if not symbols:
+    letters = voice.tokenizer.letters
+    if not letters:
         raise InputError(
-            f"{voice.name} has no single letters to draw sentences from: give texts to calibrate it on."
+            f"{voice.name} has no single letters to draw sentences from: "
+            "give texts to calibrate it on."
         )
     random = np.random.default_rng(seed)
+
+    def word() -> str:
+        return "".join(
+            letters[i] for i in random.integers(len(letters), size=random.integers(2, 8))
+        )
+
     return tuple(
-        wrap(" ".join(_word(symbols, random) for _ in range(random.integers(5, 12))))
+        voice.tokenizer.spell(" ".join(word() for _ in range(random.integers(5, 12))))
         for _ in range(count)
     )
-
-
-def _word(symbols: list[str], random: np.random.Generator) -> str:
-    return "".join(symbols[i] for i in random.integers(len(symbols), size=random.integers(2, 8)))
-
-
-def _symbols(voice: Voice) -> tuple[list[str], Callable[[str], str]]:
-    """The letters, marks and phonemes of a voice in a fixed order, and how a text of them is written."""
-    tokenizer = voice.tokenizer
-    known = getattr(tokenizer, "phoneme_ids", None)
-    if known is not None:
-        spoken = sorted(symbol for symbol in known if _speakable(symbol))
-        if tokenizer.phoneme_type == "espeak":
-            return spoken, lambda text: f"[[{text}]]"
-        spoken = [
-            symbol for symbol in spoken if unicodedata.is_normalized("NFD", symbol)
-        ]  # what is written is taken apart so
-    else:
-        inner = tokenizer.tokenizer
-        known = inner.get_vocab()
-        spoken = sorted(
-            symbol
-            for symbol in known
-            if _speakable(symbol) and (symbol.isascii() or not inner.is_uroman)
-        )
-    return spoken, lambda text: f"{text}." if "." in known else text
-
-
-def _speakable(symbol: str) -> bool:
-    return len(symbol) == 1 and unicodedata.category(symbol)[0] in "LM"

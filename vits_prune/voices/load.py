@@ -12,9 +12,6 @@ from vits_prune.voices.voice import Origin, Voice
 EMBEDDED = "joe"
 """The voice that installs with the requirements."""
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
-
 
 def load_voice(
     ref: str | os.PathLike[str],
@@ -22,26 +19,29 @@ def load_voice(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Voice:
     """Load a VITS voice: weight norm folded, without what never runs at inference.
 
     Args:
-        ref: "joe" (the embedded voice), a hub id such as "facebook/mms-tts-eng" or "owner/name@revision", a folder in transformers'
-            layout or written by `save_voice` or an export, or an `.onnx` file: Piper's with its `.json`, or an export with the files
-            written beside it. What exists on disk wins over a hub id of that name.
+        ref: "joe" (the embedded voice), a hub id such as "facebook/mms-tts-eng" or
+            "owner/name@revision", a folder (transformers' layout, or written by `save_voice` or an
+            export), or an `.onnx` file of Piper or of an export. What exists on disk wins over a
+            hub id of that name.
         speaker: index or name, for a voice with several; None for the first.
         revision: branch, tag or commit of a hub id.
-        token: access token for the hub; None for the usual one (HF_TOKEN or `hf auth login`), False for none.
-        on_progress: told of the download as it goes.
+        token: access token for the hub; None for the usual one (HF_TOKEN or `hf auth login`),
+            False for none.
+        on_progress: called during a download with (bytes done, bytes in all).
 
     Raises:
-        InputError: there is no such voice, it is not VITS, it is damaged, or it has no such speaker.
+        InputError: there is no such voice or speaker, it is not VITS, or it is damaged.
     """
     text = os.fspath(ref) if isinstance(ref, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text.strip():
         raise InputError(
-            "Name a voice: joe, a hub id such as facebook/mms-tts-eng, a folder, or a Piper .onnx file."
+            "Name a voice: joe, a hub id such as facebook/mms-tts-eng, a folder, or a Piper "
+            ".onnx file."
         )
     if text == EMBEDDED and not Path(text).exists():
         return load_embedded(speaker)
@@ -65,7 +65,7 @@ def load_voice(
 
 
 def load_embedded(speaker: int | str | None = None) -> Voice:
-    """The voice joe (en-US, 22,050 Hz, CC0), a Piper medium voice that installs from PyPI."""
+    """Return the voice joe (en-US, 22,050 Hz, CC0), a Piper medium voice from PyPI."""
     from vits_prune.voices.piper import load_piper
 
     try:
@@ -85,7 +85,7 @@ def load_embedded(speaker: int | str | None = None) -> Voice:
 
 
 def load_folder(folder: Path, speaker: int | str | None = None) -> Voice:
-    """A folder in transformers' layout, one that `save_voice` or an export wrote, or one with the .onnx of one Piper voice.
+    """Load a folder of `save_voice`, of an export, in transformers' layout, or of one Piper voice.
 
     Raises:
         InputError: it holds no VITS voice, or is damaged.
@@ -106,7 +106,8 @@ def load_folder(folder: Path, speaker: int | str | None = None) -> Voice:
 def _load_file(path: Path, speaker: int | str | None) -> Voice:
     if path.suffix != ".onnx":
         raise InputError(
-            f"{path.name} is not a voice: give a Piper .onnx file, or a folder with config.json and model.safetensors."
+            f"{path.name} is not a voice: give a Piper .onnx file, or a folder with config.json "
+            "and model.safetensors."
         )
     from vits_prune.voices.onnx_load import load_onnx
 

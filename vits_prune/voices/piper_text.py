@@ -12,8 +12,8 @@ from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.files import read_json
-from vits_prune.voices.espeak_process import check_voice, clauses
-from vits_prune.voices.voice import Sentence
+from vits_prune.voices.espeak import check_voice, clauses
+from vits_prune.voices.voice import Sentence, is_letter
 
 TOKENIZER_FILE = "piper.json"
 MAX_JSON_BYTES = 4 * 2**20
@@ -72,6 +72,26 @@ class PiperTokenizer:
         self.vowel_clusters = _vowel_clusters(settings.get("vowel_clusters"), shown)
 
     @property
+    def language(self) -> str | None:
+        return self.espeak_voice
+
+    @property
+    def symbols(self) -> dict[str, tuple[int, ...]]:
+        return self.phoneme_ids
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """A text is taken apart by Unicode's NFD before it is read, phonemes are not."""
+        raw = self.phoneme_type == "espeak"
+        letters = filter(is_letter, self.phoneme_ids)
+        return tuple(sorted(s for s in letters if raw or unicodedata.is_normalized("NFD", s)))
+
+    def spell(self, letters: str) -> str:
+        if self.phoneme_type == "espeak":
+            return f"[[{letters}]]"
+        return f"{letters}." if "." in self.phoneme_ids else letters
+
+    @property
     def largest_id(self) -> int:
         """The largest id that a text can give: a voice has a row of its embeddings for it."""
         return max(max(ids) for ids in self.phoneme_ids.values() if ids)
@@ -113,6 +133,12 @@ class PiperTokenizer:
         Args:
             folder: where to, it must exist.
         """
+        Path(folder, TOKENIZER_FILE).write_text(
+            json.dumps(self.piper_settings(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
+
+    def piper_settings(self) -> dict[str, Any]:
+        """Return the settings that make this tokenizer again, with what they say of the voice."""
         id_map = {phoneme: list(ids) for phoneme, ids in self.phoneme_ids.items()}
         settings: dict[str, Any] = {
             **self.about,
@@ -123,9 +149,7 @@ class PiperTokenizer:
             settings["espeak"] = {"voice": self.espeak_voice}
         if self.vowel_clusters:
             settings["vowel_clusters"] = sorted(map(list, self.vowel_clusters))
-        Path(folder, TOKENIZER_FILE).write_text(
-            json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
+        return settings
 
     @classmethod
     def load(cls, folder: str | Path) -> PiperTokenizer:

@@ -1,12 +1,14 @@
-"""Voice: a VITS model ready to speak, with what is needed to read text to it."""
+"""Voice: a VITS model ready to speak, and the protocol of what reads text to it."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vits_prune.errors import InputError
 
@@ -15,85 +17,138 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import VitsModel
 
-    pass
-
+M = TypeVar("M", bound="nn.Module")
 
 PARTS = ("text_encoder", "duration_predictor", "flow", "decoder")
-
-"""The four parts of VITS that run when it speaks, in the order in which they run (Kim et al. 2021, arXiv:2106.06103)."""
+"""The four parts of VITS that run when it speaks, in order (Kim et al. 2021, arXiv:2106.06103)."""
 
 
 @dataclass(frozen=True)
 class FreeCut:
-    """What loading alone saved: tensors that never run at inference, and weight norm's second copy of its magnitudes."""
+    """What loading leaves out: tensors that never run at inference, weight norm's magnitudes."""
 
     parameters: int = 0
-    """Parameters left out."""
     bytes: int = 0
-    """Their size in memory, in bytes."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a voice came from."""
+    """Where a voice came from.
+
+    Args:
+        family: "hugging-face" or "piper".
+        reference: a hub id, "joe", or the name of a folder or file.
+        revision: commit of the hub repository.
+        licence: of the weights, as their publisher states it; None where nothing is stated.
+    """
 
     family: str
-    """"hugging-face" or "piper"."""
     reference: str
-    """What was given to load_voice: a hub id, "joe", or a name of a folder or file."""
     revision: str | None = None
-    """Commit of the hub repository that was loaded."""
     licence: str | None = None
-    """Licence of the weights as their publisher states it, None where nothing is stated."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence as a voice reads it.
+
+    Args:
+        text: what was written.
+        ids: token ids, blanks included; none if the voice can say nothing of it.
+        tokens: the symbol behind each id.
+        dropped: characters or phonemes that the voice has no symbol for, each once.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+
+
+def is_letter(symbol: str) -> bool:
+    """Return whether a symbol is one letter or one combining mark."""
+    return len(symbol) == 1 and unicodedata.category(symbol)[0] in "LM"
+
+
+class Tokenizer(Protocol):
+    """What the package knows of a tokenizer, whatever the family of the voice."""
+
+    @property
+    def language(self) -> str | None:
+        """Language tag or espeak-ng voice, such as "deu" or "en-us"; None if nothing names one."""
+
+    @property
+    def symbols(self) -> Mapping[str, tuple[int, ...]]:
+        """Every symbol of the vocabulary with its ids."""
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """Letters, marks and phonemes, sorted, that `spell` makes a text of."""
+
+    def spell(self, letters: str) -> str:
+        """Return a text that is read as these letters and spaces."""
+
+    def sentences(self, text: str) -> Iterator[Sentence]:
+        """Yield the sentences of a text in order."""
+
+    def save(self, folder: str) -> None:
+        """Write the files from which the family's loader makes this tokenizer again."""
+
+    def piper_settings(self) -> dict[str, Any]:
+        """Return what the .json of a Piper voice says of reading, of the language and the data set.
+
+        Raises:
+            InputError: the Piper runtime cannot read text as this tokenizer does.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class Voice:
-    """A VITS voice: weight norm folded, only what runs at inference. Treat it as read-only: copies share tensors."""
+    """A VITS voice with weight norm folded and only what runs at inference.
+
+    Treat it as read-only: copies share tensors.
+
+    Args:
+        sampling_rate: samples per second.
+        speaker: index of the speaker, None for a voice with one speaker.
+        speakers: names of the speakers, empty for a voice with one.
+        recipe: what was done to the weights since they were published, as JSON-able values.
+    """
 
     model: VitsModel
     tokenizer: Tokenizer
     sampling_rate: int
-    """Samples per second."""
     name: str
     origin: Origin
     speaker: int | None = None
-    """Index of the speaker that speaks, None for a voice with one speaker."""
     speakers: tuple[str, ...] = ()
-    """Names of the speakers, empty for a voice with one."""
     free_cut: FreeCut = FreeCut()
     recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """What was done to the weights since they were published, as JSON-able values; empty for an original."""
 
     @property
     def hop_length(self) -> int:
         """Samples per frame of the latent sequence."""
-        product = 1
-        for rate in self.model.config.upsample_rates:
-            product *= rate
-        return product
+        return math.prod(self.model.config.upsample_rates)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
     def parts(self) -> dict[str, nn.Module]:
-        """The modules that run at inference, by part, in the order of PARTS."""
+        """Return the modules that run at inference, by part, in the order of PARTS."""
         return {part: getattr(self.model, part) for part in PARTS}
 
     def with_weights(self, weights: Mapping[str, torch.Tensor], **changes: Any) -> Voice:
-        """A Voice like this one with some tensors replaced; all others are shared, not copied.
+        """Return a Voice like this one with some tensors replaced; all others are shared.
 
         Args:
             weights: parameter name (as in `model.named_parameters()`) -> tensor of the same shape.
             changes: other fields of the new Voice, such as `recipe`.
         """
-        from vits_prune.voices.architecture import copy_with_weights
-
         return dataclasses.replace(self, model=copy_with_weights(self.model, weights), **changes)
 
     def with_speaker(self, speaker: int | str | None) -> Voice:
-        """The same voice spoken by another of its speakers, by index or by name.
+        """Return the same voice with another of its speakers, by index or by name.
 
         Raises:
             InputError: the voice has no such speaker.
@@ -101,7 +156,7 @@ class Voice:
         return dataclasses.replace(self, speaker=resolve_speaker(speaker, self.speakers, self.name))
 
     def to(self, device: torch.device | str) -> Voice:
-        """A copy of this voice on another device (itself where it is there already)."""
+        """Return a copy of this voice on another device, or itself if it is there already."""
         import torch
 
         if self.device == torch.device(device):
@@ -111,7 +166,7 @@ class Voice:
 
 
 def resolve_speaker(speaker: int | str | None, speakers: tuple[str, ...], name: str) -> int | None:
-    """The index of a speaker given by index, name or not at all (then the first).
+    """Return the index of a speaker given by index, by name, or not at all (then the first).
 
     Raises:
         InputError: there is no such speaker.
@@ -125,40 +180,44 @@ def resolve_speaker(speaker: int | str | None, speakers: tuple[str, ...], name: 
     if isinstance(speaker, str) and speaker in speakers:
         return speakers.index(speaker)
     try:
-        index = int(speaker)
+        index = -1 if isinstance(speaker, bool) else int(speaker)
     except (TypeError, ValueError, OverflowError):
         index = -1
-    if (
-        isinstance(speaker, bool)
-        or (isinstance(speaker, float) and speaker != index)
-        or not 0 <= index < len(speakers)
-    ):
+    if not 0 <= index < len(speakers) or (isinstance(speaker, float) and speaker != index):
         raise InputError(
-            f"{name} has no speaker {str(speaker)[:40]!r}: choose 0 to {len(speakers) - 1} or one of its speaker names."
+            f"{name} has no speaker {str(speaker)[:40]!r}: "
+            f"choose 0 to {len(speakers) - 1} or one of its speaker names."
         )
     return index
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """One sentence as a voice reads it."""
+def copy_with_weights(model: M, weights: Mapping[str, torch.Tensor]) -> M:
+    """Return a copy of a model with some parameters replaced and all others shared.
 
-    text: str
-    ids: tuple[int, ...]
-    """Token ids, blanks included."""
-    tokens: tuple[str, ...]
-    """The symbol behind each id, as long as `ids`."""
-    dropped: tuple[str, ...] = ()
-    """Characters or phonemes that the voice has no symbol for, in order of appearance, each once."""
+    Raises:
+        KeyError: a name is not a parameter of the model.
+        ValueError: a tensor has another shape.
+    """
+    from torch import nn
+
+    parameters = dict(model.named_parameters())
+    replaced: dict[int, nn.Parameter] = {}
+    for name, tensor in weights.items():
+        if tensor.shape != parameters[name].shape:
+            raise ValueError(
+                f"{name} is {tuple(parameters[name].shape)}, not {tuple(tensor.shape)}."
+            )
+        replaced[id(parameters[name])] = nn.Parameter(tensor, requires_grad=False)
+    return _clone(model, replaced)
 
 
-class Tokenizer(Protocol):
-    """What every family's tokenizer offers: this protocol is all that the rest of the house knows of it."""
-
-    def sentences(self, text: str) -> Iterator[Sentence]:
-        """The sentences of a text in order. A sentence of which nothing can be said has no ids."""
-        ...
-
-    def save(self, folder: str) -> None:
-        """Write the files from which the family's loader makes this tokenizer again."""
-        ...
+def _clone(module: M, replaced: Mapping[int, nn.Parameter]) -> M:
+    """Make a module anew around the same tensors; copy.deepcopy takes several times as long."""
+    clone = object.__new__(type(module))
+    for name, value in vars(module).items():
+        clone.__dict__[name] = value.copy() if isinstance(value, (dict, list, set)) else value
+    for name, parameter in module._parameters.items():
+        clone._parameters[name] = replaced.get(id(parameter), parameter)
+    for name, child in module._modules.items():
+        clone._modules[name] = None if child is None else _clone(child, replaced)
+    return clone
