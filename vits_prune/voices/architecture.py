@@ -176,7 +176,7 @@ def empty_model(config: VitsConfig) -> VitsModel:
 
     Fill it with `model.load_state_dict(tensors, strict=True, assign=True)`.
     """
-    models = {PiperVitsConfig: PiperVitsModel, NarrowVitsConfig: NarrowVitsModel}
+    models = {model.config_class: model for model in (PiperVitsModel, NarrowVitsModel)}
     with torch.device("meta"):
         model = models.get(type(config), VitsModel)(config)
         fold_and_cut(model)

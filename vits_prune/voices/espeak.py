@@ -30,7 +30,7 @@ class EspeakProcess:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Any = None  # a Popen, whose pipes its type would call optional
         renew_in_forks(self)
 
     @property
@@ -43,7 +43,7 @@ class EspeakProcess:
         process, self._process = self._process, None
         if process is not None:
             for pipe in (process.stdin, process.stdout):
-                pipe.raw.close()  # type: ignore[union-attr] # not the buffer: the parent may send it
+                pipe.raw.close()  # and not the buffer, which the parent may be about to send
             process.returncode = 0  # only the parent can wait for it
 
     def ask(self, operation: str, *arguments: str) -> Any:
@@ -77,7 +77,7 @@ class EspeakProcess:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(BrokenPipeError):
-                pipe.close()  # type: ignore[union-attr] # both are pipes
+                pipe.close()
         self._process = None
 
     def _start(self) -> None:

@@ -113,11 +113,11 @@ def _library() -> ctypes.CDLL:
 
 def check_voice(voice: str) -> None:
     """Raise InputError if espeak-ng has no voice of this name, such as "en-us" or "cmn"."""
-    known = isinstance(voice, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_+-]{0,39}", voice)
-    # espeak-ng would take a folder of languages, such as "gmw", for a voice, and then say nonsense
-    known = known and not Path(espeakng_loader.get_data_path(), "lang", voice).is_dir()
+    sound = isinstance(voice, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_+-]{0,39}", voice)
     with _lock:
-        if not known or _library().espeak_SetVoiceByName(voice.encode()) != 0:
+        # espeak-ng would take a folder of languages, such as "gmw", for a voice and say nonsense
+        folder = sound and Path(espeakng_loader.get_data_path(), "lang", voice).is_dir()
+        if not sound or folder or _library().espeak_SetVoiceByName(voice.encode()) != 0:
             raise InputError(
                 f"espeak-ng has no voice {str(voice)[:40]!r}: check espeak.voice in the voice's "
                 "JSON file."

@@ -354,14 +354,13 @@ def _special_tokens(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _token(value: Any, name: str) -> str | dict[str, Any]:
-    given = value if isinstance(value, dict) else {}
-    content = given.get("content") if isinstance(value, dict) else value
-    _require_symbols([content], name)
     if not isinstance(value, dict):
-        return content
-    flags = {flag: given[flag] for flag in _TOKEN_FLAGS if isinstance(given.get(flag), bool)}
-    kind = {"__type": "AddedToken"} if given.get("__type") == "AddedToken" else {}
-    return {"content": content, **flags, **kind}
+        _require_symbols([value], name)
+        return value
+    _require_symbols([value.get("content")], name)
+    flags = {flag: value[flag] for flag in _TOKEN_FLAGS if isinstance(value.get(flag), bool)}
+    kind = {"__type": "AddedToken"} if value.get("__type") == "AddedToken" else {}
+    return {"content": value["content"], **flags, **kind}
 
 
 def _added_tokens(values: dict[str, Any], name: str) -> dict[str, int]:
