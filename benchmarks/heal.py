@@ -15,15 +15,15 @@ import torch
 from timing import describe, in_turn, milliseconds
 
 from vits_prune import HealPlan, PruneSpec, Shape, Voice, load_voice, prune
-from vits_prune.healing.batches import Readings, Window, draw_batch
-from vits_prune.healing.lessons import Lessons, decoder_reach, flow_reach
+from vits_prune.healing.batches import TextOnlySentences, Window, draw_batch
 from vits_prune.healing.losses import weighted_sum
 from vits_prune.healing.student import parts_to_train
+from vits_prune.healing.teacher import TeacherSpeech
 from vits_prune.healing.training import Training, make_accelerator
 from vits_prune.pruning.structured.cut import choose, cut
 from vits_prune.synthesis.texts import load_calibration_texts
 
-LESSONS, BATCHES = 24, 4
+SENTENCES, BATCHES = 24, 4
 
 
 def main() -> None:
@@ -33,46 +33,51 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     joe = load_voice("joe")
-    lessons = Lessons(joe, load_calibration_texts()[:LESSONS], seed=0, segment=HealPlan().segment)
+    speech = TeacherSpeech(
+        joe, load_calibration_texts()[:SENTENCES], seed=0, segment=HealPlan().segment
+    )
     for name, pruned in {
         "80% zeros": prune(joe, PruneSpec(scope="local", amount=0.8)),
         "decoder width 0.5": cut(joe, choose(joe, Shape(decoder_width=0.5))),
     }.items():
         for own in (False, True):
-            compare(name + (", own inputs" if own else ""), joe, pruned, lessons, own, options.runs)
+            compare(name + (", own inputs" if own else ""), joe, pruned, speech, own, options.runs)
 
 
 def compare(
-    name: str, teacher: Voice, pruned: Voice, lessons: Lessons, own: bool, runs: int
+    name: str, teacher: Voice, pruned: Voice, speech: TeacherSpeech, own: bool, runs: int
 ) -> None:
     """Time both and print."""
-    plan, config = HealPlan(), pruned.model.config
-    window = Window(plan.segment, decoder_reach(config), flow_reach(config), pruned.hop_length)
+    plan = HealPlan()
+    window = Window.of(pruned, plan.segment)
     training = Training(
         pruned, parts_to_train(pruned, teacher), plan, window, make_accelerator(plan, cpu=True)
     )
     if own and not training.needs_text:
         return  # nothing before the decoder differs
-    done, readings = 1.0 if own else 0.0, Readings(teacher, lessons.sentences, lessons.spoken_by)
+    done, text_only = (
+        1.0 if own else 0.0,
+        TextOnlySentences(teacher, speech.sentences, speech.speakers),
+    )
 
     def _draw(run: int) -> dict[str, torch.Tensor]:
         key, scale = (0, run % BATCHES, 0), float(teacher.model.noise_scale)
         batch = draw_batch(
-            lessons.first(LESSONS),
+            speech.first(SENTENCES),
             plan.batch,
             key,
             window,
             text=training.needs_text,
             noise_scale=scale,
         )
-        return batch | readings.draw(plan.batch, key) if training.needs_text else batch
+        return batch | text_only.draw(plan.batch, key) if training.needs_text else batch
 
     ready = [_draw(run) for run in range(BATCHES)]
     for batch in ready:  # torch prepares its kernels for each shape once
         training.step(batch, done)
 
     def _bare(run: int) -> None:
-        weighted_sum(training._exercise(ready[run % BATCHES], own=own)[0]).backward()
+        weighted_sum(training.losses(ready[run % BATCHES], joint=own)[0]).backward()
         for tensor in training.weights.values():
             tensor.grad = None
 

@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vits_prune.healing.losses import Hearing, duration_loss, mel_bands, prior_loss, waveform_loss
+from vits_prune.healing.losses import (
+    SpectralLoss,
+    duration_loss,
+    mel_bands,
+    prior_loss,
+    waveform_loss,
+)
 
 RATE = 16_000
 
@@ -13,7 +19,7 @@ def tone(hertz, level=0.1, samples=8_192):
 
 
 def test_equal_sounds_differ_by_nothing_and_louder_ones_by_their_level():
-    hearing = Hearing(RATE, 8_192)
+    hearing = SpectralLoss(RATE, 8_192)
     noise = 0.1 * torch.randn(2, 8_192, generator=torch.Generator().manual_seed(0))
     assert all(float(loss) == 0 for loss in hearing(noise, noise).values())
     assert float(hearing(noise * 2, noise)["mel"]) == pytest.approx(0.693, abs=0.01)
@@ -22,20 +28,20 @@ def test_equal_sounds_differ_by_nothing_and_louder_ones_by_their_level():
 
 def test_a_mirrored_waveform_sounds_alike_and_is_told_apart_by_its_samples():
     sound = tone(440)
-    assert float(Hearing(RATE, 8_192)(-sound, sound)["stft"]) < 1e-4
+    assert float(SpectralLoss(RATE, 8_192)(-sound, sound)["stft"]) < 1e-4
     assert float(waveform_loss(-sound, sound)) == pytest.approx(2.0)
     assert float(waveform_loss(torch.zeros_like(sound), sound)) == pytest.approx(1.0)
 
 
 def test_silence_has_finite_gradients():
-    hearing = Hearing(RATE, 4_096)
+    hearing = SpectralLoss(RATE, 4_096)
     silence = torch.zeros(1, 4_096, requires_grad=True)
     sum(hearing(silence, torch.zeros(1, 4_096)).values()).backward()
     assert bool(torch.isfinite(silence.grad).all())
 
 
 def test_segments_shorter_than_the_windows_are_heard():
-    losses = Hearing(RATE, 300)(tone(440, samples=300), tone(880, samples=300))
+    losses = SpectralLoss(RATE, 300)(tone(440, samples=300), tone(880, samples=300))
     assert all(float(loss) > 0.1 for loss in losses.values())
 
 

@@ -8,15 +8,14 @@ import pytest
 from vits_prune import HealPlan, InputError
 
 
-def test_goes_through_json_and_back():
+def test_a_plan_goes_through_json_and_back():
     plan = HealPlan(minutes=3.5, seed=7, adversarial=True, precision="bf16", speakers="own")
     assert HealPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     assert hash(plan) == hash(dataclasses.replace(plan))
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
+def test_values_out_of_range_are_refused():
+    for fields, words in (
         ({"minutes": 0}, "minutes must be a number from 0.05"),
         ({"minutes": float("nan")}, "minutes must be"),
         ({"minutes": None}, "needs a budget"),
@@ -30,13 +29,16 @@ def test_goes_through_json_and_back():
         ({"speakers": "many"}, "speakers must be one of all, own"),
         ({"adversarial": 1}, "adversarial is True or False"),
         ({"seed": -1}, "seed"),
-    ],
-)
-def test_what_is_out_of_range_is_refused(fields, words):
-    with pytest.raises(InputError, match=words):
-        HealPlan(**fields)
-
-
-def test_an_unknown_field_is_named():
+    ):
+        with pytest.raises(InputError, match=words):
+            HealPlan(**fields)
     with pytest.raises(InputError, match="no 'epochs'"):
         HealPlan.from_dict({"epochs": 3})
+
+
+def test_several_healings_share_a_plan_and_the_last_gets_twice_as_much():
+    plan = HealPlan(steps=50, minutes=10.0)
+    shares = [plan.share(index, 4) for index in range(4)]
+    assert [one.steps for one in shares] == [10, 10, 10, 20]
+    assert sum(one.minutes for one in shares) == pytest.approx(10)
+    assert plan.share(0, 1) == plan

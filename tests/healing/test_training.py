@@ -4,15 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+from tests.healing.test_exercise import window_of
 
 from tests.healing.conftest import QUICK, TEXTS
-from tests.healing.test_exercise import window_of
 from tests.pruning.conftest import KINDS
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, load_voice, prune
 from vits_prune.healing.batches import draw_batch
-from vits_prune.healing.lessons import Lessons
 from vits_prune.healing.student import masks, parts_to_train
+from vits_prune.healing.teacher import TeacherSpeech
 from vits_prune.healing.training import NotFiniteError, Training, make_accelerator
 
 
@@ -28,7 +28,7 @@ def training_of(pruned, teacher, **changes):
 
 
 def batches(teacher, count):
-    lessons = Lessons(teacher, TEXTS, seed=3, segment=16).first(6)
+    lessons = TeacherSpeech(teacher, TEXTS, seed=3, segment=16).first(6)
     return [
         draw_batch(lessons, 2, (0, step, 0), window_of(teacher), text=True) for step in range(count)
     ]
@@ -172,7 +172,7 @@ def test_bfloat16_arithmetic_runs_on_a_cpu(tiny, sparse):
 def test_the_real_voice_learns_what_it_is_shown(joe):
     pruned = prune(joe, PruneSpec(amount=0.5, scope="local"))
     training = training_of(pruned, joe, learning_rate=5e-4)
-    lessons = Lessons(joe, ["a short one.", "another one."], seed=0, segment=16).first(2)
+    lessons = TeacherSpeech(joe, ["a short one.", "another one."], seed=0, segment=16).first(2)
     batch = draw_batch(
         lessons, 2, (0, 0, 0), window_of(joe), text=True, noise_scale=float(joe.model.noise_scale)
     )

@@ -12,7 +12,6 @@ from vits_prune import PruneSpec, Shape, load_voice, prune
 from vits_prune.cli.heal_command import _typed_spec, plan_of
 from vits_prune.cli.main import _parser, main
 from vits_prune.cli.options import spec_of
-from vits_prune.healing.gradual import share_of
 from vits_prune.healing.plan import HealPlan
 from vits_prune.ship.reproduce import MAX_STEPS, ORIGINAL, reproduce
 from vits_prune.voices.voice import Origin
@@ -101,7 +100,7 @@ def test_pruning_is_parsed_back(tiny, spec):
 def test_gradual_healing_is_parsed_back(tiny, spec, plan):
     """One command prunes and heals behind each step; what minutes came to in steps cannot be said where there are several."""
     count = len(spec.schedule_amounts())
-    healed = [(share_of(plan, index, count), None) for index in range(count)]
+    healed = [(plan.share(index, count), None) for index in range(count)]
     (line,) = reproduce(made(tiny, [spec], healed)).lines()
     options = parsed(line)
     assert _typed_spec(options) == spec

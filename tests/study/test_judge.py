@@ -11,7 +11,7 @@ import vits_prune
 from tests.healing.conftest import QUICK, TEXTS, same_weights
 from vits_prune import InputError, PruneSpec, prune
 from vits_prune.cli.heal_command import add_commands
-from vits_prune.healing.corpus import corpus
+from vits_prune.healing.corpus import training_texts
 from vits_prune.study import judge as module
 from vits_prune.study.judge import CheckpointJudge, Judgement, judge_of, tuning_texts
 from vits_prune.synthesis.texts import load_texts
@@ -53,7 +53,9 @@ def test_other_languages_are_judged_on_own_texts_or_on_draws(tiny, german):
     assert tuning_texts(tiny, 2, [" ", *TEXTS]).texts == TEXTS[:2]
     drawn = tuning_texts(tiny, 4, None, seed=1)
     assert len(drawn.texts) == 4
-    assert not set(drawn.texts) & set(corpus(tiny, None, 20, 1)), "none of them is learnt from"
+    assert not set(drawn.texts) & set(training_texts(tiny, None, 20, 1)), (
+        "none of them is learnt from"
+    )
     assert "drawn" in drawn.words
 
 

@@ -72,7 +72,7 @@ def heal_wholly(order, tiny):
         tiny,
         plan=order.plan,
         judge=CheckpointJudge(reference, healing.CHECKS),
-    )
+    ).voice
 
 
 def weights_of(voice):

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from vits_prune.cli.options import Progress, add_spec, spec_of
 from vits_prune.errors import InputError
+from vits_prune.progress import Progress as WorkProgress
 
 if TYPE_CHECKING:
-    from vits_prune.healing.plan import HealPlan, Told
+    from vits_prune.healing.plan import HealData, HealPlan, HealResult, HealRun, TrainingStep
     from vits_prune.healing.training_curve import Curve
     from vits_prune.pruning import PruneSpec
     from vits_prune.study.judge import CheckpointJudge, Judgement
@@ -158,6 +159,7 @@ def plan_of(options: argparse.Namespace) -> HealPlan:
 def _heal(options: argparse.Namespace) -> None:
     from vits_prune.cli import main as cli
     from vits_prune.cli.prune_command import _check_out
+    from vits_prune.healing.plan import HealData, HealRun
     from vits_prune.healing.training import is_main_process
     from vits_prune.synthesis.texts import read_text_file
     from vits_prune.voices.saved import save_voice
@@ -186,8 +188,8 @@ def _heal(options: argparse.Namespace) -> None:
             plan,
             voice,
             spec if pruned is None else pruned,
-            {"texts": texts, "folder": work, "resume": options.resume},
-            clips,
+            HealData(texts, clips),
+            HealRun(work, options.resume),
         )
     except KeyboardInterrupt:
         session.write_curve()
@@ -195,7 +197,7 @@ def _heal(options: argparse.Namespace) -> None:
             print(f"\n{_stopped(session)}", file=sys.stderr)
         raise
     if is_main_process():
-        saved = save_voice(healed, options.out)
+        saved = save_voice(healed.voice, options.out)
         session.finish(healed, saved)
 
 
@@ -204,52 +206,50 @@ def _run(
     plan: HealPlan,
     voice: Voice,
     start: Voice | PruneSpec,
-    common: dict[str, Any],
-    clips: Sequence[Any],
-) -> Voice:
+    data: HealData,
+    run: HealRun,
+) -> HealResult:
     """The healed voice; `start` is the pruned one, or says how to prune."""
     from vits_prune.healing import heal, heal_steps
     from vits_prune.healing.training import is_main_process
     from vits_prune.pruning import PruneSpec
 
-    before = len(voice.recipe.get("healed", ()))
-    common = {**common, "on_step": session.on_step, "judge": session.judge}
+    judge, steps = session.judge, 0
     with session.telling():
+        progress = WorkProgress.of(session.tell)
+        run = dataclasses.replace(run, observer=session.on_step, progress=progress)
         if not isinstance(start, PruneSpec):
-            return _healed(heal(start, voice, plan=plan, recordings=clips, **common))
-        healed = voice
-        for number, step in enumerate(
-            heal_steps(voice, start, plan, on_prune=session.tell, **common), 1
+            return _learnt(heal(start, voice, plan, data=data, run=run, judge=judge))
+        for number, (amount, healed) in enumerate(
+            heal_steps(voice, start, plan, data=data, run=run, judge=judge), 1
         ):
-            amount, healed = step[0], _healed(step[1])
-            session.go_on(sum(one["of"] for one in healed.recipe["healed"][before:]))
+            steps += _learnt(healed).of or 0
+            session.go_on(steps)
             if is_main_process():
                 print(f"Step {number}: amount {amount:.3g}, healed.")
         return healed
 
 
-def _healed(voice: Voice) -> Voice:
-    """The voice, if it has learnt anything.
+def _learnt(healed: HealResult) -> HealResult:
+    """The result, if the voice has learnt anything.
 
     Raises:
         InputError: it has not.
     """
-    done = voice.recipe["healed"][-1]
-    if done["steps"] == 0:
+    if healed.step == 0:
         raise InputError(
-            f"{voice.name} is not healed, for {done.get('stopped', 'no step was made')}, and nothing is saved: "
+            f"{healed.voice.name} is not healed, for {healed.stopped or 'no step was made'}, and nothing is saved: "
             "give a lower --learning-rate, or prune anew if the pruned voice itself is broken."
         )
-    return voice
+    return healed
 
 
 def _tell_of_reserve(plan: HealPlan, session: Session, healings: int) -> None:
     """Say so where measuring takes more than its part of the minutes."""
-    from vits_prune.healing.gradual import share_of
-    from vits_prune.healing.pace import reserved
+    from vits_prune.healing.clock import judging_seconds
 
-    last = share_of(plan, healings - 1, healings)
-    if plan.steps is None and session.reserve > reserved(last, session.reserve):
+    last = plan.share(healings - 1, healings)
+    if plan.steps is None and session.reserve > judging_seconds(last, session.reserve):
         print(
             f"Measuring takes about {session.reserve / 60:.1f} of {last.minutes:.1f} minutes: half of them are kept for training, and all "
             "takes longer than you said. Fewer --evaluations or --evaluation-texts take less.",
@@ -398,7 +398,7 @@ class Session:
         texts: Sequence[str] | None = None,
     ) -> None:
         from vits_prune.healing.training_curve import Curve
-        from vits_prune.study.judge import MOST_EVALUATIONS
+        from vits_prune.study.judge import MAX_EVALUATIONS
 
         self.work = work
         self.step = 0
@@ -410,9 +410,9 @@ class Session:
         """Seconds that measuring takes, all evaluations together."""
         self._interrupted = False
         self.judge: CheckpointJudge | None = None
-        if not 0 <= options.evaluations <= MOST_EVALUATIONS:
+        if not 0 <= options.evaluations <= MAX_EVALUATIONS:
             raise InputError(
-                f"--evaluations must be a whole number from 0 to {MOST_EVALUATIONS}, not {options.evaluations}."
+                f"--evaluations must be a whole number from 0 to {MAX_EVALUATIONS}, not {options.evaluations}."
             )
         if options.evaluations > 0:
             self._prepare_judge(options, voice, texts)
@@ -421,24 +421,23 @@ class Session:
         self, options: argparse.Namespace, voice: Voice, texts: Sequence[str] | None
     ) -> None:
         """Measure the original once, and so how much of the minutes evaluations will take."""
-        from vits_prune.study.judge import judge_of
+        from vits_prune.study.judge import JudgeSettings, judge_of
 
         with Progress() as tell:
             judge = judge_of(
                 voice,
                 texts,
-                options.evaluations,
-                options.evaluation_texts,
+                JudgeSettings(options.evaluations, options.evaluation_texts),
                 seed=options.seed,
-                progress=tell,
+                progress=WorkProgress.of(tell),
             )
         for sentence in judge.unmeasured:
             print(sentence, file=sys.stderr, flush=True)
-        self.reserve = judge.reserve
+        self.reserve = judge.seconds
         self.judge = dataclasses.replace(
             judge,
-            on_judgement=self.on_judgement,
-            progress=lambda what, share: self.tell(what, share),
+            observer=self.on_judgement,
+            progress=WorkProgress(lambda what, share: self.tell(what, share)),
         )
 
     @contextlib.contextmanager
@@ -471,7 +470,7 @@ class Session:
                 with contextlib.suppress(ValueError):
                     signal.signal(signal.SIGINT, before)
 
-    def on_step(self, told: Told) -> None:
+    def on_step(self, told: TrainingStep) -> None:
         """Show how far it is, and keep the curve."""
         shift, of = self._before, None if told.of is None else told.of + self._before
         told = dataclasses.replace(
@@ -533,21 +532,21 @@ class Session:
         if self.curve.rows and is_main_process():
             self.curve.write(self.work / "curve.csv")
 
-    def finish(self, healed: Voice, saved: Path) -> None:
+    def finish(self, healed: HealResult, saved: Path) -> None:
         """Tell what was made, with the picture of its course."""
         from vits_prune.healing.training_curve import save_figure
 
         self.write_curve()
-        done = healed.recipe["healed"][-1]
+        name = healed.voice.name
         if self.curve.rows:
             below = (
                 f": change from the original on {self.judge.measured_on} below"
                 if self.judge
                 else ""
             )
-            save_figure(self.curve.rows, f"{healed.name}, healed{below}", self.work / "curve.svg")
-        if "stopped" in done:
-            print(f"Stopped early: {done['stopped']}. This is the last good checkpoint.")
-        words = "was to be healed" if "stopped" in done else "healed"
-        print(f"{healed.name} {words} in {done['of']} steps on {done['lessons']} sentences ({', '.join(done['trained'])}); "
-              f"the voice of step {done['steps']} is saved to {saved}; its course is in {self.work / 'curve.csv'}")  # fmt: skip
+            save_figure(self.curve.rows, f"{name}, healed{below}", self.work / "curve.svg")
+        if healed.stopped:
+            print(f"Stopped early: {healed.stopped}. This is the last good checkpoint.")
+        words = "was to be healed" if healed.stopped else "healed"
+        print(f"{name} {words} in {healed.of} steps on {healed.sentences} sentences ({', '.join(healed.trained)}); "
+              f"the voice of step {healed.step} is saved to {saved}; its course is in {self.work / 'curve.csv'}")  # fmt: skip

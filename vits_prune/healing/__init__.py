@@ -1,9 +1,24 @@
-"""Healing: what pruning took is learnt back from the voice as it was, without a data set."""
+"""Healing: a pruned voice learns from the original's own speech, without a data set."""
 
-from vits_prune.healing.gradual import heal_steps
-from vits_prune.healing.lessons import Lessons
-from vits_prune.healing.plan import HealPlan, Told
-from vits_prune.healing.run import heal
+from vits_prune.healing.plan import (
+    HealData,
+    HealPlan,
+    HealResult,
+    HealRun,
+    Judge,
+    TrainingStep,
+)
+from vits_prune.healing.run import heal, heal_steps
 from vits_prune.healing.student import best
 
-__all__ = ["HealPlan", "Lessons", "Told", "best", "heal", "heal_steps"]
+__all__ = [
+    "HealData",
+    "HealPlan",
+    "HealResult",
+    "HealRun",
+    "Judge",
+    "TrainingStep",
+    "best",
+    "heal",
+    "heal_steps",
+]

@@ -1,4 +1,4 @@
-"""What a teacher is made to say: built-in or a user's sentences, new ones of their words, or draws from the vocabulary."""
+"""Texts to learn from: built-in or a user's sentences, new ones of their words, or random ones."""
 
 from __future__ import annotations
 
@@ -14,76 +14,79 @@ from vits_prune.voices.language import draw_texts, spoken_language
 from vits_prune.voices.voice import Voice
 
 _WORDS = (4, 10)
-"""Fewest words of a sentence made of others' words, and one more than the most: about what a Harvard sentence has."""
+"""Fewest words of a new sentence, and one more than the most: the length of a Harvard sentence."""
 _ENOUGH_WORDS = 20
 _UNSPACED = re.compile(
     r"\[\[|[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 )
-"""What shows that blanks do not part words: phonemes in [[ ]], and Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese letters."""
-_ELSEWHERE = 1_000_003
-"""Added to a seed for other draws."""
+"""Where blanks do not separate words: phonemes in [[ ]], Thai, Lao, Tibetan, Burmese, Khmer,
+Japanese and Chinese."""
+_OTHER_SEED = 1_000_003
 
 log = logging.getLogger(__name__)
 
 
-def corpus(voice: Voice, texts: Sequence[str] | None, count: int, seed: int) -> tuple[str, ...]:
-    """Texts to learn from, in the order in which they are to be used.
+def training_texts(
+    voice: Voice, texts: Sequence[str] | None, count: int, seed: int
+) -> tuple[str, ...]:
+    """Return texts to learn from, in the order in which they are used.
 
-    Words in new orders are as good to learn sounds from as sentences with a meaning, and there is no end to them.
+    New sentences of the same words follow the given ones. Words in new orders teach sounds as well
+    as meaningful sentences, and there is no end to them.
 
     Args:
-        voice: who is to say them.
-        texts: a user's; None for built-in English sentences or, for other languages, draws from the vocabulary.
-        count: how many at most; a user's own texts are all kept as far as that goes.
+        voice: the teacher.
+        texts: a user's; None for built-in English sentences or, in other languages, random ones.
+        count: how many at most.
         seed: of the order and of the words.
 
     Raises:
-        InputError: there are none, or the voice has nothing to draw from.
+        InputError: there are none, or the voice has no symbols to draw from.
     """
-    asked = texts is not None
     if texts is not None and not any(text.strip() for text in texts):
         raise InputError(
             "There are no texts to learn from: give some, or leave them out for built-in ones."
         )
-    if texts is None:
-        if spoken_language(voice) != "en":
-            return draw_texts(voice, count, seed)
-        texts = load_calibration_texts()
+    if texts is None and spoken_language(voice) != "en":
+        return draw_texts(voice, count, seed)
+    given = _given(texts)
     random = np.random.default_rng((seed, 0xC0))
-    given = [text for text in texts if text.strip()]
     chosen = [given[i] for i in random.permutation(len(given))[:count]]
-    if asked and len(chosen) < len(given):
+    if texts is not None and len(chosen) < len(given):
         log.warning(
-            "%d of %d texts are left out: there are to be %d lessons, ask for more.",
-            len(given) - count,
-            len(given),
-            count,
-        )
-    mixed = [*chosen, *_made(given, count - len(chosen), random)]
-    return (
-        tuple(mixed[i] for i in random.permutation(len(mixed)))
-        if len(mixed) > len(chosen)
-        else tuple(chosen)
-    )
+            "%d of %d texts are left out, for the plan has %d lessons: ask for more lessons.",
+            len(given) - count, len(given), count,
+        )  # fmt: skip
+    new = _new_sentences(given, count - len(chosen), random)
+    if not new:
+        return tuple(chosen)
+    mixed = [*chosen, *new]
+    return tuple(mixed[i] for i in random.permutation(len(mixed)))
 
 
 def other_texts(
     voice: Voice, texts: Sequence[str] | None, count: int, seed: int
 ) -> tuple[str, ...]:
-    """Texts like those of `corpus` that are not among them, to see how a voice does with what it did not learn from.
+    """Return texts like those of `training_texts` that are not among them.
 
-    Where no others can be made of a user's, they are those themselves. Arguments and errors are those of `corpus`.
+    They show how a voice does on what it did not learn from. Where a user's texts have too few
+    words to make others of, they are returned themselves.
     """
     if texts is None and spoken_language(voice) != "en":
-        return draw_texts(voice, count, seed + _ELSEWHERE)
-    given = [
-        text for text in (load_calibration_texts() if texts is None else texts) if text.strip()
-    ]
-    return _made(given, count, np.random.default_rng((seed, 0xC1))) or tuple(given[:count])
+        return draw_texts(voice, count, seed + _OTHER_SEED)
+    given = _given(texts)
+    new = _new_sentences(given, count, np.random.default_rng((seed, 0xC1)))
+    return new or tuple(given[:count])
 
 
-def _made(given: Sequence[str], count: int, random: np.random.Generator) -> tuple[str, ...]:
-    """Sentences of the words of others; none where there are too few words."""
+def _given(texts: Sequence[str] | None) -> list[str]:
+    return [text for text in (load_calibration_texts() if texts is None else texts) if text.strip()]
+
+
+def _new_sentences(
+    given: Sequence[str], count: int, random: np.random.Generator
+) -> tuple[str, ...]:
+    """Return sentences of the words of others; none if they have too few words."""
     words = [
         word.strip(".,;:!?\"'()«»“”…。！？")
         for text in given

@@ -1,8 +1,7 @@
-"""Discriminators for the adversarial stage: several periods and several scales, with feature matching (HiFi-GAN, Kong et al. 2020,
-arXiv:2010.05646, section 2.3 and appendix B).
+"""Discriminators of several periods and scales, with feature matching (HiFi-GAN).
 
-They are needed while a voice is healed and never when it speaks. On a GPU they have the paper's width; a narrow set learns the same things
-more coarsely and is what two cores can afford.
+Kong et al. 2020, arXiv:2010.05646, section 2.3 and appendix B. They are needed while a voice is
+healed, never when it speaks. A GPU affords the paper's width, two CPU cores a narrow set.
 """
 
 from __future__ import annotations
@@ -17,13 +16,9 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from vits_prune import forks
 
-FULL_WIDTH = 1.0
-"""Of the paper's channels."""
 PERIODS = (2, 3, 5, 7, 11)
-"""Prime, so that no two look at the same samples."""
+"""Prime, so that no two see the same samples."""
 SCALES = 3
-
-_seeding = forks.Lock()
 _SLOPE = 0.1
 _GROUPS = 16
 _PERIOD_LAYERS = ((32, 5, 3), (128, 5, 3), (512, 5, 3), (1024, 5, 3), (1024, 5, 1))
@@ -38,82 +33,86 @@ _SCALE_LAYERS = (
     (1024, 5, 1, 1),
 )
 """Channels, kernel size, stride and groups."""
+_seeding = forks.Lock()
 
 Judgement: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
-"""What one discriminator says: score [batch, places], 1 for real and 0 for made, and the features of each layer [_, channels, places]."""
+"""Score [batch, places], 1 for real and 0 for made, and each layer's features [_, channels, places]."""
 
 
-class PeriodDiscriminator(nn.Module):
-    """Looks at every `period`-th sample, and so at what repeats.
+class _Discriminator(nn.Module):
+    """Convolutions with leaky ReLUs between them, and a last one that scores."""
 
-    The paper folds the waveform into [batch, 1, samples / period, period] and convolves along one axis with kernels of width 1. The columns
-    do not see each other, so they are rows of a batch of one-dimensional convolutions here: the same numbers, on a faster path.
-    """
-
-    def __init__(self, period: int, width: float) -> None:
-        super().__init__()
-        self.period = period
-        self.layers = nn.ModuleList()
-        inputs = 1
-        for full, kernel, stride in _PERIOD_LAYERS:
-            outputs = _channels(full, width)
-            self.layers.append(
-                weight_norm(nn.Conv1d(inputs, outputs, kernel, stride, padding=kernel // 2))
-            )
-            inputs = outputs
-        self.score = weight_norm(nn.Conv1d(inputs, 1, 3, padding=1))
-
-    def forward(self, waveform: torch.Tensor) -> Judgement:
-        batch, _, samples = waveform.shape
-        missing = -samples % self.period
-        if missing:  # a waveform shorter than what is missing has nothing to be mirrored
-            waveform = functional.pad(
-                waveform, (0, missing), "reflect" if missing < samples else "replicate"
-            )
-        columns = (
-            waveform.view(batch, -1, self.period)
-            .transpose(1, 2)
-            .reshape(batch * self.period, 1, -1)
-        )
-        score, features = _convolved(columns, self.layers, self.score)
-        return score.reshape(batch, -1), features
-
-
-class ScaleDiscriminator(nn.Module):
-    """Looks at the waveform as it is, or as it was averaged down before.
-
-    Args:
-        width: of the paper's channels.
-        spectral: normalise weights by their largest singular value (Miyato et al. 2018, arXiv:1802.05957) in place of weight norm, as the
-            paper does at the full rate.
-    """
-
-    def __init__(self, width: float, spectral: bool) -> None:
+    def __init__(self, layers: Iterable[tuple[int, ...]], width: float, spectral: bool) -> None:
         super().__init__()
         norm = spectral_norm if spectral else weight_norm
         self.layers = nn.ModuleList()
         inputs = 1
-        for full, kernel, stride, groups in _SCALE_LAYERS:
-            outputs = _channels(full, width)
-            self.layers.append(
-                norm(nn.Conv1d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups))
+        for full, kernel, stride, *groups in layers:
+            outputs = max(_GROUPS, round(full * width / _GROUPS) * _GROUPS)
+            layer = nn.Conv1d(
+                inputs, outputs, kernel, stride, kernel // 2, groups=groups[0] if groups else 1
             )
+            self.layers.append(norm(layer))
             inputs = outputs
         self.score = norm(nn.Conv1d(inputs, 1, 3, padding=1))
 
+    def _convolved(self, states: torch.Tensor) -> Judgement:
+        features = []
+        for layer in self.layers:
+            states = functional.leaky_relu(layer(states), _SLOPE)
+            features.append(states)
+        states = self.score(states)
+        return states, [*features, states]
+
+
+class PeriodDiscriminator(_Discriminator):
+    """Sees every `period`-th sample, and so what repeats.
+
+    The paper folds the waveform into [batch, 1, samples / period, period] and convolves along one
+    axis. The columns do not see each other, so here they are rows of a batch of one-dimensional
+    convolutions: the same numbers, faster.
+    """
+
+    def __init__(self, period: int, width: float) -> None:
+        super().__init__(_PERIOD_LAYERS, width, spectral=False)
+        self.period = period
+
     def forward(self, waveform: torch.Tensor) -> Judgement:
-        score, features = _convolved(waveform, self.layers, self.score)
+        batch, _, samples = waveform.shape
+        missing = -samples % self.period
+        if missing:  # a waveform shorter than what is missing has nothing to mirror
+            mode = "reflect" if missing < samples else "replicate"
+            waveform = functional.pad(waveform, (0, missing), mode)
+        columns = waveform.view(batch, -1, self.period).transpose(1, 2)
+        score, features = self._convolved(columns.reshape(batch * self.period, 1, -1))
+        return score.reshape(batch, -1), features
+
+
+class ScaleDiscriminator(_Discriminator):
+    """Sees the waveform as it is, or averaged down.
+
+    Args:
+        width: share of the paper's channels.
+        spectral: divide weights by their largest singular value (Miyato et al. 2018,
+            arXiv:1802.05957) instead of weight norm, as the paper does at the full rate.
+    """
+
+    def __init__(self, width: float, spectral: bool) -> None:
+        super().__init__(_SCALE_LAYERS, width, spectral)
+
+    def forward(self, waveform: torch.Tensor) -> Judgement:
+        score, features = self._convolved(waveform)
         return score.flatten(1), features
 
 
 class Discriminators(nn.Module):
-    """The discriminators of all periods and all scales.
+    """The discriminators of all periods and scales.
 
     Args:
-        width: of the paper's channels, FULL_WIDTH (70 million parameters) or less (1/8: 1.1 million); each layer gets a
-            multiple of 16 channels.
+        width: share of the paper's channels, 1 (70 million parameters) or less (1/8: 1.1
+            million); each layer gets a multiple of 16 channels.
         periods: one discriminator each.
-        scales: so many, each after the first at half the rate of the one before.
+        scales: number of scales, each at half the rate of the one before.
         seed: of the first weights; torch's global generator is left as it was.
 
     Raises:
@@ -122,26 +121,19 @@ class Discriminators(nn.Module):
 
     def __init__(
         self,
-        width: float = FULL_WIDTH,
+        width: float = 1.0,
         *,
         periods: Sequence[int] = PERIODS,
         scales: int = SCALES,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if (
-            not 0 < width <= 1
-            or any(period < 1 for period in periods)
-            or scales < 0
-            or not (len(periods) or scales)
-        ):
+        if not 0 < width <= 1 or min(periods, default=1) < 1 or not (len(periods) + scales > 0):
             raise ValueError(
-                "Discriminators need a width above 0 and at most 1, and at least one period or scale."
+                "Discriminators need a width above 0 and at most 1, and at least one period or "
+                "scale."
             )
-        with (
-            _seeding,
-            torch.random.fork_rng(devices=[]),
-        ):  # torch's generator belongs to all threads
+        with _seeding, torch.random.fork_rng(devices=[]):  # all threads share torch's generator
             torch.default_generator.manual_seed(seed)
             self.periods = nn.ModuleList(PeriodDiscriminator(period, width) for period in periods)
             self.scales = nn.ModuleList(
@@ -149,13 +141,10 @@ class Discriminators(nn.Module):
             )
 
     def forward(self, waveform: torch.Tensor) -> list[Judgement]:
-        """Judge waveforms.
+        """Return a judgement of each discriminator, periods first.
 
         Args:
             waveform: [batch, 1, samples], one sample or more.
-
-        Returns:
-            one (score, features) a discriminator, periods first.
 
         Raises:
             ValueError: the waveform has another shape or no sample.
@@ -173,52 +162,34 @@ class Discriminators(nn.Module):
 
 
 def discriminator_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> torch.Tensor:
-    """Least squares (Mao et al. 2017, arXiv:1611.04076): what the discriminators minimise, a scalar summed over them.
+    """Return what the discriminators minimise (least squares, Mao et al. 2017, arXiv:1611.04076).
 
     Args:
-        real: judgements of recorded or of the teacher's waveforms.
+        real: judgements of recorded waveforms or the teacher's.
         fake: judgements of the student's waveforms, detached from the student.
     """
     return _total(
         (1 - true.float()).square().mean() + made.float().square().mean()
-        for (true, _), (made, _) in _both(real, fake)
+        for (true, _), (made, _) in zip(real, fake, strict=True)
     )
 
 
 def generator_loss(fake: Sequence[Judgement]) -> torch.Tensor:
-    """What the student minimises so that its waveforms pass for real, a scalar summed over the discriminators."""
+    """Return what the student minimises for its waveforms to pass as real."""
     return _total((1 - score.float()).square().mean() for score, _ in fake)
 
 
 def feature_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> torch.Tensor:
-    """Feature matching: mean absolute difference of each layer's features, a scalar summed over layers and discriminators.
+    """Return the feature matching loss: mean absolute differences, summed over all layers.
 
-    The features of the real waveform are targets: no gradient goes there. The paper weighs this by 2, and 45 times the log-mel loss.
+    No gradient goes to the real waveform. The paper weighs this by 2, and log-mel by 45.
     """
     return _total(
         functional.l1_loss(made.float(), true.detach().float())
-        for (_, true_features), (_, made_features) in _both(real, fake)
+        for (_, true_features), (_, made_features) in zip(real, fake, strict=True)
         for true, made in zip(true_features, made_features, strict=True)
     )
 
 
-def _both(real: Sequence[Judgement], fake: Sequence[Judgement]) -> zip[tuple[Judgement, Judgement]]:
-    return zip(real, fake, strict=True)
-
-
 def _total(losses: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(losses)).sum()
-
-
-def _channels(full: int, width: float) -> int:
-    """Of the paper's channels as many as the width asks for, a multiple of the groups."""
-    return max(_GROUPS, round(full * width / _GROUPS) * _GROUPS)
-
-
-def _convolved(states: torch.Tensor, layers: nn.ModuleList, last: nn.Module) -> Judgement:
-    features = []
-    for layer in layers:
-        states = functional.leaky_relu(layer(states), _SLOPE)
-        features.append(states)
-    states = last(states)
-    return states, [*features, states]

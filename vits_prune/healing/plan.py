@@ -1,21 +1,22 @@
-"""HealPlan: how a pruned voice is trained back, a frozen, JSON-able value."""
+"""What a healing takes and gives: HealPlan, HealData and HealRun in, HealResult out."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vits_prune.errors import InputError
+from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import checked_seed
 from vits_prune.voices.voice import Voice
 
-PRECISIONS = ("no", "bf16")
-
-SPEAKERS = ("all", "own")
+if TYPE_CHECKING:
+    from vits_prune.healing.batches import RecordedPair
+    from vits_prune.healing.teacher import TeacherSpeech
 
 _RANGES: dict[str, tuple[float, float]] = {
     "minutes": (0.05, 100_000),
@@ -29,8 +30,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "adversarial_width": (0.03125, 1.0),
     "checkpoint_every": (1, 1_000_000),
 }
-
-_WHOLE = ("steps", "lessons", "batch", "segment", "checkpoint_every")
+_INTEGERS = ("steps", "lessons", "batch", "segment", "checkpoint_every")
+_CHOICES = {"precision": ("no", "bf16"), "speakers": ("all", "own")}
 
 
 @dataclass(frozen=True)
@@ -42,63 +43,63 @@ class HealPlan:
     """
 
     minutes: float | None = 15.0
-    """Wall-clock minutes, lessons included; turned into a number of steps after the first few. Of no effect where `steps` is given."""
+    """Wall-clock minutes in all. The first steps are timed to turn them into a number of steps."""
     steps: int | None = None
-    """Training steps, instead of minutes: exact from the start."""
+    """Training steps. They take the place of the minutes."""
     seed: int = 0
-    """Of the noise, of the sentences and of what each step sees of them."""
     lessons: int = 400
-    """Most sentences that the teacher speaks, made little by little, one to four steps."""
+    """Sentences that the teacher speaks, at most."""
     batch: int = 4
-    """Sentences of a step, of each process."""
+    """Sentences of a training step, in each process."""
     segment: int = 64
-    """Frames of each of them that the decoder speaks."""
+    """Frames of each sentence that the decoder speaks in a step."""
     learning_rate: float = 5e-4
-    """Of AdamW at its highest, for the decoder; the other parts' are in proportion."""
+    """AdamW's highest rate; `training.RATES` are the parts' shares of it."""
     joint: float = 0.25
-    """Share of the steps, at the end, in which the decoder is given what the pruned parts before it make."""
+    """Share of the steps, at the end, in which the decoder is fed by the student's other parts."""
     speakers: str = "all"
-    """Whose voice the sentences are in, where there are several: "all" (every second sentence is the chosen speaker's) or "own"."""
+    """"all" (every second sentence is the chosen speaker's) or "own"."""
     adversarial: bool = False
-    """Whether discriminators join in."""
+    """Whether discriminators take part."""
     adversarial_from: float = 0.5
-    """Share of the steps that is over when they do."""
+    """Share of the steps after which they do."""
     adversarial_width: float = 0.25
     """Their channels, as a share of HiFi-GAN's."""
     precision: str = "no"
-    """"no" for float32 throughout, "bf16" for bfloat16 arithmetic where torch's autocast holds it safe."""
+    """"no" for float32, "bf16" for bfloat16 where torch's autocast thinks it safe."""
     checkpoint_every: int = 200
-    """Steps between checkpoints."""
+    """Steps between two checkpoints."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", checked_seed(self.seed))
         if self.minutes is None and self.steps is None:
             raise InputError("Healing needs a budget: give minutes, or a number of steps.")
         for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
+            value, whole = getattr(self, name), name in _INTEGERS
             if value is None and name in ("minutes", "steps"):
                 continue
-            kinds = int if name in _WHOLE else (int, float)
+            kinds = int if whole else (int, float)
             if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-                what = "a whole number" if name in _WHOLE else "a number"
                 raise InputError(
-                    f"{name} must be {what} from {low:g} to {high:g}, not {str(value)[:40]!r}."
+                    f"{name} must be {'a whole' if whole else 'a'} number from {low:g} to "
+                    f"{high:g}, not {str(value)[:40]!r}."
                 )
-        for name, choices in (("precision", PRECISIONS), ("speakers", SPEAKERS)):
-            if getattr(self, name) not in choices:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
                 raise InputError(
-                    f"{name} must be one of {', '.join(choices)}, not {str(getattr(self, name))[:40]!r}."
+                    f"{name} must be one of {', '.join(choices)}, not {str(value)[:40]!r}."
                 )
         if not isinstance(self.adversarial, bool):
             raise InputError("adversarial is True or False.")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
+        """Return the fields as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HealPlan:
-        """The plan that `to_dict` made these of.
+        """Return the plan that `to_dict` gave these values of.
 
         Raises:
             InputError: a field is unknown or out of range.
@@ -111,87 +112,119 @@ class HealPlan:
             )
         return cls(**values)
 
+    def share(self, index: int, count: int) -> HealPlan:
+        """Return the plan of one healing of several; the last is twice as long as the others."""
+        share = (2 if index + 1 == count else 1) / (count + 1) if count > 1 else 1.0
+        return dataclasses.replace(
+            self,
+            minutes=None if self.minutes is None else max(0.05, self.minutes * share),
+            steps=None if self.steps is None else max(1, round(self.steps * share)),
+        )
 
-_TOLD = 0.5
 
-"""Limits by which scores differ."""
+@dataclass(frozen=True, eq=False)
+class HealData:
+    """What a voice learns from."""
+
+    texts: Sequence[str] | None = None
+    """What the teacher says; None for built-in sentences or, in other languages, random ones."""
+    recordings: Sequence[RecordedPair] = ()
+    """Recorded speech, each (latents [flow_size, frames], waveform [frames * hop])."""
+    speech: TeacherSpeech | None = None
+    """The teacher's speech of the texts, where several healings share it."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """How far a healing is. It can be pickled, for a worker to hand it on."""
+class TrainingStep:
+    """One step of the training, for whoever watches it."""
 
     step: int
-    """Steps done."""
+    """Steps that are done."""
     of: int | None
-    """Steps in all; None while minutes are being turned into steps."""
+    """Steps in all; None until the minutes have been turned into steps."""
     losses: Mapping[str, float]
-    """Of the last step, by name, and their weighted sum as "total"; read-only."""
+    """Losses of this step by name, and their weighted sum as "total"."""
     seconds: float
-    """Since healing began, of all its runs."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "losses", MappingProxyType(dict(self.losses)))
-
-    def __reduce__(self) -> tuple[type[Told], tuple[int, int | None, dict[str, float], float]]:
-        return Told, (
-            self.step,
-            self.of,
-            dict(self.losses),
-            self.seconds,
-        )  # a mappingproxy itself cannot be pickled
+    """Since the healing began, over all its runs."""
 
 
-OnStep = Callable[[Told], None]
+@dataclass(frozen=True)
+class HealRun:
+    """Where a healing runs and who watches it. Nothing here changes what is learnt."""
 
-"""Called after each step; it may raise to stop, and a checkpoint is written before what it raised goes on."""
+    folder: str | Path | None = None
+    """Keeps the teacher's speech and the checkpoints; None for memory alone."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the folder, if there is one."""
+    cpu: bool = False
+    """Stay on the CPU although there is a GPU."""
+    observer: Callable[[TrainingStep], object] | None = None
+    """Is given each step. If it raises, a checkpoint is written and the error goes on."""
+    progress: Progress = SILENT
+    """Of the pruning between the healings of `heal_steps`."""
+
+    @property
+    def path(self) -> Path | None:
+        return None if self.folder is None else Path(self.folder)
+
+
+@dataclass(frozen=True, eq=False)
+class HealResult:
+    """A healed voice and how it came about."""
+
+    voice: Voice
+    step: int
+    """Training step of the voice; 0 if no step gave a better voice than the pruned one."""
+    of: int | None
+    """Steps of the whole training."""
+    sentences: int
+    """Sentences that the teacher had spoken by then."""
+    trained: tuple[str, ...]
+    """Parts of the voice that learnt."""
+    score: float | None = None
+    """The judge's score of the voice; None where nobody judged."""
+    seconds: float = 0.0
+    """Of training, over all runs."""
+    recordings: int = 0
+    stopped: str = ""
+    """Why the training ended early; empty if it did not."""
+
+    @classmethod
+    def from_entry(
+        cls, voice: Voice, entry: Mapping[str, Any], score: float | None, seconds: float
+    ) -> HealResult:
+        """Return the result that an entry of a recipe's "healed" describes.
+
+        Args:
+            voice: with the recipe of the pruned voice; the entry is added to it.
+            entry: JSON values, as `heal` writes them.
+            score: of the voice.
+            seconds: of training.
+        """
+        earlier = voice.recipe.get("healed", ())
+        recipe = MappingProxyType({**voice.recipe, "healed": [*earlier, dict(entry)]})
+        return cls(
+            dataclasses.replace(voice, recipe=recipe),
+            step=entry["steps"],
+            of=entry.get("of"),
+            sentences=entry.get("lessons", 0),
+            trained=tuple(entry.get("trained", ())),
+            score=score,
+            seconds=seconds,
+            recordings=entry.get("recordings", 0),
+            stopped=entry.get("stopped", ""),
+        )
 
 
 class Judge(Protocol):
-    """Who scores checkpoints, so that the best is kept."""
+    """Scores checkpoints, so that the best one is kept."""
 
     @property
-    def checks(self) -> int:
-        """So many checkpoints besides the plan's, evenly over the training: those for which `is_check` says so."""
-
-    @property
-    def reserve(self) -> float:
+    def seconds(self) -> float:
         """Seconds of the plan's minutes that judging takes."""
 
-    def __call__(self, step: int, voice: Voice) -> float | None:
-        """Return the score of a checkpoint, the lower the better; None where it has none. Called at each checkpoint."""
+    def wants(self, step: int, of: int | None) -> bool:
+        """Return whether there must be a checkpoint at a step, besides the plan's own."""
 
-
-def is_check(step: int, of: int | None, checks: int) -> bool:
-    """Whether a step is one of those at which quality is measured: so many lie evenly over the training, the last of them at its end.
-
-    Args:
-        step: steps done.
-        of: steps in all, None while that is not known.
-        checks: how many there are to be, 0 for none.
-    """
-    return of is not None and step * checks // of > (step - 1) * checks // of
-
-
-def score(changes: Mapping[str, float], limits: Mapping[str, float]) -> float | None:
-    """Return the answer of a Judge: how far a voice is from the original, summed up in limits; an improvement makes up for nothing.
-
-    It is told in whole halves of a limit, rounded down: in ten sentences one vowel is a percent of CER, half a limit, and of voices between
-    which such a vowel would choose the one that learnt longest is kept.
-
-    Args:
-        changes: by metric, from the original.
-        limits: metric -> the change that counts as 1.
-
-    Returns:
-        0 or more, infinity where a change is no number; None where nothing was measured that is limited.
-    """
-    shares = [changes[name] / limit for name, limit in limits.items() if name in changes]
-    if any(map(math.isnan, shares)):
-        return math.inf
-    total = sum(max(0.0, share) for share in shares)
-    return (
-        (total if math.isinf(total) else math.floor(total / _TOLD + 1e-9) * _TOLD)
-        if shares
-        else None
-    )
+    def score(self, step: int, of: int | None, voice: Voice) -> float | None:
+        """Return the score of a checkpoint, lower is better; None if it has none."""

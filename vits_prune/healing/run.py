@@ -1,4 +1,4 @@
-"""heal: a pruned Voice learns from the voice it was made of, and becomes another Voice."""
+"""heal and heal_steps: a pruned voice learns from the voice that it was made of."""
 
 from __future__ import annotations
 
@@ -10,28 +10,33 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.healing.batches import (
-    MOST,
+    MAX_TEXT_ONLY,
     Batch,
-    Clip,
-    Readings,
+    TextOnlySentences,
     Window,
-    clips_digest,
     draw_batch,
-    draw_clips,
+    draw_recordings,
+    recordings_digest,
 )
-from vits_prune.healing.corpus import corpus, other_texts
-from vits_prune.healing.lengths import Lengths
-from vits_prune.healing.lessons import SHARD, Lessons, decoder_reach, flow_reach
-from vits_prune.healing.pace import Pace, Watch, lessons_at
-from vits_prune.healing.plan import HealPlan, Judge, OnStep, Told, is_check
-from vits_prune.healing.storage import Checkpoints, digest
-from vits_prune.healing.student import check_recordings, healed_recipe, parts_to_train
+from vits_prune.healing.clock import Clock, sentences_at
+from vits_prune.healing.corpus import other_texts, training_texts
+from vits_prune.healing.plan import (
+    HealData,
+    HealPlan,
+    HealResult,
+    HealRun,
+    Judge,
+    TrainingStep,
+)
+from vits_prune.healing.storage import Checkpoints, State, digest
+from vits_prune.healing.student import LengthMatcher, check_recordings, parts_to_train
+from vits_prune.healing.teacher import SHARD, TeacherSpeech, TeacherUtterance
 from vits_prune.healing.training import (
     WARM_UP,
     NotFiniteError,
@@ -40,88 +45,144 @@ from vits_prune.healing.training import (
     everywhere,
     make_accelerator,
 )
+from vits_prune.pruning import PruneSpec, prune_steps
 from vits_prune.pruning.calibration import sentence_ids
 from vits_prune.synthesis.speak import Delivery
 from vits_prune.threads import torch_threads
 from vits_prune.voices.voice import Voice
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 log = logging.getLogger(__name__)
 
-_RECIPE = 2
-"""Of what a step does: checkpoints of another are not gone on from."""
-MOST_THREADS = 4096
-_LEVELLED_ON = 64
-"""Sentences, none of them learnt from, on which a healed voice is made as long as the original: a second or two on two cores."""
+_FORMAT = 2
+"""Of what a step does: a checkpoint of another format is not continued."""
+_MAX_THREADS = 4096
+_LENGTH_TEXTS = 64
+"""Sentences on which a healed voice is made as long as the original: a second or two on a CPU."""
 
 
 def heal(
     pruned: Voice,
     teacher: Voice,
-    texts: Sequence[str] | None = None,
-    plan: HealPlan | None = None,
-    folder: str | Path | None = None,
+    plan: HealPlan = HealPlan(),
     *,
-    resume: bool = False,
-    recordings: Sequence[Clip] = (),
-    lessons: Lessons | None = None,
-    on_step: OnStep | None = None,
+    data: HealData = HealData(),
+    run: HealRun = HealRun(),
     judge: Judge | None = None,
-    cpu: bool = False,
-) -> Voice:
-    """Train a pruned voice on what the original says (self-distillation): no recordings are needed.
+) -> HealResult:
+    """Train a pruned voice on what the original says (self-distillation). No recordings are needed.
 
-    Both have the same noise and the original's durations, so that every stage has an exact target. Zeros of the pruned voice stay zeros to
-    the bit, and what was removed stays removed. Only parts that differ from the original's learn. Under `accelerate launch` all processes
-    call this alike, each with sentences of its own; the first one alone writes and calls back.
+    Both voices get the same noise and the original's durations, so every stage has an exact
+    target. Zeros of the pruned voice stay zeros to the bit and removed channels stay removed. Only
+    the parts that differ from the original's learn. Under `accelerate launch` all processes call
+    this alike; each draws its own sentences, and the first one writes, judges and reports.
+
+    On a CPU a healing that was stopped and resumed gives the bits of an uninterrupted one. Torch
+    has the first run's number of threads meanwhile, which only the main thread can change.
 
     Args:
-        pruned: what to heal; it stays as it is.
-        teacher: the voice it was made of.
-        texts: what the teacher says; None for built-in sentences, or draws from the vocabulary.
-        plan: how long and how; None for HealPlan().
-        folder: where lessons and checkpoints are kept; None for no checkpoints.
-        resume: go on from the newest checkpoint in `folder`, where there is one. On a CPU the result is that of one uninterrupted run:
-            torch has the number of threads of the first run meanwhile, which only the main thread may change.
-        recordings: real speech besides, (latents [flow_size, frames], waveform [frames * hop]) each.
-        lessons: the teacher's, where they are shared among several healings, of the same texts.
-        on_step: called after each step, as OnStep says.
-        judge: scores checkpoints; None to keep the last one. Half of the minutes are for training, whatever time it needs.
-        cpu: stay on the CPU where there is a GPU.
+        pruned: the voice to heal; it stays as it is.
+        teacher: the voice that it was made of.
+        plan: how long and how.
+        data: what to learn from.
+        run: folder of checkpoints, device, observer.
+        judge: scores checkpoints; None keeps the last one. It gets at most half of the minutes.
 
     Returns:
-        the voice with the best score, or the last one where no scores were given. Its recipe tells how it was made, and why it was stopped
-        if a loss or a gradient was no finite number: then it is that of the last good checkpoint, of step 0 where there was none yet.
+        The voice with the best score and how it came about. If a loss or gradient was not finite,
+        that is the last good checkpoint, and `stopped` says why.
 
     Raises:
-        InputError: the two do not belong together, nothing is left to learn, recordings have no decoder to teach, a checkpoint is of
-            another healing or other recordings, or the disk is full. What was learnt until then is in a checkpoint if the disk takes it.
+        InputError: the voices do not belong together, nothing is left to learn, the recordings
+            have no decoder to teach, the checkpoints are of another healing, or the disk is full.
+            What was learnt is in a checkpoint if the disk takes it.
     """
-    plan = plan or HealPlan()
-    if resume and folder is None:
+    if run.resume and run.folder is None:
         raise InputError(
-            "There is nothing to resume without a folder of checkpoints: give the folder of the healing that was stopped."
+            "There is nothing to resume without a folder of checkpoints: give the folder of the "
+            "healing that was stopped."
         )
     trained = parts_to_train(pruned, teacher)
-    if recordings:
+    if data.recordings:
         check_recordings(trained)
-    run = _Run(
-        pruned,
+    healing = _Healing(pruned, teacher, trained, plan, data, run, judge)
+    with healing.resumed():
+        return healing.train()
+
+
+def heal_steps(
+    voice: Voice,
+    spec: PruneSpec,
+    plan: HealPlan = HealPlan(),
+    *,
+    data: HealData = HealData(),
+    run: HealRun = HealRun(),
+    judge: Judge | None = None,
+) -> Iterator[tuple[float, HealResult]]:
+    """Prune gradually and heal after each step (Han et al. 2015, arXiv:1506.02626, section 3).
+
+    Each step prunes the voice that was healed last. The original teaches every healing, and it is
+    what calibrated methods aim at.
+
+    Args:
+        voice: the original.
+        spec: its `steps` and `schedule` give the amounts.
+        plan: of all healings together; pruning takes its own time.
+        data: as for `heal`; `recordings` and `speech` are ignored.
+        run: as for `heal`; each healing has its own folder inside `folder`.
+        judge: as for `heal`, of the last healing.
+
+    Yields:
+        Amount and result of each step. Leave the loop to stop there.
+
+    Raises:
+        InputError: as `prune` and `heal`.
+    """
+    place, count = run.path, len(spec.schedule_amounts())
+    speech = _teacher_speech(voice, data.texts, plan, place)
+    results: list[HealResult] = []
+
+    def _healed(index: int, pruned: Voice) -> Voice:
+        own = dataclasses.replace(run, folder=place and place / f"step-{index + 1}")
+        results.append(
+            heal(
+                pruned,
+                voice,
+                plan.share(index, count),
+                data=HealData(data.texts, speech=speech),
+                run=own,
+                judge=judge if index + 1 == count else None,
+            )
+        )
+        return results[-1].voice
+
+    first = Checkpoints(place / "step-1" / "checkpoints").newest() if place and run.resume else None
+    # Calibrated pruning rounds by the number of threads: another number gives another voice.
+    threads = None if first is None else first[1].get("threads")
+    if threads is not None:
+        threads = min(_MAX_THREADS, max(1, int(threads)))
+    steps = prune_steps(voice, spec, progress=run.progress, after_step=_healed)
+    while True:
+        with torch_threads(threads or torch.get_num_threads()):  # not while the caller has control
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step[0], results[-1]
+
+
+def _teacher_speech(
+    teacher: Voice, texts: Sequence[str] | None, plan: HealPlan, folder: Path | None
+) -> TeacherSpeech:
+    return TeacherSpeech(
         teacher,
-        trained,
-        plan,
-        make_accelerator(plan, cpu),
-        None if folder is None else Path(folder),
-        recordings,
+        training_texts(teacher, texts, plan.lessons, plan.seed),
+        seed=plan.seed,
+        segment=plan.segment,
+        speakers=plan.speakers,
+        folder=folder and folder / "lessons",
     )
-    lessons = run.lessons(texts) if lessons is None else lessons
-    with run.resumed(resume, texts, lessons):
-        return run.train(lessons, on_step, judge)
 
 
-class _Run:
+class _Healing:
     """One call of heal."""
 
     def __init__(
@@ -130,331 +191,296 @@ class _Run:
         teacher: Voice,
         trained: Sequence[str],
         plan: HealPlan,
-        accelerator: Accelerator,
-        folder: Path | None,
-        recordings: Sequence[Clip],
+        data: HealData,
+        run: HealRun,
+        judge: Judge | None,
     ) -> None:
-        self._home, self._plan, self._accelerator, self._folder = (
-            pruned.device,
-            plan,
-            accelerator,
-            folder,
+        self._home, self._plan, self._data, self._run, self._judge = (
+            pruned.device, plan, data, run, judge,
+        )  # fmt: skip
+        self._accelerator = make_accelerator(plan, run.cpu)
+        self._main = self._accelerator.is_main_process
+        device = self._accelerator.device
+        self._pruned, self._teacher = pruned.to(device), teacher.to(device)
+        self._window = Window.of(pruned, plan.segment)
+        self._training = Training(self._pruned, trained, plan, self._window, self._accelerator)
+        self._checkpoints = Checkpoints(run.path / "checkpoints") if run.path else None
+        self._recordings_digest = recordings_digest(data.recordings)
+        self._speech = (
+            _teacher_speech(self._teacher, data.texts, plan, run.path)
+            if data.speech is None
+            else data.speech
         )
-        self._pruned, self._teacher = pruned.to(accelerator.device), teacher.to(accelerator.device)
-        config = pruned.model.config
-        self._window = Window(
-            plan.segment, decoder_reach(config), flow_reach(config), pruned.hop_length
-        )
-        self._training = Training(self._pruned, trained, plan, self._window, accelerator)
-        self._recordings, self._heard = recordings, clips_digest(recordings)
-        self._checkpoints = Checkpoints(folder / "checkpoints") if folder is not None else None
-        self._belongs = ""
-        self._step, self._of = 0, plan.steps
-        self._seconds = 0.0
-        self._kept: tuple[int, float | None, Voice] = (0, None, self._pruned)
-        self._lengths: Lengths | None = None
-        self._readings: Readings | None = None
-        self._stopped = ""
-        self._between, self._written = True, -1
-        """Whether it is between two steps, so that the weights are those of a step; and the step of the newest checkpoint."""
+        self._text_only = self._text_only_sentences()
+        read = self._text_only.sentences if self._text_only else ()
+        self._digest = digest(
+            self._pruned.model.state_dict(),
+            _FORMAT, self._speech.content, read, self._teacher.speaker, plan.to_dict(),
+        )  # fmt: skip
+        self._lengths: LengthMatcher | None = None
+        self._step, self._of, self._seconds, self._stopped = 0, plan.steps, 0.0, ""
+        self._best: tuple[int, float | None, Voice] = (0, None, self._pruned)
+        self._weights_whole, self._saved = True, -1
+        """Whether the weights are those of a whole step, and the step of the newest checkpoint."""
 
-    @property
-    def _main(self) -> bool:
-        return self._accelerator.is_main_process
+    def _text_only_sentences(self) -> TextOnlySentences | None:
+        if not {"text_encoder", "duration_predictor"} & set(self._training.trained):
+            return None
+        others = other_texts(self._teacher, self._data.texts, MAX_TEXT_ONLY, self._plan.seed + 1)
+        sentences = [*self._speech.sentences, *sentence_ids(self._teacher, others)]
+        return TextOnlySentences(self._teacher, sentences, self._speech.speakers)
+
+    def _length_matcher(self) -> LengthMatcher | None:
+        if "duration_predictor" not in self._training.trained:
+            return None
+        texts = other_texts(self._teacher, self._data.texts, _LENGTH_TEXTS, self._plan.seed)
+        return LengthMatcher(self._teacher, sentence_ids(self._teacher, texts), self._plan.seed)
+
+    # Resuming
 
     @contextlib.contextmanager
-    def resumed(
-        self, resume: bool, texts: Sequence[str] | None, lessons: Lessons
-    ) -> Iterator[None]:
-        """Take up the newest checkpoint if asked; meanwhile torch has the number of threads that the first run had."""
-        self._readings = self._readings_of(texts, lessons)
-        read = self._readings.sentences if self._readings else ()
-        parts = (_RECIPE, lessons.content, read, self._teacher.speaker, self._plan.to_dict())
-        self._belongs = digest(self._pruned.model.state_dict(), *parts)
-        found = self._newest() if resume else None
+    def resumed(self) -> Iterator[None]:
+        """Continue from the newest checkpoint if asked, with the first run's threads meanwhile."""
+        found = self._newest() if self._run.resume else None
         with torch_threads(torch.get_num_threads() if found is None else self._checked(found[1])):
-            self._lengths = self._lengths_of(texts)
+            self._lengths = self._length_matcher()
             if found is not None:
-                self._take_up(*found)
-            elif self._checkpoints and self._main:
-                self._checkpoints.clear()
+                self._continue_from(*found)
             if self._checkpoints and self._main:
+                if found is None:
+                    self._checkpoints.clear()
                 self._checkpoints.tidy()
-                lessons.tidy()
+                self._speech.tidy()
             yield
 
-    def _newest(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """The newest checkpoint, the same in all processes."""
+    def _newest(self) -> State | None:
+        """Return the newest checkpoint, the same one in all processes."""
         found, damaged = None, None
         try:
             found = self._checkpoints.newest() if self._checkpoints else None
-        except (
-            DamagedFileError
-        ) as error:  # raised below: the other processes wait for the answer of this one
+        except DamagedFileError as error:  # raised below, for the other processes wait for this one
             damaged = error
-        if (
-            len(
-                set(everywhere(self._accelerator, str(damaged or (found and found[1].get("step")))))
-            )
-            > 1
-        ):
+        answers = everywhere(self._accelerator, str(damaged or (found and found[1].get("step"))))
+        if len(set(answers)) > 1:
             raise InputError(
-                f"Not every process finds the same newest checkpoint in {self._folder}: give a folder on a disk that all machines share."
+                f"Not every process finds the same newest checkpoint in {self._run.folder}: give "
+                "a folder on a disk that all machines share."
             )
         if damaged is not None:
             raise damaged
         return found
 
     def _checked(self, facts: Mapping[str, Any]) -> int:
-        """The number of threads of the run that wrote a checkpoint, which must be of this healing."""
-        if facts.get("recordings", "") != self._heard:
+        """Return the threads of the run that wrote a checkpoint, which must be of this healing."""
+        folder = self._run.path and self._run.path / "checkpoints"
+        if facts.get("recordings", "") != self._recordings_digest:
             raise InputError(
-                f"The checkpoints in {self._checkpoints.folder} were made with other recordings: give the very recordings that the healing "
-                "began with, or another folder."
+                f"The checkpoints in {folder} were made with other recordings: give the "
+                "recordings that the healing began with, or another folder."
             )
-        if (
-            facts.get("belongs") != self._belongs
-            or facts.get("processes") != self._accelerator.num_processes
-        ):
+        processes = self._accelerator.num_processes
+        if (facts.get("belongs"), facts.get("processes")) != (self._digest, processes):
             raise InputError(
-                f"The checkpoints in {self._checkpoints.folder} belong to another healing (voice, speaker, texts, plan or number of "
-                "processes): give the same options, or another folder."
+                f"The checkpoints in {folder} belong to another healing (voice, speaker, texts, "
+                "plan or number of processes): give the same options, or another folder."
             )
         threads = facts.get("threads")
-        if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
-            raise self._useless()
+        if not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS:
+            raise self._unusable()
         return threads
 
-    def _useless(self) -> InputError:
+    def _unusable(self) -> InputError:
         return InputError(
-            f"The checkpoints in {self._checkpoints.folder} cannot be used: start without resuming."
+            f"The checkpoints in {self._run.folder} cannot be used: start without resuming."
         )
 
-    def _take_up(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+    def _continue_from(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        assert self._checkpoints is not None
         try:
             self._training.load(tensors)
-        except (KeyError, ValueError) as error:
-            raise self._useless() from error
-        try:
-            self._step, self._of, self._seconds = (
-                int(facts["step"]),
-                int(facts["of"]),
-                float(facts["seconds"]),
-            )
-            self._written = self._step
+            self._step, self._of = int(facts["step"]), int(facts["of"])
+            self._seconds = float(facts["seconds"])
         except (KeyError, ValueError, TypeError) as error:
-            raise self._useless() from error
+            raise self._unusable() from error
+        self._saved = self._step
         best = self._checkpoints.best()
-        if best is not None:
-            voice = self._pruned.with_weights(
-                {name: tensor.to(self._pruned.device) for name, tensor in best[0].items()}
-            )
-            self._kept = (int(best[1]["step"]), float(best[1]["score"]), voice)
-        else:
-            self._kept = (self._step, None, self._voice({}))
+        if best is None:
+            self._best = (self._step, None, self._student())
+            return
+        weights = {name: tensor.to(self._pruned.device) for name, tensor in best[0].items()}
+        voice = self._pruned.with_weights(weights)
+        self._best = (int(best[1]["step"]), float(best[1]["score"]), voice)
 
-    def lessons(self, texts: Sequence[str] | None) -> Lessons:
-        """The teacher's lessons, kept in the folder."""
-        plan = self._plan
-        said = corpus(self._teacher, texts, plan.lessons, plan.seed)
-        where = None if self._folder is None else self._folder / "lessons"
-        return Lessons(
-            self._teacher,
-            said,
-            seed=plan.seed,
-            segment=plan.segment,
-            speakers=plan.speakers,
-            folder=where,
-        )
+    # Training
 
-    def _lengths_of(self, texts: Sequence[str] | None) -> Lengths | None:
-        """What durations are levelled by, where they learn."""
-        if "duration_predictor" not in self._training.trained:
-            return None
-        others = other_texts(self._teacher, texts, _LEVELLED_ON, self._plan.seed)
-        return Lengths(self._teacher, sentence_ids(self._teacher, others), self._plan.seed)
-
-    def _readings_of(self, texts: Sequence[str] | None, lessons: Lessons) -> Readings | None:
-        """What is read besides what is said, where there are parts that learn from it."""
-        if not {"text_encoder", "duration_predictor"} & set(self._training.trained):
-            return None
-        others = sentence_ids(
-            self._teacher, other_texts(self._teacher, texts, MOST, self._plan.seed + 1)
-        )
-        return Readings(self._teacher, [*lessons.sentences, *others], lessons.spoken_by)
-
-    def _voice(self, recipe: Mapping[str, Any]) -> Voice:
-        """The student as it is now, in sentences as long as the teacher's."""
-        voice = self._training.voice(recipe)
-        return voice.with_weights(self._lengths.level(voice)) if self._lengths else voice
-
-    def train(self, lessons: Lessons, on_step: OnStep | None, judge: Judge | None) -> Voice:
-        """All steps that are left."""
-        reserve = judge.reserve if judge else 0.0
+    def train(self) -> HealResult:
+        """Make all steps that are left, and return the best voice."""
+        clock = Clock(self._plan, self._judge.seconds if self._judge else 0.0)
         started, before = time.perf_counter(), self._seconds
-        pace, watch = Pace(self._plan, reserve), Watch(self._plan, reserve)
-        with self._saved_on_error(lessons):
-            if self._unscored(judge):
-                self._score(judge, len(lessons))
+        with self._saved_on_error():
+            if self._was_stopped_while_judged():
+                self._score()
             while self._of is None or self._step < self._of:
-                there, after = self._lessons(lessons, pace), time.perf_counter()
-                at = self._step + 1
+                utterances, begun, at = self._utterances(clock), time.perf_counter(), self._step + 1
                 try:
-                    losses = self._learn(self._batch(there))
-                    took, known = time.perf_counter() - after, self._of is not None
-                    if not known and pace.took(took):
-                        steps = pace.steps(len(lessons), functools.partial(self._rehearse, there))
-                        self._of = agreed(self._accelerator, steps)
+                    losses = self._learn(self._batch(utterances))
+                    took, known = time.perf_counter() - begun, self._of is not None
                     self._seconds = before + time.perf_counter() - started
-                    cut = known and watch.took(took, self._of) and self._shortened(watch)
-                    due = (not known and self._of is not None) or self._is_checkpoint(judge)
-                    if due or cut:
+                    changed = self._ask(clock, took, utterances)
+                    due = self._is_checkpoint() or (changed and not known)
+                    if due or changed:
                         self._training.check()
                 except NotFiniteError as error:
-                    self._stopped = f"{str(error)!r} was no finite number at step {at}"
+                    self._stopped = f"{str(error)!r} was not finite at step {at}"
                     break
-                if due or cut:
-                    self._save(len(lessons))
+                if due or changed:
+                    self._save()
                 if due:
-                    self._score(judge, len(lessons))
-                if on_step and self._main:
-                    on_step(Told(self._step, self._of, losses, self._seconds))
-        return self._result(len(lessons))
+                    self._score()
+                if self._run.observer and self._main:
+                    self._run.observer(TrainingStep(self._step, self._of, losses, self._seconds))
+        step, score, voice = self._best
+        result = HealResult.from_entry(voice, self._entry(step), score, self._seconds)
+        return dataclasses.replace(result, voice=result.voice.to(self._home))
 
     def _learn(self, batch: Batch) -> dict[str, float]:
-        """One step."""
-        self._between = False
-        losses = self._training.step(
-            batch, self._step / self._of if self._of else 0.0, min(1.0, (self._step + 1) / WARM_UP)
-        )
+        self._weights_whole = False
+        done = self._step / self._of if self._of else 0.0
+        losses = self._training.step(batch, done, min(1.0, (self._step + 1) / WARM_UP))
         self._step += 1
-        self._between = True
+        self._weights_whole = True
         return losses
 
-    def _rehearse(self, lessons: Sequence[Any], done: float) -> None:
-        """The work of a step as it will be when a share of the training is over; nothing is learnt."""
-        self._training.step(self._batch(lessons), done, learn=False)
-
-    def _shortened(self, watch: Watch) -> bool:
-        """Let there be fewer steps where the minutes are too few for all of them; whether that was so."""
+    def _ask(self, clock: Clock, took: float, utterances: Sequence[TeacherUtterance]) -> bool:
+        """Ask the clock how many steps there are to be; return whether that is a new number."""
         before = self._of
-        self._of = agreed(self._accelerator, watch.steps(self._step, before, self._seconds))
-        return self._of < before
+        if before is None:
+            rehearse = functools.partial(self._rehearse, utterances)
+            of = clock.estimate(took, len(self._speech), rehearse)
+        else:
+            of = clock.revise(took, self._step, before, self._seconds)
+        if of is not None:
+            self._of = agreed(self._accelerator, of)
+        return self._of != before
+
+    def _rehearse(self, utterances: Sequence[TeacherUtterance], done: float) -> None:
+        self._training.step(self._batch(utterances), done, learn=False)
+
+    def _utterances(self, clock: Clock) -> Sequence[TeacherUtterance]:
+        start, wanted = time.perf_counter(), sentences_at(self._step, len(self._speech))
+        # The first process makes what is not on disk yet. The others read it, or make their own
+        # where the disk is not shared.
+        in_turn = (
+            self._accelerator.main_process_first()
+            if self._step % SHARD == 0
+            else contextlib.nullcontext()
+        )
+        with in_turn:
+            found = self._speech.first(wanted)
+        if self._step == 0:
+            clock.sentence = (time.perf_counter() - start) / max(1, len(found))
+        return found
+
+    def _batch(self, utterances: Sequence[TeacherUtterance]) -> Batch:
+        size, key = self._plan.batch, (
+            self._plan.seed, self._step, self._accelerator.process_index,
+        )  # fmt: skip
+        batch = draw_batch(
+            utterances,
+            size,
+            key,
+            self._window,
+            text=self._training.needs_text,
+            noise_scale=Delivery().for_voice(self._teacher).noise_scale,
+        )
+        if self._text_only:
+            batch |= self._text_only.draw(size, key)
+        if self._data.recordings:
+            size = max(1, size // 2)
+            batch |= draw_recordings(self._data.recordings, size, key, self._window)
+            batch["recorded_speaker"] = torch.full((size,), self._teacher.speaker or 0)
+        return batch
+
+    # Checkpoints
+
+    def _is_checkpoint(self) -> bool:
+        return (
+            self._step == self._of
+            or self._step % self._plan.checkpoint_every == 0
+            or (self._judge is not None and self._judge.wants(self._step, self._of))
+        )
+
+    def _was_stopped_while_judged(self) -> bool:
+        """Return whether the checkpoint that this run goes on from has not been judged yet."""
+        if not self._judge or not self._checkpoints or not self._main or self._step == 0:
+            return False
+        return self._is_checkpoint() and self._checkpoints.scored() < self._step
 
     @contextlib.contextmanager
-    def _saved_on_error(self, lessons: Lessons) -> Iterator[None]:
-        """Whatever ends the training, cancelling included: the last whole step is in a checkpoint, if the disk takes it."""
+    def _saved_on_error(self) -> Iterator[None]:
+        """Save the last whole step if anything ends the training, a cancellation included."""
         try:
             yield
         except BaseException:
-            if self._between and self._written != self._step:
+            if self._weights_whole and self._saved != self._step:
                 try:
-                    self._save(len(lessons))
+                    self._save()
                 except InputError as error:
                     log.warning("The last steps are lost: %s", error)
             raise
 
-    def _unscored(self, judge: Judge | None) -> bool:
-        """Whether the healing was stopped between the checkpoint that it goes on from and its measurement."""
-        if not judge or not self._checkpoints or not self._main or self._step == 0:
-            return False
-        return self._is_checkpoint(judge) and self._checkpoints.scored() < self._step
+    def _student(self) -> Voice:
+        """Return the student as it is now, its sentences as long as the teacher's."""
+        voice = self._training.voice()
+        return self._lengths.match(voice) if self._lengths else voice
 
-    def _is_checkpoint(self, judge: Judge | None) -> bool:
-        checks = judge.checks if judge else 0
-        return (
-            self._step == self._of
-            or self._step % self._plan.checkpoint_every == 0
-            or is_check(self._step, self._of, checks)
-        )
-
-    def _lessons(self, lessons: Lessons, pace: Pace) -> Sequence[Any]:
-        start, wanted = time.perf_counter(), lessons_at(self._step, len(lessons))
-        # The first process makes what is not on disk yet; the others read it, or make their own where the disk is not shared.
-        with (
-            self._accelerator.main_process_first()
-            if self._step % SHARD == 0
-            else contextlib.nullcontext()
-        ):
-            there = lessons.first(wanted)
-        if self._step == 0:
-            pace.lessons_took(time.perf_counter() - start, len(there))
-        return there
-
-    def _batch(self, lessons: Sequence[Any]) -> Batch:
-        plan, key = self._plan, (self._plan.seed, self._step, self._accelerator.process_index)
-        scale = Delivery().for_voice(self._teacher).noise_scale
-        batch = draw_batch(
-            lessons,
-            plan.batch,
-            key,
-            self._window,
-            text=self._training.needs_text,
-            noise_scale=scale,
-        )
-        if self._readings:
-            batch |= self._readings.draw(plan.batch, key)
-        if self._recordings:
-            size = max(1, plan.batch // 2)
-            batch |= draw_clips(self._recordings, size, key, self._window)
-            batch["recorded_speaker"] = torch.full((size,), self._teacher.speaker or 0)
-        return batch
-
-    def _score(self, judge: Judge | None, lessons: int) -> None:
-        """Let a checkpoint be measured, and keep it if it is the best."""
-        voice = self._voice(self._recipe(self._step, lessons))
-        score = judge(self._step, voice.to(self._home)) if judge and self._main else None
+    def _score(self) -> None:
+        """Let the judge score the student, and keep it if it is the best so far."""
+        voice, score, best = self._student(), None, self._best[1]
+        if self._judge and self._main:
+            score = self._judge.score(self._step, self._of, voice.to(self._home))
         if score is not None and math.isnan(score):
             score = math.inf
-        _, best, _ = self._kept
         if score is None and best is None:
-            self._kept = (self._step, None, voice)
+            self._best = (self._step, None, voice)
         elif score is not None and (best is None or score <= best):
-            self._kept = (self._step, score, voice)
+            self._best = (self._step, score, voice)
             if self._checkpoints and self._main:
                 weights = dict(voice.model.named_parameters())
-                facts = {"score": score, "healed": self._done(self._step, lessons)}
                 self._checkpoints.save_best(
-                    self._step, {name: weights[name] for name in self._training.weights}, facts
+                    self._step,
+                    {name: weights[name] for name in self._training.weights},
+                    {"score": score, "healed": self._entry(self._step)},
                 )
-        if judge and self._checkpoints and self._main:
+        if self._judge and self._checkpoints and self._main:
             self._checkpoints.save_scored(self._step)
 
-    def _save(self, lessons: int) -> None:
-        if self._checkpoints and self._main and self._of is not None:
-            facts = {
-                "of": self._of,
-                "seconds": self._seconds,
-                "threads": torch.get_num_threads(),
-                "belongs": self._belongs,
-            }
-            facts |= {
-                "processes": self._accelerator.num_processes,
-                "recordings": self._heard,
-                "healed": self._done(self._step, lessons),
-            }
-            self._checkpoints.save(self._step, self._training.state(), facts)
-            self._written = self._step
+    def _save(self) -> None:
+        if not self._checkpoints or not self._main or self._of is None:
+            return
+        facts = {
+            "of": self._of,
+            "seconds": self._seconds,
+            "threads": torch.get_num_threads(),
+            "belongs": self._digest,
+            "processes": self._accelerator.num_processes,
+            "recordings": self._recordings_digest,
+            "healed": self._entry(self._step),
+        }
+        self._checkpoints.save(self._step, self._training.state(), facts)
+        self._saved = self._step
 
-    def _done(self, step: int, lessons: int) -> dict[str, Any]:
-        """What the recipe says of the voice of a step."""
-        done: dict[str, Any] = {
+    def _entry(self, step: int) -> dict[str, Any]:
+        """Return what the recipe of the voice of a step says about this healing, as JSON values."""
+        entry: dict[str, Any] = {
             "plan": self._plan.to_dict(),
             "steps": step,
             "of": self._of,
-            "lessons": lessons_at(max(0, step - 1), lessons),
+            "lessons": sentences_at(max(0, step - 1), len(self._speech)),
             "trained": list(self._training.trained),
         }
-        if self._recordings:
-            done["recordings"] = len(self._recordings)
+        if self._data.recordings:
+            entry["recordings"] = len(self._data.recordings)
         if self._stopped:
-            done["stopped"] = self._stopped
-        return done
-
-    def _recipe(self, step: int, lessons: int) -> Mapping[str, Any]:
-        return healed_recipe(self._pruned, self._done(step, lessons))
-
-    def _result(self, lessons: int) -> Voice:
-        step, _, voice = self._kept
-        return dataclasses.replace(voice, recipe=self._recipe(step, lessons)).to(self._home)
+            entry["stopped"] = self._stopped
+        return entry

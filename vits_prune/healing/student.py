@@ -1,82 +1,21 @@
-"""best: the voice that a healing's folder holds, whether the healing came to its end or not."""
+"""The pruned voice as a student: whether a teacher fits it, which parts learn, what stays zero."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
+import numpy as np
 import torch
 
 from vits_prune.errors import InputError
+from vits_prune.healing.plan import HealResult
 from vits_prune.healing.storage import Checkpoints
 from vits_prune.pruning.layers import prunable_layers
+from vits_prune.synthesis.noise import draw_duration_noise, predict_log_durations
+from vits_prune.synthesis.speak import Delivery, encode, speaker_embedding
 from vits_prune.voices.voice import PARTS, Voice
-
-
-def best(folder: str | Path, pruned: Voice, *, stopped: str = "") -> Voice | None:
-    """The voice of the best checkpoint in a folder, of the newest where none was measured; None where there is none.
-
-    Its recipe says which: `voice.recipe["healed"][-1]["steps"]`.
-
-    Args:
-        folder: that `heal` was given.
-        pruned: the voice that `heal` was given.
-        stopped: why the healing ended early, for the recipe; empty if it did not.
-
-    Raises:
-        InputError: the checkpoints are of another voice.
-    """
-    found = Checkpoints(Path(folder) / "checkpoints").kept()
-    if found is None:
-        return None
-    weights, facts = found
-    shapes = {name: tensor.shape for name, tensor in pruned.model.named_parameters()}
-    if any(shapes.get(name) != tensor.shape for name, tensor in weights.items()):
-        raise InputError(
-            f"The checkpoints in {folder} belong to another voice than {pruned.name}: give the pruned voice that was healed."
-        )
-    done = {
-        **facts.get("healed", {}),
-        "steps": facts["step"],
-        **({"stopped": stopped} if stopped else {}),
-    }
-    weights = restored({name: tensor.to(pruned.device) for name, tensor in weights.items()}, pruned)
-    return pruned.with_weights(weights, recipe=healed_recipe(pruned, done))
-
-
-def healed_recipe(pruned: Voice, done: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe of a healed voice: that of the pruned one, and behind earlier healings what was done now."""
-    return MappingProxyType(
-        {**pruned.recipe, "healed": [*pruned.recipe.get("healed", ()), dict(done)]}
-    )
-
-
-def masks(voice: Voice) -> dict[str, torch.Tensor]:
-    """Parameter name -> 1 where a weight may learn and 0 where it is an exact zero, for prunable layers that have any.
-
-    Weights are float32; so are the masks, since torch multiplies lists of tensors of one kind at once.
-    """
-    weights = dict(voice.model.named_parameters())
-    found = {
-        layer.parameter: (weights[layer.parameter] != 0).to(weights[layer.parameter])
-        for layer in prunable_layers(voice)
-    }
-    return {name: mask for name, mask in found.items() if not bool(mask.all())}
-
-
-def restored(weights: Mapping[str, torch.Tensor], pruned: Voice) -> dict[str, torch.Tensor]:
-    """Weights with the pruned voice's zeros in place, to the bit."""
-    before = dict(pruned.model.named_parameters())
-    held = masks(pruned)
-    return {
-        name: torch.where(held[name].bool(), weight, before[name].to(weight))
-        if name in held
-        else weight
-        for name, weight in weights.items()
-    }
-
 
 _SAME = {
     "vocab_size": "vocabulary",
@@ -86,17 +25,109 @@ _SAME = {
     "speaker_embedding_size": "size of the speakers' embeddings",
     "use_stochastic_duration_prediction": "kind of duration predictor",
 }
-
 _UNLIKE = 0.05
-
 """Embeddings of two voices differ by more than this share of their size."""
+_FURTHEST = 0.2
+"""Logarithms of durations are moved by this much at most: beyond it the rhythm itself is broken."""
+_HALVINGS = 24
+_MAX_TOKENS = 400
+
+
+def best(folder: str | Path, pruned: Voice, *, stopped: str = "") -> HealResult | None:
+    """Return the best checkpoint in a folder, or the newest where none has a score.
+
+    Args:
+        folder: that `heal` was given.
+        pruned: the voice that `heal` was given.
+        stopped: why the healing ended early, for the recipe; empty if it did not.
+
+    Returns:
+        None if there is no checkpoint.
+
+    Raises:
+        InputError: the checkpoints are of another voice.
+        DamagedFileError: none of them can be read.
+    """
+    found = Checkpoints(Path(folder) / "checkpoints").kept()
+    if found is None:
+        return None
+    weights, facts = found
+    shapes = {name: tensor.shape for name, tensor in pruned.model.named_parameters()}
+    if any(shapes.get(name) != tensor.shape for name, tensor in weights.items()):
+        raise InputError(
+            f"The checkpoints in {folder} belong to another voice than {pruned.name}: give the "
+            "pruned voice that was healed."
+        )
+    entry = {**facts.get("healed", {}), "steps": facts["step"]}
+    if stopped:
+        entry["stopped"] = stopped
+    weights = {name: tensor.to(pruned.device) for name, tensor in weights.items()}
+    voice = pruned.with_weights(restored(weights, pruned))
+    return HealResult.from_entry(voice, entry, facts.get("score"), facts.get("seconds", 0.0))
+
+
+def masks(voice: Voice) -> dict[str, torch.Tensor]:
+    """Return for each prunable layer with zeros a mask: 1 where a weight may learn, 0 at a zero.
+
+    Masks are float32 like the weights, since torch multiplies lists of one type at once.
+    """
+    weights = dict(voice.model.named_parameters())
+    names = [layer.parameter for layer in prunable_layers(voice)]
+    found = {name: (weights[name] != 0).to(weights[name]) for name in names}
+    return {name: mask for name, mask in found.items() if not bool(mask.all())}
+
+
+def restored(weights: Mapping[str, torch.Tensor], pruned: Voice) -> dict[str, torch.Tensor]:
+    """Return weights with the zeros of the pruned voice in place, to the bit."""
+    before, kept = dict(pruned.model.named_parameters()), masks(pruned)
+    return {
+        name: torch.where(kept[name].bool(), weight, before[name].to(weight))
+        if name in kept
+        else weight
+        for name, weight in weights.items()
+    }
+
+
+def parts_to_train(pruned: Voice, teacher: Voice) -> tuple[str, ...]:
+    """Return the parts that differ from the teacher's.
+
+    Durations are predicted from the text encoder's states, so they learn whenever it does.
+
+    Raises:
+        InputError: no part differs, or the two voices do not belong together.
+    """
+    check_pair(pruned, teacher)
+    differing = {part for part in PARTS if not _equal(pruned.parts()[part], teacher.parts()[part])}
+    if not differing:
+        raise InputError(
+            f"{pruned.name} has the same weights as its teacher, so there is nothing to heal: "
+            "prune it first."
+        )
+    if "text_encoder" in differing:
+        differing.add("duration_predictor")
+    return tuple(part for part in PARTS if part in differing)
+
+
+def check_recordings(trained: Collection[str]) -> None:
+    """Raise if no part learns from recordings.
+
+    Raises:
+        InputError: the decoder, which alone learns from them, is not trained.
+    """
+    if "decoder" not in trained:
+        raise InputError(
+            "Recordings teach the decoder, and this voice's decoder is the original's: heal "
+            "without recordings, or prune the decoder too."
+        )
 
 
 def check_pair(pruned: Voice, teacher: Voice) -> None:
-    """Whether the teacher can teach: parts may have been removed, but what goes in and comes out must be the same.
+    """Raise unless the teacher can teach the pruned voice.
+
+    Parts may have been removed, but inputs and outputs must be the same.
 
     Raises:
-        InputError: it is not.
+        InputError: it cannot.
     """
     ours, theirs = pruned.model.config, teacher.model.config
     facts = {words: (getattr(ours, name), getattr(theirs, name)) for name, words in _SAME.items()}
@@ -107,24 +138,26 @@ def check_pair(pruned: Voice, teacher: Voice) -> None:
     for what, (mine, other) in facts.items():
         if mine != other:
             raise InputError(
-                f"{teacher.name} cannot teach this voice: its {what} is {other}, the pruned voice's is {mine}. "
-                "Give the voice it was pruned from."
+                f"{teacher.name} cannot teach this voice: its {what} is {other}, the pruned "
+                f"voice's is {mine}. Give the voice it was pruned from."
             )
     if pruned.tokenizer.symbols != teacher.tokenizer.symbols:
         raise InputError(
-            f"{teacher.name} cannot teach this voice: its vocabulary has other symbols. Give the voice it was pruned from."
+            f"{teacher.name} cannot teach this voice: its vocabulary has other symbols. "
+            "Give the voice it was pruned from."
         )
     if _is_another(pruned, teacher):
         raise InputError(
-            f"{teacher.name} ({teacher.origin.reference}) is not the voice that this one was pruned from, which is "
-            f"{pruned.origin.reference}: give that one."
+            f"{teacher.name} ({teacher.origin.reference}) is not the voice that this one was "
+            f"pruned from, which is {pruned.origin.reference}: give that one."
         )
 
 
 def _is_another(pruned: Voice, teacher: Voice) -> bool:
-    """Whether the teacher is certainly not what the voice was made of. A copy of it under another name or path is as good.
+    """Return whether the teacher is certainly not the original; copies under other names are fine.
 
-    Pruning leaves the embeddings of the symbols alone; healing does not, and then only two ids of the hub that differ tell.
+    Pruning leaves the embeddings of the symbols alone. Healing changes them; after it only two
+    published names that differ prove anything.
     """
     ours, theirs = (
         voice.model.text_encoder.embed_tokens.weight.detach().cpu().float()
@@ -132,44 +165,13 @@ def _is_another(pruned: Voice, teacher: Voice) -> bool:
     )
     if ours.shape != theirs.shape:
         return True
-    unlike = bool(
-        (ours - theirs).abs().mean() > _UNLIKE * theirs.abs().mean()
-    )  # a voice saved with fewer bits is still itself
+    # A voice that was saved with fewer bits differs a little and is still itself.
+    unlike = bool((ours - theirs).abs().mean() > _UNLIKE * theirs.abs().mean())
     if not unlike or "pruned" not in pruned.recipe:
         return False
     published = all(voice.origin.revision for voice in (pruned, teacher))
     named = published and pruned.origin.reference.lower() != teacher.origin.reference.lower()
     return named or "healed" not in pruned.recipe
-
-
-def parts_to_train(pruned: Voice, teacher: Voice) -> tuple[str, ...]:
-    """The parts that differ from the teacher's; with the text encoder the durations, which are read off what it makes.
-
-    Raises:
-        InputError: none does, or the two do not belong together.
-    """
-    check_pair(pruned, teacher)
-    differing = {part for part in PARTS if not _equal(pruned.parts()[part], teacher.parts()[part])}
-    if not differing:
-        raise InputError(
-            f"{pruned.name} has the very weights of the voice that is to teach it: there is nothing to heal. Prune it first."
-        )
-    if "text_encoder" in differing:
-        differing.add("duration_predictor")
-    return tuple(part for part in PARTS if part in differing)
-
-
-def check_recordings(trained: Collection[str]) -> None:
-    """Whether recordings can be learnt from by these parts.
-
-    Raises:
-        InputError: the decoder, which alone learns from them, is not among them.
-    """
-    if "decoder" not in trained:
-        raise InputError(
-            "Recordings teach the decoder, and this voice's decoder has nothing to learn, for it is the original's: "
-            "heal without recordings, or prune the decoder too."
-        )
 
 
 def _equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -178,3 +180,79 @@ def _equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
         mine[name].shape == theirs[name].shape and torch.equal(mine[name].cpu(), theirs[name].cpu())
         for name in mine
     )
+
+
+class LengthMatcher:
+    """Makes a healed voice take as long as its teacher on sentences that nobody learnt from.
+
+    Durations that were learnt from some hundred sentences come out too even on others, and even
+    durations are too short ones.
+
+    Args:
+        teacher: the original, at its own pace.
+        sentences: ids of each; the teacher's speakers take turns.
+        seed: of the noise.
+    """
+
+    def __init__(self, teacher: Voice, sentences: Sequence[tuple[int, ...]], seed: int) -> None:
+        self._sentences = tuple(ids for ids in sentences if len(ids) <= _MAX_TOKENS)
+        self._seed = seed
+        self._pace = Delivery().for_voice(teacher)
+        self._wanted = self._frames(self._log_durations(teacher), 0.0)
+
+    def match(self, voice: Voice) -> Voice:
+        """Return the voice with the length of the teacher's sentences, as far as that can be told.
+
+        The predictor's last layer is affine (stochastic: the first ElementwiseAffine, otherwise
+        the bias), so all logarithms move alike.
+        """
+        if not self._sentences:
+            return voice
+        try:
+            ours = self._log_durations(voice)
+        except ValueError:  # the spline of a stochastic predictor refuses infinite inputs
+            return voice
+        if not np.isfinite(ours).all():
+            return voice
+        low, high = -_FURTHEST, _FURTHEST
+        for _ in range(_HALVINGS):  # frames, rounded up token by token, grow with what is added
+            middle = (low + high) / 2
+            if self._frames(ours, middle) < self._wanted:
+                low = middle
+            else:
+                high = middle
+        return voice.with_weights(_with_longer_tokens(voice, (low + high) / 2))
+
+    def _log_durations(self, voice: Voice) -> np.ndarray:
+        """Return the logarithms of the frames of all tokens, one sentence after the other."""
+        found = [np.zeros(0)]
+        for number, ids in enumerate(self._sentences):
+            speaker = number % len(voice.speakers) if voice.speakers else None
+            with torch.inference_mode():
+                conditioning = speaker_embedding(dataclasses.replace(voice, speaker=speaker))
+                hidden, _, _ = encode(voice, ids)
+                noise = draw_duration_noise((self._seed, number), len(ids)).to(hidden)
+                logarithms = predict_log_durations(
+                    voice.model,
+                    hidden,
+                    hidden.new_ones(1, 1, len(ids)),
+                    conditioning,
+                    noise * self._pace.noise_scale_duration,
+                )
+            found.append(logarithms.flatten().double().cpu().numpy())
+        return np.concatenate(found)
+
+    def _frames(self, logarithms: np.ndarray, added: float) -> float:
+        frames = np.exp(np.minimum(logarithms + added, 6.0)) / self._pace.speaking_rate
+        return float(np.ceil(frames).sum())
+
+
+def _with_longer_tokens(voice: Voice, added: float) -> dict[str, torch.Tensor]:
+    """Return the tensor that adds a number to the logarithm of every duration, by name."""
+    predictor = voice.model.duration_predictor
+    if voice.model.config.use_stochastic_duration_prediction:
+        affine = predictor.flows[0]  # inverted: (logarithms - translate) / exp(log_scale)
+        changed = affine.translate.detach().clone()
+        changed[0] -= added * torch.exp(affine.log_scale[0].detach())
+        return {"duration_predictor.flows.0.translate": changed}
+    return {"duration_predictor.proj.bias": predictor.proj.bias.detach() + added}

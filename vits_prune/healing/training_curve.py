@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.healing.plan import Told
+from vits_prune.healing.plan import TrainingStep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ class Curve:
         self._count = 0
         self.rows: list[Row] = []
 
-    def add(self, told: Told) -> bool:
+    def add(self, told: TrainingStep) -> bool:
         """Count a step in; whether that made a row."""
         for name, value in told.losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

@@ -11,7 +11,6 @@ from decimal import Decimal
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.healing.gradual import share_of
 from vits_prune.healing.plan import HealPlan
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.registry import METHODS
@@ -290,7 +289,7 @@ def _gradual(specs: Sequence[PruneSpec], done: Sequence[Healing]) -> HealPlan | 
             total = dataclasses.replace(plans[-1], **whole)
         except InputError:
             continue
-        if all(_same(share_of(total, index, count), one) for index, one in enumerate(plans)):
+        if all(_same(total.share(index, count), one) for index, one in enumerate(plans)):
             return total
     return None
 

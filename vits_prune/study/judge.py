@@ -1,23 +1,22 @@
-"""The judge of checkpoints, the same for the library, the command line and the page; and healing that keeps the best by it."""
+"""The judge of checkpoints, the same for the library, the command line and the page."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from vits_prune.errors import InputError, UnmeasurableError
-from vits_prune.healing import HealPlan, Lessons
-from vits_prune.healing import heal as train
-from vits_prune.healing import heal_steps as train_steps
-from vits_prune.healing.batches import Clip
+from vits_prune.healing import run as training
 from vits_prune.healing.corpus import other_texts
-from vits_prune.healing.plan import Judge, OnStep, is_check, score
+from vits_prune.healing.plan import HealData, HealPlan, HealResult, HealRun, Judge
 from vits_prune.healing.student import parts_to_train
 from vits_prune.healing.training import is_main_process
 from vits_prune.measure.quality import Figure
+from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
 from vits_prune.study.evaluation import (
     Reference,
@@ -30,12 +29,39 @@ from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.language import spoken_language
 from vits_prune.voices.voice import Voice
 
-EVALUATIONS, EVALUATION_TEXTS = 4, 10
-MOST_EVALUATIONS = 1_000
 METRICS = ("intelligibility", "naturalness", "rhythm")
+MAX_EVALUATIONS = 1_000
+_SCORE_STEP = 0.5
+"""Scores are multiples of it: in ten sentences one vowel is half a limit of CER, and of voices
+between which such a vowel would decide the one that learnt longest is kept."""
 
 log = logging.getLogger(__name__)
 Step = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How often and on how much checkpoints are judged.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    evaluations: int = 4
+    """Checkpoints that are judged, evenly over the training; 0 keeps the last one."""
+    texts: int = 10
+    """Sentences that each is judged on."""
+
+    def __post_init__(self) -> None:
+        _check_count("evaluations", self.evaluations, 0, MAX_EVALUATIONS)
+        _check_count("number of sentences", self.texts, 1, None)
+
+
+def _check_count(what: str, value: Any, low: int, high: int | None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (whole and low <= value <= (value if high is None else high)):
+        bound = f"from {low}" if high is None else f"from {low} to {high}"
+        raise InputError(f"The {what} must be a whole number {bound}, not {str(value)[:40]!r}.")
 
 
 @dataclass(frozen=True)
@@ -48,33 +74,57 @@ class TuningTexts:
 
 
 def tuning_texts(
-    voice: Voice, count: int = EVALUATION_TEXTS, own: Sequence[str] | None = None, seed: int = 0
+    voice: Voice,
+    count: int = JudgeSettings.texts,
+    own: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> TuningTexts:
     """Return sentences in the language of a voice to choose a checkpoint by.
+
+    The built-in ones are English. Other voices get `own`, or random sentences if there are none.
 
     Args:
         voice: the original.
         count: how many sentences at most.
-        own: sentences in the voice's language, such as those it is healed on. They serve where the voice does not speak English, the
-            language of the built-in ones; where there are none either, sentences are drawn from the voice's symbols.
-        seed: of the draws.
+        own: sentences in the voice's language, such as those that it is healed on.
+        seed: of random sentences.
 
     Raises:
         InputError: the count is out of range, or the voice has no symbols to draw from.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InputError(
-            f"The number of sentences must be a whole number from 1, not {str(count)[:40]!r}."
-        )
+    _check_count("number of sentences", count, 1, None)
     if spoken_language(voice) == "en":
         return TuningTexts(load_texts(count, "tuning"), f"{count} tuning sentences")
     given = tuple(text for text in own or () if text.strip())[:count]
     if given:
         return TuningTexts(given, "sentences of your own text, since the built-in ones are English")
-    drawn = other_texts(voice, None, count, seed)
-    return TuningTexts(
-        drawn, "sentences drawn from the voice's symbols, since the built-in ones are English"
-    )
+    words = "sentences drawn from the voice's symbols, since the built-in ones are English"
+    return TuningTexts(other_texts(voice, None, count, seed), words)
+
+
+def is_evaluated(step: int, of: int | None, evaluations: int) -> bool:
+    """Return whether a step is one of so many, evenly over a training, the last at its end."""
+    return of is not None and step * evaluations // of > (step - 1) * evaluations // of
+
+
+def score_of(changes: Mapping[str, float]) -> float | None:
+    """Return how far a voice is from the original, as a sum of shares of the knee's limits.
+
+    An improvement does not make up for anything. The score is rounded down to halves.
+
+    Args:
+        changes: from the original, by metric.
+
+    Returns:
+        0 or more, infinity where a change is NaN; None if no metric with a limit was measured.
+    """
+    shares = [changes[limit.metric] / limit.change for limit in LIMITS if limit.metric in changes]
+    if not shares:
+        return None
+    if any(map(math.isnan, shares)):
+        return math.inf
+    total = sum(max(0.0, share) for share in shares)
+    return total if math.isinf(total) else math.floor(total / _SCORE_STEP + 1e-9) * _SCORE_STEP
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,216 +132,204 @@ class Judgement:
     """What was measured of one checkpoint."""
 
     step: int
-    of: int
+    of: int | None
     figures: dict[str, Figure]
     score: float | None
-    """How far the voice is from the original, in limits of the knee, 0 or more; None where nothing of that can be measured."""
+    """See `score_of`."""
 
     def changes(self) -> dict[str, float]:
         """Return the changes from the original in what is scored, and in length, by metric."""
         names = (*(limit.metric for limit in LIMITS), "duration_ratio")
-        return {name: self.figures[name].difference.value for name in names if name in self.figures}
+        found = {name: self.figures[name] for name in names if name in self.figures}
+        return {name: one.difference.value for name, one in found.items() if one.difference}
 
 
 @dataclass(frozen=True, eq=False)
 class CheckpointJudge:
-    """Scores checkpoints by character errors and DNSMOS on tuning sentences. Without its callbacks it can be pickled."""
+    """Scores checkpoints by character errors and DNSMOS. It can be pickled without its callbacks."""
 
     reference: Reference | None
-    """The original, measured; None where it cannot be, or where another process judges. Then no checkpoint has a score."""
-    checks: int
-    """How many checkpoints are judged, at even distances."""
-    reserve: float = 0.0
-    """Seconds that measuring takes, of the original and of all checkpoints."""
+    """The original, measured. None where it cannot be, or where another process judges: then no
+    checkpoint has a score."""
+    evaluations: int
+    """Checkpoints that are judged, evenly over the training."""
+    seconds: float = 0.0
+    """Of measuring the original and all checkpoints."""
     measured_on: str = ""
     """Which sentences, for people."""
     unmeasured: tuple[str, ...] = ()
     """What cannot be measured and why, one sentence each."""
-    on_judgement: Callable[[Judgement, Voice], None] | None = None
-    progress: Step | None = None
-    """Told what is measured and the share of the training that is done."""
+    observer: Callable[[Judgement, Voice], None] | None = None
+    progress: Progress = SILENT
 
-    def __call__(self, step: int, voice: Voice) -> float | None:
-        """Return the score of a checkpoint, the lower the better; None where it is not one to be judged."""
-        of = voice.recipe["healed"][-1]["of"]
-        if self.reference is None or not is_check(step, of, self.checks):
+    def wants(self, step: int, of: int | None) -> bool:
+        """Return whether a step is to be judged."""
+        return is_evaluated(step, of, self.evaluations)
+
+    def score(self, step: int, of: int | None, voice: Voice) -> float | None:
+        """Return the score of a checkpoint; None if it is not one to be judged."""
+        if self.reference is None or not self.wants(step, of):
             return None
         found = self.judgement(step, voice, of)
-        if self.on_judgement:
-            self.on_judgement(found, voice)
+        if self.observer:
+            self.observer(found, voice)
         return found.score
 
-    def judgement(self, step: int, voice: Voice, of: int = 0, name: str = "") -> Judgement:
+    def judgement(
+        self, step: int, voice: Voice, of: int | None = None, name: str = ""
+    ) -> Judgement:
         """Measure the voice of a step against the original.
 
         Args:
-            step: steps done, 0 for the voice as it was pruned.
-            voice: the voice of that step.
-            of: steps in all.
-            name: what the progress calls the voice.
+            step: 0 for the voice as it was pruned.
+            voice: of that step.
+            of: steps of the training.
+            name: of the voice in the progress.
+
+        Raises:
+            UnmeasurableError: there is no reference.
         """
-        what, share = f"measuring {name or f'step {step}'}", step / of if of else 0.0
+        if self.reference is None:
+            raise UnmeasurableError("The original was not measured: there is nothing to compare.")
+        share, before = step / of if of else 0.0, f"measuring {name or f'step {step}'}: "
 
-        def _tell(at: str, _share: float) -> None:
-            if self.progress:
-                self.progress(f"{what}: {at.removeprefix('pruned: ')}", share)
+        def _report(message: str, _fraction: float) -> None:
+            self.progress.report(before + message.removeprefix("pruned: "), share)
 
-        figures = evaluate_against(self.reference, voice, progress=_tell).figures
+        figures = evaluate_against(self.reference, voice, progress=Progress(_report)).figures
         changes = {
             name: figure.difference.value for name, figure in figures.items() if figure.difference
         }
-        return Judgement(
-            step, of, figures, score(changes, {limit.metric: limit.change for limit in LIMITS})
-        )
+        return Judgement(step, of, figures, score_of(changes))
 
 
 def judge_of(
     voice: Voice,
     texts: Sequence[str] | None = None,
-    evaluations: int = EVALUATIONS,
-    evaluation_texts: int = EVALUATION_TEXTS,
+    settings: JudgeSettings = JudgeSettings(),
     *,
     seed: int = 0,
-    progress: Step | None = None,
+    progress: Progress = SILENT,
 ) -> CheckpointJudge | None:
-    """Measure the original, and return the judge of what is healed towards it; None for no evaluations.
+    """Measure the original, and return the judge of what is healed towards it.
 
     Args:
         voice: the original.
-        texts: what the voice is healed on, None for built-in sentences or draws.
-        evaluations: how many checkpoints are judged, 0 to MOST_EVALUATIONS.
-        evaluation_texts: on how many sentences.
-        seed: of sentences that are drawn.
-        progress: told what is being measured and the share that is done (0 to 1).
+        texts: what the voice is healed on, None for built-in or random sentences.
+        settings: how often and on how much to judge.
+        seed: of random sentences.
+        progress: of measuring the original.
+
+    Returns:
+        None for no evaluations.
 
     Raises:
-        InputError: a number is out of range, or the recogniser cannot be loaded.
+        InputError: the recogniser cannot be loaded.
     """
-    if (
-        isinstance(evaluations, bool)
-        or not isinstance(evaluations, int)
-        or not 0 <= evaluations <= MOST_EVALUATIONS
-    ):
-        raise InputError(
-            f"The evaluations must be a whole number from 0 to {MOST_EVALUATIONS}, not {str(evaluations)[:40]!r}."
-        )
-    if evaluations == 0:
+    if settings.evaluations == 0:
         return None
-    said = tuning_texts(voice, evaluation_texts, texts, seed)
+    said = tuning_texts(voice, settings.texts, texts, seed)
     if not is_main_process():
-        return CheckpointJudge(None, evaluations, measured_on=said.words)
-    tell, start = progress or (lambda _what, _share: None), time.perf_counter()
+        return CheckpointJudge(None, settings.evaluations, measured_on=said.words)
+    start = time.perf_counter()
     try:
-        settings = Settings(metrics=METRICS, noise_seeds=0)
         reference = prepare_reference(
-            voice, said.texts, settings, progress=lambda what, share: tell(what, 0.5 * share)
+            voice,
+            said.texts,
+            Settings(metrics=METRICS, noise_seeds=0),
+            progress=progress.part(0.0, 0.5),
         )
     except UnmeasurableError as error:
         why = f"Checkpoints are not measured, and the last one is kept: {error}"
-        return CheckpointJudge(None, evaluations, measured_on=said.words, unmeasured=(why,))
+        return CheckpointJudge(None, settings.evaluations, 0.0, said.words, (why,))
     middle = time.perf_counter()
-    evaluate_against(reference, voice, progress=lambda what, share: tell(what, 0.5 + 0.5 * share))
+    evaluate_against(reference, voice, progress=progress.part(0.5, 1.0))
     end = time.perf_counter()
-    why_not = (*reference.unmeasured.values(), *reference.notes)
     return CheckpointJudge(
-        reference, evaluations, end - start + evaluations * (end - middle), said.words, why_not
+        reference,
+        settings.evaluations,
+        end - start + settings.evaluations * (end - middle),
+        said.words,
+        (*reference.unmeasured.values(), *reference.notes),
     )
 
 
 def heal(
     pruned: Voice,
     teacher: Voice,
-    texts: Sequence[str] | None = None,
-    plan: HealPlan | None = None,
-    folder: str | Path | None = None,
+    plan: HealPlan = HealPlan(),
     *,
-    evaluations: int = EVALUATIONS,
-    evaluation_texts: int = EVALUATION_TEXTS,
-    judge: Judge | None = None,
-    resume: bool = False,
-    recordings: Sequence[Clip] = (),
-    lessons: Lessons | None = None,
-    on_step: OnStep | None = None,
-    cpu: bool = False,
-) -> Voice:
-    """Train a pruned voice on what the original says, and return the best checkpoint. No recordings are needed.
+    data: HealData = HealData(),
+    run: HealRun = HealRun(),
+    judge: Judge | JudgeSettings | None = JudgeSettings(),
+) -> HealResult:
+    """Train a pruned voice on what the original says, and keep the best checkpoint.
 
-    This is `vits_prune.healing.heal` with a judge. What the judge cannot measure is logged as a warning.
+    This is `vits_prune.healing.heal` with a judge by default: character errors and DNSMOS, measured
+    at even distances on tuning sentences. A warning in the log says what cannot be measured.
 
     Args:
-        pruned, teacher, texts, plan, folder, resume, recordings, lessons, on_step, cpu: as in `vits_prune.healing.heal`.
-        evaluations: how many checkpoints are judged, at even distances; 0 to keep the last one.
-        evaluation_texts: on how many tuning sentences.
-        judge: who scores checkpoints instead.
+        pruned: the voice to heal; it stays as it is.
+        teacher: the voice that it was made of.
+        plan: how long and how.
+        data: what to learn from. No recordings are needed.
+        run: folder of checkpoints, device, observer.
+        judge: a judge of your own, or how often and on how much to judge; None keeps the last
+            checkpoint.
+
+    Returns:
+        The healed voice as `result.voice`, and how it came about.
 
     Raises:
-        InputError: as `vits_prune.healing.heal` and `judge_of`.
+        InputError: as `vits_prune.healing.heal`, or the recogniser cannot be loaded.
+
+    Example:
+        >>> result = heal(pruned, voice, HealPlan(minutes=15))  # doctest: +SKIP
+        >>> result.step, result.of  # doctest: +SKIP
+        (450, 600)
     """
-    parts_to_train(
-        pruned, teacher
-    )  # what cannot be healed is refused before the original is measured
-    judge = judge or _warned(
-        judge_of(teacher, texts, evaluations, evaluation_texts, seed=plan.seed if plan else 0)
-    )
-    return train(
-        pruned,
-        teacher,
-        texts,
-        plan,
-        folder,
-        judge=judge,
-        resume=resume,
-        recordings=recordings,
-        lessons=lessons,
-        on_step=on_step,
-        cpu=cpu,
-    )
+    parts_to_train(pruned, teacher)  # raises before the original is measured
+    judge = _as_judge(judge, teacher, data, plan)
+    return training.heal(pruned, teacher, plan, data=data, run=run, judge=judge)
 
 
 def heal_steps(
     voice: Voice,
     spec: PruneSpec,
-    plan: HealPlan | None = None,
+    plan: HealPlan = HealPlan(),
     *,
-    evaluations: int = EVALUATIONS,
-    evaluation_texts: int = EVALUATION_TEXTS,
-    judge: Judge | None = None,
-    texts: Sequence[str] | None = None,
-    folder: str | Path | None = None,
-    resume: bool = False,
-    on_prune: Callable[[str, float], None] | None = None,
-    on_step: OnStep | None = None,
-    cpu: bool = False,
-) -> Iterator[tuple[float, Voice]]:
-    """Prune gradually and heal behind each step; the last healing gives its best checkpoint. Yields (amount, healed voice).
+    data: HealData = HealData(),
+    run: HealRun = HealRun(),
+    judge: Judge | JudgeSettings | None = JudgeSettings(),
+) -> Iterator[tuple[float, HealResult]]:
+    """Prune gradually and heal after each step; the last healing keeps its best checkpoint.
 
-    This is `vits_prune.healing.heal_steps` with a judge. What the judge cannot measure is logged as a warning.
+    This is `vits_prune.healing.heal_steps` with the judge of `heal`.
 
     Args:
-        voice, spec, plan, texts, folder, resume, on_prune, on_step, cpu: as in `vits_prune.healing.heal_steps`.
-        evaluations, evaluation_texts, judge: as in `heal`, for the last healing.
+        voice: the original.
+        spec: its `steps` and `schedule` give the amounts.
+        plan: of all healings together.
+        data: as for `heal`.
+        run: as for `heal`.
+        judge: as for `heal`, of the last healing.
+
+    Yields:
+        Amount and result of each step.
 
     Raises:
-        InputError: as `vits_prune.healing.heal_steps` and `judge_of`.
+        InputError: as `vits_prune.healing.heal_steps`, or the recogniser cannot be loaded.
     """
-    judge = judge or _warned(
-        judge_of(voice, texts, evaluations, evaluation_texts, seed=plan.seed if plan else 0)
-    )
-    yield from train_steps(
-        voice,
-        spec,
-        plan,
-        texts=texts,
-        folder=folder,
-        resume=resume,
-        on_prune=on_prune,
-        on_step=on_step,
-        judge=judge,
-        cpu=cpu,
-    )
+    judge = _as_judge(judge, voice, data, plan)
+    yield from training.heal_steps(voice, spec, plan, data=data, run=run, judge=judge)
 
 
-def _warned(judge: CheckpointJudge | None) -> CheckpointJudge | None:
-    for sentence in judge.unmeasured if judge else ():
+def _as_judge(
+    judge: Judge | JudgeSettings | None, original: Voice, data: HealData, plan: HealPlan
+) -> Judge | None:
+    if not isinstance(judge, JudgeSettings):
+        return judge
+    found = judge_of(original, data.texts, judge, seed=plan.seed)
+    for sentence in found.unmeasured if found else ():
         log.warning("%s", sentence)
-    return judge
+    return found

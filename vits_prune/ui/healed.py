@@ -155,7 +155,7 @@ def healing_steps(
             if why and not halted()
             else "Healing was stopped before its first checkpoint: there is nothing to keep yet."
         )
-    found.why, found.voice, found.kept = why, kept, kept.recipe["healed"][-1]["steps"]
+    found.why, found.voice, found.kept = why, kept.voice, kept.step
     _healings.put(order.key, found)  # weighs more now
     if (
         spoken_language(voice) == "en"
@@ -209,7 +209,7 @@ def _prepared(
     tell("speaking: original", 0.0)
     original = speak(voice, text, request.seed, request.delivery)
     start = time.perf_counter()
-    judgement = dataclasses.replace(judge, progress=tell).judgement(
+    judgement = dataclasses.replace(judge, progress=WorkProgress.of(tell)).judgement(
         0, pruned, name="the pruned voice"
     )
     found.checks.append(healing.spoken_check(judgement, pruned, request, text, original))
@@ -222,7 +222,7 @@ def _prepared(
     return Task(
         found.order,
         folder,
-        dataclasses.replace(judge, reserve=reserve),
+        dataclasses.replace(judge, seconds=reserve),
         text,
         original,
         False,

@@ -14,9 +14,10 @@ from typing import Any
 
 from vits_prune import forks
 from vits_prune.errors import InputError
-from vits_prune.healing import HealPlan, Told, heal
+from vits_prune.healing import HealPlan, HealRun, TrainingStep, heal
 from vits_prune.healing.training_curve import Curve
 from vits_prune.measure.quality import Figure
+from vits_prune.progress import Progress as WorkProgress
 from vits_prune.studio.hardware import calls_are_limited, on_gpu
 from vits_prune.studio.jobs import Doing, Stopped, in_background
 from vits_prune.studio.workbench import Request
@@ -203,12 +204,17 @@ class _Stretch:
         try:
             self._start = time.perf_counter()
             teacher = steps.bench.voice(request.reference, request.speaker, self._token)
-            judge = dataclasses.replace(task.judge, on_judgement=self._on_judgement, progress=tell)
+            judge = dataclasses.replace(
+                task.judge, observer=self._on_judgement, progress=WorkProgress.of(tell)
+            )
             healed = heal(
-                steps.bench.pruned(request, self._token), teacher, plan=task.order.plan, folder=task.folder, resume=task.resume,
-                on_step=self._on_step, judge=judge, cpu=steps.bench.device == "cpu",
-            )  # fmt: skip
-            return Ended(why=healed.recipe["healed"][-1].get("stopped", ""))
+                steps.bench.pruned(request, self._token),
+                teacher,
+                task.order.plan,
+                run=HealRun(task.folder, task.resume, steps.bench.device == "cpu", self._on_step),
+                judge=judge,
+            )
+            return Ended(why=healed.stopped)
         except _Pause:
             return Ended(paused=True)
         except _Halt:
@@ -223,7 +229,7 @@ class _Stretch:
         finally:
             _training.release()
 
-    def _on_step(self, told: Told) -> None:
+    def _on_step(self, told: TrainingStep) -> None:
         made = self._curve.add(told)
         self.news.append(
             Progress(told.step, told.of, told.seconds, self._curve.rows.pop() if made else None)

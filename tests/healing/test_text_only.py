@@ -1,4 +1,4 @@
-"""Readings: exact, aligned with what a student reads, and drawn by the key alone."""
+"""TextOnlySentences: exact, aligned with what a student reads, and drawn by the key alone."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import dataclasses
 
 import pytest
 import torch
+from tests.healing.test_exercise import batch_of, window_of
 
 from tests.healing.conftest import TEXTS
-from tests.healing.test_exercise import batch_of, window_of
 from tests.pruning.conftest import KINDS
 from vits_prune.errors import InputError
-from vits_prune.healing.batches import READ, Readings
-from vits_prune.healing.losses import Exercise
+from vits_prune.healing.batches import TEXT_ONLY, TextOnlySentences
+from vits_prune.healing.losses import Distillation
 from vits_prune.pruning.calibration import sentence_ids
 from vits_prune.synthesis.speak import Delivery, encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import PARTS
 
 
 def readings_of(voice, speakers=(0,)):
-    return Readings(voice, sentence_ids(voice, TEXTS), speakers)
+    return TextOnlySentences(voice, sentence_ids(voice, TEXTS), speakers)
 
 
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_teacher_itself_makes_no_error(families, kind, own):
     voice = families[kind]
-    exercise = Exercise(voice.model, PARTS, window_of(voice), voice.sampling_rate)
-    losses, spoken = exercise(batch_of(voice) | readings_of(voice).draw(3, (0, 0, 0)), own=own)
+    exercise = Distillation(voice.model, PARTS, window_of(voice), voice.sampling_rate)
+    losses, spoken = exercise(batch_of(voice) | readings_of(voice).draw(3, (0, 0, 0)), joint=own)
     assert {name: round(float(loss), 3) for name, loss in losses.items()} == dict.fromkeys(
         losses, 0.0
     )
@@ -38,7 +38,7 @@ def test_the_teacher_itself_makes_no_error(families, kind, own):
 def test_a_row_is_what_the_sentence_alone_is(families, kind):
     voice = families[kind]
     batch = {
-        name.removeprefix(READ): tensor
+        name.removeprefix(TEXT_ONLY): tensor
         for name, tensor in readings_of(voice).draw(4, (0, 1, 0)).items()
     }
     lengths = batch["token_mask"].sum(1).int().tolist()
@@ -78,17 +78,17 @@ def test_draws_depend_on_the_key_alone(tiny):
     one, same, other = (readings_of(tiny).draw(4, key) for key in ((0, 1, 0), (0, 1, 0), (0, 2, 0)))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(
-        one["read_duration_noise"][..., :8], other["read_duration_noise"][..., :8]
+        one["text_only_duration_noise"][..., :8], other["text_only_duration_noise"][..., :8]
     )
 
 
 def test_only_speakers_that_are_asked_for_read(families):
     drawn = readings_of(families["speakers"], (1,)).draw(4, (0, 0, 0))
-    assert drawn["read_speaker"].tolist() == [1, 1, 1, 1]
+    assert drawn["text_only_speaker"].tolist() == [1, 1, 1, 1]
 
 
 def test_the_text_encoder_learns_from_what_is_read_not_from_what_is_said(tiny, sparse):
-    exercise = Exercise(sparse.model, PARTS, window_of(tiny), tiny.sampling_rate)
+    exercise = Distillation(sparse.model, PARTS, window_of(tiny), tiny.sampling_rate)
     batch, read = batch_of(tiny), readings_of(tiny).draw(4, (0, 0, 0))
     silent = batch | {
         "hidden": torch.zeros_like(batch["hidden"]),

@@ -7,8 +7,8 @@ import torch
 
 from tests.pruning.conftest import KINDS
 from vits_prune.healing import HealPlan, heal
-from vits_prune.healing.corpus import corpus, other_texts
-from vits_prune.healing.lengths import Lengths
+from vits_prune.healing.corpus import other_texts, training_texts
+from vits_prune.healing.student import LengthMatcher
 from vits_prune.pruning import PruneSpec, prune
 from vits_prune.pruning.calibration import sentence_ids
 from vits_prune.synthesis.noise import draw_duration_noise
@@ -46,7 +46,7 @@ def test_a_voice_that_takes_too_long_or_too_short_is_levelled(families, kind, fa
             predictor.proj.bias.detach() + torch.log(torch.tensor(factor)),
         )
     wrong = teacher.with_weights({name: moved})
-    lengths = Lengths(teacher, sentences, 5)
+    lengths = LengthMatcher(teacher, sentences, 5)
     assert draw_duration_noise((5, 0), 3).shape == (1, 2, 3)
     wanted = frames(teacher, sentences, 5)
     assert abs(frames(wrong, sentences, 5) / wanted - 1) > 0.02
@@ -55,7 +55,7 @@ def test_a_voice_that_takes_too_long_or_too_short_is_levelled(families, kind, fa
 
 
 def test_what_is_no_number_is_left_alone(tiny):
-    lengths = Lengths(tiny, sentence_ids(tiny, ["abc def."]), 0)
+    lengths = LengthMatcher(tiny, sentence_ids(tiny, ["abc def."]), 0)
     name = next(
         name for name, _ in tiny.model.named_parameters() if name.startswith("text_encoder.embed")
     )
@@ -64,11 +64,11 @@ def test_what_is_no_number_is_left_alone(tiny):
         assert lengths.level(broken) == {}
     except ValueError:
         pytest.fail("the spline's own error came out")
-    assert Lengths(tiny, [], 0).level(tiny) == {}
+    assert LengthMatcher(tiny, [], 0).level(tiny) == {}
 
 
 def test_others_are_not_those_learnt_from(joe):
-    learnt = set(corpus(joe, None, 400, 3))
+    learnt = set(training_texts(joe, None, 400, 3))
     others = other_texts(joe, None, 64, 3)
     assert len(set(others)) == 64
     assert not learnt & set(others)

@@ -11,7 +11,7 @@ from tests.healing.conftest import TEXTS
 from tests.pruning.conftest import KINDS
 from vits_prune import InputError, speak
 from vits_prune.healing import lessons as lessons_file
-from vits_prune.healing.lessons import Lessons, decoder_reach
+from vits_prune.healing.teacher import TeacherSpeech, decoder_context
 
 FIELDS = [field.name for field in dataclasses.fields(lessons_file.Lesson)]
 
@@ -24,14 +24,14 @@ def equal(one, other):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lesson_is_what_the_voice_says_with_that_noise(families, kind):
     voice = families[kind]
-    made = Lessons(voice, TEXTS, seed=5, segment=16).first(1)[0]
+    made = TeacherSpeech(voice, TEXTS, seed=5, segment=16).first(1)[0]
     said = speak(
         voice if not voice.speakers else voice.with_speaker(made.speaker), TEXTS[0], seed=5
     )
     assert made.ids.tolist() == list(said.sentences[0].ids)
     assert made.durations.tolist() == said.durations.tolist()
     assert made.frames == said.durations.sum()
-    reach = decoder_reach(voice.model.config) * voice.hop_length
+    reach = decoder_context(voice.model.config) * voice.hop_length
     waveform = made.waveform[: len(said.waveform)].numpy()
     assert len(waveform) == len(said.waveform)
     inner = slice(reach, len(waveform) - reach)
@@ -40,23 +40,23 @@ def test_a_lesson_is_what_the_voice_says_with_that_noise(families, kind):
 
 
 def test_they_are_the_same_every_time_and_in_any_portion(tiny):
-    one, other = (Lessons(tiny, TEXTS * 4, seed=1, segment=16) for _ in range(2))
+    one, other = (TeacherSpeech(tiny, TEXTS * 4, seed=1, segment=16) for _ in range(2))
     one.first(3)
     one.first(20)
     other.first(20)
     assert len(one.first(20)) == 20
     assert all(equal(a, b) for a, b in zip(one.first(20), other.first(20), strict=True))
-    assert not equal(one.first(1)[0], Lessons(tiny, TEXTS, seed=2, segment=16).first(1)[0])
+    assert not equal(one.first(1)[0], TeacherSpeech(tiny, TEXTS, seed=2, segment=16).first(1)[0])
 
 
 def test_on_disk_they_are_read_again_and_what_is_damaged_is_made_anew(tiny, tmp_path):
-    first = Lessons(tiny, TEXTS * 4, seed=1, segment=16, folder=tmp_path).first(20)
+    first = TeacherSpeech(tiny, TEXTS * 4, seed=1, segment=16, folder=tmp_path).first(20)
     files = sorted(tmp_path.rglob("*.safetensors"))
     assert len(files) == 2
     times = [path.stat().st_mtime_ns for path in files]
     content = files[1].read_bytes()
     files[1].write_bytes(content[:-3] + b"abc")
-    again = Lessons(tiny, TEXTS * 4, seed=1, segment=16, folder=tmp_path).first(20)
+    again = TeacherSpeech(tiny, TEXTS * 4, seed=1, segment=16, folder=tmp_path).first(20)
     assert all(equal(a, b) for a, b in zip(first, again, strict=True))
     assert files[0].stat().st_mtime_ns == times[0]
     assert files[1].stat().st_mtime_ns != times[1]
@@ -64,7 +64,7 @@ def test_on_disk_they_are_read_again_and_what_is_damaged_is_made_anew(tiny, tmp_
 
 def test_another_voice_text_or_seed_has_files_of_its_own(tiny, sparse, tmp_path):
     names = {
-        Lessons(voice, texts, seed=seed, segment=segment).digest
+        TeacherSpeech(voice, texts, seed=seed, segment=segment).digest
         for voice, texts, seed, segment in (
             (tiny, TEXTS, 1, 16),
             (sparse, TEXTS, 1, 16),
@@ -77,21 +77,23 @@ def test_another_voice_text_or_seed_has_files_of_its_own(tiny, sparse, tmp_path)
 
 
 def test_what_the_voice_says_at_another_pace_is_another_lesson(tiny):
-    names = {Lessons(tiny, TEXTS, seed=1, segment=16).content}
+    names = {TeacherSpeech(tiny, TEXTS, seed=1, segment=16).content}
     for name in ("noise_scale", "speaking_rate", "noise_scale_duration"):
         other = dataclasses.replace(tiny, model=copy.deepcopy(tiny.model))
         setattr(other.model, name, 0.9 * float(getattr(tiny.model, name)))
-        names.add(Lessons(other, TEXTS, seed=1, segment=16).content)
+        names.add(TeacherSpeech(other, TEXTS, seed=1, segment=16).content)
     assert len(names) == 4
 
 
 def test_a_full_disk_costs_no_more_than_making_them_anew(tiny, tmp_path, caplog):
     (tmp_path / "lessons").write_text("a file in the way")
-    found = Lessons(tiny, TEXTS * 4, seed=1, segment=16, folder=tmp_path / "lessons")
+    found = TeacherSpeech(tiny, TEXTS * 4, seed=1, segment=16, folder=tmp_path / "lessons")
     assert all(
         equal(a, b)
         for a, b in zip(
-            found.first(20), Lessons(tiny, TEXTS * 4, seed=1, segment=16).first(20), strict=True
+            found.first(20),
+            TeacherSpeech(tiny, TEXTS * 4, seed=1, segment=16).first(20),
+            strict=True,
         )
     )
     assert caplog.text.count("kept in memory alone") == 1
@@ -99,8 +101,8 @@ def test_a_full_disk_costs_no_more_than_making_them_anew(tiny, tmp_path, caplog)
 
 
 def test_other_lessons_and_what_was_never_finished_go(tiny, tmp_path):
-    Lessons(tiny, TEXTS, seed=1, segment=16, folder=tmp_path).first(1)
-    ours = Lessons(tiny, TEXTS, seed=2, segment=16, folder=tmp_path)
+    TeacherSpeech(tiny, TEXTS, seed=1, segment=16, folder=tmp_path).first(1)
+    ours = TeacherSpeech(tiny, TEXTS, seed=2, segment=16, folder=tmp_path)
     ours.first(1)
     (tmp_path / "mine").mkdir()
     (tmp_path / ours.digest / ".lessons-0000.safetensors.abc").write_text("half")
@@ -112,9 +114,9 @@ def test_other_lessons_and_what_was_never_finished_go(tiny, tmp_path):
 
 
 def test_no_more_are_held_than_memory_allows(tiny, monkeypatch):
-    size = Lessons(tiny, TEXTS, seed=1, segment=16).first(1)[0].bytes
+    size = TeacherSpeech(tiny, TEXTS, seed=1, segment=16).first(1)[0].bytes
     monkeypatch.setattr(lessons_file, "MAX_BYTES", 3 * size)
-    found = Lessons(tiny, TEXTS * 4, seed=1, segment=16)
+    found = TeacherSpeech(tiny, TEXTS * 4, seed=1, segment=16)
     there = found.first(24)
     assert 1 <= len(there) < 24
     assert len(found) == len(there)
@@ -123,18 +125,18 @@ def test_no_more_are_held_than_memory_allows(tiny, monkeypatch):
 
 def test_every_second_sentence_is_the_chosen_speakers(families):
     voice = families["speakers"]
-    found = Lessons(voice, TEXTS * 6, seed=0, segment=16).first(36)
+    found = TeacherSpeech(voice, TEXTS * 6, seed=0, segment=16).first(36)
     assert all(lesson.speaker == voice.speaker for lesson in found[::2])
     assert {lesson.speaker for lesson in found} == {0, 1, 2}
-    own = Lessons(voice, TEXTS, seed=0, segment=16, speakers="own").first(6)
+    own = TeacherSpeech(voice, TEXTS, seed=0, segment=16, speakers="own").first(6)
     assert {lesson.speaker for lesson in own} == {voice.speaker}
 
 
 def test_texts_that_are_too_long_are_passed_over_and_counted(tiny, caplog):
-    assert len(Lessons(tiny, ["a" * 300, "a short one"], seed=0, segment=16)) == 1
+    assert len(TeacherSpeech(tiny, ["a" * 300, "a short one"], seed=0, segment=16)) == 1
     assert "1 of 2 sentences have more than 400 symbols" in caplog.text
     with pytest.raises(InputError, match="write shorter ones"):
-        Lessons(tiny, ["a" * 300], seed=0, segment=16)
+        TeacherSpeech(tiny, ["a" * 300], seed=0, segment=16)
 
 
 def test_a_broken_teacher_teaches_nothing(tiny):
@@ -143,4 +145,4 @@ def test_a_broken_teacher_teaches_nothing(tiny):
         {name: torch.full_like(dict(tiny.model.named_parameters())[name], float("nan"))}
     )
     with pytest.raises(InputError, match="can teach nothing"):
-        Lessons(broken, TEXTS, seed=0, segment=16).first(1)
+        TeacherSpeech(broken, TEXTS, seed=0, segment=16).first(1)
