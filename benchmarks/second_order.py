@@ -22,7 +22,8 @@ from vits_prune import PruneSpec, Voice, load_voice, prune, speak
 from vits_prune.measure.closeness import log_mel
 from vits_prune.pruning import listening
 from vits_prune.pruning.layers import Layer
-from vits_prune.synthesis.speak import encode, read_text
+from vits_prune.synthesis.speak import read_text
+from vits_prune.synthesis.stages import encode
 from vits_prune.synthesis.texts import load_calibration_texts, load_texts
 
 SENTENCES, BLOCK, DAMPING = 12, 128, 0.01

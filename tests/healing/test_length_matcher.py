@@ -11,8 +11,13 @@ from vits_prune.healing.corpus import other_texts, training_texts
 from vits_prune.healing.student import LengthMatcher
 from vits_prune.pruning import PruneSpec, prune
 from vits_prune.pruning.calibration import sentence_ids
-from vits_prune.synthesis.noise import draw_duration_noise
-from vits_prune.synthesis.speak import Delivery, encode, predict_durations, speaker_embedding
+from vits_prune.synthesis.speak import Delivery
+from vits_prune.synthesis.stages import (
+    draw_duration_noise,
+    encode,
+    predict_durations,
+    speaker_embedding,
+)
 
 
 def frames(voice, sentences, seed):

@@ -13,12 +13,11 @@ from vits_prune.pruning import calibration
 from vits_prune.pruning.calibration import SEGMENT, collect, inputs_of, portion
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.synthesis.speak import (
-    Delivery,
+from vits_prune.synthesis.speak import Delivery, read_text
+from vits_prune.synthesis.stages import (
     encode,
     log_durations,
     predict_durations,
-    read_text,
     sample_latents,
     speaker_embedding,
 )

@@ -15,13 +15,8 @@ from vits_prune import InputError
 from vits_prune.pruning import sensitivity
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.sensitivity import channel_sensitivity, output_sensitivity
-from vits_prune.synthesis.speak import (
-    Delivery,
-    encode,
-    predict_durations,
-    read_text,
-    speaker_embedding,
-)
+from vits_prune.synthesis.speak import Delivery, read_text
+from vits_prune.synthesis.stages import encode, predict_durations, speaker_embedding
 
 SEED = 4
 LAYERS = {

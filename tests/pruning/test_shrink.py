@@ -18,7 +18,8 @@ from vits_prune.pruning.shape import Shape, sizes, sizes_of
 from vits_prune.pruning.structured.cut import choose, cut, latents_are_flipped
 from vits_prune.pruning.structured.importance import importance
 from vits_prune.pruning.structured.shrink import shape_for
-from vits_prune.synthesis.speak import encode, read_text, speaker_embedding
+from vits_prune.synthesis.speak import read_text
+from vits_prune.synthesis.stages import encode, speaker_embedding
 
 HALF = Shape(decoder_width=0.5, ffn_width=0.5, multiple=4)
 UNHEARD = (

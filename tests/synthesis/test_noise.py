@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vits_prune.synthesis.noise import draw_noise
+from vits_prune.synthesis.stages import draw_noise
 
 
 def test_noise_does_not_depend_on_how_many_rows_are_drawn():

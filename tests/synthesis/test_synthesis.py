@@ -13,16 +13,10 @@ from transformers import VitsModel
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
 from vits_prune.progress import Cancelled, Progress
-from vits_prune.synthesis import speak as synthesis
-from vits_prune.synthesis.noise import draw_noise
-from vits_prune.synthesis.speak import (
-    MAX_SENTENCE_SECONDS,
-    STAGES,
-    Delivery,
-    join,
-    read_text,
-    speak_sentences,
-)
+from vits_prune.synthesis import speak as speaking
+from vits_prune.synthesis import stages
+from vits_prune.synthesis.speak import STAGES, Delivery, join, read_text, speak_sentences
+from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS, draw_noise
 
 TEXT = "Glue the sheet."
 LETTERS = "the birch canoe slid"
@@ -76,11 +70,10 @@ def test_what_speech_is_made_of(joe, spoken):
     assert np.abs(pcm / 32767 - spoken.waveform).max() <= 0.5 / 32767 + 1e-7
 
 
-@pytest.mark.parametrize(
-    "delivery",
-    [{}, {"speaking_rate": 1.3, "noise_scale": 0.4, "noise_scale_duration": 0.5}],
-    ids=["own", "set"],
-)
+def in_double_precision(voice):
+    return voice.with_weights({n: p.detach().double() for n, p in voice.model.named_parameters()})
+
+
 @pytest.mark.parametrize(
     ("options", "speaker"),
     [
@@ -92,35 +85,47 @@ def test_what_speech_is_made_of(joe, spoken):
     ids=["stochastic", "plain-durations", "speakers", "speakers-plain-durations"],
 )
 def test_the_samples_of_plain_transformers_given_the_same_draws(
-    tmp_path, monkeypatch, options, speaker, delivery
+    tmp_path, monkeypatch, options, speaker
 ):
+    """Computed in float64, the two differ by the rounding of the folded weights only.
+
+    In float32 they differ by a few millionths, because transformers applies weight norm at every
+    call.
+    """
     folder, seed = make_checkpoint(tmp_path / "tiny", **options), 11
-    voice = load_voice(folder, speaker)
-    speech = speak(voice, LETTERS, seed, Delivery(**delivery))
-    plain = VitsModel.from_pretrained(folder).eval()
-    for name, value in delivery.items():
-        setattr(plain, name, value)
+    voice = in_double_precision(load_voice(folder, speaker))
+    plain = VitsModel.from_pretrained(folder).eval().double()
     ids = torch.tensor([read_text(voice, LETTERS)[0][0].ids])
     drawn = []
 
     def randn(*size, **_):
         assert size == (1, 2, ids.shape[1])
         drawn.append("durations")
-        return torch.from_numpy(draw_noise((seed, 0), 0, size[2], 2)).T[None]
+        return torch.from_numpy(draw_noise((seed, 0), 0, size[2], 2)).T[None].double()
 
     def randn_like(means):
         drawn.append("prior")
-        return torch.from_numpy(draw_noise((seed, 0), 1, means.shape[2], means.shape[1])).T[None]
+        noise = draw_noise((seed, 0), 1, means.shape[2], means.shape[1])
+        return torch.from_numpy(noise).T[None].double()
 
     monkeypatch.setattr(torch, "randn", randn)
     monkeypatch.setattr(torch, "randn_like", randn_like)
-    with torch.no_grad():
-        expected = (
-            plain(ids, **({} if speaker is None else {"speaker_id": speaker})).waveform[0].numpy()
-        )
-    assert drawn == (["prior"] if options.get("stochastic") is False else ["durations", "prior"])
-    assert expected.std() > 0
-    assert np.abs(speech.waveform - expected).max() < 1e-6
+    set_values = {"speaking_rate": 1.3, "noise_scale": 0.4, "noise_scale_duration": 0.5}
+    for delivery in ({}, set_values):
+        drawn.clear()
+        for name, value in delivery.items():
+            setattr(plain, name, value)
+        chosen = {} if speaker is None else {"speaker_id": speaker}
+        with torch.no_grad():
+            expected = plain(ids, **chosen).waveform[0].numpy()
+        stochastic = options.get("stochastic", True)
+        assert drawn == (["durations", "prior"] if stochastic else ["prior"])
+        assert expected.std() > 0
+        speech = speak(voice, LETTERS, seed, Delivery(**delivery))
+        assert len(speech.waveform) == len(expected)
+        assert np.abs(speech.waveform - expected).max() < 1e-6
+        single = speak(load_voice(folder, speaker), LETTERS, seed, Delivery(**delivery))
+        assert np.abs(single.waveform - expected).max() < 2e-5
 
 
 def test_equal_weights_give_equal_samples_in_two_voices(joe, spoken):
@@ -220,7 +225,7 @@ def test_durations_that_are_not_numbers_or_vanish(slow, value):
 
 
 def test_runaway_durations_on_the_real_voice(joe, monkeypatch):
-    monkeypatch.setattr(synthesis, "MAX_SENTENCE_SECONDS", 1.0)
+    monkeypatch.setattr(stages, "MAX_SENTENCE_SECONDS", 1.0)
     speech = speak(with_broken_durations(joe, 50.0), "Go.")
     assert speech.cut_short
     assert speech.durations.sum() == 22_050 // 256
@@ -228,7 +233,7 @@ def test_runaway_durations_on_the_real_voice(joe, monkeypatch):
 
 
 def test_a_whole_text_that_runs_away_is_cut(slow, monkeypatch):
-    monkeypatch.setattr(synthesis, "MAX_SPEECH_SECONDS", 150.0)
+    monkeypatch.setattr(speaking, "MAX_SPEECH_SECONDS", 150.0)
     voice, frames = with_broken_durations(slow, 1e30), 1_000 / slow.hop_length
     pieces = list(speak_sentences(voice, "go. go. go. go. go."))
     assert [len(piece.durations) for piece in pieces] == [5] * 5
@@ -244,8 +249,8 @@ def test_a_whole_text_that_runs_away_is_cut(slow, monkeypatch):
 
 def test_a_single_token_that_runs_away_is_told(slow):
     hidden = torch.zeros(1, slow.model.config.hidden_size, 1)
-    own = synthesis.Delivery().for_voice(slow)
-    durations, cut_short = synthesis.predict_durations(
+    own = Delivery().for_voice(slow)
+    durations, cut_short = stages.predict_durations(
         with_broken_durations(slow, 1e30), hidden, None, (0, 0), own, most_frames=10**9
     )
     assert durations.tolist() == [int(MAX_SENTENCE_SECONDS * 1_000 / slow.hop_length)]
@@ -301,7 +306,7 @@ def test_odd_text_is_spoken_or_refused_in_a_sentence(joe, tiny, text):
 
 
 def test_nothing_in_the_text_can_be_said(tiny):
-    with pytest.raises(InputError, match="can say nothing"):
+    with pytest.raises(InputError, match="cannot speak any of this text"):
         speak(tiny, "🙂🙂")
 
 
@@ -355,7 +360,7 @@ def test_a_voice_of_which_one_weight_in_a_hundred_is_left_speaks(joe, scope):
 
 def test_no_sentence_asks_for_more_memory_than_its_bound(tiny, monkeypatch):
     # A crafted voice may have many channels and few samples a frame: frames are bounded by the largest activation too.
-    monkeypatch.setattr(synthesis, "MAX_ACTIVATION", 40 * 16 * 32)
+    monkeypatch.setattr(stages, "MAX_ACTIVATION", 40 * 16 * 32)
     speech = speak(
         tiny, "the birch canoe slid on the smooth planks", delivery=Delivery(speaking_rate=0.25)
     )

@@ -257,8 +257,8 @@ def test_any_spec_can_be_asked_for_as_json(client, tiny_there, spec):
     [
         ({"text": ""}, "type a sentence"),
         ({"text": "   \n "}, "type a sentence"),
-        ({"text": "🙂🙂🙂"}, "can say nothing in this text"),
-        ({"voice": "joe", "text": "。。。"}, "can say nothing in this text"),
+        ({"text": "🙂🙂🙂"}, "cannot speak any of this text"),
+        ({"voice": "joe", "text": "。。。"}, "cannot speak any of this text"),
         ({"text": "a" * 100_000}, "100,000 characters and the page speaks 2,000"),
         ({"text": "a" * 2_001}, "2,001 characters and the page speaks 2,000"),
         ({"voice": "nobody/here"}, "There is no model nobody/here"),

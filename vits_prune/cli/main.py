@@ -157,8 +157,7 @@ def _delivery(options: argparse.Namespace) -> Delivery:
 def _compare(options: argparse.Namespace) -> None:
     from vits_prune.pruning import prune
     from vits_prune.study.comparison import compare
-    from vits_prune.synthesis.sound_file import write_wav
-    from vits_prune.synthesis.speak import checked_seed, checked_text
+    from vits_prune.synthesis.speak import checked_seed, checked_text, write_wav
 
     spec, delivery = (
         spec_of(options),
@@ -191,7 +190,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _warn(speech: Speech) -> None:
-    from vits_prune.synthesis.speak import MAX_SENTENCE_SECONDS
+    from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 
     if speech.dropped:
         print(f"\nThe voice has no symbol for: {' '.join(speech.dropped)}")

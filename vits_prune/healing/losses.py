@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from vits_prune.healing.batches import TEXT_ONLY, Batch, Window
-from vits_prune.synthesis.noise import predict_log_durations
 from vits_prune.synthesis.spectra import mel_filter_bank, power_spectrum
+from vits_prune.synthesis.stages import predict_log_durations
 
 RESOLUTIONS = (2048, 512, 128)
 """Windows of the multi-resolution STFT loss, in samples; each overlaps by three quarters."""

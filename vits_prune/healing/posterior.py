@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vits_prune.errors import InputError
-from vits_prune.synthesis.noise import POSTERIOR_NOISE, draw_noise
+from vits_prune.synthesis.stages import POSTERIOR_NOISE, draw_noise
 from vits_prune.voices.load import EMBEDDED
 
 if TYPE_CHECKING:

@@ -13,8 +13,13 @@ from vits_prune.errors import InputError
 from vits_prune.healing.plan import HealResult
 from vits_prune.healing.storage import Checkpoints
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.synthesis.noise import draw_duration_noise, predict_log_durations
-from vits_prune.synthesis.speak import Delivery, encode, speaker_embedding
+from vits_prune.synthesis.speak import Delivery
+from vits_prune.synthesis.stages import (
+    draw_duration_noise,
+    encode,
+    predict_log_durations,
+    speaker_embedding,
+)
 from vits_prune.voices.voice import PARTS, Voice
 
 _SAME = {

@@ -21,13 +21,12 @@ from torch import nn
 from vits_prune.errors import InputError
 from vits_prune.pruning.layers import Layer
 from vits_prune.pruning.matrix import LayerMatrix, OverlapSums, overlap
-from vits_prune.synthesis.speak import (
-    Delivery,
+from vits_prune.synthesis.speak import Delivery, read_text
+from vits_prune.synthesis.stages import (
     draw_prior_noise,
     encode,
     log_durations,
     predict_durations,
-    read_text,
     speaker_embedding,
 )
 from vits_prune.voices.voice import PARTS, Voice, copy_with_weights

@@ -27,8 +27,9 @@ from vits_prune.pruning.calibration import (
     stretched,
 )
 from vits_prune.pruning.layers import Layer, prunable_layers
-from vits_prune.synthesis.speak import Delivery, encode, log_durations, speaker_embedding
+from vits_prune.synthesis.speak import Delivery
 from vits_prune.synthesis.spectra import mel_filter_bank, power_spectrum
+from vits_prune.synthesis.stages import encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import Voice
 
 SENTENCES, DIRECTIONS = 8, 2

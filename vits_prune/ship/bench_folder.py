@@ -15,11 +15,11 @@ from vits_prune.ship.bench import (
     measure_in_processes,
     read_plan,
 )
-from vits_prune.synthesis.speak import (
-    Pace,
+from vits_prune.synthesis.speak import read_text
+from vits_prune.synthesis.stages import (
+    Scales,
     encode,
     predict_durations,
-    read_text,
     sample_latents,
     speaker_embedding,
 )
@@ -50,7 +50,7 @@ def plan_of(voice: Voice, count: int = SENTENCES) -> dict[str, Any]:
     }
 
 
-def waveform_of(voice: Voice, ids: tuple[int, ...], pace: Pace) -> np.ndarray:
+def waveform_of(voice: Voice, ids: tuple[int, ...], pace: Scales) -> np.ndarray:
     """Return one sentence's waveform, float32 [samples], with the noise of seed 0."""
     with torch.inference_mode():
         conditioning = speaker_embedding(voice)
@@ -71,7 +71,7 @@ class FolderEngine:
         if self._voice.speakers and plan.get("speaker") is not None:
             self._voice = self._voice.with_speaker(plan["speaker"])
         noise, length, duration_noise = plan["scales"]
-        self._pace = Pace(1 / length, noise, duration_noise)
+        self._pace = Scales(1 / length, noise, duration_noise)
         self.versions = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
 
     def say(self, ids: list[int]) -> int:

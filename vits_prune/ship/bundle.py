@@ -29,8 +29,7 @@ from vits_prune.ship.card_figures import check_evidence
 from vits_prune.ship.formats import Export, Step, export_voice
 from vits_prune.ship.licence import Licence, licence_of
 from vits_prune.ship.reproduce import reproduce
-from vits_prune.synthesis.sound_file import write_wav
-from vits_prune.synthesis.speak import checked_seed, speak
+from vits_prune.synthesis.speak import checked_seed, speak, write_wav
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices import saved
 from vits_prune.voices.hub import parse_repo_id

@@ -18,7 +18,7 @@ from vits_prune.ship.bench_folder import plan_of
 from vits_prune.ship.onnx_check import check_onnx
 from vits_prune.ship.onnx_graph import write_onnx
 from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_file
-from vits_prune.synthesis.speak import MAX_SENTENCE_SECONDS
+from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 from vits_prune.voices.checkpoint import require_finite
 from vits_prune.voices.load import load_folder
 from vits_prune.voices.manifest import EXPORT, files_of_save

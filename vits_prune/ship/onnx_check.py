@@ -10,7 +10,7 @@ import numpy as np
 
 from vits_prune.errors import InputError
 from vits_prune.ship.bench_folder import plan_of, waveform_of
-from vits_prune.synthesis.speak import Pace, encode, log_durations, speaker_embedding
+from vits_prune.synthesis.stages import Scales, encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import Voice
 
 TOLERANCE = 1e-4
@@ -44,7 +44,7 @@ def check_onnx(path: Path, voice: Voice) -> float:
             f"onnxruntime cannot load the ONNX file of {voice.name} ({str(error).splitlines()[0][:120]})."
         ) from error
     differences: list[float] = []
-    pace = Pace(float(voice.model.speaking_rate), 0.0, 0.0)
+    pace = Scales(float(voice.model.speaking_rate), 0.0, 0.0)
     scales = np.array([0, 1 / pace.speaking_rate, 0], np.float32)
     for speaker, ids in _cases(voice):
         one = dataclasses.replace(voice, speaker=speaker)
@@ -92,7 +92,7 @@ def _difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
     )
 
 
-def _spoken(voice: Voice, ids: tuple[int, ...], pace: Pace) -> np.ndarray | None:
+def _spoken(voice: Voice, ids: tuple[int, ...], pace: Scales) -> np.ndarray | None:
     """What the voice says in torch, [samples]; None where a duration is about to be rounded either way.
 
     Raises:
@@ -134,7 +134,7 @@ def _cases(voice: Voice) -> Iterator[tuple[int | None, tuple[int, ...]]]:
         yield (place % 2 * last if voice.speakers else None), ids
 
 
-def _decided(voice: Voice, ids: tuple[int, ...], pace: Pace) -> bool:
+def _decided(voice: Voice, ids: tuple[int, ...], pace: Scales) -> bool:
     """Whether no duration is about to be rounded either way."""
     import torch
 

@@ -1,4 +1,4 @@
-"""Short-time Fourier transforms and mel filter banks: the one place where sound becomes a spectrum."""
+"""Short-time Fourier transforms and mel filter banks."""
 
 from __future__ import annotations
 

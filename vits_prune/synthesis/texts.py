@@ -1,4 +1,4 @@
-"""The sentences that quality is measured on: sixty built in, or a user's file."""
+"""Sentences to measure on, to calibrate with and to train on: built in, or from a user's file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from vits_prune.errors import InputError
 from vits_prune.synthesis.speak import MAX_CHARACTERS
 
 HALVES = ("tuning", "held-out")
-"""Lists 1 to 3 and lists 4 to 6 of the Harvard sentences. What was tuned or calibrated on the first is measured on the second."""
+"""Lists 1 to 3 and lists 4 to 6 of the Harvard sentences. Tune on the first, measure on the
+second."""
 DEFAULT_COUNT = 20
 MAX_FILE_BYTES = 1 << 20
 MAX_TEXTS = 1_000
@@ -28,19 +29,19 @@ _MARKS = (  # the longer first: UTF-32's little-endian mark begins with UTF-16's
 
 @dataclass(frozen=True)
 class TextFile:
-    """What a user's file holds."""
+    """The contents of a user's file."""
 
     texts: tuple[str, ...]
-    """One a line, in the order of the file."""
+    """The lines of the file that are not empty."""
     notes: tuple[str, ...]
-    """What the reader should know of how it was read, in sentences."""
+    """Sentences for the user about how the file was read."""
 
 
 def load_texts(count: int | None = DEFAULT_COUNT, half: str = "held-out") -> tuple[str, ...]:
-    """English sentences of the public domain, each list of ten phonetically balanced.
+    """Return Harvard sentences: English, public domain, lists of ten phonetically balanced.
 
-    Source: "IEEE Recommended Practice for Speech Quality Measurements", IEEE Transactions on Audio and Electroacoustics 17 (1969), 225-246,
-    appendix C, lists 1 to 6 (the Harvard sentences).
+    Source: "IEEE Recommended Practice for Speech Quality Measurements", IEEE Transactions on Audio
+    and Electroacoustics 17 (1969), 225-246, appendix C, lists 1 to 6.
 
     Args:
         count: how many, from the start; None for all.
@@ -53,34 +54,37 @@ def load_texts(count: int | None = DEFAULT_COUNT, half: str = "held-out") -> tup
         raise InputError(
             f"There is no half {str(half)[:40]!r} of the sentences: choose tuning, held-out or all."
         )
-    texts = [line for name in (HALVES if half == "all" else (half,)) for line in _lines(name)]
+    halves = HALVES if half == "all" else (half,)
+    texts = [line for name in halves for line in _data_lines(f"harvard-{name}.txt")]
     if count is None:
         return tuple(texts)
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(texts):
         raise InputError(
-            f"The number of sentences must be a whole number from 1 to {len(texts)}, not {str(count)[:40]!r}."
+            f"The number of sentences must be a whole number from 1 to {len(texts)}, "
+            f"not {str(count)[:40]!r}."
         )
     return tuple(texts[:count])
 
 
 def load_calibration_texts() -> tuple[str, ...]:
-    """English sentences to calibrate and to train on, written for this library (CC0); quality is measured on none of them."""
-    return tuple(
-        (resources.files("vits_prune") / "data" / "calibration.txt")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    )
+    """Return English sentences to calibrate and train on, written for this library (CC0).
+
+    Quality is measured on none of them.
+    """
+    return tuple(_data_lines("calibration.txt"))
 
 
 def read_text_file(path: str | os.PathLike[str], count: int | None = None) -> TextFile:
-    """A user's sentences, one a line; empty lines are skipped.
+    """Read a user's sentences, one on each line.
 
     Args:
-        path: a text file in UTF-8, or in UTF-16 or UTF-32 with its byte order mark; anything else is read as Latin-1, with a note.
-        count: the first so many; None for all.
+        path: a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Anything else is
+            read as Latin-1, with a note.
+        count: how many, from the start; None for all.
 
     Raises:
-        InputError: it cannot be read, is no text, is too large, has too many or too long lines, or nothing in it.
+        InputError: the file cannot be read, is not text, is too large, is empty, or has too many
+            lines or too long ones.
     """
     path = Path(path)
     try:
@@ -92,25 +96,28 @@ def read_text_file(path: str | os.PathLike[str], count: int | None = None) -> Te
         ) from error
     if len(content) > MAX_FILE_BYTES:
         raise InputError(
-            f"The text file is larger than {MAX_FILE_BYTES >> 20} MiB: give one sentence a line, {MAX_TEXTS:,} at most."
+            f"The text file is larger than {MAX_FILE_BYTES >> 20} MiB: "
+            f"write one sentence on each line, {MAX_TEXTS:,} at most."
         )
     text, notes = _decoded(content)
     if "\0" in text:
         raise InputError(
             f"{path.name[:100]!r} is not a text file: give one with a sentence a line, in UTF-8."
         )
-    lines = text.splitlines()
-    texts = [line.strip() for line in lines if line.strip()]
+    lines = [line.strip() for line in text.splitlines()]
+    texts = [line for line in lines if line]
     if not texts:
-        raise InputError("The text file holds no sentence: write one a line.")
+        raise InputError("The text file holds no sentence: write one on each line.")
     for number, line in enumerate(lines, 1):
-        if len(line.strip()) > MAX_CHARACTERS:
+        if len(line) > MAX_CHARACTERS:
             raise InputError(
-                f"Line {number} of the text file has more than {MAX_CHARACTERS:,} characters: put one sentence on a line."
+                f"Line {number} of the text file has more than {MAX_CHARACTERS:,} characters: "
+                "put one sentence on each line."
             )
     if len(texts) > MAX_TEXTS and (count is None or count > MAX_TEXTS):
         raise InputError(
-            f"The text file has {len(texts):,} sentences and the limit is {MAX_TEXTS:,}: give fewer."
+            f"The text file has {len(texts):,} sentences and the limit is {MAX_TEXTS:,}: "
+            "give fewer."
         )
     if count is not None:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -119,32 +126,30 @@ def read_text_file(path: str | os.PathLike[str], count: int | None = None) -> Te
             )
         if count > len(texts):
             notes.append(
-                f"The text file has {len(texts)} sentences, fewer than the {count} asked for: all were used."
+                f"The text file has {len(texts)} sentences, fewer than the {count} asked for: "
+                "all were used."
             )
     return TextFile(tuple(texts[:count]), tuple(notes))
 
 
-def _lines(half: str) -> list[str]:
-    return (
-        (resources.files("vits_prune") / "data" / f"harvard-{half}.txt")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    )
+def _data_lines(name: str) -> list[str]:
+    file = resources.files("vits_prune") / "data" / name
+    return file.read_text(encoding="utf-8").splitlines()
 
 
 def _decoded(content: bytes) -> tuple[str, list[str]]:
-    for mark, encoding in _MARKS:
-        if content.startswith(mark):
-            try:
-                return content.decode(encoding), []
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"The text file begins as {encoding.removesuffix('-sig')} and is not: save it again as UTF-8."
-                ) from error
+    """Return the text and notes about its encoding."""
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
-        return content.decode("utf-8"), []
-    except UnicodeDecodeError:
-        # Every byte is a character of Latin-1: it always decodes, and where it is the wrong guess the note says what to do.
-        return content.decode("latin-1"), [
-            "The text file is not UTF-8 and was read as Latin-1: save it as UTF-8 where letters look wrong."
-        ]
+        return content.decode(encoding), []
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8":
+            raise InputError(
+                f"The text file begins as {encoding.removesuffix('-sig')} but is not: "
+                "save it again as UTF-8."
+            ) from error
+    # Latin-1 decodes any bytes.
+    return content.decode("latin-1"), [
+        "The text file is not UTF-8 and was read as Latin-1: "
+        "save it as UTF-8 where letters look wrong."
+    ]

@@ -29,8 +29,8 @@ from vits_prune.studio.hardware import on_gpu
 from vits_prune.studio.jobs import Doing, in_background
 from vits_prune.studio.workbench import Request, Spoken, Steps, Workbench
 from vits_prune.study import tables
-from vits_prune.synthesis.sound_file import write_wav
-from vits_prune.synthesis.speak import MAX_SENTENCE_SECONDS, Delivery, Speech
+from vits_prune.synthesis.speak import Delivery, Speech, write_wav
+from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 from vits_prune.ui import flip, plots
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import PARTS, Voice

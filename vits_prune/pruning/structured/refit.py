@@ -27,7 +27,7 @@ from vits_prune.pruning.structured.cut import Choice, latents_are_flipped
 from vits_prune.pruning.structured.refit_decoder import refit_decoder
 from vits_prune.pruning.structured.refit_encoder import refit_encoder
 from vits_prune.pruning.structured.refit_flow import refit_flow
-from vits_prune.synthesis.speak import encode, speaker_embedding
+from vits_prune.synthesis.stages import encode, speaker_embedding
 from vits_prune.voices.voice import Voice
 
 SPOKEN, SEGMENT = 60, 48
