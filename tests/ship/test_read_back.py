@@ -192,7 +192,7 @@ def test_a_tokenizer_that_is_not_the_exported_one(tiny, tmp_path):
     with pytest.raises(InputError, match=r"its vocab.json is not the file that was saved"):
         load_voice(export.model)
     shutil.copy(export.model, tmp_path / "alone.onnx")
-    with pytest.raises(InputError, match=r"no vocab.json beside it"):
+    with pytest.raises(InputError, match=r"no vocab.json next to it"):
         load_voice(tmp_path / "alone.onnx")
 
 

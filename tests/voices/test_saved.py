@@ -22,8 +22,7 @@ from tests.voices.hf_factory import SMALL, edit_json, make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.voices import saved
 from vits_prune.voices.architecture import PiperVitsConfig, PiperVitsModel, fold_and_cut
-from vits_prune.voices.manifest import MARK
-from vits_prune.voices.saved import FORMAT_VERSION, MANIFEST
+from vits_prune.voices.manifest import FORMAT_VERSION, MANIFEST, MARK
 
 TEXT = "the birch canoe slid"
 LOCAL = PruneSpec(scope="local", amount=0.9)

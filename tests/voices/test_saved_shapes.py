@@ -24,7 +24,7 @@ from vits_prune.voices.architecture import (
     PiperVitsModel,
     empty_model,
 )
-from vits_prune.voices.saved import MANIFEST
+from vits_prune.voices.manifest import MANIFEST
 
 PLAIN = Shape(
     decoder_width=0.5,

@@ -80,7 +80,8 @@ def _prune(options: argparse.Namespace) -> None:
 
 def _check_out(folder: Path, steps: bool) -> None:
     """Tell of a folder that cannot be used before an hour of pruning, not after it."""
-    from vits_prune.voices.saved import MANIFEST, check_save_place
+    from vits_prune.voices.manifest import MANIFEST
+    from vits_prune.voices.saved import check_save_place
 
     if not folder.is_symlink() and not steps:
         check_save_place(folder)

@@ -87,7 +87,7 @@ def load_posterior(
 
     from vits_prune.voices.checkpoint import weight_files
     from vits_prune.voices.hf_config import read_config
-    from vits_prune.voices.saved import read_manifest
+    from vits_prune.voices.manifest import read_manifest
 
     manifest = read_manifest(folder)
     if manifest is not None:

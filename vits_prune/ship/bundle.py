@@ -31,7 +31,7 @@ from vits_prune.ship.licence import Licence, licence_of
 from vits_prune.ship.reproduce import reproduce
 from vits_prune.synthesis.speak import checked_seed, speak, write_wav
 from vits_prune.synthesis.texts import load_texts
-from vits_prune.voices import saved
+from vits_prune.voices import manifest
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.language import draw_texts, spoken_language
 from vits_prune.voices.saved import written_whole
@@ -159,7 +159,7 @@ def check_place(folder: Path) -> str:
     Raises:
         InputError: the folder holds something else.
     """
-    manifests = [name for name in (saved.MANIFEST, formats.MANIFEST) if (folder / name).is_file()]
+    manifests = [name for name in (manifest.MANIFEST, formats.MANIFEST) if (folder / name).is_file()]
     if manifests and is_card(folder / CARD):
         others = _others_in(folder)
         if others:
@@ -176,7 +176,7 @@ def check_place(folder: Path) -> str:
         raise InputError(
             f"{folder} exists and is no earlier bundle: give the name of a folder that is new or empty."
         )
-    return saved.MANIFEST
+    return manifest.MANIFEST
 
 
 def _others_in(folder: Path) -> set[str]:

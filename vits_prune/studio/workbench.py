@@ -266,7 +266,7 @@ class Workbench:
         return reference, voice
 
     def _load_upload(self, reference: str) -> Voice:
-        from vits_prune.voices.piper import load_piper
+        from vits_prune.voices.onnx_load import load_piper
 
         digest = reference.removeprefix(_UPLOAD)
         folder = self._folder / digest

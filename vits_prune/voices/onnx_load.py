@@ -1,141 +1,61 @@
-"""An .onnx file, or the folder that an export wrote, becomes a Voice: Piper's with its .json, ours with the tokenizer's files beside it."""
+"""Turn an .onnx file into a Voice: Piper's with its .json, ours with the tokenizer's files.
+
+Any of these files may come from a stranger: nothing in them is run, everything is checked.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
+
+from transformers import VitsConfig
 
 from vits_prune.errors import InputError
+from vits_prune.files import read_json
+from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig
+from vits_prune.voices.hf_config import checked_config
+from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.manifest import EXPORT
-from vits_prune.voices.voice import Voice, resolve_speaker
+from vits_prune.voices.onnx_facts import FORMS, Facts, check_reading
+from vits_prune.voices.piper_graph import read_graph
+from vits_prune.voices.piper_model import build_model, piper_config
+from vits_prune.voices.piper_text import MAX_JSON_BYTES, TOKENIZER_FILE, PiperTokenizer
+from vits_prune.voices.voice import FreeCut, Origin, Tokenizer, Voice, resolve_speaker
 
-if TYPE_CHECKING:
-    from transformers import VitsConfig
-
-    from vits_prune.voices.onnx_facts import Facts
-    from vits_prune.voices.piper_graph import PiperGraph
-    from vits_prune.voices.voice import Tokenizer
-
-FORMS = ("onnx", "piper")
-"""The formats of which such a folder is."""
+_RATES = (4_000, 192_000)
+_MAX_SPEAKER_NAME = 200
+_SCALES = {
+    "noise_scale": (0.667, 0.0, 100.0),
+    "length_scale": (1.0, 1e-3, 1e3),
+    "noise_w": (0.8, 0.0, 100.0),
+}
+"""What Piper's runtime takes if the file says nothing; bounds that keep speech finite."""
 
 
 def model_in(folder: Path) -> Path | None:
-    """The .onnx that a folder is there for: what an export wrote, or the only one; None for a folder in transformers' layout.
+    """Return the .onnx of a folder: what an export wrote, or the only one.
+
+    None for a folder in transformers' layout.
 
     Raises:
-        InputError: an export wrote the folder, and export.json cannot be read or the file that it names is gone.
+        InputError: an export wrote the folder, and export.json or the file it names is damaged.
     """
     if is_export(folder):
         named = [name for name in checksums_in(folder) if name.endswith(".onnx")]
         if len(named) != 1 or not (folder / named[0]).is_file():
             raise InputError(
-                f"{folder.name} is not a whole export: it lacks the .onnx that its {EXPORT.name} names. Export the voice again."
+                f"{folder.name} is not a whole export: it lacks the .onnx that its "
+                f"{EXPORT.name} names. Export the voice again."
             )
         return folder / named[0]
     found = [] if (folder / "config.json").exists() else sorted(folder.glob("*.onnx"))
     return found[0] if len(found) == 1 else None
 
 
-def load_onnx(model: Path, speaker: int | str | None = None) -> Voice:
-    """The voice of an .onnx file.
-
-    Args:
-        model: exported by Piper, with its .json beside it, or by this library, with what the export wrote beside it.
-        speaker: who speaks, by index or name, by default the one that it says itself.
-
-    Raises:
-        InputError: a file is missing, damaged, or not that of a VITS voice, or the voice has no such speaker.
-    """
-    from vits_prune.voices.piper import config_beside, load_piper
-    from vits_prune.voices.piper_graph import read_graph
-
-    ours = is_export(model.parent) and model.name in checksums_in(model.parent)
-    if ours:
-        checksums = checksums_in(model.parent)
-        EXPORT.check(
-            model.parent,
-            {
-                name: checksums[name]
-                for name in checksums
-                if name == model.name or not name.endswith(".onnx")
-            },
-        )
-    usual = model.with_name(model.name + ".json")
-    alone = not usual.is_file() and (
-        ours or not config_beside(model).is_file()
-    )  # export.json is not the .json of export.onnx
-    graph = read_graph(str(model), model.name) if alone and model.is_file() else None
-    if graph is None or graph.facts is None or graph.facts.form != "onnx":
-        return load_piper(model, speaker=speaker)
-    return _load_whole(model, graph, graph.facts, speaker)
-
-
-def _load_whole(path: Path, graph: PiperGraph, facts: Facts, speaker: int | str | None) -> Voice:
-    """The voice of a file that says itself what it is, but for its tokenizer."""
-    from vits_prune.voices.piper_model import build_model
-
-    config = _config(facts, path.name)
-    model, tokenizer = build_model(graph, config, path.name), _tokenizer(facts, path, config)
-    if len(facts.speakers) != (config.num_speakers if config.num_speakers > 1 else 0):
-        raise InputError(
-            f"{path.name} is damaged: it names other speakers than it has. Export the voice again."
-        )
-    return Voice(
-        model=model,
-        tokenizer=tokenizer,
-        sampling_rate=config.sampling_rate,
-        name=facts.name,
-        origin=facts.origin,
-        speaker=resolve_speaker(
-            facts.speaker if speaker is None else speaker, facts.speakers, facts.name
-        ),
-        speakers=facts.speakers,
-        free_cut=facts.free_cut,
-        recipe=facts.recipe,
-    )
-
-
-def _config(facts: Facts, shown: str) -> VitsConfig:
-    from transformers import VitsConfig
-
-    from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig
-    from vits_prune.voices.hf_config import checked_config
-
-    kind: type[VitsConfig] = PiperVitsConfig
-    if facts.origin.family == "hugging-face":
-        kind = (
-            NarrowVitsConfig
-            if facts.config.get("model_type") == NarrowVitsConfig.model_type
-            else VitsConfig
-        )
-    return checked_config(dict(facts.config), kind, shown)
-
-
-def _tokenizer(facts: Facts, model: Path, config: VitsConfig) -> Tokenizer:
-    from vits_prune.voices.hf_text import HubTokenizer
-    from vits_prune.voices.onnx_facts import check_reading
-    from vits_prune.voices.piper_text import PiperTokenizer
-
-    needed = "vocab.json" if facts.origin.family == "hugging-face" else "piper.json"
-    if not (model.parent / needed).is_file():
-        raise InputError(
-            f"{model.name} has no {needed} beside it, by which it reads text: copy all files that the export wrote."
-        )
-    if facts.origin.family == "hugging-face":
-        check_reading(facts, model.parent, model.name, needed)
-        return HubTokenizer.load(model.parent, vocab_size=config.vocab_size, name=facts.name)
-    tokenizer = PiperTokenizer.load(model.parent)
-    check_reading(facts, tokenizer, model.name, needed)
-    if tokenizer.largest_id >= config.vocab_size:
-        raise InputError(
-            f"{model.name} does not know all symbols of the piper.json beside it: take both files from the same export."
-        )
-    return tokenizer
-
-
 def checksums_in(folder: Path) -> dict[str, str]:
-    """Return {file: SHA-256} as the export wrote them, empty if it wrote none.
+    """Return {file: SHA-256} as an export wrote them, empty if it wrote none.
 
     Raises:
         DamagedFileError: export.json cannot be read.
@@ -144,9 +64,10 @@ def checksums_in(folder: Path) -> dict[str, str]:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether an export to ONNX wrote a folder's export.json. One that cannot be read counts, unless the folder has a config.json.
+    """Whether an export to ONNX wrote a folder's export.json.
 
-    Other programs write files of that name too, next to a checkpoint for example.
+    Other programs write files of that name too, next to a checkpoint for example: one that cannot
+    be read counts unless the folder has a config.json.
     """
     try:
         return describes_export(EXPORT.read(folder))
@@ -161,3 +82,200 @@ def describes_export(values: Any) -> bool:
         and values.get("format") in FORMS
         and isinstance(values.get(EXPORT.entry), dict)
     )
+
+
+def load_onnx(model: Path, speaker: int | str | None = None) -> Voice:
+    """Return the voice of an .onnx file.
+
+    Args:
+        model: exported by Piper, with its .json in the same folder, or by this library, with the
+            other files of the export.
+        speaker: index or name; None for the one that the file names.
+
+    Raises:
+        InputError: a file is missing or damaged, it is not a VITS voice, or it has no such speaker.
+    """
+    ours = is_export(model.parent) and model.name in checksums_in(model.parent)
+    if ours:
+        checksums = {
+            name: checksum
+            for name, checksum in checksums_in(model.parent).items()
+            if name == model.name or not name.endswith(".onnx")
+        }
+        EXPORT.check(model.parent, checksums)
+    has_json = model.with_name(model.name + ".json").is_file() or (
+        not ours and config_next_to(model).is_file()  # export.json is not the .json of export.onnx
+    )
+    graph = read_graph(model) if not has_json and model.is_file() else None
+    if graph is None or graph.facts is None or graph.facts.form != "onnx":
+        return load_piper(model, speaker=speaker)
+    config = _config(graph.facts, model.name)
+    network = build_model(graph, config, model.name)
+    tokenizer = _tokenizer(graph.facts, model, config)
+    return graph.facts.voice(network, tokenizer, speaker, model.name)
+
+
+def _config(facts: Facts, shown: str) -> VitsConfig:
+    kind: type[VitsConfig] = VitsConfig
+    if facts.origin.family == "piper":
+        kind = PiperVitsConfig
+    elif facts.config.get("model_type") == NarrowVitsConfig.model_type:
+        kind = NarrowVitsConfig
+    return checked_config(dict(facts.config), kind, shown)
+
+
+def _tokenizer(facts: Facts, model: Path, config: VitsConfig) -> Tokenizer:
+    piper = facts.origin.family == "piper"
+    needed = TOKENIZER_FILE if piper else "vocab.json"
+    if not (model.parent / needed).is_file():
+        raise InputError(
+            f"{model.name} has no {needed} next to it, by which it reads text: "
+            "copy all files that the export wrote."
+        )
+    if not piper:
+        check_reading(facts, model.parent, model.name, needed)
+        return HubTokenizer.load(model.parent, vocab_size=config.vocab_size, name=facts.name)
+    tokenizer = PiperTokenizer.load(model.parent)
+    check_reading(facts, tokenizer, model.name, needed)
+    _require_symbols(tokenizer, config, needed, model.name)
+    return tokenizer
+
+
+def _require_symbols(tokenizer: PiperTokenizer, config: VitsConfig, shown: str, model: str) -> None:
+    if tokenizer.largest_id >= config.vocab_size:
+        raise InputError(
+            f"{shown} gives ids up to {tokenizer.largest_id}, but {model} knows "
+            f"{config.vocab_size} symbols: take both files from the same voice."
+        )
+
+
+def load_piper(
+    model_path: str | Path,
+    config_path: str | Path | None = None,
+    *,
+    name: str | None = None,
+    reference: str | None = None,
+    licence: str | None = None,
+    speaker: int | str | None = None,
+) -> Voice:
+    """Read a Piper voice of any quality, with one or several speakers.
+
+    Args:
+        model_path: the .onnx file.
+        config_path: its .json file; by default `x.onnx.json`, else `x.json`, in the same folder.
+        name: of the voice; by default what an export of this library says, else the file's stem.
+        reference: what was asked for; by default what the voice was exported from, else the file.
+        licence: of the weights, if it is known.
+        speaker: index or name; by default the one that the .json names, else the first.
+
+    Raises:
+        InputError: a file is missing, too large (.onnx: 512 MiB, .json: 4 MiB), broken, or not that
+            of a Piper VITS voice; the .json is not the one that was exported with the file; or the
+            voice has no such speaker.
+    """
+    model_path = Path(model_path)
+    config_path = Path(config_path) if config_path is not None else config_next_to(model_path)
+    if not config_path.is_file():
+        raise InputError(
+            f"{config_path.name} cannot be read: a Piper voice is an .onnx file with its "
+            ".onnx.json in the same folder."
+        )
+    settings = read_json(config_path, max_bytes=MAX_JSON_BYTES)
+    shown = config_path.name
+    tokenizer = PiperTokenizer(settings, shown)
+    sampling_rate, scales = _sampling_rate(settings, shown), _scales(settings, shown)
+    graph = read_graph(model_path)
+    facts = graph.facts
+    if facts:
+        check_reading(facts, tokenizer, model_path.name, shown)
+    config = piper_config(graph, scales, sampling_rate, model_path.name)
+    model = build_model(graph, config, model_path.name)
+    _require_symbols(tokenizer, model.config, shown, model_path.name)
+    speakers = _speakers(settings, model.config.num_speakers, shown)
+    if facts and (sampling_rate != facts.config.get("sampling_rate") or speakers != facts.speakers):
+        raise InputError(
+            f"{shown} has another sampling rate or other speakers than when {model_path.name} was "
+            "exported: copy both files again from the same export, or export the voice again."
+        )
+    if speaker is None and speakers:
+        first = settings.get("default_speaker_id", 0)
+        speaker = _whole(first, len(speakers), "default_speaker_id", shown)
+    name = name or (facts.name if facts else model_path.stem)
+    return Voice(
+        model=model,
+        tokenizer=tokenizer,
+        sampling_rate=sampling_rate,
+        name=name,
+        origin=Origin(
+            family="piper",
+            reference=reference or (facts.origin.reference if facts else model_path.name),
+            revision=facts.origin.revision if facts else None,
+            licence=licence or (facts.origin.licence if facts else None),
+        ),
+        speaker=resolve_speaker(speaker, speakers, name),
+        speakers=speakers,
+        free_cut=facts.free_cut if facts else FreeCut(),
+        recipe=facts.recipe if facts else MappingProxyType({}),
+    )
+
+
+def config_next_to(model_path: Path) -> Path:
+    """Return `x.onnx.json`, or `x.json` if only that exists."""
+    usual = model_path.with_name(model_path.name + ".json")
+    other = model_path.with_suffix(".json")
+    return other if other.exists() and not usual.exists() else usual
+
+
+def _sampling_rate(settings: Mapping[str, Any], shown: str) -> int:
+    audio = settings.get("audio")
+    rate = audio.get("sample_rate") if isinstance(audio, dict) else None
+    if type(rate) is not int or not _RATES[0] <= rate <= _RATES[1]:
+        raise InputError(
+            f"{shown} gives no audio.sample_rate from {_RATES[0]} to {_RATES[1]} Hz: "
+            "give the JSON file as it was published."
+        )
+    return rate
+
+
+def _scales(settings: Mapping[str, Any], shown: str) -> tuple[float, float, float]:
+    """Return noise_scale, length_scale and noise_w."""
+    given = settings.get("inference", {})
+    if not isinstance(given, dict):
+        raise InputError(
+            f"{shown} has an inference entry that is not an object: "
+            "give the JSON file as it was published."
+        )
+    for key, (default, lowest, highest) in _SCALES.items():
+        value = given.get(key, default)
+        if type(value) not in (int, float) or not lowest <= value <= highest:  # so never NaN
+            raise InputError(
+                f"{shown} gives an inference.{key} that is not a number "
+                f"from {lowest:g} to {highest:g}: correct it."
+            )
+    noise, length, duration_noise = (float(given.get(key, _SCALES[key][0])) for key in _SCALES)
+    return noise, length, duration_noise
+
+
+def _whole(value: object, below: int, key: str, shown: str) -> int:
+    if type(value) is not int or not 0 <= value < below:
+        raise InputError(
+            f"{shown} gives a {key} that is not a whole number below {below}: "
+            "take both files from the same voice."
+        )
+    return value
+
+
+def _speakers(settings: Mapping[str, Any], count: int, shown: str) -> tuple[str, ...]:
+    """Return the names in the order of their ids; a speaker without a name is called by its id."""
+    if count == 1:
+        return ()
+    given = settings.get("speaker_id_map") or {}
+    if not isinstance(given, dict):
+        raise InputError(
+            f"{shown} has a speaker_id_map that is not an object: "
+            "give the JSON file as it was published."
+        )
+    names = [str(speaker) for speaker in range(count)]
+    for speaker, index in given.items():
+        names[_whole(index, count, "speaker id", shown)] = speaker[:_MAX_SPEAKER_NAME]
+    return tuple(names)
