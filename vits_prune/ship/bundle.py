@@ -159,7 +159,9 @@ def check_place(folder: Path) -> str:
     Raises:
         InputError: the folder holds something else.
     """
-    manifests = [name for name in (manifest.MANIFEST, formats.MANIFEST) if (folder / name).is_file()]
+    manifests = [
+        name for name in (manifest.MANIFEST, formats.MANIFEST) if (folder / name).is_file()
+    ]
     if manifests and is_card(folder / CARD):
         others = _others_in(folder)
         if others:
