@@ -1,4 +1,4 @@
-"""The budget solver: limits as values, the search on tiny voices, what is told where nothing fits, and the command."""
+"""Budgets: limits as values, the search on tiny voices, its sentences, and the command."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from vits_prune import InputError, PruneSpec, load_voice, measure_size, prune, s
 from vits_prune.cli.main import main
 from vits_prune.measure.latency import Spread
 from vits_prune.measure.statistics import Interval
+from vits_prune.progress import Progress
 from vits_prune.pruning.shape import Shape, sizes
 from vits_prune.study.budget import Budget, Candidate, Solution, sentences_of, used
-from vits_prune.study.budget_ladder import build_ladder
-from vits_prune.study.budget_report import pareto_figure, save_solution
+from vits_prune.study.budget_shapes import best_shapes, estimate_shapes
 from vits_prune.study.budget_solver import (
-    _megabytes,
-    _Search,
-    _Tried,
+    BudgetSearch,
+    dense_megabytes,
     fit_zeros,
+    save_solution,
     solve_budget,
     sparse_bytes,
 )
+from vits_prune.study.charts import pareto_figure
 from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.knee import LIMITS, Limit
 from vits_prune.voices.saved import save_voice
@@ -52,15 +53,15 @@ def candidate(time=0.5, mb=20.0, cer=0.0, stage="chosen", width=0.5):
     )
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{}, {"quality": LIMITS}, {"max_mb": 0}, {"max_mb": -1}, {"max_mb": math.nan}, {"max_mb": math.inf}, {"max_mb": "20"}, {"max_mb": True},
-     {"max_latency_ratio": 0}, {"max_latency_ratio": 1}, {"max_latency_ratio": 1.5}, {"max_mb": 20, "quality": LIMITS[:1] * 2}],
-)  # fmt: skip
-def test_a_budget_that_is_none(fields):
-    with pytest.raises(InputError) as refused:
-        Budget(**fields)
-    assert "\n" not in str(refused.value)
+def test_a_budget_out_of_range():
+    for fields in (
+        *({}, {"quality": LIMITS}, {"max_mb": 20, "quality": LIMITS[:1] * 2}),
+        *({"max_mb": value} for value in (0, -1, math.nan, math.inf, "20", True)),
+        *({"max_latency_ratio": value} for value in (0, 1, 1.5)),
+    ):
+        with pytest.raises(InputError) as refused:
+            Budget(**fields)
+        assert "\n" not in str(refused.value)
 
 
 def test_what_a_candidate_uses_of_a_budget():
@@ -96,16 +97,16 @@ def test_which_limits_cannot_be_had_together():
     )
 
 
-def test_the_ladder(tiny):
-    ladder = build_ladder(tiny, TEXTS[0])
-    shapes = [one.shape for one in ladder.proposals]
+def test_the_estimates_of_shapes(tiny):
+    estimates = estimate_shapes(tiny, TEXTS[0])
+    shapes = [one.shape for one in estimates]
     assert len(set(shapes)) == len(shapes) > 10
     for shape in shapes:
         sizes(tiny.model.config, shape)  # all can be cut
     whole = 4e-6 * measure_size(tiny).parameters
-    assert all(0 < one.mb < whole for one in ladder.proposals)
-    assert all(one.lost >= 0 for one in ladder.proposals)
-    best = ladder.best(lambda one: one.mb < 0.9 * whole, 3)
+    assert all(0 < one.mb < whole for one in estimates)
+    assert all(one.lost >= 0 for one in estimates)
+    best = best_shapes(estimates, 3, max_mb=0.9 * whole)
     assert best == sorted(best, key=lambda one: one.lost)
     assert len({one.shape.decoder_width for one in best}) == len(best)
 
@@ -124,78 +125,56 @@ def test_hopeless_candidates_do_not_flatten_the_picture(tiny):
 
 def test_megabytes_are_those_of_the_saved_file(tiny, tmp_path):
     (written,) = save_voice(tiny, tmp_path / "voice").glob("*.safetensors")
-    assert _megabytes(tiny) == written.stat().st_size / 1e6
-    assert _megabytes(tiny) > 4e-6 * measure_size(tiny).parameters
+    assert dense_megabytes(tiny) == written.stat().st_size / 1e6
+    assert dense_megabytes(tiny) > 4e-6 * measure_size(tiny).parameters
 
 
 def test_more_are_verified_where_the_first_fail(tiny):
-    """Those that kept all limits when they were chosen, until one keeps them on the held-out sentences too."""
-    budget, settings = (
-        Budget(1000.0, None, (Limit("lufs", 3.0),)),
-        Settings(metrics=("loudness",), noise_seeds=0),
-    )
+    """Those that kept all limits so far, until one keeps them on the held-out sentences too."""
+    budget = Budget(1000.0, None, (Limit("lufs", 3.0),))
+    settings = Settings(metrics=("loudness",), noise_seeds=0)
     name, weight = "decoder.conv_post.weight", tiny.model.decoder.conv_post.weight.detach()
-    voice, quiet = (
-        tiny.with_weights({name: share * weight}) for share in (1e-2, 1e-3)
-    )  # the tiny voice itself is clipped
+    # The tiny voice itself is clipped.
+    voice, quiet = (tiny.with_weights({name: share * weight}) for share in (1e-2, 1e-3))
     chosen_on, verified_on = (
         prepare_reference(voice, texts, settings) for texts in (TEXTS, HELD_OUT)
     )
-
-    def chosen(lufs, one):
-        return _Tried(
-            dataclasses.replace(candidate(), quality={"lufs": Interval(lufs, None, None, 1)}), one
-        )
-
-    search = _Search(voice, budget, None, chosen_on, TEXTS[0])
-    search.tried = [chosen(0.1 * i, voice if i == 3 else quiet) for i in range(6)] + [
-        chosen(50.0, voice)
-    ]
-    found = search.verify(verified_on, lambda *_: None)
-    verified = [one.candidate for one in search.tried if one.candidate.stage == "verified"]
+    search = BudgetSearch(voice, budget, chosen_on)
+    for lufs, one in zip(
+        (0, 0.1, 0.2, 0.3, 0.4, 0.5, 50.0),
+        (quiet, quiet, quiet, voice, quiet, quiet, voice),
+        strict=True,
+    ):
+        quality = {"lufs": Interval(lufs, None, None, 1)}
+        search.add(dataclasses.replace(candidate(), quality=quality), one)
+    found = search.verify(verified_on)
+    verified = [one for one in search.tried if one.stage == "verified"]
     assert [budget.broken(one) for one in verified] == [("lufs",)] * 3 + [()]
-    assert found.candidate is verified[-1]
-    assert found.voice is voice
-    assert [one.quality["lufs"].value for one in verified] == pytest.approx(
-        [-20, -20, -20, 0], abs=2
-    )
-    assert all(
-        0 < one.latency_ratio.low <= one.latency_ratio.median <= one.latency_ratio.high
-        for one in verified
-    )
+    assert found is verified[-1]
+    assert search.voices[found] is voice
+    values = [one.quality["lufs"].value for one in verified]
+    assert values == pytest.approx([-20, -20, -20, 0], abs=2)
+    ratios = [one.latency_ratio for one in verified]
+    assert all(0 < one.low <= one.median <= one.high for one in ratios)
 
 
-@pytest.mark.parametrize("share", [0.95, 0.8, 0.5])
-def test_as_many_zeros_as_a_size_needs(tiny, share):
-    most = share * sparse_bytes(tiny)
-    found = fit_zeros(tiny, most)
-    assert found.fits
-    assert sparse_bytes(found.voice) == found.bytes <= most
-    assert found.bytes >= 0.85 * most  # and not many more
-    assert np.array_equal(
-        speak(prune(tiny, found.spec), TEXTS[0]).waveform, speak(found.voice, TEXTS[0]).waveform
-    )
-
-
-def test_no_zeros_where_none_are_needed(tiny):
-    found = fit_zeros(tiny, 1.01 * sparse_bytes(tiny))
-    assert found.fits
-    assert found.spec.amount < 0.02
-
-
-def test_a_size_that_zeros_cannot_reach(tiny):
-    assert not fit_zeros(tiny, 1000).fits
+def test_as_many_zeros_as_a_size_needs(tiny):
+    for share in (0.8, 0.5):
+        most = share * sparse_bytes(tiny)
+        spec, voice = fit_zeros(tiny, most)
+        assert 0.85 * most <= sparse_bytes(voice) <= most  # and not many more
+    again = prune(tiny, spec)
+    assert np.array_equal(speak(again, TEXTS[0]).waveform, speak(voice, TEXTS[0]).waveform)
+    spec, voice = fit_zeros(tiny, 1.01 * sparse_bytes(tiny))
+    assert spec.amount < 0.02
+    spec, voice = fit_zeros(tiny, 1000)
+    assert sparse_bytes(voice) > 1000  # no zeros are enough
 
 
 def test_less_time(tiny):
     shares = []
-    found = solve_budget(
-        tiny,
-        Budget(None, 0.95, QUALITY),
-        TEXTS,
-        HELD_OUT,
-        progress=lambda _, share: shares.append(share),
-    )
+    progress = Progress(lambda message, fraction: shares.append(fraction))
+    found = solve_budget(tiny, Budget(None, 0.95, QUALITY), TEXTS, HELD_OUT, progress=progress)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert found.chosen.stage == "verified"
@@ -243,7 +222,7 @@ def test_cancelled(tiny):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        solve_budget(tiny, Budget(None, 0.9, QUALITY), TEXTS, HELD_OUT, progress=stop)
+        solve_budget(tiny, Budget(None, 0.9, QUALITY), TEXTS, HELD_OUT, progress=Progress(stop))
 
 
 def test_the_command(tiny_folder, tiny, tmp_path, capsys):

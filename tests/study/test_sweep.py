@@ -17,11 +17,11 @@ from tests.study.conftest import CHEAP, GRID, TEXTS, numbers, table
 from vits_prune import InputError, PruneSpec, load_voice, measure_sparsity, prune
 from vits_prune.progress import Progress
 from vits_prune.study import sweep, sweep_engines
+from vits_prune.study.charts import curves
 from vits_prune.study.evaluation import Settings, evaluate_against, prepare_reference
-from vits_prune.study.sweep import folder_name, run_sweep, run_voices, sweep_points
+from vits_prune.study.sweep import folder_name, run_sweep, run_voices
 from vits_prune.study.sweep_engines import VoiceRef, fingerprint
 from vits_prune.study.sweep_grid import Grid, Point, layer_points, subject
-from vits_prune.study.sweep_plots import curves
 
 FEW = Grid(amounts=(0.0, 0.5))
 
@@ -182,20 +182,6 @@ def test_bad_input(refs, tmp_path):
         with pytest.raises(InputError):
             run_voices(**{"refs": refs, **usual, **changes})
     assert not (tmp_path / "voices").exists()
-
-
-def test_points_that_are_not_kept(whole, tiny):
-    fractions, reference = [], prepare_reference(tiny, TEXTS, CHEAP)
-    points = sweep_points(
-        tiny, GRID, TEXTS, CHEAP, reference=reference, progress=watched(fractions)
-    )
-    first = [next(points) for _ in range(4)]
-    assert [spec for spec, _ in first] == list(GRID.specs()[:4])
-    assert first[0][1] is first[3][1]  # amount 0 is the original in every scope: measured once
-    for (_, evaluation), row in zip(first, whole.rows, strict=False):
-        (found,) = numbers([evaluation.to_row()])
-        assert found == {key: row[key] for key in found}
-    assert fractions == sorted(fractions)
 
 
 def test_the_sensitivity_of_layers(tiny_folder, tmp_path):

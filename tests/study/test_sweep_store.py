@@ -13,7 +13,7 @@ import pytest
 from vits_prune import InputError, PruneSpec
 from vits_prune.errors import DamagedFileError
 from vits_prune.study.sweep_grid import Point
-from vits_prune.study.sweep_store import LINES, MANIFEST, TABLE, Store, read_rows
+from vits_prune.study.sweep_store import LINES, MANIFEST, TABLE, Store
 
 POINTS = [Point(PruneSpec(amount=amount)) for amount in (0.0, 0.1, 0.2, 0.3)]
 ABOUT = {
@@ -41,6 +41,10 @@ def fill(folder, indices):
     return folder
 
 
+def rows_of(folder):
+    return [json.loads(line)["row"] for line in (folder / LINES).read_text().splitlines()]
+
+
 def table(folder):
     with (folder / TABLE).open(encoding="utf-8", newline="") as file:
         return [float(row["amount"]) for row in csv.DictReader(file)]
@@ -48,7 +52,7 @@ def table(folder):
 
 def test_rows_come_back_exactly_and_in_order(tmp_path):
     folder = fill(tmp_path / "new" / "sweep", [2, 0, 1])
-    assert [row["amount"] for row in read_rows(folder)] == table(folder) == [0.0, 0.1, 0.2]
+    assert [row["amount"] for row in rows_of(folder)] == table(folder) == [0.0, 0.1, 0.2]
     with store(folder) as again:
         assert [row["wer"] for row in again.rows] == [0, 1 / 3, 2 / 3]
         assert again.records[POINTS[0]]["details"] == {"deep": [None, [1]]}
@@ -63,7 +67,6 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
     whole = (folder / LINES).read_bytes()
     lines = whole.splitlines(keepends=True)
     (folder / LINES).write_bytes(b"".join(lines[:2]) + lines[2][:torn])
-    assert len(read_rows(folder)) == 2
     with store(folder) as again:
         assert list(again.records) == POINTS[:2]
         assert table(folder) == [0.0, 0.1]
@@ -87,8 +90,6 @@ def test_a_damaged_last_line_is_told_and_stays(tmp_path):
     (folder / LINES).write_bytes(damaged)
     with pytest.raises(DamagedFileError, match="Line 2"):
         store(folder)
-    with pytest.raises(DamagedFileError, match="Line 2"):
-        read_rows(folder)
     assert (folder / LINES).read_bytes() == damaged
 
 
@@ -109,14 +110,12 @@ def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError):
         store(tmp_path / "file")
-    with pytest.raises(InputError, match="not the folder of a sweep"):
-        read_rows(tmp_path)
 
 
 def test_the_manifest_of_a_newer_version(tmp_path):
     folder = fill(tmp_path / "sweep", [0])
     (folder / MANIFEST.name).write_text(json.dumps({"format": 99}))
-    with pytest.raises(InputError, match="not of this version"):
+    with pytest.raises(InputError, match="of another version"):
         store(folder)
 
 

@@ -93,8 +93,7 @@ def add_commands(commands: Any) -> None:
 
 def _budget(options: argparse.Namespace) -> None:
     from vits_prune.cli import main as cli
-    from vits_prune.study.budget_report import check_empty, save_solution
-    from vits_prune.study.budget_solver import solve_budget
+    from vits_prune.study.budget_solver import check_empty, save_solution, solve_budget
 
     budget, settings, (texts, held_out) = _limits(options), _settings(options), _texts(options)
     check_empty(options.out)

@@ -420,7 +420,7 @@ def _tell_failures(found: SweepResult) -> int:
 
 def _print_sweep(found: SweepResult, sensitivity: bool) -> None:
     from vits_prune.measure.quality import METRICS
-    from vits_prune.study.sweep_plots import save_plots
+    from vits_prune.study.charts import save_plots
 
     metrics = [name for name in METRICS if any(row.get(name) is not None for row in found.rows)]
     shown = [

@@ -1,7 +1,8 @@
-"""solve_budget: from limits to the PruneSpecs that keep them.
+"""From limits to the PruneSpecs that keep them.
 
-Time comes from structure, bytes from structure or from zeros in the lossless sparse file, so the answer is one spec or two: a shape, then
-zeros. Shapes that are quick or small enough are found on cheap cuts (ladder.py), the least damaging are pruned for real and measured.
+Time is saved by structure, bytes by structure or by zeros in the lossless sparse file. So the
+answer is one spec or two: a shape, then zeros. Shapes that are fast or small enough are found on
+cheap cuts, and the least damaging ones are pruned with care and measured.
 """
 
 from __future__ import annotations
@@ -11,48 +12,49 @@ import functools
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from vits_prune.errors import InputError
+from vits_prune.files import write_file, write_json
 from vits_prune.measure.latency import Spread
 from vits_prune.measure.quality import METRICS
+from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.prune import prune
 from vits_prune.pruning.shape import Shape
 from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.study.budget import Budget, Candidate, Solution, sentences_of
-from vits_prune.study.budget_ladder import Ladder, Step, build_ladder, time_against, time_cut
-from vits_prune.study.evaluation import (
-    Reference,
-    Settings,
-    evaluate_against,
-    prepare_reference,
+from vits_prune.study.budget_shapes import (
+    ShapeEstimate,
+    best_shapes,
+    estimate_shapes,
+    time_against,
+    time_cut,
 )
+from vits_prune.study.charts import pareto_figure, save_figure
+from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
 from vits_prune.study.knee import check_measured, compared
+from vits_prune.study.sweep_store import csv_of, plain
 from vits_prune.voices.saved import save_voice
-from vits_prune.voices.sparse_file import encode
+from vits_prune.voices.sparse_file import encode, write_sparse
 from vits_prune.voices.voice import Voice
 
 MARGIN = 0.97
-
-"""Of the latency limit that a cheap cut must keep: a few runs may flatter it."""
-
+"""Of the latency limit, for a cheap cut: a few runs may be too favourable."""
 SHAPES, ZEROED = 4, 2
-
-"""How many shapes are pruned for real, and how many of them get zeros."""
-
+"""How many shapes are pruned with care, and how many of them get zeros."""
 VERIFIED, PROMISING = 2, 5
-
-"""How many candidates are verified at the most, and how many of those that kept all limits when they were chosen."""
-
+"""How many candidates are verified, and how many if they kept all limits so far."""
 LOOSER = 2
-
-"""Shapes beyond a limit of time that are pruned where all within it lose too much, to tell what could be had."""
-
+"""How many slower shapes are pruned if all within a limit of time lose too much."""
 FINAL_RUNS = 9
+MAX_ZEROS = 0.95
+"""With more zeros no voice speaks."""
+ZERO_TRIES = 4
+_FINE = 0.001
 
 
 def solve_budget(
@@ -62,353 +64,347 @@ def solve_budget(
     held_out: Sequence[str],
     settings: Settings | None = None,
     *,
-    progress: Step | None = None,
+    progress: Progress = SILENT,
 ) -> Solution:
-    """The least damaged voice that keeps a budget, or the nearest to it.
+    """Return the least damaged voice that keeps a budget, or the nearest to it.
 
     Args:
         voice: the original.
         budget: what it may cost and lose.
         texts: what candidates are compared on.
-        held_out: what the verdict is made on; others than `texts`.
-        settings: seed, recogniser and delivery of the measuring; its metrics and noise seeds are not used.
-        progress: told how far it is; it may raise to cancel.
+        held_out: what the verdict is made on; no sentence of `texts`.
+        settings: seed, recogniser and delivery; metrics and noise seeds are not used.
+        progress: may raise to cancel.
 
     Raises:
-        InputError: nothing can be said, a limited metric cannot be measured on this voice, or no text is left to verify on.
+        InputError: nothing can be said, a limited metric cannot be measured on this voice, or no
+            text is left to verify on.
     """
-    start, tell = time.perf_counter(), progress or (lambda _what, _share: None)
+    start, progress = time.perf_counter(), Progress.of(progress)
     if set(texts) & set(held_out):
         raise InputError(
-            "The sentences of the verdict must be others than those that candidates are chosen on."
+            "Give other sentences for the verdict than for the choice between candidates."
         )
-    if budget.max_latency_ratio is None and _megabytes(voice) <= budget.max_mb:
+    if budget.max_latency_ratio is None and dense_megabytes(voice) <= (budget.max_mb or 0):
         raise InputError(
-            f"{voice.name} takes {_megabytes(voice):.1f} MB, so a limit of {budget.max_mb:g} MB asks for nothing: give less."
+            f"{voice.name} takes {dense_megabytes(voice):.1f} MB, so a limit of "
+            f"{budget.max_mb:g} MB asks for nothing: give less."
         )
     families = tuple({METRICS[limit.metric].family for limit in budget.judged})
     settings = dataclasses.replace(settings or Settings(), metrics=families, noise_seeds=0)
-    chosen_on = prepare_reference(voice, texts, settings, progress=_part(tell, 0.0, 0.05))
+    chosen_on = prepare_reference(voice, texts, settings, progress=progress.part(0.0, 0.05))
     check_measured(budget.judged, chosen_on)
-    ladder = build_ladder(
-        voice, chosen_on.texts[0], settings.seed, progress=_part(tell, 0.05, 0.15)
-    )
-    search = _Search(voice, budget, ladder, chosen_on, chosen_on.texts[0])
-    search.run(_part(tell, 0.15, 0.8))
-    verified_on = prepare_reference(voice, held_out, settings, progress=_part(tell, 0.8, 0.85))
-    chosen = search.verify(verified_on, _part(tell, 0.85, 1.0))
-    tell("done", 1.0)
+    part = progress.part(0.05, 0.15)
+    estimates = estimate_shapes(voice, chosen_on.texts[0], settings.seed, progress=part)
+    search = BudgetSearch(voice, budget, chosen_on, estimates)
+    search.run(progress.part(0.15, 0.8))
+    verified_on = prepare_reference(voice, held_out, settings, progress=progress.part(0.8, 0.85))
+    chosen = search.verify(verified_on, progress.part(0.85, 1.0))
+    progress.report("done", 1.0)
     return Solution(
         name=voice.name,
         budget=budget,
-        chosen=chosen.candidate,
-        kept=not budget.broken(chosen.candidate),
-        sentences=sentences_of(budget, chosen.candidate, [one.candidate for one in search.tried]),
-        tried=tuple(one.candidate for one in search.tried),
-        voice=chosen.voice,
+        chosen=chosen,
+        kept=not budget.broken(chosen),
+        sentences=sentences_of(budget, chosen, search.tried),
+        tried=tuple(search.tried),
+        voice=search.voices[chosen],
         texts=(len(chosen_on.texts), len(verified_on.texts)),
         seconds=time.perf_counter() - start,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Tried:
-    candidate: Candidate
-    voice: Voice
+class BudgetSearch:
+    """What was tried so far to keep a budget."""
 
+    def __init__(
+        self,
+        voice: Voice,
+        budget: Budget,
+        reference: Reference,
+        estimates: Sequence[ShapeEstimate] = (),
+    ) -> None:
+        """Begin.
 
-@dataclass(eq=False)
-class _Search:
-    """What was tried so far."""
+        Args:
+            voice: the original.
+            budget: what it may cost and lose.
+            reference: the original measured on what candidates are compared on.
+            estimates: shapes to try.
+        """
+        self.tried: list[Candidate] = []
+        self.voices: dict[Candidate, Voice] = {}
+        self._voice, self._budget, self._reference = voice, budget, reference
+        self._estimates = estimates
+        self._text, self._seed = reference.texts[0], reference.settings.seed
 
-    voice: Voice
-    budget: Budget
-    ladder: Ladder
-    reference: Reference
-    text: str
-    tried: list[_Tried] = field(default_factory=list)
+    def add(self, candidate: Candidate, voice: Voice) -> None:
+        """Keep a candidate and its voice."""
+        self.tried.append(candidate)
+        self.voices[candidate] = voice
 
-    @property
-    def seed(self) -> int:
-        return self.reference.settings.seed
-
-    @functools.cached_property
-    def file_over_parameters(self) -> float:
-        """Bytes of the original's file over those of its parameters: transformers' layout keeps weight norm, and so takes a little more."""
-        return _megabytes(self.voice) / (
-            4e-6 * sum(parameter.numel() for parameter in self.voice.model.parameters())
-        )
-
-    @property
-    def measured(self) -> list[_Tried]:
-        return [one for one in self.tried if one.candidate.stage != "cut"]
-
-    def run(self, tell: Step) -> None:
-        """Shapes first, looser ones where all lose too much, then zeros for the least damaged."""
-        shapes = self._shapes(_part(tell, 0.0, 0.1))
-        for index, shape in enumerate(shapes):
-            self._structured(
-                shape,
-                _part(tell, 0.1 + 0.4 * index / len(shapes), 0.1 + 0.4 * (index + 1) / len(shapes)),
-            )
-        if self.budget.max_latency_ratio and all(
-            self.budget.damage(one.candidate) > 1 for one in self.measured
+    def run(self, progress: Progress) -> None:
+        """Try shapes, slower ones if all lose too much, then zeros for the least damaged."""
+        shapes = self._find_shapes(progress.part(0.0, 0.1))
+        for i, shape in enumerate(shapes):
+            start, length = 0.1 + 0.4 * i / len(shapes), 0.4 / len(shapes)
+            self._try_shape(shape, progress.part(start, start + length))
+        if self._budget.max_latency_ratio and all(
+            self._budget.damage(one) > 1 for one in self._measured
         ):
-            self._loosen(_part(tell, 0.5, 0.65))
-        self._zeros(_part(tell, 0.65, 1.0))
+            self._try_slower(self._budget.max_latency_ratio, progress.part(0.5, 0.65))
+        if self._budget.max_mb is not None:
+            self._try_zeros(self._budget.max_mb, progress.part(0.65, 1.0))
 
-    def verify(self, reference: Reference, tell: Step) -> _Tried:
-        """Measure the best on held-out sentences with more runs; the first that keeps all limits, else the nearest."""
-        order = sorted(self.measured, key=lambda one: self._rank(one.candidate))
+    def verify(self, reference: Reference, progress: Progress = SILENT) -> Candidate:
+        """Measure the best on held-out sentences, until one keeps all limits; return the best."""
+        order = sorted(self._measured, key=self._rank)
+        promising = sum(not self._budget.broken(one) for one in order)
+        order = order[: max(VERIFIED, min(PROMISING, promising))]
         found = []
-        promising = sum(not self.budget.broken(one.candidate) for one in order)
-        most = min(len(order), max(VERIFIED, min(PROMISING, promising)))
-        for index, one in enumerate(order[:most]):
-            told = _part(tell, index / most, (index + 1) / most)
-            ratio, macs = time_against(self.voice, one.voice, self.text, self.seed, FINAL_RUNS)
-            quality = _quality(self.budget, reference, one.voice, told)
+        for i, one in enumerate(order):
+            part, voice = progress.part(i / len(order), (i + 1) / len(order)), self.voices[one]
+            ratio, macs = time_against(self._voice, voice, self._text, self._seed, FINAL_RUNS)
             final = dataclasses.replace(
-                one.candidate,
+                one,
                 stage="verified",
                 latency_ratio=ratio,
                 macs_ratio=macs,
-                quality=quality,
+                quality=_quality(self._budget, reference, voice, part),
             )
-            found.append(_Tried(final, one.voice))
-            self.tried.append(found[-1])
-            if not self.budget.broken(final):
+            found.append(final)
+            self.add(final, voice)
+            if not self._budget.broken(final):
                 break
-        return min(found, key=lambda one: self._rank(one.candidate))
+        return min(found, key=self._rank)
+
+    @property
+    def _measured(self) -> list[Candidate]:
+        return [one for one in self.tried if one.stage != "cut"]
 
     def _rank(self, candidate: Candidate) -> tuple[int, float, float]:
-        """The fewest broken limits first, then the least overshoot, then the least damage."""
-        loads = [
-            math.inf if math.isnan(load) else load for load in self.budget.loads(candidate).values()
-        ]
-        return len(self.budget.broken(candidate)), max(1.0, *loads), self.budget.damage(candidate)
+        """Rank by the number of broken limits, then by the overshoot, then by the damage."""
+        loads = self._budget.loads(candidate).values()
+        worst = max(1.0, *(math.inf if math.isnan(load) else load for load in loads))
+        return len(self._budget.broken(candidate)), worst, self._budget.damage(candidate)
 
-    def _shapes(self, tell: Step) -> list[Shape]:
-        """Shapes within the limit of time as timed on cuts; without one, those that a limit of size may ask for."""
-        ratio, most = self.budget.max_latency_ratio, self.budget.max_mb
+    @functools.cached_property
+    def _file_over_parameters(self) -> float:
+        """Bytes of the original's file over those of its parameters: weight norm takes some."""
+        return dense_megabytes(self._voice) / (4e-6 * _count(self._voice))
+
+    def _find_shapes(self, progress: Progress) -> list[Shape]:
+        """Find shapes within the limit of time, or without one, of the sizes that may be needed."""
+        ratio = self._budget.max_latency_ratio
         if ratio is None:
-            half = math.sqrt(most * _megabytes(self.voice))
-            limits = [0.98 * limit / self.file_over_parameters for limit in (half, most)]
-            proposals = [
-                one
-                for limit in limits
-                for one in self.ladder.best(lambda one, limit=limit: one.mb <= limit, 1)
-            ]
-            return list(dict.fromkeys(one.shape for one in proposals))
-        found: list[Shape] = []
-        aim, passed = ratio * MARGIN, set()
+            most = self._budget.max_mb or 0.0
+            half = math.sqrt(most * dense_megabytes(self._voice))
+            found = []
+            for limit in (half, most):
+                mb = 0.98 * limit / self._file_over_parameters
+                found += best_shapes(self._estimates, 1, max_mb=mb)
+            return list(dict.fromkeys(one.shape for one in found))
+        shapes: list[Shape] = []
+        aim = ratio * MARGIN
         for turn in range(3 * SHAPES):
-            quick = self.ladder.best(lambda one, aim=aim: one.time <= aim, 99)
-            left = [one for one in quick if one.shape.decoder_width not in passed]
-            if not left or len(found) == SHAPES:
+            widths = {shape.decoder_width for shape in shapes}
+            fast = best_shapes(self._estimates, 99, max_time=aim)
+            left = [one.shape for one in fast if one.shape.decoder_width not in widths]
+            if not left or len(shapes) == SHAPES:
                 break
-            shape = left[0].shape
-            tell("timing shapes", turn / (3 * SHAPES))
-            candidate = self._cut(shape)
-            if candidate.latency_ratio.median <= ratio * MARGIN:
-                found.append(shape)
-                passed.add(shape.decoder_width)
-            else:  # the prediction was too good: ask for more by as much
-                aim = min(aim * 0.97, aim * ratio * MARGIN / candidate.latency_ratio.median)
-        return found or [
-            min(self.ladder.proposals, key=lambda one: one.time).shape
-        ]  # the nearest that there is
+            progress.report("timing shapes", turn / (3 * SHAPES))
+            found_ratio = self._time_cut(left[0])
+            if found_ratio <= ratio * MARGIN:
+                shapes.append(left[0])
+            else:  # the prediction was too good: aim as much lower
+                aim = min(aim * 0.97, aim * ratio * MARGIN / found_ratio)
+        return shapes or [min(self._estimates, key=lambda one: one.time).shape]
 
-    def _cut(self, shape: Shape) -> Candidate:
-        small, ratio, macs = time_cut(self.voice, shape, self.text, self.seed)
-        count = sum(parameter.numel() for parameter in small.model.parameters())
-        spec = PruneSpec(method="structured", shape=shape, seed=self.seed)
-        candidate = Candidate(
-            (spec,), "cut", count, "dense", 4e-6 * count * self.file_over_parameters, ratio, macs
-        )
-        self.tried.append(_Tried(candidate, self.voice))
-        return candidate
+    def _time_cut(self, shape: Shape) -> float:
+        small, ratio, macs = time_cut(self._voice, shape, self._text, self._seed)
+        count = _count(small)
+        mb = 4e-6 * count * self._file_over_parameters
+        specs = (PruneSpec(method="structured", shape=shape, seed=self._seed),)
+        self.tried.append(Candidate(specs, "cut", count, "dense", mb, ratio, macs))
+        return ratio.median
 
-    def _structured(self, shape: Shape, tell: Step) -> None:
-        spec = PruneSpec(method="structured", shape=shape, seed=self.seed)
-        small = prune(self.voice, spec, progress=_part(tell, 0.0, 0.6, f"{_short(shape)}: "))
-        known = next((one for one in self.tried if one.candidate.specs == (spec,)), None)
+    def _try_shape(self, shape: Shape, progress: Progress) -> None:
+        spec = PruneSpec(method="structured", shape=shape, seed=self._seed)
+        part = progress.part(0.0, 0.6, f"{in_words(spec)}: ")
+        small = prune(self._voice, spec, progress=part)
+        known = next((one for one in self.tried if one.specs == (spec,)), None)
         if known:
-            timed = known.candidate.latency_ratio, known.candidate.macs_ratio
+            timed = known.latency_ratio, known.macs_ratio
             self.tried.remove(known)
         else:
-            timed = time_against(self.voice, small, self.text, self.seed, 3)
-        self._measure((spec,), small, timed, _part(tell, 0.6, 1.0))
+            timed = time_against(self._voice, small, self._text, self._seed, 3)
+        self._measure((spec,), small, timed, progress.part(0.6, 1.0))
 
-    def _zeros(self, tell: Step) -> None:
-        """Zeros where a voice's file is still too large: the least damaged shape within the limit of time and the least damaged of all;
-        where time is not limited, the whole voice."""
-        most = self.budget.max_mb
-        if most is None:
-            return
-        large = [one for one in self.measured if one.candidate.mb > most]
-        large.sort(key=lambda one: self.budget.damage(one.candidate))
-        large.sort(key=lambda one: "latency" in self.budget.broken(one.candidate))
-        bases = large[:ZEROED]
-        loose = [one for one in large if "latency" in self.budget.broken(one.candidate)][:1]
-        if loose and loose[0] not in bases:
-            bases = [*bases[: ZEROED - 1], *loose]
-        timed: dict[int, tuple[Spread, float]] = {
-            id(one): (one.candidate.latency_ratio, one.candidate.macs_ratio) for one in bases
-        }
-        if self.budget.max_latency_ratio is None:
-            whole = _Tried(
-                Candidate(
-                    (), "cut", 0, "dense", _megabytes(self.voice), Spread(1.0, 1.0, 1.0), 1.0
-                ),
-                self.voice,
-            )
-            timed[id(whole)] = (whole.candidate.latency_ratio, 1.0)
-            bases = [whole, *bases][:ZEROED]
-        for index, base in enumerate(bases):
-            told = _part(tell, index / len(bases), (index + 1) / len(bases))
-            fitted = fit_zeros(base.voice, 1e6 * most, self.seed, progress=_part(told, 0.0, 0.7))
-            self._measure(
-                (*base.candidate.specs, fitted.spec),
-                fitted.voice,
-                timed[id(base)],
-                _part(told, 0.7, 1.0),
-            )
-
-    def _loosen(self, tell: Step) -> None:
-        """Shapes between the limit of time and the original, to tell what quality costs."""
-        ratio = self.budget.max_latency_ratio or 1.0
-        low = ratio
+    def _try_slower(self, ratio: float, progress: Progress) -> None:
+        """Try shapes between the limit of time and the original, to show what quality costs."""
         for turn in range(LOOSER):
-            low = math.sqrt(low)
-            for one in self.ladder.best(lambda one, low=low: one.time <= low, 1):
-                if all(one.shape != tried.candidate.specs[0].shape for tried in self.measured):
-                    self._structured(one.shape, _part(tell, turn / LOOSER, (turn + 1) / LOOSER))
+            ratio = math.sqrt(ratio)
+            for one in best_shapes(self._estimates, 1, max_time=ratio):
+                if all(one.shape != tried.specs[0].shape for tried in self._measured):
+                    part = progress.part(turn / LOOSER, (turn + 1) / LOOSER)
+                    self._try_shape(one.shape, part)
+
+    def _try_zeros(self, max_mb: float, progress: Progress) -> None:
+        """Add zeros where a file is still too large.
+
+        The bases are the least damaged shapes, those within the limit of time first, with the
+        least damaged of the others among them; without a limit of time, the whole voice too.
+        """
+
+        def too_slow(one: Candidate) -> bool:
+            return "latency" in self._budget.broken(one)
+
+        large = [one for one in self._measured if one.mb > max_mb]
+        large.sort(key=lambda one: (too_slow(one), self._budget.damage(one)))
+        chosen = large[:ZEROED]
+        slow = next((one for one in large if too_slow(one)), None)
+        if slow and slow not in chosen:
+            chosen = [*chosen[: ZEROED - 1], slow]
+        bases = [
+            (self.voices[one], one.specs, (one.latency_ratio, one.macs_ratio)) for one in chosen
+        ]
+        if self._budget.max_latency_ratio is None:
+            bases = [(self._voice, (), (Spread(1.0, 1.0, 1.0), 1.0)), *bases][:ZEROED]
+        for i, (voice, specs, timed) in enumerate(bases):
+            part = progress.part(i / len(bases), (i + 1) / len(bases))
+            zeros = part.part(0.0, 0.7)
+            spec, pruned = fit_zeros(voice, 1e6 * max_mb, self._seed, progress=zeros)
+            self._measure((*specs, spec), pruned, timed, part.part(0.7, 1.0))
 
     def _measure(
-        self, specs: tuple[PruneSpec, ...], voice: Voice, timed: tuple[Spread, float], tell: Step
+        self,
+        specs: tuple[PruneSpec, ...],
+        voice: Voice,
+        timed: tuple[Spread, float],
+        progress: Progress,
     ) -> None:
-        dense, sparse = _megabytes(voice), sparse_bytes(voice) / 1e6
-        count = sum(parameter.numel() for parameter in voice.model.parameters())
-        kind = "sparse" if sparse < dense else "dense"
-        quality = _quality(self.budget, self.reference, voice, tell)
-        size = sparse if kind == "sparse" else dense
-        self.tried.append(
-            _Tried(Candidate(specs, "chosen", count, kind, size, *timed, quality), voice)
-        )
-
-
-def _quality(budget: Budget, reference: Reference, voice: Voice, tell: Step) -> MappingProxyType:
-    figures = evaluate_against(reference, voice, progress=tell).figures
-    found = {limit.metric: compared(figures.get(limit.metric)) for limit in budget.judged}
-    return MappingProxyType(
-        {name: interval for name, interval in found.items() if interval is not None}
-    )
-
-
-def _megabytes(voice: Voice) -> float:
-    """Of the file of weights in the folder that saving the voice makes, dense float32."""
-    with tempfile.TemporaryDirectory() as folder:
-        return (
-            save_voice(voice, Path(folder) / "voice") / "model.safetensors"
-        ).stat().st_size / 1e6
-
-
-def _short(shape: Shape) -> str:
-    return in_words(PruneSpec(method="structured", shape=shape))
-
-
-def _part(tell: Step, low: float, high: float, before: str = "") -> Callable[[str, float], None]:
-    """A stretch of the whole."""
-    return lambda what, share: tell(before + what, low + (high - low) * min(1.0, share))
-
-
-METHOD, SCOPE = "second_order", "global"
-
-MOST = 0.95
-
-"""Above it nothing of a voice is left that speaks."""
-
-TRIES = 4
-
-_FINE = 0.001
-
-
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """A voice with zeros."""
-
-    spec: PruneSpec
-    voice: Voice
-    bytes: int
-    """Of its sparse file."""
-    fits: bool
-
-
-def sparse_bytes(voice: Voice) -> int:
-    """Bytes of the lossless sparse file."""
-    return len(encode({name: tensor.float() for name, tensor in voice.model.named_parameters()}))
+        dense, sparse = dense_megabytes(voice), sparse_bytes(voice) / 1e6
+        quality = _quality(self._budget, self._reference, voice, progress)
+        kind: Literal["dense", "sparse"] = "sparse" if sparse < dense else "dense"
+        mb, count = min(sparse, dense), _count(voice)
+        self.add(Candidate(specs, "chosen", count, kind, mb, *timed, quality), voice)
 
 
 def fit_zeros(
-    voice: Voice, most_bytes: float, seed: int = 0, *, progress: Step | None = None
-) -> Fitted:
-    """The fewest zeros, to a thousandth or so, with which the sparse file is no larger than given; MOST where none are enough.
+    voice: Voice, max_bytes: float, seed: int = 0, *, progress: Progress = SILENT
+) -> tuple[PruneSpec, Voice]:
+    """Set the fewest weights to zero, to a thousandth, with which the sparse file is small enough.
 
-    Bisected on plain magnitude, whose file is about as large, then pruned for real and corrected by the bytes that come of it.
+    The amount is bisected with plain magnitude, whose file is about as large, then pruned with
+    care and corrected by the bytes that it gives. If MAX_ZEROS is too few the file is too large.
 
     Args:
-        voice: what gets the zeros.
-        most_bytes: that the file may have.
+        voice: what is pruned.
+        max_bytes: of the sparse file.
         seed: of calibration.
-        progress: told how far it is; it may raise to cancel.
+        progress: may raise to cancel.
+
+    Returns:
+        The spec and the pruned voice.
 
     Raises:
-        InputError: the voice can say nothing for calibration, or has not so many weights that are not protected.
+        InputError: the voice can say nothing for calibration.
     """
-    tell = progress or (lambda _what, _share: None)
-    low, high = 0.0, MOST
+    low, high = 0.0, MAX_ZEROS
     while high - low > 0.01:
-        tell("looking for the number of zeros", 0.0)
+        progress.report("looking for the number of zeros", 0.0)
         middle = (low + high) / 2
-        fits = sparse_bytes(prune(voice, PruneSpec(amount=middle))) <= most_bytes
+        fits = sparse_bytes(prune(voice, PruneSpec(amount=middle))) <= max_bytes
         low, high = (low, middle) if fits else (middle, high)
-    slope = _slope(voice)
-    most = min(MOST, 0.999 * _open_share(voice))
+    around = [sparse_bytes(prune(voice, PruneSpec(amount=amount))) for amount in (0.6, 0.8)]
+    slope = max(1.0, (around[0] - around[1]) / 0.2)
+    careful = PruneSpec(method="second_order", seed=seed)
+    most = min(MAX_ZEROS, 0.999 * _unprotected(voice, careful))
     amount, best = min(most, high), None
-    for turn in range(TRIES):
-        spec = PruneSpec(
-            method=METHOD, scope=SCOPE, amount=math.floor(1e4 * amount) / 1e4, seed=seed
-        )
-        pruned = prune(
-            voice,
-            spec,
-            progress=lambda what, share, turn=turn: tell(f"zeros: {what}", (turn + share) / TRIES),
-        )
-        size = sparse_bytes(pruned)
-        found = Fitted(spec, pruned, size, size <= most_bytes)
-        if found.fits and (best is None or not best.fits or found.spec.amount < best.spec.amount):
-            best = found
-        best = best or found
-        over = (size - most_bytes) / slope
-        if (found.fits and (over > -0.01 or spec.amount == 0)) or (
-            not found.fits and spec.amount >= most - _FINE
-        ):
+    for turn in range(ZERO_TRIES):
+        spec = dataclasses.replace(careful, amount=math.floor(1e4 * amount) / 1e4)
+        part = progress.part(turn / ZERO_TRIES, (turn + 1) / ZERO_TRIES, "zeros: ")
+        pruned = prune(voice, spec, progress=part)
+        over = (sparse_bytes(pruned) - max_bytes) / slope
+        if over <= 0 and (best is None or spec.amount < best[0].amount):
+            best = spec, pruned
+        if -0.01 < over <= 0 or (over <= 0 and spec.amount == 0):
+            break
+        if over > 0 and spec.amount >= most - _FINE:
             break
         amount = min(most, max(0.0, amount + over + 2 * _FINE))
-    tell("zeros set", 1.0)
-    return best if best.fits else found
+    progress.report("zeros set", 1.0)
+    return best or (spec, pruned)
 
 
-def _open_share(voice: Voice) -> float:
-    """The share of its weights that is not protected."""
+def sparse_bytes(voice: Voice) -> int:
+    """Return the size of the lossless sparse file."""
+    return len(encode({name: tensor.float() for name, tensor in voice.model.named_parameters()}))
+
+
+def dense_megabytes(voice: Voice) -> float:
+    """Return the size of the file of weights, dense float32, in the folder of a saved voice."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = save_voice(voice, Path(folder) / "voice")
+        return (saved / "model.safetensors").stat().st_size / 1e6
+
+
+def check_empty(folder: Path) -> None:
+    """Raise if a folder holds something.
+
+    Raises:
+        InputError: it does, or it is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty: give a folder that is new or empty.")
+
+
+def save_solution(solution: Solution, folder: Path) -> list[Path]:
+    """Write the voice, its sparse file if that is the smaller one, the report and the chart.
+
+    Returns:
+        What was written: voice, budget.json, tried.csv, pareto.svg and pareto.png.
+
+    Raises:
+        InputError: the disk does not take them, or the folder is not empty.
+    """
+    check_empty(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [save_voice(solution.voice, folder / "voice")]
+        if solution.chosen.file == "sparse":
+            weights = solution.voice.model.named_parameters()
+            written.append(folder / "voice.sparse.safetensors")
+            write_sparse({name: tensor.float() for name, tensor in weights}, written[-1])
+        write_json(folder / "budget.json", plain(solution.to_dict()))
+        rows = [
+            {**plain(one.to_row(solution.budget)), "chosen": one is solution.chosen}
+            for one in solution.tried
+        ]
+        write_file(folder / "tried.csv", csv_of(rows))
+        written += [folder / "budget.json", folder / "tried.csv"]
+        written += save_figure(pareto_figure(solution), folder, "pareto")
+    except OSError as error:
+        raise InputError(
+            f"The files could not be written to {folder}: {error.strerror or error}."
+        ) from error
+    return written
+
+
+def _quality(
+    budget: Budget, reference: Reference, voice: Voice, progress: Progress
+) -> MappingProxyType:
+    figures = evaluate_against(reference, voice, progress=progress).figures
+    found = {limit.metric: compared(figures.get(limit.metric)) for limit in budget.judged}
+    return MappingProxyType({name: one for name, one in found.items() if one is not None})
+
+
+def _count(voice: Voice) -> int:
+    return sum(parameter.numel() for parameter in voice.model.parameters())
+
+
+def _unprotected(voice: Voice, spec: PruneSpec) -> float:
+    """Return the share of the weights that a spec does not protect."""
     layers = prunable_layers(voice)
-    spec = PruneSpec(method=METHOD)
-    return sum(layer.weights for layer in layers if not spec.protects(layer.name)) / max(
-        1, sum(layer.weights for layer in layers)
-    )
-
-
-def _slope(voice: Voice) -> float:
-    """Bytes of the sparse file that go with an amount of 1, around two thirds."""
-    sizes = [sparse_bytes(prune(voice, PruneSpec(amount=amount))) for amount in (0.6, 0.8)]
-    return max(1.0, (sizes[0] - sizes[1]) / 0.2)
+    free = sum(layer.weights for layer in layers if not spec.protects(layer.name))
+    return free / max(1, sum(layer.weights for layer in layers))

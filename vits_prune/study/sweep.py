@@ -22,14 +22,7 @@ import torch
 from vits_prune.errors import InputError
 from vits_prune.files import write_file
 from vits_prune.progress import SILENT, Pieces, Progress
-from vits_prune.pruning.spec import PruneSpec
-from vits_prune.study.evaluation import (
-    Evaluation,
-    Reference,
-    Settings,
-    evaluate_against,
-    prepare_reference,
-)
+from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.sweep_engines import (
     ENGINES,
     VoiceRef,
@@ -169,45 +162,6 @@ def run_sweep(
     return SweepResult(Path(out), rows, tuple(failures), added, time.perf_counter() - start)
 
 
-def sweep_points(
-    voice: Voice,
-    grid: Grid | Sequence[PruneSpec],
-    texts: Sequence[str],
-    settings: Settings | None = None,
-    *,
-    reference: Reference | None = None,
-    progress: Progress = SILENT,
-) -> Iterator[tuple[PruneSpec, Evaluation]]:
-    """Yield the points of a grid as they are measured, without keeping them.
-
-    Args:
-        voice: the original.
-        grid: which pruned voices.
-        texts: what all of them speak.
-        settings: how to measure; None for the defaults.
-        reference: the original measured earlier with these texts and settings.
-        progress: may raise to cancel within a point.
-
-    Raises:
-        InputError: nothing can be said, or a predictor cannot be loaded.
-    """
-    settings = settings or Settings()
-    specs = grid.specs() if isinstance(grid, Grid) else tuple(grid)
-    groups = _equal([Point(spec) for spec in specs])
-    rounds = 0 if reference else 1 + settings.noise_seeds
-    prepared, measuring = _parts(Progress.of(progress), rounds, len(groups))
-    reference = reference or prepare_reference(voice, texts, settings, progress=prepared)
-    group_of = {point: i for i, group in enumerate(groups) for point in group}
-    known: dict[PruneSpec, Evaluation] = {}
-    for spec in specs:
-        if spec not in known:
-            index = group_of[Point(spec)]
-            pruned = Point(spec).apply(voice)
-            found = evaluate_against(reference, pruned, progress=measuring.of(index))
-            known |= {point.spec: found for point in groups[index]}
-        yield spec, known.pop(spec)
-
-
 def run_voices(
     refs: Iterable[VoiceRef],
     grid: Grid,
@@ -249,20 +203,17 @@ def run_voices(
         run = functools.partial(run_sweep, jobs=jobs, engine=engine, progress=own)
         return run(ref, grid, texts, settings, out / folder_name(ref))
 
-    table = _Table(out)
-    try:
-        with _started(refs, sweep, engine, pieces) as finished:
-            for ref, result in finished:
-                try:
-                    sweeps[ref] = result()
-                except Exception as error:  # one voice fails, the others go on
-                    if pieces.stopped:
-                        raise
-                    failures[ref] = failure_words(error)
-                pieces.of(refs.index(ref), f"{ref}: ").report("done", 1.0)
-                table.write([sweeps[one] for one in refs if one in sweeps])
-    finally:
-        table.write([sweeps[one] for one in refs if one in sweeps], last=True)
+    with _started(refs, sweep, engine, pieces) as finished:
+        for ref, result in finished:
+            try:
+                sweeps[ref] = result()
+            except Exception as error:  # one voice fails, the others go on
+                if pieces.stopped:
+                    raise
+                failures[ref] = failure_words(error)
+            else:
+                _write_table(out, [sweeps[one] for one in refs if one in sweeps])
+            pieces.of(refs.index(ref), f"{ref}: ").report("done", 1.0)
     return VoicesResult(
         out,
         {str(ref): sweeps[ref] for ref in refs if ref in sweeps},
@@ -296,24 +247,16 @@ def _started(
             raise
 
 
-class _Table:
-    """The table of all voices, written anew as voices finish, but at most a part of the time."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path, self._next = folder / TABLE, 0.0
-
-    def write(self, sweeps: Sequence[SweepResult], last: bool = False) -> None:
-        start, rows = time.monotonic(), [row for sweep in sweeps for row in sweep.rows]
-        if not rows or (start < self._next and not last):
-            return
-        try:
-            write_file(self._path, csv_of(rows))
-        except OSError as error:
-            raise InputError(
-                f"{self._path} could not be written: {error.strerror or error}. "
-                "The folders of the voices are complete."
-            ) from error
-        self._next = time.monotonic() + 20 * (time.monotonic() - start)
+def _write_table(folder: Path, sweeps: Iterable[SweepResult]) -> None:
+    rows = [row for sweep in sweeps for row in sweep.rows]
+    try:
+        if rows:
+            write_file(folder / TABLE, csv_of(rows))
+    except OSError as error:
+        raise InputError(
+            f"{folder / TABLE} could not be written: {error.strerror or error}. "
+            "The folders of the voices are complete."
+        ) from error
 
 
 def _work(

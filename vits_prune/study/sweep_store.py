@@ -130,8 +130,13 @@ class Store:
     def _agree(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest if it is of the same sweep as the folder's own."""
         agreed = plain({"format": FORMAT_VERSION, **manifest})
-        if holds_sweep(self.folder):
-            kept = read_manifest(self.folder)
+        kept = MANIFEST.read(self.folder)
+        if kept is not None:
+            if kept.get("format") != FORMAT_VERSION:
+                raise InputError(
+                    f"The sweep in {self.folder} is of another version of vits_prune: "
+                    "give another folder."
+                )
             for key, difference in _DIFFERENCES.items():
                 if kept.get(key) != agreed.get(key):
                     raise InputError(
@@ -176,37 +181,6 @@ class Store:
 def holds_sweep(folder: Path) -> bool:
     """Return whether a folder is that of a sweep."""
     return (folder / MANIFEST.name).exists()
-
-
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the manifest in a sweep's folder.
-
-    Raises:
-        InputError: it is not the folder of a sweep, or of a newer version.
-    """
-    manifest = MANIFEST.read(Path(folder))
-    if manifest is None:
-        raise InputError(f"{folder} is not the folder of a sweep: it has no {MANIFEST.name}.")
-    if manifest.get("format") != FORMAT_VERSION:
-        raise InputError(
-            f"The sweep in {folder} is not of this version of vits_prune: give another folder."
-        )
-    return manifest
-
-
-def read_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the rows in a sweep's folder, finished or not, without changing it.
-
-    Raises:
-        DamagedFileError: a row is damaged.
-        InputError: it is not the folder of a sweep.
-    """
-    read_manifest(folder)
-    path = Path(folder) / LINES
-    try:
-        return [record["row"] for record, _ in _records(path)]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:

@@ -8,8 +8,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
 
 from vits_prune import InputError
+from vits_prune.study.charts import curve_figure, knee_of, save_plots, sensitivity_figure
 from vits_prune.study.knee import Limit
-from vits_prune.study.sweep_plots import curve_figure, knee_of, save_plots, sensitivity_figure
 
 
 def row(scope, amount, cer, parts="all"):
