@@ -22,10 +22,18 @@ from tests.voices.loopback_hub import Account, Fault, Repository, connect, servi
 from tests.voices.loopback_xet import LoopbackXet
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.errors import HubError, LoginError
+from vits_prune.progress import Progress
 from vits_prune.ship import hub_push as upload
 from vits_prune.ship import hub_transfer as transfer
-from vits_prune.ship.hub_destination import RECORD, files_of_earlier_push, is_plain, pushable_files
-from vits_prune.ship.hub_push import Destination, check_destination, push_folder
+from vits_prune.ship.hub_destination import (
+    RECORD,
+    Destination,
+    check_destination,
+    files_of_earlier_push,
+    is_plain,
+    pushable_files,
+)
+from vits_prune.ship.hub_push import push_folder
 from vits_prune.voices.hub_errors import _one_line
 
 ROOT = Path(__file__).parents[2]
@@ -121,17 +129,19 @@ def test_pushed_and_loaded_back_by_its_hub_id(hub, tmp_path):
 def test_one_commit_holds_every_file(hub, folder):
     seen = []
     pushed = push_folder(
-        folder, "ann/voice", token=ANN, on_progress=lambda done, total: seen.append((done, total))
+        folder,
+        "ann/voice",
+        token=ANN,
+        progress=Progress(lambda what, share: seen.append((what, share))),
     )
     assert published(hub) == contents(folder)
     assert pushed.commit == hub.repositories["ann/voice"][0].commit
     assert [(commit["repo"], sorted(commit["lfsFile"])) for commit in hub.commits] == [
         ("ann/voice", ["model.safetensors", "samples/one.wav"])
     ]
-    total = sum(map(len, contents(folder).values()))
-    assert {part for _, part in seen} == {total}
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (total, total)
+    total = sum(map(len, contents(folder).values())) / 1e6
+    assert [share for _, share in seen] == sorted(share for _, share in seen)
+    assert seen[-1] == (f"sending {total:.1f} of {total:.1f} MB", 1.0)
     assert not [path for path in hub.paths("PUT") if not path.startswith("/storage/")]
     stored = [headers for method, path, headers in hub.requests if method == "PUT"]
     assert stored
@@ -143,8 +153,10 @@ def test_one_commit_holds_every_file(hub, folder):
 def test_progress_comes_while_a_large_file_is_sent(hub, folder):
     hub.faults = [Fault("POST", "verify", status=500, silent=0.35, times=1)]
     seen = []
-    push_folder(folder, "voice", token=ANN, on_progress=lambda done, total: seen.append(done))
-    assert [done for done in seen if 0 < done < seen[-1]]
+    push_folder(
+        folder, "voice", token=ANN, progress=Progress(lambda _what, share: seen.append(share))
+    )
+    assert [share for share in seen if 0 < share < seen[-1]]
     assert len(seen) > 5  # also while nothing moves, so that a cancel is heard
 
 
@@ -398,12 +410,15 @@ def test_a_lost_connection_is_resumed_with_what_is_missing(hub, folder):
     hub.faults, hub.requests[:] = [], []
     seen = []
     pushed = push_folder(
-        folder, "voice", token=ANN, on_progress=lambda done, total: seen.append((done, total))
+        folder,
+        "voice",
+        token=ANN,
+        progress=Progress(lambda what, share: seen.append((what, share))),
     )
     assert pushed.bytes_sent == len(large)
     assert hub.paths("PUT") == [f"/storage/{oid}"]
     assert published(hub) == contents(folder)
-    assert seen[-1][0] == seen[-1][1]
+    assert seen[-1][1] == 1.0
 
 
 def test_a_connection_that_breaks_once_is_taken_up_by_the_client(hub, folder):
@@ -469,7 +484,7 @@ def test_whatever_goes_wrong_nothing_is_published_and_the_next_push_works(
 @pytest.mark.parametrize(
     "bug", [TypeError, KeyError, AttributeError, ValueError, RuntimeError, AssertionError]
 )
-@pytest.mark.parametrize("where", ["_additions", "_require_all", "read"])
+@pytest.mark.parametrize("where", ["record_of", "offers_chunks", "read"])
 def test_a_bug_of_our_own_is_not_reported_as_the_hubs(hub, folder, monkeypatch, bug, where):
     def broken(*_):
         raise bug("a bug")
@@ -584,12 +599,12 @@ class Cancelled(RuntimeError):
 
 @pytest.mark.parametrize("at", [0.0, 0.3, 1.0])
 def test_cancelled_by_the_caller(hub, folder, at):
-    def stop(done, total):
-        if done >= at * total:
+    def stop(_what, share):
+        if share >= at:
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled, match="enough"):
-        push_folder(folder, "voice", token=ANN, on_progress=stop)
+        push_folder(folder, "voice", token=ANN, progress=Progress(stop))
     assert untouched(hub)
     assert threading.active_count() < 50
     push_folder(folder, "voice", token=ANN)
@@ -601,14 +616,14 @@ def test_cancelled_while_the_hub_says_nothing(hub, folder):
     hub.faults = [Fault("PUT", "storage", status=500, silent=20.0)]
     calls = []
 
-    def stop(done, total):
-        calls.append(done)
+    def stop(_what, share):
+        calls.append(share)
         if len(calls) > 12:
             raise KeyboardInterrupt
 
     def push():
         with pytest.raises(KeyboardInterrupt):
-            push_folder(folder, "voice", token=ANN, on_progress=stop)
+            push_folder(folder, "voice", token=ANN, progress=Progress(stop))
         ended.set()
 
     thread = threading.Thread(target=push, daemon=True)
@@ -744,11 +759,11 @@ def test_hidden_files_stay_at_home_and_links_inside_are_followed(hub, folder):
 
 
 def test_a_file_that_goes_away_meanwhile(hub, folder):
-    def vanish(done, total):
+    def vanish(_what, _share):
         (folder / "samples" / "one.wav").unlink(missing_ok=True)
 
     assert NOTHING in refused(
-        lambda: push_folder(folder, "voice", token=ANN, on_progress=vanish),
+        lambda: push_folder(folder, "voice", token=ANN, progress=Progress(vanish)),
         "one.wav' cannot be read",
     )
     assert untouched(hub)
@@ -840,13 +855,14 @@ def noise(folder):
 def test_in_chunks_where_the_hub_offers_it(chunked, noise):
     seen = []
     pushed = push_folder(
-        noise, "voice", token=ANN, on_progress=lambda done, total: seen.append((done, total))
+        noise, "voice", token=ANN, progress=Progress(lambda what, share: seen.append((what, share)))
     )
     assert published(chunked) == contents(noise)
-    assert chunked.xet.shards == 1
+    assert chunked.xet.shards
+    [_] = [path for path in chunked.paths("POST") if "xorbs" in path]  # the client sends none again
     assert not chunked.paths("PUT")
     assert pushed.bytes_sent >= (1 << 20) + 30_000
-    assert seen[-1][0] == seen[-1][1]
+    assert seen[-1][1] == 1.0
     to_storage = {
         headers["authorization"]
         for _, path, headers in chunked.requests
@@ -887,8 +903,8 @@ def test_cancelled_while_chunks_are_sent(chunked, noise):
     chunked.faults = [Fault("POST", "xorbs", status=500, silent=20.0)]
     calls = []
 
-    def stop(done, total):
-        calls.append(done)
+    def stop(_what, share):
+        calls.append(share)
         if len(calls) > 15:
             raise Cancelled
 
@@ -896,7 +912,7 @@ def test_cancelled_while_chunks_are_sent(chunked, noise):
 
     def push():
         with pytest.raises(Cancelled):
-            push_folder(noise, "voice", token=ANN, on_progress=stop)
+            push_folder(noise, "voice", token=ANN, progress=Progress(stop))
         ended.set()
 
     threading.Thread(target=push, daemon=True).start()
@@ -940,8 +956,8 @@ def test_end_to_end_in_a_process_of_its_own(hub, folder, tmp_path):
 
 
 def test_a_file_too_long_to_name_a_voice_is_not_read_whole(tmp_path, monkeypatch):
-    path = tmp_path / upload.MARKS[0]
+    path = tmp_path / upload.MANIFESTS[0]
     with path.open("wb") as file:
-        file.truncate(3 * upload.MAX_MARK_BYTES)
+        file.truncate(3 * upload.MAX_MANIFEST_BYTES)
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read whole"))
-    assert upload._name_in({upload.MARKS[0]: path}) == ""
+    assert upload.name_in({upload.MANIFESTS[0]: path}) == ""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from vits_prune.cli.export_command import FORMAT_NAMES, PRECISION_NAMES
 from vits_prune.cli.options import Progress
 from vits_prune.errors import InputError
+from vits_prune.progress import Progress as Listened
 
 if TYPE_CHECKING:
     from vits_prune.ship.bundle import Bundle
-    from vits_prune.ship.hub_push import Destination
+    from vits_prune.ship.hub_destination import Destination
     from vits_prune.ship.licence import Licence
     from vits_prune.voices.voice import Voice
 
@@ -248,7 +249,7 @@ def _destination(options: argparse.Namespace) -> Destination:
     Raises:
         InputError: nobody is logged in, there are no rights, or something else is there.
     """
-    from vits_prune.ship.hub_push import check_destination
+    from vits_prune.ship.hub_destination import check_destination
 
     place = check_destination(options.repo)
     if place.holds == "other" and not options.replace:
@@ -369,10 +370,10 @@ def _send(bundle: Bundle, place: Destination, options: argparse.Namespace) -> No
     with Progress() as tell:
         arrived = False
 
-        def on_progress(done: int, total: int) -> None:
+        def listen(message: str, fraction: float) -> None:
             nonlocal arrived
-            arrived = done >= total
-            tell(f"sending {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / max(1, total))
+            arrived = fraction >= 1
+            tell(message, fraction)
 
         try:
             pushed = push_folder(
@@ -380,7 +381,7 @@ def _send(bundle: Bundle, place: Destination, options: argparse.Namespace) -> No
                 place.repo_id,
                 private=options.private,
                 replace=options.replace,
-                on_progress=on_progress,
+                progress=Listened(listen),
             )
         except KeyboardInterrupt as error:
             if not arrived:

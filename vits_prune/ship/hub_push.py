@@ -1,22 +1,35 @@
-"""A folder -> a model repository of the Hugging Face hub, in one commit: all of it is published or nothing is."""
+"""A folder -> a model repository of the Hugging Face hub, in one commit.
+
+huggingface_hub does the work: `preupload_lfs_files` sends what the hub keeps outside git, and
+`create_commit` with `parent_commit` publishes. Not `upload_folder`, whose delete patterns could
+match files of somebody else. Own code is kept for what a caller is promised:
+
+- One commit or nothing, and every file is in it: a .gitignore in the repository, by which the hub
+  leaves files out without a word, is refused; if the answer to the commit is lost, the hub is asked
+  whether it was made.
+- Nobody's files are removed: a record in the repository says what the last push put there.
+- No token in a message: errors are put in our own words (voices/hub_errors.py).
+- A push that was cut off can be repeated, and it can be cancelled at any moment before the commit
+  (hub_transfer.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import HubError
+from vits_prune.files import sha256_of
+from vits_prune.progress import SILENT, Progress
 from vits_prune.ship.hub_destination import (
-    LOOK_SECONDS,
-    MARKS,
-    MAX_MARK_BYTES,
+    MANIFESTS,
+    MAX_MANIFEST_BYTES,
     RECORD,
-    Destination,
     Place,
-    check_destination,
     files_of_earlier_push,
     look,
     pushable_files,
@@ -25,15 +38,11 @@ from vits_prune.ship.hub_destination import (
     small_file,
     voice_named_in,
 )
-from vits_prune.ship.hub_transfer import CountedFile, Meter, Progress, offers_xet, send_large
+from vits_prune.ship.hub_transfer import CountedFile, Meter, counted, offers_chunks, send_in_chunks
 from vits_prune.voices.hub_errors import PushStalled, PushState, plain_push_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
-    from huggingface_hub.hf_api import ModelInfo
-
-__all__ = ["Destination", "Pushed", "check_destination", "push_folder"]
-
 
 _PLAIN_WEIGHTS = (
     "model.safetensors",
@@ -41,6 +50,8 @@ _PLAIN_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_LARGE = (".safetensors", ".onnx", ".wav", ".png")
+"""Kinds of files that the hub keeps outside git."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +61,11 @@ class Pushed:
     repo_id: str
     url: str
     commit: str
-    """The commit that holds the voice now, of 40 hexadecimal digits."""
+    """The commit that holds the voice now, 40 hexadecimal digits."""
     files: int
     """Files of the folder that the commit holds."""
     bytes_sent: int
-    """Bytes of large files sent by this push; those that an interrupted push had sent already are not sent again."""
+    """Bytes of large files that this push sent, without those that were on the hub already."""
 
 
 def push_folder(
@@ -65,66 +76,51 @@ def push_folder(
     private: bool = False,
     replace: bool = False,
     message: str = "Voice from vits_prune",
-    on_progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Pushed:
-    """Publish a folder that `save_voice` or `export_voice` wrote, with what lies beside it, in one commit on the main branch.
+    """Publish a folder that `save_voice` or `export_voice` wrote, in one commit on the main branch.
 
-    Large files are sent first and seen by nobody; then one commit names all files, takes away those of the earlier push that this one
-    lacks, and is refused by the hub where the repository was changed meanwhile. A push that is cut off is repeated as it is: files (with
-    xet, chunks) that had arrived are not sent again. A repository that it made stays, empty; none is ever deleted.
+    Large files are sent first and seen by nobody. Then one commit names all files, takes away those
+    of the earlier push that this one lacks, and is refused by the hub if the repository was changed
+    meanwhile. A push that is cut off is repeated as it is: what had arrived is not sent again. A
+    repository that it made stays, empty; none is ever deleted.
 
     Args:
-        folder: files in it and one level below are pushed; hidden ones are left out, pickles and links that lead outside refused.
-        repo: "name" (a repository of one's own), "owner/name" or the address of a model's page; made where it does not exist.
-        token: access token with write permission; None for the usual one (HF_TOKEN or `hf auth login`), False for none.
-        private: make a new repository private. An existing one keeps what it is, and is refused where it is public.
-        replace: push to a repository that holds something else or another voice, too. Of what vits_prune did not push only files of the
-            same names are written over; none is ever deleted.
+        folder: files in it and one level below are pushed; hidden ones are left out, pickles and
+            links that lead outside refused.
+        repo: "name" (a repository of one's own), "owner/name" or the address of a model's page;
+            made if it does not exist.
+        token: access token with write permission; None for the usual one (HF_TOKEN or
+            `hf auth login`), False for none.
+        private: make a new repository private. An existing one stays as it is, and is refused if it
+            is public.
+        replace: push to a repository that holds something else or another voice, too. Of what
+            vits_prune did not push, only files of the same names are written over.
         message: title of the commit.
-        on_progress: told several times a second in the calling thread, with bytes of all files; it may raise to cancel, and nothing is
-            published then. It is not called once the commit is being made.
+        progress: bytes of all files, several times a second in the calling thread; nothing is
+            published if it is cancelled. It is silent once the commit is being made.
 
     Raises:
-        InputError: see `check_destination`; the folder is no voice or holds something that is not pushed; the repository holds something
-            else or another voice, is public, or was changed meanwhile; the connection was lost. Nothing was published then; where only the
-            answer to the commit was lost and the hub cannot be asked any more, the sentence says that it is not known.
+        InputError: see `check_destination`; the folder is no voice or holds something that is not
+            pushed; the repository holds something else or another voice, is public, or was changed
+            meanwhile; the connection was lost. Nothing was published then. If only the answer to
+            the commit was lost and the hub cannot be asked, the message says that it is not known.
     """
     files = pushable_files(folder)
     state = PushState(shown(repo))
-    meter = Meter(sum(path.stat().st_size for path in files.values()), on_progress, state)
-    with plain_push_errors(state), ExitStack() as opened:
+    meter = Meter(sum(path.stat().st_size for path in files.values()), progress, state)
+    with plain_push_errors(state):
         place = look(repo, token, state, meter)
         _require_willing(place, state, private, replace)
         if not replace:
-            place.destination.require_same(_name_in(files) or place.destination.voice)
-        meter.tell()
+            place.destination.require_same(name_in(files) or place.destination.voice)
+        meter.report()
         if not place.destination.exists:
             place = _create(place, state, meter, private)
         state.step = "send"
-        old = meter.wait(lambda: _earlier_files(place))
-        _require_readable(place, files, old, state)
-        additions = meter.wait(lambda: _additions(files, place, meter, opened))
-        meter.wait(lambda: send_large(place.api, state.repo_id, additions, meter))
-        _require_all(additions, state)
-        for name, path in files.items():
-            meter.arrived(name, path.stat().st_size)
-        meter.tell()  # the last moment to cancel
-        state.step = "commit"
-        commit = _commit(
-            place,
-            additions,
-            sorted(old - {addition.path_in_repo for addition in additions}),
-            message,
-            meter,
-            state,
-        )
-    return Pushed(
-        place.destination.repo_id,
-        place.destination.url,
-        commit,
-        len(files),
-        sum(meter.sent.values()),
-    )
+        commit = _send(files, place, meter, message)
+    sent = sum(meter.sent.values())
+    return Pushed(place.destination.repo_id, place.destination.url, commit, len(files), sent)
 
 
 def _require_willing(place: Place, state: PushState, private: bool, replace: bool) -> None:
@@ -132,44 +128,25 @@ def _require_willing(place: Place, state: PushState, private: bool, replace: boo
     destination = place.destination
     if destination.holds == "other" and not replace:
         raise state.refusal(
-            f"{destination.repo_id} holds something else than a voice of vits_prune: choose another name, or push with replace "
-            "(--replace), which writes over files of the same names and leaves the others"
+            f"{destination.repo_id} holds something else than a voice of vits_prune: choose "
+            "another name, or push with replace (--replace), which writes over files of the same names and "
+            "leaves the others"
         )
     if destination.exists and private and not destination.private:
         raise state.refusal(
-            f"{destination.repo_id} is public: make it private at {destination.url}/settings first, choose another name, or push without "
-            "private"
+            f"{destination.repo_id} is public: make it private at {destination.url}/settings "
+            "first, choose another name, or push without private"
         )
 
 
-def _name_in(files: dict[str, Path]) -> str:
-    """The name of the voice that is pushed, "" where its files are too long to be asked."""
-    return next(
-        filter(None, (voice_named_in(_beginning(files[mark])) for mark in MARKS if mark in files)),
-        "",
-    )
-
-
-def _beginning(path: Path) -> bytes:
-    """As much of a file as shows whether it is too long to be one of MARKS."""
-    with path.open("rb") as file:
-        return file.read(MAX_MARK_BYTES + 1)
-
-
-def _require_readable(
-    place: Place, files: dict[str, Path], old: set[str], state: PushState
-) -> None:
-    """Refuse a voice beside plain weights that stay: other programs would go on loading those, with this voice's files around them."""
-    stays = [
-        name
-        for name in _PLAIN_WEIGHTS
-        if name in place.files and name not in files and name not in old
-    ]
-    if stays and _PLAIN_WEIGHTS[0] not in files:
-        raise state.refusal(
-            f"{state.repo_id} holds {stays[0]}, which other programs would go on loading in place of this voice: delete it there first, "
-            "push the voice dense, or choose another name"
-        )
+def name_in(files: Mapping[str, Path]) -> str:
+    """Return the name of the voice that is pushed, "" if its files are too long to be read."""
+    for name in MANIFESTS:
+        if name in files:
+            with files[name].open("rb") as file:
+                if found := voice_named_in(file.read(MAX_MANIFEST_BYTES + 1)):
+                    return found
+    return ""
 
 
 def _create(place: Place, state: PushState, meter: Meter, private: bool) -> Place:
@@ -177,127 +154,141 @@ def _create(place: Place, state: PushState, meter: Meter, private: bool) -> Plac
     state.step = "create"
     meter.wait(lambda: place.api.create_repo(state.repo_id, private=private))
     state.created, state.step = True, "send"
-    info = meter.wait(
-        lambda: place.api.model_info(state.repo_id, files_metadata=True, timeout=LOOK_SECONDS)
-    )
-    destination = Destination(
-        state.repo_id, place.destination.url, state.user, True, bool(info.private), ""
-    )
+    info = meter.wait(lambda: place.look_again())
     if private and not info.private:
         raise state.refusal(
-            f"Hugging Face made {state.repo_id} public though it was to be private: make it private at {destination.url}/settings"
+            f"Hugging Face made {state.repo_id} public though it was to be private: make it "
+            f"private at {place.destination.url}/settings"
         )
-    return Place(destination, place.api, info)
+    return replace(
+        place,
+        destination=replace(place.destination, exists=True, private=bool(info.private)),
+        info=info,
+    )
+
+
+def _send(files: dict[str, Path], place: Place, meter: Meter, message: str) -> str:
+    """Send what the hub lacks and publish it; the commit that holds it all."""
+    state = meter.state
+    old = meter.wait(lambda: _earlier_files(place))
+    stays = [name for name in _PLAIN_WEIGHTS if name in place.files.keys() - files.keys() - old]
+    if stays and _PLAIN_WEIGHTS[0] not in files:
+        raise state.refusal(
+            f"{state.repo_id} holds {stays[0]}, which other programs would go on loading in place "
+            "of this voice: delete it there first, push the voice dense, or choose another name"
+        )
+    contents: dict[str, Path | bytes] = {RECORD: record_of(files), **files}
+    removed = sorted(old - contents.keys())
+    new = {name: one for name, one in contents.items() if not _is_there(place.files, name, one)}
+    with ExitStack() as opened:
+        additions = meter.wait(lambda: _sent(new, place, meter, opened))
+        ignored = [one.path_in_repo for one in additions if getattr(one, "_should_ignore", False)]
+        if ignored:  # huggingface_hub keeps what the hub answered there, and says it nowhere else
+            raise state.refusal(
+                f"The .gitignore of {state.repo_id} leaves out {ignored[0][:80]!r}: remove it "
+                "there and push again"
+            )
+        for name, path in files.items():
+            meter.arrived(name, path.stat().st_size)
+        meter.report()  # the last moment to cancel
+        state.step = "commit"
+        if place.info is not None and not additions and not removed:
+            return str(place.info.sha)
+        return _commit(additions, contents, removed, place, meter, message)
 
 
 def _earlier_files(place: Place) -> set[str]:
     """The files that an earlier push left there."""
-    record, manifest = (small_file(place, name) for name in (RECORD, MARKS[0]))
+    record, manifest = (small_file(place, name) for name in (RECORD, MANIFESTS[0]))
     return files_of_earlier_push(place.files, record, manifest)
 
 
-def _additions(
-    files: dict[str, Path], place: Place, meter: Meter, opened: ExitStack
+def _is_there(held: Mapping[str, Any], name: str, content: Path | bytes) -> bool:
+    """Whether a repository has this file with this content."""
+    found = held.get(name)
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    if found is None or found.size != size:
+        return False
+    if found.lfs:
+        return isinstance(content, Path) and found.lfs.sha256 == sha256_of(content)
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return found.blob_id == hashlib.sha1(b"blob %d\0" % size + data).hexdigest()
+
+
+def _sent(
+    contents: Mapping[str, Path | bytes], place: Place, meter: Meter, opened: ExitStack
 ) -> list[CommitOperationAdd]:
-    """What the commit will add: files opened for plain HTTP, or named for xet, and the record."""
+    """Send those files that the hub does not keep in git; what the commit will add."""
     from huggingface_hub import CommitOperationAdd
 
-    xet = offers_xet(place.api, place.destination.repo_id)
-    additions = [CommitOperationAdd(RECORD, record_of(files))]
-    for name, path in files.items():
-        source = (
-            str(path.resolve())
-            if xet
-            else opened.enter_context(CountedFile(str(path), name, meter))
-        )
+    files = {name: one for name, one in contents.items() if isinstance(one, Path)}
+    in_chunks = bool(files) and offers_chunks(place.api, place.destination.repo_id)
+    additions, read = [], []
+    for name, one in contents.items():
+        source: Any = one.resolve() if isinstance(one, Path) else one
+        if name in files and not in_chunks:
+            source = opened.enter_context(CountedFile(files[name], name, meter))
+            read.append(source)
         additions.append(CommitOperationAdd(name, source))
+    large = {name: files[name] for name in files if files[name].suffix in _LARGE}
+    if in_chunks:
+        send_in_chunks(place.api, place.destination.repo_id, large, meter)
+    # One call for each large file: several in one would be sent by threads that outlive a cancel.
+    calls = [[one] for one in additions if one.path_in_repo in large]
+    calls.append([one for one in additions if one.path_in_repo not in large])
+    with counted(read):
+        for call in filter(None, calls):
+            place.api.preupload_lfs_files(
+                place.destination.repo_id, call, revision="main", num_threads=1, free_memory=False
+            )
     return additions
 
 
-def _require_all(additions: list[CommitOperationAdd], state: PushState) -> None:
-    """Refuse to publish a part: the hub would leave out what a .gitignore of the repository names, without a word."""
-    ignored = [
-        addition.path_in_repo
-        for addition in additions
-        if getattr(addition, "_should_ignore", False)
-    ]
-    if ignored:
-        raise state.refusal(
-            f"The .gitignore of {state.repo_id} leaves out {ignored[0][:80]!r}: remove it there and push again"
-        )
-
-
 def _commit(
-    place: Place,
     additions: list[CommitOperationAdd],
-    old: list[str],
-    message: str,
+    contents: Mapping[str, Path | bytes],
+    removed: list[str],
+    place: Place,
     meter: Meter,
-    state: PushState,
+    message: str,
 ) -> str:
-    """Publish: one commit, on top of the one that was looked at. Gives its hash."""
-    from huggingface_hub import CommitOperationDelete
+    """Publish on top of the commit that was looked at; its hash.
 
-    parent = place.info.sha if place.info else None
-    operations = [*additions, *(CommitOperationDelete(name, is_folder=False) for name in old)]
-    title = " ".join(str(message).split())[:200] or "Voice from vits_prune"
+    If the answer is lost, ask the hub whether the commit was made.
+    """
+    import httpx2
+    from huggingface_hub import CommitOperationDelete
+    from huggingface_hub.errors import HfHubHTTPError
+
+    operations = [*additions, *(CommitOperationDelete(name, is_folder=False) for name in removed)]
+    repo_id = place.destination.repo_id
 
     def publish() -> str:
         made = place.api.create_commit(
-            state.repo_id, operations, commit_message=title, revision="main", parent_commit=parent
+            repo_id,
+            operations,
+            commit_message=" ".join(str(message).split())[:200] or "Voice from vits_prune",
+            revision="main",
+            parent_commit=place.info.sha if place.info else None,
         )
         return str(made.oid)
 
-    with _told_whether_it_landed(place, additions, old, meter, state) as landed:
-        landed.append(meter.wait(publish, listen=False))
-    return landed[0]
-
-
-@contextmanager
-def _told_whether_it_landed(
-    place: Place,
-    additions: list[CommitOperationAdd],
-    old: list[str],
-    meter: Meter,
-    state: PushState,
-) -> Iterator[list[str]]:
-    """Where the answer to a commit is lost, ask the hub whether it was made."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
-    landed: list[str] = []
     try:
-        yield landed
+        return meter.wait(publish, listen=False)
     except (httpx2.TransportError, HfHubHTTPError, PushStalled) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise
         try:
-            info = meter.wait(
-                lambda: place.api.model_info(
-                    state.repo_id, revision="main", files_metadata=True, timeout=LOOK_SECONDS
-                ),
-                listen=False,
-            )
+            info = meter.wait(lambda: place.look_again(), listen=False)
         except Exception:
             raise HubError(
-                f"The connection was lost at the last step, so it is not known whether {state.repo_id} has the voice: look at "
-                f"{place.destination.url}, and push again where it has not, which sends only what is missing."
+                "The connection was lost at the last step, so it is not known whether "
+                f"{repo_id} has the voice: look at {place.destination.url}, and push again if it "
+                "has not, which sends only what is missing."
             ) from error
-        if not _holds_all(info, additions, old):
+        held = replace(place, info=info).files
+        if set(removed) & held.keys() or not all(
+            _is_there(held, name, one) for name, one in contents.items()
+        ):
             raise
-        landed.append(str(info.sha))
-
-
-def _holds_all(info: ModelInfo, additions: list[CommitOperationAdd], old: list[str]) -> bool:
-    """Whether a repository has exactly the files that a commit was to leave there."""
-    found = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-    if any(name in found for name in old):
-        return False
-    for addition in additions:
-        sibling = found.get(addition.path_in_repo)
-        if sibling is None:
-            return False
-        has = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-        if has != addition._local_oid:
-            return False
-    return True
+        return str(info.sha)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vits_prune import forks
 from vits_prune.errors import InputError, LoginError, UnmeasurableError
+from vits_prune.progress import Progress
 from vits_prune.ship.formats import FORMATS, export_voice, file_stem
 from vits_prune.studio.jobs import Doing, Stopped, in_background
 from vits_prune.studio.workbench import Request
@@ -375,7 +376,8 @@ def _push(
     tell: Tell,
 ) -> Published:
     from vits_prune.ship.bundle import write_bundle
-    from vits_prune.ship.hub_push import check_destination, push_folder
+    from vits_prune.ship.hub_destination import check_destination
+    from vits_prune.ship.hub_push import push_folder
 
     tell("asking the hub", 0.0)
     with _for_visitors(parcel.repo):
@@ -418,20 +420,15 @@ def _push(
                 progress=lambda what, share: tell(what, begun + (_BUNDLING - begun) * share),
             )  # fmt: skip
 
-        def sending(done: int, of: int) -> None:
-            tell(
-                f"sending {done / 1e6:.0f} of {of / 1e6:.0f} MB",
-                _BUNDLING + (1 - _BUNDLING) * done / max(1, of),
-            )
-
-        sending(0, 0)
+        sending = Progress.of(tell).part(_BUNDLING, 1.0)
+        sending.report("sending", 0.0)
         with _for_visitors(destination.repo_id):
             pushed = push_folder(
                 bundle.folder,
                 destination.repo_id,
                 token=token,
                 private=parcel.private,
-                on_progress=sending,
+                progress=sending,
             )
     return Published(pushed, why_not)
 

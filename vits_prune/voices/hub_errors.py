@@ -123,10 +123,6 @@ class PushStopped(Exception):
     """The caller of a push has gone: what still reads a file for it ends here."""
 
 
-class FileRefused(Exception):
-    """The hub does not take a file; its own words."""
-
-
 class UnreadableAnswer(Exception):
     """The hub's answer lacks what this package needs of it."""
 
@@ -188,7 +184,7 @@ def plain_push_errors(state: PushState) -> Iterator[None]:
         )
         found = _push_error(state, cause)
         if found is None:
-            raise
+            raise cause from cause.__cause__
         kind, what = found
         raise state.refusal(what, kind) from error
 
@@ -235,11 +231,6 @@ def _push_error(state: PushState, cause: Exception) -> tuple[type[InputError], s
         return (
             HubError,
             f"Hugging Face does not accept the front matter of README.md ({said}): correct it and push again",
-        )
-    if isinstance(cause, FileRefused):
-        return (
-            HubError,
-            f"Hugging Face does not take a file of {repo_id} (it says: {_one_line(str(cause))}): push again later",
         )
     if isinstance(cause, _xet_login_errors()):
         who = state.user or "this token"
