@@ -7,14 +7,14 @@ import json
 
 import pandas as pd
 import pytest
+from vits_prune.ui.heat import EMPTY, heat_value
+from vits_prune.ui.sensitivity import sensitivity_steps
 
 from tests.ui.test_evidence import request_  # noqa: F401 (a fixture)
 from vits_prune import PARTS, PruneSpec, measure_sparsity, prune
 from vits_prune.errors import InputError
 from vits_prune.study.evaluation import Settings, evaluate_against, prepare_reference
 from vits_prune.study.knee import compared
-from vits_prune.ui.heat import EMPTY, heat_value
-from vits_prune.ui.sensitivity import sensitivity_steps
 
 FAMILIES = ["rhythm", "loudness"]
 

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from vits_prune.studio.forecast import forecast_words
 
 from tests.voices import piper_factory
 from vits_prune import PruneSpec, prune, speak
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
 from vits_prune.pruning.prune import prune_steps
-from vits_prune.studio.forecast import forecast_words
 from vits_prune.studio.jobs import Doing
 from vits_prune.studio.workbench import Request, Spoken, Workbench
 from vits_prune.ui import controls, events, flip, hearing, page, steps

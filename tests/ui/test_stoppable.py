@@ -8,9 +8,9 @@ import threading
 
 import gradio as gr
 import pytest
+from vits_prune.ui.stoppable import Halts, haltable, stoppable
 
 from vits_prune.errors import InputError
-from vits_prune.ui.stoppable import Halts, haltable, stoppable
 
 
 def test_the_steps_come_in_order():

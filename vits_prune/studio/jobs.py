@@ -1,77 +1,207 @@
-"""Long work in a thread, told step by step, that stops where it next says how far it is once nobody listens any more."""
+"""Jobs: long work in a thread that reports, can be cancelled, and gets a GPU where a Space lends one."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import contextvars
+import functools
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from vits_prune import forks
+from vits_prune.progress import Progress
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
 HEARTBEAT_SECONDS = 0.3
+_LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Doing:
-    """A step is under way."""
+class Update:
+    """What a job is doing, and the fraction that is done, 0 to 1."""
 
-    what: str
-    share: float
-    """How much is done, 0 to 1."""
+    message: str
+    fraction: float
 
-
-class Stopped(Exception):
-    """Raised inside the work when the listener has gone."""
+    def __str__(self) -> str:
+        return f"{self.message} … {100 * self.fraction:.0f}%"
 
 
-def in_background(work: Callable[[Callable[[str, float], None]], T]) -> Iterator[Doing | T]:
-    """Run `work(tell)` in a thread: yields a Doing whenever it tells something new, and its result last.
+@dataclass(frozen=True)
+class _Ended:
+    error: BaseException | None = None
 
-    While nothing new is told the last Doing comes again every HEARTBEAT_SECONDS, for it can be closed only when it has just yielded.
-    Closing it (Gradio does on cancel) makes the next `tell` raise Stopped inside the work.
 
-    Raises:
-        Exception: whatever the work raised.
-    """
-    told: queue.Queue[Doing | None] = queue.Queue()
-    stop, outcome = threading.Event(), {}
-
-    def tell(what: str, share: float) -> None:
-        if stop.is_set():
-            raise Stopped
-        told.put(Doing(what, share))
+def _start(
+    work: Callable[[Progress], Generator[T, None, None]], put: Callable[[Update | T | _Ended], Any]
+) -> threading.Event:
+    """Run a generator function in a thread; set the returned event to cancel it."""
+    cancelled = threading.Event()
+    progress = Progress(lambda message, done: put(Update(message, done)), cancelled.is_set)
 
     def run() -> None:
+        error = None
         try:
-            outcome["result"] = work(tell)
-        except BaseException as error:
-            outcome["error"] = error
-        told.put(None)
+            with contextlib.closing(work(progress)) as found:
+                for one in found:
+                    put(one)
+                    progress.raise_if_cancelled()
+        except BaseException as raised:
+            error = raised
+        put(_Ended(error))
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    context = contextvars.copy_context()  # where ZeroGPU finds whose request it is
+    threading.Thread(target=context.run, args=(run,), daemon=True).start()
+    return cancelled
+
+
+async def stream(
+    work: Callable[[Progress], Generator[T, None, None]],
+    unwanted: Callable[[], bool] = lambda: False,
+) -> AsyncIterator[Update | T]:
+    """Run a generator function in a thread; yield its Updates and what it yields.
+
+    It ends at once when it is closed, or when `unwanted` says so: the thread is left to itself and
+    stops at its next report.
+
+    Raises:
+        Exception: what the work raised.
+    """
+    loop, news, is_news = asyncio.get_running_loop(), deque[Any](), asyncio.Event()
+
+    def put(one: Update | T | _Ended) -> None:
+        news.append(one)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            loop.call_soon_threadsafe(is_news.set)
+
+    cancelled = _start(work, put)
     try:
-        yield from _heard(told)
-        thread.join()
+        while not unwanted():
+            if not news:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(is_news.wait(), _LOOK_SECONDS)
+                is_news.clear()
+                continue
+            one = news.popleft()
+            if isinstance(one, _Ended):
+                if one.error:
+                    raise one.error
+                return
+            if not (isinstance(one, Update) and news):  # only the last of several Updates matters
+                yield one
     finally:
-        stop.set()  # whoever closes this must not wait: Gradio does it on its event loop
-    if "error" in outcome:
-        raise outcome["error"]
-    yield outcome["result"]
+        cancelled.set()
 
 
-def _heard(told: queue.Queue[Doing | None]) -> Iterator[Doing]:
-    """What was told last, again and again while nothing new is, until the work has ended."""
-    last = Doing("at work", 0.0)
-    while True:
-        try:
-            step = told.get(timeout=HEARTBEAT_SECONDS)
-            while step is not None and not told.empty():
-                step = told.get()
-        except queue.Empty:
-            step = last
-        if step is None:
+def in_background(work: Callable[[Progress], T]) -> Iterator[Update | T]:
+    """Run `work(progress)` in a thread: yield its Updates, and its result last.
+
+    The last Update comes again every HEARTBEAT_SECONDS, because a generator can be closed only
+    when it has just yielded. Closing it cancels the work at its next report.
+
+    Raises:
+        Exception: what the work raised.
+    """
+
+    def once(progress: Progress) -> Generator[T, None, None]:
+        yield work(progress)
+
+    news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    cancelled, one = _start(once, news.put), Update("at work", 0.0)
+    try:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                one = news.get(timeout=HEARTBEAT_SECONDS)
+                while isinstance(one, Update) and not news.empty():
+                    one = news.get()
+            if isinstance(one, _Ended):
+                if one.error:
+                    raise one.error
+                return
+            yield one
+            if not isinstance(one, Update):
+                return
+    finally:
+        cancelled.set()  # without waiting: Gradio closes generators on its event loop
+
+
+def follow(found: Iterator[Update | T], progress: Progress) -> T:
+    """Report the Updates of a job; return its result."""
+    result: Any = None
+    with contextlib.closing(found):  # type: ignore[type-var]  # every job is a generator
+        for one in found:
+            if isinstance(one, Update):
+                progress.report(one.message, one.fraction)
+            else:
+                result = one
+    return result
+
+
+class Tickets:
+    """Which runs are not wanted any more, by their tickets. The oldest are forgotten."""
+
+    _MOST, _LONGEST = 10_000, 64
+
+    def __init__(self) -> None:
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._lock = forks.Lock()
+
+    def cancel(self, ticket: object) -> None:
+        """Ask the run of a ticket to end; ignore what cannot be a ticket."""
+        if not isinstance(ticket, str) or not 0 < len(ticket) <= self._LONGEST:
             return
-        yield step
-        last = step
+        with self._lock:
+            self._cancelled[ticket] = None
+            while len(self._cancelled) > self._MOST:
+                self._cancelled.popitem(last=False)
+
+    def __contains__(self, ticket: object) -> bool:
+        return isinstance(ticket, str) and ticket in self._cancelled
+
+
+# ZeroGPU
+
+
+def on_zero_gpu(seconds: int) -> Callable[[F], F]:
+    """Return `spaces.GPU(duration=seconds)` where the `spaces` package is installed.
+
+    On ZeroGPU the decorated generator function runs in a forked worker: its arguments and results
+    must pickle, and what it remembers stays there.
+    """
+    try:
+        import spaces
+    except ImportError:
+        return lambda function: function
+    return spaces.GPU(duration=seconds)
+
+
+def on_gpu(seconds: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Decorate `function(*arguments, progress)`: on ZeroGPU it runs in a worker that has a GPU."""
+
+    def decorate(function: Callable[..., T]) -> Callable[..., T]:
+        @on_zero_gpu(seconds)
+        def in_worker(*arguments: Any) -> Iterator[Update | T]:
+            yield from in_background(lambda progress: function(*arguments, progress))
+
+        @functools.wraps(function)
+        def run(*arguments: Any) -> T:
+            if not calls_are_limited():
+                return function(*arguments)
+            *others, progress = arguments
+            return follow(in_worker(*others), progress)
+
+        return run
+
+    return decorate
+
+
+def calls_are_limited() -> bool:
+    """Return whether a decorated call may only take so long: on ZeroGPU."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")

@@ -1,45 +1,57 @@
-"""What can be set about pruning: the components, which of them apply, and the PruneSpec that they make."""
+"""What can be set: the page's left half, and which of its controls apply."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from vits_prune.errors import InputError
+from vits_prune.progress import Progress
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
 from vits_prune.pruning.shape import Shape, sizes_of
 from vits_prune.pruning.spec import MAX_AMOUNT, PruneSpec
 from vits_prune.pruning.structured.shrink import shape_for
-from vits_prune.studio.workbench import MAX_STEPS
+from vits_prune.studio import workbench
+from vits_prune.studio.descriptions import method_words, readout, voice_words
+from vits_prune.studio.request import (
+    ALL,
+    COUNTED,
+    LEVERS,
+    MAX_STEPS,
+    NOTHING,
+    PATTERNS,
+    PRUNING,
+    spec_of,
+)
 from vits_prune.study.tables import PART_NAMES
+from vits_prune.synthesis.speak import MAX_SEED
+from vits_prune.ui.events import Page
+from vits_prune.voices.load import EMBEDDED
 from vits_prune.voices.voice import PARTS, Voice
 
-_COUNTED = ("branches", "encoder_layers", "flows")
-LEVERS = ("decoder_width", "resblock_width", "ffn_width", *_COUNTED)
-NAMES = (
-    "method",
-    "scope",
-    "amount",
-    "parts",
-    "protect",
-    "floor",
-    "pattern",
-    "steps",
-    "schedule",
-    "by_lever",
-    *LEVERS,
-    "importance",
-)
-"""The controls, in the order of `spec_of`."""
-PATTERNS = {"2:4": 0.5, "4:8": 0.5}
-NOTHING, ALL = "nothing", 0
-"""How "protect nothing" and "leave all layers" stand in the controls."""
+VOICES = [
+    EMBEDDED,
+    "facebook/mms-tts-eng",
+    "facebook/mms-tts-deu",
+    "facebook/mms-tts-fra",
+    "facebook/mms-tts-spa",
+    "kakao-enterprise/vits-ljs",
+    "kakao-enterprise/vits-vctk",
+]
+EXAMPLES = [
+    "The birch canoe slid on the smooth planks.",
+    "Glue the sheet to the dark blue background.",
+    "These days a chicken leg is a rare dish. Rice is often served in round bowls.",
+    "The juice of lemons makes fine punch, and four hours of steady work faced us.",
+]
+LOADED = ("voice", "speaker", *PRUNING)
+VOICE_SHOWN = ("facts", "speaker", "readout")
+"""What loading a voice reads and shows."""
 _COUNTS = [("all", ALL), *((str(count), count) for count in range(1, 13))]
-PROTECTABLE = (
+_PROTECTABLE = [
     NOTHING,
     "duration_predictor",
     "decoder.conv_post",
@@ -48,11 +60,19 @@ PROTECTABLE = (
     "text_encoder.encoder.layers.0",
     "flow.flows.*.conv_pre",
     "flow.flows.*.conv_post",
-)
-SLOW = "It listens to the voice first: 10 to 60 seconds once, less for another amount."
-PATTERN_WORDS = (
-    "At most {keep} of every {of} neighbouring input channels stay, in every layer: the amount is {amount:.0%}. NVIDIA GPUs from Ampere on "
-    "(A100, RTX 30 and later) have sparse tensor cores that {gain}; a CPU gains nothing."
+]
+_LEVER_WORDS = {
+    "decoder_width": "Decoder width",
+    "resblock_width": "Width inside the residual blocks",
+    "ffn_width": "Feed-forward width",
+    "branches": "Residual branches a decoder stage",
+    "encoder_layers": "Encoder layers",
+    "flows": "Coupling layers of the flow",
+}
+_PATTERN_WORDS = (
+    "At most {keep} of every {of} neighbouring input channels stay, in every layer: the amount is"
+    " {amount:.0%}. NVIDIA GPUs from Ampere on (A100, RTX 30 and later) have sparse tensor cores"
+    " that {gain}; a CPU gains nothing."
 )
 _GAINS = {
     "2:4": "compute this at up to twice the speed",
@@ -60,8 +80,69 @@ _GAINS = {
 }
 
 
-def pruning_controls() -> dict[str, Any]:
-    """The components, by name."""
+# Components
+
+
+def control_components() -> dict[str, Any]:
+    """Make what the visitor sets, by name."""
+    made: dict[str, Any] = {}
+    made["voice"] = gr.Dropdown(
+        VOICES,
+        value=EMBEDDED,
+        allow_custom_value=True,
+        label="Voice",
+        info="The embedded voice, or any Hugging Face model of type VITS: owner/name or"
+        " owner/name@revision",
+        elem_id="voice",
+    )
+    made["facts"] = gr.Markdown("", elem_id="facts")
+    made["speaker"] = gr.Dropdown(
+        [], value=None, label="Speaker", visible=False, allow_custom_value=True, elem_id="speaker"
+    )
+    made["text"] = gr.Textbox(
+        EXAMPLES[0], label="Text", lines=3, max_lines=8, elem_id="text", info="Shift+Enter speaks"
+    )
+    with gr.Row():
+        made["speak"] = gr.Button("Speak with both", variant="primary", elem_id="speak", scale=3)
+        # The page's script presses "go" once the run before has ended.
+        made["go"] = gr.Button("Go", visible="hidden", elem_id="go")
+        made["stop"] = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
+    made |= _pruning_components()
+    made["timing"] = gr.Radio(
+        [
+            ("own: hear rhythm break", "own"),
+            ("locked: the original's, flip between the two", "locked"),
+        ],
+        value="locked",
+        label="Timing of the pruned voice",
+        elem_id="timing",
+    )
+    with gr.Accordion("Seed, speaking rate, noise", open=False):
+        made["seed"] = gr.Number(
+            0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed"
+        )
+        for name, label, limits in (
+            ("speaking_rate", "Speaking rate", "0.25 to 4"),
+            ("noise_scale", "Noise of the sound", "0 to 2"),
+            ("noise_scale_duration", "Noise of the rhythm", "0 to 2"),
+        ):
+            made[name] = gr.Number(
+                None, label=label, info=f"{limits}; empty: the voice's own", step=0.05
+            )
+    gr.Examples([[example] for example in EXAMPLES], inputs=[made["text"]], label="Examples")
+    with gr.Accordion("Upload a Piper voice", open=False):
+        made["upload"] = gr.File(
+            label="Its two files: .onnx and .onnx.json",
+            file_count="multiple",
+            file_types=[".onnx", ".json"],
+            elem_id="upload",
+            height=120,
+        )
+    made["ticket"] = gr.Textbox(visible="hidden", elem_id="ticket")  # of the run under way
+    return made
+
+
+def _pruning_components() -> dict[str, Any]:
     made: dict[str, Any] = {}
     made["method"] = gr.Dropdown(
         [(method.title, name) for name, method in METHODS.items()],
@@ -71,8 +152,9 @@ def pruning_controls() -> dict[str, Any]:
         filterable=False,
     )
     made["method_words"] = gr.Markdown(method_words("magnitude", "global"), elem_id="method-words")
+    more = {"sensitivity": " (calibrated: listens to the voice first)"}
     made["scope"] = gr.Radio(
-        _scope_choices(),
+        [(f"{name}: {words}{more.get(name, '')}", name) for name, words in SCOPES.items()],
         value="global",
         label="Scope: how the amount is shared out",
         elem_id="scope",
@@ -93,50 +175,9 @@ def pruning_controls() -> dict[str, Any]:
         elem_id="parts",
     )
     made["readout"] = gr.Markdown("Sparsity is shown once the voice is loaded.", elem_id="readout")
-    with gr.Accordion("More: protect, floor, pattern, steps", open=False, elem_id="more") as made[
-        "more"
-    ]:
-        made["protect"] = gr.Dropdown(
-            list(PROTECTABLE),
-            value=[],
-            multiselect=True,
-            allow_custom_value=True,
-            label="Leave alone",
-            info=_protect_info("magnitude"),
-            elem_id="protect",
-        )
-        made["pattern"] = gr.Radio(
-            [("none", ""), *((name, name) for name in PATTERNS)],
-            value="",
-            label="Pattern (N of every M stay)",
-            elem_id="pattern",
-        )
-        made["pattern_words"] = gr.Markdown("", visible=False, elem_id="pattern-words")
-        made["floor"] = gr.Slider(
-            0,
-            1,
-            value=0,
-            step=0.05,
-            label="Floor",
-            info="Share of its weights that every layer keeps at least",
-            elem_id="floor",
-        )
-        made["steps"] = gr.Slider(
-            1,
-            MAX_STEPS,
-            value=1,
-            step=1,
-            label="Steps",
-            info="Gradual pruning; each step can be heard",
-            elem_id="steps",
-        )
-        made["schedule"] = gr.Radio(
-            list(SCHEDULES),
-            value="cubic",
-            label="How the amount grows",
-            visible=False,
-            elem_id="schedule",
-        )
+    title = "More: protect, floor, pattern, steps"
+    with gr.Accordion(title, open=False, elem_id="more") as made["more"]:
+        made |= _more_components()
     made["importance"] = gr.Radio(
         [(f"{name.replace('_', ' ')}: {words}", name) for name, words in IMPORTANCES.items()],
         value="sensitivity",
@@ -144,264 +185,240 @@ def pruning_controls() -> dict[str, Any]:
         visible=False,
         elem_id="importance",
     )
-    with gr.Accordion(
-        "Levers: what of the structure stays", open=False, visible=False, elem_id="levers"
-    ) as made["levers"]:
+    title = "Levers: what of the structure stays"
+    with gr.Accordion(title, open=False, visible=False, elem_id="levers") as made["levers"]:
         made["by_lever"] = gr.Checkbox(
             False, label="Set each lever myself, instead of by the amount", elem_id="by-lever"
         )
-        for name, label in (
-            ("decoder_width", "Decoder width"),
-            ("resblock_width", "Width inside the residual blocks"),
-            ("ffn_width", "Feed-forward width"),
-        ):
-            made[name] = gr.Slider(
-                0.05,
-                1,
-                value=1,
-                step=0.05,
-                label=label,
-                visible=False,
-                elem_id=name.replace("_", "-"),
-            )
-        for name, label in (
-            ("branches", "Residual branches a decoder stage"),
-            ("encoder_layers", "Encoder layers"),
-            ("flows", "Coupling layers of the flow"),
-        ):
-            made[name] = gr.Dropdown(
-                _COUNTS,
-                value=ALL,
-                label=label,
-                visible=False,
-                filterable=False,
-                elem_id=name.replace("_", "-"),
+        for name, label in _LEVER_WORDS.items():
+            how = {"label": label, "visible": False, "elem_id": name.replace("_", "-")}
+            made[name] = (
+                gr.Dropdown(_COUNTS, value=ALL, filterable=False, **how)
+                if name in COUNTED
+                else gr.Slider(0.05, 1, value=1, step=0.05, **how)
             )
     return made
 
 
-def spec_of(
-    method: str,
-    scope: str,
-    amount: float,
-    parts: Any,
-    protect: Any = None,
-    floor: float | None = 0.0,
-    pattern: str | None = "",
-    steps: float | None = 1,
-    schedule: str = "cubic",
-    by_lever: bool = False,
-    decoder_width: float = 1.0,
-    resblock_width: float = 1.0,
-    ffn_width: float = 1.0,
-    branches: float | None = None,
-    encoder_layers: float | None = None,
-    flows: float | None = None,
-    importance: str = "sensitivity",
-) -> PruneSpec:
-    """The controls as one checked value; those that do not apply to the method have no say.
-
-    Raises:
-        InputError: one of them cannot be used.
-    """
-    plain = PruneSpec(method=method, scope=scope, amount=amount, parts=parts or ())
-    if METHODS[plain.method].structured:
-        counts = {"branches": branches, "encoder_layers": encoder_layers, "flows": flows}
-        widths = {
-            "decoder_width": decoder_width,
-            "resblock_width": resblock_width,
-            "ffn_width": ffn_width,
-        }
-        shape = (
-            Shape(**widths, **{name: _whole(count) for name, count in counts.items()})
-            if by_lever
-            else None
-        )
-        return dataclasses.replace(plain, shape=shape, importance=importance)
-    plain = dataclasses.replace(plain, protect=_protected(protect))
-    if pattern:  # it is the same in every layer: there is nothing to share out
-        return PruneSpec(method=method, scope="local", amount=PATTERNS.get(str(pattern), plain.amount), parts=plain.parts,
-                         protect=plain.protect, pattern=pattern)  # fmt: skip
-    return dataclasses.replace(
-        plain,
-        floor=0.0 if floor is None else floor,
-        steps=1 if steps is None else steps,
-        schedule=schedule if steps != 1 else "cubic",
-    )
-
-
-def _whole(count: Any) -> Any:
-    """A control's number as the whole number it is, None for all; Shape refuses any other."""
-    if count == ALL and not isinstance(count, bool):
-        return None
-    return (
-        int(count)
-        if isinstance(count, float) and math.isfinite(count) and count == int(count)
-        else count
-    )
-
-
-def _protected(names: Any) -> tuple[str, ...] | None:
-    """What the visitor protects, None for the method's own list.
-
-    Raises:
-        InputError: not a list of names, or "nothing" beside others.
-    """
-    if not names:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError("What to leave alone is a list of layers' names, or beginnings of them.")
-    found = tuple(dict.fromkeys(name.strip() for name in names))
-    if NOTHING in found and len(found) > 1:
-        raise InputError("Leave alone either nothing or the layers that you name, not both.")
-    return () if NOTHING in found else found
-
-
-def values_of(spec: PruneSpec) -> dict[str, Any]:
-    """How the controls stand for a spec."""
-    shape = spec.shape or Shape()
+def _more_components() -> dict[str, Any]:
     return {
-        "method": spec.method,
-        "scope": spec.scope,
-        "amount": spec.amount,
-        "parts": list(spec.parts),
-        "protect": [] if spec.protect is None else list(spec.protect) or [NOTHING],
-        "floor": spec.floor,
-        "pattern": spec.pattern,
-        "steps": spec.steps,
-        "schedule": spec.schedule,
-        "by_lever": spec.shape is not None,
-        "importance": spec.importance,
-        **(
-            {name: getattr(shape, name) for name in LEVERS if getattr(shape, name) is not None}
-            if spec.shape
-            else {}
+        "protect": gr.Dropdown(
+            _PROTECTABLE,
+            value=[],
+            multiselect=True,
+            allow_custom_value=True,
+            label="Leave alone",
+            info=_protect_info("magnitude"),
+            elem_id="protect",
+        ),
+        "pattern": gr.Radio(
+            [("none", ""), *((name, name) for name in PATTERNS)],
+            value="",
+            label="Pattern (N of every M stay)",
+            elem_id="pattern",
+        ),
+        "pattern_words": gr.Markdown("", visible=False, elem_id="pattern-words"),
+        "floor": gr.Slider(
+            0,
+            1,
+            value=0,
+            step=0.05,
+            label="Floor",
+            info="Share of its weights that every layer keeps at least",
+            elem_id="floor",
+        ),
+        "steps": gr.Slider(
+            1,
+            MAX_STEPS,
+            value=1,
+            step=1,
+            label="Steps",
+            info="Gradual pruning; each step can be heard",
+            elem_id="steps",
+        ),
+        "schedule": gr.Radio(
+            list(SCHEDULES),
+            value="cubic",
+            label="How the amount grows",
+            visible=False,
+            elem_id="schedule",
         ),
     }
 
 
-def arranged(
-    voice: Voice | None,
-    method: str,
-    scope: str,
-    pattern: str,
-    steps: float,
-    by_lever: bool,
-    levers: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
-    """What the controls show: only those that apply, and words that fit.
+# Events
 
-    Args:
-        voice: the loaded voice, None where there is none yet.
-        method: as the rest, how the control of that name stands.
-        levers: new values for the levers, None to leave them.
-    """
-    known = METHODS.get(method, METHODS["magnitude"])
-    pattern = pattern if pattern in PATTERNS and not known.structured else ""
-    mine = known.structured and by_lever is True
-    share = (
-        "Share of the channels of each chosen part that go"
-        if known.structured
-        else "Share of the weights that become zero"
+
+def wire_controls(demo: gr.Blocks, page: Page) -> None:
+    """Load the chosen voice, and keep the controls and the line under the slider up to date."""
+    loading = {"show_progress_on": [page["facts"]]}
+    load = page.event(load_voice, LOADED, VOICE_SHOWN, "load", **loading)
+    demo.load(**load)
+    page["voice"].change(**load)
+    page["upload"].upload(**page.event(keep_upload, ["upload"], ["voice", "upload"], "load"))
+    gr.on(
+        [page[name].change for name in PRUNING],
+        **page.event(
+            lambda values, token: {"readout": _readout(values, token)},
+            ["voice", *PRUNING],
+            ["readout"],
+            queue=True,
+            trigger_mode="always_last",
+            concurrency_limit=4,
+        ),
     )
-    amount: dict[str, Any] = {"info": share, "interactive": True, "visible": not mine}
-    words = ""
-    if pattern:
-        amount |= {
-            "info": f"{share}: set by the pattern",
-            "interactive": False,
-            "value": PATTERNS[pattern],
-        }
-        keep, _, of = pattern.partition(":")
-        words = PATTERN_WORDS.format(
-            keep=keep, of=of, amount=PATTERNS[pattern], gain=_GAINS[pattern]
-        )
-    return {
-        "method_words": method_words(method, "local" if pattern else scope),
-        "scope": gr.Radio(visible=not known.structured and not pattern),
-        "amount": gr.Slider(**amount),
-        "parts": gr.CheckboxGroup(visible=not mine),
-        "more": gr.Accordion(visible=not known.structured),
-        "protect": gr.Dropdown(info=_protect_info(method, bool(pattern))),
-        "pattern_words": gr.Markdown(words, visible=bool(pattern)),
-        "floor": gr.Slider(visible=not pattern),
-        "steps": gr.Slider(visible=not pattern),
-        "schedule": gr.Radio(visible=not pattern and isinstance(steps, (int, float)) and steps > 1),
-        "importance": gr.Radio(visible=known.structured),
-        "levers": gr.Accordion(visible=known.structured),
-        **{
-            name: _lever(name, mine and (voice is None or _has(voice, name)), levers)
-            for name in LEVERS
-        },
+    changed = [page[name].change for name in ("facts", "method", "scope", "pattern", "steps")]
+    gr.on(changed, **page.event(_arrange, LOADED, ARRANGED))
+    # A lever that is taken over starts where the amount has it. Gradio 6.31 forgets a value that
+    # is set while its component is out of sight, so all comes in one update.
+    page["by_lever"].change(**page.event(_arrange_levers, LOADED, ARRANGED))
+
+
+def load_voice(
+    values: Mapping[str, Any], token: str | None, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """Load the chosen voice; show its facts, its speakers, and the line under the slider."""
+    reference = (values["voice"] or "").strip()
+    progress.report(f"loading {reference[:60]}", 0.0)
+    voice = workbench.bench.voice(reference, token=token, progress=progress)
+    speaker = values["speaker"]
+    if speaker not in voice.speakers:
+        speaker = None if voice.speaker is None else voice.speakers[voice.speaker]
+    yield {
+        "facts": voice_words(voice),
+        "speaker": gr.Dropdown(list(voice.speakers), value=speaker, visible=bool(voice.speakers)),
+        "readout": _readout(values, token),
     }
 
 
+def _readout(values: Mapping[str, Any], token: str | None) -> str:
+    """Return the line under the slider; what cannot be used is said there and not in a pop-up."""
+    try:
+        return readout((values["voice"] or "").strip(), spec_of(values), token)
+    except InputError as error:
+        return str(error)
+
+
+def keep_upload(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:
+    """Take the two files of a Piper voice.
+
+    Raises:
+        InputError: they are not an .onnx and a .json, or no voice.
+    """
+    paths = [Path(name) for name in values["upload"] or ()]
+    if sorted(path.suffix for path in paths) != [".json", ".onnx"]:
+        raise InputError(
+            "A Piper voice has two files: choose its .onnx and its .onnx.json together."
+        )
+    config, model = sorted(paths, key=lambda path: path.suffix)
+    try:
+        reference, _ = workbench.bench.keep_upload(model, config)
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+    label = f"uploaded: {model.stem[:60]}"
+    return {
+        "voice": gr.Dropdown([*VOICES, (label, reference)], value=reference),
+        "upload": None,
+    }
+
+
+def _arrange(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:
+    return arranged(_loaded(values, token), values)
+
+
+def _arrange_levers(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:
+    voice = _loaded(values, token)
+    return arranged(voice, values, levers_for(voice, values["amount"], values["parts"]))
+
+
+def _loaded(values: Mapping[str, Any], token: str | None) -> Voice | None:
+    """Return the chosen voice, None where it is not loaded yet."""
+    reference, bench = (values["voice"] or "").strip(), workbench.bench
+    if not bench.is_loaded(reference, token):
+        return None
+    return bench.voice(reference, token=token, device="cpu")
+
+
 ARRANGED = (
-    "method_words",
-    "scope",
-    "amount",
-    "parts",
-    "more",
-    "protect",
-    "pattern_words",
-    "floor",
-    "steps",
-    "schedule",
-    "importance",
-    "levers",
-    *LEVERS,
-)
-"""What `arranged` shows anew."""
+    "method_words", "scope", "amount", "parts", "more", "protect", "pattern_words", "floor",
+    "steps", "schedule", "importance", "levers", *LEVERS,
+)  # fmt: skip
+"""What `arranged` changes."""
 
 
-def _lever(name: str, visible: bool, values: Mapping[str, float] | None) -> Any:
-    changes: dict[str, Any] = (
-        {"visible": visible} if values is None else {"visible": visible, "value": values[name]}
+def arranged(
+    voice: Voice | None, values: Mapping[str, Any], levers: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Return updates that show only the controls that apply, with words that fit.
+
+    Args:
+        voice: the loaded voice, None where there is none yet.
+        values: of the controls.
+        levers: new values for the levers, None to leave them.
+    """
+    method, steps = values["method"], values["steps"]
+    known = METHODS.get(method, METHODS["magnitude"])
+    structured = known.structured
+    pattern = "" if structured or values["pattern"] not in PATTERNS else values["pattern"]
+    by_lever = structured and values["by_lever"] is True
+    share = (
+        "Share of the channels of each chosen part that go"
+        if structured
+        else "Share of the weights that become zero"
     )
-    return gr.Dropdown(choices=_COUNTS, **changes) if name in _COUNTED else gr.Slider(**changes)
+    amount: dict[str, Any] = {"info": share, "interactive": True, "visible": not by_lever}
+    words = ""
+    if pattern:
+        amount |= {"info": f"{share}: set by the pattern", "interactive": False}
+        amount["value"] = PATTERNS[pattern]
+        keep, _, of = pattern.partition(":")
+        words = _PATTERN_WORDS.format(
+            keep=keep, of=of, amount=PATTERNS[pattern], gain=_GAINS[pattern]
+        )
+    gradual = not pattern and isinstance(steps, (int, float)) and steps > 1
+    changes: dict[str, dict[str, Any]] = {
+        "method_words": {"value": method_words(method, "local" if pattern else values["scope"])},
+        "scope": {"visible": not structured and not pattern},
+        "amount": amount,
+        "parts": {"visible": not by_lever},
+        "more": {"visible": not structured},
+        "protect": {"info": _protect_info(method, bool(pattern))},
+        "pattern_words": {"value": words, "visible": bool(pattern)},
+        "floor": {"visible": not pattern},
+        "steps": {"visible": not pattern},
+        "schedule": {"visible": gradual},
+        "importance": {"visible": structured},
+        "levers": {"visible": structured},
+    }
+    for name in LEVERS:
+        changes[name] = {"visible": by_lever and (voice is None or _has(voice, name))}
+        if levers is not None:
+            changes[name]["value"] = levers[name]
+    return {name: gr.update(**change) for name, change in changes.items()}
 
 
 def _has(voice: Voice, lever: str) -> bool:
     now = sizes_of(voice.model.config)
     if lever == "resblock_width":
         return now.inner_channels is not None
-    return lever not in _COUNTED or getattr(now, lever) > 1
+    return lever not in COUNTED or getattr(now, lever) > 1
 
 
 def levers_for(voice: Voice | None, amount: float, parts: Any) -> dict[str, Any]:
-    """Where the levers stand if the amount sets them: the values of their controls."""
-    try:
-        shape = (
-            shape_for(voice, PruneSpec(method="structured", amount=amount, parts=parts or ()))
-            if voice
-            else Shape()
-        )
-    except InputError:
-        shape = Shape()
+    """Return the values of the levers that an amount comes to."""
+    shape = Shape()
+    if voice:
+        try:
+            spec = PruneSpec(method="structured", amount=amount, parts=parts or ())
+            shape = shape_for(voice, spec)
+        except InputError:
+            shape = Shape()
+    found = {name: getattr(shape, name) for name in LEVERS}
     return {
-        name: (getattr(shape, name) or ALL)
-        if name in _COUNTED
-        else max(0.05, round(getattr(shape, name), 2))
-        for name in LEVERS
+        name: (value or ALL) if name in COUNTED else max(0.05, round(value, 2))
+        for name, value in found.items()
     }
-
-
-def method_words(method: str, scope: str) -> str:
-    """What a method does, in its two sentences, and that it is slow where it is."""
-    known = METHODS.get(method)
-    if known is None:
-        return ""
-    if known.calibrated:
-        return f"{known.words} *{SLOW}*"
-    listening = not known.structured and scope == "sensitivity"
-    return known.words + (
-        f" *The scope sensitivity needs calibration. {SLOW}*" if listening else ""
-    )
-
-
-def _scope_choices() -> list[tuple[str, str]]:
-    more = {"sensitivity": " (calibrated: listens to the voice first)"}
-    return [(f"{name}: {words}{more.get(name, '')}", name) for name, words in SCOPES.items()]
 
 
 def _protect_info(method: str, patterned: bool = False) -> str:
@@ -409,15 +426,3 @@ def _protect_info(method: str, patterned: bool = False) -> str:
     names = known.protect if known and known.protect else UNGROUPED if patterned else ("none",)
     own = ", ".join(names)
     return f"Layers, or beginnings of their names. Empty: the method's own list ({own})."
-
-
-def at_amount(spec: PruneSpec, amount: float, parts: tuple[str, ...] | None = None) -> PruneSpec:
-    """The same spec at another amount; a pattern or levers, which fix the amount, give way to it."""
-    changes: dict[str, Any] = {
-        "amount": amount,
-        "shape": None,
-        "pattern": "",
-        "amounts": (),
-        "parts": parts or spec.parts,
-    }
-    return dataclasses.replace(spec, **changes)

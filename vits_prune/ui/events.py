@@ -1,54 +1,154 @@
-"""What the page's events share: which inputs make a Request, whose token comes along, and which runs are not wanted any more."""
+"""How the page's events run: values by name in, values by name out, errors as sentences."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
 
-from vits_prune.studio.workbench import Request
-from vits_prune.ui import controls, steps
-from vits_prune.ui.stoppable import Halts
+from vits_prune.errors import InputError
+from vits_prune.studio.jobs import Tickets, Update, stream
 
-DELIVERED = (
-    "voice",
-    "speaker",
-    "text",
-    "seed",
-    "timing",
-    "speaking_rate",
-    "noise_scale",
-    "noise_scale_duration",
-)
-SPEAKING = (*DELIVERED, *controls.NAMES)
-"""The inputs that make a Request, in the order of `request_from`."""
-LOADED = ("voice", "speaker", *controls.NAMES)
 QUIET: dict[str, Any] = {"api_visibility": "private"}
+LANES: dict[str, dict[str, Any]] = {
+    "at once": {"queue": False, "show_progress": "hidden"},
+    "load": {"concurrency_id": "load", "concurrency_limit": 2},
+    "prune": {"concurrency_id": "prune", "concurrency_limit": 4},
+    "work": {"concurrency_id": "work", "concurrency_limit": 1},
+    "measure": {"concurrency_id": "measure", "concurrency_limit": 1},
+    "look": {"concurrency_id": "look", "concurrency_limit": 2},
+    "heal": {"concurrency_id": "heal", "concurrency_limit": 1},
+}
+"""Who waits for whom. Hearing is one at a time; measuring has its own line and lets hearing pass.
+So has pruning, which takes up to a minute where it listens first."""
 
-halts = Halts()
+tickets = Tickets()
+log = logging.getLogger(__name__)
 
 
-def request_from(values: Sequence[Any]) -> Request:
-    """The Request of the inputs SPEAKING.
+def visitor_token(oauth: gr.OAuthToken | None) -> str | None:
+    """Return the visitor's own token, None for one who is not logged in.
 
-    Raises:
-        InputError: one of them cannot be used.
+    The server's own token is never used for what a visitor names.
     """
-    voice, speaker, text, *rest = values[: len(DELIVERED)]
-    return steps.request_of(
-        voice, speaker, text, controls.spec_of(*values[len(DELIVERED) :]), *rest
-    )
+    return oauth.token if oauth is not None else None
 
 
-def signed(function: Any, names: Sequence[str] = SPEAKING, progress: bool = False) -> Any:
-    """Give a function of (*inputs, token) the signature that Gradio reads, so that it hands over the visitor's token."""
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind) for name in names]
-    parameters.append(inspect.Parameter("oauth", kind, annotation=gr.OAuthToken | None))
-    if progress:
-        parameters.append(inspect.Parameter("progress", kind, default=gr.Progress()))
-    function.__signature__ = inspect.Signature(parameters)
-    function.__annotations__ = {"oauth": gr.OAuthToken | None}
-    return function
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Show an InputError as its sentence, and what is unforeseen without details of the server."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except InputError as error:
+        raise gr.Error(str(error), title="That cannot be done", print_exception=False) from error
+    except Exception as error:
+        log.exception("unexpected error on the page")
+        sentence = (
+            "Something went wrong on the server; your settings are kept. Try again, or with a"
+            " shorter text."
+        )
+        raise gr.Error(sentence, title="Error", print_exception=False) from error
+
+
+class Page:
+    """The page's components by name, and what their events run."""
+
+    def __init__(self, components: Mapping[str, Any]) -> None:
+        self._components = components
+
+    def __getitem__(self, name: str) -> Any:
+        return self._components[name]
+
+    def event(
+        self,
+        work: Callable[..., Any],
+        inputs: Iterable[str],
+        outputs: Iterable[str],
+        lane: str = "at once",
+        *,
+        status: str = "status",
+        ticket: str = "",
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Return the arguments of an event listener that runs `work`.
+
+        Args:
+            work: a function of (values by name, visitor's token) that returns new values by name,
+                or a generator function of (values, token, progress) that yields them. The latter
+                runs in a thread.
+            inputs: names of the components whose values it gets.
+            outputs: names of the components that it may change.
+            lane: one of LANES.
+            status: the component that shows the progress; where it is none of the outputs,
+                Gradio's own progress bar shows it over them.
+            ticket: the component whose ticket ends the run, without an error, once it is
+                cancelled. A run whose ticket is cancelled already shows nothing.
+            options: other arguments of the listener.
+        """
+        names = {self[name]: name for name in (*inputs, *((ticket,) if ticket else ()))}
+        outputs = tuple(outputs)
+
+        def shown(found: dict[str, Any]) -> dict[Any, Any]:
+            return {self[name]: value for name, value in found.items()}
+
+        def at_once(values: dict[Any, Any], oauth: gr.OAuthToken | None) -> dict[Any, Any]:
+            with sentences():
+                asked = {names[one]: value for one, value in values.items()}
+                return shown(work(asked, visitor_token(oauth)))
+
+        async def walk(
+            values: dict[Any, Any],
+            oauth: gr.OAuthToken | None,
+            report: Callable[[Update], dict[Any, Any] | None],
+        ) -> AsyncIterator[dict[Any, Any]]:
+            asked = {names[one]: value for one, value in values.items()}
+            if ticket and asked[ticket] in tickets:
+                yield gr.skip()
+                return
+            run = stream(
+                lambda progress: work(asked, visitor_token(oauth), progress),
+                lambda: bool(ticket) and asked[ticket] in tickets,
+            )
+            with sentences():
+                async with aclosing(run) as news:
+                    async for one in news:
+                        found = report(one) if isinstance(one, Update) else shown(one)
+                        if found is not None:
+                            yield found
+
+        async def in_words(
+            values: dict[Any, Any], oauth: gr.OAuthToken | None
+        ) -> AsyncIterator[dict[Any, Any]]:
+            steps = walk(values, oauth, lambda update: {self[status]: str(update)})
+            async with aclosing(steps):
+                async for one in steps:
+                    yield one
+
+        async def on_a_bar(
+            values: dict[Any, Any],
+            oauth: gr.OAuthToken | None,
+            bar: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio looks for it here)
+        ) -> AsyncIterator[dict[Any, Any]]:
+            def report(update: Update) -> None:
+                bar(update.fraction, desc=update.message)
+
+            async with aclosing(walk(values, oauth, report)) as steps:
+                async for one in steps:
+                    yield one
+
+        in_thread = in_words if status in outputs else on_a_bar
+        return {
+            "fn": in_thread if inspect.isgeneratorfunction(work) else at_once,
+            "inputs": set(names),
+            "outputs": [self[name] for name in outputs],
+            **LANES[lane],
+            **QUIET,
+            **options,
+        }

@@ -13,13 +13,17 @@ from vits_prune.errors import InputError
 from vits_prune.healing.training_curve import Curve
 from vits_prune.measure.quality import METRICS
 from vits_prune.measure.statistics import Interval
-from vits_prune.studio.jobs import Doing
-from vits_prune.studio.workbench import Request, trace
+from vits_prune.studio import speaking, workbench
+from vits_prune.studio.jobs import Update
+from vits_prune.studio.request import Request
+from vits_prune.studio.workbench import trace
 from vits_prune.study.evaluation import Evaluation
-from vits_prune.ui import healed, steps
-from vits_prune.ui.course import EMPTY, course, course_value
+from vits_prune.ui import healed
+from vits_prune.ui.course import course_value
 from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import LEAST_MINUTES, MOST_MINUTES, Order, plan_of
+from vits_prune.ui.tabs.results import player
+from vits_prune.ui.widgets import WAITING, widget
 
 LEAST_TEXTS, MOST_TEXTS = 2, 20
 SHOWN = (
@@ -85,21 +89,32 @@ def _found() -> dict[str, Any]:
     """What healing fills."""
     made: dict[str, Any] = {}
     made["heal_status"] = gr.Markdown("", elem_id="heal-status", min_height=44)
-    made["heal_course"] = course()
+    made["heal_course"] = widget("course", "heal-course")
     made["heal_csv"] = gr.DownloadButton(
         "Download healing.csv", size="sm", interactive=False, elem_id="heal-csv"
     )
     made["heal_checkpoint"] = gr.Radio(
         [], label="Checkpoints: choose one to hear it", visible=False, elem_id="heal-checkpoint"
     )
-    made["heal_audio"] = _player(
-        "Checkpoint, with the original's durations", "heal-audio", "#8d6cc9", autoplay=True
+    made["heal_audio"] = player(
+        "Checkpoint, with the original's durations",
+        "heal-audio",
+        "#8d6cc9",
+        visible=False,
+        min_width=200,
+        autoplay=True,
     )
     made["heal_heard"] = gr.Markdown("", elem_id="heal-heard")
     with gr.Row():
-        made["heal_original"] = _player("Original", "heal-original", "#2f7ed8")
-        made["heal_unhealed"] = _player("Pruned", "heal-unhealed", "#e4572e")
-        made["heal_healed"] = _player("Pruned and healed", "heal-healed", "#2a9d6f")
+        made["heal_original"] = player(
+            "Original", "heal-original", "#2f7ed8", visible=False, min_width=200
+        )
+        made["heal_unhealed"] = player(
+            "Pruned", "heal-unhealed", "#e4572e", visible=False, min_width=200
+        )
+        made["heal_healed"] = player(
+            "Pruned and healed", "heal-healed", "#2a9d6f", visible=False, min_width=200
+        )
     made["heal_compared"] = gr.Markdown("", elem_id="heal-compared")
     made["heal_table"] = gr.Dataframe(
         visible=False, interactive=False, show_label=False, wrap=True, elem_id="heal-table"
@@ -117,14 +132,6 @@ def _found() -> dict[str, Any]:
         elem_id="heal-saved",
     )
     return made
-
-
-def _player(label: str, name: str, colour: str, autoplay: bool = False) -> gr.Audio:
-    waves = gr.WaveformOptions(waveform_color="#b8c0cc", waveform_progress_color=colour)
-    return gr.Audio(
-        label=label, interactive=False, visible=False, autoplay=autoplay, elem_id=name, buttons=["download"], waveform_options=waves,
-        min_width=200,
-    )  # fmt: skip
 
 
 def order_of(
@@ -182,15 +189,15 @@ def ordered_steps(
                     yield {"heal_status": "Stopped before healing began."}
                     return
                 else:
-                    yield {"heal_status": _doing(step)}
+                    yield {"heal_status": str(step)}
     except InputError as error:
         yield {"heal_status": str(error)}  # stays when the pop-up has gone
         raise
     stopped = halted("healing")
     result: dict[str, Any] = {"heal_key": order, **_shown(found)}
     for step in healed.spoken_steps(found, order.request, token):
-        if isinstance(step, Doing):
-            yield {"heal_status": _doing(step)}
+        if isinstance(step, Update):
+            yield {"heal_status": str(step)}
         else:
             result |= _spoken(order.request, step, found)
     yield result
@@ -199,8 +206,8 @@ def ordered_steps(
         if halted("measuring" if stopped else "healing"):
             yield {**result, "heal_status": f"Done, without measuring. {_kept_words(found)}"}
             return
-        if isinstance(step, Doing):
-            yield {"heal_status": f"Healed; measuring: {_doing(step)}"}
+        if isinstance(step, Update):
+            yield {"heal_status": f"Healed; measuring: {step}"}
         else:
             # All that was found, once more: Gradio 6.31 forgets what an earlier update put into a tab that was not open.
             yield {**result, **_compared(*step), "heal_status": f"Done. {_kept_words(found)}"}
@@ -225,7 +232,7 @@ def checkpoint_steps(order: Order | None, step: Any) -> dict[str, Any]:
     label = f"{_named(check.step)}, with the original's durations"
     return {
         "heal_audio": gr.Audio(
-            steps.wav(check.speech, f"step-{check.step}"), label=label, visible=True
+            speaking.wav(check.speech, f"step-{check.step}"), label=label, visible=True
         )
     }
 
@@ -241,11 +248,7 @@ def healed_folder(order: Order | None) -> str:
     voice = healed.recall(order).voice
     if voice is None:
         raise InputError("This voice is still being healed: wait for its end, or press Stop.")
-    return steps.zipped(voice, f"{order.request.spec.method}-healed")
-
-
-def _doing(step: Doing) -> str:
-    return f"{step.what} … {100 * step.share:.0f}%"
+    return speaking.zipped(voice, f"{order.request.spec.method}-healed")
 
 
 def _cleared() -> dict[str, Any]:
@@ -258,7 +261,7 @@ def _cleared() -> dict[str, Any]:
         **gone,
         "heal_status": "beginning …",
         "heal_key": None,
-        "heal_course": EMPTY,
+        "heal_course": WAITING["course"],
         "heal_csv": gr.DownloadButton(interactive=False),
         "heal_checkpoint": gr.Radio([], value=None, visible=False),
         "heal_heard": "",
@@ -315,7 +318,7 @@ def _course_csv(found: Healing) -> str:
         else:
             row |= ends
     curve.rows.sort(key=lambda row: row["step"])
-    path = steps.scratch.folder() / "healing.csv"
+    path = workbench.scratch.folder() / "healing.csv"
     curve.write(path)
     return str(path)
 
@@ -333,7 +336,7 @@ def _spoken(request: Request, speeches: tuple[Any, ...], found: Healing) -> dict
     seconds = [speech.audio_seconds for speech in speeches]
     words = f"**{seconds[0]:.2f} s** original, {seconds[1]:.2f} s pruned, {seconds[2]:.2f} s healed: {timing}."
     players = {
-        f"heal_{name}": gr.Audio(steps.wav(one, name), visible=True)
+        f"heal_{name}": gr.Audio(speaking.wav(one, name), visible=True)
         for name, one in zip(names, speeches, strict=True)
     }
     return {**players, "heal_heard": words}
@@ -381,7 +384,7 @@ def _compared(before: Evaluation, after: Evaluation, note: str) -> dict[str, Any
             column_widths=["120px", "125px", "150px", "150px", "165px"],
         ),
         "heal_table_csv": gr.DownloadButton(
-            value=steps.csv(pd.DataFrame(rows), "healed"), interactive=True, visible=True
+            value=speaking.csv(pd.DataFrame(rows), "healed"), interactive=True, visible=True
         ),
     }
 

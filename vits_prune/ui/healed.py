@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.healing import best
 from vits_prune.progress import Progress as WorkProgress
-from vits_prune.studio.hardware import calls_are_limited
-from vits_prune.studio.jobs import Doing, in_background
-from vits_prune.studio.workbench import Request
+from vits_prune.studio import speaking, workbench
+from vits_prune.studio.evidence import measured_original, texts_for
+from vits_prune.studio.jobs import Update, calls_are_limited, in_background
+from vits_prune.studio.request import Request
 from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.study.judge import METRICS, CheckpointJudge, tuning_texts
 from vits_prune.synthesis.speak import Speech, speak
-from vits_prune.ui import healing, steps
-from vits_prune.ui.evidence import measured_original, texts_for
+from vits_prune.ui import healing
 from vits_prune.ui.healing import Check, Ended, Order, Progress, Task
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.language import spoken_language
@@ -94,9 +94,17 @@ def recall(order: Order | None) -> Healing:
     return found
 
 
+def pruning(request: Request, token: str | None) -> Generator[Update, None, Voice]:
+    """Make the pruned voice of a request, and return it."""
+    for step in in_background(lambda told: workbench.bench.pruned(request, token, told)):
+        if isinstance(step, Update):
+            yield step
+    return step
+
+
 def healing_steps(
     order: Order, token: str | None, halted: Callable[[], bool]
-) -> Iterator[Doing | Healing]:
+) -> Iterator[Update | Healing]:
     """Heal: how far it is, and the Healing whenever there is more to see of it, last with its voice.
 
     Args:
@@ -117,17 +125,19 @@ def healing_steps(
         return
     request = order.request
     healing.check_order(
-        order, steps.bench.voice(request.reference, request.speaker, token, device="cpu")
+        order, workbench.bench.voice(request.reference, request.speaker, token, device="cpu")
     )
-    yield from steps.pruning_steps(request, token)
+    yield from pruning(request, token)
     voice, pruned = (
-        steps.bench.voice(request.reference, request.speaker, token),
-        steps.bench.pruned(request, token),
+        workbench.bench.voice(request.reference, request.speaker, token),
+        workbench.bench.pruned(request, token),
     )
     found = Healing(order)
     said = tuning_texts(voice, order.texts, split_sentences(request.text))
-    for reference in measured_original(request, token, voice, said.texts, _settings(request)):
-        if isinstance(reference, Doing):
+    for reference in in_background(
+        lambda told: measured_original(request, token, voice, said.texts, _settings(request), told)
+    ):
+        if isinstance(reference, Update):
             yield reference
     judge = CheckpointJudge(reference, healing.CHECKS)
     found.note, found.unmeasured = (
@@ -135,7 +145,7 @@ def healing_steps(
         " ".join((*reference.unmeasured.values(), *reference.notes)),
     )
     for task in in_background(lambda tell: _prepared(found, judge, voice, pruned, tell)):
-        if isinstance(task, Doing):
+        if isinstance(task, Update):
             yield task
     with healing.holding(task.folder):
         _healings.put(order.key, found)
@@ -164,17 +174,17 @@ def healing_steps(
     yield found
 
 
-def _retold(known: Healing, order: Order, token: str | None) -> Iterator[Doing | Healing]:
+def _retold(known: Healing, order: Order, token: str | None) -> Iterator[Update | Healing]:
     """A healing that is done, for another text: the voices that are at hand speak it; what others said stays with who asked for it."""
     request = order.request
-    yield from steps.pruning_steps(request, token)
+    yield from pruning(request, token)
     voice, pruned = (
-        steps.bench.voice(request.reference, request.speaker, token),
-        steps.bench.pruned(request, token),
+        workbench.bench.voice(request.reference, request.speaker, token),
+        workbench.bench.pruned(request, token),
     )
 
     def _speak(tell: Callable[[str, float], None]) -> Healing:
-        text, choices = steps.timed_text(request.text), {"delivery": request.delivery}
+        text, choices = speaking.timed_text(request.text), {"delivery": request.delivery}
         tell("speaking: original", 0.0)
         original = speak(voice, text, request.seed, **choices)
         speeches = {}
@@ -205,7 +215,7 @@ def _prepared(
 ) -> Task:
     """Measure and hear the voice as it was pruned, which also tells how long that takes."""
     request = found.order.request
-    text = steps.timed_text(request.text)
+    text = speaking.timed_text(request.text)
     tell("speaking: original", 0.0)
     original = speak(voice, text, request.seed, request.delivery)
     start = time.perf_counter()
@@ -232,7 +242,7 @@ def _prepared(
 
 def _trained(
     found: Healing, task: Task, token: str | None, halted: Callable[[], bool]
-) -> Iterator[Doing | Healing]:
+) -> Iterator[Update | Healing]:
     """Stretch after stretch until it is done or halted; returns why it ended early, empty where it did not."""
     while True:
         before = found.step
@@ -257,7 +267,7 @@ def _trained(
 
 def _stretch(
     found: Healing, task: Task, token: str | None, halted: Callable[[], bool]
-) -> Iterator[Doing | Healing]:
+) -> Iterator[Update | Healing]:
     """One stretch; returns how it Ended."""
     os.utime(task.folder)  # see `healing.remove_left`
     told = drawn = 0.0
@@ -273,11 +283,12 @@ def _stretch(
             elif isinstance(news, Check):
                 found.checks.append(news)
                 yield found
-            elif isinstance(news, Doing):
+            elif isinstance(news, Update):
                 if time.monotonic() - told > _TOLD_SECONDS:
                     told = time.monotonic()
-                    yield Doing(
-                        found.words() if news.what.startswith("step") else news.what, news.share
+                    yield Update(
+                        found.words() if news.message.startswith("step") else news.message,
+                        news.fraction,
                     )
                 if len(found.rows) > rows and time.monotonic() - drawn > _REDRAWN_SECONDS:
                     drawn, rows = time.monotonic(), len(found.rows)
@@ -289,11 +300,11 @@ def _stretch(
 
 def spoken_steps(
     found: Healing, request: Request, token: str | None
-) -> Iterator[Doing | tuple[Speech, Speech, Speech]]:
+) -> Iterator[Update | tuple[Speech, Speech, Speech]]:
     """Original, pruned and healed voice speak the visitor's text, with the timing that is chosen; they come last."""
     voice, pruned = (
-        steps.bench.voice(request.reference, request.speaker, token),
-        steps.bench.pruned(request, token),
+        workbench.bench.voice(request.reference, request.speaker, token),
+        workbench.bench.pruned(request, token),
     )
 
     def _say(tell: Callable[[str, float], None]) -> tuple[Speech, Speech, Speech]:
@@ -320,15 +331,17 @@ def spoken_steps(
 
 def compared_steps(
     found: Healing, request: Request, token: str | None
-) -> Iterator[Doing | tuple[Evaluation, Evaluation, str]]:
+) -> Iterator[Update | tuple[Evaluation, Evaluation, str]]:
     """Pruned and healed voice against the original on sentences that nothing was chosen by: both evaluations and on which, last."""
     voice, pruned = (
-        steps.bench.voice(request.reference, request.speaker, token),
-        steps.bench.pruned(request, token),
+        workbench.bench.voice(request.reference, request.speaker, token),
+        workbench.bench.pruned(request, token),
     )
     said, note = texts_for(voice, request.text, found.order.texts)
-    for reference in measured_original(request, token, voice, said, _settings(request)):
-        if isinstance(reference, Doing):
+    for reference in in_background(
+        lambda told: measured_original(request, token, voice, said, _settings(request), told)
+    ):
+        if isinstance(reference, Update):
             yield reference
 
     def _compare(tell: Callable[[str, float], None]) -> tuple[Evaluation, Evaluation, str]:

@@ -17,13 +17,13 @@ from vits_prune.errors import InputError
 from vits_prune.healing import HealPlan, HealRun, TrainingStep, heal
 from vits_prune.healing.training_curve import Curve
 from vits_prune.measure.quality import Figure
+from vits_prune.progress import Cancelled
 from vits_prune.progress import Progress as WorkProgress
-from vits_prune.studio.hardware import calls_are_limited, on_gpu
-from vits_prune.studio.jobs import Doing, Stopped, in_background
-from vits_prune.studio.workbench import Request
+from vits_prune.studio import workbench
+from vits_prune.studio.jobs import Update, calls_are_limited, in_background, on_zero_gpu
+from vits_prune.studio.request import Request
 from vits_prune.study.judge import CheckpointJudge, Judgement
 from vits_prune.synthesis.speak import Speech, speak
-from vits_prune.ui import steps
 from vits_prune.voices.voice import Voice
 
 STRETCH_SECONDS = 60.0
@@ -172,10 +172,10 @@ def check_order(order: Order, voice: Voice) -> None:
         )
 
 
-@on_gpu(STRETCH_LIMIT)
-def training_steps(task: Task, token: str | None) -> Iterator[Doing | Progress | Check | Ended]:
+@on_zero_gpu(STRETCH_LIMIT)
+def training_steps(task: Task, token: str | None) -> Iterator[Update | Progress | Check | Ended]:
     """One stretch: what happens, as it happens; Ended comes last. On ZeroGPU it runs in a worker, and `task.folder` is all that stays."""
-    steps.bench.use_gpu()
+    workbench.bench.use_gpu()
     stretch = _Stretch(task, token)
     for found in in_background(stretch.run):
         while stretch.news:
@@ -203,15 +203,15 @@ class _Stretch:
             tell("waiting for another healing to end", 0.0)
         try:
             self._start = time.perf_counter()
-            teacher = steps.bench.voice(request.reference, request.speaker, self._token)
+            teacher = workbench.bench.voice(request.reference, request.speaker, self._token)
             judge = dataclasses.replace(
                 task.judge, observer=self._on_judgement, progress=WorkProgress.of(tell)
             )
             healed = heal(
-                steps.bench.pruned(request, self._token),
+                workbench.bench.pruned(request, self._token),
                 teacher,
                 task.order.plan,
-                run=HealRun(task.folder, task.resume, steps.bench.device == "cpu", self._on_step),
+                run=HealRun(task.folder, task.resume, workbench.bench.device == "cpu", self._on_step),
                 judge=judge,
             )
             return Ended(why=healed.stopped)
@@ -221,7 +221,7 @@ class _Stretch:
             return Ended()
         except InputError as error:  # as a value: a worker's errors lose their words on the way
             return Ended(why=str(error))
-        except Stopped:
+        except Cancelled:
             shutil.rmtree(
                 task.folder, ignore_errors=True
             )  # here, after the last checkpoint was written
@@ -244,7 +244,7 @@ class _Stretch:
             and time.perf_counter() - self._start > self._task.seconds
         ):
             raise _Pause
-        steps.bench.let_hearing_pass(_LONGEST_PAUSE)
+        workbench.bench.let_hearing_pass(_LONGEST_PAUSE)
 
     def _on_judgement(self, found: Judgement, voice: Voice) -> None:
         self.news.append(

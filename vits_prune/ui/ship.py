@@ -8,10 +8,11 @@ from typing import Any
 import gradio as gr
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.spec import in_words
 from vits_prune.ship.formats import FORMATS, file_stem
-from vits_prune.studio.workbench import Request
-from vits_prune.ui import shipping, steps
+from vits_prune.studio import descriptions, workbench
+from vits_prune.pruning.spec import in_words
+from vits_prune.studio.request import Request
+from vits_prune.ui import shipping
 from vits_prune.ui.healing import Order
 from vits_prune.ui.shipping import CHOICES
 from vits_prune.voices.architecture import in_plain_layout
@@ -146,7 +147,7 @@ def _format_words(name: str) -> str:
 def login_words(user: str | None) -> str:
     """The sign whether the visitor is logged in: as whom, or what to do."""
     if user:
-        return f"**Logged in as {steps.plain(user)}**: what you push goes to your own account, with your own rights."
+        return f"**Logged in as {descriptions.plain(user)}**: what you push goes to your own account, with your own rights."
     if os.environ.get("OAUTH_CLIENT_ID"):
         return f"**Not logged in**: press *Log in* at the top of the page first. {ON_YOUR_OWN}"
     return f"**Not logged in**: this page has no log-in. {ON_YOUR_OWN}"
@@ -174,7 +175,7 @@ def arrived(
     which = which if healing else "pruned"
     shown: dict[str, Any] = {"ship_which": _which(request, healing, which)}
     at_hand = healing.request if which == "healed" and healing else request
-    if at_hand is None or not steps.bench.is_loaded(at_hand.reference, token):
+    if at_hand is None or not workbench.bench.is_loaded(at_hand.reference, token):
         return {
             **shown,
             "ship_notice": "",
@@ -183,11 +184,11 @@ def arrived(
         }
     from vits_prune.ship.licence import licence_of
 
-    voice = steps.bench.voice(at_hand.reference, at_hand.speaker, token, device="cpu")
+    voice = workbench.bench.voice(at_hand.reference, at_hand.speaker, token, device="cpu")
     licence = licence_of(voice)
-    named = f"Licence of the weights: {steps.plain(licence.id)}." if licence.id else ""
+    named = f"Licence of the weights: {descriptions.plain(licence.id)}." if licence.id else ""
     notice = (
-        f"**Before you share it.** {steps.plain(licence.notice, 1_000)}"
+        f"**Before you share it.** {descriptions.plain(licence.notice, 1_000)}"
         if licence.notice
         else named
     )

@@ -10,9 +10,10 @@ import gradio as gr
 import pandas as pd
 
 from vits_prune.errors import InputError
-from vits_prune.studio.jobs import Doing
-from vits_prune.studio.workbench import Request
-from vits_prune.ui import shipping, steps
+from vits_prune.studio import descriptions, speaking
+from vits_prune.studio.jobs import Update
+from vits_prune.studio.request import Request
+from vits_prune.ui import shipping
 from vits_prune.ui.healing import Order
 from vits_prune.ui.ship import login_words, used_lines
 from vits_prune.ui.shipping import CHOICES, Line, Packed, Parcel, Published
@@ -47,8 +48,8 @@ def compare_steps(
     healing = shipping.order_at_hand(which, order)
     voice = None
     for step in _made(request, healing, token, halted):
-        if isinstance(step, Doing):
-            yield {"ship_status": _doing(step)}
+        if isinstance(step, Update):
+            yield {"ship_status": str(step)}
         else:
             voice, _ = step
     if voice is None:
@@ -56,8 +57,8 @@ def compare_steps(
         return
     lines: list[Line] = []
     for step in shipping.format_steps(voice, halted):
-        if isinstance(step, Doing):
-            yield {"ship_status": _doing(step)}
+        if isinstance(step, Update):
+            yield {"ship_status": str(step)}
         else:
             lines = step
             yield _table(lines)
@@ -82,7 +83,7 @@ _READING = (
 
 def _made(
     request: Request, healing: Order | None, token: str | None, halted: Callable[[], bool]
-) -> Iterator[Doing | tuple[Voice, Voice]]:
+) -> Iterator[Update | tuple[Voice, Voice]]:
     """The voice to be shipped and its original, last; neither where it is halted."""
     making = shipping.voice_steps(request, healing, token)
     try:
@@ -92,10 +93,6 @@ def _made(
         yield ended.value
     finally:
         making.close()
-
-
-def _doing(step: Doing) -> str:
-    return f"{step.what} … {100 * step.share:.0f}%"
 
 
 def _table(lines: list[Line]) -> dict[str, Any]:
@@ -122,7 +119,9 @@ def _table(lines: list[Line]) -> dict[str, Any]:
         })  # fmt: skip
     return {
         "ship_table": gr.Dataframe(pd.DataFrame(shown), visible=True, column_widths=_WIDTHS),
-        "ship_csv": gr.DownloadButton(value=steps.csv(pd.DataFrame(rows), "formats"), visible=True),
+        "ship_csv": gr.DownloadButton(
+            value=speaking.csv(pd.DataFrame(rows), "formats"), visible=True
+        ),
     }
 
 
@@ -157,16 +156,16 @@ def download_steps(
         healing = shipping.order_at_hand(which, order)
         made = None
         for step in _made(request, healing, token, halted):
-            if isinstance(step, Doing):
-                yield {"ship_packing": _doing(step)}
+            if isinstance(step, Update):
+                yield {"ship_packing": str(step)}
             else:
                 made = step
         if made is not None:
             name = shipping.name_of(made[0], request, healing)
             for step in shipping.pack_steps(made[0], name, format, precision, halted):
                 yield (
-                    {"ship_packing": _doing(step)}
-                    if isinstance(step, Doing)
+                    {"ship_packing": str(step)}
+                    if isinstance(step, Update)
                     else _packed(made[0], name, step, format, precision)
                 )
                 if isinstance(step, Packed):
@@ -231,8 +230,8 @@ def _pushed_steps(
         raise InputError("Give the repository a name, such as my-small-voice.")
     made = None
     for step in _made(request, healing, token, halted):
-        if isinstance(step, Doing):
-            yield {"ship_pushing": _doing(step)}
+        if isinstance(step, Update):
+            yield {"ship_pushing": str(step)}
         else:
             made = step
     if made is None:
@@ -244,7 +243,7 @@ def _pushed_steps(
     pushing = shipping.push_steps(*made, parcel, request, healing, token, halted)
     try:
         while True:
-            yield {"ship_pushing": _doing(next(pushing))}
+            yield {"ship_pushing": str(next(pushing))}
     except StopIteration as ended:
         yield {"ship_pushing": _pushed_words(ended.value, parcel, halted())}
     finally:
@@ -258,9 +257,9 @@ def _pushed_words(published: Published | None, parcel: Parcel, halted: bool) -> 
     if published is None:
         return f"{_UNPUBLISHED} Where it was new, its repository may be there, empty; the same push again goes on."
     pushed, words = published.pushed, "It was too late to stop. " if halted else ""
-    words += f"Pushed to [{steps.plain(pushed.repo_id)}]({pushed.url}): {pushed.files} files, {pushed.bytes_sent / 1e6:.1f} MB sent."
+    words += f"Pushed to [{descriptions.plain(pushed.repo_id)}]({pushed.url}): {pushed.files} files, {pushed.bytes_sent / 1e6:.1f} MB sent."
     if parcel.format in ("dense", "sparse"):
         words += f' Load it with `load_voice("{pushed.repo_id}")`.'
     if published.no_figures:
-        words += f" Its card has no figures: {steps.plain(published.no_figures, 400)}"
+        words += f" Its card has no figures: {descriptions.plain(published.no_figures, 400)}"
     return words

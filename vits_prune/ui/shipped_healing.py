@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from vits_prune.healing.training_curve import Curve
 from vits_prune.measure.recognition import spoken_language
 from vits_prune.ship.bundle import sample_texts
-from vits_prune.studio.jobs import Doing, in_background
+from vits_prune.studio import workbench
+from vits_prune.studio.evidence import measured_original, texts_for
+from vits_prune.studio.jobs import Update, in_background
 from vits_prune.study.comparison import DEFAULT_TEXT
 from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
-from vits_prune.ui import healed, steps
-from vits_prune.ui.evidence import measured_original, texts_for
+from vits_prune.ui import healed
 
 if TYPE_CHECKING:
-    from vits_prune.studio.workbench import Request
+    from vits_prune.studio.request import Request
     from vits_prune.ui.healed import Healing
     from vits_prune.voices.voice import Voice
 
@@ -83,16 +84,16 @@ def measured(
     )
     with contextlib.closing(work):
         for step in work:
-            if isinstance(step, Doing):
-                tell(f"measuring for the card: {step.what}", step.share)
+            if isinstance(step, Update):
+                tell(f"measuring for the card: {step.message}", step.fraction)
     return step[1].to_dict()
 
 
 def _pruned_steps(
     pruned: Voice, request: Request, token: str | None
-) -> Iterator[Doing | tuple[str, Evaluation]]:
+) -> Iterator[Update | tuple[str, Evaluation]]:
     """A pruned voice against its original: on which sentences, and what was found, last."""
-    voice = steps.bench.voice(request.reference, request.speaker, token)
+    voice = workbench.bench.voice(request.reference, request.speaker, token)
     voice = voice.with_speaker(pruned.speaker) if voice.speakers else voice
     said, note = texts_for(voice, request.text, _TEXTS)
     if spoken_language(voice) != "en" and request.text == DEFAULT_TEXT:
@@ -100,13 +101,17 @@ def _pruned_steps(
     settings = Settings(
         seed=request.seed, metrics=healed.METRICS, noise_seeds=1, delivery=request.delivery
     )
-    for reference in measured_original(request, token, voice, said, settings):
-        if isinstance(reference, Doing):
-            yield Doing(reference.what, reference.share / 2)
+    for reference in in_background(
+        lambda told: measured_original(request, token, voice, said, settings, told)
+    ):
+        if isinstance(reference, Update):
+            yield Update(reference.message, reference.fraction / 2)
     device = voice.device
     for found in in_background(
         lambda tell: evaluate_against(reference, pruned.to(device), progress=tell)
     ):
         yield (
-            Doing(found.what, 0.5 + found.share / 2) if isinstance(found, Doing) else (note, found)
+            Update(found.message, 0.5 + found.fraction / 2)
+            if isinstance(found, Update)
+            else (note, found)
         )

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vits_prune import forks
 from vits_prune.errors import InputError, LoginError, UnmeasurableError
-from vits_prune.progress import Progress
+from vits_prune.progress import Cancelled, Progress
 from vits_prune.ship.formats import FORMATS, export_voice, file_stem
-from vits_prune.studio.jobs import Doing, Stopped, in_background
-from vits_prune.studio.workbench import Request
-from vits_prune.ui import healed, steps
+from vits_prune.studio import workbench
+from vits_prune.studio.jobs import Update, in_background
+from vits_prune.studio.request import Request
+from vits_prune.ui import healed
 from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import Order
 from vits_prune.ui.shipped_healing import measured, write_course
@@ -118,7 +119,7 @@ def order_at_hand(which: Any, order: Any) -> Order | None:
 
 def voice_steps(
     request: Request, order: Order | None, token: str | None
-) -> Generator[Doing, None, tuple[Voice, Voice]]:
+) -> Generator[Update, None, tuple[Voice, Voice]]:
     """Make the voice to be shipped; returns it and its original, both on the CPU.
 
     Raises:
@@ -126,7 +127,7 @@ def voice_steps(
     """
     if order is not None:
         request = order.request
-    original = steps.bench.voice(request.reference, request.speaker, token, device="cpu")
+    original = workbench.bench.voice(request.reference, request.speaker, token, device="cpu")
     count = sum(parameter.numel() for parameter in original.model.parameters())
     if count > MAX_PARAMETERS:
         raise InputError(
@@ -137,7 +138,7 @@ def voice_steps(
         return healed.recall(order).voice.to("cpu"), original
     if not (request.spec.amount or request.spec.shape or request.spec.pattern):
         return original, original  # nothing is taken away, and no recipe says that something was
-    return (yield from steps.pruning_steps(request, token))[-1][1].to("cpu"), original
+    return (yield from healed.pruning(request, token)).to("cpu"), original
 
 
 def _first(voice: Voice, request: Request, token: str) -> tuple[Voice | None, Request, str]:
@@ -150,7 +151,7 @@ def _first(voice: Voice, request: Request, token: str) -> tuple[Voice | None, Re
     request = dataclasses.replace(request, reference="@".join(filter(None, source)))
     try:
         return (
-            steps.bench.voice(request.reference, request.speaker, token, device="cpu"),
+            workbench.bench.voice(request.reference, request.speaker, token, device="cpu"),
             request,
             "",
         )
@@ -169,7 +170,7 @@ def name_of(voice: Voice, request: Request, order: Order | None) -> str:
 # Every format
 
 
-def format_steps(voice: Voice, halted: Callable[[], bool]) -> Iterator[Doing | list[Line]]:
+def format_steps(voice: Voice, halted: Callable[[], bool]) -> Iterator[Update | list[Line]]:
     """Write the voice in every format, one after the other, and measure each: how far it is, and all Lines so far with each new one.
 
     A format's files are gone once it is measured. Halted, it ends at once.
@@ -183,7 +184,7 @@ def format_steps(voice: Voice, halted: Callable[[], bool]) -> Iterator[Doing | l
                 yield list(lines)
             if halted():
                 return
-            if isinstance(step, Doing):
+            if isinstance(step, Update):
                 yield step
 
 
@@ -201,7 +202,7 @@ def _write_all(voice: Voice, lines: list[Line], tell: Tell) -> None:
                 lines.append(Line(name, precision, None, why))
                 continue
             at("waiting for those who want to hear", 0.0)
-            steps.bench.let_hearing_pass(_LONGEST_PAUSE)
+            workbench.bench.let_hearing_pass(_LONGEST_PAUSE)
             lines.append(_line(voice, name, precision, lines, at))
 
 
@@ -267,7 +268,7 @@ def _turn(tell: Tell) -> Iterator[None]:
 
 def pack_steps(
     voice: Voice, name: str, format: str, precision: str, halted: Callable[[], bool]
-) -> Iterator[Doing | Packed]:
+) -> Iterator[Update | Packed]:
     """One format as a zip file: how far it is, and Packed last. Halted, it ends at once, without.
 
     Raises:
@@ -286,7 +287,7 @@ def pack_steps(
             )
             tell("packing", 0.7)
             archive = shutil.make_archive(
-                str(steps.scratch.folder() / stem), "zip", root_dir=folder, base_dir=stem
+                str(workbench.scratch.folder() / stem), "zip", root_dir=folder, base_dir=stem
             )
             return Packed(
                 Path(archive), stem, export.model.name, export.bytes, export.waveform_error
@@ -321,7 +322,7 @@ def push_steps(
     order: Order | None,
     token: str,
     halted: Callable[[], bool],
-) -> Generator[Doing, None, Published | None]:
+) -> Generator[Update, None, Published | None]:
     """Write all that belongs on the hub and push it in one commit; returns what was published, None where it was halted and nothing was.
 
     Args:
@@ -349,7 +350,7 @@ def push_steps(
     def work(tell: Tell) -> Published:
         def tell_or_stop(what: str, share: float) -> None:
             if gone.is_set():
-                raise Stopped
+                raise Cancelled
             tell(what, share)
 
         return _push(voice, original, parcel, request, found_healed, token, tell_or_stop)
@@ -359,9 +360,9 @@ def push_steps(
         for found in in_background(work):
             if halted():
                 gone.set()  # and wait: only the end tells whether anything was published
-            if isinstance(found, Doing):
-                yield Doing("stopping", found.share) if gone.is_set() else found
-    except Stopped:
+            if isinstance(found, Update):
+                yield Update("stopping", found.fraction) if gone.is_set() else found
+    except Cancelled:
         return None
     return found
 

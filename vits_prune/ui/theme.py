@@ -1,15 +1,16 @@
-"""Colours, fonts and the few rules of style that Gradio's theme does not cover."""
+"""How the page looks, and how it is launched."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
-ORIGINAL, PRUNED, NEUTRAL = "#2f7ed8", "#e4572e", "#8a8f98"
-"""Blue for the original, orange for the pruned voice (told apart by colour-blind eyes too), grey for the rest."""
+from vits_prune.ui.widgets import source
 
 
 def theme() -> gr.themes.Base:
-    """The page's theme; fonts come with the system, so nothing is fetched from elsewhere."""
+    """Return the page's theme; its fonts come with the system, so nothing is fetched."""
     return gr.themes.Soft(
         primary_hue="orange",
         secondary_hue="blue",
@@ -19,19 +20,14 @@ def theme() -> gr.themes.Base:
     )
 
 
-HEAD = """<style>
-.gradio-container { max-width: 1280px !important; margin: 0 auto !important; min-width: 0 !important; }
-.gradio-container .main, .gradio-container .wrap, .gradio-container .contain, .gradio-container .column { min-width: 0 !important; }
-.gradio-container .halves > .column { min-width: min(300px, 100%) !important; }
-#title h1 { margin-bottom: 0.1em; }
-#status { min-height: 1.6em; }
-.pictures img { width: 100%; height: auto; }
-@media (max-width: 760px) {
-  gradio-app { max-width: 100vw; overflow-x: clip; }
-  .gradio-container { width: 100% !important; }
-  .gradio-container > .main { padding: 8px !important; }
-  .gradio-container .halves { flex-direction: column; }
-  .gradio-container .halves > .column { width: 100%; flex: none !important; }
-}
-</style>"""
-"""In the page's head, since Gradio confines what it is given as css to the inside of the page's content."""
+def launch_options() -> dict[str, Any]:
+    """Return the arguments of `launch`: theme, style, and the cap on what is uploaded."""
+    return {
+        "theme": theme(),
+        # Gradio confines what it is given as css to the inside of the page's content.
+        "head": f"<style>\n{source('theme.css')}</style>",
+        "max_file_size": "160mb",
+        "show_error": False,
+        "ssr_mode": False,
+        "footer_links": ["api", "settings"],
+    }

@@ -1,4 +1,4 @@
-"""The Ship tab's events: what each button runs, and when the tab looks again at what is at hand."""
+"""The Ship tab's events: what each button runs, and when the tab looks again at what there is."""
 
 from __future__ import annotations
 
@@ -8,155 +8,132 @@ from typing import Any
 import gradio as gr
 
 from vits_prune.errors import InputError
-from vits_prune.studio.workbench import Request
+from vits_prune.progress import Progress
+from vits_prune.studio.request import Request, request_of
 from vits_prune.study.comparison import DEFAULT_TEXT
-from vits_prune.ui import controls, ship, shipped, steps
-from vits_prune.ui.events import LOADED, QUIET, halts, signed
+from vits_prune.ui import ship, shipped
+from vits_prune.ui.controls import LOADED
+from vits_prune.ui.events import QUIET, Page, tickets
 from vits_prune.ui.shipping import Parcel
-from vits_prune.ui.steps import plainly
-from vits_prune.ui.stoppable import stoppable
-
-Shown = Callable[[dict[str, Any]], dict[Any, Any]]
 
 _BEGIN = """() => {
   const ticket = Date.now().toString(36) + Math.random().toString(36).slice(2);
   (window.shipping = window.shipping || []).push(ticket);
   return ticket;
 }"""
-_STOP = (
-    "() => { const begun = (window.shipping || []).join(' '); window.shipping = []; return begun; }"
-)
+_STOP = """() => {
+  const begun = (window.shipping || []).join(' ');
+  window.shipping = [];
+  return begun;
+}"""
 _MOST_TICKETS = 100
+_LOOKED = ("ship_which", "heal_key", "ship_noticed", "ship_format", "ship_precision")
 
 
-def wire_shipping(
-    demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any], healed: Any, shown: Shown
-) -> None:
-    """Which event of the tab runs which step. Nothing is cancelled: a run that is halted ends by itself, with what it has.
+def wire_shipping(demo: gr.Blocks, page: Page, healed: Any) -> None:
+    """Wire the tab. Nothing is cancelled: a run that is halted ends by itself, with what it has.
 
     Args:
         demo: the page.
-        inputs, outputs: its components by name.
+        page: its components.
         healed: the event of a healing's end.
-        shown: turns values by name into values by component.
     """
-    _wire_looking(demo, inputs, outputs, healed, shown)
-    _wire_runs(inputs, outputs, shown)
-    stops = [inputs["stop"].click, outputs["ship_stop"].click]
-    gr.on(stops, _halt_all, outputs["ship_ticket"], None, js=_STOP, queue=False, **QUIET)
+    _wire_looking(demo, page, healed)
+    _wire_runs(page)
+    stops = [page["stop"].click, page["ship_stop"].click]
+    gr.on(stops, _halt_all, page["ship_ticket"], None, js=_STOP, queue=False, **QUIET)
 
 
-def _halt_all(tickets: Any) -> None:
-    for ticket in str(tickets or "").split()[:_MOST_TICKETS]:
-        halts.halt(ticket)
+def _halt_all(begun: Any) -> None:
+    for ticket in str(begun or "").split()[:_MOST_TICKETS]:
+        tickets.cancel(ticket)
 
 
-def _request(values: Any) -> Request:
-    """The Request of the inputs LOADED: no text is spoken, so none is asked for."""
-    voice, speaker, *how = values[: len(LOADED)]
-    return steps.request_of(voice, speaker, DEFAULT_TEXT, controls.spec_of(*how), 0, "own")
+def _request(values: dict[str, Any]) -> Request:
+    """Return the Request of the controls LOADED: no text is spoken, so none is asked for."""
+    return request_of({**values, "text": DEFAULT_TEXT})
 
 
-def _wire_looking(
-    demo: gr.Blocks, inputs: dict[str, Any], outputs: dict[str, Any], healed: Any, shown: Shown
-) -> None:
-    """What is at hand: looked at when the tab is opened, and when the voice, a healing or the choice changes."""
-    # One after the other, in the order of asking: an answer that is overtaken by an older one would stay.
-    lane = {
-        "concurrency_id": "ship_look",
-        "concurrency_limit": 1,
-        "show_progress": "hidden",
-        "trigger_mode": "multiple",
-        **QUIET,
-    }
-    names = ("ship_which", "heal_key", "ship_noticed", "ship_format", "ship_precision")
+def _wire_looking(demo: gr.Blocks, page: Page, healed: Any) -> None:
+    """Look when the tab is opened, and when the voice, a healing or the choice changes."""
 
-    def looking(look: Callable[..., dict[str, Any]]) -> Any:
-        @plainly
-        def arrive(*values: Any) -> dict[Any, Any]:
-            *values, oauth = values
+    def looking(look: Callable[..., dict[str, Any]], *more: str) -> dict[str, Any]:
+        def arrive(values: dict[str, Any], token: str | None) -> dict[str, Any]:
             try:
                 request = _request(values)
             except InputError:  # said under the controls already
                 request = None
-            return shown(look(request, steps.visitor_token(oauth), *values[len(LOADED) :]))
+            return look(request, token, *(values[name] for name in _LOOKED))
 
-        return signed(arrive, (*LOADED, *names))
+        # One after the other, in the order of asking: otherwise an older answer could stay.
+        return page.event(
+            arrive,
+            (*LOADED, *_LOOKED),
+            (*more, *ship.ARRIVED),
+            queue=True,
+            concurrency_id="ship_look",
+            concurrency_limit=1,
+            trigger_mode="multiple",
+        )
 
-    asked = [*(inputs[name] for name in LOADED), *(outputs[name] for name in names)]
-    into = [outputs[name] for name in ship.ARRIVED]
     changed = [
-        inputs["facts"].change,
-        inputs["readout"].change,
-        outputs["ship_which"].input,
-        outputs["ship_precision"].input,
+        page["ship_tab"].select,
+        page["facts"].change,
+        page["readout"].change,
+        page["ship_which"].input,
+        page["ship_precision"].input,
     ]
-    gr.on([outputs["ship_tab"].select, *changed], looking(ship.arrived), asked, into, **lane)
-    healed.then(looking(ship.arrived), asked, into, **lane)
-    chosen = [outputs["ship_format"], outputs["ship_precision"], *into]
-    outputs["ship_format"].input(looking(ship.format_chosen), asked, chosen, **lane)
+    gr.on(changed, **looking(ship.arrived))
+    healed.then(**looking(ship.arrived))
+    form = looking(ship.format_chosen, "ship_format", "ship_precision")
+    page["ship_format"].input(**form)
 
     def greet(profile: gr.OAuthProfile | None) -> str:
         return ship.login_words(profile.username if profile else None)
 
-    greet.__annotations__ = {"profile": gr.OAuthProfile | None}
-    demo.load(greet, None, outputs["ship_login"], queue=False, show_progress="hidden", **QUIET)
+    demo.load(greet, None, page["ship_login"], queue=False, show_progress="hidden", **QUIET)
 
 
-def _wire_runs(inputs: dict[str, Any], outputs: dict[str, Any], shown: Shown) -> None:
-    """The three buttons, each in a lane of its own: no one waits for another's upload."""
+def _push(
+    request: Request, token: str | None, halted: Callable[[], bool], *chosen: Any
+) -> Iterator[dict[str, Any]]:
+    which, order, noticed, repo, format, precision, private, read = chosen
+    parcel = Parcel(str(repo or "").strip(), format, precision, bool(private), bool(read))
+    yield from shipped.hub_steps(request, token, halted, which, order, noticed, parcel)
 
-    def compare(
-        request: Request, token: str | None, halted: Any, *chosen: Any
-    ) -> Iterator[dict[str, Any]]:
-        yield from shipped.compare_steps(request, token, halted, *chosen)
 
-    def push(
-        request: Request, token: str | None, halted: Any, *chosen: Any
-    ) -> Iterator[dict[str, Any]]:
-        which, order, noticed, repo, format, precision, private, read = chosen
-        parcel = Parcel(str(repo or "").strip(), format, precision, bool(private), bool(read))
-        yield from shipped.hub_steps(request, token, halted, which, order, noticed, parcel)
-
+def _wire_runs(page: Page) -> None:
+    """Wire the three buttons, each in a lane of its own: no one waits for another's upload."""
     at_hand, form = ("ship_which", "heal_key"), ("ship_format", "ship_precision")
+    pushed = (*at_hand, "ship_noticed", "ship_repo", *form, "ship_private", "ship_read")
     for button, run, names, shows, status, limit in (
-        ("ship_compare", compare, at_hand, shipped.COMPARED, "ship_status", 1),
+        ("ship_compare", shipped.compare_steps, at_hand, shipped.COMPARED, "ship_status", 1),
         ("ship_pack", shipped.download_steps, (*at_hand, *form), shipped.PACKED, "ship_packing", 2),
-        (
-            "ship_push", push, (*at_hand, "ship_noticed", "ship_repo", *form, "ship_private", "ship_read"), shipped.PUSHED,
-            "ship_pushing", 2,
-        ),
-    ):  # fmt: skip
-        asked = [
-            outputs["ship_ticket"],
-            *(inputs[name] for name in LOADED),
-            *(outputs[name] for name in names),
-        ]
-        begun = outputs[button].click(None, None, outputs["ship_ticket"], js=_BEGIN, **QUIET)
-        lane = {
-            "concurrency_id": button,
-            "concurrency_limit": limit,
-            "show_progress_on": [outputs[status]],
-            **QUIET,
-        }
-        begun.then(_run(run, names, shown), asked, [outputs[name] for name in shows], **lane)
-
-
-def _run(run: Callable[..., Iterator[dict[str, Any]]], names: tuple[str, ...], shown: Shown) -> Any:
-    """A function of (ticket, *inputs LOADED, *names, token) of one of (request, token, halted, *names)."""
-
-    @stoppable
-    @plainly
-    def step(ticket: Any, *values: Any) -> Iterator[dict[Any, Any]]:
-        *values, oauth = values
-        yield from map(
-            shown,
-            run(
-                _request(values),
-                steps.visitor_token(oauth),
-                lambda: ticket in halts,
-                *values[len(LOADED) :],
-            ),
+        ("ship_push", _push, pushed, shipped.PUSHED, "ship_pushing", 2),
+    ):
+        begun = page[button].click(None, None, page["ship_ticket"], js=_BEGIN, **QUIET)
+        event = page.event(
+            _run(run, names),
+            ("ship_ticket", *LOADED, *names),
+            shows,
+            "work",
+            status=status,
+            concurrency_id=button,
+            concurrency_limit=limit,
+            show_progress_on=[page[status]],
         )
+        begun.then(**event)
 
-    return signed(step, ("ticket", *LOADED, *names))
+
+def _run(
+    run: Callable[..., Iterator[dict[str, Any]]], names: tuple[str, ...]
+) -> Callable[..., Any]:
+    def step(
+        values: dict[str, Any], token: str | None, progress: Progress
+    ) -> Iterator[dict[str, Any]]:
+        def halted() -> bool:
+            return values["ship_ticket"] in tickets
+
+        yield from run(_request(values), token, halted, *(values[name] for name in names))
+
+    return step

@@ -1,49 +1,3 @@
-"""The fader: one sentence spoken at a row of amounts, looped, crossfading from one rendition to the next as the amount is dragged.
-
-All renditions share the original's durations and are started together, each through a gain of its own, so moving the fader only moves
-gains: nothing is decoded, started or stopped, and there is neither a click nor a gap.
-"""
-
-from __future__ import annotations
-
-import base64
-import io
-from collections.abc import Sequence
-from typing import Any
-
-import gradio as gr
-
-from vits_prune.synthesis.speak import Speech
-
-TEMPLATE = """
-<div class="fader" role="group" aria-label="Pruning as one motion">
-  <div class="top">
-    <button type="button" class="play" disabled aria-label="Play">&#9654;</button>
-    <output class="amount">–</output>
-    <div class="numbers" aria-live="polite"></div>
-  </div>
-  <input class="knob" type="range" min="0" max="1" step="0.01" value="0" disabled aria-label="Amount that is heard">
-  <canvas class="marks" height="26" aria-hidden="true"></canvas>
-  <p class="hint">${value.hint}</p>
-</div>
-"""
-
-STYLE = """
-.fader { display: flex; flex-direction: column; gap: 8px; padding: 12px; border: 1px solid var(--border-color-primary);
-  border-radius: var(--radius-lg); background: var(--block-background-fill); }
-.top { display: flex; flex-wrap: wrap; gap: 14px; align-items: center; }
-.fader button { min-height: 44px; min-width: 48px; border-radius: var(--radius-md); border: 1px solid var(--border-color-primary);
-  background: var(--button-secondary-background-fill); color: var(--body-text-color); cursor: pointer; }
-.fader button:disabled, .fader input:disabled { opacity: 0.45; cursor: not-allowed; }
-.fader button:focus-visible, .fader input:focus-visible { outline: 3px solid #2f7ed8; outline-offset: 2px; }
-.amount { font-size: 1.6em; font-weight: 700; font-variant-numeric: tabular-nums; min-width: 4em; color: var(--body-text-color); }
-.numbers { display: flex; flex-wrap: wrap; gap: 4px 16px; font-variant-numeric: tabular-nums; color: var(--body-text-color); }
-.knob { width: 100%; height: 36px; accent-color: #e4572e; touch-action: pan-y; }
-.marks { width: 100%; height: 26px; }
-.hint { margin: 0; font-size: 0.85em; color: var(--body-text-color-subdued); }
-"""
-
-SCRIPT = """
 const FADE = 0.02;
 let context = null, buffers = [], sources = [], gains = [], playing = false, made = '';
 const find = (name) => element.querySelector(name);
@@ -101,7 +55,7 @@ function show() {
   const able = points().length > 0, knob = find('.knob');
   find('.play').disabled = !able;
   knob.disabled = !able;
-  find('.play').textContent = playing ? '\\u23F8' : '\\u25B6';
+  find('.play').textContent = playing ? '\u23F8' : '\u25B6';
   find('.play').setAttribute('aria-label', playing ? 'Pause' : 'Play');
   element.dataset.playing = String(playing);
   if (!able) return;
@@ -155,43 +109,3 @@ element.addEventListener('click', async (event) => {
 new ResizeObserver(drawMarks).observe(element);
 watch('value', refresh);
 refresh();
-"""
-
-WAITING: dict[str, Any] = {
-    "points": [],
-    "hint": "Press the button above: the text is spoken at a row of amounts, then drag from one to the next.",
-}
-
-
-def fader() -> gr.HTML:
-    """The component; its value is WAITING or what `fader_value` makes."""
-    return gr.HTML(
-        value=WAITING,
-        html_template=TEMPLATE,
-        css_template=STYLE,
-        js_on_load=SCRIPT,
-        elem_id="fader",
-    )
-
-
-def fader_value(
-    amounts: Sequence[float], speeches: Sequence[Speech], numbers: Sequence[dict[str, str]]
-) -> dict[str, Any]:
-    """Renditions of one text at ascending amounts, all with the same durations, and the numbers to show beside each."""
-    points = [
-        {"amount": round(amount, 4), "wav": _wav(speech), "numbers": shown}
-        for amount, speech, shown in zip(amounts, speeches, numbers, strict=True)
-    ]
-    return {
-        "points": points,
-        "hint": "Drag, or use the arrow keys: the sentence loops and pruning is heard as one motion.",
-    }
-
-
-def _wav(speech: Speech) -> str:
-    """A 16-bit WAV as base64, to travel inside the component's value."""
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, speech.pcm16(), speech.sampling_rate, format="WAV", subtype="PCM_16")
-    return base64.b64encode(file.getvalue()).decode()

@@ -1,39 +1,3 @@
-"""The switch that flips between the two players at the same position: plays both in step and crossfades from one to the other."""
-
-from __future__ import annotations
-
-import gradio as gr
-
-TEMPLATE = """
-<div class="flip" role="group" aria-label="Flip between original and pruned">
-  <button type="button" class="play" disabled aria-label="Play both in step">&#9654;</button>
-  <button type="button" class="which" role="switch" aria-checked="false" disabled>
-    <span class="side original">Original</span><span class="side pruned">Pruned</span>
-  </button>
-  <input class="position" type="range" min="0" max="1" step="0.001" value="0" disabled aria-label="Position">
-  <output class="time">0.0 s</output>
-  <p class="hint">${value.hint}</p>
-</div>
-"""
-
-STYLE = """
-.flip { display: flex; flex-wrap: wrap; gap: 10px; align-items: center; padding: 10px; border: 1px solid var(--border-color-primary);
-  border-radius: var(--radius-lg); background: var(--block-background-fill); }
-.flip button { min-height: 40px; min-width: 44px; border-radius: var(--radius-md); border: 1px solid var(--border-color-primary);
-  background: var(--button-secondary-background-fill); color: var(--body-text-color); cursor: pointer; }
-.flip button:disabled, .flip input:disabled { opacity: 0.45; cursor: not-allowed; }
-.flip button:focus-visible, .flip input:focus-visible { outline: 3px solid #2f7ed8; outline-offset: 2px; }
-.which { display: flex; padding: 3px; overflow: hidden; }
-.side { padding: 6px 12px; border-radius: var(--radius-sm); }
-.which[aria-checked="false"] .original { background: #2f7ed8; color: white; }
-.which[aria-checked="true"] .pruned { background: #c2410c; color: white; }
-.position { flex: 1 1 140px; min-width: 100px; accent-color: #2f7ed8; }
-.time { font-variant-numeric: tabular-nums; min-width: 4em; }
-.hint { flex-basis: 100%; margin: 0; font-size: 0.85em; color: var(--body-text-color-subdued); }
-"""
-
-# The sounds are those of the two players: the files that their download links name.
-SCRIPT = """
 const FADE = 0.012;
 let context = null, buffers = null, loaded = '', sources = [], gains = [], startedAt = 0, offset = 0, playing = false, frame = 0;
 const find = (name) => element.querySelector(name);
@@ -86,7 +50,7 @@ function draw() {
   const play = find('.play');
   if (!play) return;
   if (playing && now() >= length()) { playing = false; offset = 0; silence(); }
-  play.textContent = playing ? '\\u23F8' : '\\u25B6';
+  play.textContent = playing ? '\u23F8' : '\u25B6';
   play.setAttribute('aria-label', playing ? 'Pause' : 'Play both in step');
   find('.position').max = Math.max(length(), 0.001);
   find('.position').value = now();
@@ -128,24 +92,3 @@ element.addEventListener('input', async (event) => {
 });
 watch('value', refresh);
 refresh();
-"""
-
-WAITING = {
-    "aligned": False,
-    "hint": "Speak first. With timing “locked” you can then flip between the two voices while they play.",
-}
-LOCKED = {
-    "aligned": True,
-    "hint": "Both play in step: flip with the switch (Tab, then Space), move with the arrow keys.",
-}
-OWN = {
-    "aligned": False,
-    "hint": "The two voices have their own durations. Set timing to “locked” to flip between them in place.",
-}
-
-
-def flip_switch() -> gr.HTML:
-    """The component; its value is WAITING, LOCKED or OWN."""
-    return gr.HTML(
-        value=WAITING, html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, elem_id="flip"
-    )

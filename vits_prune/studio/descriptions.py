@@ -1,0 +1,197 @@
+"""Sentences about voices and what pruning does to them, in Markdown."""
+
+from __future__ import annotations
+
+import torch
+
+from vits_prune.errors import InputError
+from vits_prune.pruning.layers import Layer, prunable_layers
+from vits_prune.pruning.listening import chosen_layers, zeros_wanted
+from vits_prune.pruning.matrix import LayerMatrix
+from vits_prune.pruning.registry import METHODS, SCOPES
+from vits_prune.pruning.shape import sizes, sizes_of
+from vits_prune.pruning.spec import PruneSpec, in_words
+from vits_prune.pruning.structured.shrink import shape_for
+from vits_prune.studio import workbench
+from vits_prune.studio.request import Request
+from vits_prune.studio.workbench import Spoken, listens
+from vits_prune.study.tables import PART_NAMES
+from vits_prune.synthesis.speak import MAX_SENTENCE_SECONDS
+from vits_prune.voices.voice import PARTS, Voice
+
+SLOW = "It listens to the voice first: 10 to 60 seconds once, less for another amount."
+_PRESS = "Pruning runs when you press Speak."
+
+
+def plain(text: str, longest: int = 120) -> str:
+    """Return text from outside so that Markdown shows it and does nothing else."""
+    return "".join(
+        f"\\{c}" if c in "\\`*_{}[]()<>#+!|~$&" else " " if c.isspace() else c
+        for c in text[:longest]
+    )
+
+
+def method_words(method: str, scope: str) -> str:
+    """Return what a method does, in two sentences, and that it is slow where it is."""
+    known = METHODS.get(method)
+    if known is None:
+        return ""
+    if known.calibrated:
+        return f"{known.words} *{SLOW}*"
+    listening = not known.structured and scope == "sensitivity"
+    return known.words + (f" *The scope sensitivity needs calibration. {SLOW}*" * listening)
+
+
+def lesson_words(spec: PruneSpec) -> str:
+    """Return what a method does, with what its scope or pattern means."""
+    method = METHODS[spec.method]
+    how = f"Scope {spec.scope}: {SCOPES[spec.scope]}."
+    if method.structured:
+        how = (
+            "What is taken out is taken out of its neighbours too, so rows and columns are missing."
+        )
+    elif spec.neighbours:
+        keep, of = spec.neighbours
+        how = f"At most {keep} of every {of} neighbouring input channels stay."
+    return f"### {method.title}\n{method.words} {how}"
+
+
+def voice_words(voice: Voice) -> str:
+    """Return the size of a voice, what loading alone saved, and its licence."""
+    cut, licence = voice.free_cut, voice.origin.licence
+    total = sum(parameter.numel() for parameter in voice.model.parameters())
+    saved = "Free cut: nothing to save, this export had already left out what never runs."
+    if cut.parameters:
+        share = 100 * cut.parameters / (total + cut.parameters)
+        saved = (
+            f"Free cut: {cut.parameters / 1e6:.1f} M parameters ({cut.bytes / 1e6:.0f} MB,"
+            f" {share:.0f}%) never run at inference and were left out; the sound is the same to the"
+            " bit."
+        )
+    return (
+        f"**{plain(voice.name)}**: {total / 1e6:.1f} M parameters run when it speaks,"
+        f" {voice.sampling_rate / 1000:g} kHz. {saved} Licence of the weights:"
+        f" {licence or 'not stated; look it up before use'}."
+    )
+
+
+def heard_words(request: Request, spoken: Spoken) -> str:
+    """Return one line on what was spoken."""
+    before, after = spoken.original.audio_seconds, spoken.pruned.audio_seconds
+    before_weights, after_weights = (found.weights() for found in spoken.sparsity)
+    what = f"**{100 * spoken.sparsity[1].overall:.1f}%** of the voice's weights are zero"
+    if after_weights != before_weights:
+        what = (
+            f"**{100 * (1 - after_weights / before_weights):.1f}%** of the voice's weights are gone"
+            f" with their channels and layers ({after_weights / 1e6:.1f} M are left)"
+        )
+    words = [f"{what}, by {in_words(request.spec)}."]
+    if request.timing == "locked":
+        words.append(f"Both last {before:.2f} s: the pruned voice uses the original's durations.")
+    else:
+        change = 100 * (after / before - 1)
+        words.append(f"Original {before:.2f} s, pruned {after:.2f} s ({change:+.0f}%).")
+    if spoken.original.dropped:
+        symbols = " ".join(symbol.strip() or "␣" for symbol in spoken.original.dropped[:40])
+        words.append(f"The voice has no symbol for: {symbols}")
+    if spoken.pruned.cut_short:
+        words.append(
+            "The pruned voice's durations ran away: a sentence was ended at"
+            f" {MAX_SENTENCE_SECONDS:.0f} seconds."
+        )
+    return " ".join(words)
+
+
+# Before pruning
+
+
+def readout(reference: str, spec: PruneSpec, token: str | None) -> str:
+    """Return the line under the slider: the sparsity that a spec will give. It never calibrates.
+
+    Raises:
+        InputError: the spec does not fit the voice.
+    """
+    bench = workbench.bench
+    if not bench.is_loaded(reference, token):
+        return "Sparsity is shown once the voice is loaded."
+    found = bench.preview(reference, spec, token)
+    if found is None:
+        return forecast_words(bench.voice(reference, token=token, device="cpu"), spec)
+    parts = [f"{PART_NAMES[part]} {100 * found[part]:.1f}%" for part in PARTS if part in found]
+    return f"Sparsity: **{100 * found['overall']:.1f}%** of the whole voice  \n{' · '.join(parts)}"
+
+
+def forecast_words(voice: Voice, spec: PruneSpec) -> str:
+    """Return what is known of a pruned voice before it is pruned, or why it cannot be pruned so."""
+    try:
+        structured = METHODS[spec.method].structured
+        return _structured(voice, spec) if structured else _unstructured(voice, spec)
+    except InputError as error:
+        return str(error)
+
+
+def check_feasible(voice: Voice, spec: PruneSpec) -> None:
+    """Raise InputError if the voice cannot lose so much: protected layers and a floor cap it."""
+    if METHODS[spec.method].structured:
+        sizes(voice.model.config, spec.shape or shape_for(voice, spec))
+    else:
+        zeros_wanted(voice, spec, chosen_layers(voice, spec))
+
+
+def _grouped(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
+    """Return the layers that are pruned. Raises InputError if a pattern does not fit one."""
+    chosen = chosen_layers(voice, spec)
+    for layer in chosen if spec.neighbours else ():
+        matrix = LayerMatrix(voice.model.get_submodule(layer.name))
+        inputs = matrix.channels(torch.empty(matrix.shape, device="meta")).shape[1]
+        if inputs % spec.neighbours[1]:
+            raise InputError(
+                f"{layer.name} has {inputs} input channels, which the pattern {spec.pattern} cannot"
+                " group: leave it alone too."
+            )
+    return chosen
+
+
+def _unstructured(voice: Voice, spec: PruneSpec) -> str:
+    chosen = _grouped(voice, spec)
+    everything = sum(layer.weights for layer in prunable_layers(voice))
+    mine = sum(layer.weights for layer in chosen)
+    wanted = round(spec.amount * mine) if spec.pattern else zeros_wanted(voice, spec, chosen)
+    words = f"Sparsity: **{100 * wanted / everything:.1f}%** of the whole voice."
+    layers = prunable_layers(voice, spec.parts)
+    named = [
+        name
+        for name in spec.protected
+        if any(PruneSpec(protect=(name,)).protects(layer.name) for layer in layers)
+    ]
+    if named:
+        shown = ", ".join(f"`{name[:60].replace('`', '')}`" for name in named[:6])
+        words += f" Protected: {shown}; the rest loses {100 * wanted / mine:.1f}%."
+    return f"{words}  \n{_PRESS}" if listens(spec) else words
+
+
+def _structured(voice: Voice, spec: PruneSpec) -> str:
+    config = voice.model.config
+    now, then = sizes_of(config), sizes(config, spec.shape or shape_for(voice, spec))
+    changed = [
+        f"{words} {_shown(getattr(now, name))} → **{_shown(getattr(then, name))}**"
+        for name, words in _SIZES.items()
+        if getattr(now, name) != getattr(then, name)
+    ]
+    what = " · ".join(changed) or "Nothing goes: all levers are at their full length."
+    return f"{what}  \n{_PRESS}"
+
+
+_SIZES = {
+    "initial_channels": "decoder channels",
+    "inner_channels": "channels inside residual blocks",
+    "ffn_channels": "feed-forward channels",
+    "branches": "branches a stage",
+    "encoder_layers": "encoder layers",
+    "flows": "coupling layers",
+    "wavenet_layers": "WaveNet layers",
+}
+
+
+def _shown(size: int | tuple[int, ...] | None) -> str:
+    return "/".join(map(str, size)) if isinstance(size, tuple) else str(size)

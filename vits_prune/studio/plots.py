@@ -1,0 +1,141 @@
+"""Pictures of measurements. Their backgrounds are transparent and their lines mid-grey, so that
+they can be read on a light and on a dark page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
+
+from vits_prune.measure import Sparsity
+from vits_prune.measure.signals import Spectrogram
+from vits_prune.measure.weights import MatrixPair, WeightHistogram
+from vits_prune.study.tables import PART_NAMES
+from vits_prune.voices.voice import PARTS
+
+ORIGINAL, PRUNED, NEUTRAL = "#2f7ed8", "#e4572e", "#8a8f98"
+"""Blue for the original, orange for the pruned voice (colour-blind eyes tell them apart), grey."""
+_PART_COLOURS = dict(zip(PARTS, (ORIGINAL, "#8d6cc9", "#2a9d6f", PRUNED), strict=True))
+_SIZES = LinearSegmentedColormap.from_list("sizes", ["#d6e6f7", ORIGINAL, "#0a2a52"])
+_GONE = "#8a8f9833"
+_ZERO_OR_GONE = LinearSegmentedColormap.from_list("zero or gone", [PRUNED, _GONE])
+_SMALL: dict[str, Any] = {"fontsize": 8, "color": NEUTRAL}
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": NEUTRAL}
+
+
+def spectrograms(original: Spectrogram, pruned: Spectrogram, aligned: bool) -> Figure:
+    """Draw both spectrograms, and where the two are sample-aligned their difference."""
+    rows = 3 if aligned else 2
+    figure, axes = _figure(rows, height=1.9 * rows)
+    shown: list[tuple[Spectrogram, np.ndarray, str, dict[str, Any]]] = [
+        (one, one.decibels, name, {"cmap": "magma", "vmin": -90, "vmax": -20})
+        for one, name in ((original, "original"), (pruned, "pruned"))
+    ]
+    if aligned:
+        difference = np.clip(pruned.decibels, -80, 0) - np.clip(original.decibels, -80, 0)
+        name = "pruned minus original, levels under -80 dB counted as -80"
+        shown.append((original, difference, name, {"cmap": "RdBu_r", "vmin": -30, "vmax": 30}))
+    for axis, (one, levels, name, how) in zip(axes, shown, strict=True):
+        extent = (0, one.seconds, 0, one.highest_hz / 1000)
+        how |= {"extent": extent, "origin": "lower", "aspect": "auto"}
+        _scale(figure, axis, axis.imshow(levels, interpolation="nearest", **how))
+        axis.set_title(name, loc="left", color=NEUTRAL, fontsize=9)
+        axis.set_ylabel("kHz")
+        axis.set_xlim(0, max(original.seconds, pruned.seconds))
+    axes[-1].set_xlabel("seconds")
+    return figure
+
+
+def _scale(figure: Figure, axis: Axes, image: AxesImage) -> None:
+    bar = figure.colorbar(image, ax=axis, pad=0.01)
+    bar.set_label("dB", color=NEUTRAL)
+    bar.ax.tick_params(labelsize=7, colors=NEUTRAL)
+
+
+def layer_bars(sparsity: Sparsity) -> Figure:
+    """Draw the sparsity of each prunable layer, coloured by part, in the order in which they run."""
+    rows = [row for row in sparsity.layers if row.layer.prunable]
+    figure, (axis,) = _figure(1, height=3.0)
+    start = 0
+    for part in PARTS:
+        mine = [100 * row.sparsity for row in rows if row.layer.part == part]
+        places, colour = range(start, start + len(mine)), _PART_COLOURS[part]
+        axis.bar(places, mine, width=0.9, color=colour, label=PART_NAMES[part])
+        start += len(mine)
+    axis.axhline(100 * sparsity.overall, color=NEUTRAL, linewidth=1, linestyle="--")
+    axis.text(start, 100 * sparsity.overall + 1, "overall", va="bottom", **_SMALL)
+    axis.set(xlabel="layer, in the order of the model", ylabel="zeros (%)")
+    axis.set(ylim=(0, 100), xlim=(-1, 1.06 * start))
+    axis.legend(ncols=4, loc="upper left", bbox_to_anchor=(0, 1.14), borderpad=0, **_LEGEND)
+    return figure
+
+
+def weight_histogram(histogram: WeightHistogram) -> Figure:
+    """Draw how many weights have which absolute value, kept and zeroed, and their threshold."""
+    figure, (axis,) = _figure(1, height=3.0)
+    left, width = histogram.edges[:-1], np.diff(histogram.edges)
+    zeroed, kept, largest = histogram.zeroed, histogram.kept, histogram.largest_zeroed
+    axis.bar(left, zeroed, width, align="edge", color=PRUNED, label="set to zero")
+    axis.bar(left, kept, width, bottom=zeroed, align="edge", color=ORIGINAL, label="kept")
+    if 0 < largest <= histogram.smallest_kept:
+        axis.axvline(largest, color=NEUTRAL, linewidth=1.2, linestyle="--")
+        where = (largest, 0.92)
+        axis.annotate(
+            f" threshold {largest:.3g}", where, xycoords=("data", "axes fraction"), **_SMALL
+        )
+    elif largest:
+        words, where = "each layer has its own threshold", (0.5, 0.9)
+        axis.annotate(words, where, xycoords="axes fraction", ha="center", **_SMALL)
+    axis.set(
+        xlabel="absolute value of the weight (the last bar holds all above)",
+        ylabel="weights",
+        xlim=(0, histogram.edges[-1]),
+    )
+    axis.legend(ncols=2, loc="upper right", **_LEGEND)
+    return figure
+
+
+def matrices(pair: MatrixPair) -> Figure:
+    """Draw a corner of a weight matrix before and after.
+
+    Darker is larger; zeros and what is gone each have a colour of their own.
+    """
+    figure, axes = _figure(1, height=4.6, columns=2)
+    top = float(np.quantile(pair.before, 0.99)) or 1.0
+    corners = (("before", pair.before, pair.layer.shape), ("after", pair.after, pair.shape_after))
+    for axis, (name, values, shape) in zip(axes, corners, strict=True):
+        shown = np.ma.masked_where(np.isnan(values) | (values == 0), values)
+        axis.imshow(np.isnan(values), cmap=_ZERO_OR_GONE, vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(shown, cmap=_SIZES, vmin=0, vmax=top, interpolation="nearest")
+        size = "gone" if shape is None else " × ".join(map(str, shape))
+        zeros = f", {100 * pair.zeros:.1f}% zeros" if name == "after" and pair.zeros else ""
+        axis.set_title(f"{name}: {size}{zeros}", loc="left", color=NEUTRAL, fontsize=9)
+        axis.set_xlabel("input channel")
+    axes[0].set_ylabel("output channel")
+    keys = [Patch(color=ORIGINAL, label="weight, darker is larger")]
+    if (pair.after == 0).any():
+        keys.append(Patch(color=PRUNED, label="zero"))
+    if np.isnan(pair.after).any():
+        keys.append(Patch(color=_GONE, label="gone"))
+    figure.legend(handles=keys, ncols=3, loc="outside lower center", **{**_LEGEND, "fontsize": 9})
+    return figure
+
+
+def _figure(rows: int, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a transparent figure, made without pyplot, whose global list would keep it alive."""
+    figure = Figure(figsize=(8.0, height), dpi=110, layout="constrained", facecolor="none")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes:
+        axis.set_facecolor("none")
+        axis.tick_params(colors=NEUTRAL, labelsize=8)
+        axis.xaxis.label.set_color(NEUTRAL)
+        axis.yaxis.label.set_color(NEUTRAL)
+        for spine in axis.spines.values():
+            spine.set_color(NEUTRAL)
+            spine.set_alpha(0.4)
+    return figure, axes

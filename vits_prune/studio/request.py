@@ -1,0 +1,179 @@
+"""What the page asks for, as a value: the Request, and how it follows from the page's controls."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vits_prune.errors import InputError
+from vits_prune.pruning import PruneSpec
+from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.shape import Shape
+from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text
+
+MAX_CHARACTERS = 2_000
+MAX_STEPS = 8
+"""Most steps of gradual pruning that a visitor may ask for: each is pruned, and kept to be heard."""
+MAX_PROTECTED = 100
+MAX_TEXTS, MAX_TEXT = 60, 300
+"""Most calibration sentences that a visitor may bring, and characters of each."""
+
+PATTERNS = {"2:4": 0.5, "4:8": 0.5}
+NOTHING, ALL = "nothing", 0
+"""What the controls show for "protect nothing" and "keep all layers"."""
+COUNTED = ("branches", "encoder_layers", "flows")
+LEVERS = ("decoder_width", "resblock_width", "ffn_width", *COUNTED)
+PRUNING = (
+    "method", "scope", "amount", "parts", "protect", "floor", "pattern", "steps", "schedule",
+    "by_lever", *LEVERS, "importance",
+)  # fmt: skip
+"""The controls that make a PruneSpec."""
+_DELIVERY = tuple(one.name for one in dataclasses.fields(Delivery))
+SPEAKING = ("voice", "speaker", "text", "seed", "timing", *_DELIVERY, *PRUNING)
+"""The controls that make a Request."""
+_FIRST = {one.name: one.default for one in dataclasses.fields(PruneSpec)} | {"by_lever": False}
+_FIRST |= {name: getattr(Shape(), name) for name in LEVERS}
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that the page asks for.
+
+    `reference` is "joe", a hub id (with "@revision" if wanted), or what `keep_upload` returned.
+    """
+
+    reference: str
+    text: str
+    spec: PruneSpec = field(default_factory=PruneSpec)
+    seed: int = 0
+    timing: str = "own"
+    delivery: Delivery = field(default_factory=Delivery)
+    speaker: str | None = None
+
+    def checked(self) -> Request:
+        """Return itself.
+
+        Raises:
+            InputError: something in it cannot be used, as far as can be said without a voice.
+        """
+        length, spec = len(self.text), self.spec
+        if length > MAX_CHARACTERS:
+            raise InputError(
+                f"The text has {length:,} characters and the page speaks {MAX_CHARACTERS:,} at"
+                " most: shorten it."
+            )
+        checked_text(self.text)
+        checked_seed(self.seed)
+        if self.timing not in ("own", "locked"):
+            raise InputError("Choose a timing: own or locked.")
+        if max(spec.steps, len(spec.amounts)) > MAX_STEPS:
+            raise InputError(
+                f"Gradual pruning takes {MAX_STEPS} steps at most here: the command line takes more."
+            )
+        if len(spec.protect or ()) > MAX_PROTECTED:
+            raise InputError(
+                f"At most {MAX_PROTECTED} protected layers can be named here: name a beginning that"
+                " several share."
+            )
+        if len(spec.texts) > MAX_TEXTS or any(len(text) > MAX_TEXT for text in spec.texts):
+            raise InputError(
+                f"Calibration takes {MAX_TEXTS} sentences of {MAX_TEXT} characters at most here:"
+                " the command line takes more."
+            )
+        return self
+
+    def at(self, spec: PruneSpec) -> Request:
+        """Return the same request for another spec."""
+        return dataclasses.replace(self, spec=spec)
+
+
+def request_of(values: Mapping[str, Any], spec: PruneSpec | None = None) -> Request:
+    """Return the checked Request for the values of the controls SPEAKING, by name.
+
+    Args:
+        values: of the controls. What is missing has the value that it has at first.
+        spec: in place of the one that the controls PRUNING make.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    seed = values.get("seed")
+    return Request(
+        (values.get("voice") or "").strip(),
+        values.get("text") or "",
+        spec_of(values) if spec is None else spec,
+        0 if seed is None else seed,
+        values.get("timing", "own"),
+        Delivery(*(values.get(name) for name in _DELIVERY)),
+        values.get("speaker") or None,
+    ).checked()
+
+
+def spec_of(values: Mapping[str, Any]) -> PruneSpec:
+    """Return the PruneSpec for the values of the controls PRUNING; ignore what does not apply.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    found = _FIRST | dict(values)
+    method = found["method"]
+    plain = PruneSpec(method, found["scope"], found["amount"], found["parts"] or ())
+    if METHODS[plain.method].structured:
+        levers = {name: found[name] for name in LEVERS}
+        levers |= {name: _whole(levers[name]) for name in COUNTED}
+        shape = Shape(**levers) if found["by_lever"] else None
+        return dataclasses.replace(plain, shape=shape, importance=found["importance"])
+    plain = dataclasses.replace(plain, protect=_protected(found["protect"]))
+    pattern = found["pattern"]
+    if pattern:  # it is the same in every layer: there is nothing to share out
+        amount = PATTERNS.get(str(pattern), plain.amount)
+        return dataclasses.replace(plain, scope="local", amount=amount, pattern=pattern)
+    floor, steps = found["floor"], found["steps"]
+    return dataclasses.replace(
+        plain,
+        floor=0.0 if floor is None else floor,
+        steps=1 if steps is None else steps,
+        schedule=found["schedule"] if steps != 1 else "cubic",
+    )
+
+
+def values_of(spec: PruneSpec) -> dict[str, Any]:
+    """Return what the controls show for a spec."""
+    names = [name for name in PRUNING if name in _FIRST and hasattr(spec, name)]
+    found = {name: getattr(spec, name) for name in names}
+    found["parts"] = list(spec.parts)
+    found["protect"] = [] if spec.protect is None else list(spec.protect) or [NOTHING]
+    found["by_lever"] = spec.shape is not None
+    levers = {name: getattr(spec.shape, name, None) for name in LEVERS}
+    return found | {name: value for name, value in levers.items() if value is not None}
+
+
+def at_amount(spec: PruneSpec, amount: float, parts: tuple[str, ...] | None = None) -> PruneSpec:
+    """Return the spec at another amount; a pattern or levers, which fix the amount, give way."""
+    return dataclasses.replace(
+        spec, amount=amount, shape=None, pattern="", amounts=(), parts=parts or spec.parts
+    )
+
+
+def _whole(count: Any) -> Any:
+    """Return a whole number as an int, None for "all"; Shape refuses any other."""
+    if count == ALL and not isinstance(count, bool):
+        return None
+    if isinstance(count, float) and math.isfinite(count) and count == int(count):
+        return int(count)
+    return count
+
+
+def _protected(names: Any) -> tuple[str, ...] | None:
+    """Return what the visitor protects, None for the method's own list."""
+    if not names:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError("What to leave alone is a list of layers' names, or beginnings of them.")
+    found = tuple(dict.fromkeys(name.strip() for name in names))
+    if NOTHING in found and len(found) > 1:
+        raise InputError("Leave alone either nothing or the layers that you name, not both.")
+    return () if NOTHING in found else found

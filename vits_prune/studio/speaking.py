@@ -1,0 +1,178 @@
+"""What a press of Speak sets off: both voices speak, and what is measured of what they said."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from vits_prune.measure import Latency, latency, measure_weights
+from vits_prune.measure.signals import Spectrogram, measure_spectrogram
+from vits_prune.measure.weights import MatrixPair, WeightHistogram, measure_matrix
+from vits_prune.progress import SILENT, Progress
+from vits_prune.pruning.layers import prunable_layers
+from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.structured.shrink import Survivor, choice_for, survivor
+from vits_prune.studio import workbench
+from vits_prune.studio.jobs import on_gpu
+from vits_prune.studio.request import Request
+from vits_prune.studio.workbench import Spoken
+from vits_prune.synthesis.sound_file import write_wav
+from vits_prune.synthesis.speak import Speech
+from vits_prune.voices.hf_text import split_sentences
+from vits_prune.voices.saved import save_voice
+
+if TYPE_CHECKING:
+    from vits_prune.voices.voice import Voice
+
+MAX_TIMED_CHARACTERS = 300
+RUNS = 5
+_PREFERRED = (
+    "decoder.resblocks.0.convs",
+    "decoder.upsampler.0",
+    "text_encoder.encoder.layers.0.feed_forward.conv_1",
+)
+"""Beginnings of the names of layers that show well what happens, the best first."""
+
+
+@on_gpu(60)
+def _hear(request: Request, token: str | None, progress: Progress) -> Spoken:
+    workbench.bench.use_gpu()
+    with workbench.bench.hearing():
+        return workbench.bench.hear(request, token, progress)
+
+
+def hear(request: Request, token: str | None, progress: Progress = SILENT) -> Spoken:
+    """Let both voices speak, and remember what they said.
+
+    The pruned voice is made in this process, so that all that follows finds it.
+    """
+    workbench.bench.pruned(request, token, progress)
+    spoken = _hear(request, token, progress)
+    workbench.bench.remember(request, spoken, token)
+    return spoken
+
+
+def heard_before(request: Request, token: str | None, progress: Progress = SILENT) -> Spoken:
+    """Return what both voices said for a request; let them speak again if it is forgotten."""
+    return workbench.bench.recall(request, token) or hear(request, token, progress)
+
+
+@on_gpu(90)
+def time_both(request: Request, token: str | None, progress: Progress) -> Latency:
+    """Time both voices in turn, on the beginning of the text."""
+    bench = workbench.bench
+    bench.use_gpu()
+    progress.report("timing both voices in turn", 0.0)
+    steps = latency.latency_steps(
+        bench.voice(request.reference, request.speaker, token),
+        bench.pruned(request, token),
+        timed_text(request.text),
+        request.seed,
+        delivery=request.delivery,
+        runs=RUNS,
+    )
+    for step in steps:
+        bench.let_hearing_pass()
+        if isinstance(step, Latency):
+            return step
+        if step:
+            progress.report(f"timing both voices in turn: {step} of {RUNS} runs", step / RUNS)
+    raise AssertionError("latency_steps ends with a Latency")
+
+
+def timed_text(text: str) -> str:
+    """Return the first sentences of a text, about MAX_TIMED_CHARACTERS of them."""
+    sentences = split_sentences(text)
+    taken = sentences[:1]
+    for sentence in sentences[1:]:
+        if sum(map(len, taken)) + len(sentence) > MAX_TIMED_CHARACTERS:
+            break
+        taken.append(sentence)
+    return text.strip() if len(taken) == len(sentences) else " ".join(taken)
+
+
+def hear_step(
+    request: Request, index: int, token: str | None, progress: Progress = SILENT
+) -> Speech:
+    """Return what the voice of one step of gradual pruning says, with the original's durations."""
+    original = heard_before(request, token, progress).original
+    return workbench.bench.hear_step(request, index, original, token, progress)
+
+
+def measure_both(
+    request: Request, token: str | None, progress: Progress
+) -> tuple[Spoken, Spectrogram, Spectrogram, WeightHistogram]:
+    """Return what was said, the spectrograms of both, and the histogram of the weights."""
+    spoken = heard_before(request, token, progress)
+    voice = workbench.bench.voice(request.reference, request.speaker, token)
+    pictures = measure_spectrogram(spoken.original), measure_spectrogram(spoken.pruned)
+    return spoken, *pictures, measure_weights(voice, workbench.bench.pruned(request, token))
+
+
+# Matrices
+
+
+def matrix_layers(request: Request, token: str | None) -> list[str]:
+    """Return the layers whose matrix can be shown: of the pruned parts, the protected ones last."""
+    voice = workbench.bench.voice(request.reference, request.speaker, token, device="cpu")
+    layers = prunable_layers(voice, request.spec.parts)
+    matrices = [layer.name for layer in layers if min(layer.shape[:2]) > 1]
+    return sorted(matrices, key=request.spec.protects)
+
+
+def telling_layer(names: list[str]) -> str:
+    """Return the layer that shows best what pruning does."""
+    found = (name for begin in _PREFERRED for name in names if name.startswith(begin))
+    return next(found, names[0])
+
+
+def matrix_pair(
+    request: Request, token: str | None, layer: str, progress: Progress = SILENT
+) -> MatrixPair:
+    """Return one weight matrix before and after.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    original = workbench.bench.voice(request.reference, request.speaker, token, device="cpu")
+    pruned = workbench.bench.pruned(request, token, progress).to("cpu")
+    left: Survivor | None = Survivor(layer, {})
+    if METHODS[request.spec.method].structured and (request.spec.amount or request.spec.shape):
+        choice = choice_for(original, request.spec, progress=progress)
+        known = layer in matrix_layers(request, token)
+        left = survivor(original, pruned, choice, layer) if known else None
+    name, kept = (left.name, left.kept) if left else (None, {})
+    return measure_matrix(original, pruned, layer, name, kept)
+
+
+# Files for the visitor
+
+
+def wav(speech: Speech, name: str) -> str:
+    """Return the path of a 16-bit WAV file.
+
+    Gradio itself would bring float samples to full level, and hide that a voice became quieter.
+    """
+    path = workbench.scratch.folder() / f"{name}.wav"
+    write_wav(speech, path)
+    return str(path)
+
+
+def csv(table: pd.DataFrame, name: str) -> str:
+    """Return the path of a table as a CSV file."""
+    path = workbench.scratch.folder() / f"{name}.csv"
+    table.to_csv(path, index=False)
+    return str(path)
+
+
+def zipped(voice: Voice, how: str) -> str:
+    """Return the path of a voice's folder as a zip file, named after the voice and `how`."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in voice.name)[:60] or "voice"
+    folder, name = workbench.scratch.folder(), f"{safe}-{how}"
+    save_voice(voice, folder / name)
+    base = str(folder / f"{name}-voice")
+    archive = shutil.make_archive(base, "zip", root_dir=folder, base_dir=name)
+    shutil.rmtree(folder / name)
+    return archive

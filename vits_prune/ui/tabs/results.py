@@ -1,0 +1,341 @@
+"""What "Speak with both" fills: the players, the tables, the method and the pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from vits_prune.errors import InputError
+from vits_prune.progress import Progress
+from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import in_words
+from vits_prune.studio import plots, speaking, workbench
+from vits_prune.studio.descriptions import heard_words, lesson_words
+from vits_prune.studio.request import SPEAKING, Request, request_of
+from vits_prune.study import tables
+from vits_prune.ui.controls import LOADED, VOICE_SHOWN, load_voice
+from vits_prune.ui.events import LANES, QUIET, Page, tickets
+from vits_prune.ui.widgets import source, widget
+
+Values = dict[str, Any]
+Shown = Iterator[dict[str, Any]]
+
+LOCKED = {
+    "aligned": True,
+    "hint": "Both play in step: flip with the switch (Tab, then Space), move with the arrow keys.",
+}
+OWN = {
+    "aligned": False,
+    "hint": "The two voices have their own durations. Set timing to “locked” to flip between them"
+    " in place.",
+}
+_TABLES = ("sparsity", "size", "latency", "layers")
+_WIDTHS = {
+    "sparsity": ["170px", "110px", "90px", "110px", "90px", "110px"],
+    "size": ["200px", "85px", "85px", "85px", "300px"],
+    "latency": ["200px", "85px", "85px", "85px", "300px", "110px", "110px", "110px", "110px"],
+    "layers": ["250px", "130px", "100px", "240px", "130px", "100px", "100px", "150px"],
+}
+"""Widths of the columns: the words beside a number must be in sight before its spread."""
+
+
+# Components
+
+
+def player(label: str, elem_id: str, colour: str, **options: Any) -> gr.Audio:
+    """Return a player with a download button, and a waveform of one colour."""
+    waves = gr.WaveformOptions(waveform_color="#b8c0cc", waveform_progress_color=colour)
+    return gr.Audio(
+        label=label,
+        interactive=False,
+        elem_id=elem_id,
+        buttons=["download"],
+        waveform_options=waves,
+        **options,
+    )
+
+
+def player_components() -> dict[str, Any]:
+    """Make the status line, the two players, and the switch between them."""
+    made: dict[str, Any] = {}
+    made["status"] = gr.Markdown("Press **Speak with both**.", elem_id="status", min_height=56)
+    made["summary"] = gr.Markdown("", elem_id="summary")
+    made["asked"] = gr.State()
+    with gr.Row():
+        made["original"] = player("Original", "original-audio", plots.ORIGINAL)
+        made["pruned"] = player("Pruned", "pruned-audio", plots.PRUNED)
+    made["flip"] = widget("flip")
+    made["rendition"] = gr.Radio(
+        [],
+        label="Steps of gradual pruning: choose one to hear it",
+        visible=False,
+        elem_id="rendition",
+    )
+    made["rendition_audio"] = player(
+        "Step, with the original's durations",
+        "rendition-audio",
+        "#8d6cc9",
+        visible=False,
+        autoplay=True,
+    )
+    return made
+
+
+def result_tabs() -> dict[str, Any]:
+    """Make the tabs Sparsity, Size, Latency, Layers, Method and Pictures."""
+    made: dict[str, Any] = {}
+    for name in _TABLES:
+        with gr.Tab(name.capitalize(), id=name):
+            made[name] = gr.Dataframe(
+                tables.EMPTY[name],
+                label=name.capitalize(),
+                interactive=False,
+                wrap=True,
+                show_label=False,
+                elem_id=f"{name}-table",
+                column_widths=_WIDTHS[name],
+                max_height=620,
+                buttons=["copy", "fullscreen"],
+                show_search="filter" if name == "layers" else "none",
+            )
+            made[f"{name}_csv"] = gr.DownloadButton(
+                f"Download {name}.csv", size="sm", interactive=False, elem_id=f"{name}-csv"
+            )
+    with gr.Tab("Method", id="method-tab"):
+        made["lesson"] = gr.Markdown(
+            "Press **Speak with both**: then one weight matrix is shown here, before and after.",
+            elem_id="lesson",
+        )
+        made["matrix_layer"] = gr.Dropdown([], label="Layer", visible=False, elem_id="matrix-layer")
+        made["matrix"] = _picture("Weights before and after", elem_id="matrix")
+        gr.Markdown("**What saves what**")
+        gr.HTML(_savings(), css_template=source("savings.css"), elem_id="savings")
+    with gr.Tab("Pictures", id="pictures"):
+        made["spectrograms"] = _picture("Spectrograms")
+        made["bars"] = _picture("Sparsity by layer")
+        made["histogram"] = _picture("Weights by absolute value")
+    return made
+
+
+def _picture(label: str, **options: Any) -> gr.Plot:
+    return gr.Plot(label=label, show_label=False, format="png", elem_classes="pictures", **options)
+
+
+def _savings() -> str:
+    """Return what saves what as an HTML table, which a phone shows whole."""
+    heads = ("what goes", "saves bytes", "saves time")
+    head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
+    rows = "".join(
+        f"<tr><td><b>{row['what goes']}</b>: {row['what happens to it']}</td>"
+        f"<td>{row['saves bytes']}</td><td>{row['saves time']}</td></tr>"
+        for row in tables.SAVINGS.to_dict("records")
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+# Work
+
+
+def prune(values: Values, token: str | None, progress: Progress) -> Shown:
+    """Prune in the page's own process, so that all that follows finds the voice."""
+    request = request_of(values)
+    told = progress.part(0.0, 1.0, f"{in_words(request.spec)}: ")
+    workbench.bench.pruned(request, token, told)
+    yield {"status": "pruned; speaking comes next …", "asked": request}
+
+
+def hear(values: Values, token: str | None, progress: Progress) -> Shown:
+    """Show the sound and its sparsity; clear what was measured for other settings."""
+    request = values["asked"]
+    spoken = speaking.hear(request, token, progress)
+    yield {
+        "status": "Both have spoken; measuring comes next.",
+        "summary": heard_words(request, spoken),
+        "original": speaking.wav(spoken.original, "original"),
+        "pruned": speaking.wav(spoken.pruned, "pruned"),
+        "flip": LOCKED if spoken.aligned else OWN,
+        "rendition": _renditions(request),
+        "rendition_audio": gr.Audio(None, visible=False),
+        **_table("sparsity", tables.sparsity_table(*spoken.sparsity)),
+        **_table("layers", tables.layer_table(spoken.sparsity[1])),
+        **{name: tables.EMPTY[name] for name in ("size", "latency")},
+        **{f"{name}_csv": gr.DownloadButton(interactive=False) for name in ("size", "latency")},
+    }
+
+
+def _renditions(request: Request) -> gr.Radio:
+    """Offer the steps of gradual pruning, where there are several."""
+    amounts = request.spec.schedule_amounts()
+    how = "of the channels gone" if METHODS[request.spec.method].structured else "zeros"
+    choices = [(f"step {i + 1}: {100 * amount:.1f}% {how}", i) for i, amount in enumerate(amounts)]
+    return gr.Radio(choices, value=None, visible=len(amounts) > 1)
+
+
+def hear_step(values: Values, token: str | None, progress: Progress) -> Shown:
+    """Let the voice of one step of gradual pruning speak."""
+    request, index = values["asked"], values["rendition"]
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise InputError("Choose one of the steps.")
+    speech = speaking.hear_step(request, index, token, progress)
+    count = len(request.spec.schedule_amounts())
+    label = f"Step {index + 1} of {count}, with the original's durations"
+    path = speaking.wav(speech, f"step-{index + 1}")
+    yield {
+        "status": f"Done: step {index + 1} speaks.",
+        "rendition_audio": gr.Audio(path, label=label, visible=True),
+    }
+
+
+def draw(values: Values, token: str | None, progress: Progress) -> Shown:
+    """Draw the spectrograms, the layers, the weights, and one weight matrix."""
+    progress.report("drawing", 0.0)
+    spoken, before, after, weights = speaking.measure_both(values["asked"], token, progress)
+    yield {
+        "spectrograms": plots.spectrograms(before, after, spoken.aligned),
+        "bars": plots.layer_bars(spoken.sparsity[1]),
+        "histogram": plots.weight_histogram(weights),
+        **_matrix(values["asked"], token, None, progress),
+    }
+
+
+def draw_matrix(values: Values, token: str | None, progress: Progress) -> Shown:
+    """Draw the matrix of the chosen layer."""
+    yield _matrix(values["asked"], token, values["matrix_layer"], progress)
+
+
+def _matrix(
+    request: Request, token: str | None, layer: str | None, progress: Progress
+) -> dict[str, Any]:
+    names = speaking.matrix_layers(request, token)
+    if layer not in names:
+        layer = speaking.telling_layer(names)
+    found = speaking.matrix_pair(request, token, layer, progress)
+    tap = f" (tap {found.tap + 1} of {found.taps})" if found.taps > 1 else ""
+    words = in_words(request.spec)
+    return {
+        "lesson": f"{lesson_words(request.spec)}\n\nBelow: a corner of `{layer}`{tap}, before and"
+        f" after {words}.",
+        "matrix_layer": gr.Dropdown(names, value=layer, visible=True),
+        "matrix": plots.matrices(found),
+    }
+
+
+def weigh(values: Values, token: str | None, progress: Progress) -> Shown:
+    """Show the size of each file format."""
+    progress.report("writing each file format to see its size", 0.0)
+    yield _table("size", tables.size_table(*workbench.bench.size(values["asked"], token)))
+
+
+def time_both(values: Values, token: str | None, progress: Progress) -> Shown:
+    """Show the latency of both voices."""
+    request = values["asked"]
+    found = speaking.time_both(request, token, progress)
+    whole = speaking.timed_text(request.text) == request.text.strip()
+    what = "" if whole else " on the beginning of the text"
+    yield {
+        "status": f"Done. Latency: {found.runs} runs of each voice in turn{what},"
+        f" {found.threads} threads, {found.device}.",
+        **_table("latency", tables.latency_table(found, request.spec.pattern)),
+    }
+
+
+def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
+    csv = gr.DownloadButton(value=speaking.csv(table, name), interactive=True)
+    return {name: table, f"{name}_csv": csv}
+
+
+# Events
+
+_START = """() => {
+  const ticket = Date.now().toString(36) + Math.random().toString(36).slice(2);
+  window.speaking = {ticket, again: false};
+  return ticket;
+}"""
+_SPEAK = """() => {
+  if (innerWidth < 700) document.querySelector('#status').scrollIntoView({behavior: 'smooth'});
+  if (window.speaking) { window.speaking.again = true; return window.speaking.ticket; }
+  document.querySelector('#go').click();
+  return '';
+}"""
+_STOP = """() => {
+  if (!window.speaking) return '';
+  window.speaking.again = false;
+  return window.speaking.ticket;
+}"""
+_ENDED = """() => {
+  const again = window.speaking && window.speaking.again;
+  window.speaking = null;
+  if (again) document.querySelector('#go').click();
+}"""
+"""Each page has one run of "Speak with both" at a time. Pressed again, the button ends the run
+under way, and the next one begins where that ends. Nothing is cancelled: in Gradio 6.31 what begins
+while something is being cancelled may get lost. On a phone the players lie below."""
+
+_MATRIX = ("lesson", "matrix_layer", "matrix")
+_HEARD = (
+    "summary", "original", "pruned", "flip", "rendition", "rendition_audio",
+    *(name + end for name in _TABLES for end in ("", "_csv")),
+)  # fmt: skip
+_CHAIN = (
+    (prune, SPEAKING, ("asked",), "prune"),
+    (hear, ("asked",), _HEARD, "work"),
+    (draw, ("asked",), ("spectrograms", "bars", "histogram", *_MATRIX), "measure"),
+    (weigh, ("asked",), ("size", "size_csv"), "measure"),
+    (time_both, ("asked",), ("latency", "latency_csv"), "measure"),
+)
+"""What "Speak with both" sets off after loading, what it reads and fills, and in which lane.
+
+All but the first look at the Request that was pruned, whatever the controls say by then. Each shows
+its findings in its last update: Gradio 6.31 forgets what an earlier one put into a tab that was
+never opened."""
+
+
+def wire_results(page: Page) -> list[Any]:
+    """Wire "Speak with both"; return the events that Stop may cancel."""
+    on_status = {"show_progress_on": [page["status"]]}
+    ended = page["go"].click(
+        None, None, page["ticket"], js=_START, trigger_mode="multiple", **QUIET
+    )
+    begin, chain = ended.then, []
+    loading = {"ticket": "ticket", "show_progress_on": [page["facts"]]}
+    chain.append(begin(**page.event(load_voice, LOADED, VOICE_SHOWN, "load", **loading)))
+    for work, reads, fills, lane in _CHAIN:
+        event = page.event(work, reads, ("status", *fills), lane, ticket="ticket", **on_status)
+        chain.append(chain[-1].success(**event))
+    for one in chain:
+        one.failure(None, js=_ENDED, **QUIET)
+    chain[-1].then(None, js=_ENDED, **QUIET)
+    pressed = [page["speak"].click, page["text"].submit]
+    gr.on(pressed, tickets.cancel, page["ticket"], None, js=_SPEAK, queue=False, **QUIET)
+    return [
+        page[choice].input(
+            **page.event(work, ("asked", choice), ("status", *fills), lane, **on_status)
+        )
+        for work, choice, fills, lane in (
+            (draw_matrix, "matrix_layer", _MATRIX, "look"),
+            (hear_step, "rendition", ("rendition_audio",), "work"),
+        )
+    ]
+
+
+def wire_stop(page: Page, running: list[Any]) -> None:
+    """Let Stop end the run under way and cancel the other events."""
+    stop = {"js": _STOP, "cancels": running, "queue": False}
+    stopped = page["stop"].click(_stop, page["ticket"], page["status"], **stop, **QUIET)
+    # Said once more, after what a stopped event had still under way to the page.
+    stopped.then(_stop_again, None, page["status"], **LANES["at once"], **QUIET)
+
+
+def _stop(ticket: Any) -> str:
+    tickets.cancel(ticket)
+    return "Stopped."
+
+
+def _stop_again() -> str:
+    """Say it once more, after what a stopped event had still under way to the page."""
+    time.sleep(0.5)
+    return "Stopped."
