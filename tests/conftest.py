@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from tests.voices.hf_factory import make_checkpoint
-from vits_prune import load_voice
+from vits_prune import PruneSpec, load_voice
+from vits_prune.studio import workbench
+from vits_prune.studio.request import Request
 
 torch.set_num_threads(THREADS)
 
@@ -38,3 +40,13 @@ def tiny_folder(tmp_path_factory):
 def tiny(tiny_folder):
     """The voice of that checkpoint."""
     return load_voice(tiny_folder)
+
+
+@pytest.fixture
+def request_(tiny, monkeypatch):
+    """A Request of the page for that voice, with a workbench of its own behind it."""
+    bench = workbench.Workbench()
+    monkeypatch.setattr(workbench, "bench", bench)
+    monkeypatch.setattr(bench, "voice", lambda *args, **named: tiny)
+    spec = PruneSpec(scope="local", amount=0.3)
+    return Request("someone/tiny", "hi there you", spec, seed=2, timing="locked")

@@ -10,10 +10,9 @@ ROOT = Path(__file__).parents[1]
 
 IMPORT = """
 import app, gradio
-from vits_prune.ui import steps
+from vits_prune.studio import workbench
 assert isinstance(app.demo, gradio.Blocks)
-assert not steps.bench.is_loaded("joe")
-assert not steps.bench._voices._values
+assert not workbench.bench.is_loaded("joe")
 names = {function.api_name for function in app.demo.fns.values() if function.api_visibility == "public"}
 assert names == {"compare", "sparsity"}, names
 import os

@@ -19,10 +19,12 @@ from tests.voices.loopback_hub import Repository, serving
 from vits_prune import PruneSpec, prune, speak
 from vits_prune.errors import InputError
 from vits_prune.measure import Latency, measure_latency
+from vits_prune.progress import Progress
 from vits_prune.pruning import magnitude
 from vits_prune.studio import workbench
-from vits_prune.studio.jobs import Doing
-from vits_prune.studio.workbench import Request, Spoken, Workbench
+from vits_prune.studio.jobs import Update
+from vits_prune.studio.request import Request
+from vits_prune.studio.workbench import Spoken, Workbench
 from vits_prune.synthesis.speak import Delivery
 
 TINY, GATED = "someone/tiny-vits", "someone/gated-vits"
@@ -56,8 +58,9 @@ def hub(folders, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bench(hub):
-    return Workbench()
+def bench(hub, tmp_path):
+    (tmp_path / "uploads").mkdir()
+    return Workbench(tmp_path / "uploads")
 
 
 @pytest.fixture(scope="module")
@@ -67,46 +70,20 @@ def piper_files(tmp_path_factory):
 
 
 def heard(bench: Workbench, request: Request, token: str | None = None) -> Spoken:
-    *_, spoken = bench.hear(request, token)
-    assert isinstance(spoken, Spoken)
-    return spoken
-
-
-# Requests
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"text": ""}, "no text"),
-        ({"text": " \n"}, "no text"),
-        ({"text": "a" * 21}, "has 21 characters and the page speaks 20 at most"),
-        ({"text": "a" * 100_000}, "has 100,000 characters and the page speaks 20 at most"),
-        ({"seed": -1}, "seed must be"),
-        ({"seed": float("nan")}, "seed must be"),
-        ({"timing": "never"}, "own or locked"),
-    ],
-    ids=str,
-)
-def test_a_request_that_cannot_be_used(changes, words):
-    with pytest.raises(InputError, match=words):
-        Request(**{"reference": "joe", "text": "fine", **changes}).checked(20)
-
-
-def test_a_request_that_can_be_used_is_itself():
-    request = Request("joe", "a" * 20)
-    assert request.checked(20) is request
+    return bench.hear(request, token)
 
 
 # Speaking
 
 
-def test_hearing_tells_what_it_does_before_it_ends_with_both(bench, folders):
+def test_hearing_reports_what_it_does(bench, folders):
     request = Request(TINY, "one two. three four.", PruneSpec(amount=0.5), seed=3)
-    *steps, spoken = bench.hear(request)
-    assert all(isinstance(step, Doing) and 0 <= step.share <= 1 for step in steps)
-    assert [step.share for step in steps] == sorted(step.share for step in steps)
-    said = " ".join(step.what for step in steps)
+    told = []
+    spoken = bench.hear(request, progress=Progress(lambda *update: told.append(update)))
+    fractions = [fraction for _, fraction in told]
+    assert all(0 <= fraction <= 1 for fraction in fractions)
+    assert fractions == sorted(fractions)
+    said = " ".join(message for message, _ in told)
     assert "loading" in said
     assert "original" in said
     assert "pruned" in said
@@ -131,8 +108,8 @@ def test_the_original_speaks_once_and_is_sorted_once_for_all_amounts(bench, monk
             sorting.append(voice)
             super().__init__(voice)
 
-    real = workbench.speak_sentences
-    monkeypatch.setattr(workbench, "speak_sentences", counted)
+    real = workbench.speak
+    monkeypatch.setattr(workbench, "speak", counted)
     monkeypatch.setattr(magnitude, "SortedMagnitudes", Sorted)
     first, second = (
         heard(bench, Request(TINY, TEXT, PruneSpec(amount=amount))) for amount in (0.3, 0.7)
@@ -230,32 +207,31 @@ def test_an_upload_that_is_no_voice_leaves_nothing_behind(bench, piper_files, tm
     (tmp_path / "bad.onnx").write_bytes(b"garbage")
     with pytest.raises(InputError, match="cannot be used"):
         bench.keep_upload(tmp_path / "bad.onnx", piper_files[1])
-    assert list(bench._folder.iterdir()) == []
+    assert list((tmp_path / "uploads").iterdir()) == []
 
 
-def test_an_upload_that_is_too_large_is_not_read(bench, piper_files, monkeypatch):
+def test_an_upload_that_is_too_large_is_not_read(bench, piper_files, tmp_path, monkeypatch):
     monkeypatch.setattr(
         workbench, "MAX_UPLOAD_BYTES", sum(path.stat().st_size for path in piper_files) - 1
     )
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
     with pytest.raises(InputError, match="larger than"):
         bench.keep_upload(*piper_files)
-    assert list(bench._folder.iterdir()) == []
+    assert list((tmp_path / "uploads").iterdir()) == []
 
 
-def test_old_uploads_are_forgotten(hub, piper_files, tmp_path, monkeypatch):
-    monkeypatch.setattr(workbench, "_UPLOADS", 2)
-    monkeypatch.setattr(
-        workbench, "_VOICES_BYTES", 1
-    )  # voices are forgotten at once, so that only the kept files count
-    bench, references = Workbench(), []
+def test_old_uploads_are_forgotten(hub, piper_files, tmp_path):
+    kept, references = tmp_path / "kept", []
+    kept.mkdir()
+    # Voices are forgotten at once, so that only the kept files count.
+    bench = Workbench(kept, voices_bytes=1, uploads=2)
     for number in range(3):
         config = tmp_path / f"{number}.json"
         config.write_text(
             piper_files[1].read_text(encoding="utf-8") + " " * number, encoding="utf-8"
         )
         references.append(bench.keep_upload(piper_files[0], config)[0])
-    assert len(list(bench._folder.iterdir())) == 2
+    assert len(list(kept.iterdir())) == 2
     with pytest.raises(InputError, match="no longer kept here: upload its two files again"):
         bench.voice(references[0])
     for reference in references[1:]:
@@ -277,7 +253,7 @@ def test_all_that_crosses_to_a_worker_pickles(bench):
     )
     assert pickle.loads(pickle.dumps(request)) == request
     assert hash(pickle.loads(pickle.dumps(request))) == hash(request)
-    assert pickle.loads(pickle.dumps(Doing("speaking", 0.5))) == Doing("speaking", 0.5)
+    assert pickle.loads(pickle.dumps(Update("speaking", 0.5))) == Update("speaking", 0.5)
     spoken = heard(bench, request)
     again = pickle.loads(pickle.dumps(spoken))
     np.testing.assert_array_equal(again.pruned.waveform, spoken.pruned.waveform)
@@ -305,12 +281,8 @@ def test_measuring_waits_while_somebody_waits_to_hear():
 def test_nobody_waits_to_hear_in_a_worker():
     """It is forked while visitors of the page wait."""
     bench = Workbench()
-    calibrating = bench._calibrating
-    with bench.hearing(), calibrating:
-        assert in_fork(lambda: (bench.let_hearing_pass(600.0), calibrating.acquire(timeout=5))) == (
-            None,
-            True,
-        )
+    with bench.hearing():
+        assert in_fork(lambda: bench.let_hearing_pass(600.0)) is None
 
 
 def test_what_a_worker_spoke_is_kept_by_the_page(bench, monkeypatch):
@@ -320,10 +292,10 @@ def test_what_a_worker_spoke_is_kept_by_the_page(bench, monkeypatch):
     spoken = heard(worker, request)
     page.remember(request, spoken)
     speaking = []
-    real = workbench.speak_sentences
+    real = workbench.speak
     monkeypatch.setattr(
         workbench,
-        "speak_sentences",
+        "speak",
         lambda voice, *args, **named: speaking.append(voice) or real(voice, *args, **named),
     )
     again = heard(page, dataclasses.replace(request, spec=PruneSpec(amount=0.7)))
@@ -342,12 +314,12 @@ def test_one_who_waits_for_the_same_pruned_voice_can_leave(bench, monkeypatch):
     """Both ask for a voice that needs no calibration, which would let one in at a time."""
     request = Request(TINY, TEXT, PruneSpec(amount=0.3))
     inside, go_on = threading.Event(), threading.Event()
-    real = bench._prune
+    real = workbench.prune_steps
 
-    def slow(*args):
+    def slow(*args, **named):
         inside.set()
         assert go_on.wait(60)
-        return real(*args)
+        return real(*args, **named)
 
     class Gone(Exception):
         pass
@@ -355,13 +327,13 @@ def test_one_who_waits_for_the_same_pruned_voice_can_leave(bench, monkeypatch):
     def leave(what, share):
         raise Gone
 
-    monkeypatch.setattr(bench, "_prune", slow)
+    monkeypatch.setattr(workbench, "prune_steps", slow)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(bench.steps, request)
         try:
             assert inside.wait(60)
             with pytest.raises(Gone):
-                bench.steps(request, progress=leave)
+                bench.steps(request, progress=Progress(leave))
         finally:
             go_on.set()
         assert len(first.result(60)) == 1

@@ -18,9 +18,10 @@ from vits_prune import compare as library_compare
 from vits_prune.measure import measure_size, measure_sparsity
 from vits_prune.pruning.magnitude import sparsity_preview
 from vits_prune.pruning.shape import Shape
+from vits_prune.studio import workbench
 from vits_prune.studio.workbench import Workbench
 from vits_prune.study.comparison import DEFAULT_TEXT
-from vits_prune.ui import endpoints, steps
+from vits_prune.ui import api
 from vits_prune.voices.voice import PARTS
 
 
@@ -148,9 +149,9 @@ def test_the_endpoints_are_named_and_documented(client):
 def test_the_report_keeps_the_history_of_a_voice_that_was_pruned_before(tiny, monkeypatch):
     before, now = PruneSpec("random", amount=0.2), PruneSpec(scope="local", amount=0.5)
     half, bench = prune(tiny, before), Workbench()
-    monkeypatch.setattr(steps, "bench", bench)
+    monkeypatch.setattr(workbench, "bench", bench)
     monkeypatch.setattr(bench, "voice", lambda *args, **named: half)
-    *_, report = endpoints.compare(
+    *_, report = api.compare(
         "someone/half", "", "hi there", "", 0.0, [], 1, "own", spec=now.to_dict()
     )
     by_library = library_compare(half, prune(half, now), "hi there", 1, runs=1).report()

@@ -16,15 +16,15 @@ import pandas as pd
 import pytest
 import soundfile
 
-from tests.ui.test_evidence import request_  # noqa: F401 (a fixture)
 from vits_prune import PARTS, HealPlan, PruneSpec, load_voice, speak
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.healing import heal as heal_voice
-from vits_prune.studio.jobs import Doing
+from vits_prune.studio import workbench
+from vits_prune.studio.jobs import Update
 from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.judge import CheckpointJudge, tuning_texts
-from vits_prune.ui import heal, healed, healing, page, steps
+from vits_prune.ui import heal, healed, healing, page
 from vits_prune.ui.course import MAX_POINTS, course_value
 from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import Check, Ended, Order, Progress, Task
@@ -35,7 +35,7 @@ PLAN = HealPlan(
 
 
 @pytest.fixture
-def request_deep(request_, monkeypatch):  # noqa: F811
+def request_deep(request_, monkeypatch):
     """A request that takes half of the weights, and no recogniser: a tiny voice's noise has no words."""
     monkeypatch.setattr(healed, "METRICS", ("naturalness", "rhythm"))
     monkeypatch.setattr(healed, "_healings", Bounded(1 << 30, healed._bytes))
@@ -68,7 +68,7 @@ def heal_wholly(order, tiny):
         tiny, said, Settings(seed=request.seed, metrics=healed.METRICS, noise_seeds=0)
     )
     return heal_voice(
-        steps.bench.pruned(request),
+        workbench.bench.pruned(request),
         tiny,
         plan=order.plan,
         judge=CheckpointJudge(reference, healing.CHECKS),
@@ -142,7 +142,7 @@ def test_it_heals_and_shows_what_became_of_it(order, tiny, tmp_path):
         "others said what another visitor wrote"
     )
     original = speak(tiny, "you hi", order.request.seed)
-    for step, voice in ((0, steps.bench.pruned(order.request)), (found.kept, found.voice)):
+    for step, voice in ((0, workbench.bench.pruned(order.request)), (found.kept, found.voice)):
         heard = heal.checkpoint_steps(other, step)["heal_audio"].value["path"]
         own = speak(voice, "you hi", order.request.seed, timing=original)
         np.testing.assert_array_equal(soundfile.read(heard, dtype="int16")[0], own.pcm16())
@@ -243,7 +243,7 @@ def test_one_healing_at_a_time(order, request_deep):
     def run():
         for step in healed.healing_steps(order, None, never):
             told.append(step)
-            if isinstance(step, Doing) and "waiting for another" in step.what:
+            if isinstance(step, Update) and "waiting for another" in step.message:
                 going.set()
 
     other = threading.Thread(target=run)
@@ -292,12 +292,12 @@ def test_a_disk_that_takes_no_more_loses_nothing(order, monkeypatch):
 def task_of(order):
     """A task whose preparation is done."""
     request = order.request
-    voice = steps.bench.voice(request.reference)
+    voice = workbench.bench.voice(request.reference)
     judge = CheckpointJudge(
         prepare_reference(voice, ["hi there"], Settings(metrics=("rhythm",), noise_seeds=0)),
         healing.CHECKS,
     )
-    pruned = steps.bench.pruned(request)
+    pruned = workbench.bench.pruned(request)
     return next(
         step
         for step in healed.in_background(

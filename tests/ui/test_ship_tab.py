@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from huggingface_hub import constants
 
-from tests.ui.test_evidence import request_  # noqa: F401 (a fixture)
 from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Account, Fault, Repository, serving
@@ -22,8 +21,9 @@ from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.ship import export_report as report
 from vits_prune.ship.formats import FORMATS
+from vits_prune.studio import workbench
 from vits_prune.study.evaluation import Settings, evaluate
-from vits_prune.ui import events, healed, page, ship, shipped, shipped_healing, shipping, steps
+from vits_prune.ui import events, healed, page, ship, shipped, shipped_healing, shipping
 from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import Check, Order
 from vits_prune.ui.shipped_healing import write_course
@@ -35,9 +35,9 @@ PARCEL = Parcel("small", "sparse", "fp32", private=True, read=True)
 
 
 @pytest.fixture
-def at_hand(request_, monkeypatch):  # noqa: F811
+def at_hand(request_, monkeypatch):
     """A request of half a tiny voice that is loaded."""
-    monkeypatch.setattr(steps.bench, "is_loaded", lambda *_: True)
+    monkeypatch.setattr(workbench.bench, "is_loaded", lambda *_: True)
     monkeypatch.setattr(healed, "_healings", Bounded(1 << 30, healed._bytes))
     return dataclasses.replace(request_, spec=PruneSpec(scope="local", amount=0.5))
 
@@ -172,7 +172,7 @@ def test_one_is_written_at_a_time_and_waiting_can_be_stopped(tiny):
     told = []
     with shipping._writing:
         for step in shipping.pack_steps(tiny, "tiny", "dense", "fp32", lambda: len(told) > 2):
-            told.append(step.what)
+            told.append(step.message)
     assert "waiting for another export to end" in told
     assert any(
         isinstance(step, Packed)
@@ -192,7 +192,7 @@ def test_the_zip_is_the_voice(at_hand, tiny, form, tmp_path):
     (folder,) = tmp_path.iterdir()
     assert folder.name == stem
     assert f'load_voice("{stem}")' in shown["ship_python"].value
-    voice, pruned = load_voice(folder), steps.bench.pruned(at_hand)
+    voice, pruned = load_voice(folder), workbench.bench.pruned(at_hand)
     np.testing.assert_allclose(
         speak(voice, "hi there").waveform,
         speak(pruned, "hi there").waveform,
@@ -278,7 +278,7 @@ def test_the_licence_is_shown_before_and_its_tick_holds_for_one_voice(at_hand, t
         is False
     )
     free = dataclasses.replace(tiny, origin=Origin("hugging-face", "someone/tiny", None, "cc0-1.0"))
-    monkeypatch.setattr(steps.bench, "voice", lambda *_, **__: free)
+    monkeypatch.setattr(workbench.bench, "voice", lambda *_, **__: free)
     shown = ship.arrived(at_hand, None, "pruned", None, seen, "dense", "fp32")
     assert not shown["ship_read"].visible
     assert "cc0" in shown["ship_notice"]
@@ -286,7 +286,7 @@ def test_the_licence_is_shown_before_and_its_tick_holds_for_one_voice(at_hand, t
         tiny,
         origin=Origin("hugging-face", "x", None, "<img src=x onerror=alert(1)>[a](javascript:b)"),
     )
-    monkeypatch.setattr(steps.bench, "voice", lambda *_, **__: hostile)
+    monkeypatch.setattr(workbench.bench, "voice", lambda *_, **__: hostile)
     notice = ship.arrived(at_hand, None, "pruned", None, None, "dense", "fp32")["ship_notice"]
     assert "<img" not in notice
     assert "](" not in notice
@@ -319,7 +319,8 @@ def test_a_push_is_the_voice_with_its_card_under_the_visitors_name(at_hand, tiny
     )
     voice = load_voice("visitor/small", token=TOKEN)
     np.testing.assert_array_equal(
-        speak(voice, "hi there").waveform, speak(steps.bench.pruned(at_hand), "hi there").waveform
+        speak(voice, "hi there").waveform,
+        speak(workbench.bench.pruned(at_hand), "hi there").waveform,
     )
     assert "Pushed to" in push(at_hand, tiny, hub)[-1]["ship_pushing"], (
         "and once more, over what was pushed before"
@@ -355,7 +356,7 @@ def test_a_voice_that_was_pruned_before_is_compared_with_what_all_began_with(
     first = dataclasses.replace(tiny, origin=Origin("hugging-face", "someone/first", None, "mit"))
     half = prune(first, PruneSpec("random", amount=0.5))
     voices = {"someone/half": half, "someone/first": first}
-    monkeypatch.setattr(steps.bench, "voice", lambda reference, *_, **__: voices[reference])
+    monkeypatch.setattr(workbench.bench, "voice", lambda reference, *_, **__: voices[reference])
     request = dataclasses.replace(at_hand, reference="someone/half", spec=PruneSpec(amount=0.0))
     updates = push(request, tiny, hub)
     assert "Pushed to" in updates[-1]["ship_pushing"]
@@ -372,7 +373,7 @@ def test_a_voice_that_was_pruned_before_is_compared_with_what_all_began_with(
             raise InputError("It is gone.")
         return voices[reference]
 
-    monkeypatch.setattr(steps.bench, "voice", gone)
+    monkeypatch.setattr(workbench.bench, "voice", gone)
     words = push(request, tiny, hub)[-1]["ship_pushing"]
     assert "Pushed to" in words
     assert "Its card has no figures: its original cannot be loaded. It is gone." in words
@@ -572,5 +573,5 @@ def test_names_say_what_was_done(at_hand, tiny, order):
 def test_one_table_at_a_time_and_pushes_in_a_line_of_their_own():
     lines = {one.concurrency_id: one.concurrency_limit for one in page.build().fns.values()}
     assert (lines["ship_compare"], lines["ship_push"]) == (1, 2)
-    events.halts.halt("begun")
-    assert "begun" in events.halts
+    events.tickets.cancel("begun")
+    assert "begun" in events.tickets

@@ -141,7 +141,9 @@ def check_feasible(voice: Voice, spec: PruneSpec) -> None:
 def _grouped(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
     """Return the layers that are pruned. Raises InputError if a pattern does not fit one."""
     chosen = chosen_layers(voice, spec)
-    for layer in chosen if spec.neighbours else ():
+    if spec.neighbours is None:
+        return chosen
+    for layer in chosen:
         matrix = LayerMatrix(voice.model.get_submodule(layer.name))
         inputs = matrix.channels(torch.empty(matrix.shape, device="meta")).shape[1]
         if inputs % spec.neighbours[1]:

@@ -1,4 +1,4 @@
-"""Quality against pruning: the curve, the sensitivity by part, the knee, and the fader's renditions."""
+"""Quality against pruning: the curve, the sensitivity by part, the knee, and the fader."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Points:
 
 
 def texts_for(voice: Voice, text: str, count: int) -> tuple[tuple[str, ...], str]:
-    """Return sentences to measure on, and what they are: held-out English ones, or the visitor's."""
+    """Return sentences to measure on, and what they are."""
     if spoken_language(voice) == "en":
         return load_texts(count), f"{count} held-out Harvard sentences"
     own = tuple(split_sentences(text))[:count]

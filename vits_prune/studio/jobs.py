@@ -1,4 +1,4 @@
-"""Jobs: long work in a thread that reports, can be cancelled, and gets a GPU where a Space lends one."""
+"""Jobs: long work in a thread that reports, can be cancelled, and may get a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -65,7 +65,7 @@ def _start(
 async def stream(
     work: Callable[[Progress], Generator[T, None, None]],
     unwanted: Callable[[], bool] = lambda: False,
-) -> AsyncIterator[Update | T]:
+) -> AsyncGenerator[Update | T, None]:
     """Run a generator function in a thread; yield its Updates and what it yields.
 
     It ends at once when it is closed, or when `unwanted` says so: the thread is left to itself and
@@ -85,8 +85,12 @@ async def stream(
     try:
         while not unwanted():
             if not news:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(is_news.wait(), _LOOK_SECONDS)
+                # Not `wait_for`: before Python 3.12 it may swallow a cancellation.
+                waiting = asyncio.ensure_future(is_news.wait())
+                try:
+                    await asyncio.wait({waiting}, timeout=_LOOK_SECONDS)
+                finally:
+                    waiting.cancel()
                 is_news.clear()
                 continue
             one = news.popleft()

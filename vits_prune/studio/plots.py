@@ -58,7 +58,7 @@ def _scale(figure: Figure, axis: Axes, image: AxesImage) -> None:
 
 
 def layer_bars(sparsity: Sparsity) -> Figure:
-    """Draw the sparsity of each prunable layer, coloured by part, in the order in which they run."""
+    """Draw the sparsity of each prunable layer, coloured by part, in the order of the model."""
     rows = [row for row in sparsity.layers if row.layer.prunable]
     figure, (axis,) = _figure(1, height=3.0)
     start = 0

@@ -16,7 +16,7 @@ from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text
 
 MAX_CHARACTERS = 2_000
 MAX_STEPS = 8
-"""Most steps of gradual pruning that a visitor may ask for: each is pruned, and kept to be heard."""
+"""Most steps of gradual pruning that a visitor may ask for: each is kept to be heard."""
 MAX_PROTECTED = 100
 MAX_TEXTS, MAX_TEXT = 60, 300
 """Most calibration sentences that a visitor may bring, and characters of each."""
@@ -34,7 +34,9 @@ PRUNING = (
 _DELIVERY = tuple(one.name for one in dataclasses.fields(Delivery))
 SPEAKING = ("voice", "speaker", "text", "seed", "timing", *_DELIVERY, *PRUNING)
 """The controls that make a Request."""
-_FIRST = {one.name: one.default for one in dataclasses.fields(PruneSpec)} | {"by_lever": False}
+_FIRST: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(PruneSpec)} | {
+    "by_lever": False
+}
 _FIRST |= {name: getattr(Shape(), name) for name in LEVERS}
 
 
@@ -71,7 +73,8 @@ class Request:
             raise InputError("Choose a timing: own or locked.")
         if max(spec.steps, len(spec.amounts)) > MAX_STEPS:
             raise InputError(
-                f"Gradual pruning takes {MAX_STEPS} steps at most here: the command line takes more."
+                f"Gradual pruning takes {MAX_STEPS} steps at most here: the command line takes"
+                " more."
             )
         if len(spec.protect or ()) > MAX_PROTECTED:
             raise InputError(

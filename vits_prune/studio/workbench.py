@@ -308,9 +308,9 @@ class Workbench:
         """Prune, then speak with the original (once for all amounts) and the pruned voice."""
         progress.report("loading the voice", 0.0)
         voice = self.voice(request.reference, request.speaker, token)
-        pruned_voice = self.pruned(request, token, progress.part(0.0, 0.8))
         slow = listens(request.spec) or len(request.spec.schedule_amounts()) > 1
         start = 0.8 if slow else 0.1
+        pruned_voice = self.pruned(request, token, progress.part(0.0, start))
         half = (1 + start) / 2
         original = self._originals.get(_original_key(request, token))
         if original is None:

@@ -136,7 +136,7 @@ def sparsity(
         return found
 
 
-def _spec(scope: str, amount: float, parts: list[str], method: str, spec: Any) -> PruneSpec:
+def _spec(scope: str, amount: float, parts: Any, method: str, spec: Any) -> PruneSpec:
     """Return the PruneSpec of a call: `spec` where it is given, else the other four."""
     if spec is not None:
         return PruneSpec.from_dict(spec)

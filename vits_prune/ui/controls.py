@@ -251,8 +251,7 @@ def _more_components() -> dict[str, Any]:
 
 def wire_controls(demo: gr.Blocks, page: Page) -> None:
     """Load the chosen voice, and keep the controls and the line under the slider up to date."""
-    loading = {"show_progress_on": [page["facts"]]}
-    load = page.event(load_voice, LOADED, VOICE_SHOWN, "load", **loading)
+    load = page.event(load_voice, LOADED, VOICE_SHOWN, "load", bar="facts")
     demo.load(**load)
     page["voice"].change(**load)
     page["upload"].upload(**page.event(keep_upload, ["upload"], ["voice", "upload"], "load"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -74,6 +74,7 @@ class Page:
         lane: str = "at once",
         *,
         status: str = "status",
+        bar: str = "",
         ticket: str = "",
         **options: Any,
     ) -> dict[str, Any]:
@@ -86,8 +87,8 @@ class Page:
             inputs: names of the components whose values it gets.
             outputs: names of the components that it may change.
             lane: one of LANES.
-            status: the component that shows the progress; where it is none of the outputs,
-                Gradio's own progress bar shows it over them.
+            status: the output that says what is being done.
+            bar: in its place, the component over which Gradio's own progress bar shows it.
             ticket: the component whose ticket ends the run, without an error, once it is
                 cancelled. A run whose ticket is cancelled already shows nothing.
             options: other arguments of the listener.
@@ -107,7 +108,7 @@ class Page:
             values: dict[Any, Any],
             oauth: gr.OAuthToken | None,
             report: Callable[[Update], dict[Any, Any] | None],
-        ) -> AsyncIterator[dict[Any, Any]]:
+        ) -> AsyncGenerator[dict[Any, Any], None]:
             asked = {names[one]: value for one, value in values.items()}
             if ticket and asked[ticket] in tickets:
                 yield gr.skip()
@@ -125,7 +126,7 @@ class Page:
 
         async def in_words(
             values: dict[Any, Any], oauth: gr.OAuthToken | None
-        ) -> AsyncIterator[dict[Any, Any]]:
+        ) -> AsyncGenerator[dict[Any, Any], None]:
             steps = walk(values, oauth, lambda update: {self[status]: str(update)})
             async with aclosing(steps):
                 async for one in steps:
@@ -135,7 +136,7 @@ class Page:
             values: dict[Any, Any],
             oauth: gr.OAuthToken | None,
             bar: gr.Progress = gr.Progress(),  # noqa: B008  (Gradio looks for it here)
-        ) -> AsyncIterator[dict[Any, Any]]:
+        ) -> AsyncGenerator[dict[Any, Any], None]:
             def report(update: Update) -> None:
                 bar(update.fraction, desc=update.message)
 
@@ -143,9 +144,12 @@ class Page:
                 async for one in steps:
                     yield one
 
-        in_thread = in_words if status in outputs else on_a_bar
+        fn: Any = at_once
+        if inspect.isgeneratorfunction(work):
+            fn = on_a_bar if bar else in_words
+            options["show_progress_on"] = [self[bar or status]]
         return {
-            "fn": in_thread if inspect.isgeneratorfunction(work) else at_once,
+            "fn": fn,
             "inputs": set(names),
             "outputs": [self[name] for name in outputs],
             **LANES[lane],

@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from vits_prune.errors import InputError
+from vits_prune.pruning.spec import in_words
 from vits_prune.ship.formats import FORMATS, file_stem
 from vits_prune.studio import descriptions, workbench
-from vits_prune.pruning.spec import in_words
 from vits_prune.studio.request import Request
 from vits_prune.ui import shipping
 from vits_prune.ui.healing import Order

@@ -47,7 +47,6 @@ def wire_healing(page: Page) -> Any:
             heal.SHOWN,
             "heal",
             status="heal_status",
-            show_progress_on=[page["heal_status"]],
         )
     )
     stops = [page["stop"].click, page["heal_stop"].click]

@@ -120,7 +120,6 @@ def _wire_runs(page: Page) -> None:
             status=status,
             concurrency_id=button,
             concurrency_limit=limit,
-            show_progress_on=[page[status]],
         )
         begun.then(**event)
 

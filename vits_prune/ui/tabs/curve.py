@@ -214,8 +214,7 @@ def wire_evidence(page: Page) -> list[Any]:
          "measure"),
         ("fader_start", fade, [], ["fader"], "work"),
     ):  # fmt: skip
-        status = {"show_progress_on": [page["status"]]}
-        event = page.event(work, (*SPEAKING, *chosen), ("status", *fills), lane, **status)
+        event = page.event(work, (*SPEAKING, *chosen), ("status", *fills), lane)
         wired.append(page[button].click(**event))
 
     def take_over(event: gr.EventData) -> dict[Any, Any]:

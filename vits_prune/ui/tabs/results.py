@@ -296,15 +296,13 @@ never opened."""
 
 def wire_results(page: Page) -> list[Any]:
     """Wire "Speak with both"; return the events that Stop may cancel."""
-    on_status = {"show_progress_on": [page["status"]]}
-    ended = page["go"].click(
+    started = page["go"].click(
         None, None, page["ticket"], js=_START, trigger_mode="multiple", **QUIET
     )
-    begin, chain = ended.then, []
-    loading = {"ticket": "ticket", "show_progress_on": [page["facts"]]}
-    chain.append(begin(**page.event(load_voice, LOADED, VOICE_SHOWN, "load", **loading)))
+    load = page.event(load_voice, LOADED, VOICE_SHOWN, "load", bar="facts", ticket="ticket")
+    chain = [started.then(**load)]
     for work, reads, fills, lane in _CHAIN:
-        event = page.event(work, reads, ("status", *fills), lane, ticket="ticket", **on_status)
+        event = page.event(work, reads, ("status", *fills), lane, ticket="ticket")
         chain.append(chain[-1].success(**event))
     for one in chain:
         one.failure(None, js=_ENDED, **QUIET)
@@ -312,9 +310,7 @@ def wire_results(page: Page) -> list[Any]:
     pressed = [page["speak"].click, page["text"].submit]
     gr.on(pressed, tickets.cancel, page["ticket"], None, js=_SPEAK, queue=False, **QUIET)
     return [
-        page[choice].input(
-            **page.event(work, ("asked", choice), ("status", *fills), lane, **on_status)
-        )
+        page[choice].input(**page.event(work, ("asked", choice), ("status", *fills), lane))
         for work, choice, fills, lane in (
             (draw_matrix, "matrix_layer", _MATRIX, "look"),
             (hear_step, "rendition", ("rendition_audio",), "work"),

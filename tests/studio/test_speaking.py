@@ -1,0 +1,224 @@
+"""What a press of Speak sets off, and the sentences about it, on an uploaded tiny voice."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from tests.voices import piper_factory
+from vits_prune import PruneSpec, prune, speak
+from vits_prune.errors import InputError
+from vits_prune.measure import measure_sparsity
+from vits_prune.progress import Cancelled, Progress
+from vits_prune.pruning.prune import prune_steps
+from vits_prune.studio import descriptions, speaking, workbench
+from vits_prune.studio.descriptions import forecast_words, readout
+from vits_prune.studio.jobs import Update, in_background
+from vits_prune.studio.request import Request
+from vits_prune.studio.workbench import Spoken, Workbench
+from vits_prune.ui.tabs import results
+
+SHORT = ("hi there",)
+
+
+@pytest.fixture(scope="module")
+def upload(tmp_path_factory):
+    """A workbench with an uploaded tiny voice in place of the page's own; its reference."""
+    path = piper_factory.make_voice(tmp_path_factory.mktemp("piper"), piper_factory.TINIEST)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workbench, "bench", Workbench())
+        yield workbench.bench.keep_upload(path, path.with_name(path.name + ".json"))[0]
+
+
+def shown(work, request, **values):
+    """What a piece of the page's work shows in the end."""
+    *_, found = work({"asked": request, **values}, None, Progress())
+    return found
+
+
+# Files
+
+
+def test_wav_keeps_the_level(tiny):
+    speech = speak(tiny, "hi there")
+    path = speaking.wav(speech, "original")
+    heard, rate = soundfile.read(path, dtype="int16")
+    np.testing.assert_array_equal(heard, speech.pcm16())
+    assert (rate, Path(path).name) == (16_000, "original.wav")
+    assert soundfile.info(path).subtype == "PCM_16"
+
+
+def test_csv_holds_the_table():
+    table = pd.DataFrame({"what": ["a, b", "c"], "n": [1, 2]})
+    path = Path(speaking.csv(table, "sizes"))
+    assert path.name == "sizes.csv"
+    pd.testing.assert_frame_equal(pd.read_csv(path), table)
+
+
+# Sentences
+
+
+def test_the_readout(upload):
+    assert "once the voice is loaded" in readout("someone/else", PruneSpec(), None)
+    assert "once the voice is loaded" in readout(upload, PruneSpec(), "a visitor's token")
+    spec = PruneSpec(scope="local", amount=0.5, parts=("flow",))
+    words, expected = readout(upload, spec, None), workbench.bench.preview(upload, spec)
+    assert f"**{100 * expected['overall']:.1f}%** of the whole voice" in words
+    assert f"flow {100 * expected['flow']:.1f}%" in words
+
+
+def test_the_readout_of_a_calibrated_method_does_not_calibrate(upload, monkeypatch):
+    monkeypatch.setattr(workbench, "prune_steps", lambda *_, **__: pytest.fail("it pruned"))
+    words = readout(upload, PruneSpec("second_order", amount=0.4), None)
+    assert "**40.0%** of the whole voice" in words
+    assert "`duration_predictor`, `decoder.conv_post`; the rest loses" in words
+    assert "when you press Speak" in words
+    assert "is the most here" in readout(upload, PruneSpec("second_order", amount=0.99), None)
+    patterned = readout(upload, PruneSpec(amount=0.5, pattern="2:4"), None)
+    assert "input channels, which the pattern 2:4 cannot group" in patterned
+    assert "→" in readout(upload, PruneSpec("structured", amount=0.5), None)
+    nothing = PruneSpec("structured", parts=("duration_predictor",))
+    assert "nothing to shrink" in readout(upload, nothing, None)
+
+
+def test_the_readout_says_what_pruning_then_does(tiny):
+    patterned = {"amount": 0.5, "pattern": "1:2", "protect": ("duration_predictor",)}
+    for method, how in (
+        ("magnitude", {"floor": 0.2}),
+        ("magnitude", patterned),
+        ("random", {}),
+        ("random", {"protect": ("flow",)}),
+        ("activation", {"protect": ("flow",)}),
+        ("activation", patterned),
+        ("second_order", {}),
+        ("second_order", {"floor": 0.2}),
+    ):
+        spec = PruneSpec(method, **how)
+        zeros = measure_sparsity(prune(tiny, spec)).overall
+        assert f"**{100 * zeros:.1f}%**" in forecast_words(tiny, spec), spec
+
+
+def test_facts_name_the_licence_and_the_free_cut(tiny, joe):
+    assert "Licence of the weights: cc0-1.0." in descriptions.voice_words(joe)
+    words = descriptions.voice_words(tiny)
+    assert f"Free cut: {tiny.free_cut.parameters / 1e6:.1f} M parameters" in words
+    assert "not stated" in words
+
+
+def test_what_comes_from_outside_is_only_text_in_markdown():
+    found = descriptions.plain("![x](https://evil.example/t.png)")
+    assert found == r"\!\[x\]\(https://evil.example/t.png\)"
+    assert "\n" not in descriptions.plain("a\nb")
+    assert len(descriptions.plain("a" * 1000)) == 120
+
+
+def test_latency_is_measured_on_the_beginning_of_a_long_text():
+    long = "The birch canoe slid on the smooth planks. " * 40
+    assert 0 < len(speaking.timed_text(long)) <= speaking.MAX_TIMED_CHARACTERS + 40
+    assert long.startswith(speaking.timed_text(long))
+    assert speaking.timed_text(" One sentence. And two. ") == "One sentence. And two."
+
+
+# Speaking
+
+
+def test_two_that_are_not_aligned_cannot_be_flipped(tiny):
+    pruned = prune(tiny, PruneSpec(amount=0.9))
+    first = speak(tiny, "hi there")
+    own, locked = speak(pruned, "hi there"), speak(pruned, "hi there", timing=first)
+    assert Spoken(first, locked, ()).aligned
+    assert not np.array_equal(own.durations, first.durations)
+    assert not Spoken(first, own, ()).aligned
+
+
+def test_progress_then_the_voice_and_cancelling_in_between(upload):
+    spec = PruneSpec("second_order", amount=0.4, parts=("flow",), texts=SHORT)
+    request, bench, ended = Request(upload, "hi there", spec), workbench.bench, threading.Event()
+
+    def work(progress):
+        try:
+            return bench.pruned(request, None, progress)
+        except Cancelled:
+            ended.set()
+            raise
+
+    walk = in_background(work)
+    assert isinstance(next(walk), Update)
+    walk.close()
+    assert ended.wait(20)
+    *told, found = in_background(lambda progress: bench.pruned(request, None, progress))
+    assert told, "a cancelled calibration is made anew, and keeps nobody waiting"
+    assert bench.pruned(request) is found, "made once"
+
+
+def test_every_step_of_gradual_pruning_can_be_heard(upload):
+    spec = PruneSpec("random", amount=0.6, steps=3, schedule="linear")
+    request = Request(upload, "hi there", spec, timing="locked")
+    radio = shown(results.hear, request)["rendition"]
+    assert (radio.visible, [label for label, _ in radio.choices]) == (
+        True,
+        ["step 1: 20.0% zeros", "step 2: 40.0% zeros", "step 3: 60.0% zeros"],
+    )
+    original = workbench.bench.recall(request).original
+    voices = [voice for _, voice in prune_steps(workbench.bench.voice(upload), spec)]
+    for index, voice in enumerate(voices):
+        path = shown(results.hear_step, request, rendition=index)["rendition_audio"].value["path"]
+        heard, _ = soundfile.read(path, dtype="int16")
+        np.testing.assert_array_equal(heard, speak(voice, "hi there", timing=original).pcm16())
+    for wrong in (3, -1, None, "0", True):
+        with pytest.raises(InputError, match=r"hoose one of"):
+            shown(results.hear_step, request, rendition=wrong)
+
+
+def test_a_structured_voice_goes_through_all_that_speak_sets_off(upload):
+    spec = PruneSpec("structured", amount=0.5, texts=SHORT)
+    request = shown(
+        results.prune,
+        None,
+        voice=upload,
+        text="hi there",
+        method="structured",
+        amount=0.5,
+        timing="locked",
+    )["asked"]
+    assert request.spec == PruneSpec("structured", amount=0.5)
+    request = request.at(spec)
+    found = shown(results.hear, request)
+    assert "are gone with their channels and layers" in found["summary"]
+    assert found["flip"]["aligned"]
+    assert found["sparsity"]["removed"][0] > 0
+    reasons = found["layers"].set_index("layer")["left alone because"]
+    assert set(reasons[reasons.index.str.startswith("duration_predictor")]) >= {
+        "structured pruning has no lever in it"
+    }
+    sizes = shown(results.weigh, request)["size"]["in words"]
+    assert sizes.str.contains("structured: channels or layers are gone").sum() == 4
+    assert "### structured" in shown(results.draw, request)["lesson"]
+    timed = shown(results.time_both, request)["latency"]["in words"]
+    assert timed.str.contains("on any hardware").any()
+
+
+def test_the_matrix_shows_zeros_and_what_is_gone(upload):
+    for spec in (PruneSpec(amount=0.5), PruneSpec("structured", amount=0.5, texts=SHORT)):
+        request = Request(upload, "hi", spec)
+        for name in speaking.matrix_layers(request, None):
+            pair = speaking.matrix_pair(request, None, name)
+            gone, structured = np.isnan(pair.after), spec.method == "structured"
+            assert gone.any() == (structured and pair.shape_after != pair.layer.shape)
+            if not structured:
+                kept = pair.after != 0
+                np.testing.assert_array_equal(pair.after[kept], pair.before[kept])
+        with pytest.raises(InputError, match="no layer"):
+            speaking.matrix_pair(request, None, "/etc/passwd")
+
+
+def test_what_was_forgotten_is_spoken_again(upload):
+    request = Request(upload, "hi", PruneSpec(amount=0.4), seed=9)
+    assert workbench.bench.recall(request) is None
+    spoken = speaking.heard_before(request, None)
+    assert speaking.heard_before(request, None) is spoken
