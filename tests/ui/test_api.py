@@ -272,7 +272,7 @@ def test_any_spec_can_be_asked_for_as_json(client, tiny_there, spec):
         ({"amount": None}, "0 to 0.99"),
         ({"parts": []}, "at least one part"),
         ({"parts": ["flow", "tail"]}, "no part 'tail'"),
-        ({"parts": 5}, "at least one part"),
+        ({"parts": 5}, "must be a list"),
         ({"scope": "sideways"}, "no scope 'sideways'"),
         ({"timing": "never"}, "own or locked"),
         ({"method": "magic"}, "no pruning method 'magic'"),

@@ -78,8 +78,8 @@ def compare(
     """Speak a text with a voice and its pruned copy and measure both.
 
     voice: "joe" or a Hugging Face id of type VITS; speaker: index or name, for voices with
-    several; text: up to 2,000 characters; scope: "global", "local" or "sensitivity"; amount: 0 to
-    0.99; parts: of text_encoder, duration_predictor, flow, decoder; seed: 0 to 2**32 - 1; timing:
+    several; text: up to 2,000 characters; scope: "global", "local" or "sensitivity"; amount:
+    0 to 0.99; parts: of text_encoder, duration_predictor, flow, decoder; seed: 0 to 2**32 - 1; timing:
     "own" or "locked"; method: "magnitude", "random", "activation", "second_order" or "structured",
     where all but the first two listen to the voice first and take up to minutes; spec: a whole
     PruneSpec as a JSON object (as in the report) instead of scope, amount, parts and method, with 8
