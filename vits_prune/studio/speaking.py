@@ -18,8 +18,7 @@ from vits_prune.studio import workbench
 from vits_prune.studio.jobs import on_gpu
 from vits_prune.studio.request import Request
 from vits_prune.studio.workbench import Spoken
-from vits_prune.synthesis.sound_file import write_wav
-from vits_prune.synthesis.speak import Speech
+from vits_prune.synthesis.speak import Speech, write_wav
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.saved import save_voice
 

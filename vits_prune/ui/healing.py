@@ -211,7 +211,9 @@ class _Stretch:
                 workbench.bench.pruned(request, self._token),
                 teacher,
                 task.order.plan,
-                run=HealRun(task.folder, task.resume, workbench.bench.device == "cpu", self._on_step),
+                run=HealRun(
+                    task.folder, task.resume, workbench.bench.device == "cpu", self._on_step
+                ),
                 judge=judge,
             )
             return Ended(why=healed.stopped)
