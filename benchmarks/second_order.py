@@ -20,8 +20,9 @@ from torch import nn
 
 from vits_prune import PruneSpec, Voice, load_voice, prune, speak
 from vits_prune.measure.closeness import log_mel
-from vits_prune.pruning import listening
-from vits_prune.pruning.layers import Layer
+from vits_prune.pruning.calibration import kept_statistics
+from vits_prune.pruning.layers import Layer, chosen_layers
+from vits_prune.pruning.masks import zeros_wanted
 from vits_prune.synthesis.speak import read_text
 from vits_prune.synthesis.stages import encode
 from vits_prune.synthesis.texts import load_calibration_texts, load_texts
@@ -37,12 +38,12 @@ def main() -> None:
     torch.set_num_threads(2)
     voice = load_voice("joe")
     spec = PruneSpec(method="second_order", scope="local", amount=options.amount)
-    layers = listening.chosen_layers(voice, spec)
-    share = listening.zeros_wanted(voice, spec, layers) / sum(layer.weights for layer in layers)
+    layers = chosen_layers(voice, spec)
+    share = zeros_wanted(voice, spec, layers) / sum(layer.weights for layer in layers)
     made: dict[str, Voice] = {}
 
     def ours(_run: int) -> None:
-        listening._kept.clear()
+        kept_statistics.clear()
         made["ours"] = prune(voice, spec)
 
     def rival(_run: int) -> None:

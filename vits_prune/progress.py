@@ -66,14 +66,20 @@ class Progress:
     def part(self, start: float, end: float, before: str = "") -> Progress:
         """Return the progress of a piece of the work, from `start` to `end` of the whole.
 
+        It never goes back, even if the piece does some of its work twice.
+
         Args:
             start: fraction of the whole that is done when the piece begins.
             end: fraction of the whole that is done when the piece ends.
             before: put before each message of the piece.
         """
 
+        highest = 0.0
+
         def listen(message: str, fraction: float) -> None:
-            self.report(f"{before}{message}", start + (end - start) * fraction)
+            nonlocal highest
+            highest = min(1.0, max(highest, fraction))
+            self.report(f"{before}{message}", start + (end - start) * highest)
 
         return Progress(listen, self._cancelled)
 

@@ -10,7 +10,7 @@ from vits_prune.healing import HealPlan, heal
 from vits_prune.healing.corpus import other_texts, training_texts
 from vits_prune.healing.student import LengthMatcher
 from vits_prune.pruning import PruneSpec, prune
-from vits_prune.pruning.calibration import sentence_ids
+from vits_prune.pruning.blocks import sentence_ids
 from vits_prune.synthesis.speak import Delivery
 from vits_prune.synthesis.stages import (
     draw_duration_noise,

@@ -13,7 +13,7 @@ from tests.pruning.conftest import KINDS
 from vits_prune.errors import InputError
 from vits_prune.healing.batches import TEXT_ONLY, TextOnlySentences
 from vits_prune.healing.losses import Distillation
-from vits_prune.pruning.calibration import sentence_ids
+from vits_prune.pruning.blocks import sentence_ids
 from vits_prune.synthesis.speak import Delivery
 from vits_prune.synthesis.stages import encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import PARTS

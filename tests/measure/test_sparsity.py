@@ -59,7 +59,7 @@ def test_protected_layers_say_why(tiny):
     assert found["decoder.conv_pre"] == ""
     own = prune(tiny, PruneSpec(protect=("decoder.conv_pre",)))
     notes = {row.layer.name: row.note for row in measure_sparsity(own).layers}
-    assert notes["decoder.conv_pre"] == "protected: by the wish of who pruned"
+    assert notes["decoder.conv_pre"] == "protected: as asked for"
     assert notes["decoder.conv_post"] == ""
     twice = prune(own, PruneSpec(amount=0.2))
     assert {row.layer.name: row.note for row in measure_sparsity(twice).layers}[

@@ -18,9 +18,9 @@ from vits_prune.pruning.registry import IMPORTANCES
 from vits_prune.pruning.shape import Shape
 from vits_prune.pruning.structured.couplings import groups
 from vits_prune.pruning.structured.importance import (
-    _ranked,
-    _Reader,
+    Reader,
     measure_importance,
+    rank,
     weight_norm,
 )
 from vits_prune.pruning.structured.shrink import chosen
@@ -90,7 +90,7 @@ def heard(layer, inputs):
 
 
 class One(nn.Module):
-    """A model of one layer, enough of a voice for `_Reader`."""
+    """A model of one layer, enough of a voice for `Reader`."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class One(nn.Module):
 
 def reader(layer, inputs):
     voice = type("Voice", (), {"model": One(layer)})()
-    return _Reader(
+    return Reader(
         voice,
         Layer("layer", "decoder", "", tuple(layer.weight.shape), 0, "layer.weight"),
         heard(layer, inputs),
@@ -117,7 +117,7 @@ def test_what_others_can_stand_in_for_goes_first():
     with torch.no_grad():
         layer.weight.copy_(torch.randn(5, 6, generator=random))
         layer.weight[:, [1, 4]] *= 3  # each of them alone is the most heard
-    scores = _ranked([reader(layer, inputs)], 6)
+    scores = rank([reader(layer, inputs)], 6)
     first, last = (scores[[1, 4]].min(), scores[[1, 4]].max())
     assert first < 0.1 * scores[[0, 2, 3, 5]].min()
     assert last == scores.max()
@@ -143,7 +143,7 @@ def test_the_loss_is_that_of_least_squares():
         energy = float(before.square().mean(0).sum())
         paid += one.losses()[gone[0]]
         assert paid == pytest.approx(float(by_hand) / energy, rel=0.1)
-        one.take(np.array([gone[0]]))
+        one.remove(np.array([gone[0]]))
 
 
 def test_activation_is_the_energy_that_is_missing(families):

@@ -14,9 +14,10 @@ from tests.pruning.conftest import SENTENCES
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune
 from vits_prune.caches import Bounded
-from vits_prune.pruning import listening
-from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.listening import chosen_layers, listen, texts_for, zeros_wanted
+from vits_prune.pruning import calibration
+from vits_prune.pruning.calibration import calibrate, texts_for
+from vits_prune.pruning.layers import chosen_layers, prunable_layers
+from vits_prune.pruning.masks import zeros_wanted
 from vits_prune.synthesis.texts import load_calibration_texts
 
 SPEC = PruneSpec(method="second_order", amount=0.3, texts=SENTENCES)
@@ -112,7 +113,7 @@ def test_texts(families, tmp_path):
     )
     german = load_voice(make_checkpoint(tmp_path / "deu", language="deu"))
     drawn = texts_for(german, PruneSpec(method="activation", seed=1))
-    assert len(drawn) == listening.DRAWN
+    assert len(drawn) == calibration.DRAWN_TEXTS
     assert (
         drawn
         == texts_for(german, PruneSpec(method="activation", seed=1))
@@ -124,11 +125,13 @@ def test_texts(families, tmp_path):
 @pytest.fixture
 def counted(monkeypatch):
     """How often a voice was listened to."""
-    calls, real = [], listening.collect
+    calls, real = [], calibration.collect
     monkeypatch.setattr(
-        listening, "collect", lambda *args, **named: calls.append(args) or real(*args, **named)
+        calibration, "collect", lambda *args, **named: calls.append(args) or real(*args, **named)
     )
-    monkeypatch.setattr(listening, "_kept", Bounded(listening._KEPT_VOICES, lambda _: 1))
+    monkeypatch.setattr(
+        calibration, "kept_statistics", Bounded(calibration.KEPT_VOICES, lambda _: 1)
+    )
     return calls
 
 
@@ -170,18 +173,18 @@ def test_speakers_are_kept_apart(families, counted):
 def test_statistics_are_forgotten_with_the_voice(families, counted):
     voice = families["plain"].with_weights({})
     prune(voice, SPEC)
-    assert len(listening._kept) == 1
+    assert len(calibration.kept_statistics) == 1
     del voice
     counted.clear()
     gc.collect()
-    assert len(listening._kept) == 0
+    assert len(calibration.kept_statistics) == 0
 
 
 def test_no_more_than_a_few_voices_are_kept(families, counted):
     voices = [families["plain"].with_weights({}) for _ in range(4)]
     for voice in voices:
         prune(voice, dataclasses.replace(SPEC, method="activation"))
-    assert len(listening._kept) == listening._KEPT_VOICES
+    assert len(calibration.kept_statistics) == calibration.KEPT_VOICES
 
 
 def test_what_does_not_fit_is_listened_to_again_with_the_same_result(
@@ -189,7 +192,7 @@ def test_what_does_not_fit_is_listened_to_again_with_the_same_result(
 ):
     voice = families["plain"]
     kept = dict(prune(voice, SPEC).model.named_parameters())
-    monkeypatch.setattr(listening, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(calibration, "KEPT_BYTES", 1000)
     counted.clear()
     shares = []
     streamed = dict(
@@ -218,10 +221,10 @@ def test_after_one_who_cancels_the_next_one_listens(families, counted):
 
 def test_only_what_is_asked_for_comes_back(families):
     voice = families["plain"]
-    list(listen(voice, SPEC, prunable_layers(voice), covariances=True))
+    list(calibrate(voice, SPEC, prunable_layers(voice), covariances=True))
     decoder = prunable_layers(voice, ("decoder",))
-    assert [layer for layer, _ in listen(voice, SPEC, decoder, covariances=False)] != []
-    assert names(layer for layer, _ in listen(voice, SPEC, decoder, covariances=False)) == names(
+    assert [layer for layer, _ in calibrate(voice, SPEC, decoder, covariances=False)] != []
+    assert names(layer for layer, _ in calibrate(voice, SPEC, decoder, covariances=False)) == names(
         decoder
     )
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from vits_prune.pruning import second_order
 from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.pruning.second_order import LayerProblem, _damped
+from vits_prune.pruning.second_order import LayerProblem, damped
 
 
 def problem(rows, columns, seed=0, *, bias=False, windows=None, correlated=True):
@@ -27,7 +27,7 @@ def problem(rows, columns, seed=0, *, bias=False, windows=None, correlated=True)
     target = torch.randn(rows, columns + bias, generator=random)
     return (
         target,
-        _damped(inputs.T @ inputs / len(inputs)),
+        damped(inputs.T @ inputs / len(inputs)),
         LayerMatrix(nn.Linear(columns, rows, bias=bias)),
         inputs,
     )
@@ -184,7 +184,7 @@ def test_fewer_windows_than_inputs(windows):
 def test_inputs_that_are_never_there():
     target, _, matrix, inputs = problem(6, 10)
     for dead, count in ((inputs * (torch.arange(10) > 2), 18), (inputs * 0, 30)):
-        found = solved(target, _damped(dead.T @ dead / len(dead)), matrix, count)
+        found = solved(target, damped(dead.T @ dead / len(dead)), matrix, count)
         assert bool(torch.isfinite(found).all())
         assert int((found == 0).sum()) == count
         assert count == 30 or int((found[:, :3] == 0).sum()) > 12

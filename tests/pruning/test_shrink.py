@@ -11,7 +11,7 @@ import torch
 from tests.pruning.conftest import KINDS, SENTENCES
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
-from vits_prune.pruning.calibration import flow_blocks, own_durations, stretched
+from vits_prune.pruning.blocks import flow_blocks, own_durations, stretched
 from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.sensitivity import channel_sensitivity
 from vits_prune.pruning.shape import Shape, sizes, sizes_of
@@ -105,7 +105,7 @@ def latents(voice, original):
         state = {
             "means": means,
             "log_variances": log_variances,
-            "durations": own_durations(original, sentence.ids, (5, index)),
+            "durations": own_durations(original, encode(original, sentence.ids)[0], (5, index)),
         }
         state = stretched(
             {**state, "key": (5, index), "conditioning": speaker_embedding(voice)}, original
@@ -160,7 +160,10 @@ def test_the_encoder_layers_that_stay_carry_what_the_encoder_did(families, kind)
             [sentence] = read_text(voice, text)[0]
             (_, before, _), (_, after, _) = encode(voice, sentence.ids), encode(one, sentence.ids)
             means.append(float((after - before).square().mean()))
-            ours, theirs = (own_durations(which, sentence.ids, (5, 0)) for which in (one, voice))
+            ours, theirs = (
+                own_durations(which, encode(which, sentence.ids)[0], (5, 0))
+                for which in (one, voice)
+            )
             durations.append(float(np.abs(ours - theirs).mean()))
         errors.append((np.mean(means), np.mean(durations)))
     assert errors[0][0] < errors[1][0]

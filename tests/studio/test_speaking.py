@@ -194,7 +194,7 @@ def test_a_structured_voice_goes_through_all_that_speak_sets_off(upload):
     assert found["sparsity"]["removed"][0] > 0
     reasons = found["layers"].set_index("layer")["left alone because"]
     assert set(reasons[reasons.index.str.startswith("duration_predictor")]) >= {
-        "structured pruning has no lever in it"
+        "structured pruning cannot shrink it"
     }
     sizes = shown(results.weigh, request)["size"]["in words"]
     assert sizes.str.contains("structured: channels or layers are gone").sum() == 4

@@ -376,7 +376,7 @@ def choose_method(page: Page, title: str) -> None:
 
 
 def test_only_the_controls_that_apply_are_in_sight(page):
-    expect(page.locator("#method-words")).to_contain_text("smallest in absolute value")
+    expect(page.locator("#method-words")).to_contain_text("smallest absolute values")
     expect(page.locator("#levers")).to_have_count(0)
     page.get_by_role("button", name="More: protect").click()
     page.locator("#pattern").get_by_label("2:4").check()

@@ -46,7 +46,7 @@ from vits_prune.healing.training import (
     make_accelerator,
 )
 from vits_prune.pruning import PruneSpec, prune_steps
-from vits_prune.pruning.calibration import sentence_ids
+from vits_prune.pruning.blocks import sentence_ids
 from vits_prune.synthesis.speak import Delivery
 from vits_prune.threads import torch_threads
 from vits_prune.voices.voice import Voice

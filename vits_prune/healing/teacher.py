@@ -19,7 +19,7 @@ import torch
 
 from vits_prune.errors import InputError
 from vits_prune.healing.storage import digest, read_tensors, write_tensors
-from vits_prune.pruning.calibration import sentence_ids
+from vits_prune.pruning.blocks import sentence_ids
 from vits_prune.synthesis.speak import Delivery
 from vits_prune.synthesis.stages import (
     draw_duration_noise,

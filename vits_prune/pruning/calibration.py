@@ -1,66 +1,50 @@
-"""Calibration: what the layers of a voice are given while it speaks, as covariances. The voice speaks by itself: no data set is needed.
+"""Calibration: sums over the inputs of a voice's layers while it speaks. No data set is needed.
 
-The text encoder reads all sentences, some of them are spoken through the flow, and the decoder sees short stretches of those: about what
-SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774, section 3) does with sentences of a corpus. Nothing here depends on torch's random
-state; the same voice, texts, seed and number of threads give the same numbers to the bit.
+SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774, section 3) does the same with sentences of a
+corpus. The same voice, texts, seed and number of threads give the same numbers to the bit.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
+import functools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
+from vits_prune.progress import SILENT, Progress
+from vits_prune.pruning.blocks import State, inputs_of, part_states
 from vits_prune.pruning.layers import Layer
-from vits_prune.pruning.matrix import LayerMatrix, OverlapSums, overlap
-from vits_prune.synthesis.speak import Delivery, read_text
-from vits_prune.synthesis.stages import (
-    draw_prior_noise,
-    encode,
-    log_durations,
-    predict_durations,
-    speaker_embedding,
-)
-from vits_prune.voices.voice import PARTS, Voice, copy_with_weights
+from vits_prune.pruning.matrix import MAX_COLUMNS, LayerMatrix, OverlapSums, overlap
+from vits_prune.pruning.spec import PruneSpec
+from vits_prune.synthesis.texts import load_calibration_texts
+from vits_prune.voices.language import draw_texts, spoken_language
+from vits_prune.voices.voice import PARTS, Voice
 
-READ_TOKENS = 8_192
-"""Tokens that the text encoder reads, about; of more sentences every second, third and so on is read (joe: twice as many are no better)."""
-SPOKEN = 16
-"""Sentences that are spoken: the flow sees them whole."""
-SEGMENT = 40
-"""Frames of each of them that the decoder sees."""
-MAX_FRAMES = 1_500
-"""Longest sentence that is spoken, in frames."""
-BATCH_TOKENS = 4_096
 WINDOWS = (3_000, 16_000)
-"""Fewest and most windows of a layer that are looked at, where there are so many; eight a column between the two."""
-MAX_COLUMNS = 12_288
-"""Inputs of a layer whose covariance is still held: 600 MB."""
+"""Fewest and most windows of a layer that are counted, 8 for each column between the two."""
 BLOCK_BYTES = 1 << 30
 """Covariances of one block that are gathered at a time; a block with more is run several times."""
-
-State = dict[str, Any]
-Run = Callable[[nn.Module, State], State]
-Step = Callable[[str, float], None]
+DRAWN_TEXTS = 120
+KEPT_BYTES = 1 << 30
+"""Covariances that are kept for another amount; those of a larger voice are gathered again."""
+KEPT_VOICES = 2
 
 
 @dataclass(eq=False)
 class Statistics:
-    """What a layer is given: sums over windows x, with a constant 1 appended where the layer has a bias."""
+    """Sums over the windows x of a layer's input; where it has a bias, x ends with a 1."""
 
     matrix: LayerMatrix
     covariance: torch.Tensor | None
-    """Sum of x xᵀ, float32 [columns, columns]; None where only the energies were asked for or can be had."""
+    """Sum of x xᵀ, float32 [columns, columns]; None where only energies are wanted or exist."""
     energy: torch.Tensor
-    """Sum of x², float32 [columns]; for a grouped or depthwise convolution [channels a group], over all groups."""
+    """Sum of x², float32 [columns]; of a grouped convolution [channels of a group]."""
     windows: int = 0
 
     def add(self, found: torch.Tensor) -> None:
@@ -71,7 +55,7 @@ class Statistics:
         self.windows += len(found)
 
     def add_overlaps(self, sums: OverlapSums) -> None:
-        """Count in a convolution's windows, summed already."""
+        """Count in a convolution's windows that are summed already."""
         columns, energy = self.matrix.shape[1], sums.energy()
         self.windows += sums.windows
         self.energy[:columns] += energy
@@ -85,25 +69,65 @@ class Statistics:
             self.covariance[columns, columns] += sums.windows
 
 
-@dataclass(frozen=True)
-class Block:
-    """A piece of the network that runs as one, and how."""
-
-    name: str
-    """Beginning of its layers' names."""
-    run: Run
-    """(model, state before) -> state behind."""
-    beside: tuple[str, ...] = ()
-    """Names of layers that run with it and begin otherwise."""
-
-    def holds(self, layer: str) -> bool:
-        """Whether a layer, by its name, runs in this block."""
-        return layer in (self.name, *self.beside) or layer.startswith(f"{self.name}.")
+Found = tuple[tuple[Layer, Statistics], ...]
+kept_statistics: Bounded[tuple[object, ...], Found] = Bounded(KEPT_VOICES, lambda _: 1)
 
 
-def portion(progress: Step | None, start: float, end: float) -> Step | None:
-    """An progress for a piece of the work: its 0 to 1 are `start` to `end` of the whole."""
-    return progress and (lambda what, share: progress(what, start + (end - start) * share))
+def texts_for(voice: Voice, spec: PruneSpec) -> tuple[str, ...]:
+    """Return the texts that a voice is calibrated on.
+
+    The spec's own, else built-in English sentences, else draws from the voice's vocabulary.
+    """
+    if spec.texts:
+        return spec.texts
+    if spoken_language(voice) == "en":
+        return load_calibration_texts()
+    return draw_texts(voice, DRAWN_TEXTS, spec.seed)
+
+
+def calibrate(
+    voice: Voice,
+    spec: PruneSpec,
+    layers: Sequence[Layer],
+    *,
+    covariances: bool,
+    progress: Progress = SILENT,
+) -> Iterator[tuple[Layer, Statistics]]:
+    """Yield the statistics of layers; take them from memory if they were gathered before.
+
+    Args:
+        voice: who speaks.
+        spec: its texts and seed.
+        layers: which are wanted.
+        covariances: whether whole covariances are wanted, or energies alone.
+        progress: may cancel the work.
+
+    Raises:
+        InputError: the voice can say none of the texts, or a covariance does not fit.
+    """
+    texts, names = texts_for(voice, spec), {layer.name for layer in layers}
+    size = sum(_bytes(voice, layer) for layer in layers) if covariances else 0
+    if size > KEPT_BYTES:
+        yield from collect(voice, layers, texts, spec.seed, progress=progress)
+        return
+
+    def enough(found: Found) -> bool:
+        return names <= {
+            layer.name
+            for layer, one in found
+            if not covariances or one.covariance is not None or not one.matrix.dense
+        }
+
+    found = kept_statistics.get_or_make(
+        (voice.speaker, texts, spec.seed, torch.get_num_threads()),
+        lambda: tuple(
+            collect(voice, layers, texts, spec.seed, covariances=covariances, progress=progress)
+        ),
+        functools.partial(progress.report, "waiting for another calibration of this voice", 0.0),
+        owner=voice.model,
+        enough=enough,
+    )
+    yield from (pair for pair in found if pair[0].name in names)
 
 
 def collect(
@@ -113,114 +137,70 @@ def collect(
     seed: int,
     *,
     covariances: bool = True,
-    progress: Step | None = None,
+    progress: Progress = SILENT,
 ) -> Iterator[tuple[Layer, Statistics]]:
-    """The statistics of layers, block by block in the order in which they run; a block's are held only until it has been yielded.
+    """Yield the statistics of layers, block by block; a block's are held until all are yielded.
 
     Args:
         voice: who speaks.
         layers: which to look at.
         texts: what is spoken.
-        seed: of the noise and of what is sampled.
+        seed: of the noise and of the sample of windows.
         covariances: whether whole covariances are wanted, or energies alone.
-        progress: told how far it is; it may raise to cancel.
+        progress: may cancel the work.
 
     Raises:
-        InputError: the voice can say nothing of the texts, a covariance does not fit, or a layer is given what is no number.
+        InputError: the voice can say none of the texts, a covariance does not fit, or the input
+            of a layer is not finite.
     """
-    tell = progress or (lambda _what, _share: None)
-    voice = voice.with_weights(
-        {}
-    )  # hooks go on a copy: another thread may be speaking with this voice
+    voice = voice.with_weights({})  # hooks go on a copy: another thread may be speaking
     if covariances:
         _check_memory(voice, layers)
-    # Each layer has draws of its own, so that it does not matter which others are listened to.
+    # Each layer has its own draws, so that its numbers do not depend on which others are asked for.
     random = {
         layer.name: torch.Generator().manual_seed(seed + (zlib.crc32(layer.name.encode()) << 32))
         for layer in layers
     }
-    done = 0
-    last = max((PARTS.index(layer.part) for layer in layers), default=-1)
-    for visit in _visits(voice, (voice.model,), texts, seed, last):
-        mine = [layer for layer in layers if visit.block.holds(layer.name)]
-        tell(f"listening to {visit.block.name}", done / max(1, len(layers)))
-        for some in _fitting(voice, mine) if covariances else ([mine] if mine else []):
-            listeners = {
-                layer.name: _Listener(
-                    voice.model.get_submodule(layer.name), covariances, random[layer.name]
-                )
-                for layer in some
-            }
-            ahead = []
-            for (state,) in visit.states:
-                with inputs_of(voice.model, some) as inputs:
-                    ahead.append([visit.block.run(voice.model, state)])
-                for name, listener in listeners.items():
-                    listener.hear(inputs[name], state.get("valid"), len(visit.states))
-            visit.ahead = ahead
-            for layer in some:
-                statistics = listeners.pop(layer.name).statistics()
-                if not bool(torch.isfinite(statistics.energy).all()):
-                    raise InputError(
-                        f"{layer.name} of {voice.name} is given what is no finite number when it speaks: the voice is broken."
-                    )
-                yield layer, statistics
-                done += 1
-    tell("calibrated", 1.0)
-
-
-def walk(
-    voice: Voice, models: Sequence[nn.Module], texts: Sequence[str], seed: int, last: int = 3
-) -> Iterator[tuple[Block, list[list[State]]]]:
-    """Visit the blocks in the order in which they run, with what each model hands them. Each sentence has one noise and one set of
-    durations, the voice's own, for all models.
-
-    Args:
-        voice: whose sentences, noise and durations.
-        models: the voice's own model, or versions of it; they may be changed in place while their block is visited.
-        texts: what is spoken.
-        seed: of the noise and of the stretches that the decoder sees.
-        last: index in PARTS of the last part to visit.
-
-    Yields:
-        (block, batches), each batch a list of states, one a model.
-
-    Raises:
-        InputError: the voice can say nothing of the texts.
-    """
-    for visit in _visits(voice, models, texts, seed, last):
-        yield visit.block, visit.states
-
-
-@dataclass(eq=False)
-class _Visit:
-    """A block whose turn it is."""
-
-    block: Block
-    states: list[list[State]]
-    ahead: list[list[State]] | None = None
-    """What comes behind it, where a visitor has run it already."""
-
-
-def _visits(
-    voice: Voice, models: Sequence[nn.Module], texts: Sequence[str], seed: int, last: int
-) -> Iterator[_Visit]:
-    """See `walk`."""
-    for blocks, batches in _parts(voice, models, texts, seed, last):
+    done, parts = 0, {layer.part for layer in layers}
+    last = max((PARTS.index(part) for part in parts), default=-1)
+    for _, (blocks, states) in zip(range(last + 1), part_states(voice, texts, seed), strict=False):
         for block in blocks:
-            visit = _Visit(block, batches)
-            yield visit
-            for index, states in enumerate(batches):
-                states[:] = (
-                    visit.ahead[index]
-                    if visit.ahead
-                    else [block.run(m, state) for m, state in zip(models, states, strict=True)]
-                )
+            mine = [layer for layer in layers if block.holds(layer.name)]
+            progress.report(f"calibrating {block.name}", done / max(1, len(layers)))
+            after: list[State] = []
+            for some in _turns(voice, mine) if covariances else [mine]:
+                sums = {
+                    layer.name: _Sums(
+                        voice.model.get_submodule(layer.name), covariances, random[layer.name]
+                    )
+                    for layer in some
+                }
+                after = []
+                for state in states:
+                    with inputs_of(voice.model, some) as inputs:
+                        after.append(block.run(voice.model, state))
+                    for name, one in sums.items():
+                        one.add(inputs[name], state.get("valid"), len(states))
+                for layer in some:
+                    yield layer, _finite(voice, layer, sums.pop(layer.name).statistics())
+                    done += 1
+            states[:] = after
+    progress.report("calibrated", 1.0)
 
 
-def _fitting(voice: Voice, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """A block's layers in turns whose covariances fit into BLOCK_BYTES together, each at least one layer."""
-    some, size = [], 0
+def _finite(voice: Voice, layer: Layer, statistics: Statistics) -> Statistics:
+    if not bool(torch.isfinite(statistics.energy).all()):
+        raise InputError(
+            f"The input of {layer.name} of {voice.name} is not finite when it speaks: the voice is "
+            "damaged, load it again."
+        )
+    return statistics
+
+
+def _turns(voice: Voice, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Yield a block's layers in turns whose covariances fit into BLOCK_BYTES, at least one each."""
+    some: list[Layer] = []
+    size = 0
     for layer in layers:
         mine = 4 * LayerMatrix(voice.model.get_submodule(layer.name)).shape[1] ** 2
         if some and size + mine > BLOCK_BYTES:
@@ -228,27 +208,7 @@ def _fitting(voice: Voice, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
             some, size = [], 0
         some.append(layer)
         size += mine
-    if some:
-        yield some
-
-
-def sentence_ids(voice: Voice, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Ids of every sentence of the texts; texts of which the voice can say nothing are passed over.
-
-    Raises:
-        InputError: it can say nothing of any.
-    """
-    found, refused = [], None
-    for text in texts:
-        try:
-            found += [sentence.ids for sentence in read_text(voice, text)[0]]
-        except InputError as error:
-            refused = refused or error
-    if not found:
-        raise refused or InputError(
-            "There are no texts to calibrate on: give some, or leave them out for built-in ones."
-        )
-    return found
+    yield some
 
 
 def _check_memory(voice: Voice, layers: Sequence[Layer]) -> None:
@@ -257,333 +217,46 @@ def _check_memory(voice: Voice, layers: Sequence[Layer]) -> None:
         columns = matrix.shape[1]
         if matrix.dense and columns > MAX_COLUMNS:
             raise InputError(
-                f"{layer.name} of {voice.name} has {columns:,} inputs, whose covariance would take {4 * columns**2 / 1e9:.1f} GB: "
-                "protect it, or prune by activation, which needs none."
+                f"{layer.name} of {voice.name} has {columns:,} inputs, whose covariance would take "
+                f"{4 * columns**2 / 1e9:.1f} GB: protect it, or prune by activation, which needs "
+                "none."
             )
 
 
-@contextlib.contextmanager
-def inputs_of(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str, torch.Tensor]]:
-    """Layer name -> what it was given last."""
-    inputs: dict[str, torch.Tensor] = {}
-    hooks = [
-        model.get_submodule(layer.name).register_forward_pre_hook(
-            lambda _module, given, name=layer.name: inputs.__setitem__(
-                name, given[0].clone()
-            )  # a clone: some blocks add in place
-        )
-        for layer in layers
-    ]
-    try:
-        yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _bytes(voice: Voice, layer: Layer) -> int:
+    matrix = LayerMatrix(voice.model.get_submodule(layer.name))
+    return 4 * (matrix.shape[1] + 1) ** 2 if matrix.dense else 0
 
 
-class _Listener:
-    """Adds up what one layer is given."""
+class _Sums:
+    """Adds up the inputs of one layer."""
 
     def __init__(self, module: nn.Module, covariances: bool, random: torch.Generator) -> None:
         self._matrix, self._random = LayerMatrix(module), random
-        matrix = self._matrix
-        columns = (
-            matrix.shape[1] + (module.bias is not None)
-            if matrix.dense
-            else module.in_channels // module.groups
-        )
-        covariance = torch.zeros(columns, columns) if covariances and matrix.dense else None
-        self._found = Statistics(matrix, covariance, torch.zeros(columns))
+        dense = self._matrix.dense
+        columns = module.in_channels // module.groups if not dense else self._matrix.columns
+        covariance = torch.zeros(columns, columns) if covariances and dense else None
+        self._found = Statistics(self._matrix, covariance, torch.zeros(columns))
         self._overlaps: OverlapSums | None = None
 
-    def hear(self, inputs: torch.Tensor, valid: torch.Tensor | None, batches: int) -> None:
+    def add(self, inputs: torch.Tensor, valid: torch.Tensor | None, batches: int) -> None:
         """Count in a sample of the layer's windows, or all where they are few."""
         matrix, module = self._matrix, self._matrix.module
-        if not matrix.dense:  # one energy an input channel of a group, over all groups
-            return self._found.add(
-                inputs.transpose(1, 2).reshape(-1, inputs.shape[1] // module.groups)
-            )
+        if not matrix.dense:  # the sums are those of all groups together
+            size = inputs.shape[1] // module.groups
+            self._found.add(inputs.transpose(1, 2).reshape(-1, size))
+            return
         usable = matrix.usable(inputs, valid)
         most = max(1, int(np.clip(8 * matrix.shape[1], *WINDOWS)) // batches)
         if int(usable.sum()) <= most and overlap(matrix, inputs):
             self._overlaps = self._overlaps or OverlapSums(
                 module, self._found.covariance is not None
             )
-            return self._overlaps.add(inputs, usable)
-        places = usable.nonzero()
-        if len(places) > most:
-            places = places[torch.randperm(len(places), generator=self._random)[:most]]
-        found = matrix.windows(inputs, places[:, 0], places[:, 1])
-        return self._found.add(
-            torch.cat([found, torch.ones(len(found), 1)], 1) if module.bias is not None else found
-        )
+            self._overlaps.add(inputs, usable)
+            return
+        self._found.add(matrix.sample(inputs, usable.nonzero(), most, self._random)[0])
 
     def statistics(self) -> Statistics:
-        """What was heard, all told."""
         if self._overlaps is not None:
             self._found.add_overlaps(self._overlaps)
-            self._overlaps = None
         return self._found
-
-
-def _parts(
-    voice: Voice, models: Sequence[nn.Module], texts: Sequence[str], seed: int, last: int
-) -> Iterator[tuple[Iterator[Block], list[list[State]]]]:
-    """Blocks and batches of states of each part up to the last that is wanted, each made when the one before is done."""
-    sentences = sentence_ids(voice, texts)
-    if last < 0:
-        return
-    some = sentences[:: max(1, round(sum(map(len, sentences)) / READ_TOKENS))]
-    read = [list(token_states(model, some)) for model in models]
-    yield _encoder_blocks(voice.model), [list(states) for states in zip(*read, strict=True)]
-    if last < 1:
-        return
-    spoken = _spoken(voice, models, sentences, seed)
-    yield (
-        iter((Block("duration_predictor", _run_durations(voice)),)),
-        [list(states) for states in spoken],
-    )
-    if last < 2:
-        return
-    frames = [[stretched(state, voice) for state in states] for states in spoken]
-    yield flow_blocks(voice.model), frames
-    if last < 3:
-        return
-    places = np.random.default_rng(seed)
-    yield (
-        decoder_blocks(voice.model),
-        [stretch_of(states, int(places.integers(1 << 30))) for states in frames],
-    )
-
-
-def token_states(model: nn.Module, sentences: Sequence[tuple[int, ...]]) -> Iterator[State]:
-    """What the first layer of the text encoder is given, in batches of sentences of about one length."""
-    model = copy_with_weights(
-        model, {}
-    )  # for the hook of _encoder_call: another thread may be speaking
-    ordered = sorted(sentences, key=len)
-    while ordered:
-        longest = len(ordered[-1])
-        batch = [ordered.pop() for _ in range(min(len(ordered), max(1, BATCH_TOKENS // longest)))]
-        ids, mask = (
-            torch.zeros(len(batch), longest, dtype=torch.long),
-            torch.zeros(len(batch), longest),
-        )
-        for row, sentence in enumerate(batch):
-            ids[row, : len(sentence)] = torch.tensor(sentence)
-            mask[row, : len(sentence)] = 1
-        yield {
-            "hidden": model.text_encoder.embed_tokens(ids),
-            "valid": mask.bool(),
-            **_encoder_call(model, ids, mask),
-        }
-
-
-class _Reached(Exception):
-    """The layer looked for was called."""
-
-
-def _encoder_call(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> State:
-    """What transformers hands the first encoder layer: hidden states and both masks."""
-    found: State = {}
-
-    def take(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        found.update(
-            hidden=given[0],
-            attention_mask=named["attention_mask"],
-            padding_mask=named["padding_mask"],
-        )
-        raise _Reached
-
-    hook = model.text_encoder.encoder.layers[0].register_forward_pre_hook(take, with_kwargs=True)
-    with contextlib.suppress(_Reached), _removing(hook):
-        model.text_encoder(
-            input_ids=ids, padding_mask=mask[..., None], attention_mask=mask, return_dict=True
-        )
-    return found
-
-
-@contextlib.contextmanager
-def _removing(hook: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _encoder_blocks(model: nn.Module) -> Iterator[Block]:
-    def layer(index: int) -> Run:
-        def run(model: nn.Module, state: State) -> State:
-            masks = {name: state[name] for name in ("attention_mask", "padding_mask")}
-            return {
-                **state,
-                "hidden": model.text_encoder.encoder.layers[index](state["hidden"], **masks)[0],
-            }
-
-        return run
-
-    def project(model: nn.Module, state: State) -> State:
-        model.text_encoder.project((state["hidden"] * state["padding_mask"]).transpose(1, 2))
-        return state
-
-    for index in range(len(model.text_encoder.encoder.layers)):
-        yield Block(f"text_encoder.encoder.layers.{index}", layer(index))
-    yield Block("text_encoder.project", project)
-
-
-def _spoken(
-    voice: Voice, models: Sequence[nn.Module], sentences: Sequence[tuple[int, ...]], seed: int
-) -> list[list[State]]:
-    """Sentences as each model's text encoder reads them, with the voice's own durations."""
-    conditioning, found = speaker_embedding(voice), []
-    for index, ids in enumerate(sentences[:: max(1, len(sentences) // SPOKEN)][:SPOKEN]):
-        key, states = (seed, index), []
-        own = encode(voice, ids)
-        durations = _durations(voice, own[0], key)
-        for model in models:
-            hidden, means, log_variances = (
-                own
-                if model is voice.model
-                else encode(dataclasses.replace(voice, model=model), ids)
-            )
-            states.append(
-                {
-                    "hidden": hidden,
-                    "means": means,
-                    "log_variances": log_variances,
-                    "durations": durations,
-                    "key": key,
-                }
-            )
-            states[-1]["conditioning"] = conditioning
-        found.append(states)
-    return found
-
-
-def own_durations(voice: Voice, ids: tuple[int, ...], key: tuple[int, int]) -> np.ndarray:
-    """Frames of each token as the voice itself says them, int64 [tokens], MAX_FRAMES together at most.
-
-    Raises:
-        InputError: its text encoder or its duration predictor makes what is no number.
-    """
-    return _durations(voice, encode(voice, ids)[0], key)
-
-
-def _durations(voice: Voice, hidden: torch.Tensor, key: tuple[int, int]) -> np.ndarray:
-    """See `own_durations`; hidden: what the text encoder made of the tokens."""
-    pace = Delivery().for_voice(voice)
-    broken = InputError(
-        f"{voice.name} makes what is no finite number when it reads: the voice is broken, load it anew."
-    )
-    if not bool(torch.isfinite(hidden).all()):
-        raise broken
-    try:
-        return predict_durations(voice, hidden, speaker_embedding(voice), key, pace, MAX_FRAMES)[0]
-    except (
-        ValueError
-    ) as error:  # the spline of a stochastic predictor does not take what is no number
-        raise broken from error
-
-
-def _run_durations(voice: Voice) -> Run:
-    pace = Delivery().for_voice(voice)
-
-    def run(model: nn.Module, state: State) -> State:
-        log_durations(model, state["hidden"], state["conditioning"], state["key"], pace)
-        return state
-
-    return run
-
-
-def stretched(state: State, voice: Voice) -> State:
-    """The prior of a sentence stretched to its durations and sampled: what the flow is given."""
-    repeats = torch.from_numpy(state["durations"])
-    means, deviations = (
-        state[name][0].repeat_interleave(repeats, dim=0).T[None]
-        for name in ("means", "log_variances")
-    )
-    noise = draw_prior_noise(state["key"], means.shape[2], means.shape[1]).to(means)
-    latents = means + noise * torch.exp(deviations) * Delivery().for_voice(voice).noise_scale
-    return {
-        "latents": latents,
-        "mask": torch.ones(1, 1, latents.shape[2]),
-        "conditioning": state["conditioning"],
-    }
-
-
-def flow_blocks(model: nn.Module) -> Iterator[Block]:
-    """The flow's coupling layers, as they run when it speaks; states: latents, mask, conditioning."""
-
-    def coupling(index: int) -> Run:
-        def run(model: nn.Module, state: State) -> State:
-            flipped = torch.flip(state["latents"], [1])
-            return {
-                **state,
-                "latents": model.flow.flows[index](
-                    flipped, state["mask"], state["conditioning"], reverse=True
-                )[0],
-            }
-
-        return run
-
-    for index in reversed(range(len(model.flow.flows))):
-        yield Block(f"flow.flows.{index}", coupling(index))
-
-
-def stretch_of(states: Sequence[State], place: int, length: int = SEGMENT) -> list[State]:
-    """The same few frames of each; `place` is any whole number, taken modulo the places there are."""
-    frames = states[0]["latents"].shape[2]
-    start = place % max(1, frames - length + 1)
-    return [
-        {
-            "hidden": one["latents"][:, :, start : start + length],
-            "conditioning": one["conditioning"],
-        }
-        for one in states
-    ]
-
-
-def decoder_blocks(model: nn.Module) -> Iterator[Block]:
-    """The decoder's layers and residual branches up to its last convolution; states: hidden, conditioning, and a stage's sum."""
-    slope, branches = model.config.leaky_relu_slope, model.decoder.num_kernels
-
-    def first(model: nn.Module, state: State) -> State:
-        hidden = model.decoder.conv_pre(state["hidden"])
-        if state["conditioning"] is not None:
-            hidden = hidden + model.decoder.cond(state["conditioning"])
-        return {**state, "hidden": hidden}
-
-    def upsample(stage: int) -> Run:
-        def run(model: nn.Module, state: State) -> State:
-            hidden = model.decoder.upsampler[stage](
-                nn.functional.leaky_relu(state["hidden"], slope)
-            )
-            return {**state, "hidden": hidden, "sum": torch.zeros_like(hidden)}
-
-        return run
-
-    def branch(stage: int, index: int) -> Run:
-        def run(model: nn.Module, state: State) -> State:
-            total = state["sum"] + model.decoder.resblocks[stage * branches + index](
-                state["hidden"]
-            )
-            return (
-                {**state, "sum": total}
-                if index < branches - 1
-                else {**state, "hidden": total / branches, "sum": None}
-            )
-
-        return run
-
-    def final(model: nn.Module, state: State) -> State:
-        return {
-            **state,
-            "hidden": model.decoder.conv_post(nn.functional.leaky_relu(state["hidden"])),
-        }
-
-    yield Block("decoder.conv_pre", first, ("decoder.cond",))
-    for stage in range(model.decoder.num_upsamples):
-        yield Block(f"decoder.upsampler.{stage}", upsample(stage))
-        for index in range(branches):
-            yield Block(f"decoder.resblocks.{stage * branches + index}", branch(stage, index))
-    yield Block("decoder.conv_post", final)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import numbers
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -91,3 +92,26 @@ def _several(about: Mapping[str, Any], given: Any) -> tuple[Any, ...]:
     if choices and not found:
         raise InputError(f"Choose at least one {about['noun']}: {', '.join(choices)}.")
     return tuple(choice for choice in choices if choice in found) if choices else found
+
+
+def check_names(kind: type, given: Any) -> None:
+    """Raise InputError if a value is not a dictionary of fields of a dataclass."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(given, dict) or not set(given) <= set(known):
+        raise InputError(
+            f"A {kind.__name__} is a JSON object with the fields {', '.join(known)} and no others."
+        )
+
+
+def read_json(kind: type, text: str) -> Any:
+    """Return what a JSON text holds.
+
+    Raises:
+        InputError: it is not JSON; the message says that of which dataclass it should be.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise InputError(
+            f"This {kind.__name__} is not JSON: give the text that to_json() wrote."
+        ) from error

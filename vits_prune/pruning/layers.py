@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from vits_prune.errors import InputError
 from vits_prune.pruning.registry import METHODS
 from vits_prune.pruning.spec import PruneSpec, begins_with
 from vits_prune.voices.voice import PARTS, Voice
@@ -16,9 +17,16 @@ PRUNABLE_KINDS = (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)
 
 _REASONS = {
     "Embedding": "a look-up table: its rows are read, not multiplied",
-    "LayerNorm": "normalisation: a handful of scales that every channel needs",
+    "LayerNorm": "normalisation: a few scales that every channel needs",
     "Parameter": "a small table of the architecture, not a layer's weights",
 }
+_PROTECTED = {
+    "duration_predictor": "protected: it sets the rhythm, and its errors make durations run away",
+    "decoder.conv_post": "protected: it writes the waveform itself, with few weights",
+    "decoder.cond": "protected: it tells the decoder who speaks",
+    "flow.flows.*.wavenet.cond_layer": "protected: it tells the flow who speaks",
+}
+"""Why methods leave layers alone, by the pattern that protects them."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +38,15 @@ class Layer:
     part: str
     """One of PARTS, or "speaker" for the table of speakers."""
     kind: str
-    """Class of the module, or "Parameter" for a tensor that belongs to none of the known kinds."""
+    """Class of the module, or "Parameter" for a tensor of no known kind of module."""
     shape: tuple[int, ...]
-    """Shape of the weight: Conv1d [out, in/groups, k], ConvTranspose1d [in, out, k], Linear [out, in]."""
+    """Conv1d [out, in/groups, k], ConvTranspose1d [in, out, k], Linear [out, in]."""
     weights: int
     """Number of weights, bias not counted."""
     parameter: str
     """Name of the tensor in `model.named_parameters()`."""
     reason: str = ""
-    """Why this layer is left alone; empty for one that can be pruned."""
+    """Why this layer cannot be pruned; empty for one that can."""
 
     @property
     def prunable(self) -> bool:
@@ -46,12 +54,15 @@ class Layer:
 
 
 def layers(voice: Voice) -> tuple[Layer, ...]:
-    """Every weight tensor of a voice that runs when it speaks, in the model's order. Biases go with their layer and are not listed."""
+    """Return every weight tensor that runs when a voice speaks, in the model's order.
+
+    Biases go with their layer and are not listed.
+    """
     return tuple(_walk(voice))
 
 
 def prunable_layers(voice: Voice, parts: tuple[str, ...] = PARTS) -> tuple[Layer, ...]:
-    """The layers of the given parts whose weights may be set to zero."""
+    """Return the layers of the given parts whose weights may become zero."""
     return tuple(layer for layer in _walk(voice) if layer.prunable and layer.part in parts)
 
 
@@ -75,34 +86,51 @@ def _walk(voice: Voice) -> Iterator[Layer]:
             )
 
 
-_PROTECTED = {
-    "duration_predictor": "protected: it sets the rhythm, and its errors make durations run away",
-    "decoder.conv_post": "protected: it writes the waveform itself, with few weights",
-    "decoder.cond": "protected: it tells the decoder who speaks",
-    "flow.flows.*.wavenet.cond_layer": "protected: it tells the flow who speaks",
-}
+def chosen_layers(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
+    """Return the layers of the spec's parts that are not protected.
 
-"""Why methods leave layers alone, by the pattern that protects them."""
+    Raises:
+        InputError: none is left, or the voice does not have a layer to protect.
+    """
+    there = prunable_layers(voice)
+    for pattern in spec.protect or ():
+        if not any(begins_with(layer.name, pattern) for layer in there):
+            raise InputError(
+                f"{voice.name} has no layer {pattern[:80]!r} to protect: `layers` lists them."
+            )
+    found = tuple(
+        layer for layer in there if layer.part in spec.parts and not spec.protects(layer.name)
+    )
+    if not found:
+        raise InputError(
+            f"All layers of {', '.join(spec.parts)} are protected, so nothing is left to prune: "
+            "protect less."
+        )
+    return found
 
 
 def why_protected(layer: Layer, steps: Sequence[Mapping[str, Any]]) -> str:
-    """Why a layer was left alone in every pruning that its part went through, empty where it was not."""
-    # A sweep's step may be of one layer alone, and says which.
-    specs = [
-        {key: value for key, value in step.items() if key != "layer"}
+    """Return why a layer was left alone by every pruning of its part; empty if it was not.
+
+    Args:
+        layer: of an original voice.
+        steps: the prunings of a recipe, each a PruneSpec as a dictionary. One of a single layer
+            has its name under "layer".
+    """
+    mine = [
+        PruneSpec.from_dict({key: value for key, value in step.items() if key != "layer"})
         for step in steps
         if layer.part in step.get("parts", PARTS)
     ]
-    mine = [PruneSpec.from_dict(spec) for spec in specs]
     if not mine or not all(
         spec.protects(layer.name) or (_no_lever(spec) and layer.part == "duration_predictor")
         for spec in mine
     ):
         return ""
     if _no_lever(mine[-1]):
-        return "structured pruning has no lever in it"
+        return "structured pruning cannot shrink it"
     if mine[-1].protect is not None:
-        return "protected: by the wish of who pruned"
+        return "protected: as asked for"
     reasons = (words for pattern, words in _PROTECTED.items() if begins_with(layer.name, pattern))
     return next(reasons, "protected: by the method")
 

@@ -1,103 +1,133 @@
-"""A layer's weight as a matrix, and its inputs as the windows it is multiplied with: Linear, Conv1d and ConvTranspose1d alike."""
+"""A layer's weight as a matrix, its inputs as the windows that the matrix multiplies, and the least
+squares that fit it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.functional import pad as padded
+
+MAX_COLUMNS = 12_288
+"""Inputs of a layer whose covariance is still held: 600 MB."""
+FIT_WINDOWS = 24_000
+"""Most windows that one layer is fitted on."""
+FIT_DAMPING = 0.003
+"""How firmly a layer keeps its weights when fitted, as a share of its inputs' mean energy."""
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Inputs of a layer, the outputs that are wanted, and positions without padding (None for all)."""
 
 
 @dataclass(frozen=True)
 class LayerMatrix:
-    """How one layer reads as y = W x: a row of W for each output, a column for each input channel and tap.
+    """A Linear, Conv1d or ConvTranspose1d read as y = W x.
 
-    A strided ConvTranspose1d is `stride` interleaved convolutions of the same windows (polyphase form, Vaidyanathan 1990), so its rows are
-    (output channel, phase) and its columns (input channel, tap of the phase).
+    W has a row for each output and a column for each input channel and tap. A strided
+    ConvTranspose1d is `stride` interleaved convolutions of the same windows (polyphase form,
+    Vaidyanathan 1990): its rows are (output channel, phase), its columns (input channel, tap of
+    the phase).
     """
 
     module: nn.Module
 
     @property
     def dense(self) -> bool:
-        """Whether every output reads every input: not so for grouped and depthwise convolutions, which have no one matrix."""
-        groups = getattr(self.module, "groups", 1)
-        uneven = (
-            isinstance(self.module, nn.ConvTranspose1d)
-            and self.module.kernel_size[0] % self.module.stride[0]
-        )
-        return groups == 1 and not uneven
+        """Whether every output reads every input; if not, the layer has no one matrix.
+
+        So it is for grouped convolutions, and for transposed ones whose kernel is not a multiple
+        of their stride.
+        """
+        if getattr(self.module, "groups", 1) != 1:
+            return False
+        return not self._transposed or self.module.kernel_size[0] % self.module.stride[0] == 0
+
+    @property
+    def _transposed(self) -> bool:
+        return isinstance(self.module, nn.ConvTranspose1d)
+
+    @property
+    def _phases(self) -> int:
+        return self.module.stride[0] if self._transposed and self.dense else 1
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
+        """(rows, columns), the bias not counted."""
         size, phases = self.module.weight.shape, self._phases
-        if isinstance(self.module, nn.ConvTranspose1d):
+        if self._transposed:
             return size[1] * phases, size[0] * (size[2] // phases)
         return size[0], self.module.weight.numel() // size[0]
 
     @property
-    def _phases(self) -> int:
-        """Convolutions that a transposed one is made of; 1 where its kernel is no multiple of its stride, so that it has no one matrix."""
-        return (
-            self.module.stride[0]
-            if isinstance(self.module, nn.ConvTranspose1d) and self.dense
-            else 1
-        )
+    def columns(self) -> int:
+        """Columns with the bias counted."""
+        return self.shape[1] + (self.module.bias is not None)
 
     def of(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight of the layer's shape as [rows, columns]."""
-        if isinstance(self.module, nn.ConvTranspose1d):
-            inputs, outputs, taps = weight.shape
-            return (
-                weight.reshape(inputs, outputs, taps // self._phases, self._phases)
-                .permute(1, 3, 0, 2)
-                .reshape(self.shape)
-            )
-        return weight.reshape(self.shape)
+        """Return a weight of the layer's shape as [rows, columns]."""
+        if not self._transposed:
+            return weight.reshape(self.shape)
+        inputs, outputs, taps = weight.shape
+        phases = weight.reshape(inputs, outputs, taps // self._phases, self._phases)
+        return phases.permute(1, 3, 0, 2).reshape(self.shape)
 
     def back(self, matrix: torch.Tensor) -> torch.Tensor:
-        """[rows, columns] as a weight of the layer's shape."""
-        if isinstance(self.module, nn.ConvTranspose1d):
-            inputs, outputs, taps = self.module.weight.shape
-            phases = matrix.reshape(outputs, self._phases, inputs, taps // self._phases)
-            return phases.permute(2, 0, 3, 1).reshape(inputs, outputs, taps).contiguous()
-        return matrix.reshape(self.module.weight.shape).contiguous()
+        """Return [rows, columns] as a weight of the layer's shape."""
+        if not self._transposed:
+            return matrix.reshape(self.module.weight.shape).contiguous()
+        inputs, outputs, taps = self.module.weight.shape
+        phases = matrix.reshape(outputs, self._phases, inputs, taps // self._phases)
+        return phases.permute(2, 0, 3, 1).reshape(inputs, outputs, taps).contiguous()
+
+    def with_bias(self) -> torch.Tensor:
+        """Return the layer's own weight as float32 [rows, columns], its bias as the last column."""
+        weight = self.of(self.module.weight.detach()).float()
+        if self.module.bias is None:
+            return weight
+        bias = self.module.bias.detach().float()
+        return torch.cat([weight, bias.repeat_interleave(len(weight) // len(bias))[:, None]], 1)
+
+    def split(self, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return a matrix like that of `with_bias` as the layer's new "weight" and "bias"."""
+        new = {"weight": self.back(matrix[:, : self.shape[1]].contiguous())}
+        if self.module.bias is not None:  # the phases of a transposed convolution share theirs
+            phases = matrix[:, -1].reshape(len(self.module.bias), -1)
+            new["bias"] = phases.mean(1).contiguous()
+        return new
 
     def channels(self, matrix: torch.Tensor) -> torch.Tensor:
-        """A matrix as [rows, input channels, taps]."""
+        """Return a matrix as [rows, input channels, taps]."""
         taps = 1 if isinstance(self.module, nn.Linear) else self.module.kernel_size[0]
-        if isinstance(self.module, nn.ConvTranspose1d):
-            taps //= self._phases
-        return matrix.reshape(matrix.shape[0], -1, taps)
+        return matrix.reshape(matrix.shape[0], -1, taps // self._phases)
 
     def usable(self, inputs: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-        """Which windows there are: bool [batch, positions].
+        """Return which windows there are, bool [batch, positions].
 
         Args:
-            inputs: what the layer is given: Linear [batch, positions, channels], convolutions [batch, channels, positions].
-            valid: positions that are no padding, bool [batch, positions of the output]; None for all.
+            inputs: of the layer: Linear [batch, positions, channels], convolutions
+                [batch, channels, positions].
+            valid: positions without padding, bool [batch, positions of the output]; None for all.
         """
-        batch, module = inputs.shape[0], self.module
-        if isinstance(module, nn.Linear):
-            return valid if valid is not None else torch.ones(inputs.shape[:-1], dtype=torch.bool)
-        positions = inputs.shape[2]
-        if isinstance(module, nn.ConvTranspose1d):
-            found = torch.ones(
-                batch, positions + module.kernel_size[0] // module.stride[0] - 1, dtype=torch.bool
-            )
-            cut = -(
-                -module.padding[0] // module.stride[0]
-            )  # their outputs are cut off, or some of them, by the layer's padding
+        module = self.module
+        if self._transposed:
+            stride, size = module.stride[0], module.kernel_size[0]
+            found = torch.ones(len(inputs), inputs.shape[2] + size // stride - 1, dtype=torch.bool)
+            cut = -(-module.padding[0] // stride)  # some of their outputs are cut off
             found[:, :cut] = found[:, found.shape[1] - cut :] = False
             return found
-        positions += 2 * module.padding[0] - module.dilation[0] * (module.kernel_size[0] - 1)
-        return valid if valid is not None else torch.ones(batch, positions, dtype=torch.bool)
+        if valid is not None:
+            return valid
+        if isinstance(module, nn.Linear):
+            return torch.ones(inputs.shape[:-1], dtype=torch.bool)
+        around = 2 * module.padding[0] - module.dilation[0] * (module.kernel_size[0] - 1)
+        return torch.ones(len(inputs), inputs.shape[2] + around, dtype=torch.bool)
 
     def windows(
         self, inputs: torch.Tensor, batch: torch.Tensor, position: torch.Tensor
     ) -> torch.Tensor:
-        """Inputs as [windows, columns].
+        """Return inputs as [windows, columns].
 
         Args:
             inputs: as in `usable`.
@@ -107,19 +137,36 @@ class LayerMatrix:
         if isinstance(module, nn.Linear):
             return inputs[batch, position]
         taps, step, pad = module.kernel_size[0], module.dilation[0], module.padding[0]
-        if isinstance(module, nn.ConvTranspose1d):
+        if self._transposed:
             taps, step = taps // module.stride[0], -1
             pad = taps - 1
             position = position + pad
-        padded = nn.functional.pad(inputs, (pad, pad)) if pad else inputs
-        return torch.stack(
-            [padded[batch, :, position + tap * step] for tap in range(taps)], dim=2
-        ).reshape(len(batch), -1)
+        whole = padded(inputs, (pad, pad)) if pad else inputs
+        seen = [whole[batch, :, position + tap * step] for tap in range(taps)]
+        return torch.stack(seen, dim=2).reshape(len(batch), -1)
+
+    def sample(
+        self, inputs: torch.Tensor, places: torch.Tensor, most: int, random: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw windows; return them, [windows, columns] with a 1 for the bias, and their places.
+
+        Args:
+            inputs: as in `usable`.
+            places: (batch, position) of all windows, int64 [windows, 2].
+            most: how many are drawn; all where there are fewer.
+            random: what draws.
+        """
+        if len(places) > most:
+            places = places[torch.randperm(len(places), generator=random)[:most]]
+        found = self.windows(inputs, places[:, 0], places[:, 1])
+        if self.module.bias is not None:
+            found = torch.cat([found, torch.ones(len(found), 1)], 1)
+        return found, places
 
     def outputs(
         self, outputs: torch.Tensor, batch: torch.Tensor, position: torch.Tensor
     ) -> torch.Tensor:
-        """A layer's outputs beside `windows`: [windows, rows], so that each row of them is the matrix times a window, plus the bias.
+        """Return outputs as [windows, rows]: each row the matrix times a window, plus the bias.
 
         Args:
             outputs: Linear [batch, positions, channels], convolutions [batch, channels, positions].
@@ -128,36 +175,28 @@ class LayerMatrix:
         module = self.module
         if isinstance(module, nn.Linear):
             return outputs[batch, position]
-        if not isinstance(module, nn.ConvTranspose1d):
+        if not self._transposed:
             return outputs[batch, :, position]
-        stride, pad, channels = module.stride[0], module.padding[0], outputs.shape[1]
-        whole = (outputs.shape[2] + 2 * pad + stride - 1) // stride * stride
-        phases = nn.functional.pad(outputs, (pad, whole - pad - outputs.shape[2])).reshape(
-            len(outputs), channels, -1, stride
-        )
+        stride, pad, size = module.stride[0], module.padding[0], outputs.shape[2]
+        whole = (size + 2 * pad + stride - 1) // stride * stride
+        phases = padded(outputs, (pad, whole - pad - size))
+        phases = phases.reshape(len(outputs), outputs.shape[1], -1, stride)
         return phases[batch, :, position].reshape(len(batch), -1)
 
 
 class OverlapSums:
-    """Sums over all windows x of a Conv1d: of x xᵀ, x² and x, exact at the ends too."""
+    """Sums over all windows x of a Conv1d: of x xᵀ, x² and x, exact at the ends too.
+
+    Args:
+        module: a convolution of stride 1 and one group.
+        covariances: whether x xᵀ is wanted, or x² and x alone.
+    """
 
     def __init__(self, module: nn.Conv1d, covariances: bool) -> None:
-        """Begin at zero.
-
-        Args:
-            module: a convolution of stride 1 and one group.
-            covariances: whether x xᵀ is wanted, or x² and x alone.
-        """
-        self._taps, self._step, self._pad = (
-            module.kernel_size[0],
-            module.dilation[0],
-            module.padding[0],
-        )
-        channels = module.in_channels
-        self._sums, self._squares = (
-            torch.zeros(self._taps, channels),
-            torch.zeros(self._taps, channels),
-        )
+        self._taps, channels = module.kernel_size[0], module.in_channels
+        self._step, self._pad = module.dilation[0], module.padding[0]
+        self._sums = torch.zeros(self._taps, channels)
+        self._squares = torch.zeros(self._taps, channels)
         self._lags = torch.zeros(self._taps, channels, channels) if covariances else None
         self._ends = {
             (i, lag): torch.zeros(channels, channels)
@@ -173,11 +212,10 @@ class OverlapSums:
             inputs: float [batch, channels, positions].
             usable: bool [batch, positions of the output].
         """
-        padded = nn.functional.pad(inputs.transpose(1, 2), (0, 0, self._pad, self._pad))
-        rows = padded.reshape(-1, padded.shape[2])
-        first = nn.functional.pad(usable, (0, padded.shape[1] - usable.shape[1])).reshape(
-            -1
-        )  # rows that tap 0 sees
+        whole = padded(inputs.transpose(1, 2), (0, 0, self._pad, self._pad))
+        rows = whole.reshape(-1, whole.shape[2])
+        # Rows that tap 0 sees.
+        first = padded(usable, (0, whole.shape[1] - usable.shape[1])).reshape(-1)
         self.windows += int(usable.sum())
         squares = rows.square()
         seen = [first.roll(tap * self._step) for tap in range(self._taps)]
@@ -196,15 +234,17 @@ class OverlapSums:
                 ends.addmm_(rows[at].T, rows[at + lag * self._step], alpha=sign)
 
     def energy(self) -> torch.Tensor:
-        """Sum of x², [columns], in the order of LayerMatrix: channel, then tap."""
+        """Return the sum of x², [columns], in the order of LayerMatrix: channel, then tap."""
         return self._squares.T.reshape(-1)
 
     def sums(self) -> torch.Tensor:
-        """Sum of x, [columns]."""
+        """Return the sum of x, [columns]."""
         return self._sums.T.reshape(-1)
 
     def covariance(self) -> torch.Tensor:
-        """Sum of x xᵀ, [columns, columns]."""
+        """Return the sum of x xᵀ, [columns, columns]."""
+        if self._lags is None:
+            raise ValueError("no covariance was asked for")
         channels = self._sums.shape[1]
         found = torch.empty(channels, self._taps, channels, self._taps)
         for i in range(self._taps):
@@ -217,13 +257,46 @@ class OverlapSums:
 
 
 def overlap(matrix: LayerMatrix, inputs: torch.Tensor) -> bool:
-    """Whether a layer's windows overlap so much that their covariance is had from lags: a longer input than the ends need."""
+    """Return whether a layer's windows overlap so much that OverlapSums is faster."""
     module = matrix.module
-    if (
-        not isinstance(module, nn.Conv1d)
-        or not matrix.dense
-        or module.stride[0] != 1
-        or module.kernel_size[0] == 1
-    ):
+    if not isinstance(module, nn.Conv1d) or not matrix.dense or module.stride[0] != 1:
         return False
-    return inputs.shape[2] >= 8 * module.dilation[0] * (module.kernel_size[0] - 1)
+    taps = module.kernel_size[0]
+    return taps > 1 and inputs.shape[2] >= 8 * module.dilation[0] * (taps - 1)
+
+
+def fit_layer(
+    module: nn.Module, batches: Iterable[Batch], count: int, random: torch.Generator
+) -> None:
+    """Give a layer the weights that best make what is wanted, near those that it has.
+
+    A layer without one matrix, or with too large a one, keeps its weights.
+
+    Args:
+        module: the layer.
+        batches: what it is fitted on.
+        count: how many batches there are.
+        random: draws the windows of each.
+    """
+    matrix = LayerMatrix(module)
+    columns, most = matrix.columns, max(1, FIT_WINDOWS // count)
+    if not matrix.dense or columns > MAX_COLUMNS:
+        return
+    gram, cross = torch.zeros(columns, columns), torch.zeros(matrix.shape[0], columns)
+    windows = 0
+    for inputs, wanted, valid in batches:
+        places = matrix.usable(inputs, valid).nonzero()
+        found, places = matrix.sample(inputs, places, most, random)
+        gram.addmm_(found.T, found)
+        cross.addmm_(matrix.outputs(wanted, places[:, 0], places[:, 1]).T, found)
+        windows += len(found)
+    if not windows:
+        return
+    gram, cross = gram / windows, cross / windows
+    damping = FIT_DAMPING * float(gram.diagonal()[: matrix.shape[1]].mean().clamp(min=1e-12))
+    gram.diagonal().add_(damping)
+    aim = (cross + damping * matrix.with_bias()).T
+    fitted = torch.cholesky_solve(aim, torch.linalg.cholesky(gram)).T
+    if bool(torch.isfinite(fitted).all()):
+        for name, new in matrix.split(fitted).items():
+            setattr(module, name, nn.Parameter(new, requires_grad=False))

@@ -7,28 +7,26 @@ import zlib
 import numpy as np
 import torch
 
-from vits_prune.pruning.calibration import Step
-from vits_prune.pruning.listening import chosen_layers
-from vits_prune.pruning.scored import weigh, zero_lowest
+from vits_prune.progress import SILENT, Progress
+from vits_prune.pruning.layers import chosen_layers
+from vits_prune.pruning.masks import weigh, zero_lowest
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import Voice
 
 
 def prune_weights(
-    voice: Voice, spec: PruneSpec, progress: Step | None = None
+    voice: Voice, spec: PruneSpec, progress: Progress = SILENT
 ) -> dict[str, torch.Tensor]:
-    """New weights for the layers that lose any, by parameter name: which weights go is drawn from the seed, layer by layer.
+    """Return the new weights of the layers that lose any, drawn from the seed layer by layer.
 
     Raises:
         InputError: the layers cannot lose so much, or a pattern does not fit one.
     """
-    layers = chosen_layers(voice, spec)
-    scores = {}
+    layers, scores = chosen_layers(voice, spec), {}
     for layer in layers:
-        random = np.random.Generator(
-            np.random.Philox([spec.seed, zlib.crc32(layer.parameter.encode())])
-        )
+        key = [spec.seed, zlib.crc32(layer.parameter.encode())]
+        random = np.random.Generator(np.random.Philox(key))
         scores[layer.parameter] = torch.from_numpy(random.random(layer.shape, dtype=np.float32))
     if spec.scope == "sensitivity":
-        scores = weigh(voice, spec, scores, progress=progress)
+        scores = weigh(voice, spec, scores, progress)
     return zero_lowest(voice, spec, layers, scores)

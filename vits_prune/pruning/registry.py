@@ -1,4 +1,7 @@
-"""The names of the pruning methods, what each does in two sentences, and the modules that hold them: a method is one file and one entry."""
+"""The pruning methods, scopes, importances and schedules, with words for each.
+
+A method is one file and one entry here.
+"""
 
 from __future__ import annotations
 
@@ -10,47 +13,52 @@ _SPEAKERS = ("decoder.cond", "flow.flows.*.wavenet.cond_layer")
 
 @dataclass(frozen=True)
 class Method:
-    """A way of choosing what goes."""
+    """A way of choosing what is removed."""
 
     module: str
-    """Has a function `prune_weights(voice, spec, progress=None) -> {parameter name: new tensor}`; a structured one `prune_voice`."""
+    """Has `prune_weights(voice, spec, progress) -> {parameter name: new tensor}`; that of a
+    structured method `prune_voice`."""
     title: str
     words: str
     """What it does, in two sentences."""
     calibrated: bool = False
-    """Whether it listens to the voice first."""
+    """Whether the voice speaks first."""
     protect: tuple[str, ...] = ()
-    """Layers that it leaves alone where the PruneSpec does not say: names, their beginnings, "*" for one piece of a name."""
+    """Layers that it leaves alone where the PruneSpec does not say."""
     recovers: bool = False
-    """Whether it changes what survives, and so takes an `original` to aim at in gradual pruning."""
+    """Whether it changes what survives, and so aims at an `original` in gradual pruning."""
     structured: bool = False
-    """Whether it takes whole channels and layers out, and so changes shapes."""
+    """Whether it removes whole channels and layers, and so changes shapes."""
 
 
 METHODS: dict[str, Method] = {
     "magnitude": Method(
         "vits_prune.pruning.magnitude",
         "magnitude (L1)",
-        "The weights smallest in absolute value become zero. It looks at nothing but the weights, so it does not know which matter.",
+        "The weights with the smallest absolute values become zero. The method looks at nothing "
+        "but the weights, so it does not know which of them matter.",
     ),
     "random": Method(
         "vits_prune.pruning.random_choice",
         "random",
-        "Random weights become zero. It is the baseline: a method that does not beat it has learned nothing.",
+        "Random weights become zero. This is the baseline: a method that does not beat it has "
+        "learned nothing.",
     ),
     "activation": Method(
         "vits_prune.pruning.activation",
         "activation (Wanda)",
-        "A weight counts as much as its size times the strength of the signal it is given while the voice speaks a few sentences. "
-        "The others become zero; those that stay keep their value.",
+        "The importance of a weight is its size times the strength of its input while the voice "
+        "speaks a few sentences. The least important weights become zero; the others keep their "
+        "values.",
         calibrated=True,
         protect=(*_DURATIONS, *_SPEAKERS),
     ),
     "second_order": Method(
         "vits_prune.pruning.second_order",
         "second order",
-        "What every layer is given while the voice speaks tells which weights the others can stand in for. Those become zero, and the "
-        "others take over their work: each layer's output stays as close to the original's as it can.",
+        "The inputs of each layer, recorded while the voice speaks, show which weights the others "
+        "can replace. Those become zero, and the others are adjusted so that the output of each "
+        "layer stays as close to the original's as possible.",
         calibrated=True,
         protect=(*_DURATIONS, *_SPEAKERS),
         recovers=True,
@@ -58,8 +66,9 @@ METHODS: dict[str, Method] = {
     "structured": Method(
         "vits_prune.pruning.structured.shrink",
         "structured",
-        "Whole channels and layers are taken out, those that matter least to the speech first, and what stays is fitted to their work. "
-        "The network is really smaller: it needs less arithmetic on any hardware.",
+        "Whole channels and layers are removed, those that matter least to the speech first, and "
+        "the rest is fitted to do their work. The network becomes smaller: it needs less "
+        "arithmetic on any hardware.",
         calibrated=True,
         structured=True,
     ),
@@ -68,20 +77,19 @@ METHODS: dict[str, Method] = {
 SCOPES: dict[str, str] = {
     "global": "one ranking over all layers",
     "local": "the same amount in each layer",
-    "sensitivity": "each layer's share from what its errors do to the speech",
+    "sensitivity": "each layer's share depends on what its errors do to the speech",
 }
-"""How the amount is shared out among the layers."""
 
 IMPORTANCES: dict[str, str] = {
     "sensitivity": "what its errors do to the speech",
-    "second_order": "what the layers that read it lose though the others stand in for it",
+    "second_order": "what the layers that read it lose even if the other channels replace it",
     "activation": "the energy it brings while the voice speaks",
     "weight_norm": "the size of its weights alone",
 }
-"""What structured pruning judges a channel by."""
 
 UNGROUPED = ("duration_predictor",)
-"""What a pattern leaves alone where the method leaves nothing alone: it has layers of one input channel, which no pattern can group."""
+"""What a pattern leaves alone where the method leaves nothing alone: some of its layers have one
+input channel, which no pattern can group."""
 
 SCHEDULES = ("linear", "cubic")
-"""How the amount grows over the steps of gradual pruning; cubic is Zhu & Gupta 2017, arXiv:1710.01878."""
+"""How the amount grows over the steps; cubic is Zhu & Gupta 2017, arXiv:1710.01878."""

@@ -1,99 +1,105 @@
-"""Second-order pruning: zeros and survivors are found together, so that each layer's output stays as close as it can to the original's.
+"""Second-order pruning: each layer's output stays as close as possible to the original's.
 
-The layer-wise problem is that of SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774): least squares on what the layer is given, with a
-number of zeros. It is solved by ADMM as in ALPS (Meng et al. 2024, arXiv:2406.07831), which unlike one pass of error feedback can take a
-choice back, and ends with conjugate gradients for the survivors. Biases take part. Grouped and depthwise convolutions, which have no one
-matrix, are pruned as in activation.py.
+The problem of a layer is that of SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774): least
+squares on its inputs, with a number of zeros. It is solved by ADMM as in ALPS (Meng et al. 2024,
+arXiv:2406.07831), which unlike one pass of error feedback can take a choice back, and ends with
+conjugate gradients for the survivors. Biases take part. Grouped and depthwise convolutions, which
+have no one matrix, are pruned as in activation.py.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.activation import output_errors
-from vits_prune.pruning.calibration import Statistics, Step, portion
-from vits_prune.pruning.layers import Layer
-from vits_prune.pruning.listening import chosen_layers, listen, zeros_wanted
-from vits_prune.pruning.masks import pattern_mask, share_out, smallest
+from vits_prune.pruning.calibration import Statistics, calibrate
+from vits_prune.pruning.layers import Layer, chosen_layers
+from vits_prune.pruning.masks import (
+    check_finite,
+    pattern_mask,
+    share_out,
+    smallest,
+    weigh,
+    zeros_wanted,
+)
 from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.pruning.scored import check_finite, weigh
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import Voice
 
 DAMPING = 0.01
-"""Added to the covariance's diagonal, as a share of its mean: keeps what few sentences did not show from being trusted."""
+"""Added to the covariance's diagonal, as a share of its mean: what few sentences did not show is
+not to be trusted."""
 ROUNDS, ROUNDS_A_PENALTY = 16, 4
 """Of ADMM, and after how many of them the penalty grows."""
 SMALL = 1 << 14
-"""Weights of a layer up to which it is given twice the rounds, since they cost nothing."""
+"""Weights of a layer up to which it has twice the rounds, since they cost nothing."""
 FIRST_PENALTY, GROWTH, SLOW_GROWTH = 0.1, 2.0, 1.5
 SETTLED, MOVING = 1e-3, 2e-2
-"""Share of the kept weights that changed places under one penalty: below the first all is settled, above the second growth is fast."""
-_COUNTED = 0.4
-"""Share of the work that is done when it is known how many weights each layer loses."""
+"""Share of the kept weights that changed places under one penalty: below the first the choice is
+final, above the second the penalty grows fast."""
 SAMPLE = 16_384
 """Weights that say where to cut while the choice is not final."""
 REFINEMENTS = 6
 """Steps of conjugate gradients for the survivors."""
+_COUNTED = 0.4
+"""Share of the work that is done when it is known how many weights each layer loses."""
 
 
 def prune_weights(
-    voice: Voice, spec: PruneSpec, progress: Step | None = None, original: Voice | None = None
+    voice: Voice, spec: PruneSpec, progress: Progress = SILENT, original: Voice | None = None
 ) -> dict[str, torch.Tensor]:
-    """New weights and biases for the layers that lose any, by parameter name.
+    """Return the new weights and biases of the layers that lose any, by parameter name.
 
     Args:
         voice: who is calibrated; its zeros stay zeros.
         spec: how much, in which scope and pattern.
-        progress: told how far it is; it may raise to cancel.
-        original: whose answers to the same inputs are aimed at, where `voice` is a step of gradual pruning; None for `voice` itself.
+        progress: may cancel the work.
+        original: whose answers to the same inputs are aimed at, where `voice` is a step of gradual
+            pruning; None for `voice` itself.
 
     Raises:
-        InputError: the voice can say nothing of the calibration texts, a covariance does not fit, or the layers cannot lose so much.
+        InputError: the voice can say none of the calibration texts, a covariance does not fit, or
+            the layers cannot lose so much.
     """
-    tell = progress or (lambda _what, _share: None)
-    layers, aim = chosen_layers(voice, spec), original or voice
-    counts = (
-        None
-        if spec.neighbours
-        else _counts(voice, aim, spec, layers, portion(progress, 0.0, _COUNTED))
+    layers, aim, counting = (
+        chosen_layers(voice, spec),
+        original or voice,
+        progress.part(0, _COUNTED),
     )
+    counts = None if spec.neighbours else _counts(voice, aim, spec, layers, counting)
     changed: dict[str, torch.Tensor] = {}
-    heard = listen(voice, spec, layers, covariances=True, progress=portion(progress, 0.0, _COUNTED))
-    for done, (layer, statistics) in enumerate(heard):
+    found = calibrate(voice, spec, layers, covariances=True, progress=counting)
+    for done, (layer, statistics) in enumerate(found):
         count = counts[layer.parameter] if counts is not None else None
         if count != 0:
             changed |= _pruned(voice, aim, layer, statistics, count, spec)
-        tell(f"pruned {layer.name}", _COUNTED + (1 - _COUNTED) * (done + 1) / len(layers))
+        share = (done + 1) / len(layers)
+        progress.report(f"pruned {layer.name}", _COUNTED + (1 - _COUNTED) * share)
     check_finite(voice, changed)
     return changed
 
 
 def _counts(
-    voice: Voice, aim: Voice, spec: PruneSpec, layers: tuple[Layer, ...], progress: Step | None
+    voice: Voice, aim: Voice, spec: PruneSpec, layers: Sequence[Layer], progress: Progress
 ) -> dict[str, int]:
     """How many weights each layer loses."""
     closed = {layer.parameter: voice.model.get_parameter(layer.parameter) == 0 for layer in layers}
-    heard, scores = 0.7 if spec.scope == "sensitivity" else 1.0, {}
-    for layer, statistics in listen(
-        voice, spec, layers, covariances=True, progress=portion(progress, 0.0, heard)
-    ):
-        scores[layer.parameter] = output_errors(aim, layer, statistics).masked_fill(
-            closed[layer.parameter], 0.0
-        )
+    heard = 0.7 if spec.scope == "sensitivity" else 1.0
+    found = calibrate(voice, spec, layers, covariances=True, progress=progress.part(0.0, heard))
+    scores = {
+        layer.parameter: output_errors(aim, layer, one).masked_fill(closed[layer.parameter], 0.0)
+        for layer, one in found
+    }
     if spec.scope != "local":
-        scores = weigh(aim, spec, scores, progress=portion(progress, heard, 1.0))
+        scores = weigh(aim, spec, scores, progress.part(heard, 1.0))
     check_finite(voice, scores)
-    scores = {name: one.masked_fill(closed[name], -1.0) for name, one in scores.items()}
-    return share_out(
-        {name: one.numpy() for name, one in scores.items()},
-        zeros_wanted(voice, spec, layers),
-        spec.scope,
-        spec.floor,
-    )
+    arrays = {name: one.masked_fill(closed[name], -1.0).numpy() for name, one in scores.items()}
+    return share_out(arrays, zeros_wanted(voice, spec, layers), spec.scope, spec.floor)
 
 
 def _pruned(
@@ -105,42 +111,49 @@ def _pruned(
     spec: PruneSpec,
 ) -> dict[str, torch.Tensor]:
     """A layer's new weight, and its bias where it has one."""
-    matrix, there = statistics.matrix, voice.model.get_parameter(layer.parameter).detach()
-    module = aim.model.get_submodule(layer.name)
+    closed = voice.model.get_parameter(layer.parameter).detach() == 0
+    matrix = LayerMatrix(aim.model.get_submodule(layer.name))
     if statistics.covariance is None:
-        scores = output_errors(aim, layer, statistics).masked_fill(there == 0, -1.0)
-        patterned = count is None
-        mask = (
-            matrix.back(pattern_mask(matrix.of(scores), matrix, spec.neighbours, layer.name))
-            if patterned
-            else smallest(scores, count)
-        )
-        return {layer.parameter: module.weight.detach().masked_fill(mask | (there == 0), 0.0)}
-    target = matrix.of(module.weight.detach()).float()
-    covariance = _damped(statistics.covariance, max(1, statistics.windows))
-    if module.bias is not None:
-        bias = module.bias.detach().float()
-        target = torch.cat(
-            [target, bias.repeat_interleave(matrix.shape[0] // len(bias))[:, None]], dim=1
-        )
-    closed = matrix.of(there) == 0
-    problem = LayerProblem(target, covariance, closed, matrix, count, spec.neighbours, layer.name)
-    found = problem.solve()
-    new = {layer.parameter: matrix.back(found[:, : matrix.shape[1]])}
-    if module.bias is not None:  # a transposed convolution's phases share theirs
-        new[f"{layer.name}.bias"] = found[:, -1].reshape(len(bias), -1).mean(1).contiguous()
-    return new
+        scores = output_errors(aim, layer, statistics).masked_fill(closed, -1.0)
+        if count is None and spec.neighbours:
+            gone = pattern_mask(matrix.of(scores), matrix, spec.neighbours, layer.name)
+            mask = matrix.back(gone)
+        else:
+            mask = smallest(scores, count or 0)
+        weight = matrix.module.weight.detach()
+        return {layer.parameter: weight.masked_fill(mask | closed, 0.0)}
+    covariance = damped(statistics.covariance, max(1, statistics.windows))
+    problem = LayerProblem(
+        matrix.with_bias(),
+        covariance,
+        matrix.of(closed),
+        matrix,
+        count,
+        spec.neighbours,
+        layer.name,
+    )
+    return {f"{layer.name}.{kind}": new for kind, new in matrix.split(problem.solve()).items()}
 
 
-def _damped(covariance: torch.Tensor, windows: int = 1) -> torch.Tensor:
-    """The mean over windows, with a little of its mean energy on the diagonal."""
-    damped = covariance / windows
-    damped.diagonal().add_(DAMPING * damped.diagonal().mean().clamp(min=1e-12))
-    return damped
+def damped(covariance: torch.Tensor, windows: int = 1) -> torch.Tensor:
+    """Return the mean over windows, with a little of its mean energy added on the diagonal."""
+    found = covariance / windows
+    found.diagonal().add_(DAMPING * found.diagonal().mean().clamp(min=1e-12))
+    return found
 
 
 class LayerProblem:
-    """Minimise tr (W - T) H (W - T)ᵀ over matrices W with a number of zeros."""
+    """Minimise tr (W - T) H (W - T)ᵀ over matrices W with a number of zeros.
+
+    Args:
+        target: T, [rows, columns], with one more column for a bias, which is never zeroed.
+        covariance: H, positive definite, as wide as T.
+        closed: which weights are zero already and stay so, bool [rows, columns].
+        matrix: of the layer, for patterns.
+        count: how many weights become zero, None with a pattern; if more are closed, all of those.
+        neighbours: the pattern.
+        name: of the layer, for messages.
+    """
 
     def __init__(
         self,
@@ -152,37 +165,21 @@ class LayerProblem:
         neighbours: tuple[int, int] | None = None,
         name: str = "the layer",
     ) -> None:
-        """Take the problem.
-
-        Args:
-            target: T, [rows, columns], with one more column for the bias where there is one; that one is never zeroed.
-            covariance: H, positive definite, as wide as T.
-            closed: which weights are zero already and stay so, bool [rows, columns].
-            matrix: of the layer, for patterns.
-            count: how many weights are to be zero, None with a pattern; where more are closed, all of those.
-            neighbours: the pattern.
-            name: of the layer, for messages.
-        """
-        # In units in which every input has energy 1: then a weight's size says what it contributes.
+        # In units in which every input has energy 1, a weight's size says what it contributes.
         self._unit = covariance.diagonal().rsqrt()
         self._covariance = (covariance * self._unit[:, None]).mul_(self._unit[None])
         self._target = target / self._unit[None]
-        self._any_closed = bool(closed.any())
-        self._closed, self._matrix, self._count, self._neighbours, self._name = (
-            closed,
-            matrix,
-            count,
-            neighbours,
-            name,
-        )
+        self._closed, self._any_closed = closed, bool(closed.any())
+        self._matrix, self._count, self._neighbours = matrix, count or 0, neighbours
+        self._name = name
 
     def solve(self) -> torch.Tensor:
-        """W, as wide as the target."""
-        kept = self._choose()
-        return self._refined(kept) * kept * self._unit[None]
+        """Return W, as wide as the target."""
+        kept, start = self._choose()
+        return self._refined(kept, start) * kept * self._unit[None]
 
-    def _choose(self) -> torch.Tensor:
-        """Which weights stay, by ADMM: 1 where they do and 0 elsewhere, as wide as the target.
+    def _choose(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which weights stay, by ADMM, as a mask of 1 and 0; and the weights that it ends with.
 
         Products with such masks, not torch.where: that is slower than a triangular solve.
         """
@@ -195,9 +192,8 @@ class LayerProblem:
             half = torch.linalg.solve_triangular(
                 factor.T, torch.add(aim, pull, alpha=penalty), upper=True, left=False
             )
-            proposed = torch.linalg.solve_triangular(factor, half, upper=False, left=False).add_(
-                dual
-            )
+            proposed = torch.linalg.solve_triangular(factor, half, upper=False, left=False)
+            proposed.add_(dual)
             kept = self._mask(proposed, exactly=False)
             sparse = proposed * kept
             dual = proposed - sparse  # scaled by the penalty
@@ -210,8 +206,7 @@ class LayerProblem:
                 factor = self._factor(penalty)
             pull = sparse - dual
         kept = self._mask(proposed)
-        self._start = proposed * kept
-        return kept
+        return kept, proposed * kept
 
     def _factor(self, penalty: float) -> torch.Tensor:
         """Cholesky factor of the covariance with the penalty on its diagonal."""
@@ -220,7 +215,10 @@ class LayerProblem:
         return torch.linalg.cholesky(with_penalty)
 
     def _mask(self, weights: torch.Tensor, exactly: bool = True) -> torch.Tensor:
-        """1 for those that stay if the smallest go, else 0; while the choice is not final a sample of them says where to cut."""
+        """1 for those that stay if the smallest go, else 0.
+
+        While the choice is not final, a sample says where to cut.
+        """
         columns = self._closed.shape[1]
         scores = weights[:, :columns].abs()
         if self._any_closed:
@@ -238,9 +236,9 @@ class LayerProblem:
         kept[:, :columns] -= (gone | self._closed).float() if self._any_closed else gone.float()
         return kept
 
-    def _refined(self, kept: torch.Tensor) -> torch.Tensor:
+    def _refined(self, kept: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         """Least squares for the survivors alone: conjugate gradients in each row."""
-        found = self._start
+        found = start
         residual = ((self._target - found) @ self._covariance).mul_(kept)
         direction, size = residual.clone(), residual.square().sum(1, keepdim=True)
         for _ in range(REFINEMENTS):
@@ -250,4 +248,4 @@ class LayerProblem:
             residual -= step * ahead
             new = residual.square().sum(1, keepdim=True)
             direction, size = residual + new / size.clamp(min=1e-30) * direction, new
-        return found if math.isfinite(float(found.sum())) else self._start
+        return found if math.isfinite(float(found.sum())) else start

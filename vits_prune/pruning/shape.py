@@ -1,4 +1,4 @@
-"""Shape: how much of a voice's structure stays, as a value; and the sizes that result from it in a voice."""
+"""Shape: how much of a voice's structure stays, as a value, and the sizes that result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.fields import check_options, option
+from vits_prune.pruning.fields import check_names, check_options, option, read_json
 
 if TYPE_CHECKING:
     from vits_prune.voices.architecture import VitsConfig
@@ -33,9 +33,9 @@ def _count(default: int | None, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Shape:
-    """What remains of a voice's structure: frozen, hashable, and the same after a trip through JSON.
+    """What stays of a voice's structure: frozen, hashable, the same after a trip through JSON.
 
-    By default everything remains.
+    By default everything stays.
 
     Raises:
         InputError: a field is out of its range; the message says which and what fits.
@@ -66,7 +66,7 @@ class Shape:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
+        """Return the fields as JSON-able values."""
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
@@ -74,44 +74,34 @@ class Shape:
 
     @classmethod
     def from_dict(cls, fields: Any) -> Shape:
-        """The Shape that `to_dict` described.
+        """Return the Shape that `to_dict` described.
 
         Raises:
             InputError: not such a dictionary, or a value out of range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(fields, dict) or not set(fields) <= set(known):
-            raise InputError(
-                f"A Shape is a JSON object with the fields {', '.join(known)} and no others."
-            )
+        check_names(cls, fields)
         return cls(**fields)
 
     @classmethod
     def from_json(cls, text: str) -> Shape:
-        """The Shape that `to_json` wrote.
+        """Return the Shape that `to_json` wrote.
 
         Raises:
             InputError: not JSON, not a Shape, or a value out of range.
         """
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError, TypeError) as error:
-            raise InputError(
-                "This Shape is not JSON: give the text that to_json() wrote."
-            ) from error
-        return cls.from_dict(fields)
+        return cls.from_dict(read_json(cls, text))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Channels and layers of a voice, in numbers."""
+    """Numbers of channels and layers of a voice."""
 
     initial_channels: int
     """Channels that enter the decoder's first upsampling."""
     stage_channels: tuple[int, ...]
     """Channels of each decoder stage, half as many from one to the next."""
     inner_channels: tuple[int, ...] | None
-    """Channels between the two convolutions of a ResBlock1's steps, by stage; None where the voice has ResBlock2."""
+    """Channels inside the steps of a ResBlock1, by stage; None for a voice with ResBlock2."""
     branches: int
     """Residual branches of each decoder stage."""
     ffn_channels: int
@@ -124,7 +114,7 @@ class Sizes:
 
 
 def sizes_of(config: VitsConfig) -> Sizes:
-    """The sizes of the voices that a configuration describes."""
+    """Return the sizes of the voices that a configuration describes."""
     stages = stage_channels(config.upsample_initial_channel, len(config.upsample_rates))
     narrow = getattr(config, "resblock_inner_channels", None)
     return Sizes(
@@ -140,40 +130,39 @@ def sizes_of(config: VitsConfig) -> Sizes:
 
 
 def stage_channels(initial: int, stages: int) -> tuple[int, ...]:
-    """Channels of each decoder stage: HiFi-GAN halves them at every upsampling."""
+    """Return the channels of each decoder stage: HiFi-GAN halves them at every upsampling."""
     return tuple(initial // 2 ** (stage + 1) for stage in range(stages))
 
 
 def sizes(config: VitsConfig, shape: Shape) -> Sizes:
-    """What a Shape makes of the voices that a configuration describes, widths rounded.
+    """Return what a Shape makes of the voices that a configuration describes, widths rounded.
 
-    The decoder's initial channels become a multiple of 2**stages x `multiple`, so that its last stage has a multiple too; where that would
-    leave fewer than four widths to choose from, `multiple` counts half, a quarter and so on.
+    The decoder's initial channels become a multiple of 2**stages x `multiple`, so that its last
+    stage has a multiple too; where that leaves fewer than four widths to choose from, `multiple`
+    counts half, a quarter and so on.
 
     Raises:
-        InputError: a lever that the voice does not have, or more layers than there are.
+        InputError: the voice does not have a lever, or so many layers.
     """
     now = sizes_of(config)
     if shape.resblock_width < 1 and now.inner_channels is None:
         raise InputError(
-            "This voice has single convolutions in its residual blocks (ResBlock2): leave resblock_width at 1."
+            "This voice has single convolutions in its residual blocks (ResBlock2): leave "
+            "resblock_width at 1."
         )
     counts = {name: getattr(shape, name) or getattr(now, name) for name in _COUNTS}
     for name, count in counts.items():
-        if count > getattr(now, name):
-            raise InputError(
-                f"This voice has {getattr(now, name)} {_COUNTS[name]}: {name} cannot be {count}."
-            )
-    stages = len(now.stage_channels)
-    initial = _rounded(
-        now.initial_channels,
-        shape.decoder_width,
-        _decoder_unit(now.initial_channels, stages, shape.multiple),
-    )
+        there = getattr(now, name)
+        if count > there:
+            raise InputError(f"This voice has {there} {_COUNTS[name]}: {name} cannot be {count}.")
+    stages, full = len(now.stage_channels), now.initial_channels
+    unit = _decoder_unit(full, stages, shape.multiple)
+    initial = _rounded(full, shape.decoder_width, unit)
     after = stage_channels(initial, stages)
     if not after[-1]:
         raise InputError(
-            f"A decoder_width of {shape.decoder_width:g} leaves no channel in the last stage: give a larger one."
+            f"A decoder_width of {shape.decoder_width:g} leaves no channel in the last stage: give "
+            "a larger one."
         )
     return Sizes(
         initial_channels=initial,
@@ -185,26 +174,20 @@ def sizes(config: VitsConfig, shape: Shape) -> Sizes:
 
 
 def _inner(now: Sizes, stages: tuple[int, ...], shape: Shape) -> tuple[int, ...]:
-    """Inner channels by stage: they shrink with their stage, and by resblock_width on top of it."""
-    shares = [
-        inner / stage
-        for inner, stage in zip(now.inner_channels or (), now.stage_channels, strict=True)
-    ]
+    """Inner channels by stage: they shrink with their stage, and by resblock_width on top."""
+    inner = zip(now.inner_channels or (), now.stage_channels, strict=True)
+    shares = [one / stage * shape.resblock_width for one, stage in inner]
     return tuple(
-        _rounded(stage, share * shape.resblock_width, shape.multiple)
-        if share * shape.resblock_width < 1
-        else stage
+        _rounded(stage, share, shape.multiple) if share < 1 else stage
         for stage, share in zip(stages, shares, strict=True)
     )
 
 
 def _rounded(full: int, width: float, multiple: int) -> int:
     """The multiple nearest to width x full, at least one and at most all."""
-    return (
-        full
-        if width == 1
-        else min(full, multiple * max(1, math.floor(full * width / multiple + 0.5)))
-    )
+    if width == 1:
+        return full
+    return min(full, multiple * max(1, math.floor(full * width / multiple + 0.5)))
 
 
 def _decoder_unit(initial: int, stages: int, multiple: int) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.fields import check_options, option
+from vits_prune.pruning.fields import check_names, check_options, option, read_json
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
 from vits_prune.pruning.shape import Shape
 from vits_prune.voices.voice import PARTS
@@ -183,11 +183,14 @@ class PruneSpec:
         return METHODS[self.method].protect or (UNGROUPED if self.pattern else ())
 
     def protects(self, layer: str) -> bool:
-        """Whether a layer, by its name, is left alone."""
+        """Return whether a layer, by its name, is left alone."""
         return any(begins_with(layer, pattern) for pattern in self.protected)
 
     def schedule_amounts(self) -> tuple[float, ...]:
-        """The amounts of the steps, rising to the amount itself; steps that round to the amount of the one before are left out."""
+        """Return the amounts of the steps, rising to the amount itself.
+
+        Steps that round to the amount of the one before are left out.
+        """
         if self.amounts:
             return self.amounts
         shares = [step / self.steps for step in range(1, self.steps + 1)]
@@ -197,23 +200,14 @@ class PruneSpec:
         return (*(amount for amount in before if amount < self.amount), self.amount)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values; of those after `parts` only what differs from the default."""
-        found: dict[str, Any] = {
-            "method": self.method,
-            "scope": self.scope,
-            "amount": self.amount,
-            "parts": list(self.parts),
-        }
-        for field in dataclasses.fields(self):
+        """Return the fields as JSON-able values; after `parts` only what is not the default."""
+        found: dict[str, Any] = {}
+        for index, field in enumerate(dataclasses.fields(self)):
             value = getattr(self, field.name)
-            if field.name not in found and value != field.default:
-                found[field.name] = (
-                    value.to_dict()
-                    if isinstance(value, Shape)
-                    else list(value)
-                    if isinstance(value, tuple)
-                    else value
-                )
+            if index < 4 or value != field.default:
+                if isinstance(value, Shape):
+                    value = value.to_dict()
+                found[field.name] = list(value) if isinstance(value, tuple) else value
         return found
 
     def to_json(self) -> str:
@@ -221,33 +215,23 @@ class PruneSpec:
 
     @classmethod
     def from_dict(cls, fields: Any) -> PruneSpec:
-        """The PruneSpec that `to_dict` described.
+        """Return the PruneSpec that `to_dict` described.
 
         Raises:
             InputError: not such a dictionary, or a value out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or not set(fields) <= known:
-            raise InputError(
-                f"A PruneSpec is a JSON object with the fields {', '.join(sorted(known))} and no others."
-            )
+        check_names(cls, fields)
         shape = fields.get("shape")
-        return cls(**{**fields, **({"shape": Shape.from_dict(shape)} if shape is not None else {})})
+        return cls(**{**fields, "shape": None if shape is None else Shape.from_dict(shape)})
 
     @classmethod
     def from_json(cls, text: str) -> PruneSpec:
-        """The PruneSpec that `to_json` wrote.
+        """Return the PruneSpec that `to_json` wrote.
 
         Raises:
             InputError: not JSON, not a PruneSpec, or a value out of range.
         """
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                "This PruneSpec is not JSON: give the text that to_json() wrote."
-            ) from error
-        return cls.from_dict(fields)
+        return cls.from_dict(read_json(cls, text))
 
 
 def in_words(spec: PruneSpec, *, amount: bool = True) -> str:
@@ -283,7 +267,7 @@ def in_words(spec: PruneSpec, *, amount: bool = True) -> str:
 
 
 def begins_with(layer: str, pattern: str) -> bool:
-    """Whether a layer's name begins with a pattern, piece by piece; "*" stands for any one piece."""
+    """Return whether a layer's name begins with a pattern; "*" stands for one piece."""
     pieces, wanted = layer.split("."), pattern.split(".")
     return len(wanted) <= len(pieces) and all(
         one in ("*", piece) for one, piece in zip(wanted, pieces, strict=False)

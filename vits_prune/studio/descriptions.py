@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.layers import Layer, prunable_layers
-from vits_prune.pruning.listening import chosen_layers, zeros_wanted
+from vits_prune.pruning.layers import Layer, chosen_layers, prunable_layers
+from vits_prune.pruning.masks import zeros_wanted
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.registry import METHODS, SCOPES
 from vits_prune.pruning.shape import sizes, sizes_of

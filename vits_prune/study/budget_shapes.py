@@ -16,7 +16,7 @@ import numpy as np
 
 from vits_prune.measure.latency import Spread, measure_latency
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.listening import texts_for
+from vits_prune.pruning.calibration import texts_for
 from vits_prune.pruning.sensitivity import channel_sensitivity
 from vits_prune.pruning.shape import Shape, sizes, sizes_of
 from vits_prune.pruning.spec import PruneSpec

@@ -1,4 +1,4 @@
-"""The decoder's share of the refit: upsampling by upsampling, branch by branch, up to the last convolution."""
+"""The decoder's share of the refit: upsampling by upsampling, branch by branch, to the end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from vits_prune.pruning.calibration import State, Step
+from vits_prune.progress import Progress
+from vits_prune.pruning.blocks import State, enter_decoder
+from vits_prune.pruning.matrix import fit_layer
 from vits_prune.pruning.structured.couplings import BRANCHES, RESBLOCKS
-from vits_prune.pruning.structured.least_squares import Fit
 from vits_prune.voices.voice import Voice
+
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+"""(stream of the original, stream of the smaller voice), by sentence."""
 
 
 def refit_decoder(
@@ -19,54 +23,45 @@ def refit_decoder(
     kept: dict[str, tuple[int, ...]],
     states: Sequence[tuple[State, State]],
     random: torch.Generator,
-    tell: Step,
+    progress: Progress,
 ) -> None:
     """Fit in place, stage by stage.
 
     Args:
         original: the voice before the cut.
         smaller: what the cut made of it.
-        kept: group -> what stays of it, of all groups.
-        states: what the decoder of each of the two is given, each in the order of channels that it reads.
+        kept: group -> what stays of it, for all groups.
+        states: what enters the decoders of both, each in the order of channels that it reads.
         random: for what is sampled.
-        tell: told how far it is.
+        progress: may cancel the work.
     """
-    theirs, mine, slope = (
-        original.model.decoder,
-        smaller.model.decoder,
-        original.model.config.leaky_relu_slope,
-    )
-    branches = len(original.model.config.resblock_kernel_sizes)
-    streams = [(_entered(theirs, before), _entered(mine, beside)) for before, beside in states]
+    theirs, mine = original.model.decoder, smaller.model.decoder
+    config, branches = original.model.config, list(kept[BRANCHES])
+    count, slope = len(config.resblock_kernel_sizes), config.leaky_relu_slope
+    pairs = [(enter_decoder(theirs, before), enter_decoder(mine, own)) for before, own in states]
     for stage in range(theirs.num_upsamples):
-        tell(f"fitting decoder stage {stage}", stage / theirs.num_upsamples)
+        progress.report(f"fitting decoder stage {stage}", stage / theirs.num_upsamples)
         stays = list(kept[f"decoder.upsampler.{stage}"])
-        fit = Fit(mine.upsampler[stage], random, len(streams))
-        raised = []
-        for before, beside in streams:
-            wanted, inputs = theirs.upsampler[stage](_leaky(before, slope)), _leaky(beside, slope)
-            fit.add(inputs, wanted[:, stays])
-            raised.append((wanted, inputs))
-        fit.solve()
-        ups = [(wanted, mine.upsampler[stage](inputs)) for wanted, inputs in raised]
-        blocks = [theirs.resblocks[stage * branches + index] for index in range(branches)]
-        own = mine.resblocks[stage * len(kept[BRANCHES]) : (stage + 1) * len(kept[BRANCHES])]
-        streams = _refit_stage(
-            blocks,
-            list(own),
-            list(kept[BRANCHES]),
-            stays,
-            ups,
-            _inner(kept, stage, branches),
-            slope,
-            random,
+        leaky = [(_leaky(before, slope), _leaky(own, slope)) for before, own in pairs]
+        raised = [(theirs.upsampler[stage](before), own) for before, own in leaky]
+        upsampled = ((own, wanted[:, stays], None) for wanted, own in raised)
+        fit_layer(mine.upsampler[stage], upsampled, len(raised), random)
+        pairs = [(wanted, mine.upsampler[stage](own)) for wanted, own in raised]
+        first, own_first = stage * count, stage * len(branches)
+        blocks = list(theirs.resblocks[first : first + count])
+        own_blocks = list(mine.resblocks[own_first : own_first + len(branches)])
+        pairs = _refit_stage(
+            blocks, own_blocks, branches, stays, pairs, _inner(kept, stage, count), slope, random
         )
-    fit = Fit(mine.conv_post, random, len(streams))
-    for before, beside in streams:
-        fit.add(
-            nn.functional.leaky_relu(beside), theirs.conv_post(nn.functional.leaky_relu(before))
+    ends = (
+        (
+            nn.functional.leaky_relu(own),
+            theirs.conv_post(nn.functional.leaky_relu(before)),
+            None,
         )
-    fit.solve()
+        for before, own in pairs
+    )
+    fit_layer(mine.conv_post, ends, len(pairs), random)
 
 
 def _inner(
@@ -75,15 +70,11 @@ def _inner(
     """(branch, step) -> channels that stay inside a ResBlock1."""
     found = {}
     for name, indices in kept.items():
-        pieces = name.split(".")
-        if name.startswith(f"{RESBLOCKS}.") and int(pieces[2]) // branches == stage:
-            found[int(pieces[2]) % branches, int(pieces[4])] = list(indices)
+        if name.startswith(f"{RESBLOCKS}."):
+            block, step = (int(piece) for piece in name.split(".")[2::2])
+            if block // branches == stage:
+                found[block % branches, step] = list(indices)
     return found
-
-
-def _entered(decoder: nn.Module, state: State) -> torch.Tensor:
-    hidden = decoder.conv_pre(state["hidden"])
-    return hidden if state["conditioning"] is None else hidden + decoder.cond(state["conditioning"])
 
 
 def _leaky(hidden: torch.Tensor, slope: float) -> torch.Tensor:
@@ -95,41 +86,34 @@ def _refit_stage(
     own: Sequence[nn.Module],
     kept: Sequence[int],
     stays: list[int],
-    ups: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    pairs: Pairs,
     inner: dict[tuple[int, int], list[int]],
     slope: float,
     random: torch.Generator,
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The residual branches of a stage; returns the stage's mean of both."""
-    theirs = [[_trace(block, before, slope) for before, _ in ups] for block in blocks]
-    totals = [sum(trace[index][-1] for trace in theirs) for index in range(len(ups))]
-    done = [torch.zeros_like(beside) for _, beside in ups]
+) -> Pairs:
+    """Fit the residual branches of a stage; return the mean that each voice's stage makes."""
+    theirs = [[_trace(block, before, slope) for before, _ in pairs] for block in blocks]
+    done = [torch.zeros_like(beside) for _, beside in pairs]
+    totals = []
+    for index, (before, _) in enumerate(pairs):
+        totals.append(sum((trace[index][-1] for trace in theirs), torch.zeros_like(before)))
     for place, (mine, old) in enumerate(zip(own, kept, strict=True)):
-        streams = [beside for _, beside in ups]
+        streams = [beside for _, beside in pairs]
         steps = len(theirs[old][0]) - 1
         for step in range(steps):
-            last = place == len(own) - 1 and step == steps - 1
-            # The last layer of the stage also makes up for the branches that went and for what the others could not.
-            aims = [
-                totals[i][:, stays] - done[i] if last else theirs[old][i][step + 1][:, stays]
-                for i in range(len(ups))
-            ]
-            _refit_step(
-                mine,
-                blocks[old],
-                step,
-                [before[step] for before in theirs[old]],
-                streams,
-                aims,
-                inner.get((old, step)),
-                slope,
-                random,
-            )
+            befores = [trace[step] for trace in theirs[old]]
+            if place == len(own) - 1 and step == steps - 1:
+                # The last layer also makes up for the branches that went, and for what the others
+                # could not.
+                aims = [total[:, stays] - one for total, one in zip(totals, done, strict=True)]
+            else:
+                aims = [trace[step + 1][:, stays] for trace in theirs[old]]
+            shared = inner.get((old, step))
+            _refit_step(mine, blocks[old], step, befores, streams, aims, shared, slope, random)
             streams = [_step(mine, step, stream, slope) for stream in streams]
         done = [total + stream for total, stream in zip(done, streams, strict=True)]
-    return [
-        (total / len(blocks), mine / len(own)) for total, mine in zip(totals, done, strict=True)
-    ]
+    means = zip(totals, done, strict=True)
+    return [(total / len(blocks), mine / len(own)) for total, mine in means]
 
 
 def _refit_step(
@@ -143,26 +127,26 @@ def _refit_step(
     slope: float,
     random: torch.Generator,
 ) -> None:
-    """One step of a residual block: aim - stream is what its convolution should give."""
-    if not hasattr(mine, "convs1"):
-        fit = Fit(mine.convs[step], random, len(streams))
-        for stream, aim in zip(streams, aims, strict=True):
-            fit.add(_leaky(stream, slope), aim - stream)
-        fit.solve()
-        return
-    first = Fit(mine.convs1[step], random, len(streams))
-    for before, stream in zip(befores, streams, strict=True):
-        wanted = theirs.convs1[step](_leaky(before, slope))
-        first.add(_leaky(stream, slope), wanted if inner is None else wanted[:, inner])
-    first.solve()
-    second = Fit(mine.convs2[step], random, len(streams))
-    for stream, aim in zip(streams, aims, strict=True):
-        second.add(_leaky(mine.convs1[step](_leaky(stream, slope)), slope), aim - stream)
-    second.solve()
+    """Fit one step of a residual block: its convolution should give aim - stream."""
+    ends: Sequence[torch.Tensor] = [_leaky(stream, slope) for stream in streams]
+    last = mine.convs2[step] if hasattr(mine, "convs1") else mine.convs[step]
+    if hasattr(mine, "convs1"):
+
+        def wanted(before: torch.Tensor) -> torch.Tensor:
+            found = theirs.convs1[step](_leaky(before, slope))
+            return found if inner is None else found[:, inner]
+
+        inside = ((end, wanted(before), None) for before, end in zip(befores, ends, strict=True))
+        fit_layer(mine.convs1[step], inside, len(streams), random)
+        ends = [_leaky(mine.convs1[step](end), slope) for end in ends]
+    changes = (
+        (end, aim - stream, None) for end, aim, stream in zip(ends, aims, streams, strict=True)
+    )
+    fit_layer(last, changes, len(streams), random)
 
 
 def _trace(block: nn.Module, hidden: torch.Tensor, slope: float) -> list[torch.Tensor]:
-    """The residual stream before each step of a block, and behind the last."""
+    """The residual stream before each step of a block, and after the last."""
     found = [hidden]
     for step in range(len(block.convs1 if hasattr(block, "convs1") else block.convs)):
         found.append(_step(block, step, found[-1], slope))

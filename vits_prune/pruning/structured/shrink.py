@@ -1,4 +1,4 @@
-"""Structured pruning: an importance says which channels and layers go, and what stays is fitted to their work."""
+"""Structured pruning: choose what stays by its importance, cut, and fit the rest to its work."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.calibration import Step, portion
-from vits_prune.pruning.listening import texts_for
+from vits_prune.progress import SILENT, Progress
+from vits_prune.pruning.calibration import texts_for
 from vits_prune.pruning.shape import Shape, sizes, sizes_of
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import BRANCHES, RESBLOCKS, group_counts, groups
@@ -22,33 +22,35 @@ from vits_prune.voices.voice import Voice
 def prune_voice(
     voice: Voice,
     spec: PruneSpec,
-    progress: Step | None = None,
+    progress: Progress = SILENT,
     original: Voice | None = None,
     **changes: Any,
 ) -> Voice:
-    """A smaller voice.
+    """Return a smaller voice.
 
     Args:
         voice: what is cut.
         spec: its shape, or its amount and parts.
-        progress: told how far it is; it may raise to cancel.
-        original: what the amount counts from, where `voice` is a step of gradual pruning; each cut is fitted to the voice before it.
+        progress: may cancel the work.
+        original: what the amount counts from, where `voice` is a step of gradual pruning; each cut
+            is fitted to the voice before it.
         changes: other fields of the new Voice, such as `recipe`.
 
     Raises:
-        InputError: a lever that the voice does not have, a width that leaves nothing, or nothing that can be said for calibration.
+        InputError: the voice does not have a lever, a width leaves nothing, or the voice can say
+            none of the calibration texts.
     """
     shape, texts = spec.shape or shape_for(original or voice, spec), texts_for(voice, spec)
     if original is not None and original is not voice:
         shape = _from_here(shape, original, voice)
-    choice = chosen(voice, spec, shape, progress=portion(progress, 0.0, 0.4))
+    choice = chosen(voice, spec, shape, progress.part(0.0, 0.4))
     smaller = cut(voice, choice, **changes)
-    refit(voice, smaller, choice, texts, spec.seed, progress=portion(progress, 0.4, 1.0))
+    refit(voice, smaller, choice, texts, spec.seed, progress=progress.part(0.4, 1.0))
     return smaller
 
 
-def chosen(voice: Voice, spec: PruneSpec, shape: Shape, progress: Step | None = None) -> Choice:
-    """What stays of a voice for a Shape, by the spec's importance. What calibration found is taken from memory where it is still there.
+def chosen(voice: Voice, spec: PruneSpec, shape: Shape, progress: Progress = SILENT) -> Choice:
+    """Return what stays of a voice for a Shape, by the spec's importance.
 
     Raises:
         InputError: as `prune_voice`.
@@ -59,8 +61,10 @@ def chosen(voice: Voice, spec: PruneSpec, shape: Shape, progress: Step | None = 
 
 
 def shape_for(voice: Voice, spec: PruneSpec) -> Shape:
-    """The Shape that an amount and parts ask for: that share of the channels of the decoder and of the feed-forward layers, of the flow's
-    coupling layers.
+    """Return the Shape that an amount and parts ask for.
+
+    The amount is the share of the channels of the decoder and of the feed-forward layers, and of
+    the flow's coupling layers, that is removed.
 
     Raises:
         InputError: none of the parts has a lever.
@@ -74,13 +78,14 @@ def shape_for(voice: Voice, spec: PruneSpec) -> Shape:
         levers["flows"] = max(1, round((1 - spec.amount) * sizes_of(voice.model.config).flows))
     if not levers:
         raise InputError(
-            "The duration predictor has nothing to shrink: choose the decoder, the text encoder or the flow."
+            "The duration predictor has nothing to shrink: choose the decoder, the text encoder or "
+            "the flow."
         )
-    return dataclasses.replace(Shape(), **levers)
+    return Shape(**levers)
 
 
 def _from_here(shape: Shape, original: Voice, voice: Voice) -> Shape:
-    """The Shape that makes of a voice that is cut already what another Shape makes of its original."""
+    """The Shape that makes of a cut voice what another Shape makes of its original."""
     wanted, now = sizes(original.model.config, shape), sizes_of(voice.model.config)
     return dataclasses.replace(
         shape,
@@ -97,25 +102,29 @@ class Survivor:
     name: str
     """Its name in the pruned voice."""
     kept: Mapping[int, tuple[int, ...]]
-    """Dimension of the weight -> indices that stay, in the order in which the pruned voice has them; dimensions not named stay whole."""
+    """Dimension of the weight -> indices that stay, in their new order; others stay whole."""
 
 
-def choice_for(voice: Voice, spec: PruneSpec, progress: Step | None = None) -> Choice:
-    """What stays of a voice for a structured spec; what calibration found is taken from memory where it is still there.
+def choice_for(voice: Voice, spec: PruneSpec, progress: Progress = SILENT) -> Choice:
+    """Return what stays of a voice for a structured spec.
 
     Raises:
-        InputError: as `prune`, or the spec is gradual: each of its steps chooses anew, among what the one before left.
+        InputError: as `prune`, or the spec is gradual: each of its steps chooses among what the
+            one before left.
     """
     if len(spec.schedule_amounts()) > 1:
         raise InputError(
-            "What stays of a voice is known for one cut only: leave the steps out, or ask for each step's voice by itself."
+            "What stays of a voice is known for one cut only: leave the steps out, or ask for the "
+            "voice of each step by itself."
         )
-    return chosen(voice, spec, spec.shape or shape_for(voice, spec), progress)
+    shape = spec.shape or shape_for(voice, spec)
+    return chosen(voice, spec, shape, Progress.of(progress))
 
 
 def survivor(original: Voice, pruned: Voice, choice: Choice, layer: str) -> Survivor | None:
-    """What stays of one of the original's layers, None where all of it is gone."""
-    name, kept = layer, {}
+    """Return what stays of one of the original's layers, None if all of it is removed."""
+    name = layer
+    kept: dict[int, tuple[int, ...]] = {}
     for group in groups(original):
         stays = choice.kept.get(group.name)
         if stays is None:
@@ -129,9 +138,9 @@ def survivor(original: Voice, pruned: Voice, choice: Choice, layer: str) -> Surv
             continue
         block = next(
             (
-                i
-                for i, modules in enumerate(group.blocks)
-                if any(_within(layer, module) for module in modules)
+                index
+                for index, modules in enumerate(group.blocks)
+                if any(f"{layer}.".startswith(f"{module}.") for module in modules)
             ),
             None,
         )
@@ -142,23 +151,20 @@ def survivor(original: Voice, pruned: Voice, choice: Choice, layer: str) -> Surv
         name = _renumbered(name, group.name, group.size, block, stays)
     if layer == "decoder.conv_pre" and latents_are_flipped(original, pruned):
         kept[1] = tuple(reversed(range(original.model.decoder.conv_pre.weight.shape[1])))
-    now = dict(pruned.model.named_parameters())[f"{name}.weight"].shape
     before = original.model.get_parameter(f"{layer}.weight").shape
-    for dimension, size in enumerate(
-        now
-    ):  # the WaveNet layer that became the last has lost the half that fed the next
+    for dimension, size in enumerate(pruned.model.get_parameter(f"{name}.weight").shape):
+        # The WaveNet layer that is now last has lost the half that fed the next.
         there = kept.get(dimension, tuple(range(before[dimension])))
         if len(there) != size:
             kept[dimension] = there[-size:]
     return Survivor(name, kept)
 
 
-def _within(layer: str, module: str) -> bool:
-    return layer == module or layer.startswith(f"{module}.")
-
-
 def _renumbered(name: str, group: str, size: int, block: int, stays: tuple[int, ...]) -> str:
-    """The name with the block's new number; of groups within each other the inner one comes first, while its path is still the old."""
+    """The name with the block's new number.
+
+    Of groups within each other the inner one comes first, while its path is still the old one.
+    """
     new = stays.index(block)
     if group == BRANCHES:
         stage, _, rest = name.removeprefix(f"{RESBLOCKS}.").partition(".")
