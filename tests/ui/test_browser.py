@@ -407,7 +407,7 @@ def test_a_calibrated_method_is_stopped_and_then_heard(page, joe):
     expect(page.locator("#readout")).to_contain_text("Pruning runs when you press Speak")
     page.locator("#text textarea").fill("Hi.")
     page.locator("#speak").click()
-    expect(page.locator("#status")).to_contain_text("listening to", timeout=PATIENCE)
+    expect(page.locator("#status")).to_contain_text("calibrating", timeout=PATIENCE)
     page.locator("#stop").click()
     expect(page.locator("#status")).to_contain_text("Stopped")
     speak_through(page)
