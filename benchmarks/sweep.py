@@ -18,9 +18,9 @@ from typing import Any
 from timing import describe
 
 from vits_prune import PruneSpec, load_voice, prune, speak
-from vits_prune.measure.closeness import track_melody
-from vits_prune.measure.naturalness import measure_dnsmos
+from vits_prune.measure.closeness import track_pitch
 from vits_prune.measure.recognition import Recogniser, transcribe
+from vits_prune.measure.waveform import measure_dnsmos
 from vits_prune.study.sweep import run_sweep
 from vits_prune.study.sweep_grid import Grid, parse_amounts
 from vits_prune.synthesis.texts import load_texts
@@ -56,7 +56,7 @@ def main() -> None:
             measure_dnsmos(speech.waveform, speech.sampling_rate)
         start = clock("naturalness", start)
         for speech in spoken:
-            track_melody(speech.waveform, speech.sampling_rate, None)
+            track_pitch(speech.waveform, speech.sampling_rate, None)
         clock("melody", start)
         timed.append((in_sweep, seconds))
         alone = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())

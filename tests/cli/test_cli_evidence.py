@@ -68,7 +68,7 @@ def test_evaluate(tiny_folder, texts, tmp_path, capsys):
         "noise floor",
         "verdict",
         "CPU-seconds",
-        "Speech alarms",
+        "Speech failures",
         "2 sentences",
     ):
         assert word in printed

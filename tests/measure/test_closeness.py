@@ -1,6 +1,8 @@
-"""Distances against librosa, auraloss and theory."""
+"""Distances against librosa, auraloss and theory; durations by hand."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import auraloss
 import librosa
@@ -12,13 +14,15 @@ from vits_prune import speak
 from vits_prune.measure.closeness import (
     MEL_BANDS,
     MEL_COEFFICIENTS,
-    Melody,
-    compare_melodies,
+    PitchContour,
+    compare_pitch,
     log_mel,
     measure_closeness,
+    measure_rhythm,
     mel_cepstral_distortion,
     multi_resolution_stft,
-    track_melody,
+    same_tokens,
+    track_pitch,
 )
 
 RATE = 22_050
@@ -113,18 +117,18 @@ def harmonics(hertz, seconds=1.5):
 
 
 def test_melody_of_known_pitch():
-    found = track_melody(harmonics(lambda t: 110 * 2 ** (t / 1.5)), RATE)
+    found = track_pitch(harmonics(lambda t: 110 * 2 ** (t / 1.5)), RATE)
     inside = slice(5, -5)
     times = np.arange(len(found.hertz)) * 0.016
     assert found.voiced[inside].all()
     assert 1200 * np.abs(np.log2(found.hertz / (110 * 2 ** (times / 1.5))))[inside].max() < 25
-    assert not track_melody(np.random.default_rng(0).normal(0, 0.1, RATE), RATE).voiced.any()
-    assert not track_melody(np.zeros(RATE), RATE).voiced.any()
+    assert not track_pitch(np.random.default_rng(0).normal(0, 0.1, RATE), RATE).voiced.any()
+    assert not track_pitch(np.zeros(RATE), RATE).voiced.any()
 
 
 def test_melody_of_real_speech_agrees_with_yin(pair):
     """librosa's YIN, another algorithm altogether, where the voice is steady enough for both to be sure."""
-    found = track_melody(pair[0], RATE)
+    found = track_pitch(pair[0], RATE)
     hertz = librosa.yin(
         librosa.resample(pair[0], orig_sr=RATE, target_sr=16_000),
         fmin=50,
@@ -142,13 +146,17 @@ def test_melody_of_real_speech_agrees_with_yin(pair):
 
 
 def test_melodies_by_hand():
-    first = Melody(np.array([100.0, 100.0, 100.0, 100.0]), np.array([True, True, True, False]))
-    second = Melody(np.array([100.0, 200.0, 90.0, 100.0]), np.array([True, True, False, False]))
-    cents, error, both = compare_melodies(first, second)
+    first = PitchContour(
+        np.array([100.0, 100.0, 100.0, 100.0]), np.array([True, True, True, False])
+    )
+    second = PitchContour(
+        np.array([100.0, 200.0, 90.0, 100.0]), np.array([True, True, False, False])
+    )
+    cents, error, both = compare_pitch(first, second)
     assert cents == pytest.approx(np.sqrt((0 + 1200**2) / 2))
     assert (error, both) == (0.25, 2)
-    silent = Melody(np.zeros(4), np.zeros(4, bool))
-    assert compare_melodies(first, silent) == (None, 0.75, 0)
+    silent = PitchContour(np.zeros(4), np.zeros(4, bool))
+    assert compare_pitch(first, silent) == (None, 0.75, 0)
 
 
 def test_a_tone_a_semitone_up():
@@ -180,7 +188,7 @@ def test_half_the_level(pair):
 
 
 def test_a_melody_known_already_changes_nothing(pair):
-    assert measure_closeness(*pair, RATE, melody=track_melody(pair[0], RATE)) == measure_closeness(
+    assert measure_closeness(*pair, RATE, contour=track_pitch(pair[0], RATE)) == measure_closeness(
         *pair, RATE
     )
 
@@ -199,3 +207,40 @@ def test_any_rate_and_length(rate, samples):
 def test_unlike_lengths_are_refused():
     with pytest.raises(ValueError, match="same length"):
         measure_closeness(np.zeros(5), np.zeros(6), RATE)
+
+
+TEXT = "the birch canoe slid"
+
+
+def with_durations(speech, durations):
+    durations = np.array(durations)
+    waveform = np.zeros(durations.sum() * speech.hop_length, np.float32)
+    ids = tuple(range(len(durations)))
+    sentence = dataclasses.replace(speech.sentences[0], durations=durations, ids=ids)
+    return dataclasses.replace(
+        speech, waveform=waveform, durations=durations, sentences=(sentence,)
+    )
+
+
+def test_ratio_drift_and_shift(tiny):
+    spoken = speak(tiny, TEXT)
+    first, second = with_durations(spoken, [2, 4, 1, 0]), with_durations(spoken, [4, 2, 1, 3])
+    found = measure_rhythm(first, second)
+    assert found.duration_ratio == pytest.approx(10 / 7)
+    assert found.duration_drift == pytest.approx((1 + 0.5 + 0 + 3) / 4)
+    assert found.duration_shift == pytest.approx((1 - 0.5 + 0 + 3) / 4)
+    assert found.tokens == 4
+
+
+def test_the_same_speech_has_no_drift(tiny):
+    spoken = speak(tiny, TEXT)
+    found = measure_rhythm(spoken, spoken)
+    assert (found.duration_ratio, found.duration_drift, found.duration_shift) == (1.0, 0.0, 0.0)
+
+
+def test_other_tokens_leave_the_ratio_only(tiny, joe):
+    one, two = speak(tiny, TEXT), speak(joe, TEXT)
+    assert not same_tokens(one, two)
+    found = measure_rhythm(one, two)
+    assert found.duration_drift is found.duration_shift is None
+    assert found.duration_ratio == pytest.approx(two.audio_seconds / one.audio_seconds)

@@ -1,4 +1,4 @@
-"""Figures and verdicts from made-up pairs; energy from a made-up counter."""
+"""Figures and verdicts from made-up pairs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from vits_prune.measure.energy import EnergyMeter
 from vits_prune.measure.quality import (
     FAMILIES,
     METRICS,
@@ -120,37 +119,3 @@ def test_rows_have_the_same_columns_whatever_is_known(scores, name):
     bare = conclude(METRICS[name], means(scores[:1]), means(scores[:1]), [])
     assert tuple(full.to_row()) == tuple(bare.to_row()) == columns(METRICS[name])
     assert json.loads(json.dumps(full.to_dict()))["metric"] == name
-
-
-def test_energy_of_every_package_and_a_counter_that_starts_again(tmp_path):
-    def package(name, title, micro, limit=1_000_000_000):
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        (folder / "name").write_text(title + "\n")
-        (folder / "energy_uj").write_text(f"{micro}\n")
-        (folder / "max_energy_range_uj").write_text(f"{limit}\n")
-
-    package("intel-rapl:0", "package-0", 5_000_000)
-    package("intel-rapl:0:0", "core", 0)
-    package("intel-rapl:1", "package-1", 999_000_000)
-    package("intel-rapl:2", "psys", 0)
-    meter = EnergyMeter("cpu", tmp_path)
-    package("intel-rapl:0", "package-0", 7_000_000)
-    package("intel-rapl:0:0", "core", 100_000_000)
-    package("intel-rapl:1", "package-1", 1_999_999)
-    package("intel-rapl:2", "psys", 100_000_000)
-    found = meter.read()
-    assert found.joules == pytest.approx(2.0 + 3.0)
-    assert found.method.startswith("RAPL")
-    meter.restart()
-    assert meter.read().joules == 0.0
-
-
-def test_no_counter_is_said_and_nothing_made_up(tmp_path):
-    (tmp_path / "intel-rapl:0").mkdir()
-    (tmp_path / "intel-rapl:0" / "name").write_text("package-0")
-    (tmp_path / "intel-rapl:0" / "max_energy_range_uj").write_text("1000")
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        found = EnergyMeter("cpu", folder).read()
-        assert found.joules is None
-        assert "no energy counter" in found.method

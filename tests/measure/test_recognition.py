@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 from vits_prune import InputError, speak
-from vits_prune.measure import recognition
 from vits_prune.measure.recognition import (
     Recogniser,
     load_recogniser,
     measure_word_errors,
     normaliser,
-    spoken_language,
     transcribe,
-    why_unheard,
+    why_unsupported,
 )
+from vits_prune.voices.language import spoken_language
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +42,12 @@ def test_broken_sound_is_transcribed_without_an_error():
 def test_counts_by_hand():
     found = measure_word_errors("one cat sat on the mat", "one bat sat sat on mat", "en")
     assert (
-        found.text == ("one", "cat", "sat", "on", "the", "mat") or found.text[0] == "1"
+        found.reference == ("one", "cat", "sat", "on", "the", "mat") or found.reference[0] == "1"
     )  # numbers are written as figures
     assert (found.hits, found.substitutions, found.deletions, found.insertions) == (4, 1, 1, 1)
     assert found.wer == pytest.approx(3 / 6)
     assert found.missing == (4,)
-    assert [found.heard[slice(*span)] for span in found.inserted] == [("sat",)]
+    assert [found.hypothesis[slice(*span)] for span in found.inserted] == [("sat",)]
 
 
 def edit_distance(a, b):
@@ -75,7 +74,7 @@ def test_errors_are_edit_distances(said, heard):
     assert found.word_errors == edit_distance(text.split(), transcript.split())
     assert found.character_errors == edit_distance(text, transcript)
     assert found.characters == len(text)
-    assert found.hits + found.substitutions + found.deletions == len(found.text)
+    assert found.hits + found.substitutions + found.deletions == len(found.reference)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +133,9 @@ def test_the_language_of_real_voices(joe, tiny):
 
 
 def test_why_a_voice_cannot_be_heard():
-    assert why_unheard(Recogniser(), "en", "joe") is None
-    assert "does not know the language 'de'" in why_unheard(Recogniser(), "de", "thorsten")
-    assert "which language" in why_unheard(Recogniser(), None, "nobody")
+    assert why_unsupported(Recogniser(), "en", "joe") is None
+    assert "does not know the language 'de'" in why_unsupported(Recogniser(), "de", "thorsten")
+    assert "which language" in why_unsupported(Recogniser(), None, "nobody")
 
 
 def test_a_recogniser_that_is_not_there(tmp_path):
@@ -158,15 +157,13 @@ def test_a_folder_is_a_recogniser_too(spoken):
 
 
 def test_threads_share_one_model(monkeypatch):
-    recognition._models.clear()
-    made = []
+    made, recogniser = [], Recogniser(model="made-up")
     monkeypatch.setattr(
         "faster_whisper.WhisperModel", lambda *args, **kwargs: made.append(args) or object()
     )
-    threads = [threading.Thread(target=load_recogniser, args=(Recogniser(),)) for _ in range(4)]
+    threads = [threading.Thread(target=load_recogniser, args=(recogniser,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(made) == 1
-    recognition._models.clear()

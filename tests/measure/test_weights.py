@@ -1,14 +1,121 @@
-"""The histogram of weights: kept and zeroed, and the threshold between them."""
+"""Zeros, sizes and histograms, counted from tensors and read off real files."""
 
 from __future__ import annotations
 
-import numpy as np
+import dataclasses
 
-from vits_prune import PruneSpec, measure_sparsity, prune
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vits_prune import PARTS, PruneSpec, layers, measure_size, measure_sparsity, prune
 from vits_prune.measure import measure_weights
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.shape import Shape
 from vits_prune.pruning.structured.cut import choose, cut
+from vits_prune.voices.sparse_file import encode
+
+
+def test_counts_are_those_of_the_tensors(joe):
+    pruned = prune(joe, PruneSpec(amount=0.5))
+    sparsity, parameters = measure_sparsity(pruned), dict(pruned.model.named_parameters())
+    assert [row.layer for row in sparsity.layers] == list(layers(joe))
+    for row in sparsity.layers:
+        assert row.zeros == int((parameters[row.layer.parameter] == 0).sum())
+        assert row.sparsity == row.zeros / row.layer.weights
+    weights = sum(layer.weights for layer in prunable_layers(joe))
+    assert sparsity.weights() == weights == sum(sparsity.weights(part) for part in PARTS)
+    assert sparsity.zeros() == round(0.5 * weights) == sum(sparsity.zeros(part) for part in PARTS)
+    assert sparsity.overall == sparsity.zeros() / weights
+    assert tuple(sparsity.parts) == PARTS
+    for part, share in sparsity.parts.items():
+        assert share == sparsity.zeros(part) / sum(
+            layer.weights for layer in prunable_layers(joe, (part,))
+        )
+
+
+def test_zeros_outside_the_prunable_layers_do_not_count(tiny):
+    name = "text_encoder.embed_tokens.weight"
+    emptied = tiny.with_weights({name: torch.zeros_like(dict(tiny.model.named_parameters())[name])})
+    assert measure_sparsity(emptied).zeros() == measure_sparsity(tiny).zeros()
+    [row] = [row for row in measure_sparsity(emptied).layers if row.layer.parameter == name]
+    assert row.sparsity == 1
+    assert "look-up table" in row.note
+
+
+def test_notes_tell_which_layers_were_left_alone(tiny):
+    assert {row.note for row in measure_sparsity(tiny).layers if row.layer.prunable} == {""}
+    rows = measure_sparsity(prune(tiny, PruneSpec(parts=("flow",)))).layers
+    for row in rows:
+        if row.layer.prunable:
+            assert row.note == ("" if row.layer.part == "flow" else "its part was not chosen")
+        else:
+            assert row.note == row.layer.reason != ""
+
+
+def test_protected_layers_say_why(tiny):
+    found = {
+        row.layer.name: row.note
+        for row in measure_sparsity(
+            prune(tiny, PruneSpec("activation", texts=("hi there",)))
+        ).layers
+    }
+    assert (
+        found["decoder.conv_post"] == "protected: it writes the waveform itself, with few weights"
+    )
+    assert found["duration_predictor.conv_pre"].startswith("protected: it sets the rhythm")
+    assert found["decoder.conv_pre"] == ""
+    own = prune(tiny, PruneSpec(protect=("decoder.conv_pre",)))
+    notes = {row.layer.name: row.note for row in measure_sparsity(own).layers}
+    assert notes["decoder.conv_pre"] == "protected: as asked for"
+    assert notes["decoder.conv_post"] == ""
+    twice = prune(own, PruneSpec(amount=0.2))
+    assert {row.layer.name: row.note for row in measure_sparsity(twice).layers}[
+        "decoder.conv_pre"
+    ] == ""
+
+
+@pytest.mark.parametrize("amount", [0, 0.5])
+def test_the_sizes_of_real_files(tiny, tmp_path, amount):
+    voice = prune(tiny, PruneSpec(amount=amount))
+    size, tensors = measure_size(voice), dict(voice.model.named_parameters())
+    save_file({name: tensor.data for name, tensor in tensors.items()}, tmp_path / "fp32")
+    save_file({name: tensor.data.half() for name, tensor in tensors.items()}, tmp_path / "fp16")
+    assert size.dense_fp32_bytes == (tmp_path / "fp32").stat().st_size
+    assert size.dense_fp16_bytes == (tmp_path / "fp16").stat().st_size
+    assert size.sparse_fp32_bytes == len(encode(tensors))
+    assert size.parameters == sum(tensor.numel() for tensor in tensors.values())
+    assert size.nonzero_parameters == sum(int((tensor != 0).sum()) for tensor in tensors.values())
+    assert size.memory_bytes == 4 * size.parameters
+
+
+def test_what_pruning_does_to_the_real_voice(joe):
+    before, after = measure_size(joe), measure_size(prune(joe, PruneSpec(amount=0.5)))
+    for name in ("parameters", "dense_fp32_bytes", "dense_fp16_bytes", "memory_bytes"):
+        assert getattr(before, name) == getattr(after, name)
+    assert after.sparse_fp32_bytes < 0.55 * after.dense_fp32_bytes
+    assert after.sparse_fp32_bytes < 0.6 * before.sparse_fp32_bytes
+    assert before.sparse_fp32_bytes <= before.dense_fp32_bytes
+    assert 0.495 < after.nonzero_parameters / before.nonzero_parameters < 0.51
+    assert before.dense_fp16_bytes < 0.51 * before.dense_fp32_bytes
+
+
+def test_a_voice_in_half_precision_is_measured_in_each_format(tiny):
+    halves = {name: tensor.half() for name, tensor in tiny.model.named_parameters()}
+    size = measure_size(tiny.with_weights(halves))
+    whole = measure_size(tiny)
+    assert size.memory_bytes == whole.memory_bytes // 2
+    assert size.dense_fp32_bytes == whole.dense_fp32_bytes
+    assert size.dense_fp16_bytes == whole.dense_fp16_bytes
+
+
+def test_nothing_is_left_on_disk(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = {name: tensor.clone() for name, tensor in tiny.model.named_parameters()}
+    assert all(value > 0 for value in dataclasses.asdict(measure_size(tiny)).values())
+    assert list(tmp_path.iterdir()) == []
+    assert all(torch.equal(before[name], tensor) for name, tensor in tiny.model.named_parameters())
 
 
 def test_every_weight_is_counted_once(joe):

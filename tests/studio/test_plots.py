@@ -10,7 +10,7 @@ import pytest
 
 from vits_prune import PruneSpec, prune, speak
 from vits_prune.measure import measure_sparsity, measure_weights
-from vits_prune.measure.signals import measure_spectrogram
+from vits_prune.measure.waveform import measure_spectrogram
 from vits_prune.studio import plots
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from vits_prune import InputError, PruneSpec, load_voice, measure_size, prune, speak
 from vits_prune.cli.main import main
-from vits_prune.measure.latency import Spread
+from vits_prune.measure.cost import Spread
 from vits_prune.measure.statistics import Interval
 from vits_prune.progress import Progress
 from vits_prune.pruning.shape import Shape, sizes

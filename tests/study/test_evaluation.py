@@ -44,8 +44,8 @@ def test_a_broken_voice(broken):
     assert {verdicts[name] for name in worse} == {"worse"}
     assert verdicts["lufs"] == "lower"
     assert broken.figures["wer"].original.value < 0.2 < 0.6 < broken.figures["wer"].pruned.value
-    assert broken.alarms["silence"] == 2
-    assert broken.alarms_of_original["silence"] == 0
+    assert broken.failures["silence"] == 2
+    assert broken.failures_of_original["silence"] == 0
     assert broken.recipe["pruned"][0]["amount"] == 0.5
 
 

@@ -288,9 +288,9 @@ def _print_evaluation(found: Evaluation) -> None:
         )
     _print_table(rows)
     raised = [
-        f"{kind}: {count} of {len(found.texts)}" for kind, count in found.alarms.items() if count
+        f"{kind}: {count} of {len(found.texts)}" for kind, count in found.failures.items() if count
     ]
-    print(f"\nSpeech alarms: {', '.join(raised) or 'none'}")
+    print(f"\nSpeech failures: {', '.join(raised) or 'none'}")
     for cost, name in zip(found.costs, ("original", "pruned"), strict=True):
         joules = cost.joules_per_audio_second
         energy = f"{joules:.3g} J" if joules is not None else "joules unknown"

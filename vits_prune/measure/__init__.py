@@ -1,14 +1,15 @@
-"""Facts about voices as frozen dataclasses. Nothing here prunes."""
+"""Facts about voices and pairs of voices, as frozen dataclasses."""
 
-from vits_prune.measure.latency import Latency, Spread, VoiceLatency, measure_latency
-from vits_prune.measure.sparsity import (
+from vits_prune.measure.cost import Latency, Spread, VoiceLatency, measure_latency
+from vits_prune.measure.weights import (
     LayerSparsity,
     Size,
     Sparsity,
+    WeightHistogram,
     measure_size,
     measure_sparsity,
+    measure_weights,
 )
-from vits_prune.measure.weights import WeightHistogram, measure_weights
 
 __all__ = [
     "Latency",

@@ -1,97 +1,109 @@
-"""Quality of a pair of voices: each metric with its interval, beside what another seed of the original does to it, and a verdict."""
+"""The metrics of a pair of voices, their intervals, noise floors and verdicts.
+
+A noise floor is the change that another seed of the original makes to a metric.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from vits_prune.measure.statistics import Interval, Pairs, bootstrap_difference, bootstrap_ratio
 
 FAMILIES = ("intelligibility", "naturalness", "closeness", "rhythm", "loudness")
-"""What can be asked for, each a few metrics."""
-
+"""Groups of metrics that are measured together."""
 NO_DIFFERENCE = "no difference found"
 TOO_FEW = "too few sentences for a verdict"
 NO_FLOOR = "no noise floor was measured"
 RULE = (
-    "A difference is claimed only where the whole 95% interval lies beyond the noise floor: beyond the largest change, in either "
-    "direction, that another seed makes to the original's own figure; for distances, beyond the distance of the farthest other seed. "
-    f"Everything else is {NO_DIFFERENCE!r}, which with few sentences means no more than that: the interval's ends say how large a "
-    "difference could hide."
+    "A difference is claimed only where the whole 95% interval lies beyond the noise floor: "
+    "beyond the largest change, in either direction, that another seed makes to the original's own "
+    "figure; for distances, beyond the distance of the farthest other seed. "
+    f"Everything else is {NO_DIFFERENCE!r}, which with few sentences means no more than that: the "
+    "interval's ends say how large a difference could hide."
 )
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number is."""
+    """The definition of a metric."""
 
     name: str
     title: str
+    source: str
+    """Where an Utterance holds the value: an attribute, or numerator/denominator."""
     unit: str
     """Empty for shares and ratios."""
     family: str
     kind: Literal["voice", "distance", "shift"]
-    """"voice": a property of each voice alone; "distance": between two, 0 where they are the same; "shift": of one against the other."""
+    """"voice": a property of each voice alone. "distance": between two voices, 0 where they are the
+    same. "shift": of one voice against the other, with a sign."""
     better: Literal["lower", "higher", "neither"]
     neutral: float = 0.0
     """For a shift: the value where nothing changed."""
 
 
+_error = partial(Metric, unit="", family="intelligibility", kind="voice", better="lower")
+_opinion = partial(
+    Metric,
+    unit="predicted opinion, 1 to 5",
+    family="naturalness",
+    kind="voice",
+    better="higher",
+)
+_distance = partial(Metric, family="closeness", kind="distance", better="lower")
+_rhythm = partial(Metric, unit="", family="rhythm")
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("wer", "word error rate", "", "intelligibility", "voice", "lower"),
-        Metric("cer", "character error rate", "", "intelligibility", "voice", "lower"),
-        Metric(
-            "dnsmos_sig",
-            "DNSMOS, speech",
-            "predicted opinion, 1 to 5",
-            "naturalness",
-            "voice",
-            "higher",
-        ),
-        Metric(
-            "dnsmos_bak",
-            "DNSMOS, background",
-            "predicted opinion, 1 to 5",
-            "naturalness",
-            "voice",
-            "higher",
-        ),
-        Metric(
-            "dnsmos_ovrl",
-            "DNSMOS, overall",
-            "predicted opinion, 1 to 5",
-            "naturalness",
-            "voice",
-            "higher",
-        ),
-        Metric("mcd_db", "mel-cepstral distortion", "dB", "closeness", "distance", "lower"),
-        Metric("log_mel_db", "log-mel distance", "dB", "closeness", "distance", "lower"),
-        Metric(
+        _error("wer", "word error rate", "words.word_errors/words.count"),
+        _error("cer", "character error rate", "words.character_errors/words.characters"),
+        _opinion("dnsmos_sig", "DNSMOS, speech", "dnsmos.sig"),
+        _opinion("dnsmos_bak", "DNSMOS, background", "dnsmos.bak"),
+        _opinion("dnsmos_ovrl", "DNSMOS, overall", "dnsmos.ovrl"),
+        _distance("mcd_db", "mel-cepstral distortion", "closeness.mcd_db", "dB"),
+        _distance("log_mel_db", "log-mel distance", "closeness.log_mel_db", "dB"),
+        _distance(
             "spectral_convergence",
             "multi-resolution STFT, spectral convergence",
+            "closeness.spectral_convergence",
             "",
-            "closeness",
-            "distance",
-            "lower",
         ),
-        Metric(
+        _distance(
             "log_stft_magnitude",
             "multi-resolution STFT, log magnitude",
+            "closeness.log_stft_magnitude",
             "nepers",
-            "closeness",
-            "distance",
-            "lower",
         ),
-        Metric("f0_rmse_cents", "log-F0 RMSE", "cents", "closeness", "distance", "lower"),
-        Metric("voicing_error", "voicing error rate", "", "closeness", "distance", "lower"),
-        Metric("duration_ratio", "duration ratio", "", "rhythm", "shift", "neither", neutral=1.0),
-        Metric("duration_drift", "duration drift a token", "", "rhythm", "distance", "lower"),
-        Metric("duration_shift", "duration shift a token", "", "rhythm", "shift", "neither"),
-        Metric("lufs", "loudness", "LUFS", "loudness", "voice", "neither"),
+        _distance("f0_rmse_cents", "log-F0 RMSE", "closeness.f0_rmse_cents", "cents"),
+        _distance("voicing_error", "voicing error rate", "closeness.voicing_error", ""),
+        _rhythm(
+            "duration_ratio",
+            "duration ratio",
+            "rhythm.second_seconds/rhythm.first_seconds",
+            kind="shift",
+            better="neither",
+            neutral=1.0,
+        ),
+        _rhythm(
+            "duration_drift",
+            "duration drift a token",
+            "rhythm.duration_drift",
+            kind="distance",
+            better="lower",
+        ),
+        _rhythm(
+            "duration_shift",
+            "duration shift a token",
+            "rhythm.duration_shift",
+            kind="shift",
+            better="neither",
+        ),
+        Metric("lufs", "loudness", "lufs", "LUFS", "loudness", "voice", "neither"),
     )
 }
 """Every metric by name, in the order of the tables."""
@@ -99,12 +111,12 @@ METRICS: Mapping[str, Metric] = {
 
 @dataclass(frozen=True)
 class Floor:
-    """The original against itself with other seeds."""
+    """The noise floor: the original against itself with other seeds."""
 
     low: float
-    """Lower end of the range: for distances the nearest other seed, else minus the largest change."""
+    """For distances the nearest other seed, else minus the largest change."""
     high: float
-    """Upper end: the farthest other seed, else the largest change."""
+    """For distances the farthest other seed, else the largest change."""
     values: tuple[float, ...]
     """By seed: the distance, or the change from the first seed."""
 
@@ -119,34 +131,33 @@ class Figure:
     pruned: Interval
     """Of the pruned voice; for distances and shifts, of the pruned voice against the original."""
     difference: Interval | None
-    """Paired: pruned minus original; for distances, minus the original's farthest other seed; for shifts, minus the neutral value."""
+    """Paired: pruned minus original; for distances, minus the original's farthest other seed; for
+    shifts, minus the neutral value."""
     floor: Floor | None
     verdict: str
     """NO_DIFFERENCE, "worse", "better", "higher", "lower", TOO_FEW or NO_FLOOR; by RULE."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
+        """Return the fields as JSON-able values."""
         found = dataclasses.asdict(self)
         return {**found, "metric": self.metric.name, "unit": self.metric.unit}
 
     def to_row(self) -> dict[str, float | str | None]:
-        """The figure as columns named after the metric, the same ones whatever is known."""
-        name, columns = self.metric.name, {}
-        for title, interval in (
-            ("", self.pruned),
-            ("_original", self.original),
-            ("_difference", self.difference),
-        ):
+        """Return columns named after the metric, the same ones whatever is known."""
+        name = self.metric.name
+        row: dict[str, float | str | None] = {}
+        for title in ("pruned", "original", "difference"):
+            interval = getattr(self, title)
+            prefix = name if title == "pruned" else f"{name}_{title}"
             for end, field in (("", "value"), ("_low", "low"), ("_high", "high")):
-                columns[f"{name}{title}{end}"] = getattr(interval, field) if interval else None
-        columns[f"{name}_floor_low"] = self.floor.low if self.floor else None
-        columns[f"{name}_floor_high"] = self.floor.high if self.floor else None
-        columns[f"{name}_verdict"] = self.verdict
-        return columns
+                row[prefix + end] = getattr(interval, field, None)
+        for end in ("low", "high"):
+            row[f"{name}_floor_{end}"] = getattr(self.floor, end, None)
+        return {**row, f"{name}_verdict": self.verdict}
 
 
 def columns(metric: Metric) -> tuple[str, ...]:
-    """The names of `Figure.to_row`, for a metric of which there may be no figure."""
+    """Return the names of `Figure.to_row`."""
     nothing = Figure(metric, None, Interval(0.0, None, None, 0), None, None, "")
     return tuple(nothing.to_row())
 
@@ -154,70 +165,61 @@ def columns(metric: Metric) -> tuple[str, ...]:
 def conclude(
     metric: Metric, original: Pairs | None, pruned: Pairs, others: Sequence[Pairs], seed: int = 0
 ) -> Figure | None:
-    """A metric's figure from its pairs (numerator, denominator), one a sentence; None where no sentence could be measured.
+    """Return a metric's figure; None where no sentence could be measured.
 
     Args:
-        metric: which one.
+        metric: the metric.
         original: of the original, for a metric of kind "voice".
         pruned: of the pruned voice, or of the pruned voice against the original.
-        others: the same of the original spoken with each other seed, or of that against the original.
+        others: the same of the original with each other seed.
         seed: of the bootstrap.
     """
     estimate = bootstrap_ratio(pruned, seed)
     if estimate is None:
         return None
-    if metric.kind == "voice":
-        own = bootstrap_ratio(original or (), seed)
-        difference = bootstrap_difference(original or (), pruned, seed) if own else None
-        changes = [bootstrap_difference(original, other, seed) for other in others] if own else []
-        floor = _symmetric([change.value for change in changes if change])
-        return Figure(metric, own, estimate, difference, floor, _verdict(metric, difference, floor))
+    own = difference = floor = None
     found = [
         (interval.value, other) for other in others if (interval := bootstrap_ratio(other, seed))
     ]
-    if metric.kind == "distance":
+    if metric.kind == "voice":
+        own = bootstrap_ratio(original or (), seed)
+        if original and own:
+            difference = bootstrap_difference(original, pruned, seed)
+            changes = [bootstrap_difference(original, other, seed) for other in others]
+            floor = _symmetric([change.value for change in changes if change])
+    elif metric.kind == "shift":
+        low, high = (
+            None if end is None else end - metric.neutral for end in (estimate.low, estimate.high)
+        )
+        difference = Interval(estimate.value - metric.neutral, low, high, estimate.count)
+        floor = _symmetric([value - metric.neutral for value, _ in found])
+    elif found:
         values = [value for value, _ in found]
-        floor = Floor(min(values), max(values), tuple(values)) if values else None
-        difference = (
-            bootstrap_difference(max(found, key=lambda pair: pair[0])[1], pruned, seed)
-            if found
-            else None
-        )
-        return Figure(
-            metric,
-            None,
-            estimate,
-            difference,
-            floor,
-            _verdict(metric, difference, floor and Floor(0.0, 0.0, ())),
-        )
-    difference = _shifted(estimate, metric.neutral)
-    floor = _symmetric([value - metric.neutral for value, _ in found])
-    return Figure(metric, None, estimate, difference, floor, _verdict(metric, difference, floor))
+        floor = Floor(min(values), max(values), tuple(values))
+        farthest = max(found, key=lambda pair: pair[0])[1]
+        difference = bootstrap_difference(farthest, pruned, seed)
+    return Figure(metric, own, estimate, difference, floor, _verdict(metric, difference, floor))
 
 
 def _symmetric(changes: list[float]) -> Floor | None:
-    """The range of changes taken in both directions: which of two seeds is called the first is chance."""
+    """Return the range in both directions: which of two seeds comes first is chance."""
     if not changes:
         return None
     largest = max(map(abs, changes))
     return Floor(0.0 - largest, largest, tuple(changes))
 
 
-def _shifted(interval: Interval, by: float) -> Interval:
-    low, high = (None if end is None else end - by for end in (interval.low, interval.high))
-    return Interval(interval.value - by, low, high, interval.count)
-
-
 def _verdict(metric: Metric, difference: Interval | None, floor: Floor | None) -> str:
-    """By RULE; the floor is what the difference has to lie beyond."""
+    """Apply RULE."""
     if floor is None or difference is None:
         return NO_FLOOR
     if difference.low is None or difference.high is None:
         return TOO_FEW
-    if difference.low > floor.high:
+    # The difference of a distance is from the farthest other seed already. A distance is never
+    # better: to be nearer to the original than another seed is no merit.
+    distance = metric.kind == "distance"
+    if difference.low > (0.0 if distance else floor.high):
         return {"lower": "worse", "higher": "better", "neither": "higher"}[metric.better]
-    # Nearer to the original than another seed of its own is no merit: a distance is never better.
-    if difference.high < floor.low and metric.kind != "distance":
+    if not distance and difference.high < floor.low:
         return {"lower": "better", "higher": "worse", "neither": "lower"}[metric.better]
     return NO_DIFFERENCE

@@ -1,4 +1,7 @@
-"""Intervals of means and ratios by the bootstrap: seeded, so the same numbers give the same interval, and vectorised."""
+"""Bootstrap intervals of ratios over sentences. The same numbers and seed give the same interval.
+
+Sources: Efron and Tibshirani 1993, chapter 13; Bisani and Ney 2004 for word error rates.
+"""
 
 from __future__ import annotations
 
@@ -12,60 +15,53 @@ import numpy as np
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
 METHOD = (
-    f"percentile bootstrap over sentences, {RESAMPLES:,} resamples, {CONFIDENCE:.0%} (Efron and Tibshirani 1993, chapter 13; "
-    "word error rates as in Bisani and Ney 2004): sums of errors over sums of words, so long sentences weigh more"
+    f"percentile bootstrap over sentences, {RESAMPLES:,} resamples, {CONFIDENCE:.0%} (Efron and "
+    "Tibshirani 1993, chapter 13; word error rates as in Bisani and Ney 2004): sums of errors over "
+    "sums of words, so long sentences weigh more"
 )
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and where the bootstrap puts it."""
+    """An estimate and its bootstrap interval."""
 
     value: float
     """The estimate from all sentences."""
     low: float | None
-    """Lower end of the interval, None where there is one sentence only."""
+    """Lower end of the interval, None where there is only one sentence."""
     high: float | None
     """Upper end."""
     count: int
-    """Sentences that it rests on."""
+    """Sentences that were measured."""
 
 
 Pairs = Sequence[tuple[float, float]]
-"""A numerator and a denominator for each sentence: errors and words; a value and 1 for a mean; (0, 0) where nothing could be measured."""
-
-
-def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval | None:
-    """Mean over sentences with its interval; None where there are no values.
-
-    Args:
-        values: one a sentence, float [sentences].
-        seed: of the resampling.
-    """
-    return bootstrap_ratio([(float(value), 1.0) for value in values], seed)
+"""A numerator and a denominator for each sentence: errors and words; a value and 1 for a mean;
+(0, 0) where nothing could be measured."""
 
 
 def bootstrap_ratio(pairs: Pairs, seed: int = 0) -> Interval | None:
-    """Sum of numerators over sum of denominators, sentences resampled; None where the denominators are all zero.
+    """Return the sum of numerators over the sum of denominators; None if these are all zero.
 
     Args:
-        pairs: one a sentence.
+        pairs: one for each sentence.
         seed: of the resampling.
     """
     table = _table(pairs)
-    if not table[:, 1].any():
+    measured = int(np.count_nonzero(table[:, 1]))
+    if not measured:
         return None
     value = float(table[:, 0].sum() / table[:, 1].sum())
-    return _interval(
-        value, _ratios(table, _weights(len(table), seed)), int(np.count_nonzero(table[:, 1]))
-    )
+    return _interval(value, _ratios(table, _weights(len(table), seed)), measured)
 
 
 def bootstrap_difference(first: Pairs, second: Pairs, seed: int = 0) -> Interval | None:
-    """Second ratio minus first, paired: each resample takes the same sentences of both, and a sentence that one of them lacks is left out.
+    """Return the second ratio minus the first, paired: each resample takes the same sentences.
+
+    A sentence that was not measured on both sides is left out.
 
     Args:
-        first: one a sentence.
+        first: one for each sentence.
         second: the same sentences in the same order.
         seed: of the resampling.
     """
@@ -82,7 +78,7 @@ def bootstrap_difference(first: Pairs, second: Pairs, seed: int = 0) -> Interval
 
 
 def _table(pairs: Pairs) -> np.ndarray:
-    """float64 [sentences, 2]."""
+    """Return float64 [sentences, 2]."""
     table = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
     if not np.isfinite(table).all() or (table[:, 1] < 0).any():
         raise ValueError("Numerators and denominators must be finite, denominators not negative.")
@@ -91,18 +87,17 @@ def _table(pairs: Pairs) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _weights(count: int, seed: int) -> np.ndarray:
-    """How often each resample holds each sentence, float64 [RESAMPLES, count]: the same resamples for every metric of an evaluation."""
+    """Return how often each resample holds each sentence, float64 [RESAMPLES, count]."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, count))))
-    weights = generator.multinomial(count, np.full(count, 1.0 / count), size=RESAMPLES).astype(
-        np.float64
-    )
+    drawn = generator.multinomial(count, np.full(count, 1.0 / count), size=RESAMPLES)
+    weights = drawn.astype(np.float64)
     weights.flags.writeable = False
     return weights
 
 
 def _ratios(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The ratio of each resample, float64 [RESAMPLES]; not a number where it drew only sentences with nothing to measure."""
-    # Products and sums, not a matrix product: BLAS may add in another order with another number of threads.
+    """Return the ratio of each resample, float64 [RESAMPLES], NaN where nothing was measured."""
+    # Not a matrix product: BLAS may add in another order with another number of threads.
     above, below = (weights * table[:, 0]).sum(axis=1), (weights * table[:, 1]).sum(axis=1)
     return np.divide(above, below, out=np.full(len(weights), np.nan), where=below != 0)
 
@@ -112,8 +107,6 @@ def _interval(value: float, resampled: np.ndarray, count: int) -> Interval:
         return Interval(value, None, None, count)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = (float(end) for end in np.nanpercentile(resampled, (tail, 100 - tail)))
-    if math.isclose(
-        low, high, rel_tol=1e-12, abs_tol=1e-15
-    ):  # no spread: leave no rounding between the ends
+    if math.isclose(low, high, rel_tol=1e-12, abs_tol=1e-15):  # only rounding lies between
         low = high = value
     return Interval(value, low, high, count)

@@ -1,148 +1,203 @@
-"""One utterance measured alone and against the original's, as the pairs (numerator, denominator) that figures are made of."""
+"""Everything that is measured of one utterance: the values of the metrics, and its failures.
+
+A failure is what no average shows and every listener hears, such as a skipped word (as counted for
+FastSpeech, Ren et al. 2019, arXiv:1905.09263) or a clipped sound. Thresholds are this library's.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from vits_prune.measure.alarms import (
-    Alarm,
-    Rhythm,
-    buzz_share,
-    measure_rhythm,
-    rhythm_alarms,
-    sound_alarms,
-    word_alarms,
-)
-from vits_prune.measure.closeness import Closeness, Melody, measure_closeness
-from vits_prune.measure.naturalness import Dnsmos, measure_dnsmos
+from vits_prune.measure.closeness import Closeness, Rhythm, measure_rhythm
+from vits_prune.measure.quality import METRICS
 from vits_prune.measure.recognition import Recogniser, WordErrors, measure_word_errors, transcribe
-from vits_prune.measure.signals import measure_lufs
+from vits_prune.measure.waveform import (
+    Dnsmos,
+    buzz_share,
+    clipped_samples,
+    finite,
+    loudest_dbfs,
+    measure_dnsmos,
+    measure_lufs,
+)
 from vits_prune.synthesis.speak import Speech
 
-NOTHING = (0.0, 0.0)
-"""The pair of a metric that could not be measured on this sentence."""
+FAILURES = {
+    "runaway": "takes more than 1.5 times as long as the original, or reached the limit",
+    "collapsed": "takes less than two thirds as long as the original",
+    "dropped words": "lacks a fifth of the words or more that are recognised in the original",
+    "repeated words": "words that are not in the text repeat the words next to them",
+    "clipping": "more than 0.01% of the samples are at full scale, three or more in a row",
+    "not a number": "has samples that are not finite",
+    "silence": "no 50 ms are louder than -50 dBFS",
+    "buzz": "repeats with every decoder frame, for a quarter of the time more than the original",
+}
+"""Each kind of failure and its definition."""
+LONGEST_RATIO, SHORTEST_RATIO = 1.5, 1 / 1.5
+_DROPPED_SHARE, _CLIPPED_SHARE, _SILENCE_DBFS, _BUZZ_SHARE = 0.2, 1e-4, -50.0, 0.25
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that is wrong with an utterance."""
+
+    kind: str
+    """One of FAILURES."""
+    detail: str
+    """What was found, in words."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """What is listened for, and by whom."""
+    """What is measured of each utterance, and by which recogniser."""
 
     families: tuple[str, ...]
+    """Families of metrics, of FAMILIES."""
     recogniser: Recogniser
     language: str
+    """Of the texts, as Whisper names it."""
     threads: int | None = None
+    """Of the predictors; None for the number of cores."""
 
 
 @dataclass(frozen=True, eq=False)
 class Utterance:
-    """One utterance of one voice with its own timing."""
+    """Measurements of one text as one voice spoke it, with its own timing."""
 
     transcript: str | None
-    """What the recogniser understood, None where it was not asked."""
+    """By the recogniser; None where intelligibility is not measured."""
     words: WordErrors | None
     dnsmos: Dnsmos | None
     lufs: float | None
     buzz: float
-    alarms: tuple[Alarm, ...]
-    """Raised by the utterance, and by it against the original's where there is one."""
-    rhythm: Rhythm | None
-    """Against the original's, None for the original itself."""
+    """See `buzz_share`."""
+    failures: tuple[Failure, ...] = ()
+    rhythm: Rhythm | None = None
+    """Against the original; None for the original itself."""
     closeness: Closeness | None = None
-    """Of the same voice with the original's timing to the original."""
+    """To the original, of the same voice with the original's timing."""
 
     def pair(self, metric: str) -> tuple[float, float]:
-        """Numerator and denominator of a metric on this utterance."""
-        pairs = {}
-        if self.words:
-            pairs["wer"] = (self.words.word_errors, len(self.words.text))
-            pairs["cer"] = (self.words.character_errors, self.words.characters)
-        if self.dnsmos:
-            pairs |= {
-                f"dnsmos_{name}": (getattr(self.dnsmos, name), 1) for name in ("sig", "bak", "ovrl")
-            }
-        if self.lufs is not None:
-            pairs["lufs"] = (self.lufs, 1)
-        if self.rhythm:
-            pairs["duration_ratio"] = (self.rhythm.seconds[1], self.rhythm.seconds[0])
-            if self.rhythm.drift is not None:
-                pairs |= {
-                    "duration_drift": (self.rhythm.drift, 1),
-                    "duration_shift": (self.rhythm.shift, 1),
-                }
-        if self.closeness:
-            names = (
-                "mcd_db",
-                "log_mel_db",
-                "spectral_convergence",
-                "log_stft_magnitude",
-                "f0_rmse_cents",
-                "voicing_error",
-            )
-            values = {name: getattr(self.closeness, name) for name in names}
-            pairs |= {name: (value, 1) for name, value in values.items() if value is not None}
-        above, below = pairs.get(metric, NOTHING)
-        return float(above), float(below)
+        """Return numerator and denominator of a metric, (0, 0) where it was not measured."""
+        above, _, below = METRICS[metric].source.partition("/")
+        pair = self._value(above), self._value(below) if below else 1.0
+        return (0.0, 0.0) if pair[0] is None or pair[1] is None else (pair[0], pair[1])
+
+    def _value(self, path: str) -> float | None:
+        value: Any = self
+        for name in path.split("."):
+            value = None if value is None else getattr(value, name)
+        return None if value is None else float(value)
 
 
 def measure_utterance(
-    speech: Speech, text: str, listener: Listener, original: tuple[Speech, Utterance] | None = None
+    speech: Speech,
+    text: str,
+    listener: Listener,
+    original: tuple[Speech, Utterance] | None = None,
 ) -> Utterance:
-    """Measure an utterance.
+    """Measure an utterance, all but closeness.
 
     Args:
         speech: with the voice's own timing.
-        text: what it was to say.
+        text: the text that was spoken.
         listener: what to measure.
-        original: the original's utterance of this text and what was measured of it; None where this is that one.
+        original: the original's utterance of this text and its measurements; None if this is it.
     """
     first = original[1] if original else None
     if (
         original
+        and first
         and speech.sampling_rate == original[0].sampling_rate
         and np.array_equal(speech.waveform, original[0].waveform)
     ):
-        heard = first  # the same samples are heard the same way: an untouched voice costs only its speaking
+        found = first  # the same samples have the same measurements
     else:
-        heard = _hear(speech, text, listener)
-    alarms, rhythm = sound_alarms(speech, first.buzz if first else 0.0), None
-    if heard.words:
-        alarms += word_alarms(heard.words, first.words if first else None)
+        found = _measure_alone(speech, text, listener)
+    failures, rhythm = sound_failures(speech, first.buzz if first else 0.0), None
+    if found.words:
+        failures += word_failures(found.words, first.words if first else None)
     if original and "rhythm" in listener.families:
         rhythm = measure_rhythm(original[0], speech)
-        alarms += rhythm_alarms(rhythm, speech.cut_short)
-    return dataclasses.replace(heard, alarms=alarms, rhythm=rhythm, closeness=None)
+        failures += rhythm_failures(rhythm.duration_ratio, speech.cut_short)
+    return dataclasses.replace(found, failures=failures, rhythm=rhythm, closeness=None)
 
 
-def _hear(speech: Speech, text: str, listener: Listener) -> Utterance:
-    """What can be measured of an utterance alone."""
+def _measure_alone(speech: Speech, text: str, listener: Listener) -> Utterance:
+    sound = (speech.waveform, speech.sampling_rate)
     transcript = words = dnsmos = lufs = None
     if "intelligibility" in listener.families:
-        transcript = transcribe(
-            speech.waveform, speech.sampling_rate, listener.language, listener.recogniser
-        )
+        transcript = transcribe(*sound, listener.language, listener.recogniser)
         words = measure_word_errors(text, transcript, listener.language)
     if "naturalness" in listener.families:
-        dnsmos = measure_dnsmos(speech.waveform, speech.sampling_rate, listener.threads)
+        dnsmos = measure_dnsmos(*sound, listener.threads)
     if "loudness" in listener.families:
-        lufs = measure_lufs(speech.waveform, speech.sampling_rate)
-    return Utterance(
-        transcript,
-        words,
-        dnsmos,
-        lufs,
-        buzz_share(speech.waveform, speech.hop_length),
-        alarms=(),
-        rhythm=None,
-    )
+        lufs = measure_lufs(*sound)
+    buzz = buzz_share(speech.waveform, speech.hop_length)
+    return Utterance(transcript, words, dnsmos, lufs, buzz)
 
 
-def closeness_of(
-    original: Speech, locked: Speech, melody: Melody, threads: int | None
-) -> Closeness:
-    """Closeness of an utterance with the original's timing to the original's own."""
-    return measure_closeness(
-        original.waveform, locked.waveform, original.sampling_rate, melody=melody, threads=threads
-    )
+def sound_failures(speech: Speech, buzz_of_original: float = 0.0) -> tuple[Failure, ...]:
+    """Return the failures in the waveform: not a number, silence, clipping, buzz.
+
+    Args:
+        speech: the utterance.
+        buzz_of_original: `buzz_share` of the original on the same text, 0 if this is the original.
+    """
+    found, samples = [], finite(speech.waveform)
+    count, rate = len(samples), speech.sampling_rate
+    if broken := int(np.count_nonzero(~np.isfinite(speech.waveform))):
+        found.append(Failure("not a number", f"{broken:,} of {count:,} samples"))
+    if (loudest := loudest_dbfs(samples, rate)) < _SILENCE_DBFS:
+        found.append(Failure("silence", f"loudest 50 ms at {max(loudest, -120.0):.0f} dBFS"))
+    if (clipped := clipped_samples(samples)) > _CLIPPED_SHARE * count:
+        found.append(Failure("clipping", f"{clipped:,} of {count:,} samples"))
+    buzz = buzz_share(samples, speech.hop_length)
+    if buzz - buzz_of_original >= _BUZZ_SHARE:
+        hertz = rate / speech.hop_length
+        found.append(Failure("buzz", f"{buzz:.0%} of the time, at {hertz:.0f} Hz"))
+    return tuple(found)
+
+
+def rhythm_failures(duration_ratio: float, cut_short: bool) -> tuple[Failure, ...]:
+    """Return the failures in the length: runaway, collapsed."""
+    detail = f"{duration_ratio:.2f} times the original's time"
+    if duration_ratio > LONGEST_RATIO or cut_short:
+        return (Failure("runaway", detail + (", ended at the limit" if cut_short else "")),)
+    return (Failure("collapsed", detail),) if duration_ratio < SHORTEST_RATIO else ()
+
+
+def word_failures(errors: WordErrors, original: WordErrors | None = None) -> tuple[Failure, ...]:
+    """Return the failures in the transcript: dropped words, repeated words.
+
+    Args:
+        errors: of the utterance.
+        original: of the original on the same text. What fails there too is not counted.
+    """
+    found = []
+    dropped = [i for i in errors.missing if not original or i not in original.missing]
+    if len(dropped) >= _DROPPED_SHARE * len(errors.reference):
+        detail = ", ".join(errors.reference[i] for i in dropped)
+        found.append(Failure("dropped words", detail))
+    known = _repeats(original) if original else []
+    if repeated := [words for words in _repeats(errors) if words not in known]:
+        found.append(Failure("repeated words", "; ".join(repeated)))
+    return tuple(found)
+
+
+def _repeats(errors: WordErrors) -> list[str]:
+    """Return inserted stretches, or ends of them, that equal the words before or after."""
+    found, heard = [], errors.hypothesis
+    for start, end in errors.inserted:
+        for size in range(end - start, 0, -1):
+            head, tail = heard[start : start + size], heard[end - size : end]
+            repeats_itself = 2 * size <= end - start and head == heard[start + size :][:size]
+            after = tail == heard[end : end + size]
+            if after or repeats_itself or head == heard[max(0, start - size) : start]:
+                found.append(" ".join(tail if after else head))
+                break
+    return found

@@ -1,121 +1,209 @@
-"""The distribution of a voice's weights and what pruning took of it."""
+"""The weights of a voice: zeros, sizes, and what pruning removed. All counted from the tensors."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.layers import Layer, prunable_layers
-from vits_prune.voices.voice import Voice
+from vits_prune.pruning.layers import Layer, layers, prunable_layers, why_protected
+from vits_prune.voices.sparse_file import write_sparse
+from vits_prune.voices.voice import PARTS, Voice
+
+WINDOW = 64
+"""Rows and columns of a MatrixPair at most."""
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """One layer and its zeros."""
+
+    layer: Layer
+    zeros: int
+    note: str
+    """Why the layer was left alone, empty where it could be pruned."""
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros, 0 to 1."""
+        return self.zeros / self.layer.weights
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Zeros among the weights of prunable layers that run at inference; biases do not count."""
+
+    layers: tuple[LayerSparsity, ...]
+
+    def weights(self, part: str | None = None) -> int:
+        """Return the number of prunable weights of a part, or of the voice."""
+        return sum(row.layer.weights for row in self._prunable(part))
+
+    def zeros(self, part: str | None = None) -> int:
+        """Return the number of zeros among them."""
+        return sum(row.zeros for row in self._prunable(part))
+
+    @property
+    def overall(self) -> float:
+        """Share of zeros among all prunable weights, 0 to 1."""
+        return self.zeros() / max(1, self.weights())
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Share of zeros by part, 0 to 1."""
+        return {part: self.zeros(part) / self.weights(part) for part in PARTS if self.weights(part)}
+
+    def _prunable(self, part: str | None) -> list[LayerSparsity]:
+        return [row for row in self.layers if row.layer.prunable and part in (None, row.layer.part)]
+
+
+def measure_sparsity(voice: Voice) -> Sparsity:
+    """Count the zeros of every layer of a voice."""
+    parameters = dict(voice.model.named_parameters())
+    history = voice.recipe.get("pruned", ())
+    chosen = {part for pruning in history for part in pruning.get("parts", PARTS)}
+    rows = []
+    for layer in layers(voice):
+        tensor = parameters[layer.parameter]
+        note = layer.reason
+        if not note and chosen and layer.part not in chosen:
+            note = "its part was not chosen"
+        elif not note:
+            note = why_protected(layer, history)
+        rows.append(LayerSparsity(layer, tensor.numel() - int(torch.count_nonzero(tensor)), note))
+    return Sparsity(tuple(rows))
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of one voice. Those of files are read off files that were written and removed."""
+
+    parameters: int
+    """All parameters that run at inference, zeros included."""
+    nonzero_parameters: int
+    dense_fp32_bytes: int
+    """A safetensors file of float32."""
+    dense_fp16_bytes: int
+    """A safetensors file of float16."""
+    sparse_fp32_bytes: int
+    """The lossless sparse encoding of `voices/sparse_file.py`, float32 values."""
+    memory_bytes: int
+    """The tensors in memory when the voice is ready to speak."""
+
+
+def measure_size(voice: Voice) -> Size:
+    """Write a voice in each format, read off the sizes, remove the files."""
+    held = dict(voice.model.named_parameters())
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in held.items()}
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    with tempfile.TemporaryDirectory(prefix="vits_prune-size-") as name:
+        folder = Path(name)
+        sparse = write_sparse(tensors, folder / "sparse.safetensors")
+        save_file(tensors, folder / "fp32.safetensors")
+        save_file(halves, folder / "fp16.safetensors")
+        dense, half = ((folder / f"{kind}.safetensors").stat().st_size for kind in ("fp32", "fp16"))
+    return Size(
+        parameters=sum(t.numel() for t in tensors.values()),
+        nonzero_parameters=sum(int(torch.count_nonzero(t)) for t in tensors.values()),
+        dense_fp32_bytes=dense,
+        dense_fp16_bytes=half,
+        sparse_fp32_bytes=sparse,
+        memory_bytes=sum(t.numel() * t.element_size() for t in held.values()),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class WeightHistogram:
-    """Absolute values of the prunable weights of the original, counted apart by what became of them."""
+    """Absolute values of the original's prunable weights, kept and zeroed ones apart."""
 
     edges: np.ndarray
     """Bin edges, float [bins + 1]; the last bin takes everything above."""
     kept: np.ndarray
     """Weights that stayed, int [bins]."""
     zeroed: np.ndarray
-    """Weights that became zero or went with their channel or layer, int [bins]."""
+    """Weights that became zero, or were removed with their channel or layer, int [bins]."""
     largest_zeroed: float
-    """Largest absolute value that was zeroed, 0 where none was: under global L1 the threshold."""
+    """Largest absolute value that was zeroed, 0 where none was. Under global L1, the threshold."""
     smallest_kept: float
-    """Smallest absolute value that stayed: under global L1 the same threshold, under local L1 far below `largest_zeroed`."""
+    """Smallest absolute value that stayed. Under local L1 it is far below `largest_zeroed`."""
 
 
 def measure_weights(original: Voice, pruned: Voice, bins: int = 80) -> WeightHistogram:
-    """Count weights by absolute value, kept and zeroed, over the layers that pruning changed (over all where it changed none).
+    """Count the weights of the layers that pruning changed (of all layers if it changed none).
 
-    Of a part that lost channels or layers no weight can be told from another: as many of each magnitude as the pruned voice still has
-    count as kept and the rest as zeroed, and neither has a say in the threshold.
+    In a part that lost channels or layers, single weights cannot be matched. There, as many of each
+    magnitude as the pruned voice has count as kept and the rest as zeroed, and neither counts for
+    the threshold.
     """
     before, after = dict(original.model.named_parameters()), dict(pruned.model.named_parameters())
-    there = prunable_layers(original)
+    prunable = prunable_layers(original)
     cut = {
         layer.part
-        for layer in there
+        for layer in prunable
         if layer.parameter not in after or after[layer.parameter].shape != layer.shape
     }
-    comparable = [layer.parameter for layer in there if layer.part not in cut]
+    comparable = [layer.parameter for layer in prunable if layer.part not in cut]
     changed = [name for name in comparable if before[name] is not after[name]]
     if not changed and not cut:
         changed = comparable
-    old = [before[layer.parameter] for layer in there if layer.part in cut]
+    old = [before[layer.parameter] for layer in prunable if layer.part in cut]
     new = [after[layer.parameter] for layer in prunable_layers(pruned) if layer.part in cut]
-    samples = [
-        (_sample(before[name]), _sample(before[name] * (after[name] == 0))) for name in changed
-    ]
-    samples += [(_sample(tensor), torch.zeros(1)) for tensor in old]
-    top = _top(*(torch.cat(parts) for parts in zip(*samples, strict=True)))
-    edges = np.linspace(0.0, top, bins + 1)
-    held = sum(
-        (_counts(tensor.detach().abs().flatten().cpu(), top, bins) for tensor in old),
-        np.zeros(bins, dtype=np.int64),
+    gone = {name: (after[name] == 0).flatten().cpu() for name in changed}
+    magnitudes = {name: _magnitudes(before[name]) for name in changed}
+
+    # The axis ends above nearly all weights and above what was zeroed. A sample is enough for it.
+    most = torch.cat(
+        [*(m[::64] for m in magnitudes.values()), *(_magnitudes(t)[::64] for t in old)]
     )
-    left = sum(
-        (_counts(tensor[tensor != 0].detach().abs().cpu(), top, bins) for tensor in new),
-        np.zeros(bins, dtype=np.int64),
-    )
-    kept = np.minimum(left, held)
-    zeroed = held - kept
+    zeroed_sample = [(magnitudes[name] * gone[name])[::64] for name in changed]
+    highest = float(torch.cat([*zeroed_sample, torch.zeros(1)]).max())
+    top = max(float(most.float().quantile(0.98)), 1.3 * highest) or 1.0
+
+    def counts(values: torch.Tensor) -> np.ndarray:
+        histogram = torch.histc(values.float().clamp(max=top), bins=bins, min=0.0, max=top)
+        return histogram.numpy().astype(np.int64)
+
+    none = np.zeros(bins, dtype=np.int64)
+    total = sum((counts(_magnitudes(tensor)) for tensor in old), none)
+    left = sum((counts(_magnitudes(tensor[tensor != 0])) for tensor in new), none)
+    kept = np.minimum(left, total)
+    zeroed = total - kept
     largest, smallest = 0.0, float("inf")
-    for name in changed:
-        magnitudes, gone = (
-            before[name].detach().abs().flatten().cpu(),
-            (after[name] == 0).flatten().cpu(),
-        )
-        counted = [_counts(magnitudes[chosen], top, bins) for chosen in (~gone, gone)]
-        kept += counted[0]
-        zeroed += counted[1]
-        largest = max(largest, float(magnitudes[gone].max()) if gone.any() else 0.0)
-        smallest = min(smallest, float(magnitudes[~gone].min()) if not gone.all() else float("inf"))
-    return WeightHistogram(edges, kept, zeroed, largest, smallest)
+    for name, values in magnitudes.items():
+        zeros, others = values[gone[name]], values[~gone[name]]
+        kept, zeroed = kept + counts(others), zeroed + counts(zeros)
+        largest = max(largest, float(zeros.max()) if len(zeros) else 0.0)
+        smallest = min(smallest, float(others.min()) if len(others) else float("inf"))
+    return WeightHistogram(np.linspace(0.0, top, bins + 1), kept, zeroed, largest, smallest)
 
 
-def _top(magnitudes: torch.Tensor, zeroed: torch.Tensor) -> float:
-    """Where the axis ends: nearly all weights, and what was zeroed with room beside it."""
-    return max(float(magnitudes.quantile(0.98)), 1.3 * float(zeroed.max())) or 1.0
-
-
-def _sample(weight: torch.Tensor) -> torch.Tensor:
-    """One in 64 of the magnitudes, evenly spaced: enough for where the axis ends."""
-    return weight.detach().abs().flatten().float().cpu()[::64]
-
-
-def _counts(magnitudes: torch.Tensor, top: float, bins: int) -> np.ndarray:
-    return (
-        torch.histc(magnitudes.float().clamp(max=top), bins=bins, min=0.0, max=top)
-        .numpy()
-        .astype(np.int64)
-    )
-
-
-WINDOW = 64
+def _magnitudes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().abs().flatten().cpu()
 
 
 @dataclass(frozen=True, eq=False)
 class MatrixPair:
-    """A corner of a layer's weights, outputs down and inputs across, at the middle tap of a convolution."""
+    """A corner of a layer's weights, outputs down and inputs across, at the middle tap."""
 
     layer: Layer
     before: np.ndarray
     """|weight| of the original, float [rows, columns]."""
     after: np.ndarray
-    """|weight| of the pruned voice in the same places: 0 where it became zero, NaN where its row, column or layer is gone."""
+    """|weight| of the pruned voice in the same places, NaN where it was removed."""
     tap: int
     taps: int
     zeros: float
-    """Share of zeros among what is left of the whole layer, 0 to 1."""
+    """Share of zeros in the whole layer of the pruned voice, 0 to 1."""
     shape_after: tuple[int, ...] | None
-    """Shape of the weight in the pruned voice, None where the layer is gone."""
+    """Shape of the weight in the pruned voice, None where the layer was removed."""
 
 
 def measure_matrix(
@@ -125,14 +213,14 @@ def measure_matrix(
     now: str | None,
     kept: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> MatrixPair:
-    """The corner of one layer in both voices.
+    """Return the corner of one layer in both voices.
 
     Args:
         original: the voice that was pruned.
-        pruned: what became of it.
-        name: of the original's layer.
-        now: the layer's name in the pruned voice, None where all of it is gone.
-        kept: dimension of the weight -> the indices of the original's that stay; dimensions not named stay whole.
+        pruned: the pruned voice.
+        name: of the layer in the original.
+        now: name of the layer in the pruned voice, None where it was removed.
+        kept: for each dimension of the weight that lost something, the indices that stayed.
 
     Raises:
         InputError: the original has no such layer that can be pruned.
@@ -140,12 +228,11 @@ def measure_matrix(
     layer = next((layer for layer in prunable_layers(original) if layer.name == name), None)
     if layer is None:
         raise InputError(
-            f"This voice has no layer {str(name)[:80]!r} that can be pruned: choose one of the list."
+            f"This voice has no layer {str(name)[:80]!r} that can be pruned: "
+            "choose one from the list."
         )
-    weight, module = (
-        original.model.get_parameter(layer.parameter).detach().cpu().float(),
-        original.model.get_submodule(name),
-    )
+    weight = original.model.get_parameter(layer.parameter).detach().cpu().float()
+    module = original.model.get_submodule(name)
     after, left = torch.full_like(weight, float("nan")), None
     if now is not None:
         left = pruned.model.get_parameter(f"{now}.weight").detach().cpu().float()
@@ -155,15 +242,14 @@ def measure_matrix(
         ]
         after[torch.meshgrid(*places, indexing="ij")] = left
     taps = weight.shape[2] if weight.dim() == 3 else 1
-    tap = taps // 2
     return MatrixPair(
         layer,
-        _corner(weight, module, tap),
-        _corner(after, module, tap),
-        tap,
-        taps,
-        0.0 if left is None else 1 - int(torch.count_nonzero(left)) / left.numel(),
-        None if left is None else tuple(left.shape),
+        before=_corner(weight, module, taps // 2),
+        after=_corner(after, module, taps // 2),
+        tap=taps // 2,
+        taps=taps,
+        zeros=0.0 if left is None else 1 - int(torch.count_nonzero(left)) / left.numel(),
+        shape_after=None if left is None else tuple(left.shape),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.measure.quality import METRICS
-from vits_prune.measure.sparsity import measure_size, measure_sparsity
+from vits_prune.measure.weights import measure_size, measure_sparsity
 from vits_prune.pruning.registry import METHODS
 from vits_prune.ship import formats
 from vits_prune.ship.card import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vits_prune.measure.sparsity import Size, Sparsity
+from vits_prune.measure.weights import Size, Sparsity
 from vits_prune.pruning.registry import METHODS
 from vits_prune.ship import card_figures
 from vits_prune.ship.card_history import block, code, made_in_short, made_words, plain, table, text

@@ -8,7 +8,7 @@ from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.measure.quality import METRICS, NO_DIFFERENCE, NO_FLOOR, TOO_FEW
-from vits_prune.measure.sparsity import Size, Sparsity
+from vits_prune.measure.weights import Size, Sparsity
 from vits_prune.ship.card_history import plain, table, text
 from vits_prune.ship.formats import Export
 from vits_prune.synthesis.speak import STAGES
@@ -271,7 +271,7 @@ def _alarms(evidence: Evidence) -> str:
         if (number := _number(evidence["alarms"], kind))
     }
     return (
-        f"Speech alarms: {', '.join(f'{text(kind)}: {number:g} of {count}' for kind, number in raised.items())}."
+        f"Speech failures: {', '.join(f'{text(kind)}: {number:g} of {count}' for kind, number in raised.items())}."
         if raised
         else ""
     )

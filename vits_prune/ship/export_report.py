@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vits_prune.errors import InputError
-from vits_prune.measure.alarms import measure_rhythm
-from vits_prune.measure.closeness import log_mel
-from vits_prune.measure.sparsity import measure_size
+from vits_prune.measure.closeness import log_mel, measure_rhythm
+from vits_prune.measure.weights import measure_size
 from vits_prune.ship import bench as standalone
 from vits_prune.ship.bench_folder import plan_of
 from vits_prune.ship.formats import Export, Step, write_float32_twin
@@ -79,7 +78,7 @@ def measure_fidelity(voice: Voice, shipped: Voice) -> Fidelity:
             for speech in (first, aligned)
         ]
         levels.append(float(np.mean(np.abs(mels[0] - mels[1])) * 20 / np.log(10)))
-        drifts.append(measure_rhythm(first, speak(shipped, sentence["text"])).drift or 0.0)
+        drifts.append(measure_rhythm(first, speak(shipped, sentence["text"])).duration_drift or 0.0)
     return Fidelity(float(np.mean(levels)), float(np.mean(drifts)))
 
 

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
 from vits_prune.measure import Sparsity
-from vits_prune.measure.signals import Spectrogram
+from vits_prune.measure.waveform import Spectrogram
 from vits_prune.measure.weights import MatrixPair, WeightHistogram
 from vits_prune.study.tables import PART_NAMES
 from vits_prune.voices.voice import PARTS

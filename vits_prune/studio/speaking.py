@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from vits_prune.measure import Latency, latency, measure_weights
-from vits_prune.measure.signals import Spectrogram, measure_spectrogram
+from vits_prune.measure import Latency, measure_latency, measure_weights
+from vits_prune.measure.waveform import Spectrogram, measure_spectrogram
 from vits_prune.measure.weights import MatrixPair, WeightHistogram, measure_matrix
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.layers import prunable_layers
@@ -64,21 +64,20 @@ def time_both(request: Request, token: str | None, progress: Progress) -> Latenc
     bench = workbench.bench
     bench.use_gpu()
     progress.report("timing both voices in turn", 0.0)
-    steps = latency.latency_steps(
+
+    def between_runs(message: str, fraction: float) -> None:
+        bench.let_hearing_pass()
+        progress.report(f"timing both voices in turn: {message}", fraction)
+
+    return measure_latency(
         bench.voice(request.reference, request.speaker, token),
         bench.pruned(request, token),
         timed_text(request.text),
         request.seed,
         delivery=request.delivery,
         runs=RUNS,
+        progress=Progress(between_runs),
     )
-    for step in steps:
-        bench.let_hearing_pass()
-        if isinstance(step, Latency):
-            return step
-        if step:
-            progress.report(f"timing both voices in turn: {step} of {RUNS} runs", step / RUNS)
-    raise AssertionError("latency_steps ends with a Latency")
 
 
 def timed_text(text: str) -> str:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from vits_prune.errors import InputError
-from vits_prune.measure.latency import Spread
+from vits_prune.measure.cost import Spread
 from vits_prune.measure.quality import METRICS
 from vits_prune.measure.statistics import Interval
 from vits_prune.pruning.spec import PruneSpec, in_words

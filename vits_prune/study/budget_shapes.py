@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vits_prune.measure.latency import Spread, measure_latency
+from vits_prune.measure.cost import Spread, measure_latency
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.calibration import texts_for
 from vits_prune.pruning.sensitivity import channel_sensitivity

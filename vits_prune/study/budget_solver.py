@@ -19,7 +19,7 @@ from typing import Literal
 
 from vits_prune.errors import InputError
 from vits_prune.files import write_file, write_json
-from vits_prune.measure.latency import Spread
+from vits_prune.measure.cost import Spread
 from vits_prune.measure.quality import METRICS
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.layers import prunable_layers

@@ -152,9 +152,7 @@ def compare(
         seed,
         delivery=delivery,
         runs=runs,
-        on_run=lambda done, count: progress.report(
-            f"timing: run {done + 1} of {count}", 0.5 + 0.5 * done / count
-        ),
+        progress=progress.part(0.5, 1.0, "timing: "),
     )
     return Comparison(
         text, seed, timing, (original, pruned), first, second, sparsity, size, latency

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from vits_prune.errors import InputError, UnmeasurableError
-from vits_prune.measure.alarms import KINDS, same_tokens
-from vits_prune.measure.closeness import Melody, track_melody
-from vits_prune.measure.energy import Cost, CostMeter
+from vits_prune.measure.closeness import PitchContour, measure_closeness, same_tokens, track_pitch
+from vits_prune.measure.cost import Cost, CostMeter
 from vits_prune.measure.quality import FAMILIES, METRICS, RULE, Figure, columns, conclude
-from vits_prune.measure.recognition import Recogniser, spoken_language, why_unheard
+from vits_prune.measure.recognition import Recogniser, why_unsupported
 from vits_prune.measure.statistics import METHOD
-from vits_prune.measure.utterances import Listener, Utterance, closeness_of, measure_utterance
+from vits_prune.measure.utterances import FAILURES, Listener, Utterance, measure_utterance
 from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import (
     MAX_SEED,
@@ -29,6 +28,7 @@ from vits_prune.synthesis.speak import (
     read_text,
     speak,
 )
+from vits_prune.voices.language import spoken_language
 from vits_prune.voices.voice import Voice
 
 MAX_NOISE_SEEDS = 16
@@ -89,7 +89,7 @@ class Reference:
     speeches: tuple[Speech, ...]
     """What the original says, one for each text."""
     utterances: tuple[Utterance, ...]
-    melodies: tuple[Melody, ...]
+    contours: tuple[PitchContour, ...]
     """F0 of the original, empty if closeness is not measured."""
     others: tuple[tuple[Utterance, ...], ...]
     """The noise floor: the original with each other seed."""
@@ -116,9 +116,9 @@ class Evaluation:
     """By metric, in the order of METRICS, without those that could not be measured."""
     utterances: tuple[tuple[Utterance, ...], tuple[Utterance, ...]]
     """One for each text."""
-    alarms: dict[str, int]
+    failures: dict[str, int]
     """Kind -> how many utterances of the pruned voice raise it."""
-    alarms_of_original: dict[str, float]
+    failures_of_original: dict[str, float]
     """Kind -> the same of the original, as the mean over all its seeds."""
     costs: tuple[Cost, Cost]
     unmeasured: dict[str, str]
@@ -141,8 +141,8 @@ class Evaluation:
             "interval": METHOD,
             "rule": RULE,
             "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
-            "alarms": self.alarms,
-            "alarms_of_original": self.alarms_of_original,
+            "alarms": self.failures,
+            "alarms_of_original": self.failures_of_original,
             "sentences": self.rows(),
             "unmeasured": self.unmeasured,
             "notes": list(self.notes),
@@ -167,7 +167,9 @@ class Evaluation:
                     if metric.kind == "voice":
                         row[f"{name}_original"] = _ratio(original.pair(name))
                     row[name] = _ratio(pruned.pair(name))
-            row["alarms"] = "; ".join(f"{alarm.kind}: {alarm.detail}" for alarm in pruned.alarms)
+            row["alarms"] = "; ".join(
+                f"{failure.kind}: {failure.detail}" for failure in pruned.failures
+            )
             found.append(row)
         return found
 
@@ -181,7 +183,7 @@ class Evaluation:
             if metric.family in self.settings.metrics:
                 figure = self.figures.get(name)
                 row |= figure.to_row() if figure else dict.fromkeys(columns(metric))
-        for kind, count in self.alarms.items():
+        for kind, count in self.failures.items():
             row[f"alarms_{kind.replace(' ', '_').replace('-', '_')}"] = count
         row["cpu_seconds_per_audio_second"] = self.costs[1].cpu_seconds_per_audio_second
         row["joules_per_audio_second"] = self.costs[1].joules_per_audio_second
@@ -247,13 +249,13 @@ def prepare_reference(
     said, notes = _sayable(voice, texts)
     listener, unmeasured = _listener(voice, settings)
     rounds, meter = 1 + settings.noise_seeds, CostMeter(voice)
-    speeches, utterances, melodies = [], [], []
+    speeches, utterances, contours = [], [], []
     for text in progress.part(0.0, 1 / rounds).track(said, "original: sentence"):
         speech = meter.speak(text, settings.seed, settings.delivery)
         speeches.append(speech)
         utterances.append(measure_utterance(speech, text, listener))
         if "closeness" in listener.families:
-            melodies.append(track_melody(speech.waveform, voice.sampling_rate, listener.threads))
+            contours.append(track_pitch(speech.waveform, voice.sampling_rate, listener.threads))
     reference = Reference(
         name=voice.name,
         settings=settings,
@@ -261,7 +263,7 @@ def prepare_reference(
         listener=listener,
         speeches=tuple(speeches),
         utterances=tuple(utterances),
-        melodies=tuple(melodies),
+        contours=tuple(contours),
         others=(),
         cost=meter.cost(),
         unmeasured=unmeasured,
@@ -308,7 +310,7 @@ def evaluate_against(
             f"{reference.name} and {pruned.name} are nowhere voiced at the same time: "
             "there is no melody to compare."
         )
-    counts = [_count_alarms(ones) for ones in (reference.utterances, *reference.others)]
+    counts = [_count_failures(ones) for ones in (reference.utterances, *reference.others)]
     progress.report("done", 1.0)
     return Evaluation(
         names=(reference.name, pruned.name),
@@ -317,8 +319,8 @@ def evaluate_against(
         texts=reference.texts,
         figures=figures,
         utterances=(reference.utterances, utterances),
-        alarms=_count_alarms(utterances),
-        alarms_of_original={k: sum(count[k] for count in counts) / len(counts) for k in KINDS},
+        failures=_count_failures(utterances),
+        failures_of_original={k: sum(count[k] for count in counts) / len(counts) for k in FAILURES},
         costs=(reference.cost, cost),
         unmeasured=unmeasured,
         notes=reference.notes,
@@ -341,7 +343,13 @@ def _measure_voice(
             locked = own
             if not np.array_equal(own.durations, original.durations):
                 locked = speak(voice, text, seed, delivery, timing=original)
-            close = closeness_of(original, locked, reference.melodies[i], listener.threads)
+            close = measure_closeness(
+                original.waveform,
+                locked.waveform,
+                original.sampling_rate,
+                contour=reference.contours[i],
+                threads=listener.threads,
+            )
             found = dataclasses.replace(found, closeness=close)
         utterances.append(found)
     return tuple(utterances), meter.cost()
@@ -372,7 +380,7 @@ def _listener(voice: Voice, settings: Settings) -> tuple[Listener, dict[str, str
     families, unmeasured, recogniser = settings.metrics, {}, settings.recogniser
     language = recogniser.language or spoken_language(voice)
     if "intelligibility" in families:
-        reason = why_unheard(recogniser, language, voice.name)
+        reason = why_unsupported(recogniser, language, voice.name)
         if reason:
             unmeasured["intelligibility"] = reason
             families = tuple(name for name in families if name != "intelligibility")
@@ -396,9 +404,9 @@ def _figures(reference: Reference, utterances: Sequence[Utterance]) -> dict[str,
     return found
 
 
-def _count_alarms(utterances: Iterable[Utterance]) -> dict[str, int]:
-    counted = Counter(alarm.kind for one in utterances for alarm in one.alarms)
-    return {kind: counted[kind] for kind in KINDS}
+def _count_failures(utterances: Iterable[Utterance]) -> dict[str, int]:
+    counted = Counter(failure.kind for one in utterances for failure in one.failures)
+    return {kind: counted[kind] for kind in FAILURES}
 
 
 def _ratio(pair: tuple[float, float]) -> float | None:

@@ -23,12 +23,11 @@ from typing import Any
 
 from vits_prune import forks
 from vits_prune.errors import InputError
-from vits_prune.measure.signals import available_cores
-from vits_prune.measure.sparsity import measure_sparsity
+from vits_prune.measure.weights import measure_sparsity
 from vits_prune.progress import SILENT, Pieces, Progress
 from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
 from vits_prune.study.sweep_grid import Point
-from vits_prune.threads import torch_threads
+from vits_prune.threads import available_cores, torch_threads
 from vits_prune.voices.load import load_voice
 from vits_prune.voices.voice import Voice
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.healing.training_curve import Curve
-from vits_prune.measure.recognition import spoken_language
 from vits_prune.ship.bundle import sample_texts
 from vits_prune.studio import workbench
 from vits_prune.studio.evidence import measured_original, texts_for
@@ -16,6 +15,7 @@ from vits_prune.studio.jobs import Update, in_background
 from vits_prune.study.comparison import DEFAULT_TEXT
 from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.ui import healed
+from vits_prune.voices.language import spoken_language
 
 if TYPE_CHECKING:
     from vits_prune.studio.request import Request

@@ -1,4 +1,4 @@
-"""What is timed and counted; never how long it took."""
+"""What is timed and counted; never how long it took. Energy from a made-up counter."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vits_prune import InputError, PruneSpec, measure_latency, prune, speak
-from vits_prune.measure import Spread, latency
-from vits_prune.measure.latency import count_macs
+from vits_prune.measure import Spread, cost
+from vits_prune.measure.cost import EnergyMeter, count_macs
+from vits_prune.progress import Cancelled, Progress
 from vits_prune.synthesis.speak import STAGES, Delivery
 
 TEXT = "the birch canoe slid"
@@ -16,7 +17,7 @@ TEXT = "the birch canoe slid"
 
 def test_runs_take_turns_and_the_first_alternates(tiny, monkeypatch):
     pruned, spoken = prune(tiny, PruneSpec()), []
-    real = latency.speak_sentences
+    real = cost.speak_sentences
 
     def watched(voice, text, seed, *, timing, **options):
         spoken.append(
@@ -28,14 +29,13 @@ def test_runs_take_turns_and_the_first_alternates(tiny, monkeypatch):
         )
         return real(voice, text, seed, timing=timing, **options)
 
-    monkeypatch.setattr(latency, "speak_sentences", watched)
-    told = []
-    found = measure_latency(
-        tiny, pruned, TEXT, runs=3, on_run=lambda done, total: told.append((done, total))
-    )
+    monkeypatch.setattr(cost, "speak_sentences", watched)
+    shown = []
+    progress = Progress(lambda *report: shown.append(report))
+    found = measure_latency(tiny, pruned, TEXT, runs=3, progress=progress)
     one, two = ("original", "own", True), ("pruned", "locked", True)
     assert spoken == [one, two, one, two, two, one, one, two]
-    assert told == [(0, 3), (1, 3), (2, 3)]
+    assert shown == [(f"run {run + 1} of 3", run / 3) for run in range(3)]
     assert found.runs == 3
 
 
@@ -73,15 +73,9 @@ def test_delivery_is_used(tiny):
     assert found.original.audio_seconds < speak(tiny, TEXT, 3).audio_seconds
 
 
-def test_raising_in_on_run_cancels(tiny):
-    class Cancelled(Exception):
-        pass
-
-    def stop(done, total):
-        raise Cancelled
-
+def test_timing_can_be_cancelled(tiny):
     with pytest.raises(Cancelled):
-        measure_latency(tiny, tiny, TEXT, on_run=stop)
+        measure_latency(tiny, tiny, TEXT, progress=Progress(cancelled=lambda: True))
 
 
 @pytest.mark.parametrize(("text", "runs"), [("", 1), ("🙂", 1), (TEXT, 0), (TEXT, -1)])
@@ -140,3 +134,37 @@ def test_counting_leaves_no_hooks(tiny):
 
 def test_spread():
     assert Spread.of([3.0, 1.0, 2.0, 10.0]) == Spread(2.5, 1.0, 10.0)
+
+
+def test_energy_of_every_package_and_a_counter_that_starts_again(tmp_path):
+    def package(name, title, micro, limit=1_000_000_000):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "name").write_text(title + "\n")
+        (folder / "energy_uj").write_text(f"{micro}\n")
+        (folder / "max_energy_range_uj").write_text(f"{limit}\n")
+
+    package("intel-rapl:0", "package-0", 5_000_000)
+    package("intel-rapl:0:0", "core", 0)
+    package("intel-rapl:1", "package-1", 999_000_000)
+    package("intel-rapl:2", "psys", 0)
+    meter = EnergyMeter("cpu", tmp_path)
+    package("intel-rapl:0", "package-0", 7_000_000)
+    package("intel-rapl:0:0", "core", 100_000_000)
+    package("intel-rapl:1", "package-1", 1_999_999)
+    package("intel-rapl:2", "psys", 100_000_000)
+    found = meter.read()
+    assert found.joules == pytest.approx(2.0 + 3.0)
+    assert found.method.startswith("RAPL")
+    meter.restart()
+    assert meter.read().joules == 0.0
+
+
+def test_no_counter_is_said_and_nothing_made_up(tmp_path):
+    (tmp_path / "intel-rapl:0").mkdir()
+    (tmp_path / "intel-rapl:0" / "name").write_text("package-0")
+    (tmp_path / "intel-rapl:0" / "max_energy_range_uj").write_text("1000")
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        found = EnergyMeter("cpu", folder).read()
+        assert found.joules is None
+        assert "no energy counter" in found.method

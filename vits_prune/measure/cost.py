@@ -1,0 +1,332 @@
+"""What speaking costs: latency by stage, multiply-accumulates, processor time and energy.
+
+Energy comes from counters of the machine (RAPL, NVML) and is never estimated.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vits_prune.errors import InputError
+from vits_prune.progress import SILENT, Progress
+from vits_prune.synthesis.speak import STAGES, Delivery, Speech, join, speak, speak_sentences
+from vits_prune.voices.voice import Voice
+
+DEFAULT_RUNS = 5
+POWERCAP = Path("/sys/class/powercap")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several runs of one quantity."""
+
+    median: float
+    low: float
+    """Smallest run."""
+    high: float
+    """Largest run."""
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class VoiceLatency:
+    """Timings of one voice on one text."""
+
+    stage_seconds: dict[str, Spread]
+    """Wall-clock seconds by stage (STAGES), and their sum as "total"."""
+    real_time_factor: Spread
+    """Seconds of computing per second of speech: below 1 is faster than speech."""
+    cpu_seconds_per_audio_second: Spread
+    """Processor seconds, all threads together, per second of speech."""
+    audio_seconds: float
+    """Length of the speech."""
+    dense_macs: int
+    """Multiply-accumulates of convolutions and linear layers for this text, zeros included."""
+    nonzero_macs: int
+    """Those with a weight that is not zero: the work of a perfect sparse kernel."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Two voices timed in turn on the same text, with as many frames, in one process."""
+
+    original: VoiceLatency
+    pruned: VoiceLatency
+    speed_up: Spread
+    """Seconds of the original over seconds of the pruned voice, run by run."""
+    runs: int
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    speech: Speech
+    cpu_seconds: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.speech.seconds.values())
+
+
+def measure_latency(
+    original: Voice,
+    pruned: Voice,
+    text: str,
+    seed: int = 0,
+    *,
+    delivery: Delivery = Delivery(),
+    runs: int = DEFAULT_RUNS,
+    progress: Progress = SILENT,
+) -> Latency:
+    """Time two voices on one text, in turn and in changing order, after one warm-up run of each.
+
+    Both compute the original's number of frames: the pruned voice runs its duration predictor but
+    keeps the original's durations. Otherwise a voice whose durations run away would look faster
+    per second of speech.
+
+    Args:
+        original: the voice to compare with.
+        pruned: the voice compared with it.
+        text: the text that both speak.
+        seed: of the noise.
+        delivery: speaking rate and noise scales.
+        runs: counted runs of each voice, at least 1.
+        progress: reports each pair of runs.
+
+    Raises:
+        InputError: the text cannot be spoken, or `runs` is below 1.
+    """
+    if runs < 1:
+        raise InputError("runs must be at least 1.")
+    timed: tuple[list[_Run], list[_Run]] = ([], [])
+    for run in range(runs):
+        progress.report(f"run {run + 1} of {runs}", run / runs)
+        if run == 0:
+            first, original_macs = count_macs(original, text, seed, delivery=delivery)
+            _, pruned_macs = count_macs(pruned, text, seed, timing=first, delivery=delivery)
+            pair: list[tuple[int, Voice, Any]] = [(0, original, "own"), (1, pruned, first)]
+        for which, voice, timing in pair if run % 2 == 0 else reversed(pair):
+            cpu = time.process_time()
+            speech = _speak_with_prediction(voice, text, seed, timing, delivery)
+            timed[which].append(_Run(speech, time.process_time() - cpu))
+    return Latency(
+        original=_summary(timed[0], *original_macs),
+        pruned=_summary(timed[1], *pruned_macs),
+        speed_up=Spread.of([a.total / b.total for a, b in zip(*timed, strict=True)]),
+        runs=runs,
+        threads=torch.get_num_threads(),
+        device=original.device.type,
+    )
+
+
+def _speak_with_prediction(
+    voice: Voice, text: str, seed: int, timing: Literal["own"] | Speech, delivery: Delivery
+) -> Speech:
+    pieces = speak_sentences(
+        voice, text, seed, timing=timing, delivery=delivery, always_predict=True
+    )
+    return join(list(pieces))
+
+
+def _summary(runs: list[_Run], dense_macs: int, nonzero_macs: int) -> VoiceLatency:
+    seconds = runs[0].speech.audio_seconds
+    stages = {stage: Spread.of([run.speech.seconds[stage] for run in runs]) for stage in STAGES}
+    return VoiceLatency(
+        stage_seconds={**stages, "total": Spread.of([run.total for run in runs])},
+        real_time_factor=Spread.of([run.total / seconds for run in runs]),
+        cpu_seconds_per_audio_second=Spread.of([run.cpu_seconds / seconds for run in runs]),
+        audio_seconds=seconds,
+        dense_macs=dense_macs,
+        nonzero_macs=nonzero_macs,
+    )
+
+
+def count_macs(
+    voice: Voice,
+    text: str,
+    seed: int = 0,
+    *,
+    timing: Literal["own"] | Speech = "own",
+    delivery: Delivery = Delivery(),
+) -> tuple[Speech, tuple[int, int]]:
+    """Speak once and count the multiply-accumulates of every Conv1d, ConvTranspose1d and Linear.
+
+    A convolution uses each weight once per output frame, a transposed one once per input frame, a
+    linear layer once per row. Products of activations (attention) and additions of biases are not
+    counted.
+
+    Returns:
+        The Speech and (all, those with a weight that is not zero).
+    """
+    counts = [0, 0]
+    copy = voice.with_weights({})  # another thread may be speaking with this voice
+    with _counting(copy.model, counts):
+        speech = _speak_with_prediction(copy, text, seed, timing, delivery)
+    return speech, (counts[0], counts[1])
+
+
+@contextmanager
+def _counting(model: nn.Module, counts: list[int]) -> Iterator[None]:
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if isinstance(module, nn.Linear):
+            positions = output.numel() // output.shape[-1]
+        else:
+            frames = inputs[0] if isinstance(module, nn.ConvTranspose1d) else output
+            positions = frames.shape[0] * frames.shape[-1]
+        counts[0] += positions * module.weight.numel()
+        counts[1] += positions * int(torch.count_nonzero(module.weight))
+
+    kinds = (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy between two readings."""
+
+    joules: float | None
+    """None where no counter can be read."""
+    method: str
+    """Which counter and what it counts, or why there is none."""
+
+
+class EnergyMeter:
+    """Reads the machine's energy counters: RAPL for the processor, NVML for an NVIDIA GPU."""
+
+    def __init__(self, device: str = "cpu", powercap: Path = POWERCAP) -> None:
+        """Find the counters.
+
+        Args:
+            device: where the voice speaks, "cpu" or "cuda".
+            powercap: where Linux shows RAPL.
+        """
+        self._gpu = _nvml_device() if device == "cuda" else None
+        self._packages = [] if device == "cuda" else _packages(powercap)
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._before = self._read()
+
+    def read(self) -> Energy:
+        """Return the energy since the last restart."""
+        now = self._read()
+        if now is None or self._before is None:
+            return Energy(
+                None,
+                "no energy counter can be read on this machine "
+                "(neither RAPL under /sys/class/powercap nor NVML)",
+            )
+        if self._gpu is not None:
+            joules = (now[0] - self._before[0]) / 1e3
+            return Energy(joules, "NVML: the whole GPU, other programs on it included")
+        micro = sum(
+            (after - before) % (limit + 1)
+            for before, after, (_, limit) in zip(self._before, now, self._packages, strict=True)
+        )
+        what = "RAPL: the whole processor package, other programs on it included"
+        return Energy(micro / 1e6, what)
+
+    def _read(self) -> list[int] | None:
+        """Return microjoules by package, or millijoules of the GPU."""
+        if self._gpu is not None:
+            import pynvml
+
+            try:
+                return [pynvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu)]
+            except pynvml.NVMLError:  # the driver has no counter
+                return None
+        try:
+            return [int((folder / "energy_uj").read_text()) for folder, _ in self._packages] or None
+        except (OSError, ValueError):  # the file is for root only
+            return None
+
+
+def _packages(powercap: Path) -> list[tuple[Path, int]]:
+    """Return RAPL's packages, without their parts such as DRAM, and where their counters wrap."""
+    found = []
+    for folder in sorted(powercap.glob("intel-rapl:*")):
+        try:
+            title = (folder / "name").read_text()
+            if folder.name.count(":") == 1 and title.startswith("package"):
+                found.append((folder, int((folder / "max_energy_range_uj").read_text())))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _nvml_device() -> object | None:
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+    except pynvml.NVMLError:  # no driver
+        return None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of speaking a set of texts. Times and joules differ from run to run."""
+
+    audio_seconds: float
+    """Length of the speech."""
+    cpu_seconds_per_audio_second: float
+    """Processor seconds of this process, all threads together, per second of speech."""
+    joules_per_audio_second: float | None
+    """None where no counter can be read."""
+    energy_method: str
+    """Which counter, or why there is none."""
+
+
+class CostMeter:
+    """Speaks texts with a voice and adds up the cost.
+
+    Of several texts the first does not count: it includes loading and compiling.
+    """
+
+    def __init__(self, voice: Voice) -> None:
+        self._voice = voice
+        self._energy = EnergyMeter(voice.device.type)
+        self._runs: list[tuple[float, float, float | None]] = []
+        self._method = ""
+
+    def speak(self, text: str, seed: int, delivery: Delivery) -> Speech:
+        """Speak a text with the voice's own timing."""
+        self._energy.restart()
+        before = time.process_time()
+        speech = speak(self._voice, text, seed, delivery)
+        cpu, energy = time.process_time() - before, self._energy.read()
+        self._runs.append((speech.audio_seconds, cpu, energy.joules))
+        self._method = energy.method
+        return speech
+
+    def cost(self) -> Cost:
+        """Return the cost of all texts so far, at least one."""
+        seconds, cpu, joules = zip(*(self._runs[1:] or self._runs), strict=True)
+        audio = sum(seconds)
+        known = [value for value in joules if value is not None]
+        per_second = sum(known) / audio if len(known) == len(joules) else None
+        return Cost(sum(run[0] for run in self._runs), sum(cpu) / audio, per_second, self._method)
