@@ -1,4 +1,4 @@
-"""The judge of checkpoints on a tiny voice: on which sentences, what it says when it cannot measure, and what healing keeps by it."""
+"""The judge of checkpoints: its sentences, what it cannot measure, and the checkpoint it keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest amount that keeps limits: on made-up voices whose knee is known, and on a tiny one."""
+"""The largest amount that keeps limits: of figures with a known knee, and of a tiny voice."""
 
 from __future__ import annotations
 
@@ -10,8 +10,20 @@ import pytest
 from vits_prune import InputError, PruneSpec
 from vits_prune.measure.quality import METRICS, Figure
 from vits_prune.measure.statistics import Interval
+from vits_prune.progress import Progress
 from vits_prune.study.evaluation import Settings, prepare_reference
-from vits_prune.study.knee import LIMITS, Limit, bisect, find_knee, last_before, parse_limit
+from vits_prune.study.knee import (
+    LIMITS,
+    Limit,
+    bisect,
+    find_knee,
+    last_before,
+    parse_limit,
+    prune_until_knee,
+)
+
+TEXTS = ["the birch canoe slid", "on the smooth planks"]
+CHEAP = Settings(metrics=("rhythm",), noise_seeds=0)
 
 
 def figure(name, value, spread=0.0):
@@ -20,7 +32,7 @@ def figure(name, value, spread=0.0):
 
 
 def falling(spread=0.0):
-    """CER grows by 0.1 and DNSMOS falls by 0.25 from amount 0 to 1: the limits are passed at 0.2 and 0.4."""
+    """CER grows by 0.1 and DNSMOS falls by 0.25 from 0 to 1: the limits break at 0.2 and 0.4."""
 
     def measure(spec):
         return {
@@ -73,19 +85,15 @@ def test_limits():
 
 
 def test_a_tiny_voice(tiny):
-    texts, settings, told = (
-        ["the birch canoe slid", "on the smooth planks"],
-        Settings(metrics=("rhythm",), noise_seeds=0),
-        [],
-    )
-    reference = prepare_reference(tiny, texts, settings)
+    told, local = [], PruneSpec(scope="local")
+    reference = prepare_reference(tiny, TEXTS, CHEAP)
     limits = [Limit("duration_ratio", 0.05)]
     knee = find_knee(
         tiny,
-        "local",
-        limits=limits,
+        local,
+        limits,
         reference=reference,
-        progress=lambda what, share: told.append(share),
+        progress=Progress(lambda message, fraction: told.append(fraction)),
     )
     assert told == sorted(told)
     assert knee.texts == 2
@@ -94,16 +102,16 @@ def test_a_tiny_voice(tiny):
     assert any(abs(step.decisions[0].interval.value) > 0.05 for step in knee.trials)
     assert json.loads(json.dumps(knee.to_dict()))["amount"] == knee.amount
     assert [row["amount"] for row in knee.rows()] == sorted(step.amount for step in knee.trials)
-    again = find_knee(tiny, "local", limits=limits, texts=texts)
+    again = find_knee(tiny, local, limits, texts=TEXTS)
     assert (again.spec, again.trials) == (knee.spec, knee.trials)
     with pytest.raises(InputError, match="without loudness"):
         find_knee(tiny, limits=[Limit("lufs", 1.0)], reference=reference)
 
 
-@pytest.mark.parametrize("limits", [(), (Limit("cer", 0.1), Limit("cer", 0.2))])
-def test_limits_that_say_nothing(tiny, limits):
-    with pytest.raises(InputError):
-        find_knee(tiny, limits=limits, texts=["the birch"])
+def test_limits_that_say_nothing(tiny):
+    for limits in ((), (Limit("cer", 0.1), Limit("cer", 0.2))):
+        with pytest.raises(InputError):
+            find_knee(tiny, limits=limits, texts=["the birch"])
 
 
 def test_a_row_beyond_a_limit():
@@ -130,3 +138,47 @@ def test_the_knee_of_a_measured_curve_lies_before_the_first_break():
     assert knee(0.0, 0.01) is None
     assert knee(0.5, 0.0) is None
     assert knee() is None
+
+
+def test_a_knee_with_protected_layers(tiny):
+    limits = [Limit("duration_drift", 1e6)]
+    base = PruneSpec(method="random", protect=("duration_predictor",))
+    knee = find_knee(tiny, base, limits, texts=TEXTS)
+    assert knee.spec.protect == ("duration_predictor",)
+    assert knee.spec.method == "random"
+    # What is not protected is not enough for every amount: more breaks the limits.
+    assert 0.5 < knee.amount < 0.99
+    with pytest.raises(InputError, match="pattern"):
+        find_knee(tiny, PruneSpec(pattern="2:4", amount=0.5), limits, texts=TEXTS)
+    with pytest.raises(InputError, match="no layer"):  # every amount is refused: the reason stays
+        find_knee(tiny, PruneSpec(protect=("mouth",)), limits, texts=TEXTS)
+
+
+def test_gradual_pruning_stops_where_a_limit_breaks(tiny):
+    reference, kept = prepare_reference(tiny, TEXTS, CHEAP), []
+    spec = PruneSpec(amounts=(0.05, 0.5, 0.95), amount=0.95)
+    loose = prune_until_knee(tiny, spec, reference, [Limit("duration_drift", 1e6)])
+    drifts = [step.decisions[0].interval.value for step in loose.steps]
+    assert loose.amount == 0.95
+    between = (drifts[0] + drifts[1]) / 2
+    shares = []
+    found = prune_until_knee(
+        tiny,
+        spec,
+        reference,
+        [Limit("duration_drift", between)],
+        on_voice=lambda number, _: kept.append(number),
+        progress=Progress(lambda message, fraction: shares.append(fraction)),
+    )
+    assert ([step.kept for step in found.steps], found.amount, kept) == (
+        [True, False],
+        0.05,
+        [1, 2],
+    )
+    assert found.voice.recipe["pruned"][-1]["amount"] == 0.05
+    assert shares[-1] == 1.0
+    nothing = prune_until_knee(tiny, spec, reference, [Limit("duration_drift", 0.0)])
+    assert (nothing.voice, nothing.amount, len(nothing.steps)) == (None, 0.0, 1)
+    for wrong in ((PruneSpec(), [Limit("duration_drift", 1.0)]), (spec, [Limit("lufs", 1.0)])):
+        with pytest.raises(InputError):
+            prune_until_knee(tiny, wrong[0], reference, wrong[1])

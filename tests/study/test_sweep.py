@@ -15,6 +15,7 @@ import pytest
 
 from tests.study.conftest import CHEAP, GRID, TEXTS, numbers, table
 from vits_prune import InputError, PruneSpec, load_voice, measure_sparsity, prune
+from vits_prune.cli.main import main
 from vits_prune.progress import Progress
 from vits_prune.study import sweep, sweep_engines
 from vits_prune.study.charts import curves
@@ -77,7 +78,7 @@ def test_the_manifest_says_what_the_numbers_depend_on(whole, tiny):
 
 
 def test_started_again_there_is_nothing_to_do(whole, tiny_folder, monkeypatch):
-    monkeypatch.setattr(sweep, "prepare_reference", None)  # the original is not even spoken
+    monkeypatch.setattr(sweep_engines, "prepare_reference", None)  # the original is not even spoken
     again = run_sweep(tiny_folder, GRID, TEXTS, CHEAP, whole.folder)
     assert (again.measured, again.rows) == (0, whole.rows)
 
@@ -219,7 +220,7 @@ def test_each_voice_is_swept_and_a_missing_one_is_named(voices, refs, tmp_path):
 
 
 def test_voices_again_there_is_nothing_to_do(voices, refs, monkeypatch):
-    monkeypatch.setattr(sweep, "prepare_reference", None)  # no original is spoken
+    monkeypatch.setattr(sweep_engines, "prepare_reference", None)  # no original is spoken
     fractions = []
     again = run_voices(
         reversed(refs), FEW, TEXTS, CHEAP, voices.folder, progress=watched(fractions)
@@ -272,3 +273,53 @@ def test_names_and_folders_distinguish_voices():
     folders = list(map(folder_name, refs))
     assert len(set(folders)) == len(refs)
     assert not any("/" in name or name.startswith(".") for name in folders)
+
+
+def test_structured_and_second_order_from_the_command_line(tiny_folder, tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    line = [
+        "sweep",
+        "--voice",
+        str(tiny_folder),
+        "--text-file",
+        str(tmp_path / "texts.txt"),
+        "--metrics",
+        "rhythm",
+        "--noise-seeds",
+        "0",
+    ]
+    methods = [
+        "--method",
+        "structured",
+        "second_order",
+        "--amount",
+        "0,0.25",
+        "--prune-seed",
+        "2",
+        "--parts",
+        "text_encoder+decoder",
+    ]
+    assert main([*line, *methods, "--out", str(tmp_path / "sweep")]) == 0
+    shown = capsys.readouterr().out
+    assert "4 points" in shown
+    assert "second_order" in shown
+    assert "sensitivity" not in shown
+    assert (
+        main(
+            [
+                *line,
+                "--pattern",
+                "2:4",
+                "--protect",
+                "duration_predictor",
+                "--parts",
+                "flow",
+                "--out",
+                str(tmp_path / "pattern"),
+            ]
+        )
+        == 0
+    )
+    assert '"pattern":"2:4"' in (tmp_path / "pattern" / "sweep.csv").read_text().replace('""', '"')
+    assert main([*line, "--steps", "0.1,0.2", "--out", str(tmp_path / "x")]) == 2
+    assert "amount of its own" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -359,11 +360,11 @@ def _sensitivity(options: argparse.Namespace) -> None:
 
     amounts, base = _amounts(options), base_of(options)
     if options.layers is None:
-        points = part_points(amounts, scope=options.scope, method=options.method, base=base)
+        base = dataclasses.replace(base, method=options.method, scope=options.scope)
+        points = part_points(amounts, base)
     else:
-        points = layer_points(
-            _ref(options).load(), amounts, options.layers, method=options.method, base=base
-        )
+        base = dataclasses.replace(base, method=options.method)
+        points = layer_points(_ref(options).load(), amounts, options.layers, base)
     _run(
         options,
         points,
@@ -459,16 +460,14 @@ def _knee(options: argparse.Namespace) -> None:
     _check_writable(options.json)
     voice = _ref(options).load()
     with Progress() as tell:
-        choices = {"method": options.method, "strict": options.strict, "base": base}
         knee = find_knee(
             voice,
-            options.scope,
-            parts,
+            dataclasses.replace(base, method=options.method, scope=options.scope, parts=parts),
             limits,
             texts=texts,
             settings=settings,
+            strict=options.strict,
             progress=tell,
-            **choices,
         )
     _print_knee(knee)
     _write_json(options.json, knee.to_dict())

@@ -124,14 +124,7 @@ class BudgetSearch:
         reference: Reference,
         estimates: Sequence[ShapeEstimate] = (),
     ) -> None:
-        """Begin.
-
-        Args:
-            voice: the original.
-            budget: what it may cost and lose.
-            reference: the original measured on what candidates are compared on.
-            estimates: shapes to try.
-        """
+        """Begin with the original, measured on what candidates are compared on."""
         self.tried: list[Candidate] = []
         self.voices: dict[Candidate, Voice] = {}
         self._voice, self._budget, self._reference = voice, budget, reference
@@ -350,11 +343,7 @@ def dense_megabytes(voice: Voice) -> float:
 
 
 def check_empty(folder: Path) -> None:
-    """Raise if a folder holds something.
-
-    Raises:
-        InputError: it does, or it is a file.
-    """
+    """Raise InputError if a folder holds something, or is a file."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: give a folder that is new or empty.")
 

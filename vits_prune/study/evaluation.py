@@ -77,10 +77,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """An original that was measured, to be compared with any number of voices.
-
-    It can be pickled.
-    """
+    """An original that was measured, to be compared with many voices. It can be pickled."""
 
     name: str
     settings: Settings
@@ -100,7 +97,6 @@ class Reference:
     seconds: float = 0.0
     """Wall-clock time of the measurement."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """As `identity_of` returns it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +123,6 @@ class Evaluation:
     seconds: float = 0.0
     """Wall-clock time, without that of the Reference."""
     identities: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-    """As `identity_of` returns them."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able values. Only "cost" differs from run to run."""

@@ -16,7 +16,7 @@ from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.prune import prune, prune_steps
 from vits_prune.pruning.spec import MAX_AMOUNT, PruneSpec
 from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
-from vits_prune.voices.voice import PARTS, Voice
+from vits_prune.voices.voice import Voice
 
 RESOLUTION = 0.01
 RULE = (
@@ -161,15 +161,12 @@ class Gradual:
 
 def find_knee(
     voice: Voice,
-    scope: str = "global",
-    parts: tuple[str, ...] = PARTS,
+    base: PruneSpec = PruneSpec(),
     limits: Sequence[Limit] = LIMITS,
     *,
     texts: Sequence[str] = (),
     settings: Settings | None = None,
-    method: str = "magnitude",
     strict: bool = False,
-    base: PruneSpec = PruneSpec(),
     reference: Reference | None = None,
     progress: Progress = SILENT,
 ) -> Knee:
@@ -177,14 +174,11 @@ def find_knee(
 
     Args:
         voice: the original.
-        scope: how the amount is shared out.
-        parts: which parts are pruned.
+        base: what to prune, apart from the amount.
         limits: what must be kept.
         texts: what is spoken; not needed with a reference.
         settings: how to measure; None for no noise floor. The metrics are those of the limits.
-        method: which weights are removed first.
         strict: whether the whole interval must keep a limit, and not the estimate alone.
-        base: the other fields of every PruneSpec.
         reference: the original measured earlier; its texts and settings are used.
         progress: may raise to cancel.
 
@@ -198,7 +192,6 @@ def find_knee(
         raise InputError(
             "A knee is an amount: leave out a pattern, a shape and the amounts of steps."
         )
-    base = dataclasses.replace(base, method=method, scope=scope, amount=0.0, parts=parts)
     rounds, most, tried = 0, _COUNT.bit_length(), 0
     if reference is None:
         metrics = tuple({METRICS[limit.metric].family for limit in limits})

@@ -22,24 +22,20 @@ import torch
 from vits_prune.errors import InputError
 from vits_prune.files import write_file
 from vits_prune.progress import SILENT, Pieces, Progress
-from vits_prune.study.evaluation import Settings, prepare_reference
+from vits_prune.study.evaluation import Settings
 from vits_prune.study.sweep_engines import (
     ENGINES,
     VoiceRef,
-    Work,
     failure_words,
     fingerprint,
     import_ray,
+    measure_points,
+    prepare_work,
     ray_cluster,
     ray_slots,
-    reference_on_ray,
-    run_here,
-    run_processes,
-    run_ray,
 )
 from vits_prune.study.sweep_grid import Grid, Point
 from vits_prune.study.sweep_store import TABLE, Store, csv_of, holds_sweep
-from vits_prune.threads import torch_threads
 from vits_prune.voices.voice import Voice
 
 MAX_JOBS = 256
@@ -140,15 +136,14 @@ def run_sweep(
         if groups:
             if engine == "ray":
                 connected.enter_context(ray_cluster())
-            prepared, measuring = _parts(progress, 1 + settings.noise_seeds, len(groups))
-            work = _work(ref, voice, texts, settings, store, engine, prepared)
+            # A round of the original weighs as much as a point.
+            rounds = 1 + settings.noise_seeds
+            middle = rounds / (rounds + len(groups))
+            part, threads = progress.part(0.0, middle), store.manifest["threads"]
+            work = prepare_work(engine, ref, voice, texts, settings, threads, part)
+            pieces = Pieces(progress.part(middle, 1.0), len(groups), "point")
             firsts = [group[0] for group in groups]
-            run = functools.partial(run_here, work, voice, firsts)
-            if engine == "ray":
-                run = functools.partial(run_ray, work, firsts)
-            elif jobs > 1:
-                run = functools.partial(run_processes, work, firsts, jobs)
-            for index, found in run(measuring):
+            for index, found in measure_points(engine, jobs, work, voice, firsts, pieces):
                 for point in groups[index]:
                     if isinstance(found, str):
                         failures.append(Failure(point, found))
@@ -259,25 +254,6 @@ def _write_table(folder: Path, sweeps: Iterable[SweepResult]) -> None:
         ) from error
 
 
-def _work(
-    ref: VoiceRef,
-    voice: Voice,
-    texts: Sequence[str],
-    settings: Settings,
-    store: Store,
-    engine: str,
-    progress: Progress,
-) -> Work:
-    """Measure the original."""
-    threads, weights = store.manifest["threads"], store.manifest["voice"]["weights_sha256"]
-    if engine == "ray":
-        reference = reference_on_ray(ref, weights, texts, settings, threads, progress)
-    else:
-        with torch_threads(threads):
-            reference = prepare_reference(voice, texts, settings, progress=progress)
-    return Work(ref, weights, reference, threads)
-
-
 def _equal(points: Sequence[Point]) -> list[tuple[Point, ...]]:
     """Group the points that are the same voice: with amount 0 all are the original."""
     untouched = tuple(point for point in points if point.untouched)
@@ -285,12 +261,6 @@ def _equal(points: Sequence[Point]) -> list[tuple[Point, ...]]:
         *([untouched] if untouched else []),
         *((point,) for point in points if not point.untouched),
     ]
-
-
-def _parts(progress: Progress, rounds: int, points: int) -> tuple[Progress, Pieces]:
-    """Share out the progress: a round of the original weighs as much as a point."""
-    middle = rounds / max(1, rounds + points)
-    return progress.part(0.0, middle), Pieces(progress.part(middle, 1.0), points, "point")
 
 
 def _check_choices(jobs: object, engine: object) -> None:

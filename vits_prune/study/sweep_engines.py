@@ -69,10 +69,9 @@ class Work:
 
     voice: VoiceRef
     fingerprint: str
-    """Of the voice's weights."""
     reference: Reference
     threads: int
-    """Of torch: sums depend on their number, so it is the same in each process."""
+    """Of torch: sums depend on it, so it is the same in each process."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,7 @@ def fingerprint(voice: Voice) -> str:
 
 @functools.lru_cache(maxsize=2)
 def load_same(ref: VoiceRef, expected: str) -> Voice:
-    """Return the voice, loaded once per process.
-
-    Raises:
-        InputError: its weights do not have the expected fingerprint.
-    """
+    """Load the voice once per process; raise InputError if its fingerprint is another one."""
     voice = ref.load()
     if fingerprint(voice) != expected:
         raise InputError(
@@ -117,11 +112,11 @@ def measure_point(
 ) -> Measured:
     """Prune the voice and measure it against the original."""
     pruned = point.apply(voice)
-    evaluation = evaluate_against(reference, pruned, progress=progress)
-    sparsity, found = measure_sparsity(pruned), evaluation.to_dict()
-    details = {name: found[name] for name in _DETAILS}
+    found = evaluate_against(reference, pruned, progress=progress)
+    sparsity, whole = measure_sparsity(pruned), found.to_dict()
+    details = {name: whole[name] for name in _DETAILS}
     details["sparsity"] = {"overall": sparsity.overall, **sparsity.parts}
-    return Measured({"sparsity": sparsity.overall, **evaluation.to_row()}, details)
+    return Measured({"sparsity": sparsity.overall, **found.to_row()}, details)
 
 
 def failure_words(error: Exception) -> str:
@@ -130,6 +125,36 @@ def failure_words(error: Exception) -> str:
         return str(error)
     log.error("Unexpected error in a sweep", exc_info=error)
     return f"{type(error).__name__}: {error}"
+
+
+def prepare_work(
+    engine: str,
+    ref: VoiceRef,
+    voice: Voice,
+    texts: Sequence[str],
+    settings: Settings,
+    threads: int,
+    progress: Progress = SILENT,
+) -> Work:
+    """Measure the original, with `threads` of torch; `voice` is what `ref` loads."""
+    weights = fingerprint(voice)
+    if engine == "ray":
+        reference = reference_on_ray(ref, weights, texts, settings, threads, progress)
+    else:
+        with torch_threads(threads):
+            reference = prepare_reference(voice, texts, settings, progress=progress)
+    return Work(ref, weights, reference, threads)
+
+
+def measure_points(
+    engine: str, jobs: int, work: Work, voice: Voice, points: Sequence[Point], pieces: Pieces
+) -> Iterator[Outcome]:
+    """Measure points, each of which is a piece of the progress, in any order."""
+    if engine == "ray":
+        return run_ray(work, points, pieces)
+    if jobs > 1:
+        return run_processes(work, points, jobs, pieces)
+    return run_here(work, voice, points, pieces)
 
 
 def run_here(
@@ -277,11 +302,7 @@ def passive_waiting() -> Iterator[None]:
 
 
 def import_ray() -> Any:
-    """Return the module ray, an optional install.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Return the module ray; raise InputError if it is not installed."""
     try:
         import ray
     except ImportError as error:
@@ -291,10 +312,7 @@ def import_ray() -> Any:
 
 @contextlib.contextmanager
 def ray_cluster() -> Iterator[Any]:
-    """Connect Ray to the cluster of RAY_ADDRESS, or to a new one of this machine.
-
-    A connection that exists already is used and stays.
-    """
+    """Connect Ray to the cluster of RAY_ADDRESS, or to a new one here; keep a connection."""
     ray = import_ray()
     ours = not ray.is_initialized()
     if ours:
@@ -320,19 +338,7 @@ def reference_on_ray(
     threads: int,
     progress: Progress = SILENT,
 ) -> Reference:
-    """Measure the original on the cluster, so that many voices do not wait for this machine.
-
-    Args:
-        voice: the original.
-        fingerprint: of its weights.
-        texts: what to speak.
-        settings: how to measure.
-        threads: of torch.
-        progress: may raise to cancel.
-
-    Raises:
-        InputError: nothing can be said, the voice is another one there, or Ray cannot run it.
-    """
+    """Measure the original on the cluster, so that many voices do not wait for this machine."""
     ray = import_ray()
     prepare = _ray_task(ray, _prepare, threads)
     task = prepare.remote(voice, fingerprint, tuple(texts), settings, threads)

@@ -145,13 +145,7 @@ class Grid:
         return tuple(map(Point, self.specs()))
 
 
-def part_points(
-    amounts: Iterable[float],
-    *,
-    scope: str = "global",
-    method: str = "magnitude",
-    base: PruneSpec = PruneSpec(),
-) -> tuple[Point, ...]:
+def part_points(amounts: Iterable[float], base: PruneSpec = PruneSpec()) -> tuple[Point, ...]:
     """Return a point for each part alone at each amount.
 
     A part that the method protects as a whole is pruned too. A part that a structured method cannot
@@ -159,22 +153,17 @@ def part_points(
 
     Args:
         amounts: shares of the part's weights; for a structured method of its channels.
-        scope: how the amount is shared out within a part.
-        method: which weights are removed first.
         base: the other fields of every PruneSpec.
     """
-    amounts, known = tuple(amounts), METHODS.get(method)
+    amounts, method = tuple(amounts), METHODS[base.method]
     found = []
     for part in PARTS:
-        if known and known.structured and part == "duration_predictor":
+        if method.structured and part == "duration_predictor":
             continue
         bare = base
-        if known and part in known.protect and base.protect is None:
+        if part in method.protect and base.protect is None:
             bare = replace(base, protect=())
-        found += [
-            Point(replace(bare, method=method, scope=scope, amount=amount, parts=(part,)))
-            for amount in amounts
-        ]
+        found += [Point(replace(bare, amount=amount, parts=(part,))) for amount in amounts]
     return tuple(found)
 
 
@@ -182,8 +171,6 @@ def layer_points(
     voice: Voice,
     amounts: Iterable[float],
     names: Sequence[str] = (),
-    *,
-    method: str = "magnitude",
     base: PruneSpec = PruneSpec(),
 ) -> tuple[Point, ...]:
     """Return a point for each layer alone at each amount, protected layers included.
@@ -192,28 +179,23 @@ def layer_points(
         voice: whose layers.
         amounts: shares of the layer's weights.
         names: layers, or beginnings of names ("decoder.resblocks.0"); empty for all layers.
-        method: which weights are removed first.
         base: the other fields of every PruneSpec.
 
     Raises:
         InputError: no layer has such a name, or the method removes what layers share.
     """
-    _check_single_layers(method)
-    amounts, chosen = tuple(amounts), list(prunable_layers(voice))
-    if names:
-        fitting = {
-            name: [one for one in chosen if f"{one.name}.".startswith(f"{name}.")] for name in names
-        }
-        for name, found in fitting.items():
-            if not found:
-                raise _no_layer(voice, name)
-        chosen = [one for one in chosen if any(one in found for found in fitting.values())]
-    if method in METHODS and METHODS[method].protect and base.protect is None:
+    _check_single_layers(base.method)
+    amounts, layers = tuple(amounts), prunable_layers(voice)
+    for name in names:
+        if not any(_begins(layer.name, name) for layer in layers):
+            raise _no_layer(voice, name)
+    base = replace(base, scope="local")
+    if METHODS[base.method].protect and base.protect is None:
         base = replace(base, protect=())
-    base = replace(base, method=method, scope="local")
     return tuple(
         Point(replace(base, amount=amount, parts=(layer.part,)), layer.name)
-        for layer in chosen
+        for layer in layers
+        if not names or any(_begins(layer.name, name) for name in names)
         for amount in amounts
     )
 
@@ -277,8 +259,12 @@ def _decimal(text: str, whole: str) -> Decimal:
     return number
 
 
+def _begins(layer: str, name: str) -> bool:
+    return f"{layer}.".startswith(f"{name}.")
+
+
 def _check_single_layers(method: str) -> None:
-    if method in METHODS and METHODS[method].structured:
+    if METHODS[method].structured:
         raise InputError(
             f"{method} removes channels that layers share, so no layer can be pruned alone: "
             "prune parts instead (without --layers)."
