@@ -122,7 +122,7 @@ def test_several_licences_of_a_repository(stated, read):
     info = ModelInfo(
         id="me/small", cardData={"license": stated}, tags=["license:openrail"], siblings=[]
     )
-    assert hub._licence(info) == read
+    assert hub.stated_licence(info) == read
 
 
 def test_pruning_keeps_the_licence(joe):

@@ -34,7 +34,7 @@ from vits_prune.ship.hub_destination import (
     pushable_files,
 )
 from vits_prune.ship.hub_push import push_folder
-from vits_prune.voices.hub_errors import _one_line
+from vits_prune.voices.hub_errors import one_line
 
 ROOT = Path(__file__).parents[2]
 ANN = "hf_" + "a" * 34
@@ -230,7 +230,7 @@ def test_what_a_destination_holds(hub, folder):
 
 
 def test_no_part_of_a_token_is_shown():
-    said = _one_line("Invalid hf_oauth_eyJhbGciOi.eyJzdWIiOi-x.c2ln_bmF0 of ann, Bearer abc.def")
+    said = one_line("Invalid hf_oauth_eyJhbGciOi.eyJzdWIiOi-x.c2ln_bmF0 of ann, Bearer abc.def")
     assert said == "Invalid *** of ann, ***"
 
 

@@ -12,16 +12,21 @@ import pytest
 
 from tests.voices.hf_factory import edit_json
 from vits_prune import InputError, load_voice, save_voice, speak
-from vits_prune.voices import hub
+from vits_prune.progress import SILENT, Progress
+from vits_prune.voices import load
+from vits_prune.voices.hub import parse_repo_id
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """What is asked of the hub, which answers nothing."""
     calls = []
-    monkeypatch.setattr(
-        hub, "load_hub", lambda repo_id, **options: calls.append((repo_id, options))
-    )
+
+    def load_hub(ref, speaker, **options):
+        parse_repo_id(ref)
+        calls.append((ref, speaker, options))
+
+    monkeypatch.setattr(load, "load_hub", load_hub)
     return calls
 
 
@@ -60,15 +65,15 @@ def test_what_is_on_disk_wins(tiny_folder, tmp_path, monkeypatch, asked):
 
 
 def test_a_hub_id(asked):
-    token, tell = "secret", print
+    options = {"revision": "v2", "token": "secret", "progress": Progress()}
     load_voice("owner/name")
     load_voice("owner/name@v1", 3)
-    load_voice("owner/name@v1", revision="v2", token=token, on_progress=tell)
-    nothing = {"revision": None, "token": None, "speaker": None, "on_progress": None}
+    load_voice("owner/name@v1", **options)
+    nothing = {"revision": None, "token": None, "progress": SILENT}
     assert asked == [
-        ("owner/name", nothing),
-        ("owner/name", nothing | {"revision": "v1", "speaker": 3}),
-        ("owner/name", nothing | {"revision": "v2", "token": token, "on_progress": tell}),
+        ("owner/name", None, nothing),
+        ("owner/name@v1", 3, nothing),
+        ("owner/name@v1", None, options),
     ]
 
 

@@ -30,7 +30,7 @@ from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.registry import METHODS
 from vits_prune.studio.request import Request
 from vits_prune.synthesis.speak import Speech, speak
-from vits_prune.voices.load import EMBEDDED, load_embedded
+from vits_prune.voices.load import EMBEDDED, load_embedded, load_hub
 from vits_prune.voices.voice import Voice
 
 MAX_REPOSITORY_BYTES = 1 << 30
@@ -160,11 +160,7 @@ class Workbench:
             return load_embedded()
         if reference.startswith(_UPLOAD):
             return self._load_upload(reference)
-        from vits_prune.voices.hub import load_hub, parse_repo_id, trim_cache
-
-        def downloaded(done: int, total: int) -> None:
-            words = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"
-            progress.report(words, done / max(1, total))
+        from vits_prune.voices.hub import parse_repo_id, trim_cache
 
         repo_id, revision = parse_repo_id(reference)
         # What one visitor may read must not be found in the shared download cache by the next.
@@ -175,7 +171,7 @@ class Workbench:
                 revision=revision,
                 token=token or False,
                 max_bytes=MAX_REPOSITORY_BYTES,
-                on_progress=downloaded,
+                progress=progress,
                 cache_dir=cache,
             )
         if not token and "SPACE_ID" in os.environ:  # elsewhere the cache is the user's own

@@ -1,49 +1,44 @@
-"""A Hugging Face model repository -> Voice: only the files that a voice needs, checked for kind and size before they are fetched."""
+"""Download the files of a voice from a Hugging Face model repository.
+
+Only the files that a voice needs, checked for kind and size before they are fetched.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import HubError, InputError
 from vits_prune.files import read_json
-from vits_prune.voices.download_meter import DownloadMeter, Progress
+from vits_prune.progress import SILENT, Progress
 from vits_prune.voices.front_matter import licence_words
-from vits_prune.voices.hub_errors import plain_errors
-from vits_prune.voices.voice import Origin, Voice
+from vits_prune.voices.hub_errors import TooManyBytes, plain_errors
+from vits_prune.voices.manifest import EXPORT, SAVED
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
-MAX_BYTES = 2 * 1024**3
-"""Largest download of one voice, in bytes."""
-
-_SMALL_FILES = (
-    "config.json",
-    "vocab.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "piper.json",
-    "README.md",  # for the licence where the hub cannot be asked
-)
+MAX_BYTES = 2 << 30
+"""Largest download of one voice."""
 _MAX_SMALL_BYTES = 32 << 20
-_LISTS = ("vits_prune.json", "export.json")
-"""Of a voice that this library wrote: its other files and their checksums. The first that is there counts."""
 _MAX_LISTED = 100
+_MANIFESTS = {kind.name: kind for kind in (SAVED, EXPORT)}
+"""The first that is there says which other files a voice has."""
+_SMALL_FILES = (
+    *("config.json", "vocab.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "piper.json", "README.md"),  # its licence counts without the hub
+)
+_PUBLIC = ".vits_prune_public"
+"""Marks a repository in the cache that was read without a token; others may be private."""
 _SEGMENT = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REFERENCE = re.compile(
-    rf"(?:https://(?:www\.)?(?:huggingface\.co|hf\.co)/)?({_SEGMENT}/{_SEGMENT})(?:@(.+)|/tree/(.+?))?/?"
+    r"(?:https://(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
+    rf"({_SEGMENT}/{_SEGMENT})(?:@(.+)|/tree/(.+?))?/?"
 )
 _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9_-])?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-_PUBLIC = ".vits_prune_public"
-"""Marks a repository in the cache that could be read without a token; the cache may hold the owner's private ones too."""
 
 
 @dataclass(frozen=True)
@@ -54,87 +49,40 @@ class Snapshot:
     revision: str
     """The commit."""
     licence: str | None
-    """As the model card states it; None where it states none or the hub could not be asked."""
-
-
-def load_hub(
-    repo_id: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    speaker: int | str | None = None,
-    max_bytes: int = MAX_BYTES,
-    on_progress: Progress | None = None,
-    cache_dir: str | Path | None = None,
-) -> Voice:
-    """Load a VITS checkpoint, or a voice that `save_voice` wrote, from the Hugging Face hub or from its cache on disk.
-
-    Args:
-        repo_id: "owner/name"; "owner/name@revision" and the address of the model's page are taken as well.
-        revision: branch, tag or commit; None for the main branch.
-        token: access token; None for the usual one (HF_TOKEN or `hf auth login`), False for none.
-        speaker: index or name, for a voice with several; None for the first.
-        max_bytes: refuse a voice whose files are larger than this together.
-        on_progress: told of the download as it goes; where None, the hub's own bar shows it.
-        cache_dir: where downloads are kept; None for the hub's usual cache.
-
-    Raises:
-        InputError: there is no such model or no access to it, it is not VITS or too large, or the download did not succeed.
-    """
-    repo_id, named = parse_repo_id(repo_id)
-    snapshot = fetch_snapshot(
-        repo_id,
-        revision=revision or named,
-        token=token,
-        max_bytes=max_bytes,
-        on_progress=on_progress,
-        cache_dir=cache_dir,
-    )
-    from vits_prune.voices.checkpoint import load_checkpoint
-    from vits_prune.voices.load import load_folder
-    from vits_prune.voices.onnx_load import is_export
-
-    if (snapshot.folder / _LISTS[0]).is_file() or is_export(
-        snapshot.folder
-    ):  # it says itself where it came from
-        try:
-            return load_folder(snapshot.folder, speaker)
-        except InputError as error:
-            raise type(error)(str(error).replace(snapshot.folder.name, repo_id)) from error
-    origin = Origin("hugging-face", repo_id, snapshot.revision, snapshot.licence)
-    return load_checkpoint(
-        snapshot.folder, name=repo_id.partition("/")[2], origin=origin, speaker=speaker
-    )
+    """As the model card states it; None if it states none or the hub could not be asked."""
 
 
 def parse_repo_id(text: str) -> tuple[str, str | None]:
-    """("owner/name", revision or None) of "owner/name", "owner/name@revision" or the address of a model's page.
+    """Return ("owner/name", revision or None).
+
+    Args:
+        text: "owner/name", "owner/name@revision" or the address of a model's page.
 
     Raises:
         InputError: it is none of these.
     """
     match = _REFERENCE.fullmatch(text.strip()) if len(text) <= 500 else None
-    repo_id, revision = (match.group(1), match.group(2) or match.group(3)) if match else ("", None)
-    kinds = ("datasets/", "spaces/", "models/", "api/")
+    repo_id, revision = (match[1], match[2] or match[3]) if match else ("", None)
     if (
         not repo_id
         or ".." in repo_id
         or "--" in repo_id
         or len(repo_id) > 96
-        or repo_id.startswith(kinds)
+        or repo_id.startswith(("datasets/", "spaces/", "models/", "api/"))
         or repo_id.endswith(".git")
     ):
         raise InputError(
-            f"{text.strip()[:80]!r} is no model of the Hugging Face hub: write owner/name such as facebook/mms-tts-eng, or the address of "
-            "its page on https://huggingface.co."
+            f"{text.strip()[:80]!r} is no model of the Hugging Face hub: write owner/name such as "
+            "facebook/mms-tts-eng, or the address of its page on https://huggingface.co."
         )
-    if revision is not None:
-        _check_revision(revision)
+    _check_revision(revision)
     return repo_id, revision
 
 
-def _check_revision(revision: str) -> None:
-    if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision:
+def _check_revision(revision: str | None) -> None:
+    if revision is not None and (
+        not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision
+    ):
         raise InputError(
             f"{revision[:80]!r} is no revision: write a branch, a tag or a commit such as main."
         )
@@ -146,40 +94,47 @@ def fetch_snapshot(
     revision: str | None = None,
     token: str | bool | None = None,
     max_bytes: int = MAX_BYTES,
-    on_progress: Progress | None = None,
+    progress: Progress = SILENT,
     cache_dir: str | Path | None = None,
 ) -> Snapshot:
-    """The files of a voice, downloaded where the cache lacks them; from the cache alone where the hub cannot be reached.
+    """Download the files of a voice that the cache lacks; without the hub, use the cache alone.
+
+    Args:
+        repo_id: "owner/name".
+        revision: branch, tag or commit; None for the main branch.
+        token: access token; None for the usual one (HF_TOKEN or `hf auth login`), False for none.
+        max_bytes: refuse a voice whose files are larger than this together.
+        progress: of the download; if it is SILENT, the hub's own bar shows it.
+        cache_dir: where downloads are kept; None for the hub's usual cache.
 
     Raises:
-        InputError: see `load_hub`.
+        InputError: there is no such model or no access to it, it is not a voice, it is too large,
+            or the download failed.
     """
-    if revision is not None:
-        _check_revision(revision)
+    _check_revision(revision)
     with plain_errors(repo_id, revision):
         info = _ask(repo_id, revision, token)
         if info is None:
             return _cached_snapshot(repo_id, revision, cache_dir, anonymous=token is False)
-        access = {"token": token, "cache_dir": cache_dir}
-        return _download(repo_id, revision, access, info, DownloadMeter(max_bytes, on_progress))
+        download = _Download(repo_id, info, progress, {"token": token, "cache_dir": cache_dir})
+        folder = _fetch_voice(download, revision, max_bytes)
+        if token is False:
+            (folder.parents[1] / _PUBLIC).touch()
+        return Snapshot(folder, download.commit, stated_licence(info))
 
 
 def _ask(repo_id: str, revision: str | None, token: str | bool | None) -> ModelInfo | None:
-    """What the hub says of a repository, None where it cannot be reached."""
+    """Return what the hub says about a repository, None if it cannot be reached."""
     import httpx2
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     api = HfApi(endpoint=constants.ENDPOINT, token=token)
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     try:
-        info = api.model_info(
-            repo_id,
-            revision=revision,
-            files_metadata=True,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        )
+        info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=timeout)
         if info.gated or info.private:
-            # The metadata of a gated model is public, and files in the cache are found without asking: they may be another visitor's.
+            # Files are found in the cache without asking: they may be another visitor's.
             api.auth_check(repo_id)
         return info
     except (OfflineModeIsEnabled, httpx2.TransportError):
@@ -190,122 +145,158 @@ def _ask(repo_id: str, revision: str | None, token: str | bool | None) -> ModelI
         raise
 
 
-def _download(
-    repo_id: str,
-    revision: str | None,
-    access: dict[str, Any],
-    info: ModelInfo,
-    meter: DownloadMeter,
-) -> Snapshot:
-    from huggingface_hub import constants, hf_hub_download
+class _Download:
+    """Downloads the files of a commit, and stops a server that sends more than it declared.
 
-    from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, shard_names
+    huggingface_hub notices a wrong size only at the end of a file: a server could fill the disk.
+    """
+
+    def __init__(
+        self, repo_id: str, info: ModelInfo, progress: Progress, access: dict[str, Any]
+    ) -> None:
+        self.repo_id, self.progress, self.access = repo_id, progress, access
+        self.commit = str(info.sha)
+        if not _COMMIT.fullmatch(self.commit):
+            raise HubError(f"The hub named no commit for {repo_id}: try again later.")
+        self.sizes: dict[str, Any] = {one.rfilename: one.size for one in info.siblings or ()}
+        self.total = 0
+        self.received: dict[str, int] = {}
+
+    def size(self, files: list[str], max_bytes: int) -> int:
+        """Return the bytes of files; InputError if they are too many or not stated."""
+        sizes = [self.sizes[file] for file in files]
+        if not all(isinstance(size, int) and size >= 0 for size in sizes):
+            raise InputError(
+                f"The hub does not say how large the files of {self.repo_id} are: try again later."
+            )
+        total = sum(sizes)
+        if total > max_bytes:
+            size, most = (f"{count / 2**20:,.1f} MiB" for count in (total, max_bytes))
+            raise InputError(
+                f"{self.repo_id} is {size}, more than the {most} accepted: choose a smaller model."
+            )
+        return total
+
+    def fetch(self, file: str, revision: str | None = None) -> Path:
+        """Download one file, if the cache lacks it; return its path."""
+        from huggingface_hub import constants, hf_hub_download
+
+        self.received.setdefault(file, 0)
+        path = hf_hub_download(
+            self.repo_id,
+            file,
+            revision=revision or self.commit,
+            endpoint=constants.ENDPOINT,
+            tqdm_class=self._bar_of(file),
+            **self.access,
+        )
+        self._count(file, self.sizes[file] - self.received[file])
+        return Path(path)
+
+    def _count(self, file: str, count: float) -> None:
+        self.received[file] += int(count)
+        if self.received[file] > self.sizes[file]:
+            raise TooManyBytes(file)
+        done = sum(self.received.values()) if self.total else 0
+        words = f"downloading, {done / 1e6:.0f} of {self.total / 1e6:.0f} MB"
+        self.progress.report(words, done / max(1, self.total))
+
+    def _bar_of(self, file: str) -> type:
+        """Return a progress bar for huggingface_hub that counts the bytes of a file."""
+        from huggingface_hub.utils import tqdm
+
+        download = self
+
+        class Bar(tqdm):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs | {"disable": download.progress is not SILENT})
+
+            def update(self, n: float | None = 1) -> bool | None:
+                download._count(file, n or 0)
+                return super().update(n)
+
+            def update_transfer(self, n: float | None = 1) -> None:
+                """Keep xet from opening a second bar for the bytes on the wire."""
+
+            def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None:
+                """Show no rate of that bar either."""
+
+        return Bar
+
+
+def _fetch_voice(download: _Download, revision: str | None, max_bytes: int) -> Path:
+    """Download the files of a voice: small ones that say which others it has, then the others."""
+    from huggingface_hub import constants
+
+    from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX
     from vits_prune.voices.hf_config import require_model_type
     from vits_prune.voices.onnx_load import is_export
 
-    # The first file is asked for by its branch, so that the cache remembers where that points for the day when the hub cannot be reached.
-    sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
-    commit = str(info.sha)
-
-    def fetch(file: str, at: str = commit) -> Path:
-        with meter.counting(file):
-            path = hf_hub_download(
-                repo_id,
-                file,
-                revision=at,
-                endpoint=constants.ENDPOINT,
-                tqdm_class=meter.bar_class(),
-                **access,
-            )
-            return Path(path)
-
-    first = next((name for name in (*_LISTS, "config.json") if name in sizes), None)
-    if first is None or (first != _LISTS[1] and "config.json" not in sizes):
+    repo_id, sizes = download.repo_id, download.sizes
+    first = next((name for name in (*_MANIFESTS, "config.json") if name in sizes), "")
+    if not first or (first != EXPORT.name and "config.json" not in sizes):
         raise InputError(
             f"{repo_id} has no config.json: it is not a VITS checkpoint in transformers' format."
         )
-    if not _COMMIT.fullmatch(commit):
-        raise HubError(f"The hub named no commit for {repo_id}: try again later.")
-    files = [file for file in (*_LISTS, *_SMALL_FILES) if file in sizes]
-    if WEIGHTS not in sizes and WEIGHTS_INDEX in sizes:
-        files.append(WEIGHTS_INDEX)
-    meter.expect(repo_id, {file: sizes[file] for file in files}, _MAX_SMALL_BYTES)
-    folder = fetch(first, revision or constants.DEFAULT_REVISION).parent
-    if folder.name != commit:
+    index = () if WEIGHTS in sizes else (WEIGHTS_INDEX,)
+    small = [file for file in (*_MANIFESTS, *_SMALL_FILES, *index) if file in sizes]
+    download.size(small, _MAX_SMALL_BYTES)
+    # Asked for by its branch, so that the cache remembers where that points without the hub.
+    folder = download.fetch(first, revision or constants.DEFAULT_REVISION).parent
+    if folder.name != download.commit:
         raise HubError(f"{repo_id} was changed while it was being loaded: try again.")
-    if (
-        first == _LISTS[1] and "config.json" in sizes and not is_export(folder)
-    ):  # another program's, beside a checkpoint
-        first = fetch("config.json").name
-    if first != "config.json":
-        files += [file for file in _listed(folder / first, sizes, repo_id) if file not in files]
-    else:
-        require_model_type(read_json(folder / "config.json", repo_id), "vits", repo_id)
-    weights = _weights(
-        repo_id,
-        sizes,
-        folder,
-        lambda: shard_names(read_json(fetch(WEIGHTS_INDEX), repo_id), repo_id),
-    )
-    files = [file for file in files if file not in weights]
-    meter.expect(repo_id, {file: sizes[file] for file in (*files, *weights)}, meter.max_bytes)
-    for file in (*files, *weights):
-        fetch(file)
-    if access["token"] is False:
-        (folder.parents[1] / _PUBLIC).touch()
-    return Snapshot(folder, commit, _licence(info))
+    if first == EXPORT.name and "config.json" in sizes and not is_export(folder):
+        first = download.fetch("config.json").name  # export.json is another program's
+    if first == "config.json":
+        require_model_type(read_json(folder / first, repo_id), "vits", repo_id)
+    weights = _weights(download, folder)
+    listed = _listed(folder / first, download) if first in _MANIFESTS else []
+    files = [one for one in dict.fromkeys((*small, *listed)) if one not in weights] + weights
+    download.total = download.size(files, max_bytes)
+    for file in files:
+        download.fetch(file)
+    return folder
 
 
-def _listed(path: Path, sizes: dict[str, int | None], repo_id: str) -> list[str]:
-    """The files of a repository that vits_prune.json or export.json lists; what it lists and is not there loading will miss."""
-    listed = _checksums(path, repo_id)
+def _listed(path: Path, download: _Download) -> list[str]:
+    """Return the files that a manifest lists; loading finds out which are missing."""
+    kind = _MANIFESTS[path.name]
+    listed = kind.listed(read_json(path, download.repo_id, _MAX_SMALL_BYTES))
     if len(listed) > _MAX_LISTED:
         raise InputError(
-            f"{repo_id} is damaged: its {path.name} lists more than {_MAX_LISTED} files. Push the voice again."
+            f"{download.repo_id} is damaged: its {path.name} lists more than {_MAX_LISTED} files. "
+            "Push the voice again."
         )
-    beside = [
-        f"{name}.json" for name in listed if name.endswith(".onnx")
-    ]  # a Piper voice's, which may be edited: not in the list
-    return [
-        name
-        for name in dict.fromkeys((*beside, *listed))
-        if name in sizes and name == Path(name).name and not name.startswith(".")
-    ]
+    # The settings of a Piper voice may be edited, so they are not in the list.
+    settings = [f"{name}.json" for name in listed if name.endswith(".onnx")]
+    names = dict.fromkeys((*settings, *listed))
+    return [name for name in names if name in download.sizes and not name.startswith(".")]
 
 
-def _checksums(path: Path, repo_id: str) -> dict[str, Any]:
-    """File -> checksum in vits_prune.json or export.json; not one of them is believed here."""
-    values = read_json(path, repo_id, _MAX_SMALL_BYTES)
-    listed = values.get("files" if path.name == _LISTS[0] else "sha256")
-    return listed if isinstance(listed, dict) else {}
-
-
-def _weights(
-    repo_id: str, sizes: dict[str, int | None], folder: Path, read_shards: Callable[[], list[str]]
-) -> list[str]:
-    """The files of a repository that hold its weights, but for those that export.json lists."""
-    from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, no_safetensors
+def _weights(download: _Download, folder: Path) -> list[str]:
+    """Return the files that hold the weights, without those that export.json lists."""
+    from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, no_safetensors, shard_names
     from vits_prune.voices.manifest import read_manifest
     from vits_prune.voices.onnx_load import is_export
-    from vits_prune.voices.saved import WEIGHTS as SAVED
+    from vits_prune.voices.saved import WEIGHTS as SAVED_WEIGHTS
 
+    repo_id, sizes = download.repo_id, download.sizes
     try:
         manifest = read_manifest(folder)
     except InputError as error:
         raise type(error)(str(error).replace(folder.name, repo_id)) from error
     if manifest is None and is_export(folder):
         return []
+    sparse = SAVED_WEIGHTS["sparse"]
     if manifest is not None and manifest.get("form") == "sparse":
-        if SAVED["sparse"] not in sizes:
-            raise InputError(
-                f"{repo_id} is damaged: it has no {SAVED['sparse']}. Push the voice again."
-            )
-        return [SAVED["sparse"]]
+        if sparse not in sizes:
+            raise InputError(f"{repo_id} is damaged: it has no {sparse}. Push the voice again.")
+        return [sparse]
     if WEIGHTS in sizes:
         return [WEIGHTS]
     if WEIGHTS_INDEX not in sizes:
         raise no_safetensors(repo_id)
-    shards = read_shards()
+    shards = shard_names(read_json(download.fetch(WEIGHTS_INDEX), repo_id), repo_id)
     for shard in shards:
         if shard not in sizes:
             raise InputError(
@@ -314,18 +305,17 @@ def _weights(
     return shards
 
 
-def _licence(info: ModelInfo) -> str | None:
-    """The licence that the model card states, several as "apache-2.0, cc-by-nc-4.0"."""
-    tagged = next(
-        (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")),
-        None,
-    )
+def stated_licence(info: ModelInfo) -> str | None:
+    """Return the licence that a model card states, several as "apache-2.0, cc-by-nc-4.0"."""
+    tags = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
     card = info.card_data or {}
-    return licence_words(card.get("license") or tagged, card.get("license_name"))
+    return licence_words(card.get("license") or next(iter(tags), None), card.get("license_name"))
 
 
 def trim_cache(max_bytes: int, keep: str) -> None:
-    """Remove the models used longest ago from the hub's cache until it is within a bound. For a server; not for a user's own machine.
+    """Remove the models used longest ago from the hub's cache until it is within a bound.
+
+    For a server; not for a user's own machine.
 
     Args:
         max_bytes: what the cache may weigh.
@@ -340,9 +330,7 @@ def trim_cache(max_bytes: int, keep: str) -> None:
         return
     size, revisions = cache.size_on_disk, []
     for repository in sorted(cache.repos, key=lambda repository: repository.last_accessed):
-        if size <= max_bytes:
-            break
-        if repository.repo_id != keep:
+        if size > max_bytes and repository.repo_id != keep:
             revisions += [revision.commit_hash for revision in repository.revisions]
             size -= repository.size_on_disk
     if revisions:
@@ -352,41 +340,41 @@ def trim_cache(max_bytes: int, keep: str) -> None:
 def _cached_snapshot(
     repo_id: str, revision: str | None, cache_dir: str | Path | None, anonymous: bool
 ) -> Snapshot:
-    """What an earlier download left of a revision; to the anonymous only what was once downloaded without a token.
+    """Return what an earlier download left; to the anonymous only what was public once.
 
     Raises:
-        InputError: nothing, or not all of it.
+        HubError: there is nothing, or not all of it.
     """
     from huggingface_hub import try_to_load_from_cache
 
-    missing = HubError(
-        f"Hugging Face cannot be reached and {repo_id} is not in the cache on this machine: check the connection and try again."
-    )
     found = (
         try_to_load_from_cache(repo_id, file, cache_dir=cache_dir, revision=revision)
-        for file in (*_LISTS, "config.json")
+        for file in (*_MANIFESTS, "config.json")
     )
     path = next((Path(path) for path in found if isinstance(path, str)), None)
-    if path is None:
-        raise missing
-    folder = path.parent
-    if anonymous and not (folder.parents[1] / _PUBLIC).is_file():
-        raise missing
-    if not _is_whole(path, repo_id):
-        raise missing
-    return Snapshot(folder, folder.name, None)
+    if (
+        path is None
+        or (anonymous and not (path.parents[2] / _PUBLIC).is_file())
+        or not _is_whole(path, repo_id)
+    ):
+        raise HubError(
+            f"Hugging Face cannot be reached and {repo_id} is not in the cache on this machine: "
+            "check the connection and try again."
+        )
+    return Snapshot(path.parent, path.parent.name, None)
 
 
 def _is_whole(first: Path, repo_id: str) -> bool:
-    """Whether all files of a voice lie in the cache beside the first one that was fetched."""
+    """Whether all files of a voice are in the cache with the first one that was fetched."""
     from vits_prune.voices.checkpoint import weight_files
     from vits_prune.voices.onnx_load import is_export
 
     folder = first.parent
     try:
-        if first.name == _LISTS[0] or is_export(folder):
-            listed = _checksums(first, repo_id)
-            return bool(listed) and all((folder / Path(name).name).is_file() for name in listed)
+        if first.name == SAVED.name or is_export(folder):
+            kind = _MANIFESTS[first.name]
+            listed = kind.listed(read_json(first, repo_id, _MAX_SMALL_BYTES))
+            return bool(listed) and all((folder / name).is_file() for name in listed)
         weight_files(folder, repo_id)
     except InputError:
         return False

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from vits_prune.errors import InputError
+from vits_prune.progress import SILENT, Progress
 from vits_prune.voices.voice import Origin, Voice
 
 EMBEDDED = "joe"
@@ -19,7 +19,7 @@ def load_voice(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Voice:
     """Load a VITS voice: weight norm folded, without what never runs at inference.
 
@@ -32,7 +32,7 @@ def load_voice(
         revision: branch, tag or commit of a hub id.
         token: access token for the hub; None for the usual one (HF_TOKEN or `hf auth login`),
             False for none.
-        on_progress: called during a download with (bytes done, bytes in all).
+        progress: of a download; if it is SILENT, the hub's own bar shows it.
 
     Raises:
         InputError: there is no such voice or speaker, it is not VITS, or it is damaged.
@@ -56,12 +56,56 @@ def load_voice(
         return _load_file(path, speaker)
     if text.endswith((".onnx", "/", "\\")) or text.startswith((".", "/", "~", "\\")):
         raise InputError(f"There is no file or folder {text[:200]!r}: check the path.")
-    from vits_prune.voices.hub import load_hub, parse_repo_id
+    return load_hub(text, speaker, revision=revision, token=token, progress=progress)
 
-    repo_id, named = parse_repo_id(text)
-    return load_hub(
-        repo_id, revision=revision or named, token=token, speaker=speaker, on_progress=on_progress
+
+def load_hub(
+    ref: str,
+    speaker: int | str | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    max_bytes: int | None = None,
+    progress: Progress = SILENT,
+    cache_dir: str | Path | None = None,
+) -> Voice:
+    """Load a voice from the Hugging Face hub, or from its cache on disk.
+
+    Args:
+        ref: "owner/name", "owner/name@revision" or the address of a model's page.
+        speaker: index or name, for a voice with several; None for the first.
+        revision: branch, tag or commit; None for the one in `ref`, else the main branch.
+        token: as in `load_voice`.
+        max_bytes: refuse a larger download; None for 2 GiB.
+        progress: of the download; if it is SILENT, the hub's own bar shows it.
+        cache_dir: where downloads are kept; None for the hub's usual cache.
+
+    Raises:
+        InputError: there is no such model or no access to it, it is not a voice, it is too large,
+            or the download failed.
+    """
+    from vits_prune.voices.checkpoint import load_checkpoint
+    from vits_prune.voices.hub import MAX_BYTES, fetch_snapshot, parse_repo_id
+    from vits_prune.voices.manifest import MANIFEST
+    from vits_prune.voices.onnx_load import is_export
+
+    repo_id, named = parse_repo_id(ref)
+    snapshot = fetch_snapshot(
+        repo_id,
+        revision=revision or named,
+        token=token,
+        max_bytes=MAX_BYTES if max_bytes is None else max_bytes,
+        progress=progress,
+        cache_dir=cache_dir,
     )
+    folder = snapshot.folder
+    if (folder / MANIFEST).is_file() or is_export(folder):  # it says itself where it came from
+        try:
+            return load_folder(folder, speaker)
+        except InputError as error:
+            raise type(error)(str(error).replace(folder.name, repo_id)) from error
+    origin = Origin("hugging-face", repo_id, snapshot.revision, snapshot.licence)
+    return load_checkpoint(folder, name=repo_id.partition("/")[2], origin=origin, speaker=speaker)
 
 
 def load_embedded(speaker: int | str | None = None) -> Voice:
