@@ -1,12 +1,11 @@
-"""The options that describe a PruneSpec, and the PruneSpec of what was typed."""
+"""Options that several commands share, made of the fields of dataclasses, and their values."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,277 +13,301 @@ from vits_prune.errors import InputError
 
 if TYPE_CHECKING:
     from vits_prune.pruning import PruneSpec
+    from vits_prune.study.evaluation import Settings
+    from vits_prune.voices.voice import Voice
+
+_TYPES = {"int": int, "float": float}
+_REF = "joe, a hub id, a folder, or a Piper .onnx"
+CHOICES = ("protect", "floor", "pattern", "steps", "schedule", "importance", "texts", "seed")
+"""Fields of a PruneSpec that all points of a grid share."""
 
 
-DEFAULT_AMOUNT = 0.3
-
-_WIDTHS = {
-    "decoder_width": "share of the decoder's channels that stay",
-    "resblock_width": "share of the channels inside each residual step that stay",
-    "ffn_width": "share of the inner channels of the encoder's feed-forward layers that stay",
-}
-
-_COUNTS = {
-    "branches": "residual branches that stay in each decoder stage",
-    "encoder_layers": "layers of the text encoder that stay",
-    "flows": "coupling layers of the flow that stay",
-    "wavenet_layers": "WaveNet layers that stay in each coupling layer",
-    "multiple": "round widths to a multiple of so many channels (default: 8)",
-}
-
-
-def add_spec(parser: argparse.ArgumentParser) -> None:
-    """All fields of a PruneSpec."""
-    add_method(parser)
-    add_scope(parser)
-    parser.add_argument(
-        "--amount",
-        type=float,
-        help=f"share of the weights to zero, 0 to 0.99; for a structured method of the channels that go (default: {DEFAULT_AMOUNT}, "
-        "or what --pattern or --steps says)",
-    )
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        metavar="PART",
-        help="text_encoder, duration_predictor, flow, decoder, or all (default: all)",
-    )
-    add_choices(parser, "gradual pruning: a number of steps, or their amounts, such as 0.3,0.5,0.6")
-    levers = parser.add_argument_group(
-        "what stays, lever by lever, for a structured method (instead of --amount)"
-    )
-    for name, words in {**_WIDTHS, **_COUNTS}.items():
-        share = name in _WIDTHS
-        levers.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=float if share else int,
-            metavar="SHARE" if share else "N",
-            help=words,
-        )
-
-
-def add_method(parser: argparse.ArgumentParser, many: bool = False) -> None:
-    """--method, with what the registry knows."""
-    from vits_prune.pruning.registry import METHODS
-
-    known = ", ".join(METHODS)
-    if many:
-        parser.add_argument(
-            "--method",
-            nargs="+",
-            default=["magnitude"],
-            help=f"one or several of {known} (default: magnitude)",
-        )
-    else:
-        parser.add_argument("--method", default="magnitude", help=f"{known} (default: %(default)s)")
-
-
-def add_scope(parser: argparse.ArgumentParser, many: bool = False) -> None:
-    """--scope, with what the registry knows."""
-    from vits_prune.pruning.registry import SCOPES
-
-    known = "; ".join(f"{name}: {words}" for name, words in SCOPES.items())
-    if many:
-        parser.add_argument(
-            "--scope",
-            nargs="+",
-            default=["global"],
-            help=f"one or several of {known} (default: global)",
-        )
-    else:
-        parser.add_argument("--scope", default="global", help=f"{known} (default: %(default)s)")
-
-
-def add_choices(
-    parser: argparse.ArgumentParser, steps: str = "gradual pruning: a number of steps"
+def add_fields(
+    parser: argparse._ActionsContainer,
+    kind: type,
+    names: Collection[str] | None = None,
+    **changes: Mapping[str, Any],
 ) -> None:
-    """The fields besides method, scope, amount, parts and shape."""
-    from vits_prune.pruning.registry import IMPORTANCES, SCHEDULES
+    """Add a flag for each field of a dataclass: `--learning-rate` for `learning_rate`.
 
-    add_protect(parser)
-    parser.add_argument(
-        "--floor",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="share of weights every layer keeps (default: 0)",
-    )
-    parser.add_argument(
-        "--pattern",
-        default="",
-        metavar="N:M",
-        help="2:4 leaves 2 of every 4 neighbouring input channels",
-    )
-    parser.add_argument("--steps", metavar="N", help=steps)
-    parser.add_argument(
-        "--schedule",
-        default="cubic",
-        help=f"how the amount grows over the steps: {', '.join(SCHEDULES)} (default: cubic)",
-    )
-    parser.add_argument(
-        "--importance",
-        default="sensitivity",
-        help=f"what a structured method judges a channel by: {'; '.join(f'{name}: {words}' for name, words in IMPORTANCES.items())} "
-        "(default: sensitivity)",
-    )
-    parser.add_argument(
-        "--calibration-texts",
-        type=Path,
-        metavar="FILE",
-        help="sentences to calibrate on, one a line (default: built in)",
-    )
-    parser.add_argument(
-        "--prune-seed",
-        type=int,
-        default=0,
-        metavar="SEED",
-        help="of random and of calibration (default: %(default)s)",
-    )
+    Its value is None unless it is typed, so that the dataclass alone holds the default. Fields of
+    `vits_prune.pruning.fields.option` bring their help and choices.
+
+    Args:
+        kind: the dataclass.
+        names: fields that get a flag; None for all.
+        changes: for a field, other arguments of `add_argument`; "flag" is the name of the flag,
+            "more" is added to the help.
+    """
+    for field in dataclasses.fields(kind):
+        if names is not None and field.name not in names:
+            continue
+        about, change = field.metadata, dict(changes.get(field.name, {}))
+        words, more = about.get("help", ""), change.pop("more", "")
+        choices = about.get("choices", ())
+        if choices:
+            meanings = choices.items() if isinstance(choices, Mapping) else ()
+            told = [f"{name}: {means}" for name, means in meanings if isinstance(means, str)]
+            words += f": {'; '.join(told) or ', '.join(choices)}"
+        if field.default not in (None, "", (), False, dataclasses.MISSING) and not more:
+            more = f" (default: {'all' if field.name == 'parts' else field.default})"
+        flag = change.pop("flag", f"--{field.name.replace('_', '-')}")
+        how: dict[str, Any] = {"default": None, "help": (words + more).replace("%", "%%")}
+        if str(field.type) == "bool":
+            how["action"] = "store_true"
+        else:
+            base = str(field.type).split(" ")[0]
+            how |= {"type": _TYPES.get(base, str), "nargs": "+" if "tuple" in base else None}
+        parser.add_argument(flag, **(how | change))
 
 
-def add_protect(parser: argparse.ArgumentParser) -> None:
-    """--protect alone."""
+def typed_fields(options: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """Return the fields of a dataclass that were typed."""
+    values = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def add_voice(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """Add the options that name a voice, or with `many` several."""
+    how: dict[str, Any] = {"nargs": "+"} if many else {}
     parser.add_argument(
-        "--protect",
-        nargs="*",
-        metavar="LAYER",
-        help="layers to leave alone: names, their beginnings, * for one piece; none for no layer (default: the method's own list; with "
-        "a pattern, where that is empty, duration_predictor, which no pattern can group)",
+        "--voice",
+        default=["joe"] if many else "joe",
+        metavar="REF",
+        help=f"{'one or several of ' if many else ''}{_REF} (default: joe)",
+        **how,
     )
+    parser.add_argument("--speaker", help="index or name, for a voice with several")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+
+
+def load(options: argparse.Namespace) -> Voice:
+    """Load the voice that the options of `add_voice` name."""
+    from vits_prune.voices.load import load_voice
+
+    return load_voice(options.voice, options.speaker, revision=options.revision)
+
+
+def add_out(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add the required --out."""
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help=help)
+
+
+def add_spec(
+    parser: argparse.ArgumentParser,
+    names: Collection[str] | None = None,
+    *,
+    steps: str = "--steps",
+    many: Collection[str] = (),
+) -> None:
+    """Add the options of a PruneSpec.
+
+    Args:
+        parser: gets them.
+        names: fields that get a flag; None for all, and for the levers of a Shape.
+        steps: the flag for the steps of gradual pruning.
+        many: fields that take several values, for a grid.
+    """
+    from vits_prune.pruning import PruneSpec, Shape
+
+    changes: dict[str, dict[str, Any]] = {
+        "amount": {
+            "more": f" (default: {PruneSpec.amount}, or what --pattern or {steps} says)",
+        },
+        "parts": {"metavar": "PART", "more": ", or all (default: all)"},
+        "protect": {"nargs": "*", "metavar": "LAYER"},
+        "pattern": {"metavar": "N:M"},
+        "steps": {"flag": steps, "dest": "prune_steps", "type": str, "metavar": "N"},
+        "texts": {
+            "flag": "--calibration-texts",
+            "type": Path,
+            "nargs": None,
+            "metavar": "FILE",
+            "help": "file of sentences to calibrate on, one a line (default: built-in ones)",
+        },
+        "seed": {"flag": "--prune-seed", "metavar": "SEED"},
+    }
+    changes["steps"]["more"] = "" if names else "; or their amounts, such as 0.3,0.5,0.6"
+    for name in many:
+        changes[name] = {"nargs": "+"}
+    known = [field.name for field in dataclasses.fields(PruneSpec)]
+    chosen = [name for name in known if name not in ("amounts", "shape")]
+    add_fields(parser, PruneSpec, chosen if names is None else names, **changes)
+    if names is None:
+        levers = parser.add_argument_group(
+            "levers of a structured method, in place of --amount and --parts"
+        )
+        add_fields(levers, Shape)
 
 
 def spec_of(options: argparse.Namespace) -> PruneSpec:
-    """The PruneSpec that was typed in full.
+    """Return the PruneSpec that was typed in full.
 
     Raises:
         InputError: a value is out of range, or two do not fit together.
     """
-    from vits_prune.pruning import PruneSpec
-    from vits_prune.voices.voice import PARTS
+    from vits_prune.pruning import PruneSpec, Shape
 
-    amounts = _typed_amounts(options.steps)
-    fields = {
-        **_choices(options),
-        "method": options.method,
-        "scope": options.scope,
-        "shape": _shape(options),
-    }
-    idle = [name for name in ("amount", "parts") if getattr(options, name) is not None]
-    if fields["shape"] is not None and idle:
-        raise InputError(
-            f"Levers such as --decoder-width say all of what stays: leave --{idle[0]} out, or the levers."
-        )
-    fields["parts"] = PARTS if options.parts in (None, ["all"]) else tuple(options.parts)
-    if amounts:
-        fields["amounts"] = amounts
-    fields["amount"] = options.amount
-    if options.amount is None:
+    fields = _choices(options)
+    for name in ("method", "scope", "amount", "parts"):
+        if getattr(options, name) is not None:
+            fields[name] = getattr(options, name)
+    levers = typed_fields(options, Shape)
+    if levers:
+        idle = [name for name in ("amount", "parts") if name in fields]
+        if idle:
+            raise InputError(
+                f"Levers such as --decoder-width say all of what stays: leave --{idle[0]} out, or "
+                "the levers."
+            )
+        fields["shape"] = Shape(**levers)
+    if fields.get("parts") == ["all"]:
+        del fields["parts"]
+    if "amount" not in fields:
+        amounts = fields.get("amounts")
         fields["amount"] = amounts[-1] if amounts else pattern_amount(options.pattern)
     return PruneSpec(**fields)
 
 
+def says_how_to_prune(options: argparse.Namespace) -> str:
+    """Return the first option typed that describes a PruneSpec, or "" if there is none."""
+    from vits_prune.pruning import PruneSpec, Shape
+
+    flags = {"steps": "prune_steps", "seed": "prune_seed", "texts": "calibration_texts"}
+    names = [field.name for kind in (PruneSpec, Shape) for field in dataclasses.fields(kind)]
+    for name in (flags.get(name, name) for name in names):
+        if getattr(options, name, None) is not None:
+            return f"--{name.replace('_', '-')}"
+    return ""
+
+
 def base_of(options: argparse.Namespace) -> PruneSpec:
-    """What all points of a grid have in common.
+    """Return what all points of a grid have in common.
 
     Raises:
         InputError: a value is out of range.
     """
     from vits_prune.pruning import PruneSpec
 
-    if _typed_amounts(options.steps):
+    fields = _choices(options)
+    if "amounts" in fields:
         raise InputError(
             "Each point has an amount of its own here: give --steps as a number, such as 4."
         )
-    more = (
-        {} if options.importance == "sensitivity" else {"method": "structured"}
-    )  # which alone takes one
-    return PruneSpec(**_choices(options), **more, amount=pattern_amount(options.pattern))
+    if fields.get("importance", PruneSpec.importance) != PruneSpec.importance:
+        fields["method"] = "structured"  # which alone takes one
+    return PruneSpec(**fields, amount=pattern_amount(options.pattern))
 
 
-def pattern_amount(pattern: str) -> float:
-    """The share that a pattern zeroes; the usual amount where there is none (PruneSpec says what is wrong with it)."""
-    keep, colon, of = pattern.partition(":")
+def pattern_amount(pattern: str | None) -> float:
+    """Return the share that a pattern zeroes, or the default amount if there is no valid one."""
+    from vits_prune.pruning import PruneSpec
+
+    keep, colon, of = (pattern or "").partition(":")
     if colon and keep.isdecimal() and of.isdecimal() and 0 < int(keep) < int(of):
         return 1 - int(keep) / int(of)
-    return DEFAULT_AMOUNT
+    return PruneSpec.amount
 
 
 def _choices(options: argparse.Namespace) -> dict[str, Any]:
     from vits_prune.synthesis.texts import read_text_file
 
-    fields: dict[str, Any] = {
+    fields = {
+        "protect": options.protect,
         "floor": options.floor,
         "pattern": options.pattern,
         "schedule": options.schedule,
+        "importance": options.importance,
         "seed": options.prune_seed,
     }
-    fields["importance"] = options.importance
-    if options.protect is not None:
-        fields["protect"] = tuple(options.protect)
-    if options.steps is not None and not _typed_amounts(options.steps):
-        fields["steps"] = _whole(options.steps)
+    if options.prune_steps is not None:
+        fields |= _steps(options.prune_steps)
     if options.calibration_texts is not None:
         fields["texts"] = read_text_file(options.calibration_texts).texts
-    return fields
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def _shape(options: argparse.Namespace) -> Any:
-    from vits_prune.pruning.shape import Shape
-
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Shape)}
-    given = {name: value for name, value in given.items() if value is not None}
-    return Shape(**given) if given else None
-
-
-def _typed_amounts(steps: str | None) -> tuple[float, ...]:
-    """The amounts of "0.3,0.5,0.6", in the order typed; empty for a number of steps."""
-    if steps is None or not ("," in steps or "." in steps):
-        return ()
+def _steps(typed: str) -> dict[str, Any]:
+    """Return the field of "4" or of "0.3,0.5,0.6"."""
     try:
-        return tuple(float(one) for one in steps.split(","))
+        if "," in typed or "." in typed:
+            return {"amounts": tuple(map(float, typed.split(",")))}
+        return {"steps": int(typed)}
     except ValueError as error:
         raise InputError(
-            f"{steps[:40]!r} are no steps: give their number, such as 4, or their amounts, such as 0.3,0.5,0.6."
+            f"{typed[:40]!r} is not a number of steps: give one, such as 4, or the amounts of the "
+            "steps, such as 0.3,0.5,0.6."
         ) from error
 
 
-def _whole(steps: str) -> int:
-    try:
-        return int(steps)
-    except ValueError as error:
-        raise InputError(
-            f"{steps[:40]!r} are no steps: give their number, such as 4, or their amounts, such as 0.3,0.5,0.6."
-        ) from error
-
-
-class Progress:
-    """The line, gone at the end; silent where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def __enter__(self) -> Callable[[str, float], None]:
-        return self._tell if sys.stderr.isatty() else lambda _what, _share: None
-
-    def __exit__(self, *_: object) -> None:
-        if sys.stderr.isatty():
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-
-    def _tell(self, what: str, share: float) -> None:
-        left = time_left(time.monotonic() - self._start, share)
-        print(
-            f"\r\x1b[2K{100 * share:3.0f}%  {left}{what}"[:160], end="", file=sys.stderr, flush=True
+def add_texts(
+    parser: argparse._ActionsContainer, help: str, text_file: bool = True, default: int | None = None
+) -> None:
+    """Add --texts, and --text-file unless it stands elsewhere."""
+    parser.add_argument("--texts", type=int, metavar="N", default=default, help=help)
+    if text_file:
+        parser.add_argument(
+            "--text-file", type=Path, metavar="FILE", help="your own sentences, one a line"
         )
 
 
-def time_left(seconds: float, share: float) -> str:
-    """How long the rest takes if it goes on as before, empty where too little is done to say."""
-    if share < 0.01 or seconds < 1:
-        return ""
-    left = round(seconds * (1 - share) / share)
-    hours, minutes = left // 3600, left // 60 % 60
-    return (
-        f"{hours}:{minutes:02}:{left % 60:02} left  "
-        if hours
-        else f"{minutes}:{left % 60:02} left  "
+def texts_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the sentences that --texts, --text-file and --half name."""
+    from vits_prune.synthesis.texts import DEFAULT_COUNT, load_texts, read_text_file
+
+    half = getattr(options, "half", None)
+    if options.text_file is None:
+        count = DEFAULT_COUNT if options.texts is None else options.texts
+        return load_texts(count, half or "held-out")
+    if half:
+        raise InputError(
+            "--half chooses among the built-in sentences: leave it out with --text-file."
+        )
+    found = read_text_file(options.text_file, options.texts)
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    return found.texts
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, names: Collection[str] = (), noise_seeds: int = 0
+) -> None:
+    """Add --seed, --recogniser, --language and the other Settings of an evaluation."""
+    from vits_prune.measure.quality import FAMILIES
+    from vits_prune.measure.recognition import DEFAULT_MODEL
+    from vits_prune.study.evaluation import Settings
+
+    add_fields(
+        parser,
+        Settings,
+        ("seed", *names),
+        seed={"help": "seed of the noise and of the intervals (default: 0)"},
+        noise_seeds={
+            "metavar": "N",
+            "default": noise_seeds,
+            "help": f"other seeds of the original for the noise floor (default: {noise_seeds})",
+        },
+        metrics={"help": f"{', '.join(FAMILIES)} (default: all)"},
     )
+    parser.add_argument(
+        "--recogniser",
+        metavar="WHISPER",
+        help=f"Whisper size, hub id or folder for faster-whisper (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument(
+        "--language", help="of the texts, as Whisper names it (default: the voice's)"
+    )
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Return the Settings that were typed.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    from vits_prune.measure.recognition import Recogniser
+    from vits_prune.study.evaluation import Settings
+
+    named = {"model": options.recogniser, "language": options.language}
+    recogniser = Recogniser(**{name: value for name, value in named.items() if value})
+    return Settings(**typed_fields(options, Settings) | {"recogniser": recogniser})

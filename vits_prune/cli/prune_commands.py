@@ -1,0 +1,279 @@
+"""The commands compare, layers and prune."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vits_prune.cli.options import (
+    add_fields,
+    add_out,
+    add_spec,
+    add_texts,
+    add_voice,
+    load,
+    spec_of,
+    texts_of,
+    typed_fields,
+)
+from vits_prune.cli.terminal import ProgressLine, writing
+from vits_prune.errors import InputError
+
+if TYPE_CHECKING:
+    from vits_prune.pruning import PruneSpec
+    from vits_prune.voices.voice import Voice
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to an argument parser's subparsers."""
+    from vits_prune.synthesis.speak import Delivery
+
+    compare = commands.add_parser(
+        "compare", help="speak a text with the original and the pruned voice and measure both"
+    )
+    add_voice(compare)
+    add_spec(compare)
+    compare.add_argument(
+        "--text",
+        default="The birch canoe slid on the smooth planks.",
+        help="what to say (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--seed", type=int, default=0, help="seed of the noise (default: %(default)s)"
+    )
+    compare.add_argument(
+        "--timing",
+        choices=("own", "locked"),
+        default="own",
+        help="durations of the pruned voice: its own, or locked to the original's (default: own)",
+    )
+    add_fields(
+        compare,
+        Delivery,
+        speaking_rate={"help": "speed of speech, 1 is the voice's own"},
+        noise_scale={"help": "variation of the sound"},
+        noise_scale_duration={"help": "variation of the rhythm"},
+    )
+    compare.add_argument(
+        "--runs", type=int, default=5, help="timed runs of each voice (default: %(default)s)"
+    )
+    add_out(compare, "folder for the sound, the report and the tables")
+    compare.set_defaults(run=_compare)
+
+    layers = commands.add_parser(
+        "layers", help="list the layers of a voice, and why some are left alone"
+    )
+    add_voice(layers)
+    add_spec(layers, ("method", "protect"))
+    layers.add_argument("--csv", action="store_true", help="as CSV")
+    layers.set_defaults(run=_layers)
+
+    prune = commands.add_parser("prune", help="save a pruned voice to a folder")
+    add_voice(prune)
+    add_spec(prune)
+    prune.add_argument(
+        "--keep-steps",
+        action="store_true",
+        help="with --steps: save each step's voice too, into DIR/step-1 and on",
+    )
+    prune.add_argument(
+        "--until-knee",
+        action="store_true",
+        help="with --steps: measure each step on held-out sentences and stop at the last that "
+        "keeps the limits of `knee`",
+    )
+    add_texts(prune, "with --until-knee: how many sentences (default: 20)", default=20)
+    add_out(prune, "folder for the pruned voice")
+    prune.set_defaults(run=_prune)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from vits_prune.files import write_json
+    from vits_prune.pruning import prune
+    from vits_prune.study.comparison import compare
+    from vits_prune.synthesis.sound_file import write_wav
+    from vits_prune.synthesis.speak import MAX_SENTENCE_SECONDS, Delivery, checked_seed, checked_text
+
+    # bad input answers before the voice loads
+    spec, delivery = spec_of(options), Delivery(**typed_fields(options, Delivery))
+    text, seed = checked_text(options.text), checked_seed(options.seed)
+    voice = load(options)
+    with ProgressLine() as progress:
+        pruned = prune(voice, spec, progress=progress)
+    with ProgressLine() as progress:
+        comparison = compare(
+            voice,
+            pruned,
+            text,
+            seed,
+            timing=options.timing,
+            delivery=delivery,
+            runs=options.runs,
+            progress=progress,
+        )
+    tables, report = comparison.tables(), comparison.report()
+    with writing(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_wav(comparison.original, options.out / "original.wav")
+        write_wav(comparison.pruned, options.out / "pruned.wav")
+        for name, table in tables.items():
+            table.to_csv(options.out / f"{name}.csv", index=False)
+        write_json(options.out / "report.json", report)
+    print(comparison)
+    if comparison.pruned.dropped:
+        print(f"\nThe voice has no symbol for: {' '.join(comparison.pruned.dropped)}")
+    if comparison.pruned.cut_short:
+        print(
+            "\nThe pruned voice's durations ran away: a sentence was ended at "
+            f"{MAX_SENTENCE_SECONDS:.0f} seconds."
+        )
+    written = ["original.wav", "pruned.wav", "report.json", *(f"{name}.csv" for name in tables)]
+    print(f"\nWritten to {options.out}: {', '.join(written)}")
+
+
+def _layers(options: argparse.Namespace) -> None:
+    from vits_prune.measure import measure_sparsity
+    from vits_prune.pruning import PruneSpec
+    from vits_prune.pruning.registry import METHODS
+    from vits_prune.study.tables import layer_table
+
+    spec = PruneSpec(**typed_fields(options, PruneSpec))
+    structured = METHODS[spec.method].structured
+    voice = load(options)
+    if spec.protected or structured:  # the recipe says what is left alone
+        voice = dataclasses.replace(voice, recipe={"pruned": [spec.to_dict()]})
+    table = layer_table(measure_sparsity(voice))
+    if structured:
+        reason = "left alone because"
+        stays = (table[reason] == "") & ~table["layer"].isin(_with_channels(voice))
+        table.loc[stays, reason] = "none of its channels can be taken out"
+    print(table.to_csv(index=False) if options.csv else table.to_string(index=False))
+
+
+def _with_channels(voice: Voice) -> set[str]:
+    """Return the layers that lose channels, or can go as a whole, in structured pruning."""
+    from vits_prune.pruning.structured.couplings import groups
+
+    found: set[str] = set()
+    for group in groups(voice):
+        blocks = tuple(f"{module}." for modules in group.blocks for module in modules)
+        names = (name for name, _ in voice.model.named_modules())
+        found |= {*group.writers, *group.readers}
+        found |= {name for name in names if f"{name}.".startswith(blocks)}
+    return found
+
+
+def _prune(options: argparse.Namespace) -> None:
+    from vits_prune.measure import measure_sparsity
+    from vits_prune.pruning.prune import prune_steps
+    from vits_prune.voices.saved import save_voice
+
+    spec = spec_of(options)
+    if (options.keep_steps or options.until_knee) and len(spec.schedule_amounts()) < 2:
+        raise InputError(
+            "--keep-steps and --until-knee are for gradual pruning: give --steps, such as "
+            "--steps 4."
+        )
+    check_out(options.out, options.keep_steps)
+    pruned = voice = load(options)
+
+    def keep(number: int, voice: Voice) -> None:
+        if options.keep_steps:
+            saved = save_voice(voice, options.out / f"step-{number}")
+            print(f"Step {number}, saved to {saved}")
+
+    if options.until_knee:
+        pruned = _until_knee(voice, spec, options, keep)
+    else:
+        with ProgressLine() as progress:
+            for number, (_, pruned) in enumerate(prune_steps(voice, spec, progress=progress), 1):
+                keep(number, pruned)
+    if options.keep_steps:
+        _save_into(pruned, options.out)
+    else:
+        save_voice(pruned, options.out)
+    before, after = (sum(p.numel() for p in one.model.parameters()) for one in (voice, pruned))
+    sparsity = measure_sparsity(pruned).overall
+    found = []
+    if after < before:
+        found.append(f"with {after / 1e6:.2f} of {before / 1e6:.2f} million parameters")
+    if sparsity >= 0.001 or after >= before:
+        found.append(f"with {100 * sparsity:.1f}% of its weights at zero")
+    print(f"{voice.name} {', '.join(found)}, saved to {options.out}")
+
+
+def check_out(folder: Path, steps: bool = False) -> None:
+    """Raise InputError if a voice cannot be saved to a folder, before the hours that lead to it.
+
+    Args:
+        folder: where to save.
+        steps: whether the voices of the steps go there too.
+    """
+    from vits_prune.voices.saved import MANIFEST, check_save_place
+
+    if not folder.is_symlink() and not steps:
+        check_save_place(folder)
+    if folder.is_dir() and (
+        not any(folder.iterdir()) or ((folder / MANIFEST).is_file() and not steps)
+    ):
+        return
+    if folder.exists() or folder.is_symlink():
+        what = "is not empty" if steps else "exists and is not a saved voice"
+        raise InputError(f"{folder} {what}: give the name of a folder that is new or empty.")
+
+
+def _until_knee(
+    voice: Voice, spec: PruneSpec, options: argparse.Namespace, keep: Callable[[int, Voice], None]
+) -> Voice:
+    """Return the voice of the last step that keeps the usual limits."""
+    from vits_prune.measure.quality import METRICS
+    from vits_prune.study.evaluation import Settings, prepare_reference
+    from vits_prune.study.knee import LIMITS, prune_until_knee
+
+    texts = texts_of(options)
+    families = tuple({METRICS[limit.metric].family for limit in LIMITS})
+    with ProgressLine() as progress:
+        reference = prepare_reference(
+            voice,
+            texts,
+            Settings(metrics=families, noise_seeds=0),
+            progress=progress.part(0.0, 0.1),
+        )
+        found = prune_until_knee(
+            voice, spec, reference, LIMITS, on_voice=keep, progress=progress.part(0.1, 1.0)
+        )
+    for trial in found.steps:
+        changes = (
+            f"{one.limit.metric} {f'{one.interval.value:+.3g}' if one.interval else '?'}"
+            for one in trial.decisions
+        )
+        verdict = "kept" if trial.kept else "broken"
+        print(f"Amount {trial.amount:.3g}: {', '.join(changes)}: {verdict}")
+    limits = ", ".join(f"{limit.metric} {limit.change:+g}" for limit in LIMITS)
+    if found.voice is None:
+        raise InputError(
+            f"The first step, amount {found.steps[0].amount:.3g}, breaks the limits ({limits}) "
+            "already: take smaller steps."
+        )
+    last = found.steps[-1]
+    where = "all steps keep them" if last.kept else f"amount {last.amount:.3g} breaks them"
+    print(
+        f"Stopped at amount {found.amount:.3g}: {where} ({limits}; {len(reference.texts)} "
+        "sentences)."
+    )
+    return found.voice
+
+
+def _save_into(voice: Voice, folder: Path) -> None:
+    """Save into a folder that holds the steps already: file by file, the manifest last."""
+    from vits_prune.voices.saved import MANIFEST, save_voice
+
+    with tempfile.TemporaryDirectory(prefix=".final.", dir=folder) as beside:
+        saved = save_voice(voice, Path(beside) / "voice")
+        for path in sorted(saved.iterdir(), key=lambda path: path.name == MANIFEST):
+            os.replace(path, folder / path.name)
