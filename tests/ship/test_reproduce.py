@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vits_prune import PruneSpec, Shape, load_voice, prune
-from vits_prune.cli.heal_command import _typed_spec, plan_of
-from vits_prune.cli.main import _parser, main
+from vits_prune.cli.heal_command import plan_of, spec_to_heal
+from vits_prune.cli.main import main, make_parser
 from vits_prune.cli.options import spec_of
 from vits_prune.healing.plan import HealPlan
 from vits_prune.ship.reproduce import MAX_STEPS, ORIGINAL, reproduce
@@ -84,7 +84,7 @@ def made(voice, pruned=(), healed=(), origin=JOE):
 def parsed(line):
     words = shlex.split(line)
     assert words[:3] == ["python", "-m", "vits_prune"]
-    return _parser().parse_args(words[3:])
+    return make_parser().parse_args(words[3:])
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.method}-{spec.amount:g}")
@@ -103,7 +103,7 @@ def test_gradual_healing_is_parsed_back(tiny, spec, plan):
     healed = [(plan.share(index, count), None) for index in range(count)]
     (line,) = reproduce(made(tiny, [spec], healed)).lines()
     options = parsed(line)
-    assert _typed_spec(options) == spec
+    assert spec_to_heal(options) == spec
     assert dataclasses.replace(plan_of(options), minutes=1.0) == dataclasses.replace(
         plan, minutes=1.0
     )
@@ -117,7 +117,7 @@ def test_healing_is_parsed_back(tiny, plan):
     assert spec_of(parsed(first)) == spec
     options = parsed(second)
     assert plan_of(options) == plan
-    assert (options.pruned, options.voice, _typed_spec(options)) == (
+    assert (options.pruned, options.voice, spec_to_heal(options)) == (
         str(parsed(first).out),
         "joe",
         None,

@@ -10,7 +10,6 @@ import pytest
 import vits_prune
 from tests.healing.conftest import QUICK, TEXTS, same_weights
 from vits_prune import InputError, PruneSpec, prune
-from vits_prune.cli.heal_command import add_commands
 from vits_prune.healing.corpus import training_texts
 from vits_prune.study import judge as module
 from vits_prune.study.judge import CheckpointJudge, Judgement, judge_of, tuning_texts
@@ -112,18 +111,6 @@ def test_python_is_warned_of_what_is_not_measured(tiny, pruned, german, monkeypa
         healed = vits_prune.heal(pruned, tiny, TEXTS, QUICK, evaluation_texts=1)
     assert "does not know the language 'de'" in caplog.text
     assert healed.recipe["healed"][0]["steps"] == 6
-
-
-def test_the_command_line_has_the_defaults_of_the_library():
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers())
-    options = parser.parse_args(["heal", "--out", "x"])
-    assert (options.evaluations, options.evaluation_texts) == (
-        module.EVALUATIONS,
-        module.EVALUATION_TEXTS,
-    )
 
 
 def test_evaluations_out_of_range(tiny):

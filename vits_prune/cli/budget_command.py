@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.cli.options import add_out, add_settings, add_texts, add_voice, load, settings_of
+from vits_prune.cli.options import (
+    add_flag,
+    add_out,
+    add_settings,
+    add_texts,
+    add_voice,
+    load,
+    settings_of,
+)
 from vits_prune.cli.terminal import ProgressLine, interval_words, print_table
 from vits_prune.errors import InputError
 
@@ -31,12 +39,13 @@ def add_commands(commands: Any) -> None:
     add_voice(parser)
     for flag, (metavar, words) in _LIMITS.items():
         parser.add_argument(flag, type=float, metavar=metavar, help=words)
-    parser.add_argument(
+    add_flag(
+        parser,
         "--limit",
-        nargs="+",
+        "further limits, as in `knee`",
         default=[],
         metavar="METRIC=CHANGE",
-        help="further limits, as in `knee`",
+        nargs="+",
     )
     add_texts(
         parser,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vits_prune.cli.options import (
     CHOICES,
+    add_flag,
     add_out,
     add_settings,
     add_spec,
@@ -51,15 +52,16 @@ def add_commands(commands: Any) -> None:
         help="measure what pruning did to a voice: words, naturalness, closeness, rhythm, loudness",
     )
     add_voice(evaluate)
-    evaluate.add_argument(
+    add_flag(
+        evaluate,
         "--against",
-        required=True,
+        "the pruned voice: a folder that `prune` wrote, or what --voice takes",
         metavar="DIR|REF",
-        help="the pruned voice: a folder that `prune` wrote, or what --voice takes",
+        required=True,
     )
     _add_measuring(evaluate)
-    evaluate.add_argument(
-        "--json", type=Path, metavar="FILE", help="write all measurements, sentence by sentence"
+    add_flag(
+        evaluate, "--json", "write all measurements, sentence by sentence", Path, metavar="FILE"
     )
     evaluate.set_defaults(run=_evaluate)
 
@@ -70,12 +72,13 @@ def add_commands(commands: Any) -> None:
     add_voice(sweep, many=True)
     add_spec(sweep, ("method", "scope"), many=("method", "scope"))
     _add_amounts(sweep, "0:0.9:0.1")
-    sweep.add_argument(
+    add_flag(
+        sweep,
         "--parts",
-        nargs="+",
+        "all, decoder, flow+decoder: one curve each (default: all)",
         default=["all"],
         metavar="GROUP",
-        help="all, decoder, flow+decoder: one curve each (default: all)",
+        nargs="+",
     )
     add_spec(sweep, CHOICES)
     _add_measuring(sweep)
@@ -87,30 +90,25 @@ def add_commands(commands: Any) -> None:
     )
     add_voice(knee)
     add_spec(knee, ("method", "scope"))
-    knee.add_argument(
-        "--parts",
-        default="all",
-        metavar="GROUP",
-        help="all, decoder, flow+decoder (default: %(default)s)",
-    )
-    knee.add_argument(
+    add_flag(knee, "--parts", "all, decoder, flow+decoder", default="all", metavar="GROUP")
+    add_flag(
+        knee,
         "--limit",
-        nargs="+",
+        "how much may be lost, such as wer=0.05 (default: cer=+0.02 dnsmos_ovrl=-0.1)",
         metavar="METRIC=CHANGE",
-        help="how much may be lost, such as wer=0.05 (default: cer=+0.02 dnsmos_ovrl=-0.1)",
+        nargs="+",
     )
-    knee.add_argument(
-        "--strict",
-        action="store_true",
-        help="whole intervals must keep the limits, not the estimates alone",
+    add_flag(
+        knee, "--strict", "whole intervals must keep the limits, not the estimates alone", bool
     )
     add_spec(knee, CHOICES)
     _add_measuring(knee, ("noise_seeds",), noise_seeds=0)
-    knee.add_argument(
+    add_flag(
+        knee,
         "--json",
-        type=Path,
+        "write the amounts that were tried and the intervals that decided",
+        Path,
         metavar="FILE",
-        help="write the amounts that were tried and the intervals that decided",
     )
     knee.set_defaults(run=_knee)
 
@@ -120,11 +118,12 @@ def add_commands(commands: Any) -> None:
     add_voice(sensitivity)
     add_spec(sensitivity, ("method", "scope"))
     _add_amounts(sensitivity, "0.3,0.5,0.7")
-    sensitivity.add_argument(
+    add_flag(
+        sensitivity,
         "--layers",
-        nargs="*",
+        "layers instead of parts: names or their beginnings; none for all",
         metavar="NAME",
-        help="layers instead of parts: names or their beginnings; none for all",
+        nargs="*",
     )
     add_spec(sensitivity, CHOICES)
     _add_measuring(sensitivity)
@@ -133,12 +132,13 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_amounts(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
+    add_flag(
+        parser,
         "--amount",
-        nargs="+",
-        metavar="AMOUNT",
-        help="0:0.9:0.1 (start:end:step), 0.1,0.3 or several; of a structured method the share of "
+        "0:0.9:0.1 (start:end:step), 0.1,0.3 or several; of a structured method the share of "
         f"channels (default: {default})",
+        metavar="AMOUNT",
+        nargs="+",
     )
     parser.set_defaults(usual_amounts=default)
 
@@ -149,25 +149,18 @@ def _add_measuring(
     noise_seeds: int = 2,
 ) -> None:
     add_texts(parser, "how many sentences (default: 20 of the built-in ones, or the whole file)")
-    parser.add_argument(
+    add_flag(
+        parser,
         "--half",
-        help="which of the built-in sentences: tuning, held-out or all (default: held-out)",
+        "which of the built-in sentences: tuning, held-out or all (default: held-out)",
     )
     add_settings(parser, names, noise_seeds)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     add_out(parser, "folder: new, empty, or of the same run that was stopped")
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes of this machine (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--engine", default="local", help="local, or ray for a Ray cluster (default: %(default)s)"
-    )
+    add_flag(parser, "--jobs", "processes of this machine", int, default=1, metavar="N")
+    add_flag(parser, "--engine", "local, or ray for a Ray cluster", default="local")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vits_prune.cli.options import add_out, add_voice, load
+from vits_prune.cli.options import add_flag, add_out, add_voice, load
 from vits_prune.cli.terminal import ProgressLine
 from vits_prune.errors import InputError
 
@@ -24,9 +24,7 @@ def add_commands(commands: Any) -> None:
     )
     add_voice(export)
     add_format(export)
-    export.add_argument(
-        "--no-measure", action="store_true", help="write only: no table of size, speed and sound"
-    )
+    add_flag(export, "--no-measure", "write only: no table of size, speed and sound", bool)
     add_out(export, "folder for the files")
     export.set_defaults(run=_export)
     _add_bench(
@@ -39,17 +37,19 @@ def add_commands(commands: Any) -> None:
 
 def add_format(parser: argparse.ArgumentParser) -> None:
     """Add --format and --precision."""
-    parser.add_argument(
+    add_flag(
+        parser,
         "--format",
-        choices=FORMAT_NAMES,
+        "dense or sparse folder, onnx, or piper",
         default="dense",
-        help="dense or sparse folder, onnx, or piper (default: %(default)s)",
+        choices=FORMAT_NAMES,
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--precision",
-        choices=PRECISION_NAMES,
+        "of the weights; int8 for onnx and piper",
         default="fp32",
-        help="of the weights; int8 for onnx and piper (default: %(default)s)",
+        choices=PRECISION_NAMES,
     )
 
 
@@ -59,9 +59,7 @@ def check_format(options: argparse.Namespace) -> None:
 
     precisions = FORMATS[options.format].precisions
     if options.precision not in precisions:
-        raise InputError(
-            f"The format {options.format} has the precisions {', '.join(precisions)}."
-        )
+        raise InputError(f"The format {options.format} has the precisions {', '.join(precisions)}.")
 
 
 def bench_parser() -> argparse.ArgumentParser:
@@ -83,11 +81,14 @@ def _add_bench(commands: Any, **words: str) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from vits_prune.ship import bench
 
-    folder, measure = Path(options.model or ""), bench.bench
+    folder = Path(options.model or "")
     try:
         if options.model and folder.is_dir() and not list(folder.glob("*.onnx")):
-            from vits_prune.ship.bench_folder import bench_saved as measure
-        bench.run(options, measure)
+            from vits_prune.ship.bench_folder import bench_saved
+
+            bench.run(options, bench_saved)
+        else:
+            bench.run(options)
     except ImportError as error:
         raise InputError(
             f"{folder.name} is a saved voice, which takes vits_prune and torch ({error.name} is "
@@ -107,9 +108,7 @@ def _export(options: argparse.Namespace) -> None:
     voice = load(options)
     with ProgressLine() as progress:
         first = progress if options.no_measure else progress.part(0.0, 0.5)
-        export = export_voice(
-            voice, options.out, options.format, options.precision, progress=first
-        )
+        export = export_voice(voice, options.out, options.format, options.precision, progress=first)
         rows = []
         if not options.no_measure:
             rows = measure_export(voice, export, progress=progress.part(0.5, 1.0))

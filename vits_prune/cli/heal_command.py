@@ -1,285 +1,317 @@
-"""The command heal: train a pruned voice on the original's own speech, within minutes or steps, resumable."""
+"""The command heal: train a pruned voice on the original's own speech; it can be resumed."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.cli.options import Progress, add_spec, spec_of
+from vits_prune.cli.options import (
+    add_fields,
+    add_flag,
+    add_out,
+    add_spec,
+    add_voice,
+    load,
+    says_how_to_prune,
+    spec_of,
+    typed_fields,
+)
+from vits_prune.cli.prune_commands import check_out
+from vits_prune.cli.terminal import ProgressLine
 from vits_prune.errors import InputError
-from vits_prune.progress import Progress as WorkProgress
+from vits_prune.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from vits_prune.healing.plan import HealData, HealPlan, HealResult, HealRun, TrainingStep
-    from vits_prune.healing.training_curve import Curve
+    from vits_prune.healing import HealData, HealPlan, HealResult, TrainingStep
     from vits_prune.pruning import PruneSpec
     from vits_prune.study.judge import CheckpointJudge, Judgement
     from vits_prune.voices.voice import Voice
 
+_ROW_EVERY = 10
+_CURVE = "curve.csv"
+_PLAN: dict[str, dict[str, Any]] = {
+    "minutes": {"metavar": "M", "help": "wall-clock minutes, measuring included"},
+    "steps": {"metavar": "N", "help": "training steps, in place of minutes"},
+    "seed": {"help": "seed of noise, sentences and batches"},
+    "lessons": {"metavar": "N", "help": "sentences that the original speaks, at most"},
+    "batch": {"metavar": "N", "help": "sentences of a training step, in each process"},
+    "segment": {"metavar": "N", "help": "frames of each sentence that the decoder speaks"},
+    "learning_rate": {"metavar": "RATE", "help": "the highest rate of AdamW"},
+    "joint": {
+        "metavar": "SHARE",
+        "help": "share of the steps, at the end, with all parts in a row",
+    },
+    "speakers": {"help": "whose voices are learnt where there are several: all or own"},
+    "adversarial": {"help": "let discriminators take part: for a GPU"},
+    "adversarial_from": {"metavar": "SHARE", "help": "share of the steps after which they do"},
+    "adversarial_width": {"metavar": "SHARE", "help": "their channels, as a share of HiFi-GAN's"},
+    "precision": {"help": "no: float32; bf16: bfloat16 where it is safe"},
+    "checkpoint_every": {"metavar": "N", "help": "training steps between two checkpoints"},
+}
+
 
 def add_commands(commands: Any) -> None:
     """Add the command to an argument parser's subparsers."""
-    from vits_prune.cli import main as cli  # here, for cli imports this file
+    from vits_prune.healing import HealPlan
+    from vits_prune.study.judge import JudgeSettings
 
-    # What describes a PruneSpec is taken over, but for --steps, which are steps of training here.
     parser = commands.add_parser(
-        "heal",
-        help="train a pruned voice back on the original's own speech",
-        conflict_handler="resolve",
+        "heal", help="train a pruned voice back on the original's own speech"
     )
-    cli.add_voice(parser)
-    parser.add_argument(
+    add_voice(parser)
+    add_flag(
+        parser,
         "--pruned",
+        "the voice to heal, a folder that `prune` wrote (or say below how to prune)",
         metavar="DIR",
-        help="the voice to heal, a folder that `prune` wrote (or say below how to prune)",
     )
-    add_spec(parser)
-    _add_plan(parser)
-    parser.add_argument(
-        "--prune-steps",
-        metavar="N",
-        help="without --pruned: prune in N steps, or to such amounts, and heal behind each",
-    )
-    parser.add_argument(
+    add_spec(parser, steps="--prune-steps")
+    add_fields(parser, HealPlan, **_PLAN)
+    add_flag(
+        parser,
         "--texts",
-        type=Path,
+        "sentences to learn from, one a line (default: built in, or random)",
+        Path,
         metavar="FILE",
-        help="sentences to learn from, one a line (default: built in, or drawn)",
     )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--recordings",
-        type=Path,
+        "your own recordings besides, with transcripts (metadata.csv)",
+        Path,
         metavar="FOLDER",
-        help="your own recordings besides, with transcripts (metadata.csv)",
     )
-    parser.add_argument(
-        "--evaluations",
-        type=int,
-        default=4,
-        metavar="N",
-        help="how often to measure quality (default: %(default)s)",
+    add_fields(
+        parser,
+        JudgeSettings,
+        evaluations={"metavar": "N", "help": "how often to measure quality"},
+        texts={
+            "flag": "--evaluation-texts",
+            "metavar": "N",
+            "help": "on how many tuning sentences to measure",
+        },
     )
-    parser.add_argument(
-        "--evaluation-texts",
-        type=int,
-        default=10,
-        metavar="N",
-        help="on how many tuning sentences (default: %(default)s)",
-    )
-    parser.add_argument(
+    add_flag(
+        parser,
         "--workdir",
-        type=Path,
+        "folder of checkpoints and the original's speech (default: OUT-healing)",
+        Path,
         metavar="DIR",
-        help="folder of lessons and checkpoints (default: beside --out, OUT-healing)",
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where this healing was stopped"
-    )
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="folder for the healed voice"
-    )
+    add_flag(parser, "--resume", "go on where this healing was stopped", bool)
+    add_out(parser, "folder for the healed voice")
     parser.set_defaults(run=_heal)
 
 
-def _add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        metavar="M",
-        help="budget: wall clock, lessons and evaluations included (default: 15)",
-    )
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="budget: training steps, instead of minutes"
-    )
-    parser.add_argument(
-        "--adversarial", action="store_true", help="let discriminators join in: for a GPU"
-    )
-    parser.add_argument(
-        "--precision",
-        default="no",
-        help="no: float32; bf16: bfloat16 where it is safe (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of noise, sentences and batches (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--lessons", type=int, metavar="N", help="sentences that the original speaks (default: 400)"
-    )
-    parser.add_argument(
-        "--batch", type=int, metavar="N", help="sentences of a step, of each process (default: 4)"
-    )
-    parser.add_argument(
-        "--learning-rate", type=float, metavar="RATE", help="the highest (default: 5e-4)"
-    )
-    parser.add_argument(
-        "--joint",
-        type=float,
-        metavar="SHARE",
-        help="share of the steps, at the end, with all parts in a row (default: 0.25)",
-    )
-    parser.add_argument(
-        "--speakers",
-        help="whose voices are learnt where there are several: all or own (default: all)",
-    )
-    parser.add_argument(
-        "--checkpoint-every", type=int, metavar="N", help="steps between checkpoints (default: 200)"
-    )
-
-
 def plan_of(options: argparse.Namespace) -> HealPlan:
-    """The HealPlan that was typed.
+    """Return the HealPlan that was typed.
 
     Raises:
         InputError: a value is out of range, or two do not fit together.
     """
-    from vits_prune.healing.plan import HealPlan
+    from vits_prune.healing import HealPlan
 
-    if options.minutes is not None and options.steps is not None:
+    given = typed_fields(options, HealPlan)
+    if {"minutes", "steps"} <= given.keys():
         raise InputError("--minutes and --steps are two ways to say how long: give one of them.")
-    names = ("lessons", "batch", "learning_rate", "joint", "speakers", "checkpoint_every")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    budget = {"minutes": None, "steps": options.steps} if options.steps is not None else {}
-    budget |= {"minutes": options.minutes} if options.minutes is not None else {}
-    return HealPlan(
-        **budget,
-        **given,
-        seed=options.seed,
-        adversarial=options.adversarial,
-        precision=options.precision,
-    )
+    if "steps" in given:
+        given["minutes"] = None
+    return HealPlan(**given)
+
+
+def spec_to_heal(options: argparse.Namespace) -> PruneSpec | None:
+    """Return the PruneSpec that was typed, None with --pruned.
+
+    Raises:
+        InputError: both were given, or neither.
+    """
+    from vits_prune.pruning import Shape
+
+    if options.recordings is not None and not options.pruned:
+        raise InputError("--recordings goes with --pruned: prune first, then heal.")
+    if options.pruned:
+        idle = says_how_to_prune(options)
+        if idle:
+            raise InputError(
+                f"--pruned names a voice that is pruned already: leave out {idle}, which says how "
+                "to prune."
+            )
+        return None
+    how_much = (options.amount, options.prune_steps, options.pattern or None)
+    if how_much == (None, None, None) and not typed_fields(options, Shape):
+        raise InputError(
+            "There is nothing to heal: name a pruned voice with --pruned, or say how to prune, "
+            "such as --method second_order --amount 0.8."
+        )
+    return spec_of(options)
 
 
 def _heal(options: argparse.Namespace) -> None:
-    from vits_prune.cli import main as cli
-    from vits_prune.cli.prune_command import _check_out
-    from vits_prune.healing.plan import HealData, HealRun
+    from vits_prune.healing import HealData
     from vits_prune.healing.training import is_main_process
     from vits_prune.synthesis.texts import read_text_file
     from vits_prune.voices.saved import save_voice
 
-    plan, spec = plan_of(options), _typed_spec(options)
+    plan, spec = plan_of(options), spec_to_heal(options)
     texts = None if options.texts is None else read_text_file(options.texts).texts
     if not options.out.name:
         raise InputError(f"{options.out} has no name: give the name of a new folder with --out.")
     work = options.workdir or options.out.with_name(f"{options.out.name}-healing")
     if is_main_process():
-        _check_out(options.out, False)
-        _check_work(work, options.resume)
-        if work.resolve().is_relative_to(options.out.resolve()):
-            raise InputError(
-                f"{work} lies in {options.out}, which the healed voice replaces as a whole: give another --workdir."
-            )
-    voice = cli.load(options)
-    pruned = None if spec else _load_pruned(options, voice)
-    clips = _recordings(options, plan, voice)
-    session = Session(options, voice, work, texts)
-    if is_main_process():
-        _tell_of_reserve(plan, session, 1 if spec is None else len(spec.schedule_amounts()))
+        check_out(options.out)
+        _check_work(work, options)
+    voice = load(options)
+    start = spec or _load_pruned(options, voice)
+    data = HealData(texts, _recordings(options, plan, voice))
+    judge = _judge(options, plan, voice, texts)
+    if judge and is_main_process():
+        last = plan if spec is None else plan.share(*_last_of(spec))
+        warn_of_measuring(last, judge.seconds)
+    log = TrainingLog(work, options.resume)
     try:
-        healed = _run(
-            session,
-            plan,
-            voice,
-            spec if pruned is None else pruned,
-            HealData(texts, clips),
-            HealRun(work, options.resume),
-        )
+        healed = _run(log, plan, voice, start, data, judge)
     except KeyboardInterrupt:
-        session.write_curve()
+        log.write()
         if is_main_process():
-            print(f"\n{_stopped(session)}", file=sys.stderr)
+            print(f"\n{how_to_resume(work, log.step)}", file=sys.stderr)
         raise
     if is_main_process():
         saved = save_voice(healed.voice, options.out)
-        session.finish(healed, saved)
+        log.finish(healed, judge.measured_on if judge else "")
+        _print_result(healed, saved, work)
+
+
+def _last_of(spec: PruneSpec) -> tuple[int, int]:
+    count = len(spec.schedule_amounts())
+    return count - 1, count
 
 
 def _run(
-    session: Session,
+    log: TrainingLog,
     plan: HealPlan,
     voice: Voice,
     start: Voice | PruneSpec,
     data: HealData,
-    run: HealRun,
+    judge: CheckpointJudge | None,
 ) -> HealResult:
-    """The healed voice; `start` is the pruned one, or says how to prune."""
-    from vits_prune.healing import heal, heal_steps
+    """Heal a pruned voice, or prune as a PruneSpec says and heal after each step."""
+    from vits_prune.healing import HealRun, heal, heal_steps
     from vits_prune.healing.training import is_main_process
     from vits_prune.pruning import PruneSpec
 
-    judge, steps = session.judge, 0
-    with session.telling():
-        progress = WorkProgress.of(session.tell)
-        run = dataclasses.replace(run, observer=session.on_step, progress=progress)
+    with ProgressLine(gently=True) as progress:
+        log.progress = progress
+        run = HealRun(log.folder, log.resume, observer=log.observe, progress=progress)
+        if judge:
+            judge = dataclasses.replace(judge, observer=log.judged, progress=progress)
         if not isinstance(start, PruneSpec):
             return _learnt(heal(start, voice, plan, data=data, run=run, judge=judge))
-        for number, (amount, healed) in enumerate(
-            heal_steps(voice, start, plan, data=data, run=run, judge=judge), 1
-        ):
-            steps += _learnt(healed).of or 0
-            session.go_on(steps)
+        results: Iterator[tuple[float, HealResult]] = heal_steps(
+            voice, start, plan, data=data, run=run, judge=judge
+        )
+        for number, (amount, healed) in enumerate(results, 1):
+            log.next_healing(_learnt(healed).of or 0)
             if is_main_process():
                 print(f"Step {number}: amount {amount:.3g}, healed.")
         return healed
 
 
 def _learnt(healed: HealResult) -> HealResult:
-    """The result, if the voice has learnt anything.
-
-    Raises:
-        InputError: it has not.
-    """
+    """Return the result; raise InputError if the voice has learnt nothing."""
     if healed.step == 0:
         raise InputError(
-            f"{healed.voice.name} is not healed, for {healed.stopped or 'no step was made'}, and nothing is saved: "
-            "give a lower --learning-rate, or prune anew if the pruned voice itself is broken."
+            f"{healed.voice.name} is not healed, for {healed.stopped or 'no step was made'}, and "
+            "nothing is saved: give a lower --learning-rate, or prune anew if the pruned voice "
+            "itself is broken."
         )
     return healed
 
 
-def _tell_of_reserve(plan: HealPlan, session: Session, healings: int) -> None:
-    """Say so where measuring takes more than its part of the minutes."""
+def _judge(
+    options: argparse.Namespace, plan: HealPlan, voice: Voice, texts: Sequence[str] | None
+) -> CheckpointJudge | None:
+    """Measure the original once, which shows how long measuring takes."""
+    from vits_prune.study.judge import JudgeSettings, judge_of
+
+    given = {"evaluations": options.evaluations, "texts": options.evaluation_texts}
+    settings = JudgeSettings(**{name: n for name, n in given.items() if n is not None})
+    with ProgressLine() as progress:
+        judge = judge_of(voice, texts, settings, seed=plan.seed, progress=progress)
+    for sentence in judge.unmeasured if judge else ():
+        print(sentence, file=sys.stderr, flush=True)
+    return judge
+
+
+def warn_of_measuring(plan: HealPlan, seconds: float) -> None:
+    """Say so if measuring takes more than its part of the minutes.
+
+    Args:
+        plan: of the healing whose checkpoints are measured.
+        seconds: that measuring takes.
+    """
     from vits_prune.healing.clock import judging_seconds
 
-    last = plan.share(healings - 1, healings)
-    if plan.steps is None and session.reserve > judging_seconds(last, session.reserve):
+    if plan.steps is None and plan.minutes and seconds > judging_seconds(plan, seconds):
         print(
-            f"Measuring takes about {session.reserve / 60:.1f} of {last.minutes:.1f} minutes: half of them are kept for training, and all "
-            "takes longer than you said. Fewer --evaluations or --evaluation-texts take less.",
+            f"Measuring takes about {seconds / 60:.1f} of {plan.minutes:.1f} minutes: half of them "
+            "are kept for training, and all takes longer than you said. Fewer --evaluations or "
+            "--evaluation-texts take less.",
             flush=True,
         )
 
 
-def _stopped(session: Session) -> str:
-    """What to tell who pressed Ctrl-C."""
-    if not any(session.work.rglob("checkpoint-*.safetensors")):
-        return f"Stopped at step {session.step}, before the first checkpoint: start again without --resume."
-    return f"Stopped at step {session.step}. Go on with the same command and --resume; checkpoints are in {session.work}"
+def how_to_resume(work: Path, step: int) -> str:
+    """Return what to say after Ctrl-C."""
+    if not any(work.rglob("checkpoint-*.safetensors")):
+        return f"Stopped at step {step}, before the first checkpoint: start again without --resume."
+    return (
+        f"Stopped at step {step}. Go on with the same command and --resume; checkpoints are in "
+        f"{work}"
+    )
+
+
+def _print_result(healed: HealResult, saved: Path, work: Path) -> None:
+    if healed.stopped:
+        print(f"Stopped early: {healed.stopped}. This is the last good checkpoint.")
+    words = "was to be healed" if healed.stopped else "healed"
+    print(
+        f"{healed.voice.name} {words} in {healed.of} steps on {healed.sentences} sentences "
+        f"({', '.join(healed.trained)}); the voice of step {healed.step} is saved to {saved}; the "
+        f"losses of all steps are in {work / _CURVE}"
+    )
+
+
+def _load_pruned(options: argparse.Namespace, voice: Voice) -> Voice:
+    """Load the voice to heal, and see before anything is measured that it can learn."""
+    from vits_prune.healing.student import check_recordings, parts_to_train
+    from vits_prune.voices.load import load_voice
+
+    pruned = load_voice(options.pruned, options.speaker)
+    trained = parts_to_train(pruned, voice)
+    if options.recordings is not None:
+        check_recordings(trained)
+    return pruned
 
 
 def _recordings(options: argparse.Namespace, plan: HealPlan, voice: Voice) -> Sequence[Any]:
-    """A user's recordings as latents and waveforms, none where none were given.
-
-    Raises:
-        InputError: none can be used, or the voice has lost the encoder that reads them.
-    """
+    """Read a user's recordings as latents and waveforms, if there are any."""
     if options.recordings is None:
         return ()
     from vits_prune.healing.recordings import open_recordings, pairs
     from vits_prune.healing.training import is_main_process
 
-    with Progress() as tell:
+    with ProgressLine() as progress:
         found, posterior = open_recordings(
-            options.recordings, options.voice, voice, revision=options.revision,
-            on_clip=lambda done, of: tell("reading recordings", done / max(1, of)),
-        )  # fmt: skip
+            options.recordings,
+            options.voice,
+            voice,
+            revision=options.revision,
+            on_clip=lambda done, of: progress.report("reading recordings", done / max(1, of)),
+        )
     if is_main_process():
         for one in found.skipped:
             print(f"Left out {one.name}: {one.reason}", file=sys.stderr)
@@ -287,266 +319,120 @@ def _recordings(options: argparse.Namespace, plan: HealPlan, voice: Voice) -> Se
     return pairs(found, posterior, voice, plan.seed)
 
 
-def _typed_spec(options: argparse.Namespace) -> PruneSpec | None:
-    """The PruneSpec that was typed, None with --pruned.
+def _check_work(work: Path, options: argparse.Namespace) -> None:
+    """Raise InputError if the working folder cannot be used."""
+    from vits_prune.healing.training_curve import Curve
 
-    Raises:
-        InputError: both were given, or neither.
-    """
-    if options.recordings is not None and not options.pruned:
-        raise InputError("--recordings goes with --pruned: prune first, then heal.")
-    told = options.amount is not None or options.prune_steps is not None or options.pattern
-    told = told or any(getattr(options, name, None) is not None for name in _levers())
-    if options.pruned:
-        idle = _says_how_to_prune(options)
-        if idle:
-            raise InputError(
-                f"--pruned names a voice that is pruned already: leave out {idle}, which says how to prune."
-            )
-        return None
-    if not told:
-        raise InputError(
-            "There is nothing to heal: name a pruned voice with --pruned, or say how to prune, such as --method second_order --amount 0.8."
-        )
-    return spec_of(argparse.Namespace(**{**vars(options), "steps": options.prune_steps}))
-
-
-def _says_how_to_prune(options: argparse.Namespace) -> str:
-    """The first option that was typed of those that describe a PruneSpec, empty where none was."""
-    described = argparse.ArgumentParser(add_help=False)
-    add_spec(described)
-    defaults = {
-        action.dest: action.default for action in described._actions if action.dest != "steps"
-    }  # here: of training
-    names = (
-        name
-        for name, default in {**defaults, "prune_steps": None}.items()
-        if getattr(options, name) != default
-    )
-    return next((f"--{name.replace('_', '-')}" for name in names), "")
-
-
-def _levers() -> tuple[str, ...]:
-    from vits_prune.pruning.shape import Shape
-
-    return tuple(field.name for field in dataclasses.fields(Shape))
-
-
-def _load_pruned(options: argparse.Namespace, voice: Voice) -> Voice:
-    """The voice to heal.
-
-    Raises:
-        InputError: it cannot be opened, was not made of `voice`, or has nothing to learn.
-    """
-    from vits_prune.healing.student import check_recordings, parts_to_train
-    from vits_prune.voices.load import load_voice
-
-    pruned = load_voice(options.pruned, options.speaker)
-    trained = parts_to_train(pruned, voice)  # said here, before the original is measured
-    if options.recordings is not None:
-        check_recordings(trained)
-    return pruned
-
-
-def _check_work(work: Path, resume: bool) -> None:
-    """Tell of a working folder that cannot be used before the work begins."""
-    if work.exists() and not work.is_dir():
-        raise InputError(
-            f"{work} is a file: give a folder for lessons and checkpoints with --workdir."
-        )
-    if resume and not any((work / one).is_dir() for one in ("checkpoints", "step-1")):
-        raise InputError(
-            f"There is nothing to resume in {work}: leave out --resume, or name the --workdir of the healing that was stopped."
-        )
-    if not resume and work.is_dir() and any(work.rglob("checkpoint-*.safetensors")):
-        raise InputError(
-            f"{work} holds the checkpoints of a healing, which would be lost: go on with it by --resume, or give another --workdir."
-        )
-    if resume:
-        from vits_prune.healing.training_curve import Curve
-
-        Curve.read(work / "curve.csv")
     there = {path.name for path in work.iterdir()} if work.is_dir() else set()
-    known = {"lessons", "checkpoints", "curve.csv", "curve.svg", ".curve.csv.part"} | {
-        f"step-{i}" for i in range(1, 100)
-    }
-    if there - known:
-        raise InputError(f"{work} holds other files: give a new or empty folder with --workdir.")
+    known = {"lessons", "checkpoints", _CURVE, "curve.svg", ".curve.csv.part"}
+    known |= {f"step-{number}" for number in range(1, 100)}
+    wrong = ""
+    if work.exists() and not work.is_dir():
+        wrong = f"{work} is a file: give a folder for checkpoints with --workdir."
+    elif options.resume and not there & {"checkpoints", "step-1"}:
+        wrong = (
+            f"There is nothing to resume in {work}: leave out --resume, or name the --workdir of "
+            "the healing that was stopped."
+        )
+    elif not options.resume and any(work.rglob("checkpoint-*.safetensors")):
+        wrong = (
+            f"{work} holds the checkpoints of a healing, which would be lost: go on with it by "
+            "--resume, or give another --workdir."
+        )
+    elif there - known:
+        wrong = f"{work} holds other files: give a new or empty folder with --workdir."
+    elif work.resolve().is_relative_to(options.out.resolve()):
+        wrong = (
+            f"{work} lies in {options.out}, which the healed voice replaces as a whole: give "
+            "another --workdir."
+        )
+    if wrong:
+        raise InputError(wrong)
+    if options.resume:
+        Curve.read(work / _CURVE)
 
 
-_ROW_EVERY = 10
-
-
-class Session:
-    """A run: its live line, its curve, and its evaluations.
+class TrainingLog:
+    """Shows the steps of one healing, or of several in a row, and writes them to curve.csv.
 
     Args:
-        options: what was typed; of them `evaluations`, `evaluation_texts` and `resume` are read.
-        voice: the original, which is measured at once.
-        work: folder that the curve is written to.
-        texts: what the voice is healed on, None for built-in sentences or draws.
-
-    Raises:
-        InputError: the number of evaluations or of their texts is out of range.
+        folder: of the file.
+        resume: whether rows of an earlier run are kept.
+        progress: shows the steps; it may raise to end the work.
     """
 
-    def __init__(
-        self,
-        options: argparse.Namespace,
-        voice: Voice,
-        work: Path,
-        texts: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, resume: bool = False, progress: Progress = SILENT) -> None:
         from vits_prune.healing.training_curve import Curve
-        from vits_prune.study.judge import MAX_EVALUATIONS
 
-        self.work = work
+        self.folder, self.resume, self.progress = folder, resume, progress
+        self.curve = Curve(_ROW_EVERY)
         self.step = 0
-        """Steps done, those of earlier healings included where several follow each other."""
-        self._before, self._seconds_before = 0, 0.0
-        self.tell: Callable[[str, float], None] = lambda _what, _share: None
-        self.curve: Curve = Curve(_ROW_EVERY)
-        self.reserve = 0.0
-        """Seconds that measuring takes, all evaluations together."""
-        self._interrupted = False
-        self.judge: CheckpointJudge | None = None
-        if not 0 <= options.evaluations <= MAX_EVALUATIONS:
-            raise InputError(
-                f"--evaluations must be a whole number from 0 to {MAX_EVALUATIONS}, not {options.evaluations}."
-            )
-        if options.evaluations > 0:
-            self._prepare_judge(options, voice, texts)
+        """Steps that are done, those of earlier healings included."""
+        self._earlier_steps, self._earlier_seconds = 0, 0.0
 
-    def _prepare_judge(
-        self, options: argparse.Namespace, voice: Voice, texts: Sequence[str] | None
-    ) -> None:
-        """Measure the original once, and so how much of the minutes evaluations will take."""
-        from vits_prune.study.judge import JudgeSettings, judge_of
-
-        with Progress() as tell:
-            judge = judge_of(
-                voice,
-                texts,
-                JudgeSettings(options.evaluations, options.evaluation_texts),
-                seed=options.seed,
-                progress=WorkProgress.of(tell),
-            )
-        for sentence in judge.unmeasured:
-            print(sentence, file=sys.stderr, flush=True)
-        self.reserve = judge.seconds
-        self.judge = dataclasses.replace(
-            judge,
-            observer=self.on_judgement,
-            progress=WorkProgress(lambda what, share: self.tell(what, share)),
+    def observe(self, made: TrainingStep) -> None:
+        """Count a training step in and show it."""
+        made = dataclasses.replace(
+            made,
+            step=made.step + self._earlier_steps,
+            of=None if made.of is None else made.of + self._earlier_steps,
+            seconds=made.seconds + self._earlier_seconds,
+        )
+        self._continue_from(made.step - 1)
+        self.step = made.step
+        if self.curve.add(made) and made.step % (10 * _ROW_EVERY) == 0:
+            self.write()
+        losses = (f"{name} {value:.3f}" for name, value in made.losses.items() if name != "total")
+        self.progress.report(
+            f"step {made.step} of {made.of or '?'}: {' '.join(losses)}",
+            made.step / made.of if made.of else 0.0,
         )
 
-    @contextlib.contextmanager
-    def telling(self) -> Iterator[None]:
-        """Show the live line; Ctrl-C ends the work between two steps, so that its checkpoint is whole."""
-
-        def _note(_signal: int, _frame: Any) -> None:
-            if self._interrupted:
-                raise KeyboardInterrupt  # pressed twice: at once
-            self._interrupted = True
-            os.write(
-                2, b"\nStopping after what is under way; press Ctrl-C once more to stop at once.\n"
-            )  # print may be under way itself
-
-        def _say(what: str, share: float) -> None:
-            if self._interrupted:
-                raise KeyboardInterrupt  # while it is pruned or measured too
-            tell(what, share)
-
-        before = signal.getsignal(signal.SIGINT)
-        with Progress() as tell:
-            self.tell = _say
-            with contextlib.suppress(
-                ValueError
-            ):  # not the main thread: nobody presses Ctrl-C there
-                signal.signal(signal.SIGINT, _note)
-            try:
-                yield
-            finally:
-                with contextlib.suppress(ValueError):
-                    signal.signal(signal.SIGINT, before)
-
-    def on_step(self, told: TrainingStep) -> None:
-        """Show how far it is, and keep the curve."""
-        shift, of = self._before, None if told.of is None else told.of + self._before
-        told = dataclasses.replace(
-            told, step=told.step + shift, of=of, seconds=told.seconds + self._seconds_before
-        )
-        self._go_on_from(told.step - 1)
-        self.step = told.step
-        if self.curve.add(told) and told.step % (10 * _ROW_EVERY) == 0:
-            self.write_curve()
-        losses = " ".join(
-            f"{name} {value:.3f}" for name, value in told.losses.items() if name != "total"
-        )
-        self.tell(
-            f"step {told.step} of {told.of or '?'}: {losses}",
-            told.step / told.of if told.of else 0.0,
-        )
-        if self._interrupted:
-            raise KeyboardInterrupt
-
-    def _go_on_from(self, step: int) -> None:
-        """Read the rows of an earlier run up to a step, where this run has not made one and goes on from there."""
-        if self.step or not step:
-            return
-        from vits_prune.healing.training_curve import Curve
-
-        self.step, self.curve = step, Curve.read(self.work / "curve.csv", step, _ROW_EVERY)
-        if self._before and self.curve.rows:
-            self._seconds_before = float(self.curve.rows[-1].get("seconds", 0.0))
-
-    def go_on(self, steps: int) -> None:
-        """A healing is done and the next begins, behind so many steps in all."""
-        self._before = steps
-        self._seconds_before = float(
-            next((row["seconds"] for row in reversed(self.curve.rows) if "seconds" in row), 0.0)
-        )
-
-    def on_judgement(self, found: Judgement, _voice: Voice) -> None:
-        """Keep and show what was measured of a checkpoint."""
-        if self.options.resume:
-            self._go_on_from(
-                self._before + found.step
-            )  # a run that was stopped while it measured goes on with measuring
+    def judged(self, found: Judgement, _voice: Voice) -> None:
+        """Add what was measured of a checkpoint, and print it."""
+        step = self._earlier_steps + found.step
+        if self.resume:
+            self._continue_from(step)  # a run that was stopped while it measured measures again
         changes = found.changes()
-        self.curve.measured(
-            self._before + found.step,
-            {f"measured_{name}": round(value, 5) for name, value in changes.items()},
-        )
-        self.write_curve()
-        print(
-            f"Step {found.step} of {found.of}: "
-            + ", ".join(f"{name} {value:+.3f}" for name, value in changes.items()),
-            flush=True,
-        )
+        self.curve.measured(step, {f"measured_{name}": round(n, 5) for name, n in changes.items()})
+        self.write()
+        shown = ", ".join(f"{name} {change:+.3f}" for name, change in changes.items())
+        print(f"Step {found.step} of {found.of}: {shown}", flush=True)
 
-    def write_curve(self) -> None:
-        """The curve so far."""
+    def next_healing(self, steps: int) -> None:
+        """Begin another healing, after one of so many steps."""
+        self._earlier_steps += steps
+        seconds = (row["seconds"] for row in reversed(self.curve.rows) if "seconds" in row)
+        self._earlier_seconds = float(next(seconds, 0.0))
+
+    def write(self) -> None:
+        """Write the rows so far; of several processes only the first does."""
         from vits_prune.healing.training import is_main_process
 
         if self.curve.rows and is_main_process():
-            self.curve.write(self.work / "curve.csv")
+            self.curve.write(self.folder / _CURVE)
 
-    def finish(self, healed: HealResult, saved: Path) -> None:
-        """Tell what was made, with the picture of its course."""
+    def finish(self, healed: HealResult, measured_on: str) -> None:
+        """Write the rows and a picture of them.
+
+        Args:
+            healed: the result.
+            measured_on: which sentences checkpoints were measured on, "" if they were not.
+        """
         from vits_prune.healing.training_curve import save_figure
 
-        self.write_curve()
-        name = healed.voice.name
+        self.write()
+        below = f": change from the original on {measured_on} below" if measured_on else ""
         if self.curve.rows:
-            below = (
-                f": change from the original on {self.judge.measured_on} below"
-                if self.judge
-                else ""
-            )
-            save_figure(self.curve.rows, f"{name}, healed{below}", self.work / "curve.svg")
-        if healed.stopped:
-            print(f"Stopped early: {healed.stopped}. This is the last good checkpoint.")
-        words = "was to be healed" if healed.stopped else "healed"
-        print(f"{name} {words} in {healed.of} steps on {healed.sentences} sentences ({', '.join(healed.trained)}); "
-              f"the voice of step {healed.step} is saved to {saved}; its course is in {self.work / 'curve.csv'}")  # fmt: skip
+            title = f"{healed.voice.name}, healed{below}"
+            save_figure(self.curve.rows, title, self.folder / "curve.svg")
+
+    def _continue_from(self, step: int) -> None:
+        """Read the rows of an earlier run up to a step, if this run has made none itself."""
+        from vits_prune.healing.training_curve import Curve
+
+        if self.step or not step:
+            return
+        self.step, self.curve = step, Curve.read(self.folder / _CURVE, step, _ROW_EVERY)
+        if self._earlier_steps and self.curve.rows:
+            self._earlier_seconds = float(self.curve.rows[-1].get("seconds", 0.0))

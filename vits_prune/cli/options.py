@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,30 @@ _TYPES = {"int": int, "float": float}
 _REF = "joe, a hub id, a folder, or a Piper .onnx"
 CHOICES = ("protect", "floor", "pattern", "steps", "schedule", "importance", "texts", "seed")
 """Fields of a PruneSpec that all points of a grid share."""
+
+
+def add_flag(
+    parser: argparse._ActionsContainer,
+    flag: str,
+    help: str,
+    kind: Callable[[str], Any] = str,
+    *,
+    default: Any = None,
+    **more: Any,
+) -> None:
+    """Add one flag; its help names the default.
+
+    Args:
+        parser: gets it.
+        flag: with its dashes.
+        help: what it does.
+        kind: turns what is typed into a value; bool for a flag without a value.
+        default: where it is not typed.
+        more: other arguments of `add_argument`.
+    """
+    how: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind, **more}
+    help = (help + _default_words(default)).replace("%", "%%")
+    parser.add_argument(flag, default=default, help=help, **how)
 
 
 def add_fields(
@@ -43,22 +67,31 @@ def add_fields(
         if names is not None and field.name not in names:
             continue
         about, change = field.metadata, dict(changes.get(field.name, {}))
-        words, more = about.get("help", ""), change.pop("more", "")
-        choices = about.get("choices", ())
+        words, choices = change.pop("help", about.get("help", "")), about.get("choices", ())
         if choices:
             meanings = choices.items() if isinstance(choices, Mapping) else ()
             told = [f"{name}: {means}" for name, means in meanings if isinstance(means, str)]
             words += f": {'; '.join(told) or ', '.join(choices)}"
-        if field.default not in (None, "", (), False, dataclasses.MISSING) and not more:
-            more = f" (default: {'all' if field.name == 'parts' else field.default})"
+        words += change.pop("more", _default_words(change.get("default", field.default)))
         flag = change.pop("flag", f"--{field.name.replace('_', '-')}")
-        how: dict[str, Any] = {"default": None, "help": (words + more).replace("%", "%%")}
+        how: dict[str, Any] = {"default": None, "help": words.replace("%", "%%")}
         if str(field.type) == "bool":
             how["action"] = "store_true"
         else:
             base = str(field.type).split(" ")[0]
             how |= {"type": _TYPES.get(base, str), "nargs": "+" if "tuple" in base else None}
         parser.add_argument(flag, **(how | change))
+
+
+def _default_words(default: Any) -> str:
+    if isinstance(default, tuple):
+        return " (default: all)" if default else ""
+    default = " ".join(default) if isinstance(default, list) else default
+    silent = (
+        default in (None, "", []) or isinstance(default, bool) or default is dataclasses.MISSING
+    )
+    shown = f"{default:g}" if isinstance(default, float) else default
+    return "" if silent else f" (default: {shown})"
 
 
 def typed_fields(options: argparse.Namespace, kind: type) -> dict[str, Any]:
@@ -69,16 +102,13 @@ def typed_fields(options: argparse.Namespace, kind: type) -> dict[str, Any]:
 
 def add_voice(parser: argparse.ArgumentParser, many: bool = False) -> None:
     """Add the options that name a voice, or with `many` several."""
-    how: dict[str, Any] = {"nargs": "+"} if many else {}
-    parser.add_argument(
-        "--voice",
-        default=["joe"] if many else "joe",
-        metavar="REF",
-        help=f"{'one or several of ' if many else ''}{_REF} (default: joe)",
-        **how,
-    )
-    parser.add_argument("--speaker", help="index or name, for a voice with several")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    if many:
+        words = f"one or several of {_REF}"
+        add_flag(parser, "--voice", words, default=["joe"], nargs="+", metavar="REF")
+    else:
+        add_flag(parser, "--voice", _REF, default="joe", metavar="REF")
+    add_flag(parser, "--speaker", "index or name, for a voice with several")
+    add_flag(parser, "--revision", "branch, tag or commit of a hub id")
 
 
 def load(options: argparse.Namespace) -> Voice:
@@ -90,7 +120,7 @@ def load(options: argparse.Namespace) -> Voice:
 
 def add_out(parser: argparse.ArgumentParser, help: str) -> None:
     """Add the required --out."""
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help=help)
+    add_flag(parser, "--out", help, Path, required=True, metavar="DIR")
 
 
 def add_spec(
@@ -115,7 +145,12 @@ def add_spec(
             "more": f" (default: {PruneSpec.amount}, or what --pattern or {steps} says)",
         },
         "parts": {"metavar": "PART", "more": ", or all (default: all)"},
-        "protect": {"nargs": "*", "metavar": "LAYER"},
+        "protect": {
+            "nargs": "*",
+            "metavar": "LAYER",
+            "help": 'layers that are left alone: names, their beginnings, "*" for one piece of a '
+            "name; none for no layer (default: the method's own list)",
+        },
         "pattern": {"metavar": "N:M"},
         "steps": {"flag": steps, "dest": "prune_steps", "type": str, "metavar": "N"},
         "texts": {
@@ -135,7 +170,7 @@ def add_spec(
     add_fields(parser, PruneSpec, chosen if names is None else names, **changes)
     if names is None:
         levers = parser.add_argument_group(
-            "levers of a structured method, in place of --amount and --parts"
+            "what stays in structured pruning, in place of --amount and --parts"
         )
         add_fields(levers, Shape)
 
@@ -240,15 +275,10 @@ def _steps(typed: str) -> dict[str, Any]:
         ) from error
 
 
-def add_texts(
-    parser: argparse._ActionsContainer, help: str, text_file: bool = True, default: int | None = None
-) -> None:
-    """Add --texts, and --text-file unless it stands elsewhere."""
-    parser.add_argument("--texts", type=int, metavar="N", default=default, help=help)
-    if text_file:
-        parser.add_argument(
-            "--text-file", type=Path, metavar="FILE", help="your own sentences, one a line"
-        )
+def add_texts(parser: argparse._ActionsContainer, help: str, default: int | None = None) -> None:
+    """Add --texts and --text-file."""
+    add_flag(parser, "--texts", help, int, default=default, metavar="N")
+    add_flag(parser, "--text-file", "your own sentences, one a line", Path, metavar="FILE")
 
 
 def texts_of(options: argparse.Namespace) -> tuple[str, ...]:
@@ -281,22 +311,17 @@ def add_settings(
         parser,
         Settings,
         ("seed", *names),
-        seed={"help": "seed of the noise and of the intervals (default: 0)"},
+        seed={"help": "seed of the noise and of the intervals"},
         noise_seeds={
             "metavar": "N",
             "default": noise_seeds,
-            "help": f"other seeds of the original for the noise floor (default: {noise_seeds})",
+            "help": "other seeds of the original for the noise floor",
         },
-        metrics={"help": f"{', '.join(FAMILIES)} (default: all)"},
+        metrics={"help": ", ".join(FAMILIES)},
     )
-    parser.add_argument(
-        "--recogniser",
-        metavar="WHISPER",
-        help=f"Whisper size, hub id or folder for faster-whisper (default: {DEFAULT_MODEL})",
-    )
-    parser.add_argument(
-        "--language", help="of the texts, as Whisper names it (default: the voice's)"
-    )
+    words = f"Whisper size, hub id or folder for faster-whisper (default: {DEFAULT_MODEL})"
+    add_flag(parser, "--recogniser", words, metavar="WHISPER")
+    add_flag(parser, "--language", "of the texts, as Whisper names it (default: the voice's)")
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vits_prune.cli.options import (
     add_fields,
+    add_flag,
     add_out,
     add_spec,
     add_texts,
@@ -38,19 +39,14 @@ def add_commands(commands: Any) -> None:
     )
     add_voice(compare)
     add_spec(compare)
-    compare.add_argument(
-        "--text",
-        default="The birch canoe slid on the smooth planks.",
-        help="what to say (default: %(default)s)",
-    )
-    compare.add_argument(
-        "--seed", type=int, default=0, help="seed of the noise (default: %(default)s)"
-    )
-    compare.add_argument(
+    add_flag(compare, "--text", "what to say", default="The birch canoe slid on the smooth planks.")
+    add_flag(compare, "--seed", "seed of the noise", int, default=0)
+    add_flag(
+        compare,
         "--timing",
-        choices=("own", "locked"),
+        "durations of the pruned voice: its own, or locked to the original's (default: own)",
         default="own",
-        help="durations of the pruned voice: its own, or locked to the original's (default: own)",
+        choices=("own", "locked"),
     )
     add_fields(
         compare,
@@ -59,9 +55,7 @@ def add_commands(commands: Any) -> None:
         noise_scale={"help": "variation of the sound"},
         noise_scale_duration={"help": "variation of the rhythm"},
     )
-    compare.add_argument(
-        "--runs", type=int, default=5, help="timed runs of each voice (default: %(default)s)"
-    )
+    add_flag(compare, "--runs", "timed runs of each voice", int, default=5)
     add_out(compare, "folder for the sound, the report and the tables")
     compare.set_defaults(run=_compare)
 
@@ -70,24 +64,26 @@ def add_commands(commands: Any) -> None:
     )
     add_voice(layers)
     add_spec(layers, ("method", "protect"))
-    layers.add_argument("--csv", action="store_true", help="as CSV")
+    add_flag(layers, "--csv", "as CSV", bool)
     layers.set_defaults(run=_layers)
 
     prune = commands.add_parser("prune", help="save a pruned voice to a folder")
     add_voice(prune)
     add_spec(prune)
-    prune.add_argument(
+    add_flag(
+        prune,
         "--keep-steps",
-        action="store_true",
-        help="with --steps: save each step's voice too, into DIR/step-1 and on",
+        "with --steps: save each step's voice too, into DIR/step-1 and on",
+        bool,
     )
-    prune.add_argument(
+    add_flag(
+        prune,
         "--until-knee",
-        action="store_true",
-        help="with --steps: measure each step on held-out sentences and stop at the last that "
+        "with --steps: measure each step on held-out sentences and stop at the last that "
         "keeps the limits of `knee`",
+        bool,
     )
-    add_texts(prune, "with --until-knee: how many sentences (default: 20)", default=20)
+    add_texts(prune, "with --until-knee: how many sentences ", default=20)
     add_out(prune, "folder for the pruned voice")
     prune.set_defaults(run=_prune)
 
@@ -97,7 +93,12 @@ def _compare(options: argparse.Namespace) -> None:
     from vits_prune.pruning import prune
     from vits_prune.study.comparison import compare
     from vits_prune.synthesis.sound_file import write_wav
-    from vits_prune.synthesis.speak import MAX_SENTENCE_SECONDS, Delivery, checked_seed, checked_text
+    from vits_prune.synthesis.speak import (
+        MAX_SENTENCE_SECONDS,
+        Delivery,
+        checked_seed,
+        checked_text,
+    )
 
     # bad input answers before the voice loads
     spec, delivery = spec_of(options), Delivery(**typed_fields(options, Delivery))

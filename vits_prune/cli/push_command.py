@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.cli.export_commands import add_format, check_format
-from vits_prune.cli.options import add_texts, add_voice, load, texts_of
+from vits_prune.cli.options import add_flag, add_voice, load, texts_of
 from vits_prune.cli.terminal import ProgressLine
 from vits_prune.errors import InputError
 
@@ -35,52 +35,52 @@ def add_commands(commands: Any) -> None:
         "nothing is.",
     )
     add_voice(parser)
-    parser.add_argument(
+    add_flag(
+        parser,
         "--repo",
-        required=True,
+        "name or owner/name of a model repository, new or your own",
         metavar="NAME",
-        help="name or owner/name of a model repository, new or your own",
+        required=True,
     )
     add_format(parser)
-    parser.add_argument(
+    add_flag(
+        parser,
         "--original",
+        "the voice that it was made of (default: found by its name, joe or a hub id)",
         metavar="REF",
-        help="the voice that it was made of (default: found by its name, joe or a hub id)",
     )
     evidence = parser.add_mutually_exclusive_group()
-    evidence.add_argument(
+    add_flag(
+        evidence,
         "--evidence",
+        "what `evaluate --json` wrote, and `compare` (report.json)",
+        Path,
+        metavar="FILE",
         nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="what `evaluate --json` wrote, and `compare` (report.json)",
     )
-    add_texts(evidence, "measure now: quality on N held-out sentences, and speed", text_file=False)
-    parser.add_argument(
-        "--text-file",
-        type=Path,
-        metavar="FILE",
-        help="measure now on your own sentences, one a line; --texts takes the first N",
-    )
-    parser.add_argument(
-        "--curve",
-        type=Path,
-        metavar="DIR",
-        help="folder of a sweep or a healing whose curve goes into the card",
-    )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=3,
+    add_flag(
+        evidence,
+        "--texts",
+        "measure now: quality on N held-out sentences, and speed",
+        int,
         metavar="N",
-        help="sentences to listen to (default: %(default)s)",
     )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="noise of the samples and of what is measured (default: %(default)s)",
+    add_flag(
+        parser,
+        "--text-file",
+        "measure now on your own sentences, one a line; --texts takes the first N",
+        Path,
+        metavar="FILE",
     )
+    add_flag(
+        parser,
+        "--curve",
+        "folder of a sweep or a healing whose curve goes into the card",
+        Path,
+        metavar="DIR",
+    )
+    add_flag(parser, "--samples", "sentences to listen to", int, default=3, metavar="N")
+    add_flag(parser, "--seed", "noise of the samples and of what is measured", int, default=0)
     for flag, words in (
         ("--private", "make a new repository private"),
         ("--replace", "push to a repository that holds something else or another voice, too"),
@@ -88,7 +88,7 @@ def add_commands(commands: Any) -> None:
         ("--dry-run", "write what would be pushed to --out and publish nothing; needs no login"),
     ):
         parser.add_argument(flag, action="store_true", help=words)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="keep what was pushed in a folder")
+    add_flag(parser, "--out", "keep what was pushed in a folder", Path, metavar="DIR")
     parser.set_defaults(run=_push)
 
 
@@ -210,8 +210,7 @@ def _joined(
 
 
 def _destination(options: argparse.Namespace) -> Destination:
-    """Return where it goes; raise InputError without a login, rights, or with something else there.
-    """
+    """Return where it goes; raise InputError if it may not go there."""
     from vits_prune.ship.hub_push import check_destination
 
     place = check_destination(options.repo)

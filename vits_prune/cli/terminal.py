@@ -59,7 +59,9 @@ class ProgressLine:
             raise KeyboardInterrupt
         self._interrupted = True
         # not print, which may be under way itself
-        os.write(2, b"\nStopping after the work under way; press Ctrl-C once more to stop at once.\n")
+        os.write(
+            2, b"\nStopping after the work under way; press Ctrl-C once more to stop at once.\n"
+        )
 
     def _listen(self, message: str, fraction: float) -> None:
         if self._interrupted:

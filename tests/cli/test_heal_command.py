@@ -1,6 +1,7 @@
+"""The command heal."""
+
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import os
@@ -17,9 +18,11 @@ import torch
 from tests.healing.conftest import TEXTS, same_weights
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
-from vits_prune.cli.heal_command import Session, _stopped, _tell_of_reserve
+from vits_prune.cli.heal_command import TrainingLog, how_to_resume, warn_of_measuring
 from vits_prune.cli.main import main
-from vits_prune.healing import HealPlan, Told
+from vits_prune.cli.terminal import ProgressLine
+from vits_prune.healing import HealPlan, TrainingStep
+from vits_prune.study.judge import Judgement
 
 RATE = 16_000
 
@@ -91,32 +94,32 @@ def test_pruned_in_steps_and_healed_behind_each(tiny_folder, tmp_path, capsys):
     assert "Step 2: amount 0.6" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "nothing to heal"),
-        (["--pruned", "DIR", "--amount", "0.5"], "pruned already"),
-        (["--pruned", "DIR", "--steps", "3", "--minutes", "3"], "give one of them"),
-        (["--pruned", "DIR", "--steps", "0"], "steps must be"),
-        (["--pruned", "DIR", "--steps", "3", "--resume"], "nothing to resume"),
-        (["--pruned", "DIR", "--steps", "3", "--texts", "missing.txt"], "cannot be read"),
-        (["--pruned", "DIR", "--steps", "3", "--precision", "fp4"], "precision must be"),
-        (["--amount", "0.5", "--steps", "3", "--recordings", "."], "goes with --pruned"),
-        (["--pruned", "DIR", "--steps", "3", "--recordings", "nowhere"], "There is no folder"),
-        (["--pruned", "ITSELF", "--steps", "3"], "nothing to heal"),
-        (["--pruned", "DIR", "--method", "second_order"], "leave out --method"),
-        (["--pruned", "DIR", "--scope", "local"], "leave out --scope"),
-        (["--pruned", "DIR", "--parts", "decoder"], "leave out --parts"),
-        (["--pruned", "DIR", "--speakers", "some"], "speakers must be one of all, own"),
-        (["--pruned", "DIR", "--joint", "2"], "joint must be"),
-    ],
-)
-def test_bad_input_is_one_sentence(tiny_folder, pruned_folder, tmp_path, capsys, arguments, words):
-    typed = [{"DIR": pruned_folder, "ITSELF": tiny_folder}.get(one, one) for one in arguments]
-    assert run("--voice", tiny_folder, *typed, "--out", tmp_path / "out") == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert told.count("\n") == 1
+BAD = [
+    ([], "nothing to heal"),
+    (["--pruned", "DIR", "--amount", "0.5"], "pruned already"),
+    (["--pruned", "DIR", "--steps", "3", "--minutes", "3"], "give one of them"),
+    (["--pruned", "DIR", "--steps", "0"], "steps must be"),
+    (["--pruned", "DIR", "--steps", "3", "--resume"], "nothing to resume"),
+    (["--pruned", "DIR", "--steps", "3", "--texts", "missing.txt"], "cannot be read"),
+    (["--pruned", "DIR", "--steps", "3", "--precision", "fp4"], "precision must be"),
+    (["--amount", "0.5", "--steps", "3", "--recordings", "."], "goes with --pruned"),
+    (["--pruned", "DIR", "--steps", "3", "--recordings", "nowhere"], "There is no folder"),
+    (["--pruned", "ITSELF", "--steps", "3"], "nothing to heal"),
+    (["--pruned", "DIR", "--method", "second_order"], "leave out --method"),
+    (["--pruned", "DIR", "--scope", "local"], "leave out --scope"),
+    (["--pruned", "DIR", "--parts", "decoder"], "leave out --parts"),
+    (["--pruned", "DIR", "--speakers", "some"], "speakers must be one of all, own"),
+    (["--pruned", "DIR", "--joint", "2"], "joint must be"),
+]
+
+
+def test_bad_input_is_one_sentence(tiny_folder, pruned_folder, tmp_path, capsys):
+    for arguments, words in BAD:
+        typed = [{"DIR": pruned_folder, "ITSELF": tiny_folder}.get(one, one) for one in arguments]
+        assert run("--voice", tiny_folder, *typed, "--out", tmp_path / "out") == 2
+        told = capsys.readouterr().err
+        assert words in told
+        assert told.count("\n") == 1
 
 
 def test_evaluations_lie_evenly_over_the_training(tiny_folder, pruned_folder, tmp_path, capsys):
@@ -271,11 +274,11 @@ def test_a_voice_that_has_lost_the_encoder_cannot_learn_from_recordings(
 
 
 def test_who_stops_before_the_first_checkpoint_is_not_sent_to_resume(tmp_path):
-    session = argparse.Namespace(work=tmp_path / "work", step=3)
-    assert "start again without --resume" in _stopped(session)
-    (tmp_path / "work" / "step-1" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "work" / "step-1" / "checkpoints" / "checkpoint-00000003.safetensors").touch()
-    assert "Go on with the same command and --resume" in _stopped(session)
+    work = tmp_path / "work"
+    assert "start again without --resume" in how_to_resume(work, 3)
+    (work / "step-1" / "checkpoints").mkdir(parents=True)
+    (work / "step-1" / "checkpoints" / "checkpoint-00000003.safetensors").touch()
+    assert "Go on with the same command and --resume" in how_to_resume(work, 3)
 
 
 def test_the_same_command_again_does_not_throw_the_checkpoints_away(
@@ -345,29 +348,26 @@ def test_recordings_without_a_decoder_that_learns_are_refused_before_they_are_re
     assert "recordings, " not in told.out
 
 
-def session_of(tmp_path):
-    return Session(argparse.Namespace(evaluations=0), None, tmp_path)
-
-
-def test_ctrl_c_answers_at_once_and_ends_pruning_and_measuring_too(tmp_path, capfd):
-    session = session_of(tmp_path)
-    with session.telling():
-        session.tell("pruning", 0.1)
+def test_ctrl_c_answers_at_once_and_ends_pruning_and_measuring_too(capfd):
+    with ProgressLine(gently=True) as progress:
+        progress.report("pruning", 0.1)
         os.kill(os.getpid(), signal.SIGINT)
         assert "once more to stop at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
-            session.tell("pruning", 0.2)
+            progress.part(0.0, 0.5).report("pruning", 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_course_of_several_healings_runs_on(tmp_path):
-    session = session_of(tmp_path)
-    for before, steps in ((0, 20), (20, 40)):
+def test_the_curve_of_several_healings_runs_on(tmp_path):
+    log = TrainingLog(tmp_path)
+    for steps in (20, 40):
         for step in range(1, steps + 1):
-            session.on_step(Told(step, steps, {"total": 1.0}, float(step)))
-        session.go_on(before + steps)
-    rows = session.curve.rows
-    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
-    assert [row["seconds"] for row in rows] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
+            log.observe(TrainingStep(step, steps, {"total": 1.0}, float(step)))
+        log.next_healing(steps)
+    assert [row["step"] for row in log.curve.rows] == [10, 20, 30, 40, 50, 60]
+    assert [row["seconds"] for row in log.curve.rows] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
 
 
 def test_a_damaged_course_is_refused_before_the_work_and_stays(
@@ -395,29 +395,20 @@ def test_a_damaged_course_is_refused_before_the_work_and_stays(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_goes_on_with_measuring_keeps_the_course(tiny, tmp_path, monkeypatch):
-    from vits_prune.study import evaluation
-
+def test_a_run_that_goes_on_with_measuring_keeps_the_curve(tiny, tmp_path):
     (tmp_path / "curve.csv").write_text("step,seconds,mel\n10,1.0,0.5\n20,2.0,0.4\n30,3.0,0.3\n")
-    monkeypatch.setattr(
-        evaluation, "evaluate_against", lambda *_, **__: argparse.Namespace(figures={})
-    )
-    session = Session(argparse.Namespace(evaluations=0, resume=True), None, tmp_path)
-    session.options.evaluations = 1
-    voice = dataclasses.replace(tiny, recipe={"healed": [{"of": 20}]})
-    session.on_checkpoint(20, voice)
+    log = TrainingLog(tmp_path, resume=True)
+    log.judged(Judgement(20, 40, {}, None), tiny)
     assert [row["step"] for row in curve_of(tmp_path)] == ["10", "20"]
-    session.on_step(Told(21, 40, {"mel": 0.2}, 2.1))
-    assert [row["step"] for row in session.curve.rows] == [10, 20]
+    log.observe(TrainingStep(21, 40, {"mel": 0.2}, 2.1))
+    assert [row["step"] for row in log.curve.rows] == [10, 20]
 
 
-def test_measuring_that_takes_most_of_the_minutes_is_told(tmp_path, capsys):
-    session = session_of(tmp_path)
-    session.reserve = 50.0
-    _tell_of_reserve(HealPlan(minutes=2), session, 1)
-    _tell_of_reserve(HealPlan(minutes=None, steps=3), session, 1)
+def test_measuring_that_takes_most_of_the_minutes_is_told(capsys):
+    warn_of_measuring(HealPlan(minutes=2), 50.0)
+    warn_of_measuring(HealPlan(minutes=None, steps=3), 50.0)
     assert capsys.readouterr().out == ""
-    _tell_of_reserve(HealPlan(minutes=2), session, 2)  # the last healing has two thirds of them
+    warn_of_measuring(HealPlan(minutes=2).share(1, 2), 50.0)  # two thirds of the minutes
     told = capsys.readouterr().out
     assert told.count("\n") == 1
     assert "0.8 of 1.3 minutes" in told
