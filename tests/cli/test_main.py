@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -35,28 +33,13 @@ def compare(voice, out, *more):
     )
 
 
-def test_compare_as_a_user_types_it(joe, tmp_path):
+def test_compare(joe, tmp_path, capsys):
     text, out = "Glue the sheet.", tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "vits_prune",
-        "compare",
-        "--voice",
-        "joe",
-        "--scope",
-        "global",
-        "--amount",
-        "0.3",
-        "--seed",
-        "1",
-    ]
-    done = subprocess.run(
-        [*command, "--timing", "own", "--text", text, "--runs", "1", "--out", str(out)],
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    line = ["compare", "--voice", "joe", "--scope", "global", "--amount", "0.3", "--seed", "1"]
+    line += ["--timing", "own", "--text", text, "--runs", "1", "--out", str(out)]
+    assert main(line) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
     assert {path.name for path in out.iterdir()} == WRITTEN
     for name, voice in (("original", joe), ("pruned", prune(joe, PruneSpec(amount=0.3)))):
         about = soundfile.info(out / f"{name}.wav")
@@ -86,7 +69,7 @@ def test_compare_as_a_user_types_it(joe, tmp_path):
         assert len(pd.read_csv(out / f"{name}.csv"))
     assert len(pd.read_csv(out / "layers.csv")) == len(layers(joe))
     assert all(
-        word in done.stdout for word in ("whole voice", "real-time factor", f"Written to {out}")
+        word in shown.out for word in ("whole voice", "real-time factor", f"Written to {out}")
     )
 
 

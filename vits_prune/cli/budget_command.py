@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vits_prune.cli.options import (
     add_flag,
+    add_flags,
     add_out,
     add_settings,
     add_texts,
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from vits_prune.study.budget import Budget, Candidate, Solution
 
 _LIMITS = {
-    "--max-mb": ("MB", "largest file, plain or sparse, in MB of 1,000,000 bytes"),
-    "--max-latency-ratio": ("RATIO", "longest time over the original's: 0.5 is twice as fast"),
-    "--max-cer-points": ("POINTS", "character errors more than the original's, per 100"),
-    "--max-dnsmos-loss": ("LOSS", "how much lower the predicted opinion may be"),
+    "--max-mb MB": "largest file, plain or sparse, in MB of 1,000,000 bytes",
+    "--max-latency-ratio RATIO": "longest time over the original's: 0.5 is twice as fast",
+    "--max-cer-points POINTS": "character errors more than the original's, per 100",
+    "--max-dnsmos-loss LOSS": "how much lower the predicted opinion may be",
 }
 
 
@@ -37,16 +38,8 @@ def add_commands(commands: Any) -> None:
         "voice is saved all the same.",
     )
     add_voice(parser)
-    for flag, (metavar, words) in _LIMITS.items():
-        parser.add_argument(flag, type=float, metavar=metavar, help=words)
-    add_flag(
-        parser,
-        "--limit",
-        "further limits, as in `knee`",
-        default=[],
-        metavar="METRIC=CHANGE",
-        nargs="+",
-    )
+    add_flags(parser, float, _LIMITS)
+    add_flag(parser, "--limit METRIC=CHANGE", "further limits, as in `knee`", default=[], nargs="+")
     add_texts(
         parser,
         "sentences to choose on, and as many others to verify on (default: 10); half of the lines "
@@ -58,8 +51,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _budget(options: argparse.Namespace) -> None:
-    from vits_prune.study.budget_report import check_empty, save_solution
-    from vits_prune.study.budget_solver import solve_budget
+    from vits_prune.study.budget_solver import check_empty, save_solution, solve_budget
 
     budget, settings, (texts, held_out) = _limits(options), settings_of(options), _texts(options)
     check_empty(options.out)

@@ -47,6 +47,13 @@ _SHOWN = ("cer", "dnsmos_ovrl", "mcd_db", "duration_ratio", "lufs")
 
 def add_commands(commands: Any) -> None:
     """Add the commands to an argument parser's subparsers."""
+    _add_evaluate(commands)
+    _add_sweep(commands)
+    _add_knee(commands)
+    _add_sensitivity(commands)
+
+
+def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="measure what pruning did to a voice: words, naturalness, closeness, rhythm, loudness",
@@ -54,17 +61,16 @@ def add_commands(commands: Any) -> None:
     add_voice(evaluate)
     add_flag(
         evaluate,
-        "--against",
+        "--against DIR|REF",
         "the pruned voice: a folder that `prune` wrote, or what --voice takes",
-        metavar="DIR|REF",
         required=True,
     )
     _add_measuring(evaluate)
-    add_flag(
-        evaluate, "--json", "write all measurements, sentence by sentence", Path, metavar="FILE"
-    )
+    add_flag(evaluate, "--json FILE", "write all measurements, sentence by sentence", Path)
     evaluate.set_defaults(run=_evaluate)
 
+
+def _add_sweep(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep",
         help="measure a whole grid of pruned voices; started again it goes on where it stopped",
@@ -74,10 +80,9 @@ def add_commands(commands: Any) -> None:
     _add_amounts(sweep, "0:0.9:0.1")
     add_flag(
         sweep,
-        "--parts",
+        "--parts GROUP",
         "all, decoder, flow+decoder: one curve each (default: all)",
         default=["all"],
-        metavar="GROUP",
         nargs="+",
     )
     add_spec(sweep, CHOICES)
@@ -85,17 +90,18 @@ def add_commands(commands: Any) -> None:
     _add_engine(sweep)
     sweep.set_defaults(run=_sweep)
 
+
+def _add_knee(commands: Any) -> None:
     knee = commands.add_parser(
         "knee", help="find the largest amount that keeps given limits, by bisection"
     )
     add_voice(knee)
     add_spec(knee, ("method", "scope"))
-    add_flag(knee, "--parts", "all, decoder, flow+decoder", default="all", metavar="GROUP")
+    add_flag(knee, "--parts GROUP", "all, decoder, flow+decoder", default="all")
     add_flag(
         knee,
-        "--limit",
+        "--limit METRIC=CHANGE",
         "how much may be lost, such as wer=0.05 (default: cer=+0.02 dnsmos_ovrl=-0.1)",
-        metavar="METRIC=CHANGE",
         nargs="+",
     )
     add_flag(
@@ -105,13 +111,14 @@ def add_commands(commands: Any) -> None:
     _add_measuring(knee, ("noise_seeds",), noise_seeds=0)
     add_flag(
         knee,
-        "--json",
+        "--json FILE",
         "write the amounts that were tried and the intervals that decided",
         Path,
-        metavar="FILE",
     )
     knee.set_defaults(run=_knee)
 
+
+def _add_sensitivity(commands: Any) -> None:
     sensitivity = commands.add_parser(
         "sensitivity", help="prune one part, or one layer, at a time: which breaks speech first"
     )
@@ -120,9 +127,8 @@ def add_commands(commands: Any) -> None:
     _add_amounts(sensitivity, "0.3,0.5,0.7")
     add_flag(
         sensitivity,
-        "--layers",
+        "--layers NAME",
         "layers instead of parts: names or their beginnings; none for all",
-        metavar="NAME",
         nargs="*",
     )
     add_spec(sensitivity, CHOICES)
@@ -134,10 +140,9 @@ def add_commands(commands: Any) -> None:
 def _add_amounts(parser: argparse.ArgumentParser, default: str) -> None:
     add_flag(
         parser,
-        "--amount",
+        "--amount AMOUNT",
         "0:0.9:0.1 (start:end:step), 0.1,0.3 or several; of a structured method the share of "
         f"channels (default: {default})",
-        metavar="AMOUNT",
         nargs="+",
     )
     parser.set_defaults(usual_amounts=default)
@@ -159,7 +164,7 @@ def _add_measuring(
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     add_out(parser, "folder: new, empty, or of the same run that was stopped")
-    add_flag(parser, "--jobs", "processes of this machine", int, default=1, metavar="N")
+    add_flag(parser, "--jobs N", "processes of this machine", int, default=1)
     add_flag(parser, "--engine", "local, or ray for a Ray cluster", default="local")
 
 
@@ -378,7 +383,7 @@ def _print_failures(found: SweepResult) -> int:
 
 
 def _print_sweep(found: SweepResult, sensitivity: bool) -> None:
-    from vits_prune.study.sweep_plots import save_plots
+    from vits_prune.study.charts import save_plots
 
     shown = [name for name in _SHOWN if any(row.get(name) is not None for row in found.rows)]
     columns = ("method", "scope", "parts", "layer", "amount", "sparsity", *shown)

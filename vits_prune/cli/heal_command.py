@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vits_prune.cli.options import (
     add_fields,
     add_flag,
+    add_flags,
     add_out,
     add_spec,
     add_voice,
@@ -52,6 +53,11 @@ _PLAN: dict[str, dict[str, Any]] = {
     "precision": {"help": "no: float32; bf16: bfloat16 where it is safe"},
     "checkpoint_every": {"metavar": "N", "help": "training steps between two checkpoints"},
 }
+_PLACES = {
+    "--texts FILE": "sentences to learn from, one a line (default: built in, or random)",
+    "--recordings FOLDER": "your own recordings besides, with transcripts (metadata.csv)",
+    "--workdir DIR": "folder of checkpoints and the original's speech (default: OUT-healing)",
+}
 
 
 def add_commands(commands: Any) -> None:
@@ -65,26 +71,11 @@ def add_commands(commands: Any) -> None:
     add_voice(parser)
     add_flag(
         parser,
-        "--pruned",
+        "--pruned DIR",
         "the voice to heal, a folder that `prune` wrote (or say below how to prune)",
-        metavar="DIR",
     )
     add_spec(parser, steps="--prune-steps")
     add_fields(parser, HealPlan, **_PLAN)
-    add_flag(
-        parser,
-        "--texts",
-        "sentences to learn from, one a line (default: built in, or random)",
-        Path,
-        metavar="FILE",
-    )
-    add_flag(
-        parser,
-        "--recordings",
-        "your own recordings besides, with transcripts (metadata.csv)",
-        Path,
-        metavar="FOLDER",
-    )
     add_fields(
         parser,
         JudgeSettings,
@@ -95,13 +86,7 @@ def add_commands(commands: Any) -> None:
             "help": "on how many tuning sentences to measure",
         },
     )
-    add_flag(
-        parser,
-        "--workdir",
-        "folder of checkpoints and the original's speech (default: OUT-healing)",
-        Path,
-        metavar="DIR",
-    )
+    add_flags(parser, Path, _PLACES)
     add_flag(parser, "--resume", "go on where this healing was stopped", bool)
     add_out(parser, "folder for the healed voice")
     parser.set_defaults(run=_heal)
@@ -224,7 +209,7 @@ def _learnt(healed: HealResult) -> HealResult:
     """Return the result; raise InputError if the voice has learnt nothing."""
     if healed.step == 0:
         raise InputError(
-            f"{healed.voice.name} is not healed, for {healed.stopped or 'no step was made'}, and "
+            f"{healed.voice.name} is not healed ({healed.stopped or 'no step was made'}), and "
             "nothing is saved: give a lower --learning-rate, or prune anew if the pruned voice "
             "itself is broken."
         )

@@ -35,15 +35,26 @@ def add_flag(
 
     Args:
         parser: gets it.
-        flag: with its dashes.
+        flag: "--csv", or with what stands for its value "--json FILE".
         help: what it does.
         kind: turns what is typed into a value; bool for a flag without a value.
         default: where it is not typed.
         more: other arguments of `add_argument`.
     """
-    how: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind, **more}
+    name, _, metavar = flag.partition(" ")
+    how: dict[str, Any] = {"action": "store_true"}
+    if kind is not bool:
+        how = {"type": kind, "metavar": metavar or None, **more}
     help = (help + _default_words(default)).replace("%", "%%")
-    parser.add_argument(flag, default=default, help=help, **how)
+    parser.add_argument(name, default=default, help=help, **how)
+
+
+def add_flags(
+    parser: argparse._ActionsContainer, kind: Callable[[str], Any], helps: Mapping[str, str]
+) -> None:
+    """Add several flags of one kind: flag -> what it does."""
+    for flag, help in helps.items():
+        add_flag(parser, flag, help, kind)
 
 
 def add_fields(
@@ -104,9 +115,9 @@ def add_voice(parser: argparse.ArgumentParser, many: bool = False) -> None:
     """Add the options that name a voice, or with `many` several."""
     if many:
         words = f"one or several of {_REF}"
-        add_flag(parser, "--voice", words, default=["joe"], nargs="+", metavar="REF")
+        add_flag(parser, "--voice REF", words, default=["joe"], nargs="+")
     else:
-        add_flag(parser, "--voice", _REF, default="joe", metavar="REF")
+        add_flag(parser, "--voice REF", _REF, default="joe")
     add_flag(parser, "--speaker", "index or name, for a voice with several")
     add_flag(parser, "--revision", "branch, tag or commit of a hub id")
 
@@ -120,7 +131,7 @@ def load(options: argparse.Namespace) -> Voice:
 
 def add_out(parser: argparse.ArgumentParser, help: str) -> None:
     """Add the required --out."""
-    add_flag(parser, "--out", help, Path, required=True, metavar="DIR")
+    add_flag(parser, "--out DIR", help, Path, required=True)
 
 
 def add_spec(
@@ -277,8 +288,8 @@ def _steps(typed: str) -> dict[str, Any]:
 
 def add_texts(parser: argparse._ActionsContainer, help: str, default: int | None = None) -> None:
     """Add --texts and --text-file."""
-    add_flag(parser, "--texts", help, int, default=default, metavar="N")
-    add_flag(parser, "--text-file", "your own sentences, one a line", Path, metavar="FILE")
+    add_flag(parser, "--texts N", help, int, default=default)
+    add_flag(parser, "--text-file FILE", "your own sentences, one a line", Path)
 
 
 def texts_of(options: argparse.Namespace) -> tuple[str, ...]:
@@ -320,7 +331,7 @@ def add_settings(
         metrics={"help": ", ".join(FAMILIES)},
     )
     words = f"Whisper size, hub id or folder for faster-whisper (default: {DEFAULT_MODEL})"
-    add_flag(parser, "--recogniser", words, metavar="WHISPER")
+    add_flag(parser, "--recogniser WHISPER", words)
     add_flag(parser, "--language", "of the texts, as Whisper names it (default: the voice's)")
 
 

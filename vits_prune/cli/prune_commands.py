@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vits_prune.cli.options import (
     add_fields,
     add_flag,
+    add_flags,
     add_out,
     add_spec,
     add_texts,
@@ -70,19 +71,12 @@ def add_commands(commands: Any) -> None:
     prune = commands.add_parser("prune", help="save a pruned voice to a folder")
     add_voice(prune)
     add_spec(prune)
-    add_flag(
-        prune,
-        "--keep-steps",
-        "with --steps: save each step's voice too, into DIR/step-1 and on",
-        bool,
-    )
-    add_flag(
-        prune,
-        "--until-knee",
-        "with --steps: measure each step on held-out sentences and stop at the last that "
-        "keeps the limits of `knee`",
-        bool,
-    )
+    switches = {
+        "--keep-steps": "with --steps: save each step's voice too, into DIR/step-1 and on",
+        "--until-knee": "with --steps: measure each step on held-out sentences, and stop at the "
+        "last that keeps the limits of `knee`",
+    }
+    add_flags(prune, bool, switches)
     add_texts(prune, "with --until-knee: how many sentences ", default=20)
     add_out(prune, "folder for the pruned voice")
     prune.set_defaults(run=_prune)
@@ -92,13 +86,8 @@ def _compare(options: argparse.Namespace) -> None:
     from vits_prune.files import write_json
     from vits_prune.pruning import prune
     from vits_prune.study.comparison import compare
-    from vits_prune.synthesis.sound_file import write_wav
-    from vits_prune.synthesis.speak import (
-        MAX_SENTENCE_SECONDS,
-        Delivery,
-        checked_seed,
-        checked_text,
-    )
+    from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text, write_wav
+    from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 
     # bad input answers before the voice loads
     spec, delivery = spec_of(options), Delivery(**typed_fields(options, Delivery))
@@ -215,7 +204,8 @@ def check_out(folder: Path, steps: bool = False) -> None:
         folder: where to save.
         steps: whether the voices of the steps go there too.
     """
-    from vits_prune.voices.saved import MANIFEST, check_save_place
+    from vits_prune.voices.manifest import MANIFEST
+    from vits_prune.voices.saved import check_save_place
 
     if not folder.is_symlink() and not steps:
         check_save_place(folder)
@@ -272,7 +262,8 @@ def _until_knee(
 
 def _save_into(voice: Voice, folder: Path) -> None:
     """Save into a folder that holds the steps already: file by file, the manifest last."""
-    from vits_prune.voices.saved import MANIFEST, save_voice
+    from vits_prune.voices.manifest import MANIFEST
+    from vits_prune.voices.saved import save_voice
 
     with tempfile.TemporaryDirectory(prefix=".final.", dir=folder) as beside:
         saved = save_voice(voice, Path(beside) / "voice")

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.cli.export_commands import add_format, check_format
-from vits_prune.cli.options import add_flag, add_voice, load, texts_of
+from vits_prune.cli.options import add_flag, add_flags, add_voice, load, texts_of
 from vits_prune.cli.terminal import ProgressLine
 from vits_prune.errors import InputError
+from vits_prune.progress import Progress
 
 if TYPE_CHECKING:
     from vits_prune.ship.bundle import Bundle
-    from vits_prune.ship.hub_push import Destination
+    from vits_prune.ship.hub_destination import Destination
     from vits_prune.ship.licence import Licence
     from vits_prune.voices.voice import Voice
 
@@ -37,58 +38,40 @@ def add_commands(commands: Any) -> None:
     add_voice(parser)
     add_flag(
         parser,
-        "--repo",
+        "--repo NAME",
         "name or owner/name of a model repository, new or your own",
-        metavar="NAME",
         required=True,
     )
     add_format(parser)
     add_flag(
         parser,
-        "--original",
+        "--original REF",
         "the voice that it was made of (default: found by its name, joe or a hub id)",
-        metavar="REF",
     )
     evidence = parser.add_mutually_exclusive_group()
     add_flag(
         evidence,
-        "--evidence",
+        "--evidence FILE",
         "what `evaluate --json` wrote, and `compare` (report.json)",
         Path,
-        metavar="FILE",
         nargs="+",
     )
-    add_flag(
-        evidence,
-        "--texts",
-        "measure now: quality on N held-out sentences, and speed",
-        int,
-        metavar="N",
-    )
-    add_flag(
-        parser,
-        "--text-file",
-        "measure now on your own sentences, one a line; --texts takes the first N",
-        Path,
-        metavar="FILE",
-    )
-    add_flag(
-        parser,
-        "--curve",
-        "folder of a sweep or a healing whose curve goes into the card",
-        Path,
-        metavar="DIR",
-    )
-    add_flag(parser, "--samples", "sentences to listen to", int, default=3, metavar="N")
+    add_flag(evidence, "--texts N", "measure now: quality on N held-out sentences, and speed", int)
+    files = {
+        "--text-file FILE": "measure now on your own sentences, one a line",
+        "--curve DIR": "folder of a sweep or a healing whose curve goes into the card",
+        "--out DIR": "keep what was pushed in a folder",
+    }
+    switches = {
+        "--private": "make a new repository private",
+        "--replace": "push to a repository that holds something else or another voice, too",
+        "--yes": "push though the licence forbids something, or is not stated",
+        "--dry-run": "write what would be pushed to --out and publish nothing; needs no login",
+    }
+    add_flags(parser, Path, files)
+    add_flag(parser, "--samples N", "sentences to listen to", int, default=3)
     add_flag(parser, "--seed", "noise of the samples and of what is measured", int, default=0)
-    for flag, words in (
-        ("--private", "make a new repository private"),
-        ("--replace", "push to a repository that holds something else or another voice, too"),
-        ("--yes", "push though the licence forbids something, or is not stated"),
-        ("--dry-run", "write what would be pushed to --out and publish nothing; needs no login"),
-    ):
-        parser.add_argument(flag, action="store_true", help=words)
-    add_flag(parser, "--out", "keep what was pushed in a folder", Path, metavar="DIR")
+    add_flags(parser, bool, switches)
     parser.set_defaults(run=_push)
 
 
@@ -96,7 +79,7 @@ def _push(options: argparse.Namespace) -> None:
     try:
         _publish(options)
     except KeyboardInterrupt as stopped:
-        print(f"\n{stopped or 'Nothing was published.'}", file=sys.stderr)
+        print(f"\n{str(stopped) or 'Nothing was published.'}", file=sys.stderr)
         raise
 
 
@@ -211,7 +194,7 @@ def _joined(
 
 def _destination(options: argparse.Namespace) -> Destination:
     """Return where it goes; raise InputError if it may not go there."""
-    from vits_prune.ship.hub_push import check_destination
+    from vits_prune.ship.hub_destination import check_destination
 
     place = check_destination(options.repo)
     if place.holds == "other" and not options.replace:
@@ -308,11 +291,10 @@ def _send(bundle: Bundle, place: Destination, options: argparse.Namespace) -> No
     arrived = False
     with ProgressLine() as progress:
 
-        def sent(done: int, total: int) -> None:
+        def listen(message: str, fraction: float) -> None:
             nonlocal arrived
-            arrived = done >= total
-            message = f"sending {done / 1e6:.1f} of {total / 1e6:.1f} MB"
-            progress.report(message, done / max(1, total))
+            arrived = fraction >= 1
+            progress.report(message, fraction)
 
         try:
             pushed = push_folder(
@@ -320,7 +302,7 @@ def _send(bundle: Bundle, place: Destination, options: argparse.Namespace) -> No
                 place.repo_id,
                 private=options.private,
                 replace=options.replace,
-                on_progress=sent,
+                progress=Progress(listen),
             )
         except KeyboardInterrupt as error:
             if not arrived:

@@ -24,10 +24,6 @@ ORIGINAL = "ORIGINAL"
 MAX_STEPS = 8
 """Prunings, and healings, of one voice that are written out."""
 _LAYER = re.compile(r"[A-Za-z0-9_*][A-Za-z0-9_.*]*")
-_PLAN_OPTIONS = ("lessons", "batch", "learning_rate", "checkpoint_every", "seed", "precision")
-_PLAN_ALONE = ("segment", "joint", "speakers", "adversarial_from", "adversarial_width")
-"""Fields of a HealPlan that the command line has no option for."""
-
 Arguments = tuple[str, ...]
 
 
@@ -182,7 +178,7 @@ class _Chain:
         self._last = out
 
     def spec(self, spec: PruneSpec, steps: str) -> list[str]:
-        """The options of a PruneSpec, as cli_spec.py reads them."""
+        """Return the options of a PruneSpec."""
         found = ["--method", spec.method]
         structured = METHODS[spec.method].structured
         found += [] if structured else ["--scope", spec.scope]
@@ -223,30 +219,22 @@ class _Chain:
         return ["--calibration-texts", name]
 
     def plan(self, plan: HealPlan, done: Sequence[Healing]) -> list[str]:
-        """The options of a HealPlan, as cli_heal.py reads them, and what they leave out."""
+        """Return the options of `heal` for a HealPlan, and note what they leave out."""
         usual = HealPlan()
         found = (
             ["--steps", str(plan.steps)]
             if plan.steps is not None
             else ["--minutes", _number(plan.minutes or 0.05)]
         )
-        for name in _PLAN_OPTIONS:
-            value = getattr(plan, name)
-            if value != getattr(usual, name):
-                found += [
-                    f"--{name.replace('_', '-')}",
-                    _number(value) if isinstance(value, float) else str(value),
-                ]
-        found += ["--adversarial"] if plan.adversarial else []
-        others = [
-            f"{name} {getattr(plan, name)}"
-            for name in _PLAN_ALONE
-            if getattr(plan, name) != getattr(usual, name)
-        ]
-        if others:
-            self._notes.append(
-                f"Healing was also given {', '.join(others)}, which only Python's HealPlan takes."
-            )
+        for field in dataclasses.fields(HealPlan):
+            name, value = field.name, getattr(plan, field.name)
+            if name in ("minutes", "steps") or value == getattr(usual, name):
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            if isinstance(value, bool):
+                found.append(flag)
+            else:
+                found += [flag, _number(value) if isinstance(value, float) else str(value)]
         if plan.steps is not None and done[0].plan.steps is None:
             self._notes.append(
                 f"The {plan.steps} steps are what {sum(one.plan.minutes or 0 for one in done):g} minutes came to."
