@@ -199,8 +199,8 @@ def _print_evaluation(found: Evaluation) -> None:
         for one in found.figures.values()
     ])  # fmt: skip
     texts = len(found.texts)
-    alarms = [f"{kind}: {count} of {texts}" for kind, count in found.alarms.items() if count]
-    print(f"\nSpeech alarms: {', '.join(alarms) or 'none'}")
+    failures = [f"{kind}: {count} of {texts}" for kind, count in found.failures.items() if count]
+    print(f"\nSpeech failures: {', '.join(failures) or 'none'}")
     for cost, name in zip(found.costs, ("original", "pruned"), strict=True):
         joules = cost.joules_per_audio_second
         energy = "joules unknown" if joules is None else f"{joules:.3g} J"
