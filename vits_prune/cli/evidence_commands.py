@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from vits_prune.cli.terminal import (
 from vits_prune.errors import InputError
 
 if TYPE_CHECKING:
+    from vits_prune.pruning import PruneSpec
     from vits_prune.study.evaluation import Evaluation
     from vits_prune.study.knee import Knee
     from vits_prune.study.sweep import SweepResult
@@ -213,26 +215,22 @@ def _print_evaluation(found: Evaluation) -> None:
 
 
 def _knee(options: argparse.Namespace) -> None:
-    from vits_prune.pruning import PruneSpec
     from vits_prune.study.knee import LIMITS, find_knee, parse_limit
     from vits_prune.study.sweep_grid import parse_parts
 
     parts, settings, texts = parse_parts(options.parts), settings_of(options), texts_of(options)
-    base = base_of(options)
+    base = dataclasses.replace(_base(options), parts=parts)
     limits = tuple(map(parse_limit, options.limit)) if options.limit else LIMITS
     check_writable(options.json)
     voice = load(options)
     with ProgressLine() as progress:
         knee = find_knee(
             voice,
-            options.scope or PruneSpec.scope,
-            parts,
+            base,
             limits,
             texts=texts,
             settings=settings,
-            method=options.method or PruneSpec.method,
             strict=options.strict,
-            base=base,
             progress=progress,
         )
     _print_knee(knee)
@@ -282,17 +280,21 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _sensitivity(options: argparse.Namespace) -> None:
-    from vits_prune.pruning import PruneSpec
     from vits_prune.study.sweep_grid import layer_points, part_points
 
-    amounts, base = _amounts(options), base_of(options)
-    method, scope = options.method or PruneSpec.method, options.scope or PruneSpec.scope
+    amounts, base = _amounts(options), _base(options)
     if options.layers is None:
-        points = part_points(amounts, scope=scope, method=method, base=base)
-        _run(options, points, "sensitivity of parts")
+        _run(options, part_points(amounts, base), "sensitivity of parts")
     else:
-        points = layer_points(load(options), amounts, options.layers, method=method, base=base)
+        points = layer_points(load(options), amounts, options.layers, base)
         _run(options, points, "sensitivity of layers")
+
+
+def _base(options: argparse.Namespace) -> PruneSpec:
+    """Return what all points have in common, the one method and scope included."""
+    base = base_of(options)
+    method, scope = options.method or type(base).method, options.scope or type(base).scope
+    return dataclasses.replace(base, method=method, scope=scope)
 
 
 def _amounts(options: argparse.Namespace) -> tuple[float, ...]:
