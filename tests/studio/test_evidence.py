@@ -16,7 +16,8 @@ from vits_prune import PARTS, InputError, PruneSpec, measure_sparsity, prune, sp
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import in_words
 from vits_prune.studio import evidence
-from vits_prune.studio.evidence import Point, Points, curve_value, heat_value
+from vits_prune.studio.evidence import Point, Points
+from vits_prune.studio.plots import curve_value, heat_value, tried_table
 from vits_prune.studio.request import at_amount
 from vits_prune.study.evaluation import Settings, evaluate, evaluate_against, prepare_reference
 from vits_prune.study.knee import LIMITS, RESOLUTION, Limit, compared
@@ -30,7 +31,13 @@ TEXTS = ("hi there",)
 
 def curves(request, step, last, families=FAMILIES, token=None, told=None):
     progress = Progress(lambda message, _: told.append(message)) if told is not None else Progress()
-    return list(evidence.curve_points(request, token, 2, step, last, families, progress))
+    wanted = evidence.amount_row(request.spec, step, last)
+    return list(evidence.measure_points(request, token, wanted, 2, families, progress))
+
+
+def cells(request, amounts, families=FAMILIES):
+    wanted = evidence.parts_alone(request.spec, amounts)
+    return list(evidence.measure_points(request, None, wanted, 2, families))
 
 
 def test_the_curve_grows_point_by_point(request_):
@@ -75,7 +82,7 @@ def test_no_measure_is_refused(request_):
     with pytest.raises(InputError, match="at least one measure"):
         curves(request_, 0.2, 0.4, [])
     with pytest.raises(InputError, match="at least one measure"):
-        list(evidence.part_cells(request_, None, 2, [0.3], []))
+        cells(request_, [0.3], [])
 
 
 # Sensitivity
@@ -85,7 +92,7 @@ def test_cell_after_cell_each_part_alone(request_, tiny):
     amounts = evidence.sensitivity_amounts([0.8, 0.4])
     assert amounts == [0.4, 0.8]
     assert len(evidence.sensitivity_amounts([])) > 1, "none chosen means the usual ones"
-    found = list(evidence.part_cells(request_, None, 2, amounts, FAMILIES))
+    found = cells(request_, amounts)
     assert [len(one.points) for one in found] == list(range(1, 1 + 2 * len(PARTS)))
     value = heat_value(found[-1], amounts)
     json.dumps(value)
@@ -103,7 +110,7 @@ def test_cell_after_cell_each_part_alone(request_, tiny):
 
 def test_a_part_that_a_method_protects_is_left_out(request_):
     request = request_.at(PruneSpec("activation", texts=TEXTS))
-    *_, found = evidence.part_cells(request, None, 2, [0.4], FAMILIES)
+    *_, found = cells(request, [0.4])
     value = heat_value(found, [0.4])
     assert [row["part"] for row in value["rows"]] == ["text_encoder", "flow", "decoder"]
     assert "left out where the method protects it" in value["hint"]
@@ -137,7 +144,7 @@ def test_the_knee_is_bisected_within_the_limits(request_, tiny):
     found, note = evidence.find_knee(request_, None, 2, [Limit("lufs", 0.5)], progress)
     assert any("amount 0.50" in message for message in told)
     assert note.startswith("2 held-out")
-    table = evidence.tried_table(found.rows())
+    table = tried_table(found.rows())
     assert len(table) <= 7
     assert [words.split(",")[0] for words in table["limit is"]] == [
         "kept" if float(amount) <= found.amount else "broken" for amount in table["amount"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import soundfile
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
-from vits_prune.measure.quality import METRICS, Figure
+from vits_prune.measure.quality import METRICS
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.registry import METHODS
@@ -31,14 +31,13 @@ from vits_prune.study.evaluation import (
     evaluate_against,
     prepare_reference,
 )
-from vits_prune.study.knee import LIMITS, Knee, Limit, bisect, compared, last_before
+from vits_prune.study.knee import LIMITS, Knee, Limit, bisect, last_before
 from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS, part_points
-from vits_prune.study.tables import PART_NAMES
 from vits_prune.synthesis.speak import Speech, speak
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.language import spoken_language
-from vits_prune.voices.voice import PARTS, Voice
+from vits_prune.voices.voice import Voice
 
 FADER_AMOUNTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FEWER_AMOUNTS = (0.0, 0.3, 0.5, 0.7, 0.9)
@@ -84,6 +83,8 @@ class Points:
     total: int
     note: str
     """On which sentences they are measured."""
+    left_out: tuple[PruneSpec, ...] = ()
+    """Those that the voice cannot be pruned by."""
 
     @property
     def complete(self) -> bool:
@@ -141,57 +142,15 @@ def measured_original(
     )
 
 
-def curve_points(
-    request: Request,
-    token: str | None,
-    texts: int,
-    step: float,
-    last: float,
-    families: Sequence[str],
-    progress: Progress = SILENT,
-) -> Iterator[Points]:
-    """Measure the request's method at amounts from 0 to `last`; yield all Points so far each time.
-
-    Args:
-        request: whose voice and spec.
-        token: the visitor's.
-        texts: how many sentences.
-        step: from amount to amount.
-        last: the last amount.
-        families: of metrics.
-        progress: gets the progress of each point.
-
-    Raises:
-        InputError: no measure was chosen, or the voice cannot say the texts.
-    """
-    amounts = [round(step * i, 4) for i in range(round(last / step) + 1)]
-    voice = workbench.bench.voice(request.reference, request.speaker, token, device="cpu")
-    specs = _reachable(voice, [at_amount(request.spec, amount) for amount in amounts])
-    yield from _measure(request, token, specs, texts, families, "point", progress)
+def amount_row(spec: PruneSpec, step: float, last: float) -> list[PruneSpec]:
+    """Return a spec at amounts from 0 to `last`."""
+    return [at_amount(spec, round(step * i, 4)) for i in range(round(last / step) + 1)]
 
 
-def part_cells(
-    request: Request,
-    token: str | None,
-    texts: int,
-    amounts: Sequence[float],
-    families: Sequence[str],
-    progress: Progress = SILENT,
-) -> Iterator[Points]:
-    """Measure each part pruned alone at each amount; arguments and errors as in `curve_points`."""
-    wanted = [
-        at_amount(request.spec, one.spec.amount, one.spec.parts) for one in part_points(amounts)
-    ]
-    voice = workbench.bench.voice(request.reference, request.speaker, token, device="cpu")
-    specs = _reachable(voice, wanted)
-    lost = [
-        PART_NAMES[part]
-        for part in PARTS
-        if sum(spec.parts == (part,) for spec in specs) < len(amounts)
-    ]
-    more = "; left out where the method protects it or it cannot lose so much: " + ", ".join(lost)
-    for found in _measure(request, token, specs, texts, families, "cell", progress):
-        yield dataclasses.replace(found, note=found.note + more) if lost else found
+def parts_alone(spec: PruneSpec, amounts: Sequence[float]) -> list[PruneSpec]:
+    """Return a spec for each part alone at each amount."""
+    points = part_points(amounts)
+    return [at_amount(spec, one.spec.amount, one.spec.parts) for one in points]
 
 
 def sensitivity_amounts(amounts: Sequence[float]) -> list[float]:
@@ -213,29 +172,44 @@ def _reachable(voice: Voice, specs: Sequence[PruneSpec]) -> list[PruneSpec]:
     return found
 
 
-def _measure(
+def measure_points(
     request: Request,
     token: str | None,
-    specs: Sequence[PruneSpec],
+    wanted: Sequence[PruneSpec],
     texts: int,
     families: Sequence[str],
-    what: str,
-    progress: Progress,
+    progress: Progress = SILENT,
+    what: str = "point",
 ) -> Generator[Points, None, None]:
+    """Prune and measure spec by spec; yield all Points so far each time.
+
+    Args:
+        request: whose voice.
+        token: the visitor's.
+        wanted: what to prune. What the voice cannot be pruned by is left out.
+        texts: how many sentences.
+        families: of metrics.
+        progress: gets the progress of each point.
+        what: the visitor's word for a point.
+
+    Raises:
+        InputError: no measure was chosen, or the voice cannot say the texts.
+    """
     if not families:
         raise InputError("Choose at least one measure.")
     settings = Settings(
         seed=request.seed, metrics=tuple(families), noise_seeds=1, delivery=request.delivery
     )
     voice = workbench.bench.voice(request.reference, request.speaker, token)
+    specs = _reachable(voice, wanted)
+    left_out = tuple(spec for spec in wanted if spec not in specs)
     said, note = texts_for(voice, request.text, texts)
     reference = measured_original(request, token, voice, said, settings, progress)
     key, points = _key(request, token, voice, said, settings), []
     for i, spec in enumerate(specs):
-        at = f"{what} {i + 1} of {len(specs)}, {in_words(spec)}: "
-        told = progress.part(0.0, 1.0, at)
+        told = progress.part(0.0, 1.0, f"{what} {i + 1} of {len(specs)}, {in_words(spec)}: ")
         points.append(_point(key, reference, request.at(spec), token, told))
-        yield Points(tuple(points), len(specs), note)
+        yield Points(tuple(points), len(specs), note, left_out)
 
 
 def _key(
@@ -320,28 +294,6 @@ def find_knee(
     return Knee(voice.name, spec, tuple(limits), False, tried, len(said), settings.seed), note
 
 
-def tried_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return what a bisection tried, in words."""
-
-    def change(row: dict[str, Any]) -> str:
-        if row["value"] is None:
-            return "not measurable"
-        ends = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
-        return f"{row['value']:+.3f}{ends}"
-
-    return pd.DataFrame([
-        {
-            "amount": f"{row['amount']:.2f}",
-            "metric": METRICS[row["metric"]].title,
-            "limit": f"{row['limit']:+g}",
-            "change, 95% interval": change(row),
-            "limit is": ("kept" if row["kept"] else "broken")
-            + ("" if row["certain"] else ", not certain"),
-        }
-        for row in rows
-    ])  # fmt: skip
-
-
 # The fader
 
 
@@ -397,93 +349,3 @@ def _wav(speech: Speech) -> str:
     file = io.BytesIO()
     soundfile.write(file, speech.pcm16(), speech.sampling_rate, format="WAV", subtype="PCM_16")
     return base64.b64encode(file.getvalue()).decode()
-
-
-# What the page draws
-
-
-def curve_value(found: Points) -> dict[str, Any]:
-    """Return Points as the curve's picture: one line for each method and scope."""
-    points, knee = found.points, found.knee
-    metrics: dict[str, dict[str, Any]] = {}
-    series: dict[str, dict[str, Any]] = {}
-    for spec, sparsity, evaluation in points:
-        figures = evaluation.figures
-        for name, figure in figures.items():
-            metric = METRICS[name]
-            metrics.setdefault(
-                name, {"title": metric.title, "unit": metric.unit, "floor": _band(figure)}
-            )
-        words = in_words(spec, amount=False)
-        line = series.setdefault(words, {"name": words, "points": [], "knee": None})
-        line["points"].append({
-            "spec": spec.to_dict(),
-            "amount": spec.amount,
-            "sparsity": sparsity,
-            "figures": {
-                name: [one.pruned.value, one.pruned.low, one.pruned.high]
-                for name, one in figures.items()
-            },
-            "verdicts": {name: figure.verdict for name, figure in figures.items()},
-        })  # fmt: skip
-    hint = f"Measured on {found.note}; bars are 95% intervals. "
-    if "dnsmos_ovrl" in metrics:
-        hint += "DNSMOS was trained on noisy speech, not on synthesis. "
-    if knee is not None:
-        series[in_words(points[0].spec, amount=False)]["knee"] = knee
-        hint = (
-            "Knee: the last point with at most 2 points more character errors and 0.1 less DNSMOS,"
-            f" at {knee:.0%}. {hint}"
-        )
-    structured = any(METHODS[one.spec.method].structured for one in points)
-    axis = "weights that are zero or gone, of the whole voice"
-    return {
-        "series": list(series.values()),
-        "metrics": metrics,
-        "hint": f"{hint}{found.unmeasured}".strip(),
-        "axis": axis if structured else "sparsity of the whole voice",
-    }
-
-
-def heat_value(found: Points, amounts: Sequence[float]) -> dict[str, Any]:
-    """Return Points of one part each as the heat map: one row a part, one column an amount."""
-    metrics: dict[str, dict[str, Any]] = {}
-    rows: dict[str, dict[str, Any]] = {}
-    for spec, _, evaluation in found.points:
-        (part,) = spec.parts
-        intervals = {name: compared(figure) for name, figure in evaluation.figures.items()}
-        changes = {name: one.value for name, one in intervals.items() if one}
-        for name in changes:
-            metric = METRICS[name]
-            distance = metric.kind == "distance"
-            title = f"{metric.title} ({metric.unit})" if metric.unit else metric.title
-            metrics[name] = {
-                "title": title if distance else f"{title}, change from the original",
-                "better": metric.better,
-                "distance": distance,
-            }
-        empty = {"part": part, "name": PART_NAMES[part], "cells": [None] * len(amounts)}
-        rows.setdefault(part, empty)["cells"][list(amounts).index(spec.amount)] = {
-            "spec": spec.to_dict(),
-            "changes": changes,
-            "verdicts": {name: evaluation.figures[name].verdict for name in changes},
-        }
-    hint = (
-        f"Measured on {found.note}. Darker is worse, within the metric shown; a dot: a difference"
-        f" is claimed. {found.unmeasured}"
-    )
-    return {
-        "scope": found.points[0].spec.scope,
-        "rows": list(rows.values()),
-        "amounts": list(amounts),
-        "metrics": metrics,
-        "hint": hint.strip(),
-    }
-
-
-def _band(figure: Figure) -> list[float] | None:
-    """Return the noise floor on the axis of the metric itself."""
-    if figure.floor is None:
-        return None
-    centre = figure.original.value if figure.original else figure.metric.neutral
-    return [centre + figure.floor.low, centre + figure.floor.high]

@@ -3,18 +3,25 @@ they can be read on a light and on a dark page."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
-from vits_prune.measure import Sparsity
+from vits_prune.measure import Sparsity, quality
 from vits_prune.measure.waveform import Spectrogram
 from vits_prune.measure.weights import MatrixPair, WeightHistogram
+from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import in_words
+from vits_prune.studio.evidence import Points
+from vits_prune.study.charts import styled
+from vits_prune.study.knee import compared
 from vits_prune.study.tables import PART_NAMES
 from vits_prune.voices.voice import PARTS
 
@@ -129,13 +136,119 @@ def matrices(pair: MatrixPair) -> Figure:
 def _figure(rows: int, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Return a transparent figure, made without pyplot, whose global list would keep it alive."""
     figure = Figure(figsize=(8.0, height), dpi=110, layout="constrained", facecolor="none")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes:
-        axis.set_facecolor("none")
-        axis.tick_params(colors=NEUTRAL, labelsize=8)
-        axis.xaxis.label.set_color(NEUTRAL)
-        axis.yaxis.label.set_color(NEUTRAL)
-        for spine in axis.spines.values():
-            spine.set_color(NEUTRAL)
-            spine.set_alpha(0.4)
+    axes = [styled(axis) for axis in figure.subplots(rows, columns, squeeze=False).flat]
     return figure, axes
+
+
+# What the page draws itself, as values of its widgets
+
+
+def curve_value(found: Points) -> dict[str, Any]:
+    """Return Points as the curve's picture: one line for each method and scope."""
+    points, knee = found.points, found.knee
+    metrics: dict[str, dict[str, Any]] = {}
+    series: dict[str, dict[str, Any]] = {}
+    for spec, sparsity, evaluation in points:
+        figures = evaluation.figures
+        for name, figure in figures.items():
+            metric = quality.METRICS[name]
+            metrics.setdefault(
+                name, {"title": metric.title, "unit": metric.unit, "floor": _band(figure)}
+            )
+        words = in_words(spec, amount=False)
+        line = series.setdefault(words, {"name": words, "points": [], "knee": None})
+        line["points"].append({
+            "spec": spec.to_dict(),
+            "amount": spec.amount,
+            "sparsity": sparsity,
+            "figures": {
+                name: [one.pruned.value, one.pruned.low, one.pruned.high]
+                for name, one in figures.items()
+            },
+            "verdicts": {name: figure.verdict for name, figure in figures.items()},
+        })  # fmt: skip
+    hint = f"Measured on {found.note}; bars are 95% intervals. "
+    if "dnsmos_ovrl" in metrics:
+        hint += "DNSMOS was trained on noisy speech, not on synthesis. "
+    if knee is not None:
+        series[in_words(points[0].spec, amount=False)]["knee"] = knee
+        hint = (
+            "Knee: the last point with at most 2 points more character errors and 0.1 less DNSMOS,"
+            f" at {knee:.0%}. {hint}"
+        )
+    structured = any(METHODS[one.spec.method].structured for one in points)
+    axis = "weights that are zero or gone, of the whole voice"
+    return {
+        "series": list(series.values()),
+        "metrics": metrics,
+        "hint": f"{hint}{found.unmeasured}".strip(),
+        "axis": axis if structured else "sparsity of the whole voice",
+    }
+
+
+def heat_value(found: Points, amounts: Sequence[float]) -> dict[str, Any]:
+    """Return Points of one part each as the heat map: one row a part, one column an amount."""
+    metrics: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for spec, _, evaluation in found.points:
+        (part,) = spec.parts
+        intervals = {name: compared(figure) for name, figure in evaluation.figures.items()}
+        changes = {name: one.value for name, one in intervals.items() if one}
+        for name in changes:
+            metric = quality.METRICS[name]
+            distance = metric.kind == "distance"
+            title = f"{metric.title} ({metric.unit})" if metric.unit else metric.title
+            metrics[name] = {
+                "title": title if distance else f"{title}, change from the original",
+                "better": metric.better,
+                "distance": distance,
+            }
+        empty = {"part": part, "name": PART_NAMES[part], "cells": [None] * len(amounts)}
+        rows.setdefault(part, empty)["cells"][list(amounts).index(spec.amount)] = {
+            "spec": spec.to_dict(),
+            "changes": changes,
+            "verdicts": {name: evaluation.figures[name].verdict for name in changes},
+        }
+    lost = dict.fromkeys(PART_NAMES[spec.parts[0]] for spec in found.left_out)
+    more = "; left out where the method protects it or it cannot lose so much: " + ", ".join(lost)
+    hint = (
+        f"Measured on {found.note}{more if lost else ''}. Darker is worse, within the metric shown; a dot: a difference"
+        f" is claimed. {found.unmeasured}"
+    )
+    return {
+        "scope": found.points[0].spec.scope,
+        "rows": list(rows.values()),
+        "amounts": list(amounts),
+        "metrics": metrics,
+        "hint": hint.strip(),
+    }
+
+
+def _band(figure: quality.Figure) -> list[float] | None:
+    """Return the noise floor on the axis of the metric itself."""
+    if figure.floor is None:
+        return None
+    centre = figure.original.value if figure.original else figure.metric.neutral
+    return [centre + figure.floor.low, centre + figure.floor.high]
+
+
+def tried_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return what a bisection tried, in words."""
+
+    def change(row: dict[str, Any]) -> str:
+        if row["value"] is None:
+            return "not measurable"
+        ends = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+        return f"{row['value']:+.3f}{ends}"
+
+    return pd.DataFrame([
+        {
+            "amount": f"{row['amount']:.2f}",
+            "metric": quality.METRICS[row["metric"]].title,
+            "limit": f"{row['limit']:+g}",
+            "change, 95% interval": change(row),
+            "limit is": ("kept" if row["kept"] else "broken")
+            + ", not certain" * (not row["certain"]),
+        }
+        for row in rows
+    ])  # fmt: skip

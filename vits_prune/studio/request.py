@@ -61,31 +61,33 @@ class Request:
         Raises:
             InputError: something in it cannot be used, as far as can be said without a voice.
         """
-        length, spec = len(self.text), self.spec
-        if length > MAX_CHARACTERS:
-            raise InputError(
+        length, spec, here = len(self.text), self.spec, "here: the command line takes more"
+        long = len(spec.texts) > MAX_TEXTS or any(len(text) > MAX_TEXT for text in spec.texts)
+        for refused, words in (
+            (
+                length > MAX_CHARACTERS,
                 f"The text has {length:,} characters and the page speaks {MAX_CHARACTERS:,} at"
-                " most: shorten it."
-            )
+                " most: shorten it",
+            ),
+            (self.timing not in ("own", "locked"), "Choose a timing: own or locked"),
+            (
+                max(spec.steps, len(spec.amounts)) > MAX_STEPS,
+                f"Gradual pruning takes {MAX_STEPS} steps at most {here}",
+            ),
+            (
+                len(spec.protect or ()) > MAX_PROTECTED,
+                f"At most {MAX_PROTECTED} protected layers can be named here: name a beginning that"
+                " several share",
+            ),
+            (
+                long,
+                f"Calibration takes {MAX_TEXTS} sentences of {MAX_TEXT} characters at most {here}",
+            ),
+        ):
+            if refused:
+                raise InputError(f"{words}.")
         checked_text(self.text)
         checked_seed(self.seed)
-        if self.timing not in ("own", "locked"):
-            raise InputError("Choose a timing: own or locked.")
-        if max(spec.steps, len(spec.amounts)) > MAX_STEPS:
-            raise InputError(
-                f"Gradual pruning takes {MAX_STEPS} steps at most here: the command line takes"
-                " more."
-            )
-        if len(spec.protect or ()) > MAX_PROTECTED:
-            raise InputError(
-                f"At most {MAX_PROTECTED} protected layers can be named here: name a beginning that"
-                " several share."
-            )
-        if len(spec.texts) > MAX_TEXTS or any(len(text) > MAX_TEXT for text in spec.texts):
-            raise InputError(
-                f"Calibration takes {MAX_TEXTS} sentences of {MAX_TEXT} characters at most here:"
-                " the command line takes more."
-            )
         return self
 
     def at(self, spec: PruneSpec) -> Request:

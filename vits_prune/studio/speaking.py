@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from vits_prune.errors import InputError
 from vits_prune.measure import Latency, measure_latency, measure_weights
 from vits_prune.measure.waveform import Spectrogram, measure_spectrogram
 from vits_prune.measure.weights import MatrixPair, WeightHistogram, measure_matrix
@@ -94,9 +95,17 @@ def timed_text(text: str) -> str:
 def hear_step(
     request: Request, index: int, token: str | None, progress: Progress = SILENT
 ) -> Speech:
-    """Return what the voice of one step of gradual pruning says, with the original's durations."""
+    """Return what the voice of one step of gradual pruning says, with the original's durations.
+
+    Raises:
+        InputError: there is no such step; the first is 0.
+    """
     original = heard_before(request, token, progress).original
-    return workbench.bench.hear_step(request, index, original, token, progress)
+    steps = workbench.bench.steps(request, token, progress)
+    if not 0 <= index < len(steps):
+        raise InputError(f"This voice was pruned in {len(steps)} steps: choose one of them.")
+    told = progress.part(0.0, 1.0, f"step {index + 1}: ")
+    return workbench.say(steps[index][1], request, original, told)
 
 
 def measure_both(

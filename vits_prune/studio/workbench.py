@@ -311,30 +311,11 @@ class Workbench:
         original = self._originals.get(_original_key(request, token))
         if original is None:
             told = progress.part(start, half, "original: ")
-            original = _say(voice, request, "own", told)
+            original = say(voice, request, "own", told)
             self._originals.put(_original_key(request, token), original)
         timing: Any = original if request.timing == "locked" else "own"
-        pruned = _say(pruned_voice, request, timing, progress.part(half, 1.0, "pruned: "))
+        pruned = say(pruned_voice, request, timing, progress.part(half, 1.0, "pruned: "))
         return Spoken(original, pruned, (measure_sparsity(voice), measure_sparsity(pruned_voice)))
-
-    def hear_step(
-        self,
-        request: Request,
-        index: int,
-        original: Speech,
-        token: str | None = None,
-        progress: Progress = SILENT,
-    ) -> Speech:
-        """Speak with the voice of one step of gradual pruning, with the original's durations.
-
-        Raises:
-            InputError: there is no such step; the first is 0.
-        """
-        steps = self.steps(request, token, progress.part(0.0, 0.5))
-        if not 0 <= index < len(steps):
-            raise InputError(f"This voice was pruned in {len(steps)} steps: choose one of them.")
-        told = progress.part(0.5, 1.0, f"step {index + 1}: ")
-        return _say(steps[index][1], request, original, told)
 
     def remember(self, request: Request, spoken: Spoken, token: str | None = None) -> None:
         """Keep what was spoken, and the original's speech for other amounts.
@@ -385,9 +366,10 @@ def _original_key(request: Request, token: str | None) -> tuple[Any, ...]:
     return (request.reference, trace(token), speaker, *said)
 
 
-def _say(
+def say(
     voice: Voice, request: Request, timing: Literal["own"] | Speech, progress: Progress
 ) -> Speech:
+    """Speak the text of a request."""
     return speak(
         voice, request.text, request.seed, request.delivery, timing=timing, progress=progress
     )

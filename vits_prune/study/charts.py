@@ -43,7 +43,7 @@ def curve_figure(rows: Rows, metric: str, limit: Limit | None = None) -> Figure:
     limit = limit or next((one for one in LIMITS if one.metric == metric), None)
     found, what = curves(rows, metric), METRICS[metric]
     figure = _figure(4.2)
-    axis = _styled(figure.subplots())
+    axis = styled(figure.subplots())
     _draw_floor(axis, [row for curve in found.values() for row in curve], what)
     for i, (name, curve) in enumerate(found.items()):
         colour = COLOURS[i % len(COLOURS)]
@@ -85,7 +85,7 @@ def sensitivity_figure(rows: Rows, metric: str) -> Figure:
     amounts = sorted({row["amount"] for row in rows})
     table = np.full((len(names), len(amounts)), np.nan)
     figure = _figure(1.4 + 0.24 * max(5, len(names)))
-    axis = _styled(figure.subplots())
+    axis = styled(figure.subplots())
     for row in rows:
         y, x = names.index(subject(row)), amounts.index(row["amount"])
         table[y, x] = np.nan if row.get(column) is None else row[column]
@@ -134,7 +134,7 @@ def pareto_figure(solution: Solution) -> Figure:
             axis.set_xlabel(title, fontsize=8)
             kind = "distance" if what.kind == "distance" else "change"
             axis.set_ylabel(f"{what.title}, {kind}", fontsize=8)
-            _styled(axis)
+            styled(axis)
     legend = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 8}
     figure.legend(*axes[0][0].get_legend_handles_labels(), labelcolor=GREY, **legend)
     return figure
@@ -284,7 +284,8 @@ def _set_title(axis: Axes, text: str) -> None:
     axis.set_title(text, loc="left", fontsize=9, color=GREY)
 
 
-def _styled(axis: Axes) -> Axes:
+def styled(axis: Axes) -> Axes:
+    """Make axes readable on a light and on a dark page."""
     axis.set_facecolor("none")
     axis.tick_params(colors=GREY, labelsize=8)
     axis.xaxis.label.set_color(GREY)

@@ -316,10 +316,7 @@ def keep_upload(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:
         for path in paths:
             path.unlink(missing_ok=True)
     label = f"uploaded: {model.stem[:60]}"
-    return {
-        "voice": gr.Dropdown([*VOICES, (label, reference)], value=reference),
-        "upload": None,
-    }
+    return {"voice": gr.Dropdown([*VOICES, (label, reference)], value=reference), "upload": None}
 
 
 def _arrange(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:

@@ -261,7 +261,7 @@ def _cleared() -> dict[str, Any]:
         **gone,
         "heal_status": "beginning …",
         "heal_key": None,
-        "heal_course": WAITING["course"],
+        "heal_course": {"hint": WAITING["course"]},
         "heal_csv": gr.DownloadButton(interactive=False),
         "heal_checkpoint": gr.Radio([], value=None, visible=False),
         "heal_heard": "",

@@ -11,7 +11,7 @@ import pandas as pd
 from vits_prune.measure.quality import FAMILIES
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import PruneSpec, in_words
-from vits_prune.studio import evidence
+from vits_prune.studio import evidence, plots
 from vits_prune.studio.request import PRUNING, SPEAKING, request_of, values_of
 from vits_prune.studio.speaking import csv
 from vits_prune.study.knee import RULE, Limit
@@ -134,11 +134,11 @@ def _download(of: str, name: str = "", visible: bool = True) -> gr.DownloadButto
 def measure_curve(values: Values, token: str | None, progress: Progress) -> Shown:
     """Measure point after point; each update shows all so far."""
     texts, step, last, families = (values[f"curve_{name}"] for name in _CURVE)
-    for found in evidence.curve_points(
-        request_of(values), token, int(texts), step, last, families, progress
-    ):
+    request = request_of(values)
+    wanted = evidence.amount_row(request.spec, step, last)
+    for found in evidence.measure_points(request, token, wanted, int(texts), families, progress):
         yield {
-            "curve": evidence.curve_value(found),
+            "curve": plots.curve_value(found),
             "curve_csv": _filled("curve", found.table()),
             "status": "Done. Press a point to hear it."
             if found.complete
@@ -149,12 +149,13 @@ def measure_curve(values: Values, token: str | None, progress: Progress) -> Show
 def measure_parts(values: Values, token: str | None, progress: Progress) -> Shown:
     """Measure cell after cell; each update shows all so far."""
     texts, amounts, families = (values[f"heat_{name}"] for name in _HEAT)
-    amounts = evidence.sensitivity_amounts(amounts)
-    for found in evidence.part_cells(
-        request_of(values), token, int(texts), amounts, families, progress
+    amounts, request = evidence.sensitivity_amounts(amounts), request_of(values)
+    wanted = evidence.parts_alone(request.spec, amounts)
+    for found in evidence.measure_points(
+        request, token, wanted, int(texts), families, progress, "cell"
     ):
         yield {
-            "heat": evidence.heat_value(found, amounts),
+            "heat": plots.heat_value(found, amounts),
             "heat_csv": _filled("sensitivity", found.table(parts="part")),
             "status": "Done. Press a cell to hear it."
             if found.complete
@@ -172,9 +173,9 @@ def find_knee(values: Values, token: str | None, progress: Progress) -> Shown:
     )
     amount, rows = f"{found.amount:.2f}", found.rows()
     rule = RULE.replace(" (with --strict: its whole 95% interval)", "")
-    tried = evidence.tried_table(rows)
+    tried, words = plots.tried_table(rows), in_words(found.spec, amount=False)
     yield {
-        "knee_words": f"**Knee: amount {amount}** ({in_words(found.spec, amount=False)}, {note}). {rule}",
+        "knee_words": f"**Knee: amount {amount}** ({words}, {note}). {rule}",
         "knee": gr.Dataframe(tried, visible=True, column_widths=_WIDTHS),
         "knee_csv": _filled("knee", pd.DataFrame(rows)),
         "status": f"Done. The largest amount within the limits is {amount}.",

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
-WAITING: dict[str, dict[str, Any]] = {
-    "flip": {
-        "aligned": False,
-        "hint": "Speak first. With timing “locked” you can then flip between the two voices while"
-        " they play.",
-    },
-    "fader": {
-        "points": [],
-        "hint": "Press the button above: the text is spoken at a row of amounts, then drag from one"
-        " to the next.",
-    },
-    "curve": {
-        "series": [],
-        "metrics": {},
-        "hint": "Points appear as they are measured; press one to hear it.",
-    },
-    "heat": {
-        "scope": "",
-        "rows": [],
-        "amounts": [],
-        "metrics": {},
-        "hint": "Cells appear as they are measured; press one to hear it.",
-    },
-    "course": {
-        "losses": [],
-        "checks": [],
-        "of": 0,
-        "kept": None,
-        "hint": "Losses appear here as the voice learns.",
-    },
+WAITING = {
+    "flip": "Speak first. With timing “locked” you can then flip between the two voices while they"
+    " play.",
+    "fader": "Press the button above: the text is spoken at a row of amounts, then drag from one to"
+    " the next.",
+    "curve": "Points appear as they are measured; press one to hear it.",
+    "heat": "Cells appear as they are measured; press one to hear it.",
+    "course": "Losses appear here as the voice learns.",
 }
-"""The value of each widget before there is anything to show."""
+"""What each widget says before there is anything to show."""
 _PICTURES = ("curve", "heat", "course")
 """Widgets that draw measurements: they share picture.css and picture.js."""
 
@@ -52,7 +29,7 @@ def widget(name: str, elem_id: str = "") -> gr.HTML:
     """Return a widget by name. A point or a cell that is pressed triggers `click` with its spec."""
     names = ("picture", name) if name in _PICTURES else (name,)
     return gr.HTML(
-        value=WAITING[name],
+        value={"hint": WAITING[name]},
         html_template=source(f"{name}.html"),
         css_template="\n".join(source(f"{one}.css") for one in names),
         js_on_load="\n".join(source(f"{one}.js") for one in names),

@@ -1,6 +1,6 @@
 const COLOURS = ['#2f7ed8', '#e4572e', '#2a9d6f', '#8d6cc9', '#c98a00', '#d6478f', '#5f6b7a', '#17a2b8', '#7a5c3e'];
 let chosen = '';
-const value = () => props.value || {losses: [], checks: [], of: 0};
+const value = () => ({losses: [], checks: [], of: 0, ...props.value});
 const grid = (x1, x2, y) => `<line class="grid" x1="${x1}" x2="${x2}" y1="${y}" y2="${y}"/>`;
 const words = (x, y, text, anchor, kind) => `<text x="${x}" y="${y}" text-anchor="${anchor}" class="${kind || ''}">${esc(text)}</text>`;
 const line = (points, colour) => points.length === 1

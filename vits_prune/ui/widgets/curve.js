@@ -1,7 +1,7 @@
 const COLOURS = ['#e4572e', '#2f7ed8', '#2a9d6f', '#8d6cc9'];
 const H = 340, LEFT = 58, RIGHT = 14, TOP = 16, BOTTOM = 44;
 let W = 720, chosen = '';
-const value = () => props.value || {series: [], metrics: {}};
+const value = () => ({series: [], metrics: {}, ...props.value});
 function draw() {
   const metric = value().metrics[chosen], plot = find('.plot');
   if (!metric) { plot.innerHTML = ''; return; }

@@ -1,5 +1,5 @@
 let chosen = '';
-const value = () => props.value || {rows: [], amounts: [], metrics: {}};
+const value = () => ({rows: [], amounts: [], metrics: {}, ...props.value});
 function loss(number, better) {  // how much was lost: what became better is no loss
   return better === 'lower' ? Math.max(0, number) : better === 'higher' ? Math.max(0, -number) : Math.abs(number);
 }
