@@ -20,12 +20,12 @@ from vits_prune.measure.weights import MatrixPair, WeightHistogram
 from vits_prune.pruning.registry import METHODS
 from vits_prune.pruning.spec import in_words
 from vits_prune.studio.evidence import Points
-from vits_prune.study.charts import styled
+from vits_prune.study.charts import GREY, styled
 from vits_prune.study.knee import compared
 from vits_prune.study.tables import PART_NAMES
 from vits_prune.voices.voice import PARTS
 
-ORIGINAL, PRUNED, NEUTRAL = "#2f7ed8", "#e4572e", "#8a8f98"
+ORIGINAL, PRUNED, NEUTRAL = "#2f7ed8", "#e4572e", GREY
 """Blue for the original, orange for the pruned voice (colour-blind eyes tell them apart), grey."""
 _PART_COLOURS = dict(zip(PARTS, (ORIGINAL, "#8d6cc9", "#2a9d6f", PRUNED), strict=True))
 _SIZES = LinearSegmentedColormap.from_list("sizes", ["#d6e6f7", ORIGINAL, "#0a2a52"])
@@ -212,8 +212,8 @@ def heat_value(found: Points, amounts: Sequence[float]) -> dict[str, Any]:
     lost = dict.fromkeys(PART_NAMES[spec.parts[0]] for spec in found.left_out)
     more = "; left out where the method protects it or it cannot lose so much: " + ", ".join(lost)
     hint = (
-        f"Measured on {found.note}{more if lost else ''}. Darker is worse, within the metric shown; a dot: a difference"
-        f" is claimed. {found.unmeasured}"
+        f"Measured on {found.note}{more if lost else ''}. Darker is worse, within the metric shown;"
+        f" a dot: a difference is claimed. {found.unmeasured}"
     )
     return {
         "scope": found.points[0].spec.scope,

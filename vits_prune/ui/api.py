@@ -80,10 +80,10 @@ def compare(
     voice: "joe" or a Hugging Face id of type VITS; speaker: index or name, for voices with
     several; text: up to 2,000 characters; scope: "global", "local" or "sensitivity"; amount:
     0 to 0.99; parts: of text_encoder, duration_predictor, flow, decoder; seed: 0 to 2**32 - 1;
-    timing: "own" or "locked"; method: "magnitude", "random", "activation", "second_order" or "structured",
-    where all but the first two listen to the voice first and take up to minutes; spec: a whole
-    PruneSpec as a JSON object (as in the report) instead of scope, amount, parts and method, with 8
-    steps and 60 texts at most. Returns two 16-bit WAV files, original and pruned, and the report
+    timing: "own" or "locked"; method: "magnitude", "random", "activation", "second_order" or
+    "structured", where all but the first two listen to the voice first and take up to minutes;
+    spec: a whole PruneSpec as a JSON object (as in the report) instead of scope, amount, parts and
+    method, with 8 steps and 60 texts at most. Returns two 16-bit WAV files, original and pruned, and the report
     that the command line writes too.
     """
     with sentences():
