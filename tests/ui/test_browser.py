@@ -413,7 +413,7 @@ def test_a_calibrated_method_is_stopped_and_then_heard(page, joe):
     speak_through(page)
     assert all(sound.any() for sound, _ in players(page))
     expect(page.locator("#summary")).to_contain_text(
-        "30.0% of the voice's weights are zero, by activation (Wanda), global"
+        "30.0% of the voice's weights are zero, by activation (Wanda), 30%, global"
     )
     open_tab(page, "Method")
     expect(page.locator("#lesson")).to_contain_text(
