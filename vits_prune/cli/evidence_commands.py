@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from vits_prune.pruning import PruneSpec
     from vits_prune.study.evaluation import Evaluation
     from vits_prune.study.knee import Knee
-    from vits_prune.study.sweep import SweepResult
+    from vits_prune.study.sweep import SweepResult, VoicesResult
     from vits_prune.study.sweep_engines import VoiceRef
     from vits_prune.study.sweep_grid import Grid, Point
 
@@ -275,7 +274,6 @@ def _sweep(options: argparse.Namespace) -> None:
     if len(options.voice) > 1:
         _sweep_voices(options, grid)
     else:
-        options.voice = options.voice[0]
         _run(options, grid, "sweep")
 
 
@@ -306,28 +304,11 @@ def _amounts(options: argparse.Namespace) -> tuple[float, ...]:
     return parse_amounts(options.amount or [options.usual_amounts])
 
 
-def _ref(options: argparse.Namespace, voice: str) -> VoiceRef:
-    from vits_prune.study.sweep_engines import VoiceRef
-
-    return VoiceRef(voice, options.speaker, options.revision)
-
-
 def _run(options: argparse.Namespace, points: Grid | Sequence[Point], kind: str) -> None:
     from vits_prune.study.sweep import run_sweep
 
-    settings, texts = settings_of(options), texts_of(options)
-    with _resumable(options.out), ProgressLine() as progress:
-        found = run_sweep(
-            _ref(options, options.voice),
-            points,
-            texts,
-            settings,
-            options.out,
-            jobs=options.jobs,
-            engine=options.engine,
-            kind=kind,
-            progress=progress,
-        )
+    (ref,) = _refs(options)
+    found: SweepResult = _measured(options, run_sweep, ref, points, kind=kind)
     _print_sweep(found, kind != "sweep")
     if _print_failures(found):
         raise InputError(
@@ -339,19 +320,7 @@ def _run(options: argparse.Namespace, points: Grid | Sequence[Point], kind: str)
 def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
     from vits_prune.study.sweep import run_voices
 
-    settings, texts = settings_of(options), texts_of(options)
-    refs = [_ref(options, voice) for voice in options.voice]
-    with _resumable(options.out), ProgressLine() as progress:
-        found = run_voices(
-            refs,
-            grid,
-            texts,
-            settings,
-            options.out,
-            jobs=options.jobs,
-            engine=options.engine,
-            progress=progress,
-        )
+    found: VoicesResult = _measured(options, run_voices, _refs(options), grid)
     for name, sweep in found.sweeps.items():
         print(f"\n{name}")
         _print_sweep(sweep, sensitivity=False)
@@ -366,13 +335,24 @@ def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
         )
 
 
-@contextlib.contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """After Ctrl-C, say that nothing is lost."""
+def _refs(options: argparse.Namespace) -> list[VoiceRef]:
+    from vits_prune.study.sweep_engines import VoiceRef
+
+    voices = options.voice if isinstance(options.voice, list) else [options.voice]
+    return [VoiceRef(voice, options.speaker, options.revision) for voice in voices]
+
+
+def _measured(
+    options: argparse.Namespace, run: Callable[..., Any], what: Any, points: Any, **more: Any
+) -> Any:
+    """Return what `run_sweep` or `run_voices` finds, and after Ctrl-C say that nothing is lost."""
+    settings, texts = settings_of(options), texts_of(options)
+    choices = {"jobs": options.jobs, "engine": options.engine, **more}
     try:
-        yield
+        with ProgressLine() as progress:
+            return run(what, points, texts, settings, options.out, progress=progress, **choices)
     except KeyboardInterrupt:
-        print(f"What is done is kept in {folder}: {_AGAIN}.", file=sys.stderr)
+        print(f"What is done is kept in {options.out}: {_AGAIN}.", file=sys.stderr)
         raise
 
 

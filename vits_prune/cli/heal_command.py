@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,8 +154,8 @@ def _heal(options: argparse.Namespace) -> None:
     data = HealData(texts, _recordings(options, plan, voice))
     judge = _judge(options, plan, voice, texts)
     if judge and is_main_process():
-        last = plan if spec is None else plan.share(*_last_of(spec))
-        warn_of_measuring(last, judge.seconds)
+        healings = 1 if spec is None else len(spec.schedule_amounts())
+        warn_of_measuring(plan.share(healings - 1, healings), judge.seconds)
     log = TrainingLog(work, options.resume)
     try:
         healed = _run(log, plan, voice, start, data, judge)
@@ -168,11 +168,6 @@ def _heal(options: argparse.Namespace) -> None:
         saved = save_voice(healed.voice, options.out)
         log.finish(healed, judge.measured_on if judge else "")
         _print_result(healed, saved, work)
-
-
-def _last_of(spec: PruneSpec) -> tuple[int, int]:
-    count = len(spec.schedule_amounts())
-    return count - 1, count
 
 
 def _run(
@@ -195,9 +190,7 @@ def _run(
             judge = dataclasses.replace(judge, observer=log.judged, progress=progress)
         if not isinstance(start, PruneSpec):
             return _learnt(heal(start, voice, plan, data=data, run=run, judge=judge))
-        results: Iterator[tuple[float, HealResult]] = heal_steps(
-            voice, start, plan, data=data, run=run, judge=judge
-        )
+        results = heal_steps(voice, start, plan, data=data, run=run, judge=judge)
         for number, (amount, healed) in enumerate(results, 1):
             log.next_healing(_learnt(healed).of or 0)
             if is_main_process():
@@ -232,12 +225,7 @@ def _judge(
 
 
 def warn_of_measuring(plan: HealPlan, seconds: float) -> None:
-    """Say so if measuring takes more than its part of the minutes.
-
-    Args:
-        plan: of the healing whose checkpoints are measured.
-        seconds: that measuring takes.
-    """
+    """Say so if measuring takes more seconds than its part of the plan's minutes."""
     from vits_prune.healing.clock import judging_seconds
 
     if plan.steps is None and plan.minutes and seconds > judging_seconds(plan, seconds):
@@ -341,7 +329,6 @@ class TrainingLog:
     """Shows the steps of one healing, or of several in a row, and writes them to curve.csv.
 
     Args:
-        folder: of the file.
         resume: whether rows of an earlier run are kept.
         progress: shows the steps; it may raise to end the work.
     """
@@ -398,12 +385,7 @@ class TrainingLog:
             self.curve.write(self.folder / _CURVE)
 
     def finish(self, healed: HealResult, measured_on: str) -> None:
-        """Write the rows and a picture of them.
-
-        Args:
-            healed: the result.
-            measured_on: which sentences checkpoints were measured on, "" if they were not.
-        """
+        """Write the rows, and a picture of them; `measured_on` says on which sentences."""
         from vits_prune.healing.training_curve import save_figure
 
         self.write()
