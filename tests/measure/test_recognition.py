@@ -44,7 +44,7 @@ def test_counts_by_hand():
     assert (
         found.reference == ("one", "cat", "sat", "on", "the", "mat") or found.reference[0] == "1"
     )  # numbers are written as figures
-    assert (found.hits, found.substitutions, found.deletions, found.insertions) == (4, 1, 1, 1)
+    assert found.word_errors == 3
     assert found.wer == pytest.approx(3 / 6)
     assert found.missing == (4,)
     assert [found.hypothesis[slice(*span)] for span in found.inserted] == [("sat",)]
@@ -74,7 +74,6 @@ def test_errors_are_edit_distances(said, heard):
     assert found.word_errors == edit_distance(text.split(), transcript.split())
     assert found.character_errors == edit_distance(text, transcript)
     assert found.characters == len(text)
-    assert found.hits + found.substitutions + found.deletions == len(found.reference)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,6 @@ class Metric:
 
     name: str
     title: str
-    source: str
-    """Where an Utterance holds the value: an attribute, or numerator/denominator."""
     unit: str
     """Empty for shares and ratios."""
     family: str
@@ -44,66 +42,35 @@ class Metric:
     better: Literal["lower", "higher", "neither"]
     neutral: float = 0.0
     """For a shift: the value where nothing changed."""
+    source: str = ""
+    """Where an Utterance holds the value: an attribute, or numerator/denominator. Empty for the
+    attribute of this name in the attribute named after the family."""
 
 
 _error = partial(Metric, unit="", family="intelligibility", kind="voice", better="lower")
-_opinion = partial(
-    Metric,
-    unit="predicted opinion, 1 to 5",
-    family="naturalness",
-    kind="voice",
-    better="higher",
-)
+_opinion = partial(Metric, unit="predicted opinion, 1 to 5", family="naturalness", kind="voice")
 _distance = partial(Metric, family="closeness", kind="distance", better="lower")
-_rhythm = partial(Metric, unit="", family="rhythm")
+_shift = partial(Metric, unit="", family="rhythm", kind="shift", better="neither")
+_DURATIONS = "rhythm.second_seconds/rhythm.first_seconds"
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        _error("wer", "word error rate", "words.word_errors/words.count"),
-        _error("cer", "character error rate", "words.character_errors/words.characters"),
-        _opinion("dnsmos_sig", "DNSMOS, speech", "dnsmos.sig"),
-        _opinion("dnsmos_bak", "DNSMOS, background", "dnsmos.bak"),
-        _opinion("dnsmos_ovrl", "DNSMOS, overall", "dnsmos.ovrl"),
-        _distance("mcd_db", "mel-cepstral distortion", "closeness.mcd_db", "dB"),
-        _distance("log_mel_db", "log-mel distance", "closeness.log_mel_db", "dB"),
-        _distance(
-            "spectral_convergence",
-            "multi-resolution STFT, spectral convergence",
-            "closeness.spectral_convergence",
-            "",
-        ),
-        _distance(
-            "log_stft_magnitude",
-            "multi-resolution STFT, log magnitude",
-            "closeness.log_stft_magnitude",
-            "nepers",
-        ),
-        _distance("f0_rmse_cents", "log-F0 RMSE", "closeness.f0_rmse_cents", "cents"),
-        _distance("voicing_error", "voicing error rate", "closeness.voicing_error", ""),
-        _rhythm(
-            "duration_ratio",
-            "duration ratio",
-            "rhythm.second_seconds/rhythm.first_seconds",
-            kind="shift",
-            better="neither",
-            neutral=1.0,
-        ),
-        _rhythm(
-            "duration_drift",
-            "duration drift a token",
-            "rhythm.duration_drift",
-            kind="distance",
-            better="lower",
-        ),
-        _rhythm(
-            "duration_shift",
-            "duration shift a token",
-            "rhythm.duration_shift",
-            kind="shift",
-            better="neither",
-        ),
-        Metric("lufs", "loudness", "lufs", "LUFS", "loudness", "voice", "neither"),
+        _error("wer", "word error rate", source="words.word_errors/words.count"),
+        _error("cer", "character error rate", source="words.character_errors/words.characters"),
+        _opinion("dnsmos_sig", "DNSMOS, speech", better="higher", source="dnsmos.sig"),
+        _opinion("dnsmos_bak", "DNSMOS, background", better="higher", source="dnsmos.bak"),
+        _opinion("dnsmos_ovrl", "DNSMOS, overall", better="higher", source="dnsmos.ovrl"),
+        _distance("mcd_db", "mel-cepstral distortion", "dB"),
+        _distance("log_mel_db", "log-mel distance", "dB"),
+        _distance("spectral_convergence", "multi-resolution STFT, spectral convergence", ""),
+        _distance("log_stft_magnitude", "multi-resolution STFT, log magnitude", "nepers"),
+        _distance("f0_rmse_cents", "log-F0 RMSE", "cents"),
+        _distance("voicing_error", "voicing error rate", ""),
+        _shift("duration_ratio", "duration ratio", neutral=1.0, source=_DURATIONS),
+        _distance("duration_drift", "duration drift a token", "", family="rhythm"),
+        _shift("duration_shift", "duration shift a token"),
+        Metric("lufs", "loudness", "LUFS", "loudness", "voice", "neither", source="lufs"),
     )
 }
 """Every metric by name, in the order of the tables."""

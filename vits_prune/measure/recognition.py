@@ -56,10 +56,8 @@ class WordErrors:
     """Words of the text."""
     hypothesis: tuple[str, ...]
     """Words of the transcript."""
-    hits: int
-    substitutions: int
-    deletions: int
-    insertions: int
+    word_errors: int
+    """Substitutions, deletions and insertions of words."""
     character_errors: int
     characters: int
     """Length of the reference in characters, spaces included."""
@@ -67,10 +65,6 @@ class WordErrors:
     """Indices of deleted words in `reference`."""
     inserted: tuple[tuple[int, int], ...]
     """Stretches [from, to) of inserted words in `hypothesis`."""
-
-    @property
-    def word_errors(self) -> int:
-        return self.substitutions + self.deletions + self.insertions
 
     @property
     def count(self) -> int:
@@ -141,10 +135,7 @@ def measure_word_errors(text: str, transcript: str, language: str) -> WordErrors
     return WordErrors(
         reference=tuple(words.references[0]),
         hypothesis=tuple(words.hypotheses[0]),
-        hits=words.hits,
-        substitutions=words.substitutions,
-        deletions=words.deletions,
-        insertions=words.insertions,
+        word_errors=words.substitutions + words.deletions + words.insertions,
         character_errors=characters.substitutions + characters.deletions + characters.insertions,
         characters=characters.hits + characters.substitutions + characters.deletions,
         missing=tuple(i for c in deleted for i in range(c.ref_start_idx, c.ref_end_idx)),

@@ -83,7 +83,8 @@ class Utterance:
 
     def pair(self, metric: str) -> tuple[float, float]:
         """Return numerator and denominator of a metric, (0, 0) where it was not measured."""
-        above, _, below = METRICS[metric].source.partition("/")
+        entry = METRICS[metric]
+        above, _, below = (entry.source or f"{entry.family}.{metric}").partition("/")
         pair = self._value(above), self._value(below) if below else 1.0
         return (0.0, 0.0) if pair[0] is None or pair[1] is None else (pair[0], pair[1])
 
