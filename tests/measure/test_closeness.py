@@ -61,7 +61,7 @@ def test_log_mel_equals_librosas(pair):
 
 
 def test_mel_cepstral_distortion_equals_librosas_mfccs(pair):
-    """Orthonormal MFCCs of the log amplitudes are sqrt(bands / 2) times the coefficients of the definition."""
+    """Orthonormal MFCCs are sqrt(bands / 2) times the coefficients of the definition."""
     mfccs = [
         librosa.feature.mfcc(
             S=by_librosa(w), n_mfcc=MEL_COEFFICIENTS + 1, dct_type=2, norm="ortho"
@@ -76,7 +76,7 @@ def test_mel_cepstral_distortion_equals_librosas_mfccs(pair):
 
 
 def test_mel_cepstral_distortion_of_known_spectra():
-    """A ripple of 1 dB amplitude over the mel axis: its root mean square is 1 / sqrt(2) dB; a change of level is none."""
+    """A ripple of 1 dB has a root mean square of 1 / sqrt(2) dB. A level does not count."""
     ripple = np.cos(5 * np.pi * (np.arange(MEL_BANDS) + 0.5) / MEL_BANDS)[:, None] * np.log(10) / 20
     flat = np.zeros((MEL_BANDS, 7))
     assert mel_cepstral_distortion(flat, flat + ripple) == pytest.approx(1 / np.sqrt(2))
@@ -89,7 +89,7 @@ def test_mel_cepstral_distortion_of_known_spectra():
 
 def test_stft_distance_equals_auraloss(pair):
     convergence, magnitude = multi_resolution_stft(*pair)
-    # auraloss pads by reflection, this by silence: two windows of silence around the sound make the two the same.
+    # auraloss pads by reflection: silence around the sound makes the two the same.
     sounds = [torch.from_numpy(np.pad(w, 4096)).float()[None, None] for w in pair]
     options = {
         "fft_sizes": [1024, 2048, 512],
@@ -127,7 +127,7 @@ def test_melody_of_known_pitch():
 
 
 def test_melody_of_real_speech_agrees_with_yin(pair):
-    """librosa's YIN, another algorithm altogether, where the voice is steady enough for both to be sure."""
+    """librosa's YIN is another algorithm. They agree where the voice is steady."""
     found = track_pitch(pair[0], RATE)
     hertz = librosa.yin(
         librosa.resample(pair[0], orig_sr=RATE, target_sr=16_000),

@@ -85,7 +85,7 @@ def test_bad_input(tiny, text, runs):
 
 
 def flops(voice, text):
-    """Twice the multiply-accumulates of convolutions and linear layers, as torch's own counter sees the operators."""
+    """Count as torch does: twice the multiply-accumulates of convolutions and linear layers."""
     with FlopCounterMode(display=False) as counter:
         speak(voice, text)
     counts = {

@@ -1,9 +1,8 @@
-"""The recogniser on real speech, the alignment by hand, and languages."""
+"""The recogniser on real speech, and the alignment by hand."""
 
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from vits_prune.measure.recognition import (
     transcribe,
     why_unsupported,
 )
-from vits_prune.voices.language import spoken_language
 
 
 @pytest.fixture(scope="module")
@@ -97,41 +95,7 @@ def test_a_text_without_words_cannot_be_measured():
     assert measure_word_errors("...", "something", "en") is None
 
 
-def named(**fields):
-    return SimpleNamespace(tokenizer=SimpleNamespace(**fields))
-
-
-@pytest.mark.parametrize(
-    ("espeak_voice", "language"),
-    [
-        ("en-us", "en"),
-        ("en-gb-x-rp", "en"),
-        ("de", "de"),
-        ("pt-br", "pt"),
-        ("cmn", "zh"),
-        ("nb", "no"),
-        ("fr-fr", "fr"),
-        ("!", None),
-    ],
-)
-def test_the_language_of_piper_voices(espeak_voice, language):
-    assert spoken_language(named(language=espeak_voice)) == language
-
-
-@pytest.mark.parametrize(
-    ("code", "language"),
-    [("deu", "de"), ("cmn", "zh"), ("swh", "sw"), ("azj-script_latin", "az"), (None, None)],
-)
-def test_the_language_of_hub_voices(code, language):
-    assert spoken_language(named(language=code)) == language
-
-
-def test_the_language_of_real_voices(joe, tiny):
-    assert spoken_language(joe) == "en"
-    assert spoken_language(tiny) == "en"  # its files say "eng"
-
-
-def test_why_a_voice_cannot_be_heard():
+def test_why_word_errors_cannot_be_measured():
     assert why_unsupported(Recogniser(), "en", "joe") is None
     assert "does not know the language 'de'" in why_unsupported(Recogniser(), "de", "thorsten")
     assert "which language" in why_unsupported(Recogniser(), None, "nobody")

@@ -50,7 +50,7 @@ def test_a_ratio_agrees_with_scipy(errors):
 
 
 def test_a_difference_is_paired(errors):
-    """The same difficulty in both sentences cancels: the interval is far narrower than that of either ratio."""
+    """The difficulty of a sentence cancels: the interval is narrower than that of either ratio."""
     worse = [(above + (i % 5 == 0), below) for i, (above, below) in enumerate(errors)]
     found = bootstrap_difference(errors, worse, seed=3)
     a, n = np.array(errors).T

@@ -83,7 +83,7 @@ def test_silence(spoken, level):
 
 
 def test_buzz_is_what_repeats_with_the_frame():
-    """An exact repeat, the same under noise, noise alone, and a voice whose pitch is not the frame rate."""
+    """An exact repeat, the same with noise, noise alone, and tones at other pitches."""
     generator = np.random.default_rng(2)
     frame = generator.normal(0, 0.1, HOP)
     tone, noise = np.tile(frame, 200), generator.normal(0, 0.1, 200 * HOP)

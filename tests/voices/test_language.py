@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,3 +103,37 @@ def test_nothing_to_draw_from(tmp_path):
     with pytest.raises(InputError, match="no single letters to draw sentences from") as error:
         draw_texts(voice, 3, 0)
     assert str(error.value).endswith(".")
+
+
+def named(**fields):
+    return SimpleNamespace(tokenizer=SimpleNamespace(**fields))
+
+
+@pytest.mark.parametrize(
+    ("espeak_voice", "language"),
+    [
+        ("en-us", "en"),
+        ("en-gb-x-rp", "en"),
+        ("de", "de"),
+        ("pt-br", "pt"),
+        ("cmn", "zh"),
+        ("nb", "no"),
+        ("fr-fr", "fr"),
+        ("!", None),
+    ],
+)
+def test_the_language_of_piper_voices(espeak_voice, language):
+    assert spoken_language(named(language=espeak_voice)) == language
+
+
+@pytest.mark.parametrize(
+    ("code", "language"),
+    [("deu", "de"), ("cmn", "zh"), ("swh", "sw"), ("azj-script_latin", "az"), (None, None)],
+)
+def test_the_language_of_hub_voices(code, language):
+    assert spoken_language(named(language=code)) == language
+
+
+def test_the_language_of_real_voices(joe, tiny):
+    assert spoken_language(joe) == "en"
+    assert spoken_language(tiny) == "en"  # its files say "eng"
