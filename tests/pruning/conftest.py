@@ -20,6 +20,14 @@ PIPER_HIGH = piper_factory.Shape(
 )
 
 
+def in_turn(*lists):
+    """Return cases in which every value of every list comes up, the shorter lists again."""
+    values = [list(one) for one in lists]
+    return [
+        tuple(one[index % len(one)] for one in values) for index in range(max(map(len, values)))
+    ]
+
+
 @pytest.fixture(scope="session")
 def families(tmp_path_factory):
     """Stochastic and plain durations, one speaker and several, ResBlock1 and ResBlock2."""

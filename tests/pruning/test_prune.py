@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.pruning.conftest import KINDS, SENTENCES
+from tests.pruning.conftest import KINDS, SENTENCES, in_turn
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
 from vits_prune.pruning import calibration
@@ -53,9 +53,14 @@ def whole(families):
     return {kind: dense(voice) for kind, voice in families.items()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("method", UNSTRUCTURED)
+@pytest.mark.parametrize(
+    ("method", "scope", "kind"),
+    [
+        (method, scope, KINDS[(row + column) % len(KINDS)])
+        for row, method in enumerate(UNSTRUCTURED)
+        for column, scope in enumerate(SCOPES)
+    ],
+)
 def test_exactly_as_many_zeros_and_the_same_from_the_recipe(whole, method, scope, kind):
     voice, parts = whole[kind], ("text_encoder", "flow", "decoder")
     spec = PruneSpec(method, scope, 0.437, parts, texts=SENTENCES, seed=3)
@@ -85,8 +90,7 @@ def test_exactly_as_many_zeros_and_the_same_from_the_recipe(whole, method, scope
     assert torch.isfinite(torch.from_numpy(speak(pruned, SENTENCES[1], 1).waveform)).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", UNSTRUCTURED)
+@pytest.mark.parametrize(("kind", "method"), in_turn(KINDS, UNSTRUCTURED))
 def test_nothing_protected(whole, kind, method):
     """Durations, speakers and depthwise convolutions too."""
     voice = whole[kind]
@@ -98,8 +102,7 @@ def test_nothing_protected(whole, kind, method):
         )
 
 
-@pytest.mark.parametrize("method", UNSTRUCTURED)
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("method", "scope"), in_turn(UNSTRUCTURED, SCOPES))
 def test_a_floor(whole, method, scope):
     voice = whole["plain"]
     spec = PruneSpec(method, scope, 0.7, floor=0.2, protect=(), texts=SENTENCES)
@@ -205,8 +208,13 @@ def test_second_order_keeps_outputs_closer_than_the_others(whole):
     assert sum(errors["second_order"]) < sum(errors["activation"]) < sum(errors["random"])
 
 
-@pytest.mark.parametrize("method", UNSTRUCTURED)
-@pytest.mark.parametrize(("pattern", "amount"), [("2:4", 0.5), ("1:4", 0.75), ("3:4", 0.25)])
+@pytest.mark.parametrize(
+    ("method", "pattern", "amount"),
+    [
+        (method, *pattern)
+        for method, pattern in in_turn(UNSTRUCTURED, [("2:4", 0.5), ("1:4", 0.75), ("3:4", 0.25)])
+    ],
+)
 def test_patterns(whole, method, pattern, amount):
     voice = whole["piper-medium"]
     spec = PruneSpec(
@@ -252,8 +260,7 @@ STEPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", UNSTRUCTURED)
-@pytest.mark.parametrize("options", STEPS, ids=str)
+@pytest.mark.parametrize(("method", "options"), in_turn(UNSTRUCTURED[::-1], STEPS))
 def test_steps(whole, method, options):
     voice = whole["plain"]
     spec = PruneSpec(
@@ -328,9 +335,14 @@ def test_steps_of_nothing(whole):
     ]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("options", [{}, {"steps": 3}, {"pattern": "2:4"}], ids=str)
+@pytest.mark.parametrize(
+    ("method", "scope", "options"),
+    [
+        (method, scope, options)
+        for scope, options in in_turn(SCOPES, [{"steps": 3}, {}, {"pattern": "2:4"}])
+        for method in METHODS
+    ],
+)
 def test_progress_rises_from_0_to_1(families, method, scope, options):
     if options.get("pattern") and METHODS[method].structured:
         return
@@ -356,12 +368,14 @@ def test_progress_rises_from_0_to_1(families, method, scope, options):
     assert all(isinstance(what, str) and what for what, _ in told)
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.calibrated])
 @pytest.mark.parametrize(
-    "broken",
-    ["text_encoder.embed_tokens.weight", "decoder.conv_pre.weight", "decoder.conv_post.weight"],
+    ("method", "broken", "value"),
+    in_turn(
+        [name for name, method in METHODS.items() if method.calibrated],
+        ["text_encoder.embed_tokens.weight", "decoder.conv_pre.weight", "decoder.conv_post.weight"],
+        [float("nan"), float("inf")],
+    ),
 )
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_voice_that_is_broken_is_refused(families, method, broken, value):
     voice = families["plain"]
     worse = voice.with_weights({broken: torch.full_like(tensors(voice)[broken], value)})
@@ -376,6 +390,7 @@ def test_texts_that_cannot_be_said(families, method):
         prune(families["plain"], PruneSpec(method, amount=0.5, texts=("漢字",)))
 
 
+@pytest.mark.slow
 def test_second_order_of_the_real_voice(joe):
     spec = PruneSpec("second_order", "global", 0.6, ("flow",), texts=SENTENCES[:2])
     pruned = prune(joe, spec)

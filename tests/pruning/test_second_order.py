@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.pruning.conftest import in_turn
 from vits_prune.pruning import second_order
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.second_order import LayerProblem, damped
@@ -63,9 +64,15 @@ def test_no_zeros_is_the_target():
     assert torch.allclose(solved(target, covariance, matrix, 0), target, atol=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.97])
-@pytest.mark.parametrize(("rows", "columns"), [(12, 20), (5, 48)])
+@pytest.mark.parametrize(
+    ("seed", "share", "rows", "columns"),
+    [
+        (seed, share, *size)
+        for seed, share, size in in_turn(
+            range(6), [0.1, 0.3, 0.5, 0.7, 0.9, 0.97], [(12, 20), (5, 48)]
+        )
+    ],
+)
 def test_never_worse_than_simpler_ways(rows, columns, share, seed):
     target, covariance, matrix, _ = problem(rows, columns, seed)
     count = round(share * target.numel())

@@ -21,20 +21,15 @@ SEED = 4
 LAYERS = {
     "plain": [
         "text_encoder.encoder.layers.1.feed_forward.conv_2",
-        "flow.flows.1.conv_pre",
         "decoder.upsampler.0",
-        "decoder.conv_pre",
     ],
     "speakers": [
         "text_encoder.encoder.layers.0.attention.out_proj",
         "duration_predictor.conv_1",
-        "decoder.resblocks.1.convs1.0",
     ],
     "piper-medium": [
-        "text_encoder.project",
         "flow.flows.2.conv_post",
         "decoder.resblocks.0.convs.1",
-        "decoder.conv_post",
     ],
 }
 

@@ -76,9 +76,8 @@ def voices(tmp_path_factory):
     }
 
 
-KINDS = pytest.mark.parametrize(
-    "kind", ["plain", "speakers", "dilated", "piper-medium", "piper-high"]
-)
+NAMES = ["plain", "speakers", "dilated", "piper-medium", "piper-high"]
+KINDS = pytest.mark.parametrize("kind", NAMES)
 
 
 class Silent(nn.Module):
@@ -135,9 +134,14 @@ def random_importance(voice, group):
     return np.random.default_rng(group.size + len(group.name)).random(group.size)
 
 
-@KINDS
-@pytest.mark.parametrize("lever", list(LEVERS))
-@pytest.mark.parametrize("importance", [weight_norm, random_importance])
+@pytest.mark.parametrize(
+    ("kind", "lever", "importance"),
+    [
+        (NAMES[(row + step) % len(NAMES)], lever, (weight_norm, random_importance)[step % 2])
+        for row, lever in enumerate(LEVERS)
+        for step in range(3)
+    ],
+)
 def test_what_is_removed_contributes_nothing(voices, kind, lever, importance):
     voice, shape = voices[kind], LEVERS[lever]
     choice = choose(voice, shape, importance)

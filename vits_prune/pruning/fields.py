@@ -6,7 +6,7 @@ import dataclasses
 import json
 import numbers
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from vits_prune.errors import InputError
 
@@ -94,24 +94,46 @@ def _several(about: Mapping[str, Any], given: Any) -> tuple[Any, ...]:
     return tuple(choice for choice in choices if choice in found) if choices else found
 
 
-def check_names(kind: type, given: Any) -> None:
-    """Raise InputError if a value is not a dictionary of fields of a dataclass."""
-    known = [field.name for field in dataclasses.fields(kind)]
-    if not isinstance(given, dict) or not set(given) <= set(known):
-        raise InputError(
-            f"A {kind.__name__} is a JSON object with the fields {', '.join(known)} and no others."
-        )
+T = TypeVar("T", bound="Options")
 
 
-def read_json(kind: type, text: str) -> Any:
-    """Return what a JSON text holds.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A value of checked fields that is the same after a trip through JSON."""
 
-    Raises:
-        InputError: it is not JSON; the message says that of which dataclass it should be.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError, TypeError) as error:
-        raise InputError(
-            f"This {kind.__name__} is not JSON: give the text that to_json() wrote."
-        ) from error
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls: type[T], fields: Any) -> T:
+        """Return the value that `to_dict` described.
+
+        Raises:
+            InputError: not such a dictionary, or a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, dict) or not set(fields) <= set(known):
+            raise InputError(
+                f"A {cls.__name__} is a JSON object with the fields {', '.join(known)} and no "
+                "others."
+            )
+        return cls(**fields)
+
+    @classmethod
+    def from_json(cls: type[T], text: str) -> T:
+        """Return the value that `to_json` wrote.
+
+        Raises:
+            InputError: not JSON, not such a value, or a field out of range.
+        """
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError, TypeError) as error:
+            raise InputError(
+                f"This {cls.__name__} is not JSON: give the text that to_json() wrote."
+            ) from error
+        return cls.from_dict(fields)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.fields import check_names, check_options, option, read_json
+from vits_prune.pruning.fields import Options, check_options, option
 
 if TYPE_CHECKING:
     from vits_prune.voices.architecture import VitsConfig
@@ -32,7 +31,7 @@ def _count(default: int | None, help: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Options):
     """What stays of a voice's structure: frozen, hashable, the same after a trip through JSON.
 
     By default everything stays.
@@ -64,32 +63,6 @@ class Shape:
                 shown = f"{100 * value:.4g}%" if isinstance(value, float) else value
                 found.append(f"{field.name.replace('_', ' ')} {shown}")
         return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_dict(cls, fields: Any) -> Shape:
-        """Return the Shape that `to_dict` described.
-
-        Raises:
-            InputError: not such a dictionary, or a value out of range.
-        """
-        check_names(cls, fields)
-        return cls(**fields)
-
-    @classmethod
-    def from_json(cls, text: str) -> Shape:
-        """Return the Shape that `to_json` wrote.
-
-        Raises:
-            InputError: not JSON, not a Shape, or a value out of range.
-        """
-        return cls.from_dict(read_json(cls, text))
 
 
 @dataclass(frozen=True)

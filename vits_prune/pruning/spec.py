@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.fields import check_names, check_options, option, read_json
+from vits_prune.pruning.fields import Options, check_options, option
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
 from vits_prune.pruning.shape import Shape
 from vits_prune.voices.voice import PARTS
@@ -20,7 +19,7 @@ MAX_STEPS = 64
 
 
 @dataclass(frozen=True)
-class PruneSpec:
+class PruneSpec(Options):
     """What to prune and how: frozen, hashable, and the same after a trip through JSON.
 
     Each field's `metadata` has its help, choices and limits (see `fields.option`).
@@ -210,9 +209,6 @@ class PruneSpec:
                 found[field.name] = list(value) if isinstance(value, tuple) else value
         return found
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict())
-
     @classmethod
     def from_dict(cls, fields: Any) -> PruneSpec:
         """Return the PruneSpec that `to_dict` described.
@@ -220,18 +216,9 @@ class PruneSpec:
         Raises:
             InputError: not such a dictionary, or a value out of range.
         """
-        check_names(cls, fields)
-        shape = fields.get("shape")
-        return cls(**{**fields, "shape": None if shape is None else Shape.from_dict(shape)})
-
-    @classmethod
-    def from_json(cls, text: str) -> PruneSpec:
-        """Return the PruneSpec that `to_json` wrote.
-
-        Raises:
-            InputError: not JSON, not a PruneSpec, or a value out of range.
-        """
-        return cls.from_dict(read_json(cls, text))
+        if isinstance(fields, dict) and fields.get("shape") is not None:
+            fields = {**fields, "shape": Shape.from_dict(fields["shape"])}
+        return super().from_dict(fields)
 
 
 def in_words(spec: PruneSpec, *, amount: bool = True) -> str:
