@@ -275,51 +275,28 @@ def test_names_and_folders_distinguish_voices():
     assert not any("/" in name or name.startswith(".") for name in folders)
 
 
-def test_structured_and_second_order_from_the_command_line(tiny_folder, tmp_path, capsys):
+def line_of(folder, tmp_path, *more):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    line = [
-        "sweep",
-        "--voice",
-        str(tiny_folder),
-        "--text-file",
-        str(tmp_path / "texts.txt"),
-        "--metrics",
-        "rhythm",
-        "--noise-seeds",
-        "0",
-    ]
-    methods = [
-        "--method",
-        "structured",
-        "second_order",
-        "--amount",
-        "0,0.25",
-        "--prune-seed",
-        "2",
-        "--parts",
-        "text_encoder+decoder",
-    ]
-    assert main([*line, *methods, "--out", str(tmp_path / "sweep")]) == 0
+    usual = ["sweep", "--voice", str(folder), "--text-file", str(tmp_path / "texts.txt")]
+    return [*usual, "--metrics", "rhythm", "--noise-seeds", "0", *more]
+
+
+@pytest.mark.slow
+def test_structured_and_second_order_from_the_command_line(tiny_folder, tmp_path, capsys):
+    methods = ["--method", "structured", "second_order", "--amount", "0,0.25"]
+    more = ["--prune-seed", "2", "--parts", "text_encoder+decoder", "--out", str(tmp_path / "out")]
+    assert main(line_of(tiny_folder, tmp_path, *methods, *more)) == 0
     shown = capsys.readouterr().out
     assert "4 points" in shown
     assert "second_order" in shown
     assert "sensitivity" not in shown
-    assert (
-        main(
-            [
-                *line,
-                "--pattern",
-                "2:4",
-                "--protect",
-                "duration_predictor",
-                "--parts",
-                "flow",
-                "--out",
-                str(tmp_path / "pattern"),
-            ]
-        )
-        == 0
-    )
-    assert '"pattern":"2:4"' in (tmp_path / "pattern" / "sweep.csv").read_text().replace('""', '"')
-    assert main([*line, "--steps", "0.1,0.2", "--out", str(tmp_path / "x")]) == 2
+
+
+def test_a_pattern_from_the_command_line(tiny_folder, tmp_path, capsys):
+    out = tmp_path / "pattern"
+    protect = ["--protect", "duration_predictor", "--parts", "flow", "--out", str(out)]
+    assert main(line_of(tiny_folder, tmp_path, "--pattern", "2:4", *protect)) == 0
+    assert '"pattern":"2:4"' in (out / "sweep.csv").read_text().replace('""', '"')
+    steps = ["--steps", "0.1,0.2", "--out", str(tmp_path / "x")]
+    assert main(line_of(tiny_folder, tmp_path, *steps)) == 2
     assert "amount of its own" in capsys.readouterr().err

@@ -32,7 +32,7 @@ from vits_prune.study.sweep_engines import (
     measure_points,
     prepare_work,
     ray_cluster,
-    ray_slots,
+    ray_cores,
 )
 from vits_prune.study.sweep_grid import Grid, Point
 from vits_prune.study.sweep_store import TABLE, Store, csv_of, holds_sweep
@@ -137,8 +137,7 @@ def run_sweep(
             if engine == "ray":
                 connected.enter_context(ray_cluster())
             # A round of the original weighs as much as a point.
-            rounds = 1 + settings.noise_seeds
-            middle = rounds / (rounds + len(groups))
+            middle = 1 - len(groups) / (1 + settings.noise_seeds + len(groups))
             part, threads = progress.part(0.0, middle), store.manifest["threads"]
             work = prepare_work(engine, ref, voice, texts, settings, threads, part)
             pieces = Pieces(progress.part(middle, 1.0), len(groups), "point")
@@ -153,8 +152,8 @@ def run_sweep(
                     if on_point:
                         on_point(row)
         rows = tuple(store.records[point]["row"] for point in points if point in store.records)
-        added = len(store.records) - before
-    return SweepResult(Path(out), rows, tuple(failures), added, time.perf_counter() - start)
+    added, seconds = len(store.records) - before, time.perf_counter() - start
+    return SweepResult(Path(out), rows, tuple(failures), added, seconds)
 
 
 def run_voices(
@@ -233,13 +232,15 @@ def _started(
     if engine != "ray":
         yield ((ref, functools.partial(sweep, ref)) for ref in refs)
         return
-    with ray_cluster(), ThreadPoolExecutor(min(MAX_VOICES_AT_ONCE, 1 + ray_slots())) as pool:
-        waiting = {pool.submit(sweep, ref): ref for ref in refs}
-        try:
-            yield ((waiting[done], done.result) for done in as_completed(waiting))
-        except BaseException:
-            pieces.stop()
-            raise
+    with ray_cluster() as ray:
+        room = min(MAX_VOICES_AT_ONCE, 1 + max(1, sum(ray_cores(ray))))
+        with ThreadPoolExecutor(room) as pool:
+            waiting = {pool.submit(sweep, ref): ref for ref in refs}
+            try:
+                yield ((waiting[done], done.result) for done in as_completed(waiting))
+            except BaseException:
+                pieces.stop()
+                raise
 
 
 def _write_table(folder: Path, sweeps: Iterable[SweepResult]) -> None:

@@ -35,7 +35,7 @@ ENGINES = ("local", "ray")
 TRIES = 2
 """How often a point is started whose process was killed."""
 RAY_POLL_SECONDS = 1.0
-"""How often waiting for the cluster reports, so that it can be cancelled."""
+"""Waiting for the cluster reports this often, so that it can be cancelled."""
 _DETAILS = ("figures", "alarms", "alarms_of_original", "sentences", "unmeasured", "notes", "cost")
 
 log = logging.getLogger(__name__)
@@ -55,11 +55,7 @@ class VoiceRef:
         return self.ref + revision + (f":{self.speaker}" if self.speaker is not None else "")
 
     def load(self) -> Voice:
-        """Return the voice.
-
-        Raises:
-            InputError: there is no such voice.
-        """
+        """Return the voice; raise InputError if there is none."""
         return load_voice(self.ref, self.speaker, revision=self.revision)
 
 
@@ -325,11 +321,6 @@ def ray_cluster() -> Iterator[Any]:
             ray.shutdown()
 
 
-def ray_slots() -> int:
-    """Return how many tasks of one thread the connected cluster runs at once."""
-    return max(1, sum(_ray_cores(import_ray())))
-
-
 def reference_on_ray(
     voice: VoiceRef,
     fingerprint: str,
@@ -381,13 +372,14 @@ def run_ray(work: Work, points: Sequence[Point], pieces: Pieces) -> Iterator[Out
                 ray.cancel(task, force=True)
 
 
-def _ray_cores(ray: Any) -> list[int]:
+def ray_cores(ray: Any) -> list[int]:
+    """Return the cores of each machine in the connected cluster."""
     return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 def _ray_task(ray: Any, function: Any, threads: int) -> Any:
     """Return a function as a Ray task with a core per thread, where a machine has so many."""
-    cores = max(1, min(threads, max(_ray_cores(ray), default=1)))
+    cores = max(1, min(threads, max(ray_cores(ray), default=1)))
     return ray.remote(num_cpus=cores, max_retries=TRIES - 1)(function)
 
 
