@@ -223,10 +223,7 @@ def folder_name(ref: VoiceRef) -> str:
 
 @contextlib.contextmanager
 def _started(
-    refs: Sequence[VoiceRef],
-    sweep: Callable[[VoiceRef], SweepResult],
-    engine: str,
-    pieces: Pieces,
+    refs: Sequence[VoiceRef], sweep: Callable[[VoiceRef], SweepResult], engine: str, pieces: Pieces
 ) -> Iterator[Iterable[tuple[VoiceRef, Callable[[], SweepResult]]]]:
     """Give each voice, when it is finished, with a function that returns its sweep or raises."""
     if engine != "ray":

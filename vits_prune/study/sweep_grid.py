@@ -168,10 +168,7 @@ def part_points(amounts: Iterable[float], base: PruneSpec = PruneSpec()) -> tupl
 
 
 def layer_points(
-    voice: Voice,
-    amounts: Iterable[float],
-    names: Sequence[str] = (),
-    base: PruneSpec = PruneSpec(),
+    voice: Voice, amounts: Iterable[float], names: Sequence[str] = (), base: PruneSpec = PruneSpec()
 ) -> tuple[Point, ...]:
     """Return a point for each layer alone at each amount, protected layers included.
 
