@@ -150,6 +150,7 @@ def test_evaluations_lie_evenly_over_the_training(
     assert load_voice(tmp_path / "out").recipe["healed"][0]["steps"] in (6, 12)
 
 
+@pytest.mark.slow
 def test_a_voice_of_another_language_is_measured_too(
     tiny_folder, pruned_folder, tmp_path, capsys, monkeypatch
 ):
@@ -179,6 +180,7 @@ def test_a_voice_of_another_language_is_measured_too(
     assert [row["step"] for row in rows if row["measured_dnsmos_ovrl"]] == ["2", "4"]
 
 
+@pytest.mark.slow
 def test_discriminators_and_bfloat16(tiny_folder, pruned_folder, tmp_path):
     same = [
         "--voice",
@@ -188,8 +190,6 @@ def test_discriminators_and_bfloat16(tiny_folder, pruned_folder, tmp_path):
         "--steps",
         4,
         "--adversarial",
-        "--adversarial-width",
-        0.05,
         "--precision",
         "bf16",
     ]
