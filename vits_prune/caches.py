@@ -84,7 +84,8 @@ class Bounded(Generic[K, V]):
             while_waiting: called every WAIT_SECONDS while another thread makes the value; it may
                 raise to stop waiting.
             owner: object that the value belongs to: the same key is another one for another owner,
-                and the value is forgotten when the owner is collected. The value must not refer to it.
+                and the value is forgotten when the owner is collected. The value must not refer
+                to it.
             enough: whether a value that is there will do; if not, it is made again and replaced.
         """
         where: Any = key if owner is None else _Owned(weakref.ref(owner, self._owner_gone), key)
@@ -139,9 +140,8 @@ class Bounded(Generic[K, V]):
         """In a forked process: nobody holds the lock, and nobody makes anything."""
         self._lock, self._making = threading.Lock(), {}
         if not self._survives_fork:
-            self._left.append(
-                self._values
-            )  # not freed: its end would wait for threads that are not here
+            # Not freed: its end would wait for threads that this process does not have.
+            self._left.append(self._values)
             self._values = OrderedDict()
 
     def _get(self, key: Any) -> V | None:
@@ -156,7 +156,7 @@ class Bounded(Generic[K, V]):
             yield
 
     def _owner_gone(self, owner: weakref.ref[Any]) -> None:
-        """Forget the values of an owner. The garbage collector may call this at any point, even under the lock."""
+        """Forget the values of an owner. The garbage collector may call this under the lock."""
         self._gone.append(owner)
         lock = self._lock
         if lock.acquire(blocking=False):
@@ -175,7 +175,7 @@ class Bounded(Generic[K, V]):
 
 
 class Scratch:
-    """Folders for files on their way to a visitor; the oldest are removed once there are many or they are large, all at the end."""
+    """Folders for files on their way to a visitor. The oldest go once they are many or large."""
 
     def __init__(self, most: int = 200, most_bytes: int = 1 << 30) -> None:
         self._root = tempfile.TemporaryDirectory(prefix="vits_prune-scratch-")
@@ -184,7 +184,7 @@ class Scratch:
         self._lock = forks.Lock()
 
     def folder(self) -> Path:
-        """A new empty folder."""
+        """Return a new empty folder."""
         made = Path(tempfile.mkdtemp(dir=self._root.name))
         with self._lock:
             while self._folders and (

@@ -21,7 +21,7 @@ _owners: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def renew_in_forks(owner: Renewable) -> None:
-    """Call `owner.after_fork()` in every process that is forked from now on, while the owner lives."""
+    """Call `owner.after_fork()` in every process forked from now on, while the owner lives."""
     _owners.add(owner)
 
 

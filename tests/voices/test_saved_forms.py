@@ -1,4 +1,4 @@
-"""Sparse and half-precision folders, and the checksums that keep a damaged folder from becoming another voice."""
+"""Sparse and half-precision folders, and the checksums that reveal damage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NARROW = Shape(decoder_width=0.5, resblock_width=0.5, multiple=2)
 
 @pytest.fixture(scope="module")
 def voices(tmp_path_factory):
-    """One of each kind of folder: transformers' layout with one and several speakers, narrow blocks, a Piper voice."""
+    """One voice of each kind of folder."""
     place = tmp_path_factory.mktemp("forms")
     plain = load_voice(make_checkpoint(place / "plain"))
     piper = load_voice(piper_factory.make_voice(place, piper_factory.Shape(), "piper"))
@@ -59,8 +59,10 @@ def test_a_sparse_folder_speaks_the_same_samples(voices, kind, tmp_path):
     )
 
 
-@KINDS
-@pytest.mark.parametrize("form", ["dense", "sparse"])
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [("plain", "dense"), ("speakers", "sparse"), ("narrow", "dense"), ("piper", "sparse")],
+)
 def test_half_precision_rounds_once(voices, kind, form, tmp_path):
     voice = voices[kind]
     folder = save_voice(voice, tmp_path / "half", form, "fp16")
@@ -137,7 +139,7 @@ def folders(voices, tmp_path_factory):
     }
 
 
-@pytest.fixture(params=["plain-dense", "plain-sparse", "piper-dense", "piper-sparse"])
+@pytest.fixture(params=["plain-dense", "piper-sparse"])
 def folder(request, folders, tmp_path):
     """A copy that a test may spoil."""
     return Path(shutil.copytree(folders[request.param], tmp_path / "voice"))
@@ -231,7 +233,7 @@ def test_a_folder_that_another_program_saved_over_is_read_as_it_is(tiny, tmp_pat
 def test_saved_several_times_is_the_same_file(tiny, form, tmp_path):
     made = {
         next(save_voice(tiny, tmp_path / str(i), form).glob("model*")).read_bytes()
-        for i in range(6)
+        for i in range(4)
     }
     assert len(made) == 1
 

@@ -10,7 +10,7 @@ from typing import Any
 
 _MAX_CHARACTERS = 1 << 16
 _MAX_LISTED = 8
-"""Licences of one model that are told; with more it is "other"."""
+"""With more licences than this, a model has the licence "other"."""
 _MAX_LICENCE = 64
 
 
@@ -29,7 +29,7 @@ class Result:
 
 
 def front_matter(values: Mapping[str, Any], name: str = "", results: Sequence[Result] = ()) -> str:
-    """The block with both its lines of dashes. Whatever the values hold stays within its value.
+    """Return the block with both its lines of dashes. No value can break out of its place.
 
     Args:
         values: the hub's keys (license, base_model, tags, ...); None and empty ones are left out.
@@ -51,7 +51,7 @@ def front_matter(values: Mapping[str, Any], name: str = "", results: Sequence[Re
 
 
 def read_licence(card: Path) -> str | None:
-    """The licence that a model card states in its front matter, as `licence_words` writes it; None where there is none."""
+    """Return the licence in the front matter of a model card, as `licence_words` writes it."""
     import yaml
 
     try:
@@ -80,9 +80,9 @@ def read_licence(card: Path) -> str | None:
 
 
 def licence_words(stated: Any, named: Any = None) -> str | None:
-    """What a card states under `license`, several as "apache-2.0, cc-by-nc-4.0"; None where it states nothing.
+    """Return what a card states under `license`, several as "apache-2.0, cc-by-nc-4.0", or None.
 
-    What is too long to be told whole is "other": a part of it could leave out what it forbids.
+    What is too long is "other": a part of it could leave out what the licence forbids.
 
     Args:
         stated: `license`.

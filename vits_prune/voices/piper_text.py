@@ -139,7 +139,7 @@ class PiperTokenizer:
         Path(folder, TOKENIZER_FILE).write_text(content, encoding="utf-8")
 
     def piper_settings(self) -> dict[str, Any]:
-        """Return the settings that make this tokenizer again, with what they say about the voice."""
+        """Return the settings that make this tokenizer again, with the facts about the voice."""
         settings: dict[str, Any] = {
             **self.about,
             "phoneme_type": self.phoneme_type,
