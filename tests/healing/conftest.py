@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.pruning.conftest import families  # noqa: F401 (a fixture)
-from vits_prune import HealPlan, PruneSpec, Shape, prune
-from vits_prune.healing import HealData, HealRun, heal
+from tests.voices.hf_factory import make_checkpoint
+from vits_prune import HealPlan, PruneSpec, Shape, load_voice, prune
+from vits_prune.healing import HealData, HealRun, heal, run
 from vits_prune.healing.batches import Window, draw_batch
 from vits_prune.healing.teacher import TeacherSpeech
 from vits_prune.synthesis.speak import Delivery
@@ -83,6 +84,27 @@ class Whole:
     folder: Path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def little_text():
+    """Fewer sentences than a real voice needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "MAX_TEXT_ONLY", 60)
+        patch.setattr(run, "LENGTH_TEXTS", 16)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A checkpoint with plain durations, which cost a tenth of stochastic ones."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", stochastic=False)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    """The voice of that checkpoint."""
+    return load_voice(tiny_folder)
+
+
 @pytest.fixture(scope="session")
 def sparse(tiny):
     """The tiny voice with half of its weights at zero."""
@@ -99,8 +121,8 @@ def smaller(tiny):
 def whole(tiny, sparse, tmp_path_factory):
     """The sparse voice healed by the quick plan; the voice of step 3 has the best score."""
     folder, steps = tmp_path_factory.mktemp("healing") / "whole", []
-    run = HealRun(folder, observer=steps.append)
-    result = heal(sparse, tiny, QUICK, data=DATA, run=run, judge=Scores(SCORES.get))
+    where = HealRun(folder, observer=steps.append)
+    result = heal(sparse, tiny, QUICK, data=DATA, run=where, judge=Scores(SCORES.get))
     return Whole(result, tuple(steps), folder)
 
 

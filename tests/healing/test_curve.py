@@ -18,7 +18,7 @@ def test_a_curve_is_read_up_to_a_step(tmp_path):
     curve = curve_at(tmp_path / "curve.csv")
     assert Curve.read(tmp_path / "curve.csv").rows == curve.rows
     assert Curve.read(tmp_path / "curve.csv", 20).rows == curve.rows[:2]
-    assert Curve.read(tmp_path / "curve.csv", most=1).rows == curve.rows[:1]
+    assert Curve.read(tmp_path / "curve.csv", max_rows=1).rows == curve.rows[:1]
     assert Curve.read(tmp_path / "none.csv", 20).rows == []
 
 
@@ -36,7 +36,7 @@ def test_a_curve_is_read_up_to_a_step(tmp_path):
 def test_a_damaged_curve_is_refused(tmp_path, content):
     path = tmp_path / "curve.csv"
     path.write_bytes(content)
-    with pytest.raises(DamagedFileError, match="is damaged, or is not the course") as caught:
+    with pytest.raises(DamagedFileError, match="is damaged, or is not a training curve") as caught:
         Curve.read(path)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == content

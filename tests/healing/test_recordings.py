@@ -15,16 +15,17 @@ import torch
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import load_voice
 from vits_prune.errors import InputError
-from vits_prune.healing import audio, transcripts
+from vits_prune.healing import recording_files
 from vits_prune.healing.posterior import load_posterior, posterior_latents
 from vits_prune.healing.recordings import (
-    Clip,
+    RecordedPairs,
+    Recording,
     Recordings,
-    load_clip,
+    load_recording,
     open_recordings,
-    pairs,
     read_recordings,
 )
+from vits_prune.progress import Progress
 
 RATE = 16_000
 
@@ -73,8 +74,8 @@ def test_ljspeech_layout(tmp_path, voice, place):
         encoding="utf-8",
     )
     found = read_recordings(folder, voice)
-    assert [clip.text for clip in found.clips] == ['Mister "X" said', "as it is", "only, once"]
-    assert [clip.path.name for clip in found.clips] == ["a.wav", "b.wav", "c.wav"]
+    assert [clip.text for clip in found.usable] == ['Mister "X" said', "as it is", "only, once"]
+    assert [clip.path.name for clip in found.usable] == ["a.wav", "b.wav", "c.wav"]
     assert found.seconds == pytest.approx(3.0)
     assert found.skipped == ()
     assert found.left == 0
@@ -88,7 +89,7 @@ def test_hugging_face_audio_folder_as_csv(tmp_path, voice, column):
         f'speaker,file_name,{column}\n3,data/one.wav,"Yes, one"\n3,two.flac,Two\n', encoding="utf-8"
     )
     found = read_recordings(tmp_path, voice)
-    assert [(clip.path.name, clip.text) for clip in found.clips] == [
+    assert [(clip.path.name, clip.text) for clip in found.usable] == [
         ("one.wav", "Yes, one"),
         ("two.flac", "Two"),
     ]
@@ -106,7 +107,7 @@ def test_hugging_face_audio_folder_as_jsonl(tmp_path, voice):
         "\n".join(lines) + "\n" + "[" * 100_000, encoding="utf-8"
     )
     found = read_recordings(tmp_path, voice)
-    assert [clip.text for clip in found.clips] == ["Eins ?"]
+    assert [clip.text for clip in found.usable] == ["Eins ?"]
     assert [skipped.name for skipped in found.skipped] == [
         f"line {number} of metadata.jsonl" for number in (2, 3, 4, 5)
     ]
@@ -138,7 +139,7 @@ def _circle(folder):
 
 def _huge(folder):
     _write(folder / "bad.wav")
-    os.truncate(folder / "bad.wav", audio.MAX_CLIP_BYTES + 1)  # sparse on disk
+    os.truncate(folder / "bad.wav", recording_files.MAX_FILE_BYTES + 1)  # sparse on disk
 
 
 def _endless_chunks(folder):
@@ -148,10 +149,13 @@ def _endless_chunks(folder):
 BROKEN = {
     "missing": (lambda folder: None, "no such file"),
     "empty": (lambda folder: (folder / "bad.wav").touch(), "empty"),
-    "no audio": (lambda folder: (folder / "bad.wav").write_text("hello " * 100), "no audio file"),
+    "no audio": (
+        lambda folder: (folder / "bad.wav").write_text("hello " * 100),
+        "not an audio file",
+    ),
     "raw": (
         lambda folder: (folder / "bad.raw").write_bytes(bytes(64_000)),
-        "no such file|no audio file",
+        "no such file|not an audio file",
     ),
     "cut wav": (lambda folder: _cut(_write(folder / "bad.wav")), "truncated"),
     "cut flac": (_flac_cut, "truncated|damaged"),
@@ -190,22 +194,21 @@ BROKEN = {
     "folder": (lambda folder: (folder / "bad.wav").mkdir(), "no such file"),
     "pipe": (lambda folder: os.mkfifo(folder / "bad.wav"), "no such file"),
     "link out": (_link_out, "outside the folder"),
-    "circle": (_circle, "no path|no such file"),
+    "circle": (_circle, "not a path|no such file"),
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_broken_audio_is_skipped_and_listed(tmp_path, voice, kind):
-    folder = _ljspeech(tmp_path / "mine", ["good"], place="")
-    make, reason = BROKEN[kind]
-    make(folder)
-    (folder / "metadata.csv").write_text("bad|broken\ngood|whole\n", encoding="utf-8")
-    found = read_recordings(folder, voice, most_seconds=2)
-    assert [clip.path.name for clip in found.clips] == ["good.wav"]
-    (skipped,) = found.skipped
-    assert skipped.name == "bad"
-    assert re.search(reason, skipped.reason), skipped.reason
-    assert skipped.reason.endswith(".")
+def test_broken_audio_is_skipped_and_listed(tmp_path, voice):
+    for kind, (make, reason) in BROKEN.items():
+        folder = _ljspeech(tmp_path / kind / "mine", ["good"], place="")
+        make(folder)
+        (folder / "metadata.csv").write_text("bad|broken\ngood|whole\n", encoding="utf-8")
+        found = read_recordings(folder, voice, longest_seconds=2)
+        assert [one.path.name for one in found.usable] == ["good.wav"]
+        (skipped,) = found.skipped
+        assert skipped.name == "bad"
+        assert re.search(reason, skipped.reason), (kind, skipped.reason)
+        assert skipped.reason.endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,7 @@ def test_broken_audio_is_skipped_and_listed(tmp_path, voice, kind):
         ("|x", "no such file"),
         ("good|x", "named twice"),
         ("./good|x", "named twice"),
-        ("n" * 5000 + "|x", "no path|no such file"),
+        ("n" * 5000 + "|x", "not a path|no such file"),
         ("no bar", "no [|]"),
         ("other|", "no text"),
         ("other|" + "x" * 5001, "5,000 characters"),
@@ -228,7 +231,7 @@ def test_a_broken_row_is_skipped_and_listed(tmp_path, voice, row, reason):
     folder = _ljspeech(tmp_path / "mine", ["good", "other"])
     (folder / "metadata.csv").write_text(f"good|whole\n{row}\n", encoding="utf-8")
     found = read_recordings(folder, voice)
-    assert [clip.path.name for clip in found.clips] == ["good.wav"]
+    assert [clip.path.name for clip in found.usable] == ["good.wav"]
     assert re.search(reason, found.skipped[0].reason), found.skipped[0].reason
     assert len(found.skipped[0].name) <= 100
     assert found.skipped[0].name.isprintable()
@@ -263,16 +266,16 @@ def test_folders_without_transcripts_and_bounds(tmp_path, voice, monkeypatch):
         {"limit": 0},
         {"limit": True},
         {"limit": 1.5},
-        {"most_seconds": 0.5},
-        {"most_seconds": float("nan")},
-        {"most_seconds": 1e9},
+        {"longest_seconds": 0.5},
+        {"longest_seconds": float("nan")},
+        {"longest_seconds": 1e9},
     ):
         with pytest.raises(InputError, match="must be"):
             read_recordings(folder, voice, **wrong)
-    monkeypatch.setattr(transcripts, "MAX_ROWS", 2)
+    monkeypatch.setattr(recording_files, "MAX_ROWS", 2)
     with pytest.raises(InputError, match="more than 2 lines"):
         read_recordings(folder, voice)
-    monkeypatch.setattr(transcripts, "MAX_TRANSCRIPT_BYTES", 20)
+    monkeypatch.setattr(recording_files, "MAX_TRANSCRIPT_BYTES", 20)
     with pytest.raises(InputError, match="larger than"):
         read_recordings(folder, voice)
 
@@ -281,18 +284,17 @@ def test_the_limit_and_the_progress(tmp_path, voice):
     folder = _ljspeech(tmp_path, ["a", "b", "c", "d"])
     (folder / "wavs" / "a.wav").unlink()
     told = []
-    found = read_recordings(
-        folder, voice, limit=2, on_clip=lambda done, of: told.append((done, of))
-    )
-    assert [clip.path.stem for clip in found.clips] == ["b", "c"]
+    progress = Progress(lambda message, fraction: told.append((message, fraction)))
+    found = read_recordings(folder, voice, limit=2, progress=progress)
+    assert [clip.path.stem for clip in found.usable] == ["b", "c"]
     assert found.left == 1
-    assert told == [(0, 4), (1, 4), (2, 4), (4, 4)]
+    assert told == [(f"reading recording {i + 1} of 4", i / 4) for i in range(4)]
 
-    def cancel(done, of):
+    def cancel(message, fraction):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        read_recordings(folder, voice, on_clip=cancel)
+        read_recordings(folder, voice, progress=Progress(cancel))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +310,7 @@ def test_every_usual_format_is_read(tmp_path, voice, suffix, options):
 def test_channels_are_averaged_resampled_and_keep_their_level(tmp_path):
     stereo = np.stack([_tone(rate=48_000, level=0.4), _tone(rate=48_000, level=0.2)], 1)
     path = _write(tmp_path / "a.wav", stereo, 48_000, subtype="FLOAT")
-    samples = load_clip(Clip(path, "x", 1.0, ""), RATE)
+    samples = load_recording(Recording(path, "x", 1.0, ""), RATE)
     assert samples.dtype == np.float32
     assert len(samples) == RATE
     np.testing.assert_allclose(samples[1000:-1000], _tone(level=0.3)[1000:-1000], atol=1e-3)
@@ -336,7 +338,7 @@ def three(tmp_path, voice):
 
 
 def test_pairs_belong_together_and_repeat(three, voice, posterior):
-    drawn = list(pairs(three, posterior, voice, seed=4))
+    drawn = list(RecordedPairs(three, posterior, voice, seed=4))
     assert [waveform.shape for _, waveform in drawn] == [(9600,), (11200,), (12800,)]
     for index, (latents, waveform) in enumerate(drawn):
         assert latents.shape == (voice.model.config.flow_size, len(waveform) // voice.hop_length)
@@ -344,8 +346,11 @@ def test_pairs_belong_together_and_repeat(three, voice, posterior):
         torch.testing.assert_close(
             latents, posterior_latents(posterior, waveform, None, (4, index, 0))[0]
         )
-        np.testing.assert_array_equal(waveform.numpy(), load_clip(three.clips[index], RATE))
-    again, other = pairs(three, posterior, voice, seed=4), pairs(three, posterior, voice, seed=5)
+        np.testing.assert_array_equal(waveform.numpy(), load_recording(three.usable[index], RATE))
+    again, other = (
+        RecordedPairs(three, posterior, voice, seed=4),
+        RecordedPairs(three, posterior, voice, seed=5),
+    )
     assert torch.equal(again[-1][0], drawn[2][0])
     assert torch.equal(again[0][0], drawn[0][0])
     assert not torch.equal(other[0][0], drawn[0][0])
@@ -356,31 +361,31 @@ def test_pairs_belong_together_and_repeat(three, voice, posterior):
 
 def test_pairs_have_a_name_for_what_they_are_made_of(three, voice, posterior, tmp_path):
     def _named(clips, seed=0):
-        return pairs(Recordings(tuple(clips)), posterior, voice, seed).digest
+        return RecordedPairs(Recordings(tuple(clips)), posterior, voice, seed).digest
 
-    first, *rest = three.clips
-    same = _named(three.clips)
+    first, *rest = three.usable
+    same = _named(three.usable)
     samples, _ = soundfile.read(first.path)
     _write(first.path, samples)
-    assert _named(read_recordings(tmp_path / "mine", voice).clips) == same
+    assert _named(read_recordings(tmp_path / "mine", voice).usable) == same
     _write(first.path, samples + 1e-3)  # as long as before
-    louder = read_recordings(tmp_path / "mine", voice).clips
-    assert [clip.seconds for clip in louder] == [clip.seconds for clip in three.clips]
+    louder = read_recordings(tmp_path / "mine", voice).usable
+    assert [clip.seconds for clip in louder] == [clip.seconds for clip in three.usable]
     others = [
         louder,
         [first],
         [*rest, first],
         [dataclasses.replace(first, path=first.path.with_name("z.wav")), *rest],
     ]
-    assert len({same, _named(three.clips, seed=1), *map(_named, others)}) == 6
+    assert len({same, _named(three.usable, seed=1), *map(_named, others)}) == 6
 
 
 def test_what_is_kept_is_bounded_and_nothing_is_read_before_it_is_asked_for(
     three, voice, posterior
 ):
     roomy, narrow = (
-        pairs(three, posterior, voice),
-        pairs(three, posterior, voice, cache_bytes=200_000),
+        RecordedPairs(three, posterior, voice),
+        RecordedPairs(three, posterior, voice, cache_bytes=200_000),
     )
     assert roomy.bytes == 0
     expected = [roomy[index][0] for index in (0, 1, 2, 0)]
@@ -388,7 +393,7 @@ def test_what_is_kept_is_bounded_and_nothing_is_read_before_it_is_asked_for(
     found = [narrow[index][0] for index in (0, 1, 2, 0)]
     assert narrow.bytes <= 200_000 < held
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
-    for clip in three.clips:
+    for clip in three.usable:
         clip.path.unlink()
     assert torch.equal(roomy[1][0], expected[1])
     with pytest.raises(InputError, match="changed while it was in use"):
@@ -403,7 +408,9 @@ def test_the_waveform_is_what_lies_at_its_frame(tmp_path, voice, posterior):
     drawn = []
     for name, samples in (("a", silence), ("b", click)):
         path = _write(tmp_path / f"{name}.wav", samples, subtype="FLOAT")
-        drawn.append(pairs(Recordings((Clip(path, "x", 1.0, ""),)), posterior, voice)[0])
+        drawn.append(
+            RecordedPairs(Recordings((Recording(path, "x", 1.0, ""),)), posterior, voice)[0]
+        )
     moved = (drawn[1][0] - drawn[0][0]).abs().sum(0)
     assert drawn[1][1].argmax() // voice.hop_length == 500
     assert (moved * torch.arange(len(moved))).sum() / moved.sum() == pytest.approx(500, abs=1.5)
@@ -414,7 +421,7 @@ def test_a_clip_shorter_than_the_window_is_filled_with_silence(tmp_path):
     folder = make_checkpoint(tmp_path / "slow", spectrogram_bins=8193, sampling_rate=4_000)
     slow = load_voice(folder)
     found = read_recordings(_ljspeech(tmp_path, ["a"]), slow)
-    latents, waveform = pairs(found, load_posterior(folder), slow)[0]
+    latents, waveform = RecordedPairs(found, load_posterior(folder), slow)[0]
     assert latents.shape[1] * slow.hop_length == len(waveform) == 16_384
     assert waveform[4_000:].abs().max() == 0
 
@@ -424,15 +431,16 @@ def test_a_teacher_without_posterior_encoder_is_refused_before_anything_is_read(
 ):
     folder = _ljspeech(tmp_path, ["a"])
     found, posterior = open_recordings(folder, teacher, voice)
-    assert len(found.clips) == 1
+    assert len(found.usable) == 1
     assert posterior.name == "teacher"
 
-    def never(done, of):
+    def fail(message, fraction):
         raise AssertionError("a recording was read")
 
+    never = Progress(fail)
     with pytest.raises(
         InputError, match=r"^joe has no posterior encoder, without which recordings cannot be used"
     ):
-        open_recordings(folder, "joe", joe, on_clip=never)
+        open_recordings(folder, "joe", joe, progress=never)
     with pytest.raises(InputError, match=r"samples a second and joe"):
-        open_recordings(folder, teacher, joe, on_clip=never)
+        open_recordings(folder, teacher, joe, progress=never)

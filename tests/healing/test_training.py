@@ -4,13 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from tests.healing.test_exercise import window_of
 
 from tests.healing.conftest import QUICK, TEXTS
 from tests.pruning.conftest import KINDS
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, load_voice, prune
-from vits_prune.healing.batches import draw_batch
+from vits_prune.healing.batches import Window, draw_batch
 from vits_prune.healing.student import masks, parts_to_train
 from vits_prune.healing.teacher import TeacherSpeech
 from vits_prune.healing.training import NotFiniteError, Training, make_accelerator
@@ -22,7 +21,7 @@ def training_of(pruned, teacher, **changes):
         pruned,
         parts_to_train(pruned, teacher),
         plan,
-        window_of(teacher),
+        Window.of(teacher, 16),
         make_accelerator(plan, cpu=True),
     )
 
@@ -30,7 +29,8 @@ def training_of(pruned, teacher, **changes):
 def batches(teacher, count):
     lessons = TeacherSpeech(teacher, TEXTS, seed=3, segment=16).first(6)
     return [
-        draw_batch(lessons, 2, (0, step, 0), window_of(teacher), text=True) for step in range(count)
+        draw_batch(lessons, 2, (0, step, 0), Window.of(teacher, 16), text=True)
+        for step in range(count)
     ]
 
 
@@ -174,7 +174,12 @@ def test_the_real_voice_learns_what_it_is_shown(joe):
     training = training_of(pruned, joe, learning_rate=5e-4)
     lessons = TeacherSpeech(joe, ["a short one.", "another one."], seed=0, segment=16).first(2)
     batch = draw_batch(
-        lessons, 2, (0, 0, 0), window_of(joe), text=True, noise_scale=float(joe.model.noise_scale)
+        lessons,
+        2,
+        (0, 0, 0),
+        Window.of(joe, 16),
+        text=True,
+        noise_scale=float(joe.model.noise_scale),
     )
     told = [training.step(batch, 0.0) for _ in range(12)]  # at first the earlier parts give way
     assert all(told[-1][name] < told[0][name] for name in ("prior", "durations", "flow", "mel"))

@@ -274,7 +274,7 @@ def _recordings(options: argparse.Namespace, plan: HealPlan, voice: Voice) -> Se
     """Read a user's recordings as latents and waveforms, if there are any."""
     if options.recordings is None:
         return ()
-    from vits_prune.healing.recordings import open_recordings, pairs
+    from vits_prune.healing.recordings import RecordedPairs, open_recordings
     from vits_prune.healing.training import is_main_process
 
     with ProgressLine() as progress:
@@ -283,13 +283,13 @@ def _recordings(options: argparse.Namespace, plan: HealPlan, voice: Voice) -> Se
             options.voice,
             voice,
             revision=options.revision,
-            on_clip=lambda done, of: progress.report("reading recordings", done / max(1, of)),
+            progress=progress,
         )
     if is_main_process():
         for one in found.skipped:
             print(f"Left out {one.name}: {one.reason}", file=sys.stderr)
-        print(f"{len(found.clips)} recordings, {found.seconds / 60:.1f} minutes.")
-    return pairs(found, posterior, voice, plan.seed)
+        print(f"{len(found.usable)} recordings, {found.seconds / 60:.1f} minutes.")
+    return RecordedPairs(found, posterior, voice, plan.seed)
 
 
 def _check_work(work: Path, options: argparse.Namespace) -> None:
@@ -297,7 +297,8 @@ def _check_work(work: Path, options: argparse.Namespace) -> None:
     from vits_prune.healing.training_curve import Curve
 
     there = {path.name for path in work.iterdir()} if work.is_dir() else set()
-    known = {"lessons", "checkpoints", _CURVE, "curve.svg", ".curve.csv.part"}
+    there = {name for name in there if not name.startswith(f".{_CURVE}.")}  # never finished
+    known = {"lessons", "checkpoints", _CURVE, "curve.svg"}
     known |= {f"step-{number}" for number in range(1, 100)}
     wrong = ""
     if work.exists() and not work.is_dir():

@@ -1,11 +1,13 @@
-"""The posterior encoder of a checkpoint that still has one: recorded speech -> the latents that the decoder was trained to speak from.
+"""The posterior encoder of a checkpoint: recorded speech to latents that the decoder speaks from.
 
-`load_voice` leaves it out, since it never runs when a voice speaks. It is read here for healing on recordings (Kim et al. 2021,
-arXiv:2106.06103, section 2.1.2): a waveform becomes a spectrogram, that becomes latents, and the decoder should say the waveform again.
+`load_voice` leaves it out, since it never runs when a voice speaks. Healing on recordings reads it
+(Kim et al. 2021, arXiv:2106.06103, section 2.1.2): a waveform becomes a spectrogram, that becomes
+latents, and the decoder should give the waveform again.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -13,32 +15,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from vits_prune.errors import InputError
+from vits_prune.synthesis.spectra import power_spectrum
 from vits_prune.synthesis.stages import POSTERIOR_NOISE, draw_noise
 from vits_prune.voices.load import EMBEDDED
 
 if TYPE_CHECKING:
-    import torch
     from transformers import VitsConfig
     from transformers.models.vits.modeling_vits import VitsPosteriorEncoder
 
     from vits_prune.voices.voice import Voice
 
 PREFIX = "posterior_encoder."
-
 _MAGNITUDE_FLOOR = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """A posterior encoder, weight norm folded, and what it takes to feed it."""
+    """A posterior encoder, weight norm folded, and what its input looks like."""
 
     encoder: VitsPosteriorEncoder
     name: str
     sampling_rate: int
-    """Samples per second of the waveforms that it reads."""
     filter_length: int
-    """Samples of the spectrogram's window and of its Fourier transform; every published VITS has them equal."""
+    """Samples of the spectrogram's window and of its Fourier transform."""
     hop_length: int
     """Samples per frame."""
     speaker_embeddings: torch.Tensor | None = None
@@ -54,11 +56,7 @@ class Posterior:
         return self.encoder.conv_pre.weight.device
 
     def to(self, device: torch.device | str) -> Posterior:
-        """A copy on another device (itself where it is there already)."""
-        import copy
-
-        import torch
-
+        """Return a copy on another device, or itself if it is there already."""
         if self.device == torch.device(device):
             return self
         embeddings = None if self.speaker_embeddings is None else self.speaker_embeddings.to(device)
@@ -70,31 +68,33 @@ class Posterior:
 def load_posterior(
     ref: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
 ) -> Posterior:
-    """The posterior encoder of a voice, from the same reference that `load_voice` takes.
+    """Return the posterior encoder of a voice, from the reference that `load_voice` takes.
 
-    A voice that has none is refused before any weight is read: call this before anything is trained.
+    A voice without one is refused before any weight is read.
 
     Args:
         ref: a hub id, or a folder in transformers' layout.
-        revision: branch, tag or commit of a hub id; `voice.origin.revision` for the one that was loaded.
+        revision: branch, tag or commit of a hub id; `voice.origin.revision` is the loaded one.
         token: access token for the hub, as in `load_voice`.
 
     Raises:
-        InputError: the voice has no posterior encoder (every Piper voice, every folder that `save_voice` wrote), or a damaged one.
+        InputError: the voice has no posterior encoder (every Piper voice, every folder that
+            `save_voice` wrote), or a damaged one.
     """
-    folder, name = _locate(ref, revision, token)
     from transformers import VitsConfig
 
     from vits_prune.voices.checkpoint import weight_files
     from vits_prune.voices.hf_config import read_config
     from vits_prune.voices.manifest import read_manifest
 
+    folder, name = _locate(ref, revision, token)
     manifest = read_manifest(folder)
     if manifest is not None:
         original = str(manifest["origin"]["reference"])[:200]
         raise _has_none(
             name,
-            f"vits_prune leaves it out when it saves: name the voice that it was made from ({original}) as the teacher",
+            "vits_prune leaves it out when it saves: name the voice that it was made from "
+            f"({original}) as the teacher",
         )
     config = read_config(folder, VitsConfig, name=name)
     files = weight_files(folder, name)
@@ -107,37 +107,30 @@ def load_posterior(
 
 
 def require_fit(posterior: Posterior, voice: Voice) -> None:
-    """Whether a voice's decoder speaks from the latents of this posterior encoder, one speaker of the other's.
+    """Raise unless a voice's decoder speaks from the latents of a posterior encoder.
 
     Raises:
         InputError: they differ in sampling rate, frames, channels or speakers.
     """
     speakers = 0 if posterior.speaker_embeddings is None else len(posterior.speaker_embeddings)
-    ours = (posterior.sampling_rate, posterior.hop_length, posterior.flow_size, speakers)
-    theirs = (
-        voice.sampling_rate,
-        voice.hop_length,
-        voice.model.config.flow_size,
-        len(voice.speakers),
-    )
-    for kind, one, other in zip(
-        ("samples a second", "samples a frame", "latent channels", "speakers"),
-        ours,
-        theirs,
-        strict=True,
+    for kind, one, other in (
+        ("samples a second", posterior.sampling_rate, voice.sampling_rate),
+        ("samples a frame", posterior.hop_length, voice.hop_length),
+        ("latent channels", posterior.flow_size, voice.model.config.flow_size),
+        ("speakers", speakers, len(voice.speakers)),
     ):
         if one != other:
             raise InputError(
-                f"The posterior encoder of {posterior.name} has {one} {kind} and {voice.name} has {other}: take that of the voice which "
-                f"{voice.name} was made from."
+                f"The posterior encoder of {posterior.name} has {one} {kind} and {voice.name} has "
+                f"{other}: take that of the voice which {voice.name} was made from."
             )
 
 
 def linear_spectrogram(waveform: torch.Tensor, filter_length: int, hop_length: int) -> torch.Tensor:
-    """The spectrogram that VITS was trained with: magnitudes sqrt(re² + im² + 1e-6) of a Hann-windowed Fourier transform, not normalised.
+    """Return the spectrogram of VITS' training: sqrt(re² + im² + 1e-6), Hann window, no scaling.
 
-    The waveform is mirrored at its ends by half of what the window is longer than the hop, so frame t is centred on the samples
-    t hop to (t + 1) hop.
+    The waveform is mirrored at its ends, so frame t is centred on the samples t hop to
+    (t + 1) hop.
 
     Args:
         waveform: [batch, samples] in [-1, 1], `filter_length` samples or more.
@@ -145,19 +138,12 @@ def linear_spectrogram(waveform: torch.Tensor, filter_length: int, hop_length: i
         hop_length: samples per frame.
 
     Returns:
-        [batch, filter_length / 2 + 1, samples // hop_length] (one frame less where the hop is odd and divides the samples).
+        [batch, filter_length / 2 + 1, samples // hop_length] (one frame less where the hop is odd
+        and divides the samples).
     """
-    import torch
-
     margin = (filter_length - hop_length) // 2
     padded = torch.nn.functional.pad(waveform[:, None], (margin, margin), "reflect")[:, 0]
-    window = torch.hann_window(filter_length, dtype=waveform.dtype, device=waveform.device)
-    spectrum = torch.view_as_real(
-        torch.stft(
-            padded, filter_length, hop_length, window=window, center=False, return_complex=True
-        )
-    )
-    return (spectrum.square().sum(-1) + _MAGNITUDE_FLOOR).sqrt()
+    return (power_spectrum(padded, filter_length, hop_length) + _MAGNITUDE_FLOOR).sqrt()
 
 
 def posterior_latents(
@@ -166,14 +152,14 @@ def posterior_latents(
     speaker: int | None = None,
     seed: int | tuple[int, ...] = 0,
 ) -> torch.Tensor:
-    """Latents of recorded speech, drawn from the posterior: mean + noise * standard deviation.
+    """Return latents of recorded speech, drawn from the posterior: mean + noise * deviation.
 
     Args:
         posterior, waveform, speaker: see `posterior_statistics`.
-        seed: of the noise (numpy's Philox generator, drawn frame by frame): a number, or several such as (seed, number of the clip).
+        seed: of the noise: a number, or several such as (seed, number of the recording).
 
     Returns:
-        [1, flow_size, frames] on the posterior's device. Frame t belongs to the samples t hop_length to (t + 1) hop_length.
+        [1, flow_size, frames] on the posterior's device.
     """
     return draw_latents(*posterior_statistics(posterior, waveform, speaker), seed)
 
@@ -181,33 +167,31 @@ def posterior_latents(
 def posterior_statistics(
     posterior: Posterior, waveform: torch.Tensor, speaker: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means and standard deviations of the latents of recorded speech.
+    """Return means and standard deviations of the latents of recorded speech.
 
     Args:
-        posterior: whose.
-        waveform: [samples] in [-1, 1] at the posterior's sampling rate, `filter_length` samples or more.
+        posterior: the encoder.
+        waveform: [samples] in [-1, 1] at its sampling rate, `filter_length` samples or more.
         speaker: index, for a voice with several; None for the first.
 
     Returns:
-        two of [1, flow_size, frames] on the posterior's device.
+        Two of [1, flow_size, frames] on the posterior's device.
 
     Raises:
         InputError: the waveform is too short, or the voice has no such speaker.
     """
-    import torch
-
     if waveform.dim() != 1 or len(waveform) < posterior.filter_length:
         raise InputError(
-            f"A recording for {posterior.name} must have {posterior.filter_length} samples or more: give a longer one."
+            f"A recording for {posterior.name} must have {posterior.filter_length} samples or "
+            "more: give a longer one."
         )
+    encoder = posterior.encoder
     with torch.no_grad():
         samples = waveform.to(posterior.device, torch.float32)[None]
         spectrogram = linear_spectrogram(samples, posterior.filter_length, posterior.hop_length)
         mask = torch.ones(1, 1, spectrogram.shape[2], device=posterior.device)
-        encoder = posterior.encoder
-        hidden = encoder.wavenet(
-            encoder.conv_pre(spectrogram), mask, _conditioning(posterior, speaker)
-        )
+        conditioning = _conditioning(posterior, speaker)
+        hidden = encoder.wavenet(encoder.conv_pre(spectrogram), mask, conditioning)
         means, log_deviations = encoder.conv_proj(hidden).chunk(2, dim=1)
         return means, torch.exp(log_deviations)
 
@@ -215,17 +199,13 @@ def posterior_statistics(
 def draw_latents(
     means: torch.Tensor, deviations: torch.Tensor, seed: int | tuple[int, ...] = 0
 ) -> torch.Tensor:
-    """Latents from what `posterior_statistics` says, [1, flow_size, frames]; the seed as in `posterior_latents`."""
-    import torch
-
-    noise = torch.from_numpy(draw_noise(seed, POSTERIOR_NOISE, means.shape[2], means.shape[1])).T[
-        None
-    ]
-    return means + noise.to(means) * deviations
+    """Draw latents [1, flow_size, frames] from what `posterior_statistics` returns."""
+    drawn = draw_noise(seed, POSTERIOR_NOISE, means.shape[2], means.shape[1])
+    return means + torch.from_numpy(drawn).T[None].to(means) * deviations
 
 
 def _conditioning(posterior: Posterior, speaker: int | None) -> torch.Tensor | None:
-    """What the speaker is told by, [1, speaker_embedding_size, 1]."""
+    """Return the speaker's embedding, [1, speaker_embedding_size, 1]."""
     embeddings = posterior.speaker_embeddings
     if embeddings is None:
         if speaker in (None, 0):
@@ -241,14 +221,21 @@ def _conditioning(posterior: Posterior, speaker: int | None) -> torch.Tensor | N
 
 def _has_none(name: str, why: str) -> InputError:
     return InputError(
-        f"{name[:100]} has no posterior encoder, without which recordings cannot be used ({why}): heal without recordings."
+        f"{name[:100]} has no posterior encoder, without which recordings cannot be used ({why}): "
+        "heal without recordings."
+    )
+
+
+def _damaged(name: str) -> InputError:
+    return InputError(
+        f"{name} has damaged weights (they cannot be read): download or save them again."
     )
 
 
 def _locate(
     ref: str | os.PathLike[str], revision: str | None, token: str | bool | None
 ) -> tuple[Path, str]:
-    """Folder and name of a checkpoint. What exists on disk wins over a hub id of that name, as in `load_voice`."""
+    """Return folder and name of a checkpoint. A folder wins over a hub id, as in `load_voice`."""
     from vits_prune.voices.hub import fetch_snapshot, parse_repo_id
 
     text = os.fspath(ref)
@@ -262,69 +249,57 @@ def _locate(
     if text == EMBEDDED or text.endswith(".onnx"):
         raise _has_none(Path(text).stem, "Piper's exports leave it out")
     repo_id, named = parse_repo_id(text)
-    return fetch_snapshot(
-        repo_id, revision=revision or named, token=token
-    ).folder, repo_id.partition("/")[2]
+    snapshot = fetch_snapshot(repo_id, revision=revision or named, token=token)
+    return snapshot.folder, repo_id.partition("/")[2]
 
 
 def _has_posterior(files: list[Path], name: str) -> bool:
-    """Whether any tensor in the files is of a posterior encoder; only their headers are read."""
+    """Return whether a tensor belongs to a posterior encoder; only headers are read."""
     from safetensors import SafetensorError, safe_open
 
+    keys: list[str] = []
     try:
         for file in files:
             with safe_open(file, "pt") as handle:
-                if any(key.removeprefix("vits.").startswith(PREFIX) for key in handle.keys()):  # noqa: SIM118 - not a dict
-                    return True
+                keys += handle.keys()
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(name) from error
-    return False
-
-
-def _damaged(name: str) -> InputError:
-    return InputError(
-        f"{name} has damaged weights (they cannot be read): download or save them again."
-    )
+    return any(key.removeprefix("vits.").startswith(PREFIX) for key in keys)
 
 
 def _read(
     files: list[Path], config: VitsConfig, name: str
 ) -> tuple[VitsPosteriorEncoder, torch.Tensor | None]:
-    """The encoder in fp32 with weight norm folded, and the embeddings of the speakers.
-
-    Raises:
-        InputError: tensors are missing, damaged, not finite, too many, or do not fit the configuration.
-    """
-    import torch
+    """Return the encoder in fp32 with weight norm folded, and the speakers' embeddings."""
     from safetensors import SafetensorError
     from torch.nn.utils import parametrize
     from transformers.models.vits.modeling_vits import VitsPosteriorEncoder
 
     from vits_prune.voices.checkpoint import MAX_PARAMETERS, read_tensors, require_finite
 
-    parts = torch.nn.ModuleDict()
+    parts, several = torch.nn.ModuleDict(), config.num_speakers > 1
     with torch.device("meta"):
         parts["posterior_encoder"] = VitsPosteriorEncoder(config)
-        if config.num_speakers > 1:
-            parts["embed_speaker"] = torch.nn.Embedding(
-                config.num_speakers, config.speaker_embedding_size
-            )
+        if several:
+            size = config.speaker_embedding_size
+            parts["embed_speaker"] = torch.nn.Embedding(config.num_speakers, size)
     parameters = sum(parameter.numel() for parameter in parts.parameters())
     if parameters > MAX_PARAMETERS:
         raise InputError(
-            f"{name} asks for {parameters / 1e6:.0f} million parameters in its posterior encoder, more than are accepted."
+            f"{name} asks for {parameters / 1e6:.0f} million parameters in its posterior encoder, "
+            "more than are accepted."
         )
+    shapes = {key: tensor.shape for key, tensor in parts.state_dict().items()}
     try:
-        tensors = read_tensors(
-            files, {key: tensor.shape for key, tensor in parts.state_dict().items()}, name
-        )
+        tensors = read_tensors(files, shapes, name)
+    except InputError:
+        raise
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise error if isinstance(error, InputError) else _damaged(name) from error
+        raise _damaged(name) from error
     parts.load_state_dict(tensors, assign=True)
     for module in list(parts.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     require_finite(parts, name)
     parts.eval().requires_grad_(False)
-    embeddings = parts["embed_speaker"].weight if config.num_speakers > 1 else None
-    return parts["posterior_encoder"], embeddings
+    return parts["posterior_encoder"], parts["embed_speaker"].weight if several else None

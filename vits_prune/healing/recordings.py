@@ -1,7 +1,8 @@
-"""A visitor's own recordings as one more source to heal from: which of them can be used, and their latents beside their samples.
+"""A user's recordings as a second source to learn from: which can be used, and their latents.
 
-The folder comes from a stranger. Every recording is read once from end to end, piece by piece, before anything is trained, and what cannot
-be used is skipped and listed; afterwards each is read again when its turn comes, so that memory stays within a bound.
+The folder comes from a stranger. Every recording is read once from end to end before anything is
+trained; what cannot be used is skipped and listed. Each is read again when it is needed, so that
+memory stays bounded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vits_prune.errors import InputError
-from vits_prune.healing.audio import UnusableError, read_samples
-from vits_prune.healing.transcripts import Row, find_audio, read_rows
+from vits_prune.healing.recording_files import (
+    Row,
+    UnusableError,
+    find_audio,
+    read_rows,
+    read_samples,
+)
+from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import MAX_CHARACTERS
 from vits_prune.voices.voice import Voice
 
@@ -27,34 +34,33 @@ if TYPE_CHECKING:
 
     from vits_prune.healing.posterior import Posterior
 
-MOST_SECONDS = 30.0
-"""Longest recording that is used unless asked otherwise; those of LJSpeech have 10 seconds at most."""
-LIMIT = 1_000
-"""So many recordings are used unless asked otherwise."""
+LONGEST_SECONDS, MAX_SECONDS = 30.0, 120.0
+"""The longest recording that is used, unless asked otherwise and at most."""
+LIMIT, MAX_LIMIT = 1_000, 100_000
+"""How many recordings are used, unless asked otherwise and at most."""
 CACHE_BYTES = 512 << 20
-"""Of encoded recordings kept in memory, some 40 minutes of speech at 22,050 Hz."""
-MAX_SECONDS, MAX_LIMIT = 120.0, 100_000
+"""Of encoded recordings in memory: some 40 minutes of speech at 22,050 Hz."""
 SILENCE = 10 ** (-50 / 20)
-"""A recording whose loudest sample is below this (-50 dBFS) is silent."""
+"""A recording whose loudest sample is below -50 dBFS is silent."""
 
 
 @dataclass(frozen=True)
-class Clip:
+class Recording:
     """One recording that can be used."""
 
     path: Path
     text: str
     seconds: float
     digest: str
-    """A name for its samples: 32 hexadecimal digits."""
+    """Of its samples: 32 hexadecimal digits."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """One that cannot, and why."""
+    """One that cannot be used."""
 
     name: str
-    """As the transcript names it."""
+    """As in the transcript."""
     reason: str
     """One sentence."""
 
@@ -63,75 +69,101 @@ class Skipped:
 class Recordings:
     """The recordings of a folder, in the order of its transcript."""
 
-    clips: tuple[Clip, ...]
+    usable: tuple[Recording, ...]
     skipped: tuple[Skipped, ...] = ()
     left: int = 0
-    """Recordings that were not looked at, since the limit was reached before."""
+    """Recordings beyond the limit, which were not read."""
 
     @property
     def seconds(self) -> float:
-        """Of all clips together."""
-        return sum(clip.seconds for clip in self.clips)
+        """Of all usable ones together."""
+        return sum(one.seconds for one in self.usable)
 
 
 def read_recordings(
     folder: str | os.PathLike[str],
     voice: Voice,
     *,
-    most_seconds: float = MOST_SECONDS,
+    longest_seconds: float = LONGEST_SECONDS,
     limit: int = LIMIT,
-    on_clip: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Recordings:
-    """Which recordings of a folder can be used to heal a voice.
+    """Find the recordings of a folder that can be used to heal a voice.
 
     Args:
-        folder: in LJSpeech's layout (metadata.csv with `id|text` or `id|text|normalised text`, the audio in wavs/ or beside it), or a
-            Hugging Face audio folder (metadata.csv or metadata.jsonl with file_name and transcription, text or sentence).
-        voice: that is to be healed; its sampling rate is the lowest that is taken.
-        most_seconds: longest recording that is taken, 1 to MAX_SECONDS.
-        limit: the first so many usable ones, 1 to MAX_LIMIT.
-        on_clip: called with (rows done, rows in all) before each recording and at the end; it may raise to cancel.
+        folder: in LJSpeech's layout (metadata.csv with `id|text` or `id|text|normalised text`, the
+            audio in wavs/ or next to it), or a Hugging Face audio folder (metadata.csv or
+            metadata.jsonl with file_name and transcription, text or sentence).
+        voice: its sampling rate is the lowest that is accepted.
+        longest_seconds: longest recording that is used, 1 to MAX_SECONDS.
+        limit: number of usable recordings, 1 to MAX_LIMIT.
+        progress: over the rows of the transcript.
 
     Raises:
-        InputError: the folder has no readable transcript or no usable recording, or a bound is out of range.
+        InputError: the folder has no readable transcript or no usable recording, or a bound is out
+            of range.
     """
-    _check_bounds(most_seconds, limit)
+    _check_bounds(longest_seconds, limit)
     folder = Path(folder)
     rows, broken = read_rows(folder)
     root = folder.resolve()
-    clips: list[Clip] = []
+    usable: list[Recording] = []
     skipped = [Skipped(name, reason) for name, reason in broken]
     seen: set[Path] = set()
     done = 0
-    for row in rows:
-        if len(clips) == limit:
+    for row in progress.track(rows, "reading recording"):
+        if len(usable) == limit:
             break
-        if on_clip:
-            on_clip(done, len(rows))
         done += 1
         try:
-            clips.append(_examine(row, root, seen, voice.sampling_rate, most_seconds))
+            path = find_audio(root, row)
+            if path in seen:
+                raise UnusableError("It is named twice.")
+            seen.add(path)
+            usable.append(_examined(path, row, voice.sampling_rate, longest_seconds))
         except UnusableError as error:
-            skipped.append(Skipped(_shown(row.name), str(error)))
-    if on_clip:
-        on_clip(len(rows), len(rows))
-    if not clips:
-        first = (
-            f", for one {skipped[0].name}: {skipped[0].reason}"
-            if skipped
-            else ": its transcript is empty."
+            skipped.append(Skipped(_printable(row.name), str(error)))
+    if not usable:
+        first = f", for one {skipped[0].name}: {skipped[0].reason}" if skipped else ""
+        raise InputError(
+            f"No recording in {folder.name[:100]!r} can be used{first or ': its transcript is empty.'}"
         )
-        raise InputError(f"No recording in {folder.name[:100]!r} can be used{first}")
-    return Recordings(tuple(clips), tuple(skipped), len(rows) - done)
+    return Recordings(tuple(usable), tuple(skipped), len(rows) - done)
 
 
-def load_clip(clip: Clip, sampling_rate: int, most_seconds: float = MAX_SECONDS) -> np.ndarray:
-    """The samples of a recording: channels averaged, resampled by soxr's "HQ" recipe, at its own level.
+def _examined(path: Path, row: Row, min_rate: int, longest_seconds: float) -> Recording:
+    if not row.text:
+        raise UnusableError("It has no text.")
+    if len(row.text) > MAX_CHARACTERS:
+        raise UnusableError(f"Its text has more than {MAX_CHARACTERS:,} characters.")
+    samples, rate = read_samples(path, min_rate, longest_seconds)
+    if float(np.abs(samples).max()) < SILENCE:
+        raise UnusableError("It is silent.")
+    digest = hashlib.blake2b(samples.tobytes(), digest_size=16, key=str(rate).encode())
+    return Recording(path, row.text, len(samples) / rate, digest.hexdigest())
 
-    Args:
-        clip: of `read_recordings`.
-        sampling_rate: wanted, samples per second.
-        most_seconds: the file is refused where it has become longer.
+
+def _check_bounds(longest_seconds: float, limit: int) -> None:
+    number = isinstance(longest_seconds, int | float) and not isinstance(longest_seconds, bool)
+    if not (number and 1 <= longest_seconds <= MAX_SECONDS):
+        raise InputError(
+            f"The longest recording must be 1 to {MAX_SECONDS:g} seconds, not "
+            f"{str(longest_seconds)[:40]!r}."
+        )
+    if not (type(limit) is int and 1 <= limit <= MAX_LIMIT):
+        raise InputError(
+            f"The number of recordings must be a whole number from 1 to {MAX_LIMIT:,}, not "
+            f"{str(limit)[:40]!r}."
+        )
+
+
+def _printable(name: str) -> str:
+    """Return a name from a stranger's file as it can be printed."""
+    return "".join(character if character.isprintable() else "?" for character in name[:100])
+
+
+def load_recording(recording: Recording, sampling_rate: int) -> np.ndarray:
+    """Return the samples of a recording, resampled by soxr's "HQ" recipe, at its own level.
 
     Returns:
         float32 [samples] in [-1, 1].
@@ -142,46 +174,58 @@ def load_clip(clip: Clip, sampling_rate: int, most_seconds: float = MAX_SECONDS)
     import soxr
 
     try:
-        samples, rate = read_samples(clip.path, sampling_rate, most_seconds)
+        samples, rate = read_samples(recording.path, sampling_rate, MAX_SECONDS)
     except UnusableError as error:
         raise InputError(
-            f"The recording {_shown(clip.path.name)} was changed while it was in use: {error}"
+            f"The recording {_printable(recording.path.name)} was changed while it was in use: "
+            f"{error}"
         ) from error
     if rate != sampling_rate:
         samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
     return np.clip(samples, -1.0, 1.0)
 
 
-class Pairs(Sequence):
-    """Latents and samples of recordings, by index: each clip is read and encoded when it is asked for.
+class RecordedPairs(Sequence["tuple[torch.Tensor, torch.Tensor]"]):
+    """Latents and samples of recordings by index, each read and encoded when it is needed.
 
-    An item is (latents [flow_size, frames], waveform [frames * hop_length]), float32 on the CPU; frame t stands for the samples
-    t hop_length to (t + 1) hop_length. The same index gives the same item, so a healing that is resumed sees what it would have seen. What
-    was encoded is kept within a bound; past it, the clip that was used longest ago is encoded anew when its turn comes.
+    An item is (latents [flow_size, frames], waveform [frames * hop_length]), float32 on the CPU.
+    The same index gives the same item, so a resumed healing sees what an uninterrupted one would.
+    What was encoded is kept up to a bound; beyond it the least recently used goes.
+
+    Args:
+        recordings: that can be used.
+        posterior: the posterior encoder of the original of `voice`.
+        voice: whose speaker is heard in the recordings.
+        seed: of the posterior's noise.
+        cache_bytes: of encoded recordings in memory.
+
+    Raises:
+        InputError: posterior encoder and voice do not belong together.
     """
 
     def __init__(
         self,
         recordings: Recordings,
         posterior: Posterior,
-        speaker: int | None,
-        seed: int,
-        cache_bytes: int,
+        voice: Voice,
+        seed: int = 0,
+        *,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self._clips = recordings.clips
-        self._posterior = posterior
-        self._speaker = speaker
-        self._seed = seed
+        from vits_prune.healing.posterior import require_fit
+
+        require_fit(posterior, voice)
+        self._recordings, self._posterior = recordings.usable, posterior
+        self._speaker, self._seed, self._cache_bytes = voice.speaker, seed, cache_bytes
         self._encoded: OrderedDict[int, tuple[torch.Tensor, ...]] = OrderedDict()
-        self._cache_bytes = cache_bytes
         self.bytes = 0
         """Of what is kept."""
 
     def __len__(self) -> int:
-        return len(self._clips)
+        return len(self._recordings)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pair of a clip.
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]  # no slices
+        """Return latents and samples of a recording.
 
         Raises:
             InputError: the recording was changed since it was found usable.
@@ -194,55 +238,34 @@ class Pairs(Sequence):
 
     @property
     def digest(self) -> str:
-        """A name for all that the pairs depend on: names, lengths and samples of the clips, the encoder, speaker and seed."""
+        """A digest of the recordings' names, lengths and samples, the encoder, speaker and seed."""
         from vits_prune.healing.storage import digest
 
-        clips = [(clip.path.name, clip.seconds, clip.digest) for clip in self._clips]
-        return digest(self._posterior.encoder.state_dict(), clips, self._speaker, self._seed)
+        files = [(one.path.name, one.seconds, one.digest) for one in self._recordings]
+        return digest(self._posterior.encoder.state_dict(), files, self._speaker, self._seed)
 
     def _statistics(self, index: int) -> tuple[torch.Tensor, ...]:
-        """Means and deviations [1, flow_size, frames] and waveform [frames * hop_length] of a clip."""
+        """Return means, deviations [1, flow_size, frames] and samples of a recording."""
+        import torch
+
         from vits_prune.healing.posterior import posterior_statistics
 
         if index in self._encoded:
             self._encoded.move_to_end(index)
             return self._encoded[index]
-        samples = _samples(self._clips[index], self._posterior)
-        means, deviations = (
-            tensor.cpu() for tensor in posterior_statistics(self._posterior, samples, self._speaker)
-        )
-        found = (means, deviations, samples[: means.shape[2] * self._posterior.hop_length])
+        posterior = self._posterior
+        samples = torch.from_numpy(load_recording(self._recordings[index], posterior.sampling_rate))
+        missing = max(0, posterior.filter_length - len(samples))  # of the spectrogram's window
+        samples = torch.nn.functional.pad(samples, (0, missing))
+        means, deviations = posterior_statistics(posterior, samples, self._speaker)
+        waveform = samples[: means.shape[2] * posterior.hop_length]
+        found = (means.cpu(), deviations.cpu(), waveform)
         self._encoded[index] = found
-        self.bytes += _size(found)
+        self.bytes += sum(tensor.nbytes for tensor in found)
         while self.bytes > self._cache_bytes and len(self._encoded) > 1:
-            self.bytes -= _size(self._encoded.popitem(last=False)[1])
+            _, oldest = self._encoded.popitem(last=False)
+            self.bytes -= sum(tensor.nbytes for tensor in oldest)
         return found
-
-
-def pairs(
-    recordings: Recordings,
-    posterior: Posterior,
-    voice: Voice,
-    seed: int = 0,
-    *,
-    cache_bytes: int = CACHE_BYTES,
-) -> Pairs:
-    """What a decoder learns from recordings: latents and the samples that it should make of them.
-
-    Args:
-        recordings: that were found usable.
-        posterior: the posterior encoder of the voice that `voice` was made from.
-        voice: whose speaker is heard in the recordings.
-        seed: of the posterior's noise.
-        cache_bytes: of encoded recordings kept in memory.
-
-    Raises:
-        InputError: posterior encoder and voice do not belong together.
-    """
-    from vits_prune.healing.posterior import require_fit
-
-    require_fit(posterior, voice)
-    return Pairs(recordings, posterior, voice.speaker, seed, cache_bytes)
 
 
 def open_recordings(
@@ -251,84 +274,27 @@ def open_recordings(
     voice: Voice,
     *,
     revision: str | None = None,
-    most_seconds: float = MOST_SECONDS,
+    longest_seconds: float = LONGEST_SECONDS,
     limit: int = LIMIT,
-    on_clip: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Recordings, Posterior]:
-    """All that healing on recordings takes, or one sentence why it cannot be, before anything is trained.
+    """Return all that healing on recordings needs.
 
     Args:
-        folder: see `read_recordings`, as the arguments after `revision`.
-        ref: the teacher as it was given to `load_voice`.
-        voice: that is to be healed.
+        folder: as for `read_recordings`, like the arguments after `revision`.
+        ref: the original, as it was given to `load_voice`.
+        voice: to be healed.
         revision: branch, tag or commit of a hub id, as it was given to `load_voice`.
 
     Raises:
-        InputError: the teacher has no posterior encoder (Piper's exports, saved voices), it does not fit the voice, or the folder has
-            nothing to use.
+        InputError: the original has no posterior encoder (Piper's exports, saved voices), it does
+            not fit the voice, or no recording can be used.
     """
     from vits_prune.healing.posterior import load_posterior, require_fit
 
     posterior = load_posterior(ref, revision=revision)
     require_fit(posterior, voice)
-    return read_recordings(
-        folder, voice, most_seconds=most_seconds, limit=limit, on_clip=on_clip
-    ), posterior
-
-
-def _samples(clip: Clip, posterior: Posterior) -> torch.Tensor:
-    """The samples of a clip [samples], with silence behind one that is shorter than the spectrogram's window."""
-    import torch
-
-    samples = torch.from_numpy(load_clip(clip, posterior.sampling_rate))
-    return torch.nn.functional.pad(samples, (0, max(0, posterior.filter_length - len(samples))))
-
-
-def _size(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _check_bounds(most_seconds: float, limit: int) -> None:
-    if (
-        isinstance(most_seconds, bool)
-        or not isinstance(most_seconds, int | float)
-        or not 1 <= most_seconds <= MAX_SECONDS
-    ):
-        raise InputError(
-            f"The longest recording must be 1 to {MAX_SECONDS:g} seconds, not {str(most_seconds)[:40]!r}."
-        )
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
-        raise InputError(
-            f"The number of recordings must be a whole number from 1 to {MAX_LIMIT:,}, not {str(limit)[:40]!r}."
-        )
-
-
-def _examine(
-    row: Row, root: Path, seen: set[Path], sampling_rate: int, most_seconds: float
-) -> Clip:
-    """The clip of a row of the transcript; its path is noted in `seen`.
-
-    Raises:
-        UnusableError: it cannot be used.
-    """
-    path, reason = find_audio(root, row)
-    if path is None:
-        raise UnusableError(reason)
-    if path in seen:
-        raise UnusableError("It is named twice.")
-    seen.add(path)
-    if not row.text:
-        raise UnusableError("It has no text.")
-    if len(row.text) > MAX_CHARACTERS:
-        raise UnusableError(f"Its text has more than {MAX_CHARACTERS:,} characters.")
-    samples, rate = read_samples(path, sampling_rate, most_seconds)
-    if float(np.abs(samples).max()) < SILENCE:
-        raise UnusableError("It is silent.")
-    found = hashlib.blake2b(samples.tobytes(), digest_size=16, key=str(rate).encode())
-    return Clip(path, row.text, len(samples) / rate, found.hexdigest())
-
-
-def _shown(name: str) -> str:
-    """A name from a stranger's file as it can be printed."""
-    return "".join(character if character.isprintable() else "?" for character in name[:100])
+    found = read_recordings(
+        folder, voice, longest_seconds=longest_seconds, limit=limit, progress=progress
+    )
+    return found, posterior

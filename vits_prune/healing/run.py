@@ -26,14 +26,7 @@ from vits_prune.healing.batches import (
 )
 from vits_prune.healing.clock import Clock, sentences_at
 from vits_prune.healing.corpus import other_texts, training_texts
-from vits_prune.healing.plan import (
-    HealData,
-    HealPlan,
-    HealResult,
-    HealRun,
-    Judge,
-    TrainingStep,
-)
+from vits_prune.healing.plan import HealData, HealPlan, HealResult, HealRun, Judge, TrainingStep
 from vits_prune.healing.storage import Checkpoints, State, digest
 from vits_prune.healing.student import LengthMatcher, check_recordings, parts_to_train
 from vits_prune.healing.teacher import SHARD, TeacherSpeech, TeacherUtterance
@@ -56,7 +49,7 @@ log = logging.getLogger(__name__)
 _FORMAT = 2
 """Of what a step does: a checkpoint of another format is not continued."""
 _MAX_THREADS = 4096
-_LENGTH_TEXTS = 64
+LENGTH_TEXTS = 64
 """Sentences on which a healed voice is made as long as the original: a second or two on a CPU."""
 
 
@@ -233,7 +226,7 @@ class _Healing:
     def _length_matcher(self) -> LengthMatcher | None:
         if "duration_predictor" not in self._training.trained:
             return None
-        texts = other_texts(self._teacher, self._data.texts, _LENGTH_TEXTS, self._plan.seed)
+        texts = other_texts(self._teacher, self._data.texts, LENGTH_TEXTS, self._plan.seed)
         return LengthMatcher(self._teacher, sentence_ids(self._teacher, texts), self._plan.seed)
 
     # Resuming

@@ -305,7 +305,7 @@ def _healing(source: Path, folder: Path) -> Picture:
         f"{source / 'curve.csv'} is not the course of a healing: give the folder that `heal` wrote."
     )
     try:
-        rows = Curve.read(source / "curve.csv", most=10 * MAX_ROWS).rows
+        rows = Curve.read(source / "curve.csv", max_rows=10 * MAX_ROWS).rows
     except DamagedFileError as error:
         raise unreadable from error
     names = [

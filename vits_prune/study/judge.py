@@ -18,12 +18,7 @@ from vits_prune.healing.training import is_main_process
 from vits_prune.measure.quality import Figure
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
-from vits_prune.study.evaluation import (
-    Reference,
-    Settings,
-    evaluate_against,
-    prepare_reference,
-)
+from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
 from vits_prune.study.knee import LIMITS
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.language import spoken_language
@@ -36,7 +31,6 @@ _SCORE_STEP = 0.5
 between which such a vowel would decide the one that learnt longest is kept."""
 
 log = logging.getLogger(__name__)
-Step = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -74,10 +68,7 @@ class TuningTexts:
 
 
 def tuning_texts(
-    voice: Voice,
-    count: int = JudgeSettings.texts,
-    own: Sequence[str] | None = None,
-    seed: int = 0,
+    voice: Voice, count: int = JudgeSettings.texts, own: Sequence[str] | None = None, seed: int = 0
 ) -> TuningTexts:
     """Return sentences in the language of a voice to choose a checkpoint by.
 

@@ -1,0 +1,299 @@
+"""Transcripts and audio files of a folder of recordings that comes from a stranger."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from vits_prune.errors import InputError
+
+if TYPE_CHECKING:
+    import soundfile
+
+MAX_TRANSCRIPT_BYTES = 32 << 20
+MAX_ROWS = 200_000
+MAX_FILE_BYTES = 64 << 20
+MIN_SECONDS = 0.5
+_FILE_COLUMN = "file_name"
+_MAX_COLUMNS = 200
+_TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript")
+_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+_LAYOUTS = (
+    "a metadata.csv with lines like id|text, or one with the columns file_name and transcription"
+)
+_MAX_RATE = 192_000
+_MAX_CHANNELS = 8
+_MAX_SAMPLE = 1.5
+"""Of full scale."""
+_BLOCK = 1 << 16
+_MAX_CHUNKS = 1_000
+_WAV_SLACK_BYTES = 64
+"""May be missing from a WAV file whose writer counted its header among the samples."""
+
+T = TypeVar("T")
+
+
+class UnusableError(Exception):
+    """Why a recording cannot be used, in a sentence."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a transcript."""
+
+    name: str
+    """File name or LJSpeech id, as it is written: not to be trusted."""
+    text: str
+    by_id: bool
+    """Whether the name is an id, without folder and suffix."""
+
+
+Rows: TypeAlias = tuple[list[Row], list[tuple[str, str]]]
+"""Rows in their order, and (which line, why) of those that cannot be read."""
+
+
+def read_rows(folder: Path) -> Rows:
+    """Return the rows of a folder's transcript.
+
+    Raises:
+        InputError: there is no transcript, or it is too large, not text, or of no known layout.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"There is no folder {str(folder)[:200]!r} with recordings: check the path."
+        )
+    for name, read in (("metadata.jsonl", _from_jsonl), ("metadata.csv", _from_csv)):
+        if (folder / name).is_file():
+            return read(_transcript(folder / name))
+    raise InputError(f"The folder {folder.name[:100]!r} has no transcript: put {_LAYOUTS} into it.")
+
+
+def find_audio(root: Path, row: Row) -> Path:
+    """Return the audio file of a row.
+
+    Args:
+        root: the folder, resolved. Nothing outside it is opened.
+        row: of its transcript.
+
+    Raises:
+        UnusableError: there is none.
+    """
+    names = [row.name]
+    if row.by_id:
+        endings = (*_SUFFIXES, "")
+        names = [f"{place}{row.name}{end}" for place in ("wavs/", "") for end in endings]
+    for name in names if row.name.strip() else ():
+        try:
+            path = (root / name).resolve()
+            if not path.is_relative_to(root):
+                raise UnusableError("Its file lies outside the folder.")
+            if path.is_file():
+                return path
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # too long, a NUL byte, a loop of links
+            raise UnusableError("Its name is not a path.") from error
+    raise UnusableError("There is no such file.")
+
+
+def _transcript(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_TRANSCRIPT_BYTES + 1)
+        if len(content) > MAX_TRANSCRIPT_BYTES:
+            raise InputError(
+                f"{path.name} is larger than {MAX_TRANSCRIPT_BYTES >> 20} MiB: give fewer "
+                "recordings."
+            )
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read: check the folder of recordings.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name} is not in UTF-8: save it again as UTF-8.") from error
+    if "\0" in text:
+        raise InputError(f"{path.name} is not a text file: give {_LAYOUTS}.")
+    return text
+
+
+def _bounded(lines: Iterable[T]) -> Iterator[T]:
+    for number, line in enumerate(lines):
+        if number == MAX_ROWS:
+            raise InputError(
+                f"The transcript has more than {MAX_ROWS:,} lines: give fewer recordings."
+            )
+        yield line
+
+
+def _from_csv(text: str) -> Rows:
+    first = text.lstrip().split("\n", 1)[0]
+    try:
+        header = next(csv.reader([first]), [])
+        if _FILE_COLUMN in header and len(header) <= _MAX_COLUMNS:
+            return _from_columns(text)
+    except csv.Error as error:
+        raise InputError(
+            f"metadata.csv cannot be read as CSV ({str(error)[:100]}): save it again."
+        ) from error
+    if "|" not in first:
+        raise InputError(f"metadata.csv is of no known layout: give {_LAYOUTS}.")
+    return _from_pipes(text)
+
+
+def _from_pipes(text: str) -> Rows:
+    """Read LJSpeech's `id|text|normalised text`, without quotes; the last text that is not empty
+    was spoken."""
+    rows, broken = [], []
+    for number, line in enumerate(_bounded(io.StringIO(text)), 1):
+        name, bar, rest = line.partition("|")
+        if not line.strip():
+            continue
+        if bar:
+            texts = [field.strip() for field in rest.split("|", 1)]
+            rows.append(Row(name.strip(), texts[-1] or texts[0], by_id=True))
+        else:
+            broken.append((f"line {number} of metadata.csv", "It has no | between id and text."))
+    return rows, broken
+
+
+def _from_columns(text: str) -> Rows:
+    rows, broken = [], []
+    reader = csv.DictReader(io.StringIO(text.lstrip()))
+    column = next((name for name in _TEXT_COLUMNS if name in (reader.fieldnames or ())), None)
+    if column is None:
+        raise InputError(
+            f"metadata.csv has no column of texts: name one {' or '.join(_TEXT_COLUMNS)}."
+        )
+    for values in _bounded(reader):
+        name, said = values[_FILE_COLUMN], values[column]
+        if name and said is not None:
+            rows.append(Row(name, said.strip(), by_id=False))
+        else:
+            where = f"line {reader.line_num} of metadata.csv"
+            broken.append((where, "It has no file name or no text."))
+    return rows, broken
+
+
+def _from_jsonl(text: str) -> Rows:
+    rows, broken = [], []
+    for number, line in enumerate(_bounded(io.StringIO(text)), 1):
+        if not line.strip():
+            continue
+        values: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
+            values = json.loads(line)
+        known = values if isinstance(values, dict) else {}
+        name = known.get(_FILE_COLUMN)
+        said = next((known[key] for key in _TEXT_COLUMNS if key in known), None)
+        if isinstance(name, str) and isinstance(said, str):
+            said = said.encode("utf-8", "replace").decode()  # JSON can spell half a character
+            rows.append(Row(name, said.strip(), by_id=False))
+        else:
+            where = f"line {number} of metadata.jsonl"
+            broken.append((where, "It is not a JSON object with file_name and transcription."))
+    return rows, broken
+
+
+# Audio
+
+
+def read_samples(path: Path, min_rate: int, max_seconds: float) -> tuple[np.ndarray, int]:
+    """Return mono samples, float32 [samples], and their rate. Every sample is checked.
+
+    Raises:
+        UnusableError: the file cannot be used.
+    """
+    import soundfile
+
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise UnusableError(
+                f"The file has {size / 2**20:,.0f} MiB, more than the {MAX_FILE_BYTES >> 20} MiB "
+                "accepted."
+            )
+        if size == 0:
+            raise UnusableError("The file is empty.")
+        if _is_cut_off(path, size):
+            raise UnusableError("The file is truncated.")
+        with soundfile.SoundFile(path) as sound:
+            _check_header(sound, min_rate, max_seconds)
+            samples = _mono(sound, int(max_seconds * sound.samplerate))
+            rate, promised = sound.samplerate, sound.frames
+    except (OSError, RuntimeError, ValueError, TypeError) as error:  # libsndfile: RuntimeError
+        raise UnusableError("It is not an audio file, or a damaged one.") from error
+    if len(samples) < promised:
+        raise UnusableError("The file is truncated.")
+    if len(samples) < MIN_SECONDS * rate:
+        raise UnusableError(
+            f"It has {len(samples) / rate:.2f} seconds, less than the {MIN_SECONDS:g} that are "
+            "needed."
+        )
+    return samples, rate
+
+
+def _check_header(sound: soundfile.SoundFile, min_rate: int, max_seconds: float) -> None:
+    if sound.channels > _MAX_CHANNELS:
+        raise UnusableError(f"It has {sound.channels} channels, more than {_MAX_CHANNELS}.")
+    if sound.samplerate > _MAX_RATE:
+        raise UnusableError(
+            f"It has {sound.samplerate:,} samples a second, more than {_MAX_RATE:,}."
+        )
+    if sound.samplerate < min_rate:
+        raise UnusableError(
+            f"It has {sound.samplerate:,} samples a second and the voice {min_rate:,}: it would "
+            "teach a muffled sound."
+        )
+    if sound.seekable() and sound.frames > max_seconds * sound.samplerate:
+        raise _too_long(max_seconds)
+
+
+def _mono(sound: soundfile.SoundFile, max_frames: int) -> np.ndarray:
+    """Return the mean of the channels, read in blocks: a header may promise less than comes."""
+    blocks, frames = [np.zeros(0, dtype=np.float32)], 0
+    while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+        if not np.isfinite(block).all():
+            raise UnusableError("It contains samples that are not numbers.")
+        if np.abs(block).max() > _MAX_SAMPLE:
+            raise UnusableError("Its samples go far beyond full scale: save it as 16-bit PCM.")
+        frames += len(block)
+        if frames > max_frames:
+            raise _too_long(max_frames / sound.samplerate)
+        blocks.append(block.mean(axis=1))
+    return np.concatenate(blocks)
+
+
+def _too_long(max_seconds: float) -> UnusableError:
+    return UnusableError(f"It is longer than {max_seconds:g} seconds: cut it into sentences.")
+
+
+def _is_cut_off(path: Path, size: int) -> bool:
+    """Return whether a WAV file ends before the samples that it promises.
+
+    libsndfile reads such a file without a word. Programs that do not know the length write sizes
+    of 0 or 2**32 - 1.
+    """
+    with path.open("rb") as file:
+        start = file.read(12)
+        if start[:4] != b"RIFF" or start[8:] != b"WAVE":
+            return False
+        at = 12
+        for _ in range(_MAX_CHUNKS):
+            if at + 8 > size:
+                break
+            file.seek(at)
+            head = file.read(8)
+            length = int.from_bytes(head[4:8], "little")
+            if head[:4] == b"data":
+                return length not in (0, 2**32 - 1) and at + 8 + length > size + _WAV_SLACK_BYTES
+            at += 8 + length + length % 2
+    return True
