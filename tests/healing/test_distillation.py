@@ -9,6 +9,7 @@ import torch
 
 from tests.healing.conftest import TEXTS, batch_of
 from tests.pruning.conftest import KINDS
+from vits_prune import PruneSpec, prune
 from vits_prune.errors import InputError
 from vits_prune.healing.batches import (
     TEXT_ONLY,
@@ -19,8 +20,9 @@ from vits_prune.healing.batches import (
 )
 from vits_prune.healing.losses import Distillation, weighted_sum
 from vits_prune.healing.teacher import TeacherSpeech
-from vits_prune.pruning.calibration import sentence_ids
-from vits_prune.synthesis.speak import Delivery, encode, log_durations, speaker_embedding
+from vits_prune.pruning.blocks import sentence_ids
+from vits_prune.synthesis.speak import Delivery
+from vits_prune.synthesis.stages import encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import PARTS
 
 
@@ -66,15 +68,16 @@ def test_the_teacher_itself_makes_no_error(families, kind):
         assert spoken.shape == (4, 16 * voice.hop_length)
 
 
-def test_each_part_is_judged_by_its_own_work(tiny, sparse):
-    batch = batch_of(tiny)
+def test_each_part_is_judged_by_its_own_work(families):
+    voice = families["plain"]
+    sparse, batch = prune(voice, PruneSpec(amount=0.5)), batch_of(voice)
     for part, expected in {
         "text_encoder": {"prior", "hidden", "durations"},
         "duration_predictor": {"durations"},
         "flow": {"flow"},
         "decoder": {"mel", "stft", "waveform"},
     }.items():
-        losses, _ = losses_of(tiny, with_part_of(tiny, sparse, part))(batch)
+        losses, _ = losses_of(voice, with_part_of(voice, sparse, part))(batch)
         assert {name for name, loss in losses.items() if loss > 0.01} == expected
 
 

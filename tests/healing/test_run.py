@@ -38,7 +38,7 @@ from vits_prune.healing.teacher import TeacherSpeech
 from vits_prune.voices.saved import save_voice
 
 
-def learns(teacher, pruned, steps):
+def learns(teacher, pruned, steps=40):
     losses = []
     healed = heal(
         pruned,
@@ -48,7 +48,7 @@ def learns(teacher, pruned, steps):
         run=HealRun(observer=lambda one: losses.append(one.losses["total"])),
     ).voice
     assert len(losses) == steps
-    assert statistics.fmean(losses[-5:]) < 0.97 * statistics.fmean(losses[:5])
+    assert statistics.fmean(losses[-6:]) < 0.95 * statistics.fmean(losses[:6])
     weights = dict(healed.model.named_parameters())
     assert all(bool((weights[name][mask == 0] == 0).all()) for name, mask in masks(pruned).items())
     shapes = [[p.shape for p in voice.model.parameters()] for voice in (healed, pruned)]
@@ -61,14 +61,14 @@ SPECS = {"sparse": PruneSpec(amount=0.5), "smaller": PruneSpec(method="structure
 
 @pytest.mark.parametrize(("kind", "spec"), [("speakers", "smaller"), ("piper-medium", "sparse")])
 def test_it_learns_and_what_was_pruned_stays_pruned(families, kind, spec):
-    learns(families[kind], prune(families[kind], SPECS[spec]), 20)
+    learns(families[kind], prune(families[kind], SPECS[spec]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spec", SPECS)
 def test_all_voices_learn(families, kind, spec):
-    learns(families[kind], prune(families[kind], SPECS[spec]), 40)
+    learns(families[kind], prune(families[kind], SPECS[spec]))
 
 
 def test_only_what_differs_learns(tiny):
