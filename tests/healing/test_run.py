@@ -38,7 +38,7 @@ from vits_prune.healing.teacher import TeacherSpeech
 from vits_prune.voices.saved import save_voice
 
 
-def learns(teacher, pruned, steps=40):
+def learns(teacher, pruned, steps=50):
     losses = []
     healed = heal(
         pruned,
@@ -48,7 +48,7 @@ def learns(teacher, pruned, steps=40):
         run=HealRun(observer=lambda one: losses.append(one.losses["total"])),
     ).voice
     assert len(losses) == steps
-    assert statistics.fmean(losses[-6:]) < 0.95 * statistics.fmean(losses[:6])
+    assert statistics.fmean(losses[-10:]) < 0.97 * statistics.fmean(losses[:10])
     weights = dict(healed.model.named_parameters())
     assert all(bool((weights[name][mask == 0] == 0).all()) for name, mask in masks(pruned).items())
     shapes = [[p.shape for p in voice.model.parameters()] for voice in (healed, pruned)]
@@ -59,7 +59,7 @@ def learns(teacher, pruned, steps=40):
 SPECS = {"sparse": PruneSpec(amount=0.5), "smaller": PruneSpec(method="structured", shape=SMALLER)}
 
 
-@pytest.mark.parametrize(("kind", "spec"), [("speakers", "smaller"), ("piper-medium", "sparse")])
+@pytest.mark.parametrize(("kind", "spec"), [("speakers", "sparse"), ("piper-medium", "smaller")])
 def test_it_learns_and_what_was_pruned_stays_pruned(families, kind, spec):
     learns(families[kind], prune(families[kind], SPECS[spec]))
 
