@@ -32,8 +32,7 @@ LAYERS = (
     ("pruning",),
     ("synthesis",),
     ("voices",),
-    ("files", "caches"),
-    ("threads", "forks", "progress", "errors"),
+    ("files", "caches", "threads", "forks", "progress", "errors"),
 )
 
 
@@ -130,38 +129,39 @@ def _floor(room: str) -> int:
 
 
 def draw(path: Path) -> None:
-    """Draw the rooms, floor by floor, and the imports among them."""
+    """Draw the rooms floor by floor, and the imports among them; all stand on the ground floor."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 11), layout="constrained")
+    figure = Figure(figsize=(8, 9), layout="constrained")
     axis = figure.add_subplot()
-    floors = [tuple(room for room in rooms if python_files(room)[0].exists()) for rooms in LAYERS]
+    floors = [[room for room in rooms if python_files(room)[0].exists()] for rooms in LAYERS[:-1]]
     floors = [rooms for rooms in floors if rooms]
     places = {
-        room: (4.5 * (column + 1) / (len(rooms) + 1) + (0.25 if floor % 2 else -0.25), -floor)
+        room: (2 * column - len(rooms) + 1 + (0.6 if floor % 2 else -0.6), -floor)
         for floor, rooms in enumerate(floors)
         for column, room in enumerate(rooms)
     }
     for (here, there), count in sorted(arrows().items()):
-        if here in places and there in places:
-            up = places[there][1] >= places[here][1]
-            style = {
-                "arrowstyle": "-|>",
-                "color": "#c0392b" if up else "#7f8c8d",
-                "alpha": 1.0 if up else 0.55,
-                "linewidth": 0.5 + min(count, 30) / 15,
-                "shrinkA": 26,
-                "shrinkB": 26,
-                "connectionstyle": f"arc3,rad={0.12 * (places[here][1] - places[there][1] - 1)}",
-            }
-            axis.annotate("", places[there], places[here], arrowprops=style)
+        if here not in places or there not in places:
+            continue
+        drop = places[here][1] - places[there][1]
+        style = {
+            "arrowstyle": "-|>",
+            "color": "#7f8c8d" if drop > 0 else "#c0392b",
+            "alpha": 0.6 if drop > 0 else 1.0,
+            "linewidth": 0.5 + min(count, 30) / 15,
+            "shrinkA": 20,
+            "shrinkB": 20,
+            "connectionstyle": f"arc3,rad={0.05 * (drop - 1) * (-1 if places[here][0] > 0 else 1)}",
+        }
+        axis.annotate("", places[there], places[here], arrowprops=style)
+    places["\n".join(LAYERS[-1])] = (0, -len(floors))
     for room, place in places.items():
-        files = python_files(room)
-        size = f"{len(files)} files, {count_lines(files):,} lines"
-        label = f"{room}\n{size if len(files) > 1 else f'{count_lines(files)} lines'}"
+        files = [file for one in room.split() for file in python_files(one) if file.exists()]
+        label = f"{', '.join(room.split())}\n{len(files)} files, {count_lines(files):,} lines"
         box = {"boxstyle": "round,pad=0.5", "facecolor": "#fdf6e3", "edgecolor": "#2c3e50"}
         axis.annotate(label, place, ha="center", va="center", fontsize=9, bbox=box)
-    axis.set(xlim=(0, 4.5), ylim=(-len(floors) + 0.4, 0.6))
+    axis.set(xlim=(-3.2, 3.2), ylim=(-len(floors) - 0.4, 0.4))
     axis.axis("off")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
