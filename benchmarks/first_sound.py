@@ -1,10 +1,11 @@
-"""From a changed amount to the pruned waveform, against the bare VitsModel forward of the same sentence with the same noise.
+"""Time from a changed amount to the pruned waveform, against the bare forward of VitsModel.
 
     python benchmarks/first_sound.py [--runs 15]
 
-Joe, a ten-word sentence, two threads; the voice is loaded and the original spoken. Ours: prune to an amount not asked for before, and
-speak. Rival: `VitsModel.forward` of the unpruned voice on ready-made ids. In turn, in one process. With own timing a pruned voice may say
-the sentence slower or faster and so has more or less to compute; its length is printed.
+Joe says ten words on two threads; the voice is loaded and the original has spoken. Ours: prune to
+an amount that is new, and speak. Rival: `VitsModel.forward` of the unpruned voice on ids that are
+ready. Both run in turn in one process. With own timing a pruned voice may speak longer, so the
+ratio per second of speech is given too.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ def main() -> None:
         with torch.no_grad():
             lengths.append(voice.model(ids).waveform.shape[1] / voice.sampling_rate)
 
-    # A torch seed whose own draws make the sentence last as long as ours, so that both compute as much.
+    # A torch seed whose own draws make the sentence as long as ours: both compute as much.
     for torch_seed in range(200):  # noqa: B007 (bare reads it)
         bare(0)
         if abs(lengths[-1] / original.audio_seconds - 1) < 0.01:
             break
     print(
-        f"{len(TEXT.split())} words, original {original.audio_seconds:.2f} s, bare forward {lengths[-1]:.2f} s, 2 threads"
+        f"{len(TEXT.split())} words, original {original.audio_seconds:.2f} s, "
+        f"bare forward {lengths[-1]:.2f} s, 2 threads"
     )
     for name, timing in (("locked", original), ("own", "own")):
         for scope in ("global", "local"):
@@ -66,9 +68,13 @@ def main() -> None:
                 (a / b) * (bare_length / length)
                 for (a, b), length, bare_length in zip(timed, spoken[1:], lengths[1:], strict=True)
             ]
-            length = f"speech {statistics.median(spoken):.2f} s, ratio per second of speech {describe(per_second)}"
+            length = (
+                f"speech {statistics.median(spoken):.2f} s, "
+                f"ratio per second of speech {describe(per_second)}"
+            )
             print(
-                f"timing {name}, scope {scope}: {milliseconds(mine)} against {milliseconds(theirs)}, "
+                f"timing {name}, scope {scope}: "
+                f"{milliseconds(mine)} against {milliseconds(theirs)}, "
                 f"ratio {describe([a / b for a, b in timed])}; {length}"
             )
 

@@ -1,10 +1,11 @@
-"""What a training step of healing costs beyond its bare forward and backward: joe at 80% zeros, and with half the decoder's width.
+"""Cost of a training step of healing over its bare forward and backward.
 
     python benchmarks/heal.py [--runs 15] [--threads 2]
 
-Ours: drawing the batch, forward, backward, masks, bounded gradients, AdamW, the losses as numbers, through Accelerate. Rival: forward and
-backward of the same losses on the same batch, ready made, and gradients set to nothing. In turn, in one process. Both ways of a step are
-timed: with the teacher's inputs to every stage, and with the student's own.
+Joe at 80% zeros, and with half of the decoder's width. Ours: draw the batch, forward, backward,
+masks, bounded gradients, AdamW, losses as numbers, through Accelerate. Rival: forward and backward
+of the same losses on the same batch, ready made, and gradients set to None. Both run in turn in one
+process. Both kinds of a step are measured: on the teacher's latents, and on the student's own.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def compare(
 
     timed = in_turn(lambda run: training.step(_draw(run), done), _bare, runs)
     ours, rivals = zip(*timed, strict=True)
-    print(f"{name}: a step {milliseconds(list(ours))}, bare forward and backward {milliseconds(list(rivals))}, "
+    print(f"{name}: a step {milliseconds(list(ours))}, "
+          f"bare forward and backward {milliseconds(list(rivals))}, "
           f"ratio {describe([mine / theirs for mine, theirs in timed])}")  # fmt: skip
 
 

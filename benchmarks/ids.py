@@ -2,7 +2,8 @@
 
     python benchmarks/ids.py [FILE ...]
 
-Without files, the text is that of Python's own manual (`pydoc_data.topics`), in sentences of twelve words.
+Without files, the text is Python's own manual (`pydoc_data.topics`), in sentences of twelve
+words.
 """
 
 from __future__ import annotations

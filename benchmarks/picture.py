@@ -1,8 +1,9 @@
-"""The README's picture: what L1 pruning does to joe's weights, to the file, and to the speed, measured.
+"""Draw the README's picture: what L1 pruning does to joe's weights, to the file, and to the speed.
 
     python benchmarks/picture.py
 
-Writes benchmarks/joe.svg. Sizes are those of files that were written; speed is the ratio of interleaved runs, with its range.
+Writes benchmarks/joe.svg. Sizes are those of written files; speed is the ratio of interleaved runs,
+with its range.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def main() -> None:
     speeds = [measure_latency(voice, one, TEXT, runs=7).speed_up for one in pruned]
     for amount, size, speed in zip(AMOUNTS, sizes, speeds, strict=True):
         print(
-            f"{amount:.0%}: sparse {size.sparse_fp32_bytes / 1e6:.1f} MB, {speed.median:.2f}x ({speed.low:.2f} to {speed.high:.2f})"
+            f"{amount:.0%}: sparse {size.sparse_fp32_bytes / 1e6:.1f} MB, "
+            f"{speed.median:.2f}x ({speed.low:.2f} to {speed.high:.2f})"
         )
 
     figure = Figure(figsize=(11, 3.2), layout="constrained", facecolor="none")

@@ -1,10 +1,10 @@
-"""Re-pruning: a new amount on a voice whose magnitudes are sorted, against torch.nn.utils.prune.global_unstructured.
+"""Time of a new amount with sorted magnitudes, against torch.nn.utils.prune.global_unstructured.
 
     python benchmarks/reprune.py [--runs 10]
 
-The model is VitsModel(VitsConfig()), 36 M parameters with random weights, after the free cut. Both are asked for the same amounts, in
-turn, in one process. torch prunes an unpruned model each time, since it stacks masks on one that is pruned already; ours makes a whole
-new voice each time. The one sort is timed apart.
+The model is VitsModel(VitsConfig()), 36 M parameters with random weights, after the free cut. Both
+get the same amounts, in turn, in one process. torch prunes an unpruned model each time, since it
+stacks masks on a pruned one; ours makes a whole voice.
 """
 
 from __future__ import annotations
@@ -54,10 +54,12 @@ def main() -> None:
     timed = in_turn(lambda run: prune(voice, PruneSpec(amount=amounts[run])), torchs_way, runs)
     ours, theirs = zip(*timed, strict=True)
     print(
-        f"{parameters / 1e6:.1f} M parameters, {voice_weights(voice) / 1e6:.1f} M prunable weights, {torch.get_num_threads()} threads"
+        f"{parameters / 1e6:.1f} M weights, {voice_weights(voice) / 1e6:.1f} M prunable, "
+        f"{torch.get_num_threads()} threads"
     )
     print(
-        f"sort once: {sort_seconds:.2f} s; a new amount: {milliseconds(ours)}, torch.nn.utils.prune: {milliseconds(theirs)}"
+        f"sort once: {sort_seconds:.2f} s; a new amount: {milliseconds(ours)}, "
+        f"torch.nn.utils.prune: {milliseconds(theirs)}"
     )
     print(f"times faster: {describe([b / a for a, b in timed])}")
 

@@ -1,12 +1,14 @@
-"""Second-order pruning of joe, listening included, beside the straightforward way of doing about the same.
+"""Second-order pruning of joe, calibration included, against a straightforward SparseGPT.
 
     python benchmarks/second_order.py [--runs 3] [--amount 0.75]
 
-Ours: `prune(voice, PruneSpec(method="second_order", ...))` with nothing kept from before: 120 sentences through the text encoder, some of
-them spoken, covariances, ADMM, refitting. Rival: twelve sentences spoken with hooks that unfold every layer's input and add up its
-covariance at every position, then SparseGPT's loop over the columns (Frantar & Alistarh 2023, algorithm 1), layer by layer. Both prune the
-same layers to the same amount in each, two threads, in turn, in one process. Last, what each did to the text encoder and the sound: the
-relative error of the prior's means, and the log-mel distance with the original's durations, on sentences that neither was calibrated on.
+Ours: `prune(voice, PruneSpec(method="second_order", ...))` with empty caches: 120 sentences through
+the text encoder, some of them spoken, covariances, ADMM, refitting. Rival: twelve sentences spoken
+with hooks that unfold each layer's input and add up its covariance at every position, then
+SparseGPT's loop over the columns (Frantar & Alistarh 2023, algorithm 1), layer by layer. Both prune
+the same layers to the same amount, two threads, in turn, in one process. Last, what each did to the
+text encoder and the sound, on sentences that neither was calibrated on: the relative error of the
+prior's means, and the log-mel distance with the original's durations.
 """
 
 from __future__ import annotations
@@ -80,7 +82,10 @@ def straightforward(voice: Voice, layers: tuple[Layer, ...], share: float) -> Vo
     for one in hooks:
         one.remove()
     return voice.with_weights({
-        layer.parameter: sparse_gpt(voice.model.get_submodule(layer.name), covariances[layer.name], share) for layer in layers
+        layer.parameter: sparse_gpt(
+            voice.model.get_submodule(layer.name), covariances[layer.name], share
+        )
+        for layer in layers
     })  # fmt: skip
 
 

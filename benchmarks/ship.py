@@ -1,10 +1,11 @@
-"""What shipping a pruned voice comes to: bytes and loading of sparse files, speed in Piper's runtime, precisions of the ONNX export.
+"""Sizes, loading and speed of exports.
 
     python benchmarks/ship.py [--runs 9] [--threads 2] [--only sparse|piper|onnx]
 
-Sparse: joe with 80% zeros (L1 local, and second order), file sizes over dense float32; decoding over reading the dense file, and
-`load_voice` of either, in turn, in one process. Piper: the stock joe and the export of joe at decoder width 0.5 in the stock piper-tts
-runtime, each in a process of its own, processes in turn. ONNX: the table that the command `export` prints, for each precision.
+Sparse: joe with 80% zeros (L1 local, and second order): file sizes over dense float32; decoding
+over reading the dense file, and `load_voice` of either, in turn, in one process. Piper: the stock
+joe and the export of joe at decoder width 0.5 in the stock piper-tts runtime, each in a process of
+its own, in turn. ONNX: the table that the command `export` prints, for each precision.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ from piper.config import PiperConfig, SynthesisConfig
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = int(sys.argv[3])
 config = PiperConfig.from_dict(json.load(open(sys.argv[2], encoding="utf-8")))
-voice = PiperVoice(session=onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"]), config=config)
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+voice = PiperVoice(session=session, config=config)
 ids = [voice.phonemes_to_ids(phonemes) for phonemes in voice.phonemize(sys.argv[4])]
-said = lambda: sum(voice.phoneme_ids_to_audio(i, SynthesisConfig(noise_w_scale=0.0)).size for i in ids)
+still = SynthesisConfig(noise_w_scale=0.0)
+said = lambda: sum(voice.phoneme_ids_to_audio(i, still).size for i in ids)
 said()
 begin = time.perf_counter()
 samples = [said() for _ in range(10)]
@@ -70,8 +73,15 @@ def sparse(folder: Path, runs: int, _threads: int) -> None:
     joe = load_voice("joe")
     for name, spec in SPARSE.items():
         voice = prune(joe, spec)
-        places = {form: save_voice(voice, folder / f"{name} {' '.join(form)}", *form) for form in
-                  (("dense", "fp32"), ("dense", "fp16"), ("sparse", "fp32"), ("sparse", "fp16"))}  # fmt: skip
+        places = {
+            form: save_voice(voice, folder / f"{name} {' '.join(form)}", *form)
+            for form in (
+                ("dense", "fp32"),
+                ("dense", "fp16"),
+                ("sparse", "fp32"),
+                ("sparse", "fp16"),
+            )
+        }
         bytes_ = {
             form: max(path.stat().st_size for path in place.iterdir())
             for form, place in places.items()
@@ -127,7 +137,8 @@ def piper(folder: Path, runs: int, threads: int) -> None:
         ratios = [a / b for a, b in zip(factors["stock"][1:], factors[name][1:], strict=True)]
         what = "joe at decoder width 0.5" if name == "small" else "the unpruned joe"
         print(
-            f"piper runtime, {threads} threads: export of {what}, times the stock file's speed: {describe(ratios)}"
+            f"piper runtime, {threads} threads: export of {what}, "
+            f"times the stock file's speed: {describe(ratios)}"
         )
     print(
         "real-time factors: "
@@ -144,7 +155,8 @@ def onnx(folder: Path, runs: int, _threads: int) -> None:
         begin = time.perf_counter()
         export = export_voice(joe, folder / precision, "onnx", precision)
         print(
-            f"export of joe as onnx {precision}: {time.perf_counter() - begin:.1f} s, waveform off by {export.waveform_error:.1e} at most"
+            f"export of joe as onnx {precision}: {time.perf_counter() - begin:.1f} s, "
+            f"waveform off by {export.waveform_error:.1e} at most"
         )
         found = measure_export(joe, export, runs=runs)
         rows += found[-1:] if rows else found

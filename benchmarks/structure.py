@@ -1,9 +1,10 @@
-"""What taking channels and layers out does to the time of speaking: joe, and a model of VITS's default configuration (that of MMS).
+"""Speed with fewer channels and layers: joe, and a model of VITS's default configuration (MMS).
 
     python benchmarks/structure.py [--runs 9] [--threads 2]
 
-End to end: from text to waveform with `speak`, the original's durations in both, in turn, in one process. The default-configuration model
-has random weights: speed depends on shapes alone. Which channels stay is chosen by weight norm; it does not matter to the time either.
+End to end, from text to waveform with `speak`, the original's durations in both, in turn, in one
+process. The default model has random weights: speed depends on shapes alone. Which channels stay is
+chosen by weight norm, which does not matter to the time either.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TEXT = "The birch canoe slid on the smooth planks, and the boy was there when th
 SHAPES = {
     "decoder width 0.75": Shape(decoder_width=0.75),
     "decoder width 0.5": Shape(decoder_width=0.5),
-    "decoder width 0.5, feed-forward 0.5, 2 flows, 2 WaveNet layers, 4 encoder layers, 2 branches": Shape(
+    "decoder 0.5, feed-forward 0.5, 2 flows, 2 WaveNet and 4 encoder layers, 2 branches": Shape(
         decoder_width=0.5, ffn_width=0.5, flows=2, wavenet_layers=2, encoder_layers=4, branches=2
     ),
 }
@@ -48,7 +49,8 @@ def main() -> None:
             ]
             speed = describe([theirs / ours for ours, theirs in timed])
             print(
-                f"{voice.name}, {original.audio_seconds:.1f} s of speech, {name}: {sizes[0]:.1f} -> {sizes[1]:.1f} M, speed {speed}"
+                f"{voice.name}, {original.audio_seconds:.1f} s of speech, {name}: "
+                f"{sizes[0]:.1f} -> {sizes[1]:.1f} M, speed {speed}"
             )
 
 
@@ -64,7 +66,7 @@ def default_voice() -> Voice:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         model = VitsModel(VitsConfig())
-        # Random durations would make this a sentence of seconds or of minutes: about six frames a token instead.
+        # Random durations would make seconds or minutes of this: about six frames a token.
         model.duration_predictor.flows[0].translate.data[0] = 1.8
         model.save_pretrained(folder)
         vocabulary = {
@@ -73,8 +75,16 @@ def default_voice() -> Voice:
         }
         path = Path(folder) / "vocab.json"
         path.write_text(json.dumps(vocabulary), encoding="utf-8")
-        VitsTokenizer(str(path), pad_token="_", unk_token="_", language="eng", add_blank=True, normalize=True, phonemize=False,
-                      is_uroman=False).save_pretrained(folder)  # fmt: skip
+        VitsTokenizer(
+            str(path),
+            pad_token="_",
+            unk_token="_",
+            language="eng",
+            add_blank=True,
+            normalize=True,
+            phonemize=False,
+            is_uroman=False,
+        ).save_pretrained(folder)
         return dataclasses.replace(load_voice(folder), name="default configuration")
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/sweep.py --out DIR [--texts 20] [--amount 0:0.9:0.1]
 
-Joe, global L1. `run_sweep` measures point after point; after each, its parts are timed alone on the same sentences: speaking them with the
-pruned voice, recognising the words, predicting naturalness, tracking the melody. The sweep's own time holds all else too: pruning,
-loudness, distances, locked speech, alarms, intervals, the disk, and once the original with two other seeds for the noise floor.
-The folder is one that `python -m vits_prune sweep --voice joe ... --out DIR` goes on with.
+Joe, global L1. `run_sweep` measures point after point. After each, its parts are timed alone on
+the same sentences: speech of the pruned voice, recognition, naturalness, pitch. The sweep's own
+time has all else too: pruning, loudness, distances, locked speech, failures, intervals, the disk,
+and once the original with two other seeds for the noise floor.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def main() -> None:
         timed.append((in_sweep, seconds))
         alone = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
         print(
-            f"amount {row['amount']:.2f}: in the sweep {in_sweep:.1f} s, alone {sum(seconds.values()):.1f} s ({alone})",
+            f"amount {row['amount']:.2f}: in the sweep {in_sweep:.1f} s, "
+            f"alone {sum(seconds.values()):.1f} s ({alone})",
             flush=True,
         )
         ended = time.perf_counter()
@@ -82,7 +83,8 @@ def main() -> None:
         seconds / sum(alone.values()) for seconds, alone in timed[1:]
     ]  # the first one's time holds the original's
     print(
-        f"{len(timed)} points, {len(texts)} sentences: sweep {whole:.0f} s, parts alone {parts:.0f} s, ratio {whole / parts:.2f}"
+        f"{len(timed)} points, {len(texts)} sentences: sweep {whole:.0f} s, "
+        f"parts alone {parts:.0f} s, ratio {whole / parts:.2f}"
     )
     print(f"a point beside its parts: {describe(points)}")
     without = parts - sum(alone["melody"] for _, alone in timed)

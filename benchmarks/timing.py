@@ -1,4 +1,4 @@
-"""Timing two ways of doing the same thing so that the ratio holds on a noisy machine: in turn, in changing order, after a warm-up."""
+"""Timing two ways in turn, after a warm-up: the ratio then holds on a noisy machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from collections.abc import Callable
 def in_turn(
     ours: Callable[[int], object], rival: Callable[[int], object], runs: int
 ) -> list[tuple[float, float]]:
-    """Seconds of (ours, rival) in each run; both are called with the run's number, one uncounted call of each first."""
+    """Return the seconds of (ours, rival) in each run, after one uncounted call of each.
+
+    Both are called with the number of the run.
+    """
     timed = []
     for run in range(runs + 1):
         seconds = {}
@@ -26,7 +29,8 @@ def in_turn(
 
 def describe(ratios: list[float]) -> str:
     """Median and the range of the runs."""
-    return f"{statistics.median(ratios):.2f} (runs: {min(ratios):.2f} to {max(ratios):.2f}, n={len(ratios)})"
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}, n={len(ratios)}"
+    return f"{statistics.median(ratios):.2f} (runs: {spread})"
 
 
 def milliseconds(values: list[float]) -> str:
