@@ -12,7 +12,7 @@ import pytest
 from vits_prune import load_voice
 from vits_prune.cli.main import main
 from vits_prune.ship import export_report as report
-from vits_prune.ship.export_report import Row, measure_export, measure_fidelity
+from vits_prune.ship.export_report import ExportRow, measure_closeness, measure_export
 from vits_prune.ship.formats import export_voice
 
 
@@ -76,17 +76,17 @@ def test_the_words_say_what_is_worse(joe, tmp_path):
         "for scale: sparse fp32",
     ]
     assert "larger than dense fp16" in row.words
-    assert row.fidelity.log_mel_db == row.fidelity.drift == 0
+    assert row.closeness.log_mel_db == row.fidelity.drift == 0
     name = "decoder.conv_pre.weight"
     other = joe.with_weights({name: 0.5 * joe.model.get_parameter(name)})
-    assert measure_fidelity(joe, other).log_mel_db > 1
+    assert measure_closeness(joe, other).log_mel_db > 1
 
 
 def test_a_rounded_export_is_held_against_the_float32_row_at_hand(tiny, tmp_path, monkeypatch):
     """No other is written and timed: one of another machine, as it were, decides what the words say."""
-    monkeypatch.setattr(report, "_ROUNDS", 1)
+    monkeypatch.setattr(report, "ROUNDS", 1)
     export = export_voice(tiny, tmp_path / "out", "onnx", "int8")
-    there, told = Row("onnx fp32", 1.0, 1.0, rounds=((1e-6, 1e6),)), []
+    there, told = ExportRow("onnx fp32", 1.0, 1.0, timings=((1e-6, 1e6),)), []
     *_, row = measure_export(
         tiny, export, float32=there, progress=lambda what, _share: told.append(what)
     )
@@ -94,7 +94,7 @@ def test_a_rounded_export_is_held_against_the_float32_row_at_hand(tiny, tmp_path
     assert "slower to load than fp32" in row.words
     assert "timing, round 1 of 1" in told
     assert not any("fp32" in what for what in told)
-    assert (1e3 * row.rounds[0][0], row.rounds[0][1]) == (row.load_ms, row.real_time_factor)
+    assert (1e3 * row.timings[0][0], row.timings[0][1]) == (row.load_ms, row.real_time_factor)
 
 
 def test_bench_command(tiny, tmp_path, capsys):

@@ -13,8 +13,7 @@ from markdown_it import MarkdownIt
 from vits_prune import HealPlan, PruneSpec, prune
 from vits_prune.measure import measure_size, measure_sparsity
 from vits_prune.ship.card import MARK, Facts, Picture, Sample, model_card
-from vits_prune.ship.card_figures import check_evidence
-from vits_prune.ship.card_history import block, code, table, text
+from vits_prune.ship.card_figures import block, check_evidence, code, table, text
 from vits_prune.ship.formats import export_voice
 from vits_prune.ship.licence import licence_of
 from vits_prune.ship.reproduce import reproduce
@@ -333,7 +332,7 @@ def test_words_of_every_step(facts):
     )
     card = model_card(dataclasses.replace(facts, voice=voice, reproduction=reproduce(voice)))
     for words in (
-        "second order, 80%, by sensitivity, decoder only, floor 10%, 3 steps", "Left alone: `duration_predictor`",
+        "second order, 80%, by sensitivity, decoder only, floor 10%, 3 steps", "Not pruned: `duration_predictor`",
         "1 text of its maker's", "What was pruned (decoder) was trained", "100 steps, 5 minutes, 40 sentences, batches of 4",
         "step 90 was the best", "Discriminators", "bf16", "3 recordings", "--calibration-texts calibration-texts.txt",
     ):  # fmt: skip

@@ -13,7 +13,7 @@ from vits_prune.cli.heal_command import plan_of, spec_to_heal
 from vits_prune.cli.main import main, make_parser
 from vits_prune.cli.options import spec_of
 from vits_prune.healing.plan import HealPlan
-from vits_prune.ship.reproduce import MAX_STEPS, ORIGINAL, reproduce
+from vits_prune.ship.reproduce import MAX_ENTRIES, ORIGINAL, reproduce
 from vits_prune.voices.voice import Origin
 
 SPECS = [
@@ -203,7 +203,7 @@ def test_what_the_command_line_cannot_say_is_said(tiny):
     again = reproduce(voice)
     said = " ".join(again.notes)
     assert "12 recordings" in said
-    assert "no finite number" in said
+    assert "not a finite number" in said
     assert len(again.lines()) == 2  # recordings go with a voice that is pruned already
 
 
@@ -214,7 +214,7 @@ def test_what_the_command_line_cannot_say_is_said(tiny):
         {"pruned": [{"protect": ["--out", "/etc"]}]},
         {"pruned": [{"protect": ["x\n```\n<script>"]}]},
         {"pruned": [{"amount": "0.5; rm -rf ~"}]},
-        {"pruned": [PruneSpec().to_dict()] * (MAX_STEPS + 1)},
+        {"pruned": [PruneSpec().to_dict()] * (MAX_ENTRIES + 1)},
         {"pruned": "everything"},
         {"pruned": [["magnitude"]]},
         {"healed": [{"plan": {"minutes": "long"}}]},

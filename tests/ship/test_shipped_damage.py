@@ -15,7 +15,7 @@ from tests.voices.hf_factory import edit_json, make_checkpoint
 from vits_prune import InputError, load_voice, save_voice
 from vits_prune.cli import main as cli
 from vits_prune.ship.formats import export_voice
-from vits_prune.ship.onnx_check import _difference, check_onnx
+from vits_prune.ship.onnx_check import check_onnx, difference
 from vits_prune.ship.onnx_writer import GraphWriter
 from vits_prune.voices.onnx_load import is_export
 
@@ -65,10 +65,10 @@ def test_a_voice_that_speaks_no_numbers_is_told_apart_from_its_file(tiny, export
 @pytest.mark.parametrize("said", [np.nan, np.inf])
 def test_a_file_that_speaks_no_numbers_does_not_pass(said):
     with pytest.raises(InputError, match="not numbers"):
-        _difference("voice", np.zeros(9, np.float32), np.full(9, said, np.float32))
+        difference("voice", np.zeros(9, np.float32), np.full(9, said, np.float32))
     with pytest.raises(InputError, match="in length"):
-        _difference("voice", np.zeros(9, np.float32), np.zeros(8, np.float32))
-    assert _difference(
+        difference("voice", np.zeros(9, np.float32), np.zeros(8, np.float32))
+    assert difference(
         "voice", np.zeros(9, np.float32), np.full(9, 1e-5, np.float32)
     ) == pytest.approx(1e-5)
 

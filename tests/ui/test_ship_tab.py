@@ -100,7 +100,7 @@ def test_every_format_is_a_row_and_what_does_not_fit_says_why(at_hand, monkeypat
     )
     monkeypatch.setattr(shipped, "CHOICES", some)
     monkeypatch.setattr(shipping, "CHOICES", some)
-    monkeypatch.setattr(report, "_ROUNDS", 1)
+    monkeypatch.setattr(report, "ROUNDS", 1)
     updates = list(shipped.compare_steps(at_hand, None, never, "pruned", None))
     assert {name for update in updates for name in update} == set(shipped.COMPARED)
     grown = [

@@ -1,1 +1,1 @@
-"""Export formats, ONNX and Piper writers, the on-device benchmark, model cards, pushing to the hub."""
+"""Export formats, the on-device benchmark, model cards, and the push to the hub."""

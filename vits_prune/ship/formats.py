@@ -1,4 +1,4 @@
-"""export_voice: a Voice in one of the formats in which voices are used."""
+"""Write a Voice in one of the formats in which voices are used."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vits_prune.errors import InputError
+from vits_prune.files import write_json
+from vits_prune.progress import SILENT, Progress
 from vits_prune.ship import bench as standalone
 from vits_prune.ship.bench_folder import plan_of
 from vits_prune.ship.onnx_check import check_onnx
@@ -29,33 +31,8 @@ from vits_prune.voices.piper_text import TOKENIZER_FILE, PiperTokenizer
 from vits_prune.voices.saved import WEIGHTS, save_voice, written_whole
 from vits_prune.voices.voice import Voice
 
-Step = Callable[[str, float], None]
-"""Told what is being done and the share that is done, 0 to 1; it may raise to cancel."""
 MANIFEST = EXPORT.name
 """In a folder that an ONNX export wrote; what has it may be replaced by another export."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """A kind of file that a voice can be written to."""
-
-    words: str
-    """What it is for."""
-    precisions: tuple[str, ...]
-    write: Callable[[Voice, Path, str, Step], Written]
-    """Writes the folder."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a format wrote."""
-
-    model: str
-    """Name of the file that holds the weights."""
-    shipped: Voice
-    """The voice with the weights that the files hold."""
-    error: float | None = None
-    """How far the ONNX waveform is from it."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +49,28 @@ class Export:
     shipped: Voice
     """The voice with the weights that the files hold."""
     waveform_error: float | None
-    """Largest difference of a sample in onnxruntime from torch, with the same weights and no noise; None where nothing was converted."""
+    """Largest difference of a sample in onnxruntime from torch, with the same weights and no noise;
+    None if nothing was converted."""
 
     @property
     def bytes(self) -> int:
         """Of the file that holds the weights."""
         return self.files[self.model.name]
+
+
+Written = tuple[str, Voice, float | None]
+"""What a format wrote: `Export.model`'s name, `shipped` and `waveform_error`."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that a voice can be written to."""
+
+    words: str
+    """What it is for."""
+    precisions: tuple[str, ...]
+    write: Callable[[Voice, Path, str, Progress], Written]
+    """Writes a folder in a precision."""
 
 
 def export_voice(
@@ -86,7 +79,7 @@ def export_voice(
     format: str = "dense",
     precision: str = "fp32",
     *,
-    progress: Step | None = None,
+    progress: Progress = SILENT,
 ) -> Export:
     """Write a voice in a format. The folder appears whole or not at all.
 
@@ -95,143 +88,133 @@ def export_voice(
         folder: new, empty, or of an earlier export with nothing else in it, which is replaced.
         format: one of FORMATS.
         precision: of the stored weights, one that the format has.
-        progress: told of the progress.
+        progress: of the writing.
 
     Raises:
-        InputError: no such format or precision, the voice does not fit the format, what was written does not say what the voice says, or
-            the folder cannot be written.
+        InputError: no such format or precision, the voice does not fit the format, what was written
+            does not say what the voice says, or the folder cannot be written.
     """
+    progress = Progress.of(progress)
     kind = FORMATS.get(format)
     if kind is None:
         raise InputError(f"There is no format {str(format)[:20]!r}: choose {', '.join(FORMATS)}.")
     if precision not in kind.precisions:
         raise InputError(
-            f"The format {format} has the precisions {', '.join(kind.precisions)}, not {str(precision)[:20]!r}."
+            f"The format {format} has the precisions {', '.join(kind.precisions)}, not "
+            f"{str(precision)[:20]!r}."
         )
-    target, tell = Path(folder), progress or (lambda _what, _share: None)
+    target = Path(folder)
     check_export_place(target)
-    _require_kind(target, SAVED if format in WEIGHTS else MANIFEST)
+    manifest = SAVED if format in WEIGHTS else MANIFEST
+    if target.is_dir() and any(target.iterdir()) and not (target / manifest).is_file():
+        raise InputError(
+            f"{target} holds an export of another format: give the name of a new folder."
+        )
     voice = voice.to("cpu")
     require_finite(voice.model, voice.name)
-    written = kind.write(voice, target, precision, tell)
+    model, shipped, error = kind.write(voice, target, precision, progress)
     files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
-    tell("written", 1.0)
-    return Export(
-        format, precision, target, target / written.model, files, written.shipped, written.error
-    )
+    progress.report("written", 1.0)
+    return Export(format, precision, target, target / model, files, shipped, error)
 
 
-def _dense(voice: Voice, folder: Path, precision: str, tell: Step) -> Written:
-    return _saved(voice, folder, "dense", precision, tell)
+def _folder(form: Literal["dense", "sparse"]) -> Callable[..., Written]:
+    def write(voice: Voice, folder: Path, precision: Any, progress: Progress) -> Written:
+        progress.report(f"writing the {form} {precision} folder", 0.1)
+        save_voice(voice, folder, form, precision)
+        progress.report("reading it back", 0.7)
+        return WEIGHTS[form], load_folder(folder), None
+
+    return write
 
 
-def _sparse(voice: Voice, folder: Path, precision: str, tell: Step) -> Written:
-    return _saved(voice, folder, "sparse", precision, tell)
+def _graph(form: Literal["onnx", "piper"]) -> Callable[..., Written]:
+    """The ONNX file, what its readers need next to it, and the bench."""
+
+    def write(voice: Voice, folder: Path, precision: str, progress: Progress) -> Written:
+        settings = piper_settings(voice) if form == "piper" else None
+        with written_whole(folder, MANIFEST) as place:
+            progress.report("writing the graph", 0.05)
+            if not settings:
+                voice.tokenizer.save(str(place))
+            plan = plan_of(voice)
+            graph = write_onnx(
+                voice,
+                precision,
+                most_frames=_most_frames(voice),
+                facts=_metadata(voice, precision, settings, place, plan),
+            )
+            model = place / f"{file_stem(voice.name)}.onnx"
+            model.write_bytes(graph.data)
+            progress.report("comparing it with the voice, in onnxruntime", 0.2)
+            shipped = voice.with_weights(graph.rounded) if graph.rounded else voice
+            error = check_onnx(model, shipped)
+            progress.report("writing what goes with it", 0.9)
+            # The .json of the Piper runtime may be edited: it has no checksum.
+            checksums = EXPORT.checksums([model] if settings else place.iterdir())
+            if settings:
+                write_json(place / f"{model.name}.json", settings, indent=1)
+                (place / "tokens.txt").write_text(tokens_file(settings), encoding="utf-8")
+            sentences = {**plan, "sha256": checksums[model.name]}
+            write_json(standalone.sentences_beside(model), sentences, indent=1)
+            shutil.copyfile(Path(standalone.__file__), place / "bench.py")
+            about = {
+                "name": voice.name,
+                "format": form,
+                "precision": precision,
+                "waveform_error": error,
+                EXPORT.entry: checksums,
+                "origin": dataclasses.asdict(voice.origin),
+                "recipe": dict(voice.recipe),
+            }
+            EXPORT.write(place, about)
+        return model.name, shipped, error
+
+    return write
 
 
-def _saved(voice: Voice, folder: Path, form: Any, precision: Any, tell: Step) -> Written:
-    tell(f"writing the {form} {precision} folder", 0.1)
-    save_voice(voice, folder, form, precision)
-    tell("reading it back", 0.7)
-    return Written(WEIGHTS[form], load_folder(folder))
-
-
-def _onnx(voice: Voice, folder: Path, precision: str, tell: Step) -> Written:
-    return _graph(voice, folder, precision, tell, None)
-
-
-def _piper(voice: Voice, folder: Path, precision: str, tell: Step) -> Written:
-    return _graph(voice, folder, precision, tell, piper_settings(voice))
-
-
-def _graph(
-    voice: Voice, folder: Path, precision: str, tell: Step, settings: dict[str, Any] | None
-) -> Written:
-    """The ONNX file, what its readers need beside it, and the bench."""
-    stem, form = file_stem(voice.name), "piper" if settings else "onnx"
-    with written_whole(folder, MANIFEST) as beside:
-        tell("writing the graph", 0.05)
-        if not settings:
-            voice.tokenizer.save(str(beside))
-        reading = reading_of(PiperTokenizer(settings) if settings else _tokenizer_in(beside))
-        facts = facts_of(voice, form, precision, reading) | (
-            sherpa_facts(voice, settings) if settings else {}
-        )
-        plan = plan_of(voice)
-        inside = json.dumps(plan, ensure_ascii=False, separators=(",", ":"))
-        if (
-            len(inside) <= standalone.MAX_METADATA
-        ):  # so that the bench needs nothing beside the file
-            facts |= {standalone.METADATA: inside}
-        written = write_onnx(voice, precision, most_frames=_most_frames(voice), facts=facts)
-        model = beside / f"{stem}.onnx"
-        model.write_bytes(written.data)
-        tell("comparing it with the voice, in onnxruntime", 0.2)
-        shipped = voice.with_weights(written.rounded) if written.rounded else voice
-        error = check_onnx(model, shipped)
-        tell("writing what goes beside it", 0.9)
-        if settings:
-            _write_json(beside / f"{stem}.onnx.json", settings)
-            (beside / "tokens.txt").write_text(tokens_file(settings), encoding="utf-8")
-        whole = [
-            path for path in sorted(beside.iterdir()) if not settings or path == model
-        ]  # the Piper runtime's .json may be edited
-        checksums = EXPORT.checksums(whole)
-        _write_json(standalone.sentences_beside(model), {**plan, "sha256": checksums[model.name]})
-        shutil.copyfile(Path(standalone.__file__), beside / "bench.py")
-        about = {
-            "name": voice.name,
-            "format": form,
-            "precision": precision,
-            "waveform_error": error,
-            EXPORT.entry: checksums,
-            "origin": dataclasses.asdict(voice.origin),
-            "recipe": dict(voice.recipe),
-        }
-        EXPORT.write(beside, about)
-    return Written(model.name, shipped, error)
-
-
-def _tokenizer_in(folder: Path) -> Path | PiperTokenizer:
-    """What reads text, in a folder that it was saved to."""
-    return PiperTokenizer.load(folder) if (folder / TOKENIZER_FILE).is_file() else folder
+def _metadata(
+    voice: Voice,
+    precision: str,
+    settings: dict[str, Any] | None,
+    folder: Path,
+    plan: dict[str, Any],
+) -> dict[str, str]:
+    """What the ONNX file says of itself, and what a bench speaks with it."""
+    if settings:
+        reading = reading_of(PiperTokenizer(settings))
+    else:
+        own = (folder / TOKENIZER_FILE).is_file()
+        reading = reading_of(PiperTokenizer.load(folder) if own else folder)
+    facts = facts_of(voice, "piper" if settings else "onnx", precision, reading)
+    facts |= sherpa_facts(voice, settings) if settings else {}
+    inside = json.dumps(plan, ensure_ascii=False, separators=(",", ":"))
+    return facts | ({standalone.METADATA: inside} if len(inside) <= standalone.MAX_METADATA else {})
 
 
 def check_export_place(folder: Path) -> None:
     """Refuse a folder that an export would take something from: what it replaces it removes.
 
     Raises:
-        InputError: the folder holds anything but what an earlier export or save wrote, or cannot be read.
+        InputError: the folder holds anything but what an earlier export or save wrote, or cannot be
+            read.
     """
     try:
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if not held:
-            return
-        others = held - files_of_ours(folder)
+        others = held - files_of_ours(folder) if held else set()
     except OSError as error:
         raise InputError(
             f"{folder} cannot be read ({error.strerror}): give the name of a new folder."
         ) from error
-    if others == held:
+    if others and others == held:
         raise InputError(
-            f"{folder} exists and is not a saved voice: give the name of a folder that is new, empty or was saved before."
+            f"{folder} exists and is not a saved voice: give the name of a folder that is new, "
+            "empty or was saved before."
         )
     if others:
         raise InputError(
-            f"{folder} holds {sorted(others)[0][:80]!r}, which no export wrote and which would be removed: give the name of a new folder, "
-            "or take it out."
-        )
-
-
-def _require_kind(folder: Path, manifest: str) -> None:
-    """Refuse to put an export in the place of one of another kind.
-
-    Raises:
-        InputError: the folder holds one.
-    """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / manifest).is_file():
-        raise InputError(
-            f"{folder} holds an export of another format: give the name of a new folder."
+            f"{folder} holds {min(others)[:80]!r}, which no export wrote and which would be "
+            "removed: give the name of a new folder, or take it out."
         )
 
 
@@ -246,44 +229,35 @@ def check_own_place(reference: str, folder: Path) -> None:
         InputError: it is the voice's own folder, or the one with its file.
     """
     source = Path(reference).expanduser()
-    if (
-        source.exists()
-        and folder.exists()
-        and folder.resolve() in (source.resolve(), source.resolve().parent)
-    ):
+    own = (source.resolve(), source.resolve().parent)
+    if source.exists() and folder.exists() and folder.resolve() in own:
         raise InputError(
-            f"{folder} is the folder of the voice itself, which would be removed: give the name of a new folder."
+            f"{folder} is the folder of the voice itself, which would be removed: give the name of "
+            "a new folder."
         )
 
 
 def files_of_ours(folder: Path) -> set[str]:
-    """The files of a folder that a save or an export wrote, by what it wrote of them; empty for any other folder."""
+    """Return the files of a folder that a save or an export wrote; none for any other folder."""
     if (folder / SAVED).is_file():
         return files_of_save(folder)
     if (folder / MANIFEST).is_file() and is_export(folder):
         with contextlib.suppress(InputError):
             model = model_in(folder)
             if model is not None:
-                beside = {
-                    f"{model.name}.json",
-                    "tokens.txt",
-                    standalone.sentences_beside(model).name,
-                    "bench.py",
-                    MANIFEST,
-                }
-                return {*checksums_in(folder), *beside}
+                sentences = standalone.sentences_beside(model).name
+                others = {f"{model.name}.json", "tokens.txt", sentences, "bench.py", MANIFEST}
+                return {*checksums_in(folder), *others}
     return set()
 
 
 def write_float32_twin(voice: Voice, export: Export, folder: Path) -> Path:
-    """The float32 graph of an exported voice with the export's sentences beside it, to be timed with it; nothing is checked or measured."""
+    """Write the float32 graph of an exported voice with the export's sentences, to be timed."""
     model = folder / export.model.name
-    model.write_bytes(write_onnx(voice.to("cpu"), "fp32", most_frames=_most_frames(voice)).data)
+    model.write_bytes(write_onnx(voice.to("cpu"), most_frames=_most_frames(voice)).data)
     plan = standalone.read_plan(export.model)
-    _write_json(
-        standalone.sentences_beside(model),
-        {key: value for key, value in plan.items() if key != "sha256"},
-    )
+    plan.pop("sha256", None)
+    write_json(standalone.sentences_beside(model), plan, indent=1)
     return model
 
 
@@ -291,12 +265,8 @@ def _most_frames(voice: Voice) -> int:
     return int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def file_stem(name: str) -> str:
-    """A voice's name as the name of a file, "owner/voice" as "owner-voice"."""
+    """Return a voice's name as the name of a file, "owner/voice" as "owner-voice"."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip(".-")[:80] or "voice"
 
 
@@ -304,14 +274,16 @@ FORMATS = {
     "dense": Format(
         "safetensors, which load_voice and, for that family, VitsModel.from_pretrained open",
         ("fp32", "fp16"),
-        _dense,
+        _folder("dense"),
     ),
-    "sparse": Format("safetensors without the zeros, for load_voice", ("fp32", "fp16"), _sparse),
-    "onnx": Format("one ONNX graph, for onnxruntime", ("fp32", "fp16", "int8"), _onnx),
+    "sparse": Format(
+        "safetensors without the zeros, for load_voice", ("fp32", "fp16"), _folder("sparse")
+    ),
+    "onnx": Format("one ONNX graph, for onnxruntime", ("fp32", "fp16", "int8"), _graph("onnx")),
     "piper": Format(
         "an ONNX graph with what the Piper runtime and sherpa-onnx read",
         ("fp32", "fp16", "int8"),
-        _piper,
+        _graph("piper"),
     ),
 }
 """The formats by name."""

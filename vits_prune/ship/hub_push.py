@@ -129,8 +129,8 @@ def _require_willing(place: Place, state: PushState, private: bool, replace: boo
     if destination.holds == "other" and not replace:
         raise state.refusal(
             f"{destination.repo_id} holds something else than a voice of vits_prune: choose "
-            "another name, or push with replace (--replace), which writes over files of the same names and "
-            "leaves the others"
+            "another name, or push with replace (--replace), which writes over files of the same "
+            "names and leaves the others"
         )
     if destination.exists and private and not destination.private:
         raise state.refusal(

@@ -36,8 +36,7 @@ class OnnxVoice:
 
     data: bytes
     rounded: Mapping[str, torch.Tensor]
-    """The weights that the file computes with where they are not the voice's own, by the names of
-    `model.named_parameters()`."""
+    """The weights that the file computes with if they are not the voice's own, by name."""
 
 
 def write_onnx(
@@ -60,30 +59,24 @@ def write_onnx(
         facts: for the file's metadata.
 
     Raises:
-        InputError: an activation function that VITS voices do not have, or weights that fp16 does
-            not hold.
+        InputError: an unknown activation function, or weights that fp16 does not hold.
     """
     network = VoiceGraph(voice.model, GraphWriter(precision))
-    several = voice.model.config.num_speakers > 1
-    network.write(several, most_frames)
+    network.write(most_frames)
     inputs: dict[str, tuple[int, list]] = {
         "input": (TensorProto.INT64, [1, "phonemes"]),
         "input_lengths": (TensorProto.INT64, [1]),
         "scales": (TensorProto.FLOAT, [3]),
     }
-    if several:
+    if voice.model.config.num_speakers > 1:
         inputs["sid"] = (TensorProto.INT64, [1])
     outputs: dict[str, tuple[int, list]] = {"output": (TensorProto.FLOAT, [1, 1, 1, "samples"])}
-    shapes = {name: tensor.shape for name, tensor in voice.model.named_parameters()}
-    rounded = network.g.rounded
-    return OnnxVoice(
-        network.g.model(inputs, outputs, facts or {}),
-        {
-            ours: rounded[theirs].reshape(shapes[ours])
-            for ours, theirs in network.names.items()
-            if theirs in rounded
-        },
-    )
+    data, rounded = network.g.model(inputs, outputs, facts or {}), {}
+    for name, parameter in voice.model.named_parameters():
+        found = network.g.rounded.get(network.names.get(name, ""))
+        if found is not None:
+            rounded[name] = found.reshape(parameter.shape)
+    return OnnxVoice(data, rounded)
 
 
 class VoiceGraph:
@@ -96,25 +89,22 @@ class VoiceGraph:
         self.names: dict[str, str] = {}
         """Names of parameters in the model -> in the graph."""
 
-    def write(self, several: bool, most_frames: int) -> None:
+    def write(self, most_frames: int) -> None:
         """Write all of it, from "input" to "output"."""
         g = self.g
         noise, length, duration_noise = g.ops("Split", "scales", (1, 1, 1), outputs=3, axis=0)
         ids = g.op("Slice", "input", 0, "input_lengths", 1)
         speaker = None
-        if several:
+        if self.config.num_speakers > 1:
             table = self.parameter("embed_speaker.weight", "emb_g.weight", channels=0)
             speaker = g.op("Unsqueeze", g.op("Gather", table, "sid"), 2)
         tokens = g.op("Shape", ids, start=1, end=2)
         hidden = self.text_encoder(ids, tokens)
-        size = self.config.flow_size
-        prior = self.conv("text_encoder.project", hidden).split(size, size)
-        stochastic = self.config.use_stochastic_duration_prediction
-        logarithms = (
-            self.stochastic_durations(hidden, speaker, duration_noise)
-            if stochastic
-            else self.plain_durations(hidden, speaker)
-        )
+        prior = self.conv("text_encoder.project", hidden).split(*[self.config.flow_size] * 2)
+        if self.config.use_stochastic_duration_prediction:
+            logarithms = self.stochastic_durations(hidden, speaker, duration_noise)
+        else:
+            logarithms = self.plain_durations(hidden, speaker)
         source = self.token_of_frame(g.op("Exp", logarithms) * length, tokens, most_frames)
         means, log_variances = (g.op("Gather", each, source, axis=2) for each in prior)
         deviation = g.op("Exp", log_variances) * noise
@@ -174,10 +164,7 @@ class VoiceGraph:
         return x
 
     def attention(self, name: str, x: Value, tokens: Value, twice: Value) -> Value:
-        """Attention with relative positions (Shaw et al. 2018, arXiv:1803.02155).
-
-        H heads of d channels on T tokens.
-        """
+        """Relative attention (Shaw et al. 2018, arXiv:1803.02155), H heads of d channels."""
         g, module = self.g, self.model.get_submodule(name)
         heads = g.constant((module.num_heads, module.head_dim, -1))
         query, key, value = (
@@ -314,7 +301,7 @@ class VoiceGraph:
 
     def wavenet(self, name: str, x: Value, speaker: Value | None) -> Value:
         g, module = self.g, self.model.get_submodule(name)
-        size, layers, outputs = module.hidden_size, module.num_layers, None
+        size, layers, outputs = module.hidden_size, module.num_layers, x
         if speaker is not None:
             shifts = self.conv(f"{name}.cond_layer", speaker).split(*[2 * size] * layers)
         for index in range(layers):
@@ -327,7 +314,7 @@ class VoiceGraph:
             if index < layers - 1:
                 residual, skip = skip.split(size, size)
                 x = x + residual
-            outputs = skip if outputs is None else outputs + skip
+            outputs = outputs + skip if index else skip
         return outputs
 
     def decoder(self, x: Value, speaker: Value | None) -> Value:

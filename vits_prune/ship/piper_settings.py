@@ -1,4 +1,4 @@
-"""The files beside a Piper voice's .onnx: its .json for the Piper runtime, tokens.txt for sherpa-onnx."""
+"""Write the .json of a Piper voice's .onnx for Piper, and its tokens.txt for sherpa-onnx."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from vits_prune.voices.voice import Voice
 
 _BLANK, _BEGIN, _END = "_", "^", "$"
 _MOST_DROPPED = 0.01
-"""Share of espeak-ng's phonemes, in running English, that a voice may have no symbol for and still be called fitting."""
+"""Share of espeak-ng's phonemes, in running English, that a fitting voice may lack symbols for."""
 
 
 def piper_settings(voice: Voice) -> dict[str, Any]:
-    """The contents of the .json; what a Piper voice's own said of its language, data set and quality is said again.
+    """Return the contents of the .json.
+
+    Language, data set and quality are those that a Piper voice's own .json states.
 
     Raises:
         InputError: the Piper runtime cannot read text to this voice; the sentence says why.
@@ -71,7 +73,7 @@ def _require_symbols(voice: Voice, reading: dict[str, Any]) -> None:
 
 
 def _language(voice: Voice) -> str:
-    """ "en_US" of "en-us"; what the tokenizer says where it is no such tag."""
+    """ "en_US" of "en-us"; what the tokenizer says if it is no such tag."""
     import langcodes
 
     named = voice.tokenizer.language
@@ -82,10 +84,11 @@ def _language(voice: Voice) -> str:
 
 
 def tokens_file(settings: dict[str, Any]) -> str:
-    """tokens.txt for sherpa-onnx, a symbol and its id a line.
+    """Return tokens.txt for sherpa-onnx, a symbol and its id on each line.
 
-    For a voice of phonemes sherpa-onnx wants an id for each of `^ _ $`: where the voice has none for begin and end they are one more blank.
-    A voice of characters has those apart (see `sherpa_facts`); sherpa-onnx reads its text in lower case.
+    For a voice of phonemes sherpa-onnx wants an id for each of `^ _ $`: begin and end are one more
+    blank if the voice has none. A voice of characters has those apart (see `sherpa_facts`), and
+    sherpa-onnx reads its text in lower case.
     """
     symbols = {
         symbol: ids or settings["phoneme_id_map"][_BLANK]
@@ -102,7 +105,7 @@ def tokens_file(settings: dict[str, Any]) -> str:
 
 
 def sherpa_facts(voice: Voice, settings: dict[str, Any]) -> dict[str, str]:
-    """What sherpa-onnx reads in the ONNX file's metadata."""
+    """Return what sherpa-onnx reads in the ONNX file's metadata."""
     language = settings["language"]
     facts = {
         "model_type": "vits",
@@ -113,9 +116,8 @@ def sherpa_facts(voice: Voice, settings: dict[str, Any]) -> dict[str, str]:
         "n_speakers": str(voice.model.config.num_speakers),
         "sample_rate": str(voice.sampling_rate),
     }
-    if (
-        settings["phoneme_type"] == "text"
-    ):  # it puts the ids together itself: begin, a blank, each character with a blank after it, end
+    if settings["phoneme_type"] == "text":
+        # It puts the ids together itself: begin, blank, each character with a blank after it, end.
         ids = settings["phoneme_id_map"]
         ends = {"bos_id": ids[_BEGIN], "eos_id": ids[_END]}
         both = all(ends.values())

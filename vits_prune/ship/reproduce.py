@@ -1,4 +1,4 @@
-"""reproduce: the recipe of a voice as the commands that make it again, and what they cannot say."""
+"""The recipe of a voice as the commands that make it again, and what they cannot say."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from vits_prune.voices.voice import PARTS, Voice
 PROGRAM = ("python", "-m", "vits_prune")
 ORIGINAL = "ORIGINAL"
 """Stands for a voice that cannot be fetched by its name."""
-MAX_STEPS = 8
+MAX_ENTRIES = 8
 """Prunings, and healings, of one voice that are written out."""
 _LAYER = re.compile(r"[A-Za-z0-9_*][A-Za-z0-9_.*]*")
+_MAX_TEXTS_BYTES = 1 << 20
+
 Arguments = tuple[str, ...]
 
 
@@ -32,19 +34,23 @@ class Reproduction:
     """How to make a voice again."""
 
     commands: tuple[Arguments, ...]
-    """The arguments behind `python -m vits_prune`, one command after the other; empty where the recipe cannot be said."""
+    """The arguments after `python -m vits_prune`, in the order of the commands; empty if the recipe
+    cannot be repeated."""
     notes: tuple[str, ...]
     """What the commands do not say, in sentences; nothing in them is from strangers."""
     files: Mapping[str, str]
     """Text files that the commands read, by name."""
 
     def lines(self) -> tuple[str, ...]:
-        """The commands as they are typed into a shell."""
+        """Return the commands as they are typed into a shell."""
         return tuple(shlex.join((*PROGRAM, *arguments)) for arguments in self.commands)
 
 
 def published(voice: Voice) -> tuple[str, str | None] | None:
-    """What `load_voice` takes to fetch the original of a voice, and its revision; None where it was a file or folder of somebody's."""
+    """Return what `load_voice` takes to fetch the original of a voice, and its revision.
+
+    None if it was somebody's file or folder.
+    """
     origin = voice.origin
     if origin.family == "piper":
         return ("joe", None) if origin.reference == "joe" else None
@@ -58,62 +64,56 @@ def published(voice: Voice) -> tuple[str, str | None] | None:
 
 
 def reproduce(voice: Voice, format: str = "dense", precision: str = "fp32") -> Reproduction:
-    """The commands that make a voice from its original, and export it.
+    """Return the commands that make a voice from its original, and export it.
 
-    One command where one can say it; a voice pruned or healed several times takes one for each.
+    One command if one can say it; a voice pruned or healed several times takes one for each.
 
     Args:
-        voice: whose recipe to read. It may come from strangers: nothing of it is believed before it was checked.
+        voice: whose recipe to read. It may come from strangers: all of it is checked.
         format: of the export at the end, dense fp32 for none.
         precision: of the same.
     """
-    source = published(voice)
-    notes = (
-        []
-        if source
-        else [
-            f"The original is not one that can be fetched by name: put its folder or file in the place of {ORIGINAL}."
-        ]
-    )
     try:
-        specs, done = read_recipe(voice.recipe)
+        specs, healings = read_recipe(voice.recipe)
     except InputError as error:
         return Reproduction((), (str(error),), {})
-    chain = _Chain(_original(voice, source), notes)
-    together = _gradual(specs, done)
+    chain = _Chain(voice)
+    together = _plan_of_both(specs, healings)
     if together is not None:
-        chain.run("heal", *chain.spec(specs[0], "prune-steps"), *chain.plan(together, done))
+        chain.run("heal", *chain.spec(specs[0], "prune-steps"), *chain.plan(together, healings))
     else:
         for spec in specs:
             chain.run("prune", *chain.spec(spec, "steps"))
-        for one in done:
+        for one in healings:
             chain.run("heal", *chain.plan(one.exact(), [one]), pruned=True)
-        if len(specs) > 1 and done:
-            notes.append("The recipe does not keep in which order pruning and healing took turns.")
+        if len(specs) > 1 and healings:
+            chain.notes.append(
+                "The recipe does not keep in which order pruning and healing took turns."
+            )
     if (format, precision) != ("dense", "fp32"):
         chain.run("export", "--format", format, "--precision", precision)
-    return Reproduction(tuple(chain.commands), tuple(dict.fromkeys(notes)), chain.files)
+    return Reproduction(tuple(chain.commands), tuple(dict.fromkeys(chain.notes)), chain.files)
 
 
 @dataclass(frozen=True)
-class Healing:
-    """One entry of a recipe's "healed"."""
+class HealRecord:
+    """One entry of a recipe's "healed", checked: strangers may have written it."""
 
     plan: HealPlan
     steps: int | None
-    """The number of steps that its minutes came to."""
+    """Training steps that its minutes came to."""
     kept: int | None
-    """The step whose voice was kept."""
+    """The training step whose voice was kept."""
     recordings: int
     stopped: bool
-    lessons: int
+    sentences: int
     """Sentences that the original spoke for it."""
     trained: tuple[str, ...]
-    """The parts that learned."""
+    """The parts that learnt."""
 
     @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> Healing:
-        """An entry that strangers may have written.
+    def read(cls, entry: Mapping[str, Any]) -> HealRecord:
+        """Return what an entry says.
 
         Raises:
             InputError: it is none.
@@ -121,82 +121,87 @@ class Healing:
         values = entry.get("plan", {})
         if not isinstance(values, dict):
             raise InputError("A healing's plan is a JSON object.")
-        steps, kept, clips, lessons = (
-            _count(entry.get(name)) for name in ("of", "steps", "recordings", "lessons")
-        )
-        learned = entry.get("trained")
-        trained = tuple(part for part in PARTS if isinstance(learned, list) and part in learned)
+        names = ("of", "steps", "recordings", "lessons")
+        steps, kept, recordings, sentences = (_count(entry.get(name)) for name in names)
+        learnt = entry.get("trained")
         return cls(
-            HealPlan.from_dict(values),
-            steps,
-            kept,
-            clips or 0,
-            "stopped" in entry,
-            lessons or 0,
-            trained,
+            plan=HealPlan.from_dict(values),
+            steps=steps,
+            kept=kept,
+            recordings=recordings or 0,
+            stopped="stopped" in entry,
+            sentences=sentences or 0,
+            trained=tuple(part for part in PARTS if isinstance(learnt, list) and part in learnt),
         )
 
+    @property
+    def kept_early(self) -> bool:
+        """Whether a checkpoint before the last was kept."""
+        return bool(self.kept and self.steps and self.kept < self.steps)
+
     def exact(self) -> HealPlan:
-        """The plan with the steps that its minutes came to."""
-        return (
-            dataclasses.replace(self.plan, minutes=None, steps=self.steps)
-            if self.steps
-            else self.plan
-        )
+        """Return the plan with the steps that its minutes came to."""
+        if not self.steps:
+            return self.plan
+        return dataclasses.replace(self.plan, minutes=None, steps=self.steps)
 
 
 def _count(value: Any) -> int | None:
-    return (
-        value
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 10_000_000
-        else None
-    )
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 < value <= 10_000_000 else None
 
 
 class _Chain:
     """Commands, each of which begins with what the one before has written."""
 
-    def __init__(self, original: Arguments, notes: list[str]) -> None:
+    def __init__(self, voice: Voice) -> None:
         self.commands: list[Arguments] = []
         self.files: dict[str, str] = {}
-        self._original, self._notes = original, notes
+        self.notes: list[str] = []
         self._last = ""
+        source = published(voice)
+        name, revision = source or (ORIGINAL, None)
+        self._original = ["--voice", name, *(["--revision", revision] if revision else [])]
+        self._original += ["--speaker", str(voice.speaker)] if voice.speaker else []
+        if not source:
+            self.notes.append(
+                "The original is not one that can be fetched by name: put its folder or file in "
+                f"the place of {ORIGINAL}."
+            )
 
     def run(self, command: str, *options: str, pruned: bool = False) -> None:
-        """Add a command; with `pruned` it heals what was made, beside the original."""
+        """Add a command; with `pruned` it heals what was made, next to the original."""
         if not self._last and pruned:
             self._last = "PRUNED"
-            self._notes.append(
-                "The recipe does not say how the voice was pruned: put its folder in the place of PRUNED."
+            self.notes.append(
+                "The recipe does not say how the voice was pruned: put its folder in the place of "
+                "PRUNED."
             )
-        named = ("--voice", self._last) if self._last and not pruned else self._original
-        given = ("--pruned", self._last) if pruned else ()
-        past = {"prune": "pruned", "heal": "healed", "export": "exported"}[command]
+        named = ["--voice", self._last] if self._last and not pruned else self._original
+        given = ["--pruned", self._last] if pruned else []
+        out = {"prune": "pruned", "heal": "healed", "export": "exported"}[command]
         count = sum(one[0] == command for one in self.commands)
-        out = f"{past}-{count + 1}" if count else past
-        self.commands.append((command, *named, *given, *options, "--out", out))
-        self._last = out
+        self._last = f"{out}-{count + 1}" if count else out
+        self.commands.append((command, *named, *given, *options, "--out", self._last))
 
     def spec(self, spec: PruneSpec, steps: str) -> list[str]:
-        """Return the options of a PruneSpec."""
+        """The options of a PruneSpec; `steps` is the name of the one for its steps."""
         found = ["--method", spec.method]
-        structured = METHODS[spec.method].structured
-        found += [] if structured else ["--scope", spec.scope]
+        if not METHODS[spec.method].structured:
+            found += ["--scope", spec.scope]
         if spec.shape is not None:
-            found += _levers(spec.shape)
+            # One lever at least, by which the command line knows a Shape.
+            found += _changed(spec.shape, Shape()) or ["--decoder-width", "1.0"]
         else:
-            found += ["--amount", _number(spec.amount)]
+            found += ["--amount", _shown(spec.amount)]
             found += [] if spec.parts == PARTS else ["--parts", *spec.parts]
         if spec.protect is not None:
             found += ["--protect", *spec.protect]
-        found += ["--floor", _number(spec.floor)] if spec.floor else []
-        found += ["--pattern", spec.pattern] if spec.pattern else []
         if spec.amounts:
-            found += [f"--{steps}", ",".join(map(_number, spec.amounts))]
+            found += [f"--{steps}", ",".join(map(_shown, spec.amounts))]
         elif spec.steps > 1:
             found += [f"--{steps}", str(spec.steps)]
-        found += [] if spec.schedule == "cubic" else ["--schedule", spec.schedule]
-        found += [] if spec.importance == "sensitivity" else ["--importance", spec.importance]
+        found += _changed(spec, PruneSpec(), ("floor", "pattern", "schedule", "importance"))
         found += ["--prune-seed", str(spec.seed)] if spec.seed else []
         return found + self._texts(spec.texts)
 
@@ -204,77 +209,79 @@ class _Chain:
         if not texts:
             return []
         content = "".join(f"{one}\n" for one in texts)
-        if (
-            tuple(line.strip() for line in content.splitlines()) != tuple(texts)
-            or "\0" in content
-            or len(content.encode()) > 1 << 20
-        ):
-            self._notes.append(
-                "It was calibrated on texts of its maker's own that are not one line each: they are in the recipe, in its files."
+        lines = tuple(line.strip() for line in content.splitlines())
+        if lines != tuple(texts) or "\0" in content or len(content.encode()) > _MAX_TEXTS_BYTES:
+            self.notes.append(
+                "It was calibrated on texts of its maker's own that are not one line each: they "
+                "are in the recipe, in its files."
             )
             return []
         name = f"calibration-texts{f'-{len(self.files) + 1}' if self.files else ''}.txt"
         self.files[name] = content
-        self._notes.append(f"{name} is among the files here.")
+        self.notes.append(f"{name} is among the files here.")
         return ["--calibration-texts", name]
 
-    def plan(self, plan: HealPlan, done: Sequence[Healing]) -> list[str]:
-        """Return the options of `heal` for a HealPlan, and note what they leave out."""
-        usual = HealPlan()
-        found = (
-            ["--steps", str(plan.steps)]
-            if plan.steps is not None
-            else ["--minutes", _number(plan.minutes or 0.05)]
-        )
-        for field in dataclasses.fields(HealPlan):
-            name, value = field.name, getattr(plan, field.name)
-            if name in ("minutes", "steps") or value == getattr(usual, name):
-                continue
-            flag = f"--{name.replace('_', '-')}"
-            if isinstance(value, bool):
-                found.append(flag)
-            else:
-                found += [flag, _number(value) if isinstance(value, float) else str(value)]
-        if plan.steps is not None and done[0].plan.steps is None:
-            self._notes.append(
-                f"The {plan.steps} steps are what {sum(one.plan.minutes or 0 for one in done):g} minutes came to."
-            )
-        if any(one.kept and one.steps and one.kept < one.steps for one in done):
-            self._notes.append(
-                "The best checkpoint was kept, not the last; which one that is depends on when quality was measured."
-            )
-        if any(one.stopped for one in done):
-            self._notes.append("A healing was stopped by a loss that was no finite number.")
-        clips = sum(one.recordings for one in done)
-        if clips:
-            self._notes.append(
-                f"It was healed on {clips} recordings of its maker's own besides, which are not published."
-            )
-        self._notes.append(
-            "Where its maker gave sentences of their own to learn from (`--texts`), the recipe does not keep them."
-        )
+    def plan(self, plan: HealPlan, healings: Sequence[HealRecord]) -> list[str]:
+        """The options of `heal` for a HealPlan; what they leave out is noted."""
+        found = ["--minutes", _shown(plan.minutes or 0.05)]
+        if plan.steps is not None:
+            found = ["--steps", str(plan.steps)]
+        names = [field.name for field in dataclasses.fields(plan)]
+        names = [name for name in names if name not in ("minutes", "steps")]
+        found += _changed(plan, HealPlan(), names)
+        minutes = sum(one.plan.minutes or 0 for one in healings)
+        recordings = sum(one.recordings for one in healings)
+        timed = plan.steps is not None and healings[0].plan.steps is None
+        notes = {
+            f"The {plan.steps} steps are what {minutes:g} minutes came to.": timed,
+            "The best checkpoint was kept, not the last; which one that is depends on when quality "
+            "was measured.": any(one.kept_early for one in healings),
+            "A healing was stopped by a loss that was not a finite number.": any(
+                one.stopped for one in healings
+            ),
+            f"It was also healed on {recordings} recordings of its maker's own, which are not "
+            "published.": recordings,
+            "If its maker gave sentences of their own to learn from (`--texts`), the recipe does "
+            "not keep them.": True,
+        }
+        self.notes += [note for note, holds in notes.items() if holds]
         return found
 
 
-def _gradual(specs: Sequence[PruneSpec], done: Sequence[Healing]) -> HealPlan | None:
-    """The plan of a `heal` that pruned as well, None where the two were done apart."""
-    if (
-        len(specs) != 1
-        or not done
-        or len(specs[0].schedule_amounts()) != len(done)
-        or any(one.recordings for one in done)
-    ):
+def _changed(one: Any, usual: Any, names: Sequence[str] = ()) -> list[str]:
+    """Options for the fields of a dataclass that differ from the usual ones."""
+    found = []
+    for name in names or [field.name for field in dataclasses.fields(one)]:
+        value = getattr(one, name)
+        if value != getattr(usual, name):
+            flag = f"--{name.replace('_', '-')}"
+            found += [flag] if isinstance(value, bool) else [flag, _shown(value)]
+    return found
+
+
+def _shown(value: Any) -> str:
+    """A value that is read back as the same.
+
+    A number has no exponent: "0.00001" is an amount, "1e-05" would be a number of steps.
+    """
+    return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
+
+
+def _plan_of_both(specs: Sequence[PruneSpec], healings: Sequence[HealRecord]) -> HealPlan | None:
+    """The plan of a `heal` that pruned as well, None if the two were done apart."""
+    count = len(healings)
+    if len(specs) != 1 or not count or len(specs[0].schedule_amounts()) != count:
         return None
-    count = len(done)
-    for plans in ([one.exact() for one in done], [one.plan for one in done]):
-        steps, minutes = [one.steps for one in plans], [one.minutes for one in plans]
-        whole = (
-            {"steps": sum(steps), "minutes": None}
-            if None not in steps
-            else {"minutes": round(sum(filter(None, minutes)), 6)}
-        )
+    if any(one.recordings for one in healings):
+        return None
+    for plans in ([one.exact() for one in healings], [one.plan for one in healings]):
+        steps = [one.steps for one in plans if one.steps is not None]
+        minutes = round(sum(one.minutes or 0 for one in plans), 6)
         try:
-            total = dataclasses.replace(plans[-1], **whole)
+            if len(steps) == count:
+                total = dataclasses.replace(plans[-1], steps=sum(steps), minutes=None)
+            else:
+                total = dataclasses.replace(plans[-1], minutes=minutes)
         except InputError:
             continue
         if all(_same(total.share(index, count), one) for index, one in enumerate(plans)):
@@ -284,58 +291,38 @@ def _gradual(specs: Sequence[PruneSpec], done: Sequence[Healing]) -> HealPlan | 
 
 def _same(one: HealPlan, other: HealPlan) -> bool:
     """Whether two plans are the same but for rounding."""
-    first, second = one.to_dict(), other.to_dict()
-    minutes = [plan.pop("minutes") for plan in (first, second)]
-    return first == second and (None in minutes or abs(minutes[0] - minutes[1]) < 1e-3 * minutes[1])
+    if dataclasses.replace(one, minutes=1.0) != dataclasses.replace(other, minutes=1.0):
+        return False
+    if one.minutes is None or other.minutes is None:
+        return True
+    return abs(one.minutes - other.minutes) < 1e-3 * other.minutes
 
 
-def read_recipe(recipe: Mapping[str, Any]) -> tuple[list[PruneSpec], list[Healing]]:
-    """What was done to a voice, checked: a recipe may come from strangers.
+def read_recipe(recipe: Mapping[str, Any]) -> tuple[list[PruneSpec], list[HealRecord]]:
+    """Return what was done to a voice, checked: a recipe may come from strangers.
 
     Raises:
-        InputError: it is none, or of more than MAX_STEPS prunings or healings.
+        InputError: it is none, or of more than MAX_ENTRIES prunings or healings.
     """
-    unreadable = InputError(
-        "The recipe that came with the voice is not one that this version can repeat."
-    )
     try:
-        specs = [PruneSpec.from_dict(step) for step in _steps(recipe.get("pruned", ()))]
-        done = [Healing.read(one) for one in _steps(recipe.get("healed", ()))]
+        specs = [PruneSpec.from_dict(one) for one in _entries(recipe.get("pruned", ()))]
+        healings = [HealRecord.read(one) for one in _entries(recipe.get("healed", ()))]
+        names = [name for spec in specs for name in spec.protect or ()]
+        if all(len(name) <= 200 and _LAYER.fullmatch(name) for name in names):
+            return specs, healings
+        why: Exception | None = None
     except (InputError, TypeError, ValueError, OverflowError) as error:
-        raise unreadable from error
-    if not all(
-        len(name) <= 200 and _LAYER.fullmatch(name) for spec in specs for name in spec.protect or ()
+        why = error
+    raise InputError(
+        "The recipe that came with the voice is not one that this version can repeat."
+    ) from why
+
+
+def _entries(entries: Any) -> list[dict[str, Any]]:
+    if (
+        not isinstance(entries, (list, tuple))
+        or len(entries) > MAX_ENTRIES
+        or not all(isinstance(one, dict) for one in entries)
     ):
-        raise unreadable
-    return specs, done
-
-
-def _steps(entries: Any) -> list[Mapping[str, Any]]:
-    found = list(entries) if isinstance(entries, (list, tuple)) else [None]
-    if len(found) > MAX_STEPS or not all(isinstance(one, dict) for one in found):
         raise ValueError("not the list of a recipe")
-    return found
-
-
-def _original(voice: Voice, source: tuple[str, str | None] | None) -> Arguments:
-    name, revision = source or (ORIGINAL, None)
-    found = ["--voice", name] + (["--revision", revision] if revision else [])
-    return tuple(found + (["--speaker", str(voice.speaker)] if voice.speaker else []))
-
-
-def _levers(shape: Shape) -> list[str]:
-    """What differs from the whole voice; one lever at least, by which the command line knows a Shape."""
-    usual, found = Shape(), []
-    for field in dataclasses.fields(Shape):
-        value = getattr(shape, field.name)
-        if value != getattr(usual, field.name):
-            found += [
-                f"--{field.name.replace('_', '-')}",
-                _number(value) if isinstance(value, float) else str(value),
-            ]
-    return found or ["--decoder-width", "1.0"]
-
-
-def _number(value: float) -> str:
-    """A number that reads back as the same, without an exponent: "0.00001" is an amount, "1e-05" would be a number of steps."""
-    return format(Decimal(repr(float(value))), "f")
+    return list(entries)

@@ -104,7 +104,7 @@ def _table(lines: list[Line]) -> dict[str, Any]:
             shown.append(dict.fromkeys(_COLUMNS, "") | {"format": what, "in words": line.why})
             rows.append({"format": line.format, "precision": line.precision, "in_words": line.why})
             continue
-        sound = row.fidelity
+        sound = row.closeness
         cells = (
             what, f"{row.megabytes:.2f}", f"{100 * row.share:.1f}%", row.words,
             "" if row.load_ms is None else f"{row.load_ms:.0f}",

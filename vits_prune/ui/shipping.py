@@ -27,7 +27,7 @@ from vits_prune.ui.shipped_healing import measured, write_course
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
-    from vits_prune.ship.export_report import Row
+    from vits_prune.ship.export_report import ExportRow
     from vits_prune.ship.hub_push import Pushed
 
 T = TypeVar("T")
@@ -53,11 +53,11 @@ _writing = forks.Lock()
 
 @dataclass(frozen=True)
 class Line:
-    """A format in the table: its Row, or why there is none."""
+    """A format in the table: its ExportRow, or why there is none."""
 
     format: str
     precision: str
-    row: Row | None
+    row: ExportRow | None
     why: str = ""
 
 
