@@ -2,7 +2,8 @@
 
 from vits_prune import PruneSpec, compare, load_voice, prune
 voice = load_voice("joe")
-print(compare(voice, prune(voice, PruneSpec(scope="global", amount=0.3)), "The birch canoe slid on the smooth planks."))
+pruned = prune(voice, PruneSpec(scope="global", amount=0.3))
+print(compare(voice, pruned, "The birch canoe slid on the smooth planks."))
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Fetch a public name where it lives, at first use: `import vits_prune` loads neither torch nor transformers."""
+    """Import a public name at its first use: `import vits_prune` alone loads no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from vits_prune import forks
-from vits_prune.forks import renew_in_forks
+from vits_prune.threads import ForkSafeLock, renew_in_forks
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -181,7 +180,7 @@ class Scratch:
         self._root = tempfile.TemporaryDirectory(prefix="vits_prune-scratch-")
         self._folders: deque[Path] = deque()
         self._most, self._most_bytes = most, most_bytes
-        self._lock = forks.Lock()
+        self._lock = ForkSafeLock()
 
     def folder(self) -> Path:
         """Return a new empty folder."""

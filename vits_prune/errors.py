@@ -1,11 +1,14 @@
-"""The errors that a user, a hub or a damaged file can cause. Callers branch on their types, never on their messages."""
+"""The errors that a user, a hub or a damaged file can cause.
+
+Callers branch on their types, never on their messages.
+"""
 
 
 class InputError(ValueError):
     """Something the caller gave cannot be used.
 
-    The message is one plain sentence that says what is wrong and what to do; the page shows it as it is and the command line prints it and
-    exits with 2.
+    The message is one plain sentence that says what is wrong and what to do. The page shows it as
+    it is; the command line prints it and exits with 2.
     """
 
 
@@ -18,7 +21,7 @@ class HubError(InputError):
 
 
 class LoginError(HubError):
-    """Nobody is logged in to the hub, or the access token does not give the rights that are needed."""
+    """Nobody is logged in to the hub, or the access token lacks the rights that are needed."""
 
 
 class DamagedFileError(InputError):

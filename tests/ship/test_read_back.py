@@ -16,7 +16,7 @@ from tests.ship.conftest import KINDS
 from vits_prune import InputError, load_voice, save_voice, speak
 from vits_prune.ship.bench import BenchError, bench
 from vits_prune.ship.formats import export_voice
-from vits_prune.voices.onnx_facts import read_facts
+from vits_prune.voices.manifest import read_facts
 from vits_prune.voices.voice import Origin
 
 HEALED = {"steps": 12, "teacher": "joe"}

@@ -14,9 +14,8 @@ from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from vits_prune.errors import InputError
-from vits_prune.voices.checkpoint import load_checkpoint
-from vits_prune.voices.front_matter import read_licence
-from vits_prune.voices.hf_config import read_config
+from vits_prune.voices.architecture import read_config
+from vits_prune.voices.checkpoint import load_checkpoint, read_licence
 from vits_prune.voices.voice import Origin
 
 ORIGIN = Origin("hugging-face", "tiny")

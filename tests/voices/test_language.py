@@ -10,7 +10,7 @@ import pytest
 from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, load_voice, speak
-from vits_prune.voices.language import draw_texts, spoken_language
+from vits_prune.voices.voice import draw_texts, spoken_language
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,7 @@ from tests.voices.test_saved import LOCAL, TEXT, refused, same_voice
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.pruning.shape import Shape
 from vits_prune.pruning.structured.cut import choose, cut
-from vits_prune.voices.manifest import FORMAT_VERSION, MANIFEST
-from vits_prune.voices.onnx_facts import facts_of
+from vits_prune.voices.manifest import FORMAT_VERSION, MANIFEST, facts_of
 
 SPARSE = "model.sparse.safetensors"
 NARROW = Shape(decoder_width=0.5, resblock_width=0.5, multiple=2)

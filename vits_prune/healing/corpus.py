@@ -10,8 +10,7 @@ import numpy as np
 
 from vits_prune.errors import InputError
 from vits_prune.synthesis.texts import load_calibration_texts
-from vits_prune.voices.language import draw_texts, spoken_language
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, draw_texts, spoken_language
 
 _WORDS = (4, 10)
 """Fewest words of a new sentence, and one more than the most: the length of a Harvard sentence."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from vits_prune import forks
+from vits_prune.threads import ForkSafeLock
 
 PERIODS = (2, 3, 5, 7, 11)
 """Prime, so that no two see the same samples."""
@@ -33,7 +33,7 @@ _SCALE_LAYERS = (
     (1024, 5, 1, 1),
 )
 """Channels, kernel size, stride and groups."""
-_seeding = forks.Lock()
+_seeding = ForkSafeLock()
 
 Judgement: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
 """Score [batch, places], 1 for real and 0 for made, and each layer's features [_, channels, places]."""

@@ -83,8 +83,8 @@ def load_posterior(
     """
     from transformers import VitsConfig
 
+    from vits_prune.voices.architecture import read_config
     from vits_prune.voices.checkpoint import weight_files
-    from vits_prune.voices.hf_config import read_config
     from vits_prune.voices.manifest import read_manifest
 
     folder, name = _locate(ref, revision, token)

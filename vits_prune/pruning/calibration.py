@@ -23,8 +23,7 @@ from vits_prune.pruning.layers import Layer
 from vits_prune.pruning.matrix import MAX_COLUMNS, LayerMatrix, OverlapSums, overlap
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.synthesis.texts import load_calibration_texts
-from vits_prune.voices.language import draw_texts, spoken_language
-from vits_prune.voices.voice import PARTS, Voice
+from vits_prune.voices.voice import PARTS, Voice, draw_texts, spoken_language
 
 WINDOWS = (3_000, 16_000)
 """Fewest and most windows of a layer that are counted, 8 for each column between the two."""

@@ -24,9 +24,8 @@ from vits_prune.synthesis.stages import (
     speaker_embedding,
 )
 from vits_prune.synthesis.texts import load_texts
-from vits_prune.voices.language import draw_texts, spoken_language
 from vits_prune.voices.load import load_folder
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, draw_texts, spoken_language
 
 SENTENCES = 5
 

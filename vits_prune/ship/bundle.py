@@ -32,10 +32,9 @@ from vits_prune.ship.reproduce import reproduce
 from vits_prune.synthesis.speak import checked_seed, speak, write_wav
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.hub import parse_repo_id
-from vits_prune.voices.language import draw_texts, spoken_language
 from vits_prune.voices.manifest import MANIFEST as SAVED
 from vits_prune.voices.saved import written_whole
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, draw_texts, spoken_language
 
 CARD = "README.md"
 _OURS = re.compile(r"calibration-texts(-\d+)?\.txt|curve-[a-z_]+\.png|healing\.png")

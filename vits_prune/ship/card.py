@@ -24,8 +24,7 @@ from vits_prune.ship.formats import Export
 from vits_prune.ship.licence import Licence
 from vits_prune.ship.reproduce import HealRecord, Reproduction, published, read_recipe
 from vits_prune.voices.architecture import in_plain_layout
-from vits_prune.voices.language import spoken_language
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, spoken_language
 
 HUB = "https://huggingface.co"
 PAPER = "https://arxiv.org/abs/2106.06103"

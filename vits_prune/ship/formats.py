@@ -23,9 +23,8 @@ from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_
 from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 from vits_prune.voices.checkpoint import require_finite
 from vits_prune.voices.load import load_folder
-from vits_prune.voices.manifest import EXPORT, files_of_save
+from vits_prune.voices.manifest import EXPORT, facts_of, files_of_save, reading_of
 from vits_prune.voices.manifest import MANIFEST as SAVED
-from vits_prune.voices.onnx_facts import facts_of, reading_of
 from vits_prune.voices.onnx_load import checksums_in, is_export, model_in
 from vits_prune.voices.piper_text import TOKENIZER_FILE, PiperTokenizer
 from vits_prune.voices.saved import WEIGHTS, save_voice, written_whole

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from vits_prune.errors import HubError, InputError, LoginError
 from vits_prune.progress import SILENT
 from vits_prune.ship.hub_transfer import Meter
+from vits_prune.ship.push_errors import PushState, UnreadableAnswer, plain_push_errors
 from vits_prune.voices.hub import parse_repo_id
-from vits_prune.voices.hub_errors import PushState, UnreadableAnswer, plain_push_errors
 from vits_prune.voices.manifest import EXPORT, SAVED
 from vits_prune.voices.onnx_load import describes_export
 

@@ -8,7 +8,7 @@ match files of somebody else. Own code is kept for what a caller is promised:
   leaves files out without a word, is refused; if the answer to the commit is lost, the hub is asked
   whether it was made.
 - Nobody's files are removed: a record in the repository says what the last push put there.
-- No token in a message: errors are put in our own words (voices/hub_errors.py).
+- No token in a message: errors are put in our own words (push_errors.py).
 - A push that was cut off can be repeated, and it can be cancelled at any moment before the commit
   (hub_transfer.py).
 """
@@ -39,7 +39,7 @@ from vits_prune.ship.hub_destination import (
     voice_named_in,
 )
 from vits_prune.ship.hub_transfer import CountedFile, Meter, counted, offers_chunks, send_in_chunks
-from vits_prune.voices.hub_errors import PushStalled, PushState, plain_push_errors
+from vits_prune.ship.push_errors import PushStalled, PushState, plain_push_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd

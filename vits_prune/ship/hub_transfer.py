@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vits_prune.progress import Progress
-from vits_prune.voices.hub_errors import PushStalled, PushState, PushStopped
+from vits_prune.ship.push_errors import PushStalled, PushState, PushStopped
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -18,7 +18,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from vits_prune.errors import InputError
-from vits_prune.voices.onnx_facts import PRODUCER, checksum_of
+from vits_prune.voices.manifest import PRODUCER, checksum_of
 
 OPSET = 17
 """Of onnxruntime 1.13 and later, which Piper's C++ runtime of 2023 embeds too."""

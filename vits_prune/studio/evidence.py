@@ -36,8 +36,7 @@ from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS, part_points
 from vits_prune.synthesis.speak import Speech, speak
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.hf_text import split_sentences
-from vits_prune.voices.language import spoken_language
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, spoken_language
 
 FADER_AMOUNTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FEWER_AMOUNTS = (0.0, 0.3, 0.5, 0.7, 0.9)

@@ -14,8 +14,8 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from vits_prune import forks
 from vits_prune.progress import Progress
+from vits_prune.threads import ForkSafeLock
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])
@@ -155,7 +155,7 @@ class Tickets:
 
     def __init__(self) -> None:
         self._cancelled: OrderedDict[str, None] = OrderedDict()
-        self._lock = forks.Lock()
+        self._lock = ForkSafeLock()
 
     def cancel(self, ticket: object) -> None:
         """Ask the run of a ticket to end; ignore what cannot be a ticket."""

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 
-from vits_prune import forks
 from vits_prune.caches import Bounded, Scratch
 from vits_prune.errors import InputError
 from vits_prune.measure import Size, Sparsity, measure_size, measure_sparsity
@@ -30,6 +29,7 @@ from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.registry import METHODS
 from vits_prune.studio.request import Request
 from vits_prune.synthesis.speak import Speech, speak
+from vits_prune.threads import ForkSafeLock, renew_in_forks
 from vits_prune.voices.load import EMBEDDED, load_embedded, load_hub
 from vits_prune.voices.voice import Voice
 
@@ -98,11 +98,11 @@ class Workbench:
         )
         self._sizes: Bounded[tuple[str, str], Size] = Bounded(256, lambda _: 1)
         self._uploads: Bounded[str, Path] = Bounded(uploads, lambda _: 1)
-        self._calibrating = forks.Lock()
+        self._calibrating = ForkSafeLock()
         self._temporary = tempfile.TemporaryDirectory(prefix="vits_prune-workbench-")
         self._folder = folder or Path(self._temporary.name)
         self._quiet, self._listeners = threading.Condition(), 0
-        forks.renew_in_forks(self)
+        renew_in_forks(self)
 
     def after_fork(self) -> None:
         """In a forked process nobody waits to hear yet."""

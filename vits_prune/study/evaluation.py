@@ -28,8 +28,7 @@ from vits_prune.synthesis.speak import (
     read_text,
     speak,
 )
-from vits_prune.voices.language import spoken_language
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, spoken_language
 
 MAX_NOISE_SEEDS = 16
 

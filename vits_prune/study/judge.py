@@ -21,8 +21,7 @@ from vits_prune.pruning import PruneSpec
 from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
 from vits_prune.study.knee import LIMITS
 from vits_prune.synthesis.texts import load_texts
-from vits_prune.voices.language import spoken_language
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, spoken_language
 
 METRICS = ("intelligibility", "naturalness", "rhythm")
 MAX_EVALUATIONS = 1_000

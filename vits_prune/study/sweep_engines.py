@@ -21,13 +21,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from typing import Any
 
-from vits_prune import forks
 from vits_prune.errors import InputError
 from vits_prune.measure.weights import measure_sparsity
 from vits_prune.progress import SILENT, Pieces, Progress
 from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
 from vits_prune.study.sweep_grid import Point
-from vits_prune.threads import available_cores, torch_threads
+from vits_prune.threads import ForkSafeLock, available_cores, torch_threads
 from vits_prune.voices.load import load_voice
 from vits_prune.voices.voice import Voice
 
@@ -39,7 +38,7 @@ RAY_POLL_SECONDS = 1.0
 _DETAILS = ("figures", "alarms", "alarms_of_original", "sentences", "unmeasured", "notes", "cost")
 
 log = logging.getLogger(__name__)
-_environment = forks.Lock()
+_environment = ForkSafeLock()
 
 
 @dataclass(frozen=True)

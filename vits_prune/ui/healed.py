@@ -29,8 +29,7 @@ from vits_prune.synthesis.speak import Speech, speak
 from vits_prune.ui import healing
 from vits_prune.ui.healing import Check, Ended, Order, Progress, Task
 from vits_prune.voices.hf_text import split_sentences
-from vits_prune.voices.language import spoken_language
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, spoken_language
 
 _BYTES = 512 << 20
 _TOLD_SECONDS, _REDRAWN_SECONDS = 0.25, 1.0

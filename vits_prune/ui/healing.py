@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vits_prune import forks
 from vits_prune.errors import InputError
 from vits_prune.healing import HealPlan, HealRun, TrainingStep, heal
 from vits_prune.healing.training_curve import Curve
@@ -24,6 +23,7 @@ from vits_prune.studio.jobs import Update, calls_are_limited, in_background, on_
 from vits_prune.studio.request import Request
 from vits_prune.study.judge import CheckpointJudge, Judgement
 from vits_prune.synthesis.speak import Speech, speak
+from vits_prune.threads import ForkSafeLock
 from vits_prune.voices.voice import Voice
 
 STRETCH_SECONDS = 60.0
@@ -39,10 +39,10 @@ MAX_PARAMETERS = 100_000_000
 _HALT = "halt"
 _LONGEST_PAUSE = 5.0
 
-_training = forks.Lock()
+_training = ForkSafeLock()
 _folders: Counter[Path] = Counter()
 """How many hold each folder of a healing, in this process."""
-_folders_lock = forks.Lock()
+_folders_lock = ForkSafeLock()
 
 
 @dataclass(frozen=True)

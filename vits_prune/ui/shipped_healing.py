@@ -15,7 +15,7 @@ from vits_prune.studio.jobs import Update, in_background
 from vits_prune.study.comparison import DEFAULT_TEXT
 from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.ui import healed
-from vits_prune.voices.language import spoken_language
+from vits_prune.voices.voice import spoken_language
 
 if TYPE_CHECKING:
     from vits_prune.studio.request import Request

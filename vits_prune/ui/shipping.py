@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vits_prune import forks
 from vits_prune.errors import InputError, LoginError, UnmeasurableError
 from vits_prune.progress import Cancelled, Progress
 from vits_prune.ship.formats import FORMATS, export_voice, file_stem
 from vits_prune.studio import workbench
 from vits_prune.studio.jobs import Update, in_background
 from vits_prune.studio.request import Request
+from vits_prune.threads import ForkSafeLock
 from vits_prune.ui import healed
 from vits_prune.ui.healed import Healing
 from vits_prune.ui.healing import Order
@@ -48,7 +48,7 @@ _MEASURING, _BUNDLING = 0.25, 0.5
 """Shares of a push that are told as done once a healed voice is measured, and once the files are written."""
 
 _work = tempfile.TemporaryDirectory(prefix="vits_prune-ship-")
-_writing = forks.Lock()
+_writing = ForkSafeLock()
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,62 @@
-"""The network of a Voice: VitsModel less what never runs, and decoder blocks that it lacks."""
+"""The network of a Voice, and the bounds of the config.json that it is made from.
+
+The network is VitsModel without what never runs, with decoder blocks that it lacks. A config.json
+may come from a stranger: every value is checked before a network is made from it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers import VitsConfig, VitsModel
+from transformers.activations import ACT2FN
 
+from vits_prune.errors import InputError
+from vits_prune.files import read_json
 from vits_prune.voices.voice import FreeCut
+
+Config = TypeVar("Config", bound=VitsConfig)
+Check = tuple[Callable[[Any], bool], str]
+"""Whether a value is accepted, and the words for what is."""
+
+_WHOLE = {
+    (1, 100_000): ("vocab_size", "num_speakers"),
+    (0, 100_000): ("pad_token_id",),
+    (2, 4096): ("hidden_size", "flow_size"),
+    (1, 64): ("num_hidden_layers", "num_attention_heads"),
+    (0, 64): ("window_size",),
+    (1, 16_384): ("ffn_dim", "spectrogram_bins"),
+    (1, 31): ("ffn_kernel_size", "duration_predictor_kernel_size", "wavenet_kernel_size"),
+    (0, 4096): ("speaker_embedding_size",),
+    (2, 8192): ("upsample_initial_channel",),
+    (2, 2): ("depth_separable_channels",),  # transformers' forward always draws two of noise
+    (1, 8): ("depth_separable_num_layers", "wavenet_dilation_rate"),
+    (1, 256): ("duration_predictor_flow_bins",),
+    (1, 16): ("duration_predictor_num_flows", "prior_encoder_num_flows"),
+    (1, 4096): ("duration_predictor_filter_channels",),
+    (1, 32): ("prior_encoder_num_wavenet_layers",),
+    (0, 32): ("posterior_encoder_num_wavenet_layers",),
+    (4000, 192_000): ("sampling_rate",),
+}
+_UNIT = (
+    *("hidden_dropout", "attention_dropout", "activation_dropout", "wavenet_dropout"),
+    *("duration_predictor_dropout", "layerdrop", "layer_norm_eps", "leaky_relu_slope"),
+)
+_FRACTIONS = {
+    (0.0, 1.0): _UNIT,
+    (0.0, 10.0): ("initializer_range", "noise_scale", "noise_scale_duration"),
+    (0.1, 1000.0): ("duration_predictor_tail_bound",),
+    (0.05, 20.0): ("speaking_rate",),
+}
+_MAY_BE_NULL = ("pad_token_id", "resblock_inner_channels")
 
 
 class ResidualBlock2(nn.Module):
@@ -27,13 +72,9 @@ class ResidualBlock2(nn.Module):
         self.leaky_relu_slope = leaky_relu_slope
         self.convs = nn.ModuleList(
             nn.Conv1d(
-                channels,
-                channels,
-                kernel_size,
-                dilation=dilation,
-                padding=(kernel_size - 1) * dilation // 2,
+                channels, channels, kernel_size, dilation=d, padding=(kernel_size - 1) * d // 2
             )
-            for dilation in dilations
+            for d in dilations
         )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -88,18 +129,12 @@ class PiperVitsModel(VitsModel):
         if config.resblock == "1":
             _narrow(self.decoder.resblocks, config)
             return
-        kernels = list(
-            zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
-        )
+        first, slope = config.upsample_initial_channel, config.leaky_relu_slope
+        kernels, dilations = config.resblock_kernel_sizes, config.resblock_dilation_sizes
         self.decoder.resblocks = nn.ModuleList(
-            ResidualBlock2(
-                config.upsample_initial_channel // 2 ** (stage + 1),
-                kernel_size,
-                dilations,
-                config.leaky_relu_slope,
-            )
+            ResidualBlock2(first // 2 ** (stage + 1), kernel, dilated, slope)
             for stage in range(len(config.upsample_rates))
-            for kernel_size, dilations in kernels
+            for kernel, dilated in zip(kernels, dilations, strict=True)
         )
 
 
@@ -110,17 +145,17 @@ def _narrow(resblocks: nn.ModuleList, config: NarrowVitsConfig | PiperVitsConfig
     branches = len(config.resblock_kernel_sizes)
     for index, block in enumerate(resblocks):
         inner = config.resblock_inner_channels[index // branches]
-        block.convs1 = nn.ModuleList(
-            _convolution(conv, conv.in_channels, inner) for conv in block.convs1
-        )
-        block.convs2 = nn.ModuleList(
-            _convolution(conv, inner, conv.out_channels) for conv in block.convs2
-        )
+        block.convs1 = _resized(block.convs1, outputs=inner)
+        block.convs2 = _resized(block.convs2, inputs=inner)
 
 
-def _convolution(like: nn.Conv1d, inputs: int, outputs: int) -> nn.Conv1d:
-    return nn.Conv1d(
-        inputs, outputs, like.kernel_size, padding=like.padding, dilation=like.dilation
+def _resized(convs: nn.ModuleList, inputs: int = 0, outputs: int = 0) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.Conv1d(
+            *(inputs or one.in_channels, outputs or one.out_channels, one.kernel_size),
+            **{"padding": one.padding, "dilation": one.dilation},
+        )
+        for one in convs
     )
 
 
@@ -181,3 +216,144 @@ def empty_model(config: VitsConfig) -> VitsModel:
         model = models.get(type(config), VitsModel)(config)
         fold_and_cut(model)
     return model
+
+
+def _whole(low: int, high: int) -> Check:
+    words = f"a whole number from {low} to {high}" if low != high else str(low)
+    return lambda value: type(value) is int and low <= value <= high, words
+
+
+def _fraction(low: float, high: float) -> Check:
+    words = f"a number from {low:g} to {high:g}"
+    return lambda value: type(value) in (int, float) and low <= value <= high, words
+
+
+def _one_of(*choices: object) -> Check:
+    words = "one of " + ", ".join(map(str, choices[:6]))
+    kind = type(choices[0])
+    return lambda value: isinstance(value, kind) and value in choices, words
+
+
+def _list(most: int, of: Check, words: str) -> Check:
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and 1 <= len(value) <= most and all(map(of[0], value))
+
+    return holds, f"a list of 1 to {most} {words}"
+
+
+def _whole_list(most: int, high: int) -> Check:
+    return _list(most, _whole(1, high), f"whole numbers from 1 to {high}")
+
+
+_CHECKS: dict[str, Check] = {
+    **{key: _whole(*bounds) for bounds, keys in _WHOLE.items() for key in keys},
+    **{key: _fraction(*bounds) for bounds, keys in _FRACTIONS.items() for key in keys},
+    "use_bias": _one_of(True, False),
+    "use_stochastic_duration_prediction": _one_of(True, False),
+    "upsample_rates": _whole_list(8, 4096),
+    "upsample_kernel_sizes": _whole_list(8, 8192),
+    "resblock_kernel_sizes": _whole_list(8, 63),
+    "resblock_dilation_sizes": _list(8, _whole_list(8, 64), "lists of up to 8 whole numbers"),
+    "resblock_inner_channels": _whole_list(8, 4096),
+    "resblock": _one_of("1", "2"),
+    "hidden_act": _one_of(*ACT2FN),
+}
+
+
+def require_model_type(values: dict[str, Any], wanted: str, name: str) -> None:
+    """Raise InputError if a config.json is of another architecture."""
+    found = values.get("model_type")
+    if found != wanted:
+        known = isinstance(found, str) and found
+        what = f"a {str(found)[:40]} checkpoint" if known else "a checkpoint of no stated kind"
+        raise InputError(
+            f"{name} is {what}, not {wanted}: choose VITS, such as facebook/mms-tts-eng."
+        )
+
+
+def read_config(folder: Path, config_class: type[Config], *, name: str | None = None) -> Config:
+    """Return the configuration in a folder's config.json, as `checked_config` does."""
+    name = name or folder.name
+    return checked_config(read_json(folder / "config.json", name), config_class, name)
+
+
+def checked_config(values: dict[str, Any], config_class: type[Config], name: str) -> Config:
+    """Return the configuration in the contents of a config.json, every value within bounds.
+
+    Keys that the class does not know are left out.
+
+    Raises:
+        InputError: it is of another architecture, or asks for a network that is refused.
+    """
+    require_model_type(values, config_class.model_type, name)
+    known: dict[str, Any] = {}
+    floats = {key for keys in _FRACTIONS.values() for key in keys}
+    for field in dataclasses.fields(config_class):
+        key = field.name
+        if key not in _CHECKS or key not in values:
+            continue
+        value = values[key]
+        if value is None and key in _MAY_BE_NULL:
+            continue
+        holds, wanted = _CHECKS[key]
+        if not holds(value):
+            raise InputError(
+                f"{name} says {key} = {repr(value)[:40]} in its config.json where {wanted} is "
+                "needed: check the checkpoint."
+            )
+        known[key] = float(value) if key in floats else value
+    try:
+        config = config_class(**known)
+    except Exception as error:  # transformers validates with its own kinds of error
+        raise InputError(
+            f"{name} has a config.json that transformers refuses: check the checkpoint."
+        ) from error
+    broken = next((rule for rule, holds in _rules(config).items() if not holds), None)
+    if broken:
+        raise InputError(
+            f"{name} has a config.json that cannot be run ({broken}): check the checkpoint."
+        )
+    return config
+
+
+def _rules(config: VitsConfig) -> dict[str, bool]:
+    """What must hold between the values for the network to run."""
+    rates, channels = config.upsample_rates, config.upsample_initial_channel
+    stages, inner = len(rates), getattr(config, "resblock_inner_channels", None)
+    prior, posterior = (
+        getattr(config, f"{which}_encoder_num_wavenet_layers") for which in ("prior", "posterior")
+    )
+    dp_kernel, wavenet_kernel = config.duration_predictor_kernel_size, config.wavenet_kernel_size
+    longest_dilation = max(
+        config.wavenet_dilation_rate ** (max(prior, posterior, 1) - 1),
+        dp_kernel ** (config.depth_separable_num_layers - 1),
+    )
+    kernels = (*config.resblock_kernel_sizes, dp_kernel, wavenet_kernel)
+    fits = inner is None or (
+        getattr(config, "resblock", "1") == "1"
+        and len(inner) == stages
+        and all(width <= channels // 2 ** (i + 1) for i, width in enumerate(inner))
+    )
+    pairs = zip(config.upsample_kernel_sizes, rates, strict=True)
+    return {
+        "hidden_size must be a multiple of num_attention_heads": (
+            config.hidden_size % config.num_attention_heads == 0
+        ),
+        "hidden_size and flow_size must be even": (
+            config.hidden_size % 2 == config.flow_size % 2 == 0
+        ),
+        "pad_token_id must be below vocab_size": (config.pad_token_id or 0) < config.vocab_size,
+        "no upsample kernel may be smaller than its rate": all(k >= rate for k, rate in pairs),
+        "the product of upsample_rates must be 4096 at most": math.prod(rates) <= 4096,
+        f"upsample_initial_channel must be a multiple of {2**stages}": channels % 2**stages == 0,
+        "resblock_dilation_sizes must have one entry for each of resblock_kernel_sizes": (
+            len(config.resblock_dilation_sizes) == len(config.resblock_kernel_sizes)
+        ),
+        "resblock_inner_channels must have one entry a stage of ResBlock1, none above the channels "
+        "of its stage": fits,
+        "kernel sizes must be odd": all(kernel % 2 for kernel in kernels),
+        "its dilations must be 65536 at most": longest_dilation <= 65_536,
+        "speaker_embedding_size must be above 0 where there are several speakers": (
+            config.num_speakers == 1 or config.speaker_embedding_size > 0
+        ),
+    }

@@ -1,8 +1,7 @@
 """A folder in transformers' layout -> Voice.
 
 Everything in such a folder may come from a stranger. Only JSON and safetensors are read, never a
-pickle, custom code (`auto_map`) or an adapter. The configuration is bounded before a network is
-made from it, and the shapes in the file are compared with it before a number is read.
+pickle, custom code (`auto_map`) or an adapter. Shapes are compared before a number is read.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import InputError
 from vits_prune.files import read_json
-from vits_prune.voices.architecture import fold_and_cut
-from vits_prune.voices.front_matter import read_licence
-from vits_prune.voices.hf_config import read_config
+from vits_prune.voices.architecture import fold_and_cut, read_config
 from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.manifest import require_manifest
 from vits_prune.voices.voice import FreeCut, Origin, Voice, resolve_speaker
@@ -32,6 +29,8 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
 _MAX_SHARDS = 64
+_MAX_CARD_CHARACTERS = 1 << 16
+_MAX_LICENCES, _MAX_LICENCE = 8, 64
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}\.safetensors")
 _FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
 _OLD_NAMES = {
@@ -45,28 +44,21 @@ def load_checkpoint(
 ) -> Voice:
     """Load a folder with config.json, model.safetensors (or shards) and the tokenizer's files.
 
-    Args:
-        folder: where the files are; nothing is written there.
-        name: what the voice is called in messages and tables.
-        origin: where it came from; if it has no licence, the folder's README.md may state one.
-        speaker: index or "0", "1", ... for a voice with several; None for the first.
+    If the origin has no licence, the folder's README.md may state one.
 
     Raises:
         InputError: it is not VITS, is damaged or incomplete, exceeds the bounds, or has no such
             speaker.
     """
-    folder = Path(folder)
     require_manifest(folder, folder / WEIGHTS, name)
     config = read_config(folder, VitsConfig, name=name)
     model, free_cut = load_model(folder, config, name=name)
-    tokenizer = HubTokenizer.load(folder, vocab_size=config.vocab_size, name=name)
-    count = config.num_speakers
-    speakers = tuple(map(str, range(count))) if count > 1 else ()
+    speakers = tuple(map(str, range(config.num_speakers))) if config.num_speakers > 1 else ()
     if origin.licence is None:
         origin = dataclasses.replace(origin, licence=read_licence(folder / "README.md"))
     return Voice(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=HubTokenizer.load(folder, vocab_size=config.vocab_size, name=name),
         sampling_rate=config.sampling_rate,
         name=name,
         origin=origin,
@@ -163,10 +155,7 @@ def read_tensors(
 ) -> dict[str, torch.Tensor]:
     """Return the wanted tensors of safetensors files as fp32, after comparing all their shapes.
 
-    Args:
-        files: the shards, in any order.
-        wanted: name in today's VitsModel -> shape; other tensors in the files are left alone.
-        name: of the voice, for messages.
+    `wanted` is {name in today's VitsModel: shape}; other tensors in the files are left alone.
 
     Raises:
         InputError: one is missing, has another shape, or is not stored as floating-point numbers.
@@ -179,15 +168,24 @@ def read_tensors(
                 current = _current_name(key)
                 if current in wanted:
                     part = handle.get_slice(key)
-                    shape = tuple(part.get_shape())
-                    _check_tensor(current, shape, tuple(wanted[current]), part.get_dtype(), name)
+                    shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                    if shape != tuple(wanted[current]):
+                        raise InputError(
+                            f"{name} has weights that do not fit its config.json ({current} is "
+                            f"{shape}, not {tuple(wanted[current])}): "
+                            "check that both come from the same checkpoint."
+                        )
+                    if dtype not in _FLOAT_TYPES:
+                        raise InputError(
+                            f"{name} stores {current} as {dtype}: save it as float32 or float16."
+                        )
                     found[current] = (file, key)
     missing = [key for key in wanted if key not in found]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"{name} lacks the weights {missing[0]}{more}: check that config.json and the weights "
-            "come from the same checkpoint."
+            f"{name} lacks the weights {missing[0]}{more}: "
+            "check that config.json comes from the same checkpoint."
         )
     tensors = {}
     for file in files:
@@ -207,20 +205,46 @@ def _current_name(key: str) -> str:
     return key
 
 
-def _check_tensor(
-    key: str, shape: tuple[int, ...], wanted: tuple[int, ...], dtype: str, name: str
-) -> None:
-    if shape != wanted:
-        raise InputError(
-            f"{name} has weights that do not fit its config.json ({key} is {shape}, not {wanted}): "
-            "check that both come from the same checkpoint."
-        )
-    if dtype not in _FLOAT_TYPES:
-        raise InputError(f"{name} stores {key} as {dtype}: save it as float32 or float16.")
-
-
 def require_finite(model: nn.Module, name: str) -> None:
     """Raise InputError if a parameter of a network is NaN or infinite."""
     for key, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} has damaged weights: {key} contains NaN or infinity.")
+
+
+def read_licence(card: Path) -> str | None:
+    """Return the licence in the front matter of a model card, as `licence_words` writes it."""
+    import yaml
+
+    try:
+        with open(card, encoding="utf-8", errors="replace") as file:
+            text = file.read(_MAX_CARD_CHARACTERS)
+    except OSError:
+        return None
+    found = re.match(r"\ufeff?---[ \t]*\n(.*?)\n---", text, re.DOTALL)
+    front = found.group(1) if found else ""
+    try:
+        values = yaml.load(front, yaml.BaseLoader)  # strings, lists and tables: nothing is made
+    except (ValueError, RecursionError, yaml.YAMLError):
+        # Flawed elsewhere, perhaps: what the licence forbids must not be lost with that.
+        stated = re.search(r"^license:[ \t]*[\"']?([A-Za-z0-9][\w.+-]{0,63})", front, re.MULTILINE)
+        return stated.group(1) if stated else None
+    if not isinstance(values, dict):
+        return None
+    return licence_words(values.get("license"), values.get("license_name"))
+
+
+def licence_words(stated: Any, named: Any = None) -> str | None:
+    """Return what a card states under `license`, several as "apache-2.0, cc-by-nc-4.0", or None.
+
+    What is too long is "other": a part of it could leave out what the licence forbids. `named` is
+    the card's `license_name`, which says what "other" is.
+    """
+    every = stated if isinstance(stated, list) else [stated]
+    every = [one for one in every if one not in (None, "", "~", "null")]
+    if len(every) > _MAX_LICENCES or not all(isinstance(one, str) for one in every):
+        return "other"
+    words = ", ".join(dict.fromkeys(" ".join(one.split()) for one in every))
+    if words == "other" and isinstance(named, str) and named.strip():
+        words = " ".join(named.split())
+    return "other" if len(words) > _MAX_LICENCE else words or None

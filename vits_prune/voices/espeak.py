@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.forks import renew_in_forks
+from vits_prune.threads import renew_in_forks
 from vits_prune.voices.espeak_library import Clause
 
 _ANSWER_SECONDS = 60.0

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune import forks
 from vits_prune.errors import InputError
 from vits_prune.files import read_json
+from vits_prune.threads import ForkSafeLock
 from vits_prune.voices.espeak import phonemise
 from vits_prune.voices.espeak_library import use_installed_espeak
 from vits_prune.voices.voice import Sentence, is_letter
@@ -37,8 +37,8 @@ _TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 _MAX_SYMBOL = 64
 
 # Both keep state of their own: espeak-ng in a C library, uroman in a cache of romanised text.
-_ESPEAK_LOCK = forks.Lock()
-_UROMAN_LOCK = forks.Lock()
+_ESPEAK_LOCK = ForkSafeLock()
+_UROMAN_LOCK = ForkSafeLock()
 
 _CLOSERS = "\"'”’»›)]}」』）】》〉"
 # Ends a sentence wherever it stands, for scripts that put no space after it; those of the second

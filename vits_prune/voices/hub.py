@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from vits_prune.errors import HubError, InputError
 from vits_prune.files import read_json
 from vits_prune.progress import SILENT, Progress
-from vits_prune.voices.front_matter import licence_words
 from vits_prune.voices.hub_errors import TooManyBytes, plain_errors
 from vits_prune.voices.manifest import EXPORT, SAVED
 
@@ -37,7 +36,7 @@ _REFERENCE = re.compile(
     r"(?:https://(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
     rf"({_SEGMENT}/{_SEGMENT})(?:@(.+)|/tree/(.+?))?/?"
 )
-_REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9_-])?")
+_REVISION = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9_](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9_-])?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -49,7 +48,7 @@ class Snapshot:
     revision: str
     """The commit."""
     licence: str | None
-    """As the model card states it; None if it states none or the hub could not be asked."""
+    """As the model card states it; None if it states none or the hub was not asked."""
 
 
 def parse_repo_id(text: str) -> tuple[str, str | None]:
@@ -63,14 +62,8 @@ def parse_repo_id(text: str) -> tuple[str, str | None]:
     """
     match = _REFERENCE.fullmatch(text.strip()) if len(text) <= 500 else None
     repo_id, revision = (match[1], match[2] or match[3]) if match else ("", None)
-    if (
-        not repo_id
-        or ".." in repo_id
-        or "--" in repo_id
-        or len(repo_id) > 96
-        or repo_id.startswith(("datasets/", "spaces/", "models/", "api/"))
-        or repo_id.endswith(".git")
-    ):
+    other = repo_id.startswith(("datasets/", "spaces/", "models/", "api/"))
+    if not 0 < len(repo_id) <= 96 or other or re.search(r"\.\.|--|\.git$", repo_id):
         raise InputError(
             f"{text.strip()[:80]!r} is no model of the Hugging Face hub: write owner/name such as "
             "facebook/mms-tts-eng, or the address of its page on https://huggingface.co."
@@ -80,9 +73,7 @@ def parse_repo_id(text: str) -> tuple[str, str | None]:
 
 
 def _check_revision(revision: str | None) -> None:
-    if revision is not None and (
-        not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision
-    ):
+    if revision is not None and not _REVISION.fullmatch(revision):
         raise InputError(
             f"{revision[:80]!r} is no revision: write a branch, a tag or a commit such as main."
         )
@@ -90,26 +81,16 @@ def _check_revision(revision: str | None) -> None:
 
 def fetch_snapshot(
     repo_id: str,
-    *,
     revision: str | None = None,
     token: str | bool | None = None,
+    *,
     max_bytes: int = MAX_BYTES,
     progress: Progress = SILENT,
     cache_dir: str | Path | None = None,
 ) -> Snapshot:
     """Download the files of a voice that the cache lacks; without the hub, use the cache alone.
 
-    Args:
-        repo_id: "owner/name".
-        revision: branch, tag or commit; None for the main branch.
-        token: access token; None for the usual one (HF_TOKEN or `hf auth login`), False for none.
-        max_bytes: refuse a voice whose files are larger than this together.
-        progress: of the download; if it is SILENT, the hub's own bar shows it.
-        cache_dir: where downloads are kept; None for the hub's usual cache.
-
-    Raises:
-        InputError: there is no such model or no access to it, it is not a voice, it is too large,
-            or the download failed.
+    Arguments and errors are those of `load_hub`; `repo_id` is "owner/name".
     """
     _check_revision(revision)
     with plain_errors(repo_id, revision):
@@ -228,8 +209,8 @@ def _fetch_voice(download: _Download, revision: str | None, max_bytes: int) -> P
     """Download the files of a voice: small ones that say which others it has, then the others."""
     from huggingface_hub import constants
 
+    from vits_prune.voices.architecture import require_model_type
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX
-    from vits_prune.voices.hf_config import require_model_type
     from vits_prune.voices.onnx_load import is_export
 
     repo_id, sizes = download.repo_id, download.sizes
@@ -264,8 +245,8 @@ def _listed(path: Path, download: _Download) -> list[str]:
     listed = kind.listed(read_json(path, download.repo_id, _MAX_SMALL_BYTES))
     if len(listed) > _MAX_LISTED:
         raise InputError(
-            f"{download.repo_id} is damaged: its {path.name} lists more than {_MAX_LISTED} files. "
-            "Push the voice again."
+            f"{download.repo_id} is damaged, its {path.name} lists more than {_MAX_LISTED} files: "
+            "push the voice again."
         )
     # The settings of a Piper voice may be edited, so they are not in the list.
     settings = [f"{name}.json" for name in listed if name.endswith(".onnx")]
@@ -307,19 +288,17 @@ def _weights(download: _Download, folder: Path) -> list[str]:
 
 def stated_licence(info: ModelInfo) -> str | None:
     """Return the licence that a model card states, several as "apache-2.0, cc-by-nc-4.0"."""
+    from vits_prune.voices.checkpoint import licence_words
+
     tags = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
     card = info.card_data or {}
     return licence_words(card.get("license") or next(iter(tags), None), card.get("license_name"))
 
 
 def trim_cache(max_bytes: int, keep: str) -> None:
-    """Remove the models used longest ago from the hub's cache until it is within a bound.
+    """Remove the models used longest ago from a server's hub cache until it has `max_bytes`.
 
-    For a server; not for a user's own machine.
-
-    Args:
-        max_bytes: what the cache may weigh.
-        keep: a repository that stays.
+    The repository `keep` stays.
     """
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
@@ -340,11 +319,7 @@ def trim_cache(max_bytes: int, keep: str) -> None:
 def _cached_snapshot(
     repo_id: str, revision: str | None, cache_dir: str | Path | None, anonymous: bool
 ) -> Snapshot:
-    """Return what an earlier download left; to the anonymous only what was public once.
-
-    Raises:
-        HubError: there is nothing, or not all of it.
-    """
+    """Return what an earlier download left; to the anonymous only what was public once."""
     from huggingface_hub import try_to_load_from_cache
 
     found = (

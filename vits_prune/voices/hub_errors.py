@@ -1,36 +1,20 @@
-"""What goes wrong between a hub and a disk, in one plain sentence each."""
+"""What goes wrong in a download from the hub, in one plain sentence each."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import re
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from vits_prune.errors import HubError, InputError, LoginError
 
-_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, AssertionError)
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, AssertionError)
 """What huggingface_hub raises for an answer that is not the hub's. Our own bugs raise it too."""
-_TOKEN = re.compile(r"\b(?:hf|api)_[\w.\-]{6,}|[Bb]earer\s+\S+")
 
 
 class TooManyBytes(Exception):
     """The server sent more than it had declared."""
-
-
-class PushStopped(Exception):
-    """The caller of a push has gone: what still reads a file for it ends here."""
-
-
-class UnreadableAnswer(Exception):
-    """The hub's answer lacks what this package needs."""
-
-
-class PushStalled(Exception):
-    """The hub took nothing and said nothing for too long."""
 
 
 @contextlib.contextmanager
@@ -44,12 +28,12 @@ def plain_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         HubError: the hub refuses or cannot be reached.
         InputError: the disk does not take the download.
     """
-    with _explained(lambda error: _download_error(repo_id, revision, error)):
+    with explained(lambda error: _download_error(repo_id, revision, error)):
         yield
 
 
 @contextlib.contextmanager
-def _explained(explain: Callable[[Exception], Exception | None]) -> Iterator[None]:
+def explained(explain: Callable[[Exception], Exception | None]) -> Iterator[None]:
     try:
         yield
     except InputError:
@@ -61,19 +45,12 @@ def _explained(explain: Callable[[Exception], Exception | None]) -> Iterator[Non
         raise found from (found.__cause__ if found is error.__cause__ else error)
 
 
-def _raised_by_client(error: BaseException) -> bool:
+def raised_by_client(error: BaseException) -> bool:
     """Whether huggingface_hub itself raised an error, and no callback of ours that it called."""
     frames = traceback.walk_tb(error.__traceback__)
     packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
     ours = [i for i, package in enumerate(packages) if package == __name__.partition(".")[0]]
     return "huggingface_hub" in packages[max(ours, default=-1) + 1 :]
-
-
-def one_line(text: str) -> str:
-    """Return what a server said, short, on one line, and without anything like a token."""
-    text = _TOKEN.sub("***", text)
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text[:160].rstrip(".: ")
 
 
 def _download_error(repo_id: str, revision: str | None, error: Exception) -> InputError | None:
@@ -82,50 +59,33 @@ def _download_error(repo_id: str, revision: str | None, error: Exception) -> Inp
     from huggingface_hub import errors
 
     lost = HubError(f"The connection was lost while loading {repo_id}: try again.")
-    known: tuple[tuple[type[Exception] | tuple[type[Exception], ...], InputError], ...] = (
-        (
-            errors.GatedRepoError,
-            LoginError(
-                f"{repo_id} is gated: accept its licence at https://huggingface.co/{repo_id}, "
-                "then log in (hf auth login) or give a token."
-            ),
+    known: dict[type[Exception], InputError] = {
+        errors.GatedRepoError: LoginError(
+            f"{repo_id} is gated: accept its licence at https://huggingface.co/{repo_id}, "
+            "then log in (hf auth login) or give a token."
         ),
-        (
-            errors.RepositoryNotFoundError,
-            HubError(
-                f"There is no model {repo_id} on Hugging Face, or it is private: "
-                "check the name, or log in."
-            ),
+        errors.RepositoryNotFoundError: HubError(
+            f"There is no model {repo_id} on Hugging Face, or it is private: "
+            "check the name, or log in."
         ),
-        (
-            errors.RevisionNotFoundError,
-            HubError(
-                f"{repo_id} has no revision {revision!r}: "
-                "give one of its branches, tags or commits."
-            ),
+        errors.RevisionNotFoundError: HubError(
+            f"{repo_id} has no revision {revision!r}: give one of its branches, tags or commits."
         ),
-        (errors.LocalEntryNotFoundError, lost),
-        (
-            errors.EntryNotFoundError,
-            HubError(f"{repo_id} lacks a file that it lists: try again later."),
+        errors.LocalEntryNotFoundError: lost,
+        errors.EntryNotFoundError: HubError(
+            f"{repo_id} lacks a file that it lists: try again later."
         ),
-        (
-            errors.HFValidationError,
-            InputError(
-                f"{repo_id!r} is no model of the Hugging Face hub: "
-                "write owner/name such as facebook/mms-tts-eng."
-            ),
+        errors.HFValidationError: InputError(
+            f"{repo_id!r} is no model of the Hugging Face hub: "
+            "write owner/name such as facebook/mms-tts-eng."
         ),
-        (
-            TooManyBytes,
-            HubError(
-                f"The server sent more of {error} of {repo_id} than it had declared, and was "
-                "cut off: try again later."
-            ),
+        TooManyBytes: HubError(
+            f"The server sent more of {error} of {repo_id} than it had declared, and was cut off: "
+            "try again later."
         ),
-    )
-    for kinds, answer in known:
-        if isinstance(error, kinds):
+    }
+    for kind, answer in known.items():
+        if isinstance(error, kind):
             return answer
     if isinstance(error, errors.HfHubHTTPError):
         return _refused(repo_id, error.response.status_code)
@@ -133,7 +93,7 @@ def _download_error(repo_id: str, revision: str | None, error: Exception) -> Inp
         return lost
     if isinstance(error, OSError):
         return _disk_error(repo_id, error)
-    if isinstance(error, (RuntimeError, *_UNREADABLE)) and _raised_by_client(error):
+    if isinstance(error, (RuntimeError, *UNREADABLE)) and raised_by_client(error):
         if isinstance(error, RuntimeError):  # how hf_xet reports a broken connection
             return lost
         return HubError(
@@ -144,15 +104,13 @@ def _download_error(repo_id: str, revision: str | None, error: Exception) -> Inp
 
 
 def _refused(repo_id: str, status: int) -> HubError:
-    if status == 401:
-        return LoginError(
-            "Hugging Face does not accept the access token: log in again (hf auth login), "
-            f"or load {repo_id} without a token."
-        )
-    if status == 403:
-        return LoginError(
-            f"Hugging Face refuses access to {repo_id}: check that the access token may read it."
-        )
+    logins = {
+        401: "Hugging Face does not accept the access token: log in again (hf auth login), "
+        f"or load {repo_id} without a token.",
+        403: f"Hugging Face refuses access to {repo_id}: check that the access token may read it.",
+    }
+    if status in logins:
+        return LoginError(logins[status])
     if status == 429:
         return HubError(
             f"Hugging Face had too many requests and refuses {repo_id} for now: "
@@ -174,156 +132,3 @@ def _disk_error(repo_id: str, error: OSError) -> InputError:
         )
     # huggingface_hub's check of the size after the last byte
     return HubError(f"The download of {repo_id} arrived incomplete: try again.")
-
-
-@dataclass
-class PushState:
-    """How far a push has come, for what is said when it fails.
-
-    `created` says whether this push made the repository, which is empty until the commit;
-    `cancelled` is what the caller raised to cancel, which passes as it is.
-    """
-
-    repo_id: str
-    user: str = ""
-    step: Literal["look", "create", "send", "commit"] = "look"
-    created: bool = False
-    cancelled: BaseException | None = None
-
-    def refusal(self, what: str, kind: type[InputError] = InputError) -> InputError:
-        """Return the error that says that nothing was published, and why.
-
-        Args:
-            what: what is wrong and what to do, without a full stop.
-            kind: type of the error.
-        """
-        more = ""
-        if self.created:
-            more = f": {self.repo_id} was made and is empty, and the same push again goes on"
-        return kind(f"{what}; nothing was published{more}.")
-
-
-@contextlib.contextmanager
-def plain_push_errors(state: PushState) -> Iterator[None]:
-    """Turn what huggingface_hub raises during a push into one plain sentence.
-
-    Errors of other code pass as they are. No text of an exception is shown, so no token can be.
-
-    Raises:
-        LoginError: nobody is logged in, or the hub wants another log-in.
-        HubError: the hub refuses or cannot be reached.
-        InputError: the folder cannot be read, or the name is not one of a repository.
-    """
-
-    def explain(error: Exception) -> Exception | None:
-        if error is state.cancelled:
-            return None
-        # huggingface_hub wraps what happened to a large file into a RuntimeError.
-        cause = error.__cause__ if isinstance(error, RuntimeError) else None
-        found = _push_error(state, cause if isinstance(cause, Exception) else error)
-        if found is not None:
-            return state.refusal(found[1], found[0])
-        return cause if isinstance(cause, Exception) else None
-
-    with _explained(explain):
-        yield
-
-
-def _push_error(state: PushState, cause: Exception) -> tuple[type[InputError], str] | None:
-    """Return the type of error and what it says, None if it is not the hub's."""
-    import httpx2
-    from huggingface_hub import errors
-
-    repo_id, again = state.repo_id, "push again, which sends only what is missing"
-    if isinstance(cause, errors.HfHubHTTPError):
-        return _push_refused(state, cause)
-    if isinstance(cause, errors.LocalTokenNotFoundError):
-        return LoginError, (
-            "Nobody is logged in to Hugging Face: run hf auth login, set HF_TOKEN or give a token "
-            "with write permission"
-        )
-    if isinstance(cause, errors.OfflineModeIsEnabled):
-        return HubError, "HF_HUB_OFFLINE is set: unset it to push"
-    if isinstance(cause, errors.HFValidationError):
-        return InputError, (
-            f"{repo_id[:96]!r} is no name for a repository: "
-            "write owner/name with letters, digits, dots and dashes"
-        )
-    if isinstance(cause, PushStalled):
-        what = "Hugging Face did not answer for minutes: check the connection and"
-        return HubError, f"{what} {again}"
-    connection = (httpx2.HTTPError, ConnectionError, TimeoutError)
-    if isinstance(cause, connection) and state.step == "look":
-        return HubError, "Hugging Face cannot be reached: check the connection and try again"
-    if isinstance(cause, OSError) and cause.filename is not None:
-        name = str(cause.filename)[-80:]
-        return InputError, f"{name!r} cannot be read ({cause.strerror}): check the folder"
-    if isinstance(cause, ValueError) and isinstance(cause.__cause__, errors.BadRequestError):
-        said = one_line(str(cause).partition("\n")[2].removeprefix("- "))  # of the model card
-        return HubError, (
-            f"Hugging Face does not accept the front matter of README.md ({said}): "
-            "correct it and push again"
-        )
-    if isinstance(cause, _xet_login_errors()):
-        return LoginError, (
-            f"The storage of Hugging Face does not let {state.user or 'this token'} write "
-            f"{repo_id}: log in again and push again"
-        )
-    by_client = _raised_by_client(cause)
-    if isinstance(cause, (httpx2.HTTPError, OSError)) or (
-        isinstance(cause, RuntimeError) and by_client
-    ):
-        return HubError, f"The connection was lost while sending {repo_id}: {again}"
-    if isinstance(cause, UnreadableAnswer) or (isinstance(cause, _UNREADABLE) and by_client):
-        return HubError, (
-            f"The hub gave an answer about {repo_id} that cannot be read: "
-            "check HF_ENDPOINT, or try again later"
-        )
-    return None
-
-
-def _xet_login_errors() -> tuple[type[Exception], ...]:
-    try:
-        from hf_xet import XetAuthenticationError
-    except ImportError:  # not installed, or older than this error
-        return ()
-    return (XetAuthenticationError,)
-
-
-def _push_refused(state: PushState, error: Exception) -> tuple[type[InputError], str]:
-    """Return what an HTTP status means at this point of a push."""
-    from huggingface_hub import errors
-
-    assert isinstance(error, errors.HfHubHTTPError)
-    status, repo_id, who = error.response.status_code, state.repo_id, state.user or "this token"
-    said = f" (it says: {said})" if (said := one_line(error.server_message or "")) else ""
-    unknown = isinstance(error, errors.RepositoryNotFoundError)
-    if status == 401 and not (state.user and unknown):
-        return LoginError, (
-            "Hugging Face does not accept the access token: log in again (hf auth login) with one "
-            "that has write permission"
-        )
-    if status == 403:
-        return LoginError, (
-            f"Hugging Face does not let {who} write to {repo_id}{said}: use a token with write "
-            "permission for it, or push to a repository of your own"
-        )
-    if status == 409 and state.step == "create":
-        what = f"The name {repo_id} is taken by a repository that {who} cannot see"
-        return HubError, f"{what}: choose another name"
-    gone = f"{repo_id} is not there any more: check whether it was deleted or renamed, and push"
-    changed = (
-        f"{repo_id} was changed by another push meanwhile: look at what it holds now, and push"
-    )
-    refused = f"Hugging Face refuses the files or the name of {repo_id}{said}: change them and push"
-    known = {
-        **dict.fromkeys((401, 404), f"{gone} again"),
-        402: f"Hugging Face takes no more files from {repo_id.partition('/')[0]}{said}: "
-        "see its plan and storage at huggingface.co/settings/billing",
-        **dict.fromkeys((409, 412), f"{changed} again"),
-        429: "Hugging Face had too many requests and refuses more for now: "
-        "push again in a few minutes",
-        **dict.fromkeys((400, 413, 422), f"{refused} again"),
-    }
-    later = "push again later, which sends only what is missing"
-    return HubError, known.get(status, f"Hugging Face answered {status} for {repo_id}: {later}")

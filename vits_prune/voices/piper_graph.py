@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vits_prune.errors import InputError
-from vits_prune.voices.onnx_facts import Facts, read_facts
+from vits_prune.voices.manifest import Facts, read_facts
 
 if TYPE_CHECKING:
     import onnx

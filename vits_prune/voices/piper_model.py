@@ -15,8 +15,7 @@ from torch import nn
 from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import InputError
-from vits_prune.voices.architecture import PiperVitsConfig, empty_model
-from vits_prune.voices.hf_config import checked_config
+from vits_prune.voices.architecture import PiperVitsConfig, checked_config, empty_model
 from vits_prune.voices.piper_graph import PiperGraph, naming, require
 
 MAX_HOP_LENGTH = 4096

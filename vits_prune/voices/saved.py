@@ -27,9 +27,9 @@ from vits_prune.voices.architecture import (
     PiperVitsConfig,
     empty_model,
     in_plain_layout,
+    read_config,
 )
 from vits_prune.voices.checkpoint import load_checkpoint, require_finite
-from vits_prune.voices.hf_config import read_config
 from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.manifest import (
     MANIFEST,

@@ -1,4 +1,4 @@
-"""Voice: a VITS model ready to speak, and the protocol of what reads text to it."""
+"""Voice: a VITS model ready to speak, its language, and the protocol of what reads text to it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="nn.Module")
 
+_WHISPER_CODES = {"nb": "no", "zlm": "ms"}
+"""Languages that Whisper has under another code than the standard's."""
 PARTS = ("text_encoder", "duration_predictor", "flow", "decoder")
 """The four parts of VITS that run when it speaks, in order (Kim et al. 2021, arXiv:2106.06103)."""
 
@@ -141,9 +143,8 @@ class Voice:
     def with_weights(self, weights: Mapping[str, torch.Tensor], **changes: Any) -> Voice:
         """Return a Voice like this one with some tensors replaced; all others are shared.
 
-        Args:
-            weights: parameter name (as in `model.named_parameters()`) -> tensor of the same shape.
-            changes: other fields of the new Voice, such as `recipe`.
+        `weights` is {name as in `model.named_parameters()`: tensor of the same shape}; `changes`
+        are other fields of the new Voice, such as `recipe`.
         """
         return dataclasses.replace(self, model=copy_with_weights(self.model, weights), **changes)
 
@@ -221,3 +222,46 @@ def _clone(module: M, replaced: Mapping[int, nn.Parameter]) -> M:
     for name, child in module._modules.items():
         clone._modules[name] = None if child is None else _clone(child, replaced)
     return clone
+
+
+def spoken_language(voice: Voice) -> str | None:
+    """Return the language of a voice as Whisper names it ("en"), None if its tokenizer names none.
+
+    Piper voices name their espeak-ng voice ("en-us"), hub checkpoints a language (MMS: ISO 639-3).
+    """
+    import langcodes
+
+    if not voice.tokenizer.language:
+        return None
+    # "azj-script_latin", "en-gb-x-rp" and "cmn" become "az", "en" and "zh"
+    tag = voice.tokenizer.language.split("_")[0].split("-script")[0]
+    try:
+        found = langcodes.Language.get(langcodes.standardize_tag(tag, macro=True)).language
+    except langcodes.LanguageTagError:
+        return None
+    return _WHISPER_CODES.get(found, found) if found else None
+
+
+def draw_texts(voice: Voice, count: int, seed: int) -> tuple[str, ...]:
+    """Return sentences of random words, all letters of the voice being equally likely.
+
+    Raises:
+        InputError: the voice has no letters to draw from.
+    """
+    import numpy as np
+
+    letters = voice.tokenizer.letters
+    if not letters:
+        raise InputError(
+            f"{voice.name} has no letters to draw sentences from: give texts to calibrate it on."
+        )
+    random = np.random.default_rng(seed)
+
+    def word() -> str:
+        picked = random.integers(len(letters), size=random.integers(2, 8))
+        return "".join(letters[i] for i in picked)
+
+    return tuple(
+        voice.tokenizer.spell(" ".join(word() for _ in range(random.integers(5, 12))))
+        for _ in range(count)
+    )
