@@ -1,4 +1,4 @@
-"""The clock of a healing: minutes become a number of steps, which falls if the machine gets slower."""
+"""The clock of a healing: minutes become steps, and fewer of them if the machine gets slower."""
 
 from __future__ import annotations
 

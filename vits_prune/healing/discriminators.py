@@ -36,7 +36,7 @@ _SCALE_LAYERS = (
 _seeding = ForkSafeLock()
 
 Judgement: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
-"""Score [batch, places], 1 for real and 0 for made, and each layer's features [_, channels, places]."""
+"""Score [batch, places], 1 for real and 0 for made, and features [_, channels, places] by layer."""
 
 
 class _Discriminator(nn.Module):

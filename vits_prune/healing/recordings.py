@@ -124,10 +124,10 @@ def read_recordings(
         except UnusableError as error:
             skipped.append(Skipped(_printable(row.name), str(error)))
     if not usable:
-        first = f", for one {skipped[0].name}: {skipped[0].reason}" if skipped else ""
-        raise InputError(
-            f"No recording in {folder.name[:100]!r} can be used{first or ': its transcript is empty.'}"
-        )
+        why = ": its transcript is empty."
+        if skipped:
+            why = f", for one {skipped[0].name}: {skipped[0].reason}"
+        raise InputError(f"No recording in {folder.name[:100]!r} can be used{why}")
     return Recordings(tuple(usable), tuple(skipped), len(rows) - done)
 
 

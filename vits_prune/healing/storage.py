@@ -1,4 +1,4 @@
-"""Tensors and JSON facts in one safetensors file with a checksum, and the checkpoints made of it."""
+"""Tensors and JSON facts in one safetensors file with a checksum, and checkpoints made of it."""
 
 from __future__ import annotations
 

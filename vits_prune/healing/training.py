@@ -1,4 +1,4 @@
-"""Training: the student's weights, the optimiser, and one step. It knows neither files nor clocks."""
+"""Training: the student's weights, the optimiser, and one step, without files or clocks."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class Judgement:
 
 @dataclass(frozen=True, eq=False)
 class CheckpointJudge:
-    """Scores checkpoints by character errors and DNSMOS. It can be pickled without its callbacks."""
+    """Scores checkpoints by character errors and DNSMOS; without callbacks it can be pickled."""
 
     reference: Reference | None
     """The original, measured. None where it cannot be, or where another process judges: then no
