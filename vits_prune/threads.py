@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from vits_prune.errors import InputError
+from vits_prune.progress import Progress
 
 
 @contextlib.contextmanager
@@ -87,6 +88,16 @@ class ForkSafeLock:
 
     def locked(self) -> bool:
         return self._lock.locked()
+
+    @contextlib.contextmanager
+    def turn(self, progress: Progress, message: str) -> Iterator[None]:
+        """Hold the lock; while another thread holds it, report the message, which may cancel."""
+        while not self.acquire(timeout=0.2):
+            progress.report(message, 0.0)
+        try:
+            yield
+        finally:
+            self.release()
 
     def __enter__(self) -> bool:
         return self.acquire()

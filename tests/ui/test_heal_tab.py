@@ -1,4 +1,4 @@
-"""The Heal tab's work without a browser, on a tiny voice: what is shown, what is kept, and what is left behind."""
+"""Healing on the page, without a browser, on a tiny voice."""
 
 from __future__ import annotations
 
@@ -17,326 +17,343 @@ import pytest
 import soundfile
 
 from vits_prune import PARTS, HealPlan, PruneSpec, load_voice, speak
-from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.healing import heal as heal_voice
-from vits_prune.studio import workbench
-from vits_prune.studio.jobs import Update
+from vits_prune.progress import Cancelled, Progress
+from vits_prune.studio import descriptions, heal_jobs, heal_stretch, plots, workbench
+from vits_prune.studio.heal_jobs import HealJob, Order, order_of
+from vits_prune.studio.heal_stretch import Checkpoint, StepMade, Stretch, StretchEnd
+from vits_prune.studio.request import Request
 from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.judge import CheckpointJudge, tuning_texts
-from vits_prune.ui import heal, healed, healing, page
-from vits_prune.ui.course import MAX_POINTS, course_value
-from vits_prune.ui.healed import Healing
-from vits_prune.ui.healing import Check, Ended, Order, Progress, Task
+from vits_prune.ui import page
+from vits_prune.ui.tabs import heal
 
 PLAN = HealPlan(
-    minutes=None, steps=20, lessons=20, batch=2, segment=16, learning_rate=2e-3, checkpoint_every=4
+    minutes=None, steps=6, lessons=6, batch=2, segment=16, learning_rate=2e-3, checkpoint_every=3
 )
+ENDLESS = dataclasses.replace(PLAN, steps=100_000, checkpoint_every=100_000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bench(tiny):
+    """A workbench whose only voice is the tiny one. Its noise has no words to recognise."""
+    with pytest.MonkeyPatch.context() as patch:
+        bench = workbench.Workbench()
+        patch.setattr(workbench, "bench", bench)
+        patch.setattr(bench, "voice", lambda *_, **__: tiny)
+        patch.setattr(heal_jobs, "METRICS", ("naturalness", "rhythm"))
+        patch.setattr(heal_jobs, "EVALUATIONS", 2)
+        yield bench
+        heal_jobs.jobs.clear()
+
+
+@pytest.fixture(scope="module")
+def order(bench):
+    """Half of the weights are gone."""
+    spec = PruneSpec(scope="local", amount=0.5)
+    request = Request("someone/tiny", "hi there you", spec, seed=2, timing="locked")
+    return Order(request, PLAN, 1, "")
 
 
 @pytest.fixture
-def request_deep(request_, monkeypatch):
-    """A request that takes half of the weights, and no recogniser: a tiny voice's noise has no words."""
-    monkeypatch.setattr(healed, "METRICS", ("naturalness", "rhythm"))
-    monkeypatch.setattr(healed, "_healings", Bounded(1 << 30, healed._bytes))
-    return dataclasses.replace(request_, spec=PruneSpec(amount=0.5))
+def quick(monkeypatch):
+    """Measure rhythm only: what is tested is not the choice of the best."""
+    monkeypatch.setattr(heal_jobs, "METRICS", ("rhythm",))
 
 
-@pytest.fixture
-def order(request_deep):
-    return Order(request_deep, PLAN, 2, "")
-
-
-def never(_what="healing"):
+def never(_presses=1):
     return False
 
 
-def last_of(order, halted=never):
-    """What the tab shows in the end, everything of it in the last update."""
-    return list(heal.ordered_steps(order, None, halted))
+def other(order, **changes):
+    """The order of another healing, which nobody has asked for yet."""
+    plan = dataclasses.replace(changes.pop("plan", PLAN), **changes)
+    return dataclasses.replace(order, plan=plan, owner=os.urandom(8).hex())
+
+
+def shown_by(order, pressed=never):
+    return list(heal.heal(order, None, pressed))
 
 
 def left_behind():
-    return list(Path(healed._work.name).iterdir())
+    return list(Path(heal_jobs.work.name).iterdir())
 
 
-def heal_wholly(order, tiny):
+def samples(audio):
+    return soundfile.read(audio.value["path"], dtype="int16")[0]
+
+
+@pytest.fixture(scope="module")
+def updates(order):
+    """All updates of one healing that ran through."""
+    return shown_by(order)
+
+
+@pytest.fixture(scope="module")
+def whole(order, tiny, bench):
     """The same by the library in one go, with the page's own measure."""
-    request = order.request
     said = tuning_texts(tiny, order.texts).texts
-    reference = prepare_reference(
-        tiny, said, Settings(seed=request.seed, metrics=healed.METRICS, noise_seeds=0)
-    )
-    return heal_voice(
-        workbench.bench.pruned(request),
-        tiny,
-        plan=order.plan,
-        judge=CheckpointJudge(reference, healing.CHECKS),
-    ).voice
+    settings = Settings(seed=order.request.seed, metrics=heal_jobs.METRICS, noise_seeds=0)
+    judge = CheckpointJudge(prepare_reference(tiny, said, settings), heal_jobs.EVALUATIONS)
+    return heal_voice(bench.pruned(order.request), tiny, plan=PLAN, judge=judge).voice
 
 
-def weights_of(voice):
-    return dict(voice.model.named_parameters())
+def assert_same_weights(one, another):
+    theirs = dict(another.model.named_parameters())
+    assert all(tensor.equal(theirs[name]) for name, tensor in one.model.named_parameters())
 
 
-def test_it_heals_and_shows_what_became_of_it(order, tiny, tmp_path):
-    updates = last_of(order)
-    assert {name for update in updates for name in update} == set(heal.SHOWN)
-    shown = updates[-1]
+def test_the_last_update_shows_all_that_was_found(order, updates, whole):
+    assert {name for update in updates for name in update} == set(heal.FILLS)
+    shown, job = updates[-1], heal_jobs.recall(order)
     json.dumps(shown["heal_course"])
-    assert {one["name"] for one in shown["heal_course"]["losses"]} >= {
-        "mel",
-        "prior",
-        "flow",
-        "durations",
-    }
-    (dnsmos,) = [one for one in shown["heal_course"]["checks"] if one["title"] == "DNSMOS, overall"]
-    assert [point[0] for point in dnsmos["points"]] == [0, 4, 8, 12, 16, 20]
-    found = healed.recall(order)
-    scores = {check.step: check.score for check in found.checks if check.step}
-    assert scores[found.kept] == min(scores.values())
-    assert f"The voice of step {found.kept} of 20 is kept" in shown["heal_status"]
-    assert [value for _, value in shown["heal_checkpoint"].choices] == [0, 4, 8, 12, 16, 20]
+    names = {one["name"] for one in shown["heal_course"]["losses"]}
+    assert names >= {"mel", "prior", "flow", "durations"}
+    checks = {one["title"]: one["points"] for one in shown["heal_course"]["checks"]}
+    assert [point[0] for point in checks["DNSMOS, overall"]] == [0, 3, 6]
+    scores = {one.step: one.score for one in job.checkpoints if one.step}
+    assert scores[job.kept] == min(scores.values())
+    assert f"The voice of step {job.kept} of 6 is kept" in shown["heal_status"]
+    assert [step for _, step in shown["heal_checkpoint"].choices] == [0, 3, 6]
     assert any("(kept)" in label for label, _ in shown["heal_checkpoint"].choices)
-    table = shown["heal_table"].value
-    assert "length of the speech" in str(table)
+    assert "length of the speech" in str(shown["heal_table"].value)
     rows = pd.read_csv(shown["heal_table_csv"].value["path"])
     assert list(rows["voice"]) == ["pruned", "healed"]
     assert rows["duration_ratio"].notna().all()
     curve = pd.read_csv(shown["heal_csv"].value["path"])
     assert list(curve["step"]) == sorted(curve["step"])
-    assert curve["measured_dnsmos_ovrl"].count() == 6
-    whole = heal_wholly(order, tiny)
-    assert all(
-        tensor.equal(weights_of(whole)[name]) for name, tensor in weights_of(found.voice).items()
-    )
-    assert found.voice.recipe == whole.recipe
+    assert curve["measured_dnsmos_ovrl"].count() == curve["measured_dnsmos_ovrl_low"].count() == 3
+    assert_same_weights(job.voice, whole)
+    assert job.voice.recipe == whole.recipe
     assert left_behind() == []
 
-    original = speak(tiny, order.request.text, order.request.seed)
-    speech = speak(found.voice, order.request.text, order.request.seed, timing=original)
-    np.testing.assert_array_equal(
-        soundfile.read(shown["heal_healed"].value["path"], dtype="int16")[0], speech.pcm16()
-    )
-    at_best = heal.checkpoint_steps(order, found.kept)["heal_audio"]
-    np.testing.assert_array_equal(
-        soundfile.read(at_best.value["path"], dtype="int16")[0], speech.pcm16()
-    )
-    with zipfile.ZipFile(heal.healed_folder(order)) as archive:
+
+def test_the_healed_voice_is_heard_and_saved(order, updates, tiny, tmp_path):
+    job, request = heal_jobs.recall(order), order.request
+    original = speak(tiny, request.text, request.seed)
+    speech = speak(job.voice, request.text, request.seed, timing=original)
+    at_best = heal.hear_checkpoint({"heal_key": order, "heal_checkpoint": job.kept})
+    for heard in (updates[-1]["heal_healed"], at_best["heal_audio"]):
+        np.testing.assert_array_equal(samples(heard), speech.pcm16())
+    with zipfile.ZipFile(heal.save({"heal_key": order})["heal_saved"].value["path"]) as archive:
         archive.extractall(tmp_path)
     (folder,) = tmp_path.iterdir()
-    np.testing.assert_array_equal(
-        speak(load_voice(folder), "hi there you", 2).waveform,
-        speak(found.voice, "hi there you", 2).waveform,
-    )
+    again = speak(load_voice(folder), "hi there you", 2).waveform
+    np.testing.assert_array_equal(again, speak(job.voice, "hi there you", 2).waveform)
 
-    other = dataclasses.replace(
-        order, request=dataclasses.replace(order.request, text="you hi", timing="own")
-    )
-    again = last_of(other)
+
+def test_another_text_is_spoken_by_the_voice_that_is_healed_already(order, updates, tiny, bench):
+    request = dataclasses.replace(order.request, text="you hi", timing="own")
+    theirs = dataclasses.replace(order, request=request)
+    again, job, found = shown_by(theirs), heal_jobs.recall(order), heal_jobs.recall(theirs)
     assert len(again) < len(updates)
-    theirs = healed.recall(other)
-    assert theirs.voice is found.voice, "what was healed is spoken with, not healed again"
-    assert [check.figures for check in theirs.checks] == [check.figures for check in found.checks]
-    assert [value for _, value in again[-1]["heal_checkpoint"].choices] == [0, found.kept], (
-        "others said what another visitor wrote"
-    )
-    original = speak(tiny, "you hi", order.request.seed)
-    for step, voice in ((0, workbench.bench.pruned(order.request)), (found.kept, found.voice)):
-        heard = heal.checkpoint_steps(other, step)["heal_audio"].value["path"]
-        own = speak(voice, "you hi", order.request.seed, timing=original)
-        np.testing.assert_array_equal(soundfile.read(heard, dtype="int16")[0], own.pcm16())
+    assert found.voice is job.voice
+    assert [one.figures for one in found.checkpoints] == [one.figures for one in job.checkpoints]
+    heard = [step for _, step in again[-1]["heal_checkpoint"].choices]
+    assert heard == [0, found.kept], "others spoke what another visitor wrote"
+    original = speak(tiny, "you hi", request.seed)
+    for step, voice in ((0, bench.pruned(request)), (found.kept, found.voice)):
+        audio = heal.hear_checkpoint({"heal_key": theirs, "heal_checkpoint": step})["heal_audio"]
+        own = speak(voice, "you hi", request.seed, timing=original)
+        np.testing.assert_array_equal(samples(audio), own.pcm16())
+    silent = next(one.step for one in job.checkpoints if one.step not in heard)
     with pytest.raises(InputError, match="Choose one of the checkpoints"):
-        heal.checkpoint_steps(
-            other, next(check.step for check in found.checks if check.step not in (0, found.kept))
-        )
-    assert healed.recall(order) is found
+        heal.hear_checkpoint({"heal_key": theirs, "heal_checkpoint": silent})
+    assert shown_by(order)[-1]["heal_checkpoint"].choices == updates[-1]["heal_checkpoint"].choices
 
 
-def test_in_stretches_it_is_the_same_to_the_bit(order, tiny, monkeypatch):
-    """As on ZeroGPU, where each stretch runs in a process of its own: all that goes in and comes out is pickled."""
-    stretches, train = [], healing.training_steps
+def test_in_stretches_it_is_the_same_to_the_bit(order, whole, monkeypatch):
+    """As on ZeroGPU, where each stretch runs in a process: all that goes in and out is pickled."""
+    stretches, train = [], heal_stretch.train
 
-    def elsewhere(task, token):
-        stretches.append(task)
-        for found in train(pickle.loads(pickle.dumps(task)), token):
+    def elsewhere(stretch, token):
+        stretches.append(stretch)
+        for found in train(pickle.loads(pickle.dumps(stretch)), token):
             yield pickle.loads(pickle.dumps(found))
 
-    monkeypatch.setattr(healed, "calls_are_limited", lambda: True)
-    monkeypatch.setattr(healing, "STRETCH_SECONDS", 0.0)
-    monkeypatch.setattr(healing, "training_steps", elsewhere)
-    updates = last_of(order)
-    assert len(stretches) == PLAN.steps
-    assert [task.resume for task in stretches] == [False] + [True] * (PLAN.steps - 1)
-    found, whole = healed.recall(order), heal_wholly(order, tiny)
-    assert [check.step for check in found.checks] == [0, 4, 8, 12, 16, 20]
-    assert all(
-        tensor.equal(weights_of(whole)[name]) for name, tensor in weights_of(found.voice).items()
-    )
-    assert "Done" in updates[-1]["heal_status"]
+    monkeypatch.setattr(heal_jobs, "calls_are_limited", lambda: True)
+    monkeypatch.setattr(heal_stretch, "STRETCH_SECONDS", 0.0)
+    monkeypatch.setattr(heal_stretch, "train", elsewhere)
+    theirs = other(order)
+    assert "Done" in shown_by(theirs)[-1]["heal_status"]
+    assert [one.resume for one in stretches] == [False] + [True] * (PLAN.steps - 1)
+    job = heal_jobs.recall(theirs)
+    assert [one.step for one in job.checkpoints] == [0, 3, 6]
+    assert_same_weights(job.voice, whole)
 
 
-def halting_at(step, order):
-    """Whether it is to stop, from a step on."""
-    return lambda what: (
-        what == "healing"
-        and (found := healed._healings.get(order.key)) is not None
-        and len(found.checks) > step
-    )
+# Stopped
 
 
-def test_stopped_it_keeps_the_best_so_far_and_goes_on_to_measure(order):
-    long = dataclasses.replace(
-        order, plan=dataclasses.replace(PLAN, steps=200, checkpoint_every=40)
-    )
-    shown = last_of(long, halting_at(1, long))[-1]
-    found = healed.recall(long)
-    assert 40 <= found.step < 200
-    assert found.kept == 40
-    assert f"stopped by hand at step {found.step}" in shown["heal_status"]
-    assert found.voice.recipe["healed"][-1]["steps"] == 40
+def test_stopped_it_keeps_the_best_so_far_and_measures_it(order, quick):
+    long = other(order, steps=1_000, checkpoint_every=5)
+
+    def pressed(presses):
+        job = heal_jobs.jobs.get(long.key)
+        return presses == 1 and job is not None and job.step >= 7
+
+    shown = shown_by(long, pressed)[-1]
+    job = heal_jobs.recall(long)
+    assert 7 <= job.step < 1_000
+    assert f"stopped by hand at step {job.step}" in shown["heal_status"]
+    assert job.voice.recipe["healed"][-1]["steps"] == job.kept
     assert shown["heal_table"].visible
     assert left_behind() == []
 
 
-def test_stopped_before_anything_was_measured_the_newest_is_kept(order):
-    long = dataclasses.replace(
-        order, plan=dataclasses.replace(PLAN, steps=100_000, checkpoint_every=100_000)
-    )
-    shown = last_of(
-        long, lambda _what: (found := healed._healings.get(long.key)) is not None and found.step > 3
-    )
-    found = healed.recall(long)
-    assert found.kept == found.step > 3
-    done = found.voice.recipe["healed"][-1]
-    assert (done["plan"], done["steps"], done["of"]) == (long.plan.to_dict(), found.kept, 100_000)
+def test_stopped_before_anything_was_measured_the_newest_is_kept(order, quick):
+    long = other(order, plan=ENDLESS)
+
+    def pressed(_presses):
+        return (job := heal_jobs.jobs.get(long.key)) is not None and job.step > 3
+
+    shown = shown_by(long, pressed)
+    job = heal_jobs.recall(long)
+    assert job.kept == job.step > 3
+    done = job.voice.recipe["healed"][-1]
+    assert (done["plan"], done["steps"], done["of"]) == (long.plan.to_dict(), job.kept, 100_000)
     assert done["trained"] == list(PARTS)
     assert "without measuring" in shown[-1]["heal_status"]
 
 
 def test_stopped_before_it_began_it_says_so(order):
-    shown = last_of(order, lambda _what: True)
+    shown = shown_by(other(order), lambda _presses: True)
     assert shown[-1] == {"heal_status": "Stopped before healing began."}
     assert left_behind() == []
 
 
-def test_whoever_leaves_leaves_no_work_and_no_files(order):
-    long = dataclasses.replace(
-        order, plan=dataclasses.replace(PLAN, steps=100_000, checkpoint_every=100_000)
+def test_whoever_leaves_leaves_no_work_and_no_files(order, quick):
+    long, messages = other(order, plan=ENDLESS), []
+    progress = Progress(
+        lambda message, _: messages.append(message),
+        lambda: any(message.startswith("step") for message in messages),
     )
-    run = heal.ordered_steps(long, None, never)
-    for update in run:
-        if "step" in update.get("heal_status", ""):
-            break
-    run.close()
-    with healing._training:  # given back at the end of the work
+    with pytest.raises(Cancelled):
+        list(heal.heal(long, None, never, progress))
+    with heal_stretch.one_at_a_time:  # given back at the end of the work
         pass
     assert left_behind() == []
     with pytest.raises(InputError, match="still being healed"):
-        heal.healed_folder(long)
+        heal.save({"heal_key": long})
 
 
-def test_one_healing_at_a_time(order, request_deep):
-    told, going = [], threading.Event()
-    assert healing._training.acquire()
+def test_one_voice_trains_at_a_time(order, quick):
+    theirs, going, found = other(order, steps=2), threading.Event(), []
+
+    def listen(message, _fraction):
+        if "waiting for another" in message:
+            going.set()
 
     def run():
-        for step in healed.healing_steps(order, None, never):
-            told.append(step)
-            if isinstance(step, Update) and "waiting for another" in step.message:
-                going.set()
+        found.extend(heal_jobs.heal(theirs, None, never, Progress(listen)))
 
-    other = threading.Thread(target=run)
-    try:
-        other.start()
+    thread = threading.Thread(target=run)
+    with heal_stretch.one_at_a_time:
+        thread.start()
         assert going.wait(60)
-    finally:
-        healing._training.release()
-        other.join(300)
-    assert isinstance(told[-1], Healing)
-    assert told[-1].complete
+    thread.join(300)
+    assert found[-1].complete
 
 
-def test_no_gpu_any_more_keeps_what_there_is(order, monkeypatch):
-    train, calls = healing.training_steps, []
+# What goes wrong
 
-    def refused(task, token):
-        calls.append(task)
+
+def test_no_more_gpu_time_keeps_what_there_is(order, quick, monkeypatch):
+    train, calls = heal_stretch.train, []
+
+    def refused(stretch, token):
+        calls.append(stretch)
         if len(calls) == 2:
             raise gr.Error("You have no GPU time left.")
-        yield from train(dataclasses.replace(task, seconds=0.2), token)
+        yield from train(dataclasses.replace(stretch, seconds=0.0), token)
 
-    monkeypatch.setattr(healing, "training_steps", refused)
-    monkeypatch.setattr(healed, "calls_are_limited", lambda: True)
-    long = dataclasses.replace(
-        order, plan=dataclasses.replace(PLAN, steps=100_000, checkpoint_every=2)
-    )
-    shown = last_of(long)[-1]
+    monkeypatch.setattr(heal_stretch, "train", refused)
+    monkeypatch.setattr(heal_jobs, "calls_are_limited", lambda: True)
+    long = other(order, plan=ENDLESS)
+    shown = shown_by(long)[-1]
     assert "It ended early: You have no GPU time left." in shown["heal_status"]
-    assert healed.recall(long).voice is not None
+    assert heal_jobs.recall(long).voice is not None
 
 
-def test_a_disk_that_takes_no_more_loses_nothing(order, monkeypatch):
-    train = healing.training_steps
+def test_a_full_disk_loses_nothing(order, quick, monkeypatch):
+    train = heal_stretch.train
 
-    def filling(task, token):
-        (task.folder / "checkpoints" / "best.safetensors" / "in the way").mkdir(parents=True)
-        yield from train(task, token)
+    def filling(stretch, token):
+        (stretch.folder / "checkpoints" / "best.safetensors" / "in the way").mkdir(parents=True)
+        yield from train(stretch, token)
 
-    monkeypatch.setattr(healing, "training_steps", filling)
-    shown = last_of(order)[-1]
-    assert "The voice of step 4 of 20 is kept" in shown["heal_status"]
+    monkeypatch.setattr(heal_stretch, "train", filling)
+    monkeypatch.setattr(heal_jobs, "METRICS", ("naturalness",))  # there is a best
+    shown = shown_by(other(order, steps=2, checkpoint_every=1))[-1]
+    assert "The voice of step 1 of 2 is kept" in shown["heal_status"]
     assert "best.safetensors could not be written" in shown["heal_status"]
 
 
-def task_of(order):
-    """A task whose preparation is done."""
-    request = order.request
-    voice = workbench.bench.voice(request.reference)
-    judge = CheckpointJudge(
-        prepare_reference(voice, ["hi there"], Settings(metrics=("rhythm",), noise_seeds=0)),
-        healing.CHECKS,
-    )
-    pruned = workbench.bench.pruned(request)
-    return next(
-        step
-        for step in healed.in_background(
-            lambda tell: healed._prepared(Healing(order), judge, voice, pruned, tell)
-        )
-        if isinstance(step, Task)
-    )
+@pytest.fixture
+def stretch(order, tiny, tmp_path):
+    settings = Settings(metrics=("rhythm",), noise_seeds=0)
+    judge = CheckpointJudge(prepare_reference(tiny, ["hi there"], settings), 5)
+    folder = tmp_path / "work" / "stretch"
+    folder.mkdir(parents=True)
+    return Stretch(order.request, PLAN, folder, judge, speak(tiny, order.request.text), None)
 
 
-def test_what_comes_out_of_a_stretch_ends_with_why(order):
-    task = task_of(order)
-    (task.folder / "checkpoints").write_text("in the way")
-    found = list(healing.training_steps(task, None))
-    assert isinstance(found[-1], Ended)
+def test_a_stretch_that_fails_ends_with_why(stretch):
+    (stretch.folder / "checkpoints").write_text("in the way")
+    found = list(heal_stretch.train(stretch, None))
+    assert isinstance(found[-1], StretchEnd)
     assert "could not be written" in found[-1].why
-    assert not any(isinstance(one, Check) for one in found)
-    assert any(isinstance(one, Progress) for one in found)
+    assert not any(isinstance(one, Checkpoint) for one in found)
+    assert any(isinstance(one, StepMade) for one in found)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        (0, 4, False),
-        (31, 4, False),
-        (None, 4, False),
-        (True, 4, False),
-        (5, 1, False),
-        (5, 21, False),
-        (5, None, False),
-    ],
-)
-def test_what_is_out_of_range_gets_a_sentence(request_deep, values):
-    with pytest.raises(InputError, match=r"^Give [^\n]+\.$"):
-        heal.order_of(request_deep, None, *values)
+def test_the_thread_that_trains_holds_its_folder(stretch, monkeypatch):
+    """Its visitor is gone and the next healing begins while it still writes a checkpoint."""
+    inside, go_on, held = threading.Event(), threading.Event(), []
+
+    def train(*_args, **_named):
+        inside.set()
+        assert go_on.wait(60)
+        heal_stretch.remove_left(stretch.folder.parent)
+        held.append(stretch.folder.is_dir())
+        raise InputError("enough.")
+
+    monkeypatch.setattr(heal_stretch, "heal", train)
+    run = heal_stretch.train(stretch, None)
+    try:
+        next(run)
+        assert inside.wait(60)
+        run.close()
+    finally:
+        go_on.set()
+    with heal_stretch.one_at_a_time:
+        assert held == [True]
 
 
-def test_the_plan_follows_the_minutes(request_deep):
+def test_only_folders_that_nobody_writes_to_are_removed(tmp_path, monkeypatch):
+    for name in ("held", "left"):
+        (tmp_path / name).mkdir()
+    with heal_stretch.holding(tmp_path / "held"):
+        heal_stretch.remove_left(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["held"]
+    os.utime(tmp_path / "held", (0, 0))
+    (tmp_path / "new").mkdir()
+    monkeypatch.setattr(heal_stretch, "calls_are_limited", lambda: True)
+    heal_stretch.remove_left(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"], "a worker may still write to it"
+
+
+# The controls
+
+
+def chosen(minutes=5, texts=4, adversarial=False):
+    return {"heal_minutes": minutes, "heal_texts": texts, "heal_adversarial": adversarial}
+
+
+def test_the_plan_follows_the_minutes(order):
     short, long = (
-        heal.order_of(request_deep, None, minutes, 4, adversarial).plan
+        order_of(order.request, None, chosen(minutes, adversarial=adversarial)).plan
         for minutes, adversarial in ((0.5, False), (30, True))
     )
     assert (short.minutes, short.seed, short.adversarial) == (0.5, 2, False)
@@ -345,91 +362,42 @@ def test_the_plan_follows_the_minutes(request_deep):
     assert short.checkpoint_every < long.checkpoint_every
 
 
-def test_nothing_pruned_gets_a_sentence(request_deep):
-    order = Order(dataclasses.replace(request_deep, spec=PruneSpec(amount=0.0)), PLAN, 2, "")
+def test_what_cannot_be_healed_gets_a_sentence(order, monkeypatch):
+    for minutes, texts in ((0, 4), (31, 4), (None, 4), (True, 4), (5, 1), (5, 21), (5, None)):
+        with pytest.raises(InputError, match=r"^Give [^\n]+\.$"):
+            order_of(order.request, None, chosen(minutes, texts))
+    whole = dataclasses.replace(order.request, spec=PruneSpec(amount=0.0))
     with pytest.raises(InputError, match=r"Nothing is pruned yet[^\n]+\.$"):
-        last_of(order)
-
-
-def test_a_voice_too_large_gets_a_sentence(order, monkeypatch):
-    monkeypatch.setattr(healing, "MAX_PARAMETERS", 10)
+        shown_by(dataclasses.replace(order, request=whole))
+    monkeypatch.setattr(descriptions, "MAX_PARAMETERS", 10)
     with pytest.raises(InputError, match=r"the page heals at most[^\n]+\.$"):
-        last_of(order)
+        shown_by(other(order))
 
 
-@pytest.mark.parametrize("step", [3, None, True, "4"])
-def test_a_checkpoint_that_is_none_gets_a_sentence(order, step):
+def test_what_cannot_be_heard_or_saved_gets_a_sentence(order):
+    fresh = other(order)
+    for step in (3, None, True, "4"):
+        with pytest.raises(InputError, match="no longer kept"):
+            heal.hear_checkpoint({"heal_key": fresh, "heal_checkpoint": step})
+    heal_jobs.jobs.put(fresh.key, HealJob(fresh))
+    for step in (3, None, True, "4"):
+        with pytest.raises(InputError, match="Choose one of the checkpoints"):
+            heal.hear_checkpoint({"heal_key": fresh, "heal_checkpoint": step})
     with pytest.raises(InputError, match="no longer kept"):
-        heal.checkpoint_steps(order, step)
-    healed._healings.put(order.key, Healing(order))
-    with pytest.raises(InputError, match="Choose one of the checkpoints"):
-        heal.checkpoint_steps(order, step)
-
-
-def test_nothing_healed_has_no_folder():
+        heal.hear_checkpoint({"heal_key": None, "heal_checkpoint": 0})
     with pytest.raises(InputError, match="Nothing is healed yet"):
-        heal.healed_folder(None)
-    with pytest.raises(InputError, match="no longer kept"):
-        heal.checkpoint_steps(None, 0)
+        heal.save({"heal_key": None})
 
 
-def test_a_long_course_is_thinned_and_keeps_its_end():
-    rows = [
-        {"step": 5 * i, "seconds": 1.0, "mel": 1.0, "total": 2.0, "nothing": 0.0}
-        for i in range(1, 1_002)
-    ]
-    value = course_value(rows, [], 5_005, None, "")
-    (line,) = value["losses"]
+def test_a_long_course_is_thinned_and_keeps_its_end(order):
+    row = {"seconds": 1.0, "mel": 1.0, "total": 2.0, "nothing": 0.0}
+    job = HealJob(order, rows=[{"step": 5 * i, **row} for i in range(1, 1_002)])
+    (line,) = plots.course_value(job, "")["losses"]
     assert line["name"] == "mel"
-    assert len(line["points"]) <= MAX_POINTS + 1
+    assert len(line["points"]) <= plots.COURSE_POINTS + 1
     assert line["points"][-1] == [5_005, 1.0]
 
 
-def test_the_page_heals_in_a_line_of_its_own():
-    demo = page.build()
-    lines = {one.concurrency_id: one.concurrency_limit for one in demo.fns.values()}
-    assert lines["heal"] == 1
-
-
-def test_a_folder_that_somebody_may_still_write_to_stays(tmp_path):
-    for name in ("held", "left"):
-        (tmp_path / name).mkdir()
-    with healing.holding(tmp_path / "held"):
-        healing.remove_left(tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == ["held"]
-    healing.remove_left(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_a_worker_may_still_write_to_stays(tmp_path, monkeypatch):
-    """A worker of ZeroGPU is another process, which ends some time after its visitor has gone."""
-    monkeypatch.setattr(healing, "calls_are_limited", lambda: True)
-    (tmp_path / "new").mkdir()
-    (tmp_path / "old").mkdir()
-    os.utime(tmp_path / "old", (0, 0))
-    healing.remove_left(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
-
-
-def test_the_thread_that_trains_holds_its_folder(order, monkeypatch):
-    """Its visitor has gone, and the next one's healing begins: the thread may be in the middle of a checkpoint."""
-    task = task_of(order)
-    inside, go_on, held = threading.Event(), threading.Event(), []
-
-    def train(*_args, **_named):
-        inside.set()
-        assert go_on.wait(60)
-        healing.remove_left(task.folder.parent)
-        held.append(task.folder.is_dir())
-        raise InputError("enough.")
-
-    monkeypatch.setattr(healing, "heal", train)
-    run = healing.training_steps(task, None)
-    try:
-        next(run)
-        assert inside.wait(60)
-        run.close()
-    finally:
-        go_on.set()
-    with healing._training:
-        assert held == [True]
+def test_the_page_heals_one_voice_at_a_time_and_pushes_two():
+    lanes = {one.concurrency_id: one.concurrency_limit for one in page.build().fns.values()}
+    assert (lanes["heal"], lanes["ship_compare"], lanes["ship_push"]) == (1, 1, 2)

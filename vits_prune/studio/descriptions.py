@@ -20,6 +20,8 @@ from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 from vits_prune.voices.voice import PARTS, Voice
 
 SLOW = "It listens to the voice first: 10 to 60 seconds once, less for another amount."
+MAX_PARAMETERS = 100_000_000
+"""Largest voice that the page heals, which takes seven times its memory, or writes."""
 _PRESS = "Pruning runs when you press Speak."
 
 
@@ -197,3 +199,14 @@ _SIZES = {
 
 def _shown(size: int | tuple[int, ...] | None) -> str:
     return "/".join(map(str, size)) if isinstance(size, tuple) else str(size)
+
+
+def check_size(voice: Voice, verb: str, command: str) -> None:
+    """Raise InputError if a voice is too large for the page to heal or write it."""
+    count = sum(parameter.numel() for parameter in voice.model.parameters())
+    if count > MAX_PARAMETERS:
+        raise InputError(
+            f"This voice has {count / 1e6:.0f} M parameters and the page {verb}s at most"
+            f" {MAX_PARAMETERS / 1e6:.0f} M: {verb} it on your own machine, with `python -m"
+            f" vits_prune {command}`."
+        )

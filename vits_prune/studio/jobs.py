@@ -104,7 +104,9 @@ async def stream(
         cancelled.set()
 
 
-def in_background(work: Callable[[Progress], T]) -> Iterator[Update | T]:
+def in_background(
+    work: Callable[[Progress], T],
+) -> Generator[Update | T, None, None]:
     """Run `work(progress)` in a thread: yield its Updates, and its result last.
 
     The last Update comes again every HEARTBEAT_SECONDS, because a generator can be closed only
@@ -136,10 +138,27 @@ def in_background(work: Callable[[Progress], T]) -> Iterator[Update | T]:
         cancelled.set()  # without waiting: Gradio closes generators on its event loop
 
 
-def follow(found: Iterator[Update | T], progress: Progress) -> T:
+def until_halted(
+    work: Callable[[Progress], T], halted: Callable[[], bool], progress: Progress
+) -> T | None:
+    """Run `work(progress)` in a thread; return its result, None as soon as it is halted.
+
+    What is halted is left to itself: it ends at its next report.
+    """
+    with contextlib.closing(in_background(work)) as found:
+        for one in found:
+            if not isinstance(one, Update):
+                return one
+            if halted():
+                break
+            progress.report(one.message, one.fraction)
+    return None
+
+
+def follow(found: Generator[Update | T, None, None], progress: Progress) -> T:
     """Report the Updates of a job; return its result."""
     result: Any = None
-    with contextlib.closing(found):  # type: ignore[type-var]  # every job is a generator
+    with contextlib.closing(found):
         for one in found:
             if isinstance(one, Update):
                 progress.report(one.message, one.fraction)
@@ -191,7 +210,7 @@ def on_gpu(seconds: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
 
     def decorate(function: Callable[..., T]) -> Callable[..., T]:
         @on_zero_gpu(seconds)
-        def in_worker(*arguments: Any) -> Iterator[Update | T]:
+        def in_worker(*arguments: Any) -> Generator[Update | T, None, None]:
             yield from in_background(lambda progress: function(*arguments, progress))
 
         @functools.wraps(function)

@@ -20,6 +20,7 @@ from vits_prune.measure.weights import MatrixPair, WeightHistogram
 from vits_prune.pruning.registry import METHODS
 from vits_prune.pruning.spec import in_words
 from vits_prune.studio.evidence import Points
+from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.study.charts import GREY, styled
 from vits_prune.study.knee import compared
 from vits_prune.study.tables import PART_NAMES
@@ -252,3 +253,45 @@ def tried_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
         }
         for row in rows
     ])  # fmt: skip
+
+
+# Healing
+
+COURSE_POINTS = 300
+"""Most points of a line of losses."""
+_COURSE = ("cer", "dnsmos_ovrl", "duration_ratio")
+_TOPS = {"cer": 1.0}
+"""Where a picture ends: a recogniser that hears words in noise may count many times the text."""
+
+
+def course_value(job: HealJob, hint: str) -> dict[str, Any]:
+    """Return the value of the course widget: losses, and what was measured at checkpoints."""
+    rows, measured = job.rows, []
+    thin = max(1, -(-len(rows) // COURSE_POINTS))
+    shown = [*rows[::thin], *(rows[-1:] if len(rows) % thin != 1 % thin else ())]
+    names = dict.fromkeys(name for row in rows for name in row)
+    points = {
+        name: [[row["step"], row[name]] for row in shown if row.get(name, 0) > 0]
+        for name in names
+        if name not in ("step", "seconds", "total")
+    }
+    for name in _COURSE:
+        found = [(one.step, one.figures[name]) for one in job.checkpoints if name in one.figures]
+        if not found:
+            continue
+        original = found[0][1].original
+        measured.append({
+            "title": quality.METRICS[name].title,
+            "original": original.value if original else quality.METRICS[name].neutral,
+            "top": _TOPS.get(name),
+            "points": [
+                [step, one.pruned.value, one.pruned.low, one.pruned.high] for step, one in found
+            ],
+        })  # fmt: skip
+    return {
+        "losses": [{"name": name, "points": line} for name, line in points.items() if line],
+        "checks": measured,
+        "of": job.of or 0,
+        "kept": job.kept if job.voice else None,
+        "hint": hint,
+    }

@@ -233,7 +233,9 @@ class Workbench:
         """
         key = (request.reference, trace(token), request.speaker or None, request.spec)
         on_cpu = (*key, "cpu")
-        with self._turn(needed=listens(request.spec) and not self._pruned.get(on_cpu), to=progress):
+        needed = listens(request.spec) and not self._pruned.get(on_cpu)
+        turn = self._calibrating.turn(progress, "waiting for another calibration to end")
+        with turn if needed else contextlib.nullcontext():
             steps = self._pruned.get_or_make(
                 on_cpu,
                 lambda: self._prune(request, token, progress),
@@ -251,19 +253,6 @@ class Workbench:
     ) -> Voice:
         """Return the pruned voice of a request."""
         return self.steps(request, token, progress)[-1][1]
-
-    @contextlib.contextmanager
-    def _turn(self, needed: bool, to: Progress) -> Iterator[None]:
-        """Wait until no other calibration is under way."""
-        if not needed:
-            yield
-            return
-        while not self._calibrating.acquire(timeout=0.2):
-            to.report("waiting for another calibration to end", 0.0)
-        try:
-            yield
-        finally:
-            self._calibrating.release()
 
     def _prune(self, request: Request, token: str | None, progress: Progress) -> Steps:
         voice = self.voice(request.reference, request.speaker, token, device="cpu")

@@ -6,14 +6,11 @@ import os
 
 import gradio as gr
 
-from vits_prune.ui import heal, ship
 from vits_prune.ui.api import add_endpoints
 from vits_prune.ui.controls import control_components, wire_controls
 from vits_prune.ui.events import Page
-from vits_prune.ui.tabs import curve, results
+from vits_prune.ui.tabs import curve, heal, results, ship
 from vits_prune.ui.theme import launch_options
-from vits_prune.ui.wiring_heal import wire_healing
-from vits_prune.ui.wiring_ship import wire_shipping
 
 __all__ = ["build", "launch_options"]
 
@@ -49,7 +46,7 @@ def build() -> gr.Blocks:
         page = Page(made)
         wire_controls(demo, page)
         running = [*results.wire_results(page), *curve.wire_evidence(page)]
-        wire_shipping(demo, page, wire_healing(page))
+        ship.wire_ship(demo, page, heal.wire_heal(page))
         results.wire_stop(page, running)
         add_endpoints()
     return demo.queue(max_size=64, default_concurrency_limit=1)

@@ -1,0 +1,496 @@
+"""The tab Ship: the voice in every format in a table, as a zip file, and pushed to the hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from vits_prune.errors import InputError
+from vits_prune.progress import Progress
+from vits_prune.pruning.spec import in_words
+from vits_prune.ship.formats import FORMATS, file_stem
+from vits_prune.ship.licence import licence_of
+from vits_prune.studio import push_jobs, ship_jobs, speaking, workbench
+from vits_prune.studio.descriptions import plain
+from vits_prune.studio.jobs import until_halted
+from vits_prune.studio.push_jobs import Published, PushRequest
+from vits_prune.studio.request import request_of
+from vits_prune.studio.ship_jobs import AtHand, Line, Zip
+from vits_prune.study.comparison import DEFAULT_TEXT
+from vits_prune.ui.controls import LOADED
+from vits_prune.ui.events import QUIET, Page, tickets
+from vits_prune.voices.architecture import in_plain_layout
+from vits_prune.voices.voice import Voice
+
+Values = dict[str, Any]
+Shown = Iterator[dict[str, Any]]
+Halted = Callable[[], bool]
+
+_ON_YOUR_OWN = (
+    "On your own machine: `hf auth login`, then `python -m vits_prune push --voice DIR --repo"
+    " NAME`."
+)
+_READING = (
+    "MB are those of the file with the weights. Load and RTF (seconds of computing per second of"
+    " speech) are onnxruntime's on this machine, with all cores; mel levels and durations are"
+    " compared with the voice before rounding."
+)
+_UNPUBLISHED = "Stopped: nothing was published."
+_WIDTHS = ["125px", "70px", "85px", "255px", "80px", "75px", "95px", "95px"]
+_AS_PRUNED = ("as pruned on the left", "pruned")
+
+
+# Components
+
+
+def ship_tab() -> dict[str, Any]:
+    """Make the tab's components."""
+    made: dict[str, Any] = {}
+    gr.Markdown("The voice as pruned on the left, written in the formats that programs read.")
+    made["ship_which"] = gr.Radio(
+        [_AS_PRUNED], value="pruned", visible=False, label="Voice", elem_id="ship-which"
+    )
+    gr.Markdown("### Compare formats")
+    with gr.Row():
+        made["ship_compare"] = gr.Button(
+            "Write and compare all formats", variant="primary", elem_id="ship-compare", scale=3
+        )
+        made["ship_stop"] = gr.Button("Stop", elem_id="ship-stop", scale=1, min_width=80)
+    made["ship_status"] = gr.Markdown("", elem_id="ship-status", min_height=44)
+    made["ship_table"] = gr.Dataframe(
+        visible=False,
+        interactive=False,
+        show_label=False,
+        wrap=True,
+        elem_id="ship-table",
+        buttons=["copy", "fullscreen"],
+        max_height=620,
+    )
+    made["ship_csv"] = gr.DownloadButton(
+        "Download formats.csv", size="sm", visible=False, elem_id="ship-csv"
+    )
+    made |= _zip_components() | _push_components()
+    made["ship_ticket"] = gr.Textbox(visible="hidden", elem_id="ship-ticket")
+    return made
+
+
+def _zip_components() -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    gr.Markdown("### Download")
+    with gr.Row():
+        made["ship_format"] = gr.Radio(
+            list(FORMATS),
+            value="dense",
+            label="Format",
+            info=_format_words("dense"),
+            elem_id="ship-format",
+            scale=3,
+        )
+        made["ship_precision"] = gr.Radio(
+            list(FORMATS["dense"].precisions),
+            value="fp32",
+            label="Precision",
+            info="Of the stored weights",
+            elem_id="ship-precision",
+            scale=2,
+        )
+    made["ship_zip"] = gr.Button("Make the zip file", elem_id="ship-zip")
+    made["ship_zipping"] = gr.Markdown("", elem_id="ship-zipping")
+    made["ship_file"] = gr.File(
+        label="The voice (zip)", interactive=False, visible=False, elem_id="ship-file"
+    )
+    for name, language, label in (
+        ("python", "python", "Load it"),
+        ("shell", "shell", "On the machine that will speak, in the unpacked folder"),
+    ):
+        made[f"ship_{name}"] = gr.Code(
+            language=language,
+            label=label,
+            interactive=False,
+            visible=False,
+            lines=1,
+            wrap_lines=True,
+            show_line_numbers=False,
+            buttons=["copy"],
+            elem_id=f"ship-{name}",
+        )
+    return made
+
+
+def _push_components() -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    gr.Markdown("### Push to the Hugging Face hub")
+    made["ship_login"] = gr.Markdown(login_words(None), elem_id="ship-login")
+    with gr.Row():
+        made["ship_repo"] = gr.Textbox(
+            label="Name of the repository",
+            placeholder="my-small-voice, or owner/my-small-voice",
+            info="New, or one that was pushed from here before. It gets the format and precision"
+            " chosen above, with a model card.",
+            max_length=200,
+            elem_id="ship-repo",
+            scale=3,
+        )
+        made["ship_private"] = gr.Checkbox(
+            True, label="Private", info="Only you can see it", elem_id="ship-private", min_width=120
+        )
+    made["ship_notice"] = gr.Markdown("", elem_id="ship-notice")
+    made["ship_read"] = gr.Checkbox(
+        False, label="I have read this", visible=False, elem_id="ship-read"
+    )
+    made["ship_noticed"] = gr.State()
+    made["ship_push"] = gr.Button("Push", elem_id="ship-push")
+    made["ship_pushing"] = gr.Markdown("", elem_id="ship-pushing", min_height=44)
+    return made
+
+
+def _format_words(name: str) -> str:
+    words = FORMATS[name].words
+    return words[0].upper() + words[1:]
+
+
+# What is at hand
+
+
+def login_words(user: str | None) -> str:
+    """Say as whom the visitor is logged in, or how to log in."""
+    if user:
+        name = plain(user)
+        return f"**Logged in as {name}**: a push goes to your own account, with your own rights."
+    if os.environ.get("OAUTH_CLIENT_ID"):
+        return f"**Not logged in**: press *Log in* at the top of the page first. {_ON_YOUR_OWN}"
+    return f"**Not logged in**: this page has no log-in. {_ON_YOUR_OWN}"
+
+
+def look(values: Values, token: str | None) -> dict[str, Any]:
+    """Show which voices there are, what the licence forbids, and how to use what is chosen.
+
+    Nothing is loaded for this.
+    """
+    healed = ship_jobs.healed_at_hand(values["heal_key"])
+    try:
+        chosen: AtHand | None = AtHand(_request(values))
+    except InputError:  # the controls say it already
+        chosen = None
+    choices, which = [_AS_PRUNED], "pruned"
+    if healed:
+        same = chosen and chosen.request.reference == healed.request.reference
+        other = "" if same else f"{healed.request.reference}, "
+        choices.append((f"pruned and healed: {other}{in_words(healed.request.spec)}", "healed"))
+        if values["ship_which"] == "healed":
+            chosen, which = healed, "healed"
+    shown = {"ship_which": gr.Radio(choices, value=which, visible=healed is not None)}
+    if chosen is None or not workbench.bench.is_loaded(chosen.request.reference, token):
+        unread = gr.Checkbox(False, visible=False)
+        return {**shown, "ship_notice": "", "ship_read": unread, "ship_noticed": None}
+    reference, speaker = chosen.request.reference, chosen.request.speaker
+    voice = workbench.bench.voice(reference, speaker, token, device="cpu")
+    licence = licence_of(voice)
+    notice = f"Licence of the weights: {plain(licence.id)}." if licence.id else ""
+    if licence.notice:
+        notice = f"**Before you share it.** {plain(licence.notice, 1_000)}"
+    # What was read for one voice is not read for another.
+    unticked = {} if values["ship_noticed"] == reference else {"value": False}
+    return {
+        **shown,
+        "ship_notice": notice,
+        "ship_read": gr.Checkbox(visible=licence.needs_consent, **unticked),
+        "ship_noticed": reference,
+        **_usage(voice, chosen, values["ship_format"], values["ship_precision"]),
+    }
+
+
+def choose_format(values: Values, token: str | None) -> dict[str, Any]:
+    """Offer the precisions of the chosen format, then look as `look` does."""
+    name = values["ship_format"] if values["ship_format"] in FORMATS else "dense"
+    has, wanted = FORMATS[name].precisions, values["ship_precision"]
+    kept = wanted if wanted in has else has[0]
+    return {
+        **look({**values, "ship_format": name, "ship_precision": kept}, token),
+        "ship_format": gr.Radio(info=_format_words(name)),
+        "ship_precision": gr.Radio(list(has), value=kept),
+    }
+
+
+def _usage(voice: Voice, at_hand: AtHand, format: Any, precision: Any) -> dict[str, Any]:
+    """Show how the chosen format is used."""
+    if (format, precision) not in ship_jobs.CHOICES:
+        return {}
+    model = f"{file_stem(voice.name)}.onnx" if format in ("onnx", "piper") else ""
+    folder = f"{at_hand.name(voice)}-{format}-{precision}"
+    python, shell = usage(folder, format, model, in_plain_layout(voice.model.config))
+    return {
+        "ship_python": gr.Code(python, visible=True),
+        "ship_shell": gr.Code(shell, visible=True),
+    }
+
+
+def usage(folder: str, format: str, model: str, plain: bool) -> tuple[str, str]:
+    """Return lines of Python and of a shell that use a shipped voice.
+
+    Args:
+        folder: what the zip unpacks to.
+        format: one of FORMATS.
+        model: name of the .onnx file, "" if there is none.
+        plain: whether transformers opens the dense folder.
+    """
+    python = f'from vits_prune import load_voice\n\nvoice = load_voice("{folder}")'
+    if plain and format == "dense":
+        python += (
+            "\n\n# or in plain transformers\nfrom transformers import VitsModel\n\n"
+            f'model = VitsModel.from_pretrained("{folder}")'
+        )
+    options = "--threads 1,2 --json board.json"
+    if not model:
+        return python, f"# with vits_prune installed there\npython -m vits_prune bench . {options}"
+    shell = f"pip install onnxruntime numpy && python bench.py {model} {options}"
+    if format == "piper":
+        shell += (
+            "\n\n# the stock Piper runtime\npip install piper-tts && python -m piper"
+            f' -m {model} -f hello.wav -- "Hello."'
+        )
+    return python, shell
+
+
+def _request(values: Values) -> Any:
+    """Return the Request of the controls LOADED. The tab speaks no text of the visitor's."""
+    return request_of({**values, "text": DEFAULT_TEXT})
+
+
+# Work
+
+
+def _make(at_hand: AtHand, token: str | None, halted: Halted, progress: Progress) -> Any:
+    """Return the voice and its original, None if it is halted."""
+    return until_halted(lambda told: at_hand.make(token, told), halted, progress)
+
+
+def _at_hand(values: Values) -> AtHand:
+    return ship_jobs.at_hand(_request(values), values["ship_which"], values["heal_key"])
+
+
+def compare(values: Values, token: str | None, halted: Halted, progress: Progress) -> Shown:
+    """Write and measure format after format; each update shows all so far."""
+    hidden = {
+        "ship_table": gr.Dataframe(visible=False),
+        "ship_csv": gr.DownloadButton(visible=False),
+    }
+    yield {"ship_status": "beginning …", **hidden}
+    at_hand = _at_hand(values)
+    made = _make(at_hand, token, halted, progress)
+    if made is None:
+        yield {"ship_status": "Stopped before anything was written."}
+        return
+    lines: list[Line] = []
+    for lines in ship_jobs.write_all(made[0], halted, progress):
+        yield _table(lines)
+    what, count = f"**{at_hand.name(made[0])}**", len(ship_jobs.CHOICES)
+    done = f"Done: {what}."
+    if len(lines) < count:
+        done = f"Stopped: {len(lines)} of {count} formats of {what}."
+    # All of it once more: Gradio 6.31 forgets what an earlier update put into a tab that was not
+    # open.
+    table = _table(lines) if lines else {}
+    yield {**table, "ship_status": f"{done} {_READING}" if lines else done}
+
+
+def _table(lines: list[Line]) -> dict[str, Any]:
+    """Show the lines as a table to read, and as a file with the plain numbers."""
+    shown, rows = [], []
+    for line in lines:
+        row, sound = line.row, line.row and line.row.closeness
+        numbers = {
+            "megabytes": row and row.megabytes,
+            "share_of_dense_fp32": row and row.share,
+            "load_ms": row and row.load_ms,
+            "real_time_factor": row and row.real_time_factor,
+            "mel_levels_off_db": sound and sound.log_mel_db,
+            "durations_off": sound and sound.drift,
+            "in_words": row.words if row else line.why,
+        }
+        rows.append({"format": line.format, "precision": line.precision, **numbers})
+        shown.append({
+            "format": f"{line.format} {line.precision}",
+            "MB": _cell(numbers["megabytes"], ".2f"),
+            "of dense fp32": _cell(numbers["share_of_dense_fp32"], ".1%"),
+            "in words": numbers["in_words"],
+            "load (ms)": _cell(numbers["load_ms"], ".0f"),
+            "RTF": _cell(numbers["real_time_factor"], ".3f"),
+            "mel levels off (dB)": _cell(numbers["mel_levels_off_db"], ".2f"),
+            "durations off": _cell(numbers["durations_off"], ".1%"),
+        })  # fmt: skip
+    file = speaking.csv(pd.DataFrame(rows), "formats")
+    return {
+        "ship_table": gr.Dataframe(pd.DataFrame(shown), visible=True, column_widths=_WIDTHS),
+        "ship_csv": gr.DownloadButton(value=file, visible=True),
+    }
+
+
+def _cell(number: Any, form: str) -> str:
+    return "" if number is None else f"{number:{form}}"
+
+
+def zip_file(values: Values, token: str | None, halted: Halted, progress: Progress) -> Shown:
+    """Make the zip file of one format."""
+    yield {"ship_zipping": "beginning …", "ship_file": gr.File(None, visible=False)}
+    format, precision = values["ship_format"], values["ship_precision"]
+    packed = None
+    try:
+        ship_jobs.check_choice(format, precision)
+        at_hand = _at_hand(values)
+        made = _make(at_hand, token, halted, progress)
+        if made is not None:
+            voice, name = made[0], at_hand.name(made[0])
+            packed = until_halted(
+                lambda told: ship_jobs.write_zip(voice, name, format, precision, told),
+                halted,
+                progress,
+            )
+    except InputError as error:
+        yield {"ship_zipping": str(error)}  # stays when the pop-up has gone
+        raise
+    if packed is None:
+        yield {"ship_zipping": "Stopped: no file was made."}
+    else:
+        yield {
+            "ship_zipping": _zip_words(packed),
+            "ship_file": gr.File(str(packed.archive), visible=True),
+            **_usage(voice, at_hand, format, precision),
+        }
+
+
+def _zip_words(packed: Zip) -> str:
+    words = f"**{packed.model}** in it has {packed.bytes / 1e6:.2f} MB."
+    if packed.waveform_error is not None:
+        words += (
+            " onnxruntime says what torch says: no sample is off by more than"
+            f" {packed.waveform_error:.0e} (same weights, no noise)."
+        )
+    return words
+
+
+def push(values: Values, token: str | None, halted: Halted, progress: Progress) -> Shown:
+    """Push a voice to the hub with the visitor's own token."""
+    yield {"ship_pushing": "beginning …"}
+    try:
+        yield {"ship_pushing": _push(values, token, halted, progress)}
+    except InputError as error:
+        yield {"ship_pushing": str(error)}
+        raise
+
+
+def _push(values: Values, token: str | None, halted: Halted, progress: Progress) -> str:
+    at_hand = _at_hand(values)
+    repo = str(values["ship_repo"] or "").strip()
+    if not token:
+        raise InputError(login_words(None).replace("*", "").replace("`", "'"))
+    if not repo:
+        raise InputError("Give the repository a name, such as my-small-voice.")
+    made = _make(at_hand, token, halted, progress)
+    if made is None:
+        return _UNPUBLISHED
+    read = bool(values["ship_read"]) and values["ship_noticed"] == at_hand.request.reference
+    format, private = values["ship_format"], bool(values["ship_private"])
+    asked = PushRequest(repo, format, values["ship_precision"], private, read)
+    published = push_jobs.push(at_hand, made, asked, token, halted, progress)
+    return _pushed_words(published, format, halted())
+
+
+def _pushed_words(published: Published | None, format: str, halted: bool) -> str:
+    if published is None:
+        return (
+            f"{_UNPUBLISHED} If its repository was new, it may be there, empty; the same push again"
+            " goes on."
+        )
+    pushed, words = published.pushed, "It was too late to stop. " if halted else ""
+    words += (
+        f"Pushed to [{plain(pushed.repo_id)}]({pushed.url}): {pushed.files} files,"
+        f" {pushed.bytes_sent / 1e6:.1f} MB sent."
+    )
+    if format in ("dense", "sparse"):
+        words += f' Load it with `load_voice("{pushed.repo_id}")`.'
+    if published.no_figures:
+        words += f" Its card has no figures: {plain(published.no_figures, 400)}"
+    return words
+
+
+# Events
+
+_BEGIN = """() => {
+  const ticket = Date.now().toString(36) + Math.random().toString(36).slice(2);
+  (window.shipping = window.shipping || []).push(ticket);
+  return ticket;
+}"""
+_STOP = """() => {
+  const begun = (window.shipping || []).join(' ');
+  window.shipping = [];
+  return begun;
+}"""
+_MOST_TICKETS = 100
+_FORM = ("ship_format", "ship_precision")
+_VOICE = (*LOADED, "ship_which", "heal_key")
+_LOOKED = (*_VOICE, "ship_noticed", *_FORM)
+LOOK_FILLS = ("ship_which", "ship_notice", "ship_read", "ship_noticed", "ship_python", "ship_shell")
+RUNS: dict[str, tuple[Callable[..., Shown], tuple[str, ...], tuple[str, ...], int]] = {
+    "ship_compare": (compare, (), ("ship_status", "ship_table", "ship_csv"), 1),
+    "ship_zip": (zip_file, _FORM, ("ship_zipping", "ship_file", *LOOK_FILLS[-2:]), 2),
+    "ship_push": (
+        push,
+        (*_FORM, "ship_noticed", "ship_repo", "ship_private", "ship_read"),
+        ("ship_pushing",),
+        2,
+    ),
+}
+"""What each button runs, reads besides the voice, and fills (the status first), and how many run at
+once, in a lane of its own: nobody waits for another's upload."""
+
+
+def wire_ship(demo: gr.Blocks, page: Page, healed: Any) -> None:
+    """Wire the tab. Stop cancels nothing: a run that is halted ends by itself, with what it has.
+
+    Args:
+        demo: the page.
+        page: its components.
+        healed: the event of a healing's end.
+    """
+    # One after the other, in the order of asking: otherwise an older answer could stay.
+    lane: dict[str, Any] = {
+        "queue": True,
+        "concurrency_id": "ship_look",
+        "concurrency_limit": 1,
+        "trigger_mode": "multiple",
+    }
+    looking = page.event(look, _LOOKED, LOOK_FILLS, **lane)
+    opened = [page["ship_tab"].select, page["facts"].change, page["readout"].change]
+    gr.on([*opened, page["ship_which"].input, page["ship_precision"].input], **looking)
+    healed.then(**looking)
+    choosing = page.event(choose_format, _LOOKED, (*_FORM, *LOOK_FILLS), **lane)
+    page["ship_format"].input(**choosing)
+
+    def greet(profile: gr.OAuthProfile | None) -> str:
+        return login_words(profile.username if profile else None)
+
+    demo.load(greet, None, page["ship_login"], queue=False, show_progress="hidden", **QUIET)
+    for button, (work, reads, fills, limit) in RUNS.items():
+        begun = page[button].click(None, None, page["ship_ticket"], js=_BEGIN, **QUIET)
+        lane = {"concurrency_id": button, "concurrency_limit": limit}
+        reads = ("ship_ticket", *_VOICE, *reads)
+        begun.then(**page.event(_run(work), reads, fills, "work", status=fills[0], **lane))
+    stops = [page["stop"].click, page["ship_stop"].click]
+    gr.on(stops, _halt_all, page["ship_ticket"], None, js=_STOP, queue=False, **QUIET)
+
+
+def _run(work: Callable[..., Shown]) -> Callable[..., Shown]:
+    def run(values: Values, token: str | None, progress: Progress) -> Shown:
+        yield from work(values, token, lambda: values["ship_ticket"] in tickets, progress)
+
+    return run
+
+
+def _halt_all(begun: Any) -> None:
+    for ticket in str(begun or "").split()[:_MOST_TICKETS]:
+        tickets.cancel(ticket)
