@@ -1,10 +1,11 @@
-"""The Heal tab in headless Chromium: watched, heard at a checkpoint, stopped, and saved."""
+"""The tab Heal in headless Chromium: a healing is watched, heard, stopped, saved and shipped."""
 
 from __future__ import annotations
 
 import io
 import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,79 +25,80 @@ from tests.ui.test_browser import (  # noqa: F401 (fixtures)
 )
 from vits_prune import load_voice, speak
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="chromium is not installed: the page is not tested in a browser"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="chromium is not installed: the page is not tested in a browser"
+    ),
+    pytest.mark.xdist_group("server"),
+]
 
 
-def begin(page: Page, minutes: str = "0.5") -> None:  # noqa: F811
-    choose_voice(page, TINY)
-    page.locator("#text textarea").fill("hi there")
-    open_tab(page, "Heal")
-    for name, number in (("minutes", minutes), ("texts", "2")):
-        page.locator(f"#heal-{name} input[type=number]").fill(number)
-        page.keyboard.press("Tab")
-    page.locator("#heal-start").click()
+def downloaded(page: Page, name: str, **how) -> bytes:  # noqa: F811
+    """Return the file behind a download link."""
+    link = page.locator(f"#{name} a[download]").first
+    link.wait_for(timeout=PATIENCE, **how)
+    return page.request.get(link.evaluate("a => a.href")).body()
 
 
 def sound(page: Page, name: str) -> np.ndarray:  # noqa: F811
-    link = page.locator(f"#{name} a[download]").first
-    link.wait_for(state="attached", timeout=PATIENCE)
-    return soundfile.read(
-        io.BytesIO(page.request.get(link.evaluate("a => a.href")).body()), dtype="int16"
-    )[0]
+    return soundfile.read(io.BytesIO(downloaded(page, name, state="attached")), dtype="int16")[0]
 
 
-def test_a_voice_is_healed_heard_on_the_way_stopped_and_saved(page, tmp_path):  # noqa: F811
-    begin(page, "20")
-    expect(page.locator("#heal-checkpoint input")).to_have_count(
-        1, timeout=PATIENCE
-    )  # as it was pruned
-    expect(page.locator("#heal-status")).to_contain_text(
-        re.compile(r"step \d+ of \d+, about \d+:\d\d left"), timeout=PATIENCE
-    )
-    page.locator("#heal-checkpoint input").first.check()
+def unzipped(page: Page, name: str, folder: Path) -> Path:  # noqa: F811
+    with zipfile.ZipFile(io.BytesIO(downloaded(page, name))) as archive:
+        archive.extractall(folder)
+    (found,) = folder.iterdir()
+    return found
+
+
+def test_a_voice_is_healed_heard_on_the_way_stopped_saved_and_shipped(page, tmp_path):  # noqa: F811
+    status = page.locator("#heal-status")
+    choose_voice(page, TINY)
+    page.locator("#text textarea").fill("hi there")
+    open_tab(page, "Heal")
+    for name, number in (("minutes", "20"), ("texts", "2")):
+        page.locator(f"#heal-{name} input[type=number]").fill(number)
+        page.keyboard.press("Tab")
+    page.locator("#heal-start").click()
+    checkpoints = page.locator("#heal-checkpoint input")
+    expect(checkpoints).to_have_count(1, timeout=PATIENCE)  # as it was pruned
+    left = re.compile(r"step \d+ of \d+, about \d+:\d\d left")
+    expect(status).to_contain_text(left, timeout=PATIENCE)
+    checkpoints.first.check()
     assert sound(page, "heal-audio").any()
-    expect(page.locator("#heal-course .losses polyline").first).to_be_attached(timeout=PATIENCE)
+    line = page.locator("#heal-course .losses polyline").first
+    expect(line).to_be_attached(timeout=PATIENCE)
     page.locator("#speak").click()  # hearing goes on meanwhile
     expect(page.locator("#status")).to_contain_text("Done", timeout=PATIENCE)
-    expect(page.locator("#heal-status")).to_contain_text("left")
+    expect(status).to_contain_text("left")
     page.locator("#stop").click()
-    expect(page.locator("#heal-status")).to_contain_text(
-        "stopped by hand at step", timeout=PATIENCE
-    )
+    expect(status).to_contain_text("stopped by hand at step", timeout=PATIENCE)
     expect(page.locator("#heal-table")).to_contain_text("length of the speech")
     healed, original = sound(page, "heal-healed"), sound(page, "heal-original")
     assert len(healed) == len(original), "with the original's durations"
     page.locator("#heal-save").click()
-    link = page.locator("#heal-saved a[download]").first
-    link.wait_for(timeout=PATIENCE)
-    with zipfile.ZipFile(
-        io.BytesIO(page.request.get(link.evaluate("a => a.href")).body())
-    ) as archive:
-        archive.extractall(tmp_path)
-    (folder,) = tmp_path.iterdir()
+    folder = unzipped(page, "heal-saved", tmp_path / "saved")
     assert speak(load_voice(folder), "hi there").audio_seconds > 0
     with page.expect_download() as download:
         page.locator("#heal-csv").click()
     assert download.value.suggested_filename == "healing.csv"
+    saved(page, "light-heal", tmp_path)
 
+    open_tab(page, "Ship")
+    choice = page.locator("#ship-which").get_by_label("pruned and healed")
+    expect(choice).to_be_visible(timeout=PATIENCE)
+    choice.check()
+    expect(page.locator("#ship-python")).to_contain_text("global-30-healed-dense-fp32")
+    page.locator("#ship-zip").click()
+    assert load_voice(unzipped(page, "ship-file", tmp_path / "shipped")).recipe["healed"]
 
-def test_nothing_pruned_gets_a_sentence(page):  # noqa: F811
-    page.locator("#amount input[type=number]").fill("0")
-    page.keyboard.press("Tab")
     open_tab(page, "Heal")
-    page.locator("#heal-start").click()
-    expect(page.get_by_test_id("toast-body")).to_contain_text(
-        "Nothing is pruned yet", timeout=PATIENCE
-    )
-
-
-def test_on_a_phone_it_fits(visit, tmp_path):  # noqa: F811
-    page = visit("/?__theme=light", viewport={"width": 390, "height": 844})  # noqa: F811
-    begin(page)
-    expect(page.locator("#heal-status")).to_contain_text("Done", timeout=PATIENCE)
-    assert page.locator("#heal-course .checks svg").count() >= 2
+    page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     saved(page, "phone-heal", tmp_path)
-    page.close()
+    page.set_viewport_size({"width": 1360, "height": 900})
+    page.locator("#amount input[type=number]").fill("0")
+    page.keyboard.press("Tab")
+    page.locator("#heal-start").click()
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("Nothing is pruned yet", timeout=PATIENCE)

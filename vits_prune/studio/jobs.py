@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 

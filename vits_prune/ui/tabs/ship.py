@@ -281,21 +281,19 @@ def compare(values: Values, token: str | None, halted: Halted, progress: Progres
     }
     yield {"ship_status": "beginning …", **hidden}
     at_hand = _at_hand(values)
-    made = _make(at_hand, token, halted, progress)
-    if made is None:
+    made, lines = _make(at_hand, token, halted, progress), []
+    for lines in ship_jobs.write_all(made[0], halted, progress) if made else ():
+        yield _table(lines)
+    if not lines:
         yield {"ship_status": "Stopped before anything was written."}
         return
-    lines: list[Line] = []
-    for lines in ship_jobs.write_all(made[0], halted, progress):
-        yield _table(lines)
     what, count = f"**{at_hand.name(made[0])}**", len(ship_jobs.CHOICES)
     done = f"Done: {what}."
     if len(lines) < count:
         done = f"Stopped: {len(lines)} of {count} formats of {what}."
     # All of it once more: Gradio 6.31 forgets what an earlier update put into a tab that was not
     # open.
-    table = _table(lines) if lines else {}
-    yield {**table, "ship_status": f"{done} {_READING}" if lines else done}
+    yield {**_table(lines), "ship_status": f"{done} {_READING}"}
 
 
 def _table(lines: list[Line]) -> dict[str, Any]:
