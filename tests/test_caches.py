@@ -192,39 +192,48 @@ def test_values_of_an_owner_go_with_it():
 
 def test_an_owner_may_go_while_the_cache_is_locked():
     """The garbage collector may run at any point."""
-    cache: Bounded[str, int] = Bounded(10, lambda _: 1)
-    owner = Owner()
-    cache.get_or_make("a", lambda: 1, owner=owner)
-    with cache._lock:
-        del owner
+    owners = [Owner()]
+
+    def weigh(_value):  # called while the cache is locked
+        owners.clear()
         gc.collect()
-    assert len(cache) == 0
+        return 1
+
+    cache: Bounded[str, int] = Bounded(10, weigh)
+    cache.get_or_make("a", lambda: 1, owner=owners[0])
+    cache.put("b", 2)
+    assert not owners
+    assert cache.items() == [("b", 2)]
 
 
 def test_a_fork_in_the_middle_of_everything_can_use_its_cache():
-    cache: Bounded[str, int] = Bounded(10, lambda _: 1)
     threads: Bounded[str, int] = Bounded(10, lambda _: 1, survives_fork=False)
     inside, go_on = threading.Event(), threading.Event()
+    to_do, forked = [], []
+
+    def weigh(_value):  # called while the cache is locked
+        if to_do:
+            forked.append(in_fork(to_do.pop()))
+        return 1
+
+    def use():
+        made = cache.get_or_make("a", lambda: 2), threads.get_or_make("kept", lambda: 2)
+        return *made, cache.get("kept")
 
     def make():
         inside.set()
         assert go_on.wait(60)
         return 1
 
+    cache: Bounded[str, int] = Bounded(10, weigh)
     for one in (cache, threads):
         one.put("kept", 1)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(cache.get_or_make, "a", make)
         assert inside.wait(60)
-        with cache._lock:
-            forked = in_fork(
-                lambda: (
-                    cache.get_or_make("a", lambda: 2),
-                    cache.get("kept"),
-                    threads.get_or_make("kept", lambda: 2),
-                )
-            )
+        to_do.append(use)
+        cache.put("more", 1)
         go_on.set()
         assert first.result(60) == 1
-    assert forked == (2, 1, 2)
+    assert forked == [(2, 2, 1)]
     assert cache.get("a") == threads.get("kept") == 1

@@ -44,7 +44,7 @@ def make_checkpoint(
     seed: int = 0,
     **config,
 ) -> Path:
-    """Write config.json, model.safetensors and the tokenizer's files into `folder`, which may be new."""
+    """Write config.json, model.safetensors and the tokenizer's files into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     symbols = symbols if symbols is not None else (PHONEMES if phonemize else LETTERS)
     with torch.random.fork_rng():

@@ -1,7 +1,7 @@
-"""A Hugging Face hub on the loopback interface: the REST calls that huggingface_hub 2.4 makes to load and to push a model.
+"""A Hugging Face hub on the loopback interface: the REST calls that huggingface_hub 2.4 makes.
 
-Repositories are served from folders; a commit makes a new folder and is seen whole or not at all. The switches on `LoopbackHub` make it
-fail as real hubs, networks and hostile servers do.
+Repositories are served from folders; a commit makes a new folder and is seen whole or not at all.
+The switches on `LoopbackHub` make it fail as real hubs, networks and hostile servers do.
 """
 
 from __future__ import annotations
@@ -361,7 +361,7 @@ def serving(host: str = "127.0.0.1") -> Iterator[LoopbackHub]:
 
 
 def connect(monkeypatch, server: LoopbackHub, folder: Path) -> Path:
-    """Let the client of this process talk to that hub and to nothing else, with an empty cache (returned) and nobody logged in."""
+    """Let this process talk to that hub only, nobody logged in; return its empty cache."""
     from huggingface_hub import constants, file_download
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")

@@ -1,4 +1,4 @@
-"""What a push asks of the hub on the loopback interface: accounts, new repositories, large files whole or in chunks, and commits."""
+"""What a push asks of the loopback hub: accounts, new repositories, large files, commits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Fault:
 
 
 class PushCalls:
-    """The calls, for a handler that has `hub`, `body`, `account` and the answers `_json`, `_error` and `_send`."""
+    """The calls, for a handler with `hub`, `body`, `account`, `_json`, `_error` and `_send`."""
 
     def _write(self, path: str) -> None:
         """What a push asks for."""

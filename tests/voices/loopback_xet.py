@@ -1,7 +1,8 @@
-"""Chunked storage (xet) on the loopback interface: what hf_xet sends is put together again into the files of a LoopbackHub.
+"""Chunked storage (xet) on the loopback interface: files of a LoopbackHub from what hf_xet sends.
 
-The formats are those of https://huggingface.co/docs/xet: a xorb is a sequence of chunks, a shard says which chunks of which xorbs make a
-file. Only chunks that were stored uncompressed are read, so the tests' files are noise.
+The formats are those of https://huggingface.co/docs/xet: a xorb is a sequence of chunks, a shard
+says which chunks of which xorbs make a file. Only chunks that were stored uncompressed are read, so
+the tests' files are noise.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _HAS_VERIFICATION, _HAS_METADATA = 1 << 31, 1 << 30
 
 
 def hash_of(text: str) -> bytes:
-    """The 32 bytes of a hash in an address: each 8 of them are written as a little-endian number."""
+    """The 32 bytes of a hash in an address, where each 8 are a little-endian number."""
     return b"".join(bytes.fromhex(text[start : start + 16])[::-1] for start in range(0, 64, 16))
 
 

@@ -1,8 +1,10 @@
-"""Small Piper voices with random weights, exported the way Piper's own trainer exports a checkpoint (piper.train.export_onnx)."""
+"""Small Piper voices with random weights, exported as Piper's own trainer exports a checkpoint."""
 
 from __future__ import annotations
 
+import functools
 import json
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +71,18 @@ PLAIN_SPEAKERS = Shape(
 
 
 def make_network(shape: Shape, seed: int = 0) -> SynthesizerTrn:
-    """A network of that shape in which nothing is zero, so that no layer can be left out or mixed up without being heard."""
+    """A network of that shape without zeros: one hears if a layer is left out or mixed up."""
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's old weight norm
         network = SynthesizerTrn(
-            SYMBOLS, 33, 8, shape.inter, shape.hidden, shape.filter, shape.heads, shape.layers, 3, 0.1, shape.resblock,
-            shape.resblock_kernels, shape.resblock_dilations, shape.rates, shape.initial, shape.rate_kernels, n_speakers=shape.speakers,
-            gin_channels=8 if shape.speakers > 1 else 0, use_sdp=shape.stochastic,
-        )  # fmt: skip
+            *(SYMBOLS, 33, 8, shape.inter, shape.hidden, shape.filter, shape.heads, shape.layers),
+            *(3, 0.1, shape.resblock, shape.resblock_kernels, shape.resblock_dilations),
+            *(shape.rates, shape.initial, shape.rate_kernels),
+            n_speakers=shape.speakers,
+            gin_channels=8 if shape.speakers > 1 else 0,
+            use_sdp=shape.stochastic,
+        )
     network.eval()
     network.dec.remove_weight_norm()
     with torch.no_grad():
@@ -120,10 +125,28 @@ def export(network: SynthesizerTrn, path: Path, opset: int = 15, fold: bool = Tr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network, example, str(path), opset_version=opset, input_names=["input", "input_lengths", "scales", "sid"],
-            output_names=["output"], dynamo=False, do_constant_folding=fold,
-            dynamic_axes={"input": {0: "b", 1: "phonemes"}, "input_lengths": {0: "b"}, "output": {0: "b", 2: "time"}},
-        )  # fmt: skip
+            network,
+            example,
+            str(path),
+            opset_version=opset,
+            input_names=["input", "input_lengths", "scales", "sid"],
+            output_names=["output"],
+            dynamo=False,
+            do_constant_folding=fold,
+            dynamic_axes={
+                "input": {0: "b", 1: "phonemes"},
+                "input_lengths": {0: "b"},
+                "output": {0: "b", 2: "time"},
+            },
+        )
+
+
+@functools.cache
+def exported(shape: Shape, opset: int = 15, fold: bool = True) -> bytes:
+    """The ONNX file of a network of that shape, made once: exporting takes seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        export(make_network(shape), Path(folder, "voice.onnx"), opset, fold)
+        return Path(folder, "voice.onnx").read_bytes()
 
 
 def settings(shape: Shape, **changes: object) -> dict[str, object]:
@@ -145,6 +168,6 @@ def settings(shape: Shape, **changes: object) -> dict[str, object]:
 def make_voice(folder: Path, shape: Shape, name: str = "voice", **options: object) -> Path:
     """The .onnx of a new voice, its .json beside it."""
     path = folder / f"{name}.onnx"
-    export(make_network(shape), path, **options)
+    path.write_bytes(exported(shape, **options))
     path.with_name(path.name + ".json").write_text(json.dumps(settings(shape)), encoding="utf-8")
     return path

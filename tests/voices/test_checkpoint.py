@@ -1,4 +1,4 @@
-"""Folders in transformers' layout to voices: the same samples as plain transformers, and a plain refusal of what is broken or hostile."""
+"""Folders in transformers' layout: the samples of plain transformers; what is broken is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""espeak-ng through ctypes against piper-tts, which asks its own embedded espeak-ng for the clauses' terminators."""
+"""espeak-ng through ctypes against piper-tts, whose own espeak-ng tells how clauses end."""
 
 from __future__ import annotations
 
@@ -62,15 +62,19 @@ TEXTS += ["word " * 400, "word, " * 300 + "End.", "abc. def " * 120, "日本" * 
 TEXTS += ["A. \u2028B.\u2003C. D", "مرحبا، كيف؟ 你好。你好！ नमस्ते। ok"]
 
 FOREIGN = {
-    "de": "Guten Tag, Herr Dr. Müller. Heinrich IV. war König; am 3. Mai kam er: ja! „Zitat“, sagte er... Heinrich IV.",
-    "fr": "Bonjour, ça va ? Oui ! C’est l’été : chaud ; très chaud... « Citation », dit-il. Louis XIV. Fin",
+    "de": "Guten Tag, Herr Dr. Müller. Heinrich IV. war König; am 3. "
+    "Mai kam er: ja! „Zitat“, sagte er... Heinrich IV.",
+    "fr": "Bonjour, ça va ? Oui ! C’est l’été : chaud ; très chaud... "
+    "« Citation », dit-il. Louis XIV. Fin",
     "es": "¿Cómo estás? ¡Muy bien! El Sr. García, de 45 años, vive aquí: en Madrid; sí...",
-    "ru": "Привет, как дела? Хорошо! Это стоит 3,14 рубля; дорого: да. Т. е. так... «Цитата», — сказал он.",
+    "ru": "Привет, как дела? Хорошо! Это стоит 3,14 рубля; дорого: да. "
+    "Т. е. так... «Цитата», — сказал он.",
     "cmn": "你好，世界。今天是2024年3月5日！你怎么样？我很好；谢谢：再见、朋友…… Hello 世界.",
     "vi": "Xin chào, bạn có khỏe không? Tôi khỏe! Giá là 3,14 đồng; đắt: vâng...",
     "hi": "नमस्ते, आप कैसे हैं? मैं ठीक हूँ। यह ३.१४ है; ठीक: हाँ! धन्यवाद॥ Hello",
     "uk": "Привіт, як справи? Добре! Це коштує 3,14; дорого: так. Бувай...",
-    "pl": "Cześć, jak się masz? Dobrze! To kosztuje 3,14 zł; drogo: tak. Król Jan III. Sobieski. Dnia 5. maja.",
+    "pl": "Cześć, jak się masz? Dobrze! To kosztuje 3,14 zł; drogo: "
+    "tak. Król Jan III. Sobieski. Dnia 5. maja.",
     "it": "Ciao, come stai? Bene! Costa 3,14 €; caro: sì. Il Sig. Rossi... «Ecco».",
     "pt-br": "Olá, tudo bem? Sim! Custa R$ 3,14; caro: sim. O Sr. João... “Pois”.",
     "nl": "Hallo, hoe gaat het? Goed! Het kost € 3,14; duur: ja. Dhr. Jansen... 's avonds. 5. mei",
@@ -79,7 +83,8 @@ FOREIGN = {
     "tr": "Merhaba, nasılsın? İyiyim! Fiyatı 3,14 TL; pahalı: evet. II. Mehmed. 5. gün.",
     "fa": "سلام، حال شما چطور است؟ خوبم! قیمت ۳٫۱۴ است؛ گران: بله. می\u200cخواهم بروم.",
     "ar": "مرحبا، كيف حالك؟ أنا بخير! السعر 3.14؛ غالي: نعم. شكرا.",
-    "hu": "Szia, hogy vagy? Jól! Ára 3,14 Ft; drága: igen. 2024. december 2., szerda. IV. Béla király.",
+    "hu": "Szia, hogy vagy? Jól! Ára 3,14 Ft; drága: igen. 2024. "
+    "december 2., szerda. IV. Béla király.",
     "el": "Γεια σου, τι κάνεις; Καλά! Κοστίζει 3,14· ακριβό: ναι.",
     "hy": "Բարև, ինչպե՞ս ես։ Լավ։ Ահա՛։",
 }
@@ -183,7 +188,7 @@ def test_what_one_text_leaves_behind_does_not_reach_the_next():
 
 
 def test_control_characters_are_blanks():
-    # \x01 starts a command to espeak-ng (a change of voice or of punctuation), \0 ends its text, a lone surrogate has no UTF-8
+    # \x01 starts a command to espeak-ng, \0 ends its text, a lone surrogate has no UTF-8
     spoken = clauses("one \x01Vde two\x00three \ud800four", "en-us")
     assert "".join(c.phonemes for c in spoken) == "".join(
         c.phonemes for c in clauses("one  Vde two three  four", "en-us")

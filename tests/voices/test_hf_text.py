@@ -1,4 +1,4 @@
-"""Text to ids for Hugging Face checkpoints: the ids of plain VitsTokenizer, sentence by sentence."""
+"""Text to ids for Hugging Face checkpoints: those of VitsTokenizer, sentence by sentence."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_without_normalisation_capitals_are_named_not_unknown(make):
 
 
 def test_romanisation(make, monkeypatch):
-    """Plain transformers reads uroman's tables, which takes seconds, at every call; we do it once."""
+    """Plain transformers reads uroman's tables, which takes seconds, at every call; we once."""
     tokenizer = HubTokenizer.load(make(is_uroman=True))
     text = "Привет 東京 hello"
     sentence = one(tokenizer, text)

@@ -215,10 +215,10 @@ def test_joe_is_described_as_published(piper_joe: Voice):
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
-        (factory.MEDIUM, {}),
+        pytest.param(factory.MEDIUM, {}, marks=pytest.mark.slow),  # as joe is
         (factory.X_LOW, {"fold": False}),
         (factory.HIGH, {}),
-        (factory.PLAIN_DURATIONS, {}),
+        pytest.param(factory.PLAIN_DURATIONS, {}, marks=pytest.mark.slow),
         (factory.PLAIN_SPEAKERS, {"opset": 17}),
     ],
     ids=[
@@ -296,7 +296,7 @@ def test_half_precision_becomes_single(copy: Path):
 
 
 def test_names_lost_in_export_are_found(copy: Path):
-    """Weights, biases and the embeddings without their names, and equal tensors reached through Identity nodes."""
+    """Tensors without their names, and equal ones reached through Identity nodes."""
     whole = dict(load_piper(copy).model.named_parameters())
 
     def rename(graph: onnx.GraphProto) -> None:
@@ -355,7 +355,7 @@ def test_ids_are_those_of_piper(text: str):
 
 
 def test_ids_are_those_of_piper_for_whatever_espeak_says(monkeypatch: pytest.MonkeyPatch):
-    """The same clauses in, the same ids out: with piper-tts's own clauses no difference between two espeak-ng versions is left."""
+    """The same clauses in, the same ids out, whatever two versions of espeak-ng say."""
 
     def piper_clauses(text: str, voice: str) -> list[Clause]:
         bridge.initialize(str(ESPEAK_DATA_DIR))
@@ -649,7 +649,7 @@ def test_models_that_contradict_themselves(copy: Path, change, match: str):
 
 
 def test_a_damaged_file_gives_a_plain_sentence_or_a_voice(copy: Path):
-    """Cut short, or bytes changed anywhere, half of them in the graph's structure: nothing but InputError may come out."""
+    """Cut short, or bytes changed anywhere: nothing but InputError may come out."""
     draw = random.Random(0)
     json_path = copy.with_name(copy.name + ".json")
     outcomes = {True: 0, False: 0}

@@ -224,16 +224,20 @@ def test_a_rename_that_fails_keeps_the_voice_that_was_there(tiny, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def test_an_interrupt_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(saved, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+def test_an_interrupt_leaves_nothing_behind(tiny, tmp_path):
+    class Interrupted:
+        def save(self, folder):
+            assert list(Path(folder).iterdir())  # in the middle of it
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        save_voice(tiny, tmp_path / "saved")
+        save_voice(dataclasses.replace(tiny, tokenizer=Interrupted()), tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny, joe):
-    """Saved voices of both families, both tiny: the Piper one is joe's tokenizer with a random network."""
+    """Tiny saved voices: the Piper one is joe's tokenizer with a random network."""
     place = tmp_path_factory.mktemp("whole")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -306,13 +310,26 @@ def test_weights_that_do_not_fit(folder, change, request):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format_version": "1"}, {"format_version": 0}, {"format_version": ...}, {"family": "tacotron"}, {"family": ["piper"]},
-        {"recipe": 3}, {"recipe": {"pruned": 3}}, {"recipe": {"pruned": [3]}}, {"recipe": {"pruned": [{"parts": 3}]}},
-        {"origin": None}, {"origin": "joe"}, {"name": ...}, {"speakers": 3}, {"speakers": ["a", "b"]}, {"speaker": 1},
-        {"free_cut": {"parameters": float("inf"), "bytes": 0}}, {"free_cut": {}},
+        {"format_version": "1"},
+        {"format_version": 0},
+        {"format_version": ...},
+        {"family": "tacotron"},
+        {"family": ["piper"]},
+        {"recipe": 3},
+        {"recipe": {"pruned": 3}},
+        {"recipe": {"pruned": [3]}},
+        {"recipe": {"pruned": [{"parts": 3}]}},
+        {"origin": None},
+        {"origin": "joe"},
+        {"name": ...},
+        {"speakers": 3},
+        {"speakers": ["a", "b"]},
+        {"speaker": 1},
+        {"free_cut": {"parameters": float("inf"), "bytes": 0}},
+        {"free_cut": {}},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_damaged_manifests(folder, change):
     edit_json(folder / MANIFEST, crc32=..., **change)  # a stranger's folder need not have it
     refused(lambda: load_voice(folder))

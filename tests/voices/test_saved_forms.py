@@ -188,8 +188,9 @@ def test_missing_and_truncated_weights(folder):
 
 def test_files_of_another_voice(folder, voices, tmp_path):
     """Each file is sound, but they do not belong together."""
-    other = save_voice(prune(voices["plain" if (folder / "vocab.json").exists() else "piper"], PruneSpec(amount=0.97)), tmp_path / "other",
-                       json.loads((folder / MANIFEST).read_text())["form"])  # fmt: skip
+    kind = "plain" if (folder / "vocab.json").exists() else "piper"
+    form = json.loads((folder / MANIFEST).read_text())["form"]
+    other = save_voice(prune(voices[kind], PruneSpec(amount=0.97)), tmp_path / "other", form)
     [weights], [others] = folder.glob("model*"), other.glob("model*")
     shutil.copy(others, weights)
     refused(lambda: load_voice(folder), "not the file that was saved")

@@ -198,12 +198,19 @@ def test_inner_channels_that_do_not_fit(narrow, channels):
 @pytest.mark.parametrize(
     "change",
     [
-        {"resblock_inner_channels": ...}, {"resblock_inner_channels": None}, {"model_type": "vits"}, {"model_type": "vits_piper"},
-        {"model_type": 3}, {"upsample_initial_channel": 32}, {"prior_encoder_num_flows": 4}, {"ffn_dim": 16}, {"num_hidden_layers": 2},
+        {"resblock_inner_channels": ...},
+        {"resblock_inner_channels": None},
+        {"model_type": "vits"},
+        {"model_type": "vits_piper"},
+        {"model_type": 3},
+        {"upsample_initial_channel": 32},
+        {"prior_encoder_num_flows": 4},
+        {"ffn_dim": 16},
+        {"num_hidden_layers": 2},
         {"resblock_kernel_sizes": [3, 5], "resblock_dilation_sizes": [[1, 3], [1, 3]]},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_configurations_of_another_shape(narrow, change):
     edit_json(narrow / "config.json", **change)
     edit_json(narrow / MANIFEST, files=..., crc32=...)
@@ -231,9 +238,11 @@ def test_weights_of_another_shape(narrow, kind):
     tensors = load_file(path)
     weight = tensors.pop(name)
     changed = {
-        "wider": {name: torch.cat([weight, weight])}, "missing": {}, "more": {name: weight, "decoder.extra": torch.zeros(1)},
+        "wider": {name: torch.cat([weight, weight])},
+        "missing": {},
+        "more": {name: weight, "decoder.extra": torch.zeros(1)},
         "nan": {name: torch.full_like(weight, torch.nan)},
-    }[kind]  # fmt: skip
+    }[kind]
     save_file({**tensors, **changed}, path, metadata={"format": "pt"})
     refused(lambda: load_voice(narrow), "damaged")
 

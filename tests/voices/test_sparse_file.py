@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from zstandard import ZstdCompressor
 
 from vits_prune import InputError, PruneSpec, prune
-from vits_prune.voices.sparse_file import decode, encode, write_sparse
+from vits_prune.voices.sparse_file import decode, encode
 
 
 def same(first, second):
@@ -44,13 +44,23 @@ def test_the_real_voice_comes_back_to_the_bit(joe):
 @pytest.mark.parametrize(
     "tensor",
     [
-        some(3, 4, 5), some(1000, zeros=0.99), some(7, 9, dtype=torch.float16), some(50, zeros=0.0), torch.zeros(17), torch.zeros(5000),
-        torch.empty(0), torch.empty(3, 0, 2), torch.tensor(1.5), torch.tensor(0.0), some(4, 6).T,
+        some(3, 4, 5),
+        some(1000, zeros=0.99),
+        some(7, 9, dtype=torch.float16),
+        some(50, zeros=0.0),
+        torch.zeros(17),
+        torch.zeros(5000),
+        torch.empty(0),
+        torch.empty(3, 0, 2),
+        torch.tensor(1.5),
+        torch.tensor(0.0),
+        some(4, 6).T,
         torch.tensor([0.0, 1e-45, torch.inf, torch.nan]),
-        torch.ones(10_000), torch.ones(1),
+        torch.ones(10_000),
+        torch.ones(1),
     ],
     ids=lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype} {tensor.count_nonzero()}",
-)  # fmt: skip
+)
 def test_lossless(tensor):
     data = encode({"one": tensor, "other": torch.arange(5.0)})
     assert same({"one": tensor, "other": torch.arange(5.0)}, decode(data))
@@ -80,13 +90,6 @@ def test_zeros_make_it_small():
     assert sizes[3] < 1_000
 
 
-def test_write_sparse(tmp_path):
-    tensors = {"x": some(30, 30)}
-    size = write_sparse(tensors, tmp_path / "file")
-    assert size == (tmp_path / "file").stat().st_size
-    assert same(tensors, decode((tmp_path / "file").read_bytes()))
-
-
 SAMPLE = {
     "a": some(6, 5),
     "b": torch.ones(60),
@@ -108,7 +111,7 @@ def test_the_sample_has_compressed_and_plain_frames(sample):
 
 
 def test_each_tensor_has_planes_of_its_own_statistics():
-    """Exponents that differ from tensor to tensor, under random mantissas, cost no more together than apart."""
+    """Exponents that differ from tensor to tensor cost no more together than apart."""
     tensors = {str(scale): 10.0**scale * some(1 << 16, zeros=0.8) for scale in (-3, 0, 3)}
     together, apart = (
         len(encode(tensors)),

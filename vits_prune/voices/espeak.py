@@ -1,8 +1,8 @@
 """Text to phonemes by espeak-ng, which runs in a process of its own and may die there.
 
 espeak-ng 1.52 is C with buffers of fixed size: a few hundred letters and dots without a word among
-them ("a.a.a.a.", some scripts sooner) write past their end. No text may end the server, so a child
-process reads them. If it dies, the text is refused and the next one gets a new child.
+them ("a.a.a.a.") write past their end. No text may end the server, so a child process reads them.
+If it dies, the text is refused and the next one gets a new child.
 """
 
 from __future__ import annotations
@@ -47,12 +47,7 @@ class EspeakProcess:
             process.returncode = 0  # only the parent can wait for it
 
     def ask(self, operation: str, *arguments: str) -> Any:
-        """Return the child's answer.
-
-        Raises:
-            InputError: espeak-ng refuses, or died of this text.
-            RuntimeError: the child does not start.
-        """
+        """Return the child's answer; InputError if espeak-ng refuses, or died of this text."""
         with self.lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()
@@ -60,8 +55,7 @@ class EspeakProcess:
             if answer is None:
                 self.close()
                 raise InputError(
-                    "espeak-ng cannot read this text: shorten or respell what is unusual in it, "
-                    "such as long runs of dots."
+                    "espeak-ng cannot read this text: respell what is unusual (runs of dots?)."
                 )
         if "refused" in answer:
             raise InputError(answer["refused"])
@@ -115,11 +109,7 @@ process = EspeakProcess()
 
 
 def clauses(text: str, voice: str) -> list[Clause]:
-    """Return the clauses of a text in order, as `espeak_library.clauses` does.
-
-    Raises:
-        InputError: espeak-ng has no such voice, or cannot read this text.
-    """
+    """Return the clauses of a text; InputError if espeak-ng has no such voice or cannot read it."""
     return [Clause(*fields) for fields in process.ask("clauses", text, voice)]
 
 
@@ -129,9 +119,5 @@ def check_voice(voice: str) -> None:
 
 
 def phonemise(text: str) -> str:
-    """Return what phonemizer makes of an English text, as VitsTokenizer calls it.
-
-    Raises:
-        InputError: espeak-ng cannot read this text.
-    """
+    """Return what phonemizer makes of an English text; InputError if espeak-ng cannot read it."""
     return process.ask("phonemise", text)

@@ -21,7 +21,7 @@ import threading
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +81,12 @@ _lock = threading.RLock()
 
 @dataclass(frozen=True)
 class Clause:
-    """What espeak-ng reads in one breath.
-
-    Args:
-        phonemes: IPA with stress marks; words of another language between flags such as (en).
-        mark: the punctuation that ended it: one of . ? ! , : ; or nothing.
-        text: the part of the text that it reads.
-    """
+    """What espeak-ng reads in one breath."""
 
     phonemes: str
+    """IPA with stress marks; words of another language between flags such as (en)."""
     mark: str
+    """The punctuation that ended it: one of . ? ! , : ; or nothing."""
     ends_sentence: bool
     text: str
 
@@ -104,10 +100,7 @@ def _library() -> ctypes.CDLL:
     library.espeak_TextToPhonemes.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
     data = espeakng_loader.get_data_path().encode()
     if library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, _INITIALIZE_DONT_EXIT) <= 0:
-        raise RuntimeError(
-            f"espeak-ng does not start with its data in {data.decode()}: install espeakng-loader "
-            "again."
-        )
+        raise RuntimeError("espeak-ng does not start: install espeakng-loader again.")
     return library
 
 
@@ -127,12 +120,8 @@ def check_voice(voice: str) -> None:
 def clauses(text: str, voice: str) -> list[Clause]:
     """Return the clauses of a text in order, as Piper gets them from its own espeak-ng.
 
-    A clause has no phonemes where nothing can be said. Several threads may call this and take
-    turns. Time grows with the length of the text, which the caller bounds.
-
-    Args:
-        text: anything; control characters count as blanks.
-        voice: name of an espeak-ng voice.
+    A clause has no phonemes where nothing can be said. Control characters count as blanks. Threads
+    take turns. Time grows with the length of the text, which the caller bounds.
 
     Raises:
         InputError: espeak-ng has no such voice.
@@ -181,7 +170,7 @@ def _read_all(buffer: ctypes.Array[ctypes.c_char], mode: int) -> list[tuple[str,
 
 
 def _forget_lookahead() -> None:
-    """Clear the character that espeak-ng read ahead of a clause and keeps for the next call."""
+    """Clear the character that espeak-ng read ahead and keeps for the next call."""
     _read_clause(ctypes.create_string_buffer(b""), 0, _IPA)
 
 
@@ -194,11 +183,7 @@ def _last_character(encoded: bytes, end: int) -> int:
 
 
 def _with_palatals(ipa: str, mnemonics: str) -> str:
-    """Return IPA with "ʲ" for the phoneme ";" (the glide of "the end").
-
-    espeak-ng 1.52.0 leaves it out of IPA, the newer one of Piper writes it. Both arguments have
-    _SEPARATOR between phonemes.
-    """
+    """Return IPA with "ʲ" for the phoneme ";", which espeak-ng 1.52.0 leaves out ("the end")."""
     sounds, names = (re.split(f"([{_SEPARATOR} ])", phonemes) for phonemes in (ipa, mnemonics))
     if len(sounds) == len(names):
         sounds = [
@@ -218,9 +203,7 @@ def _revised(ipa: str, voice: str) -> str:
 def _mark(clause: str, following: str) -> tuple[str, bool]:
     """Return the mark that ended a clause, and whether it ended a sentence too.
 
-    Args:
-        clause: the text that was read for it, white space at its end included.
-        following: the character read ahead, empty at the end of the text.
+    The clause has its white space at the end; `following` is the character read ahead, if any.
     """
     tail = _TAIL.search(clause, max(0, len(clause) - _MAX_TAIL))
     assert tail  # it matches the empty string too
@@ -240,10 +223,7 @@ def _mark(clause: str, following: str) -> tuple[str, bool]:
 
 
 def _ends_before_capital(clause: str) -> bool:
-    """Return whether the marks at a clause's end do end it where a capital follows.
-
-    "..." alone or German "Heinrich IV." do not.
-    """
+    """Whether the marks at a clause's end do end it before a capital ("Heinrich IV." does not)."""
     buffer = ctypes.create_string_buffer(f"{clause} A".encode())
     _forget_lookahead()
     _, end = _read_clause(buffer, 0, _IPA)
@@ -260,30 +240,20 @@ def use_installed_espeak() -> None:
 
 
 @lru_cache(maxsize=1)
-def _phonemizer() -> Callable[..., str]:
+def _phonemizer() -> Callable[[str], str]:
+    """Return the call that VitsTokenizer makes: phonemes with stress and punctuation."""
     import phonemizer
 
     use_installed_espeak()
-    return phonemizer.phonemize
-
-
-def _phonemise(text: str) -> str:
-    """Return phonemes with stress and punctuation, by the call that VitsTokenizer makes."""
-    return _phonemizer()(
-        text,
-        language="en-us",
-        backend="espeak",
-        strip=True,
-        preserve_punctuation=True,
-        with_stress=True,
-    )
+    options = {"language": "en-us", "backend": "espeak", "strip": True}
+    return partial(phonemizer.phonemize, preserve_punctuation=True, with_stress=True, **options)
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "ready": lambda: True,
     "clauses": lambda text, voice: [dataclasses.astuple(one) for one in clauses(text, voice)],
     "check_voice": check_voice,
-    "phonemise": _phonemise,
+    "phonemise": lambda text: _phonemizer()(text),
 }
 
 

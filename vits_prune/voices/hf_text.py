@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, VitsTokenizer
 
 MAX_VOCAB_BYTES = 8 << 20
-"""Largest vocab.json that is read, in bytes."""
 MAX_SYMBOLS = 100_000
 
 _FLAGS = ("add_blank", "normalize", "phonemize", "is_uroman")
@@ -88,7 +87,7 @@ class HubTokenizer:
         Args:
             folder: where the files are; nothing else in it is read.
             vocab_size: symbols that the model has an embedding for; None takes it from vocab.json.
-            name: what to call the voice in messages, the folder's name where None.
+            name: what to call the voice in messages; None for the folder's name.
 
         Raises:
             InputError: a file is missing, is not JSON, or cannot belong to a VITS tokenizer.
@@ -97,10 +96,8 @@ class HubTokenizer:
         name = name or folder.name
         vocab = _read_vocab(folder, name, vocab_size)
         contents = {"vocab.json": vocab, "tokenizer_config.json": _read_settings(folder, name)}
-        for file, check in (
-            ("special_tokens_map.json", _special_tokens),
-            ("added_tokens.json", _added_tokens),
-        ):
+        more = {"special_tokens_map.json": _special_tokens, "added_tokens.json": _added_tokens}
+        for file, check in more.items():
             if (folder / file).is_file():
                 contents[file] = check(read_json(folder / file, name), name)
         size = vocab_size if vocab_size is not None else max(vocab.values()) + 1
@@ -151,33 +148,21 @@ class HubTokenizer:
             InputError: the Piper runtime cannot read text as this tokenizer does.
         """
         inner = self.tokenizer
+        known = inner.encoder.items()
+        ids = {s: index for s, index in known if len(s) == 1 and index < self.vocab_size}
+        composed = [s for s in ids if not unicodedata.is_normalized("NFD", s)]
+        why = ""
         if not inner.add_blank:
-            raise InputError(
-                "The voice puts no blank between its symbols, which Piper always does: "
-                "export it as onnx."
-            )
-        if inner.is_uroman:
-            raise InputError(
-                "The voice reads romanised text, and the Piper runtime does not romanise: "
-                "export it as onnx."
-            )
-        ids = {
-            symbol: index
-            for symbol, index in inner.encoder.items()
-            if len(symbol) == 1 and index < self.vocab_size
-        }
-        if not inner.phonemize:
-            composed = [s for s in ids if not unicodedata.is_normalized("NFD", s)]
-            if composed:
-                raise InputError(
-                    f"The voice has letters that Piper takes apart ({' '.join(composed[:5])}): "
-                    "export it as onnx."
-                )
-            if inner.normalize:
-                capitals = {symbol.upper(): index for symbol, index in ids.items()}
-                ids = {
-                    symbol: index for symbol, index in capitals.items() if len(symbol) == 1
-                } | ids
+            why = "puts no blank between its symbols, which Piper always does"
+        elif inner.is_uroman:
+            why = "reads romanised text, and the Piper runtime does not romanise"
+        elif composed and not inner.phonemize:
+            why = f"has letters that Piper takes apart ({' '.join(composed[:5])})"
+        if why:
+            raise InputError(f"The voice {why}: export it as onnx.")
+        if inner.normalize and not inner.phonemize:
+            capitals = {symbol.upper(): index for symbol, index in ids.items()}
+            ids = {s: index for s, index in capitals.items() if len(s) == 1} | ids
         ends: dict[str, list[int]] = {"_": [0], "^": [], "$": []}
         return {
             "phoneme_type": "espeak" if inner.phonemize else "text",
@@ -234,27 +219,25 @@ class HubTokenizer:
 def split_sentences(text: str, limit: int = 400) -> list[str]:
     """Return the sentences of a text in any script, none longer than `limit` characters.
 
-    No library does it: the trained ones know a few languages each, and MMS alone has over a
-    thousand. A sentence ends at a line break or at final punctuation; a full stop ends nothing
-    after an initial, an abbreviation, a number that opens the sentence, or inside a word. What is
-    longer than `limit` is cut after clause punctuation, else at white space, else anywhere that
-    splits no combined character.
+    No library does it for the thousand languages of MMS. A sentence ends at a line break or at
+    final punctuation; a full stop ends nothing after an initial, an abbreviation, a number that
+    opens the sentence, or inside a word. What is longer than `limit` is cut after clause
+    punctuation, else at white space, else anywhere that splits no combined character.
     """
     sentences = []
     for line in text.splitlines():
         start = 0
         for match in _ENDS.finditer(line):
             before = line[max(start, match.start() - _LOOK_BACK) : match.start()]
-            if match.group() == "." and _keeps_going(before):
-                continue
-            sentences.append(line[start : match.end()].strip())
-            start = match.end()
+            if match.group() != "." or not _keeps_going(before):
+                sentences.append(line[start : match.end()].strip())
+                start = match.end()
         sentences.append(line[start:].strip())
     return [piece for sentence in sentences for piece in _cut(sentence, max(1, limit))]
 
 
 def _keeps_going(before: str) -> bool:
-    """Return whether a full stop after this text is part of a word."""
+    """Whether a full stop after this text is part of a word."""
     if before.strip().isdecimal():  # "1. First"
         return True
     word = re.split(r"[\W\d_]", before)[-1]
@@ -282,14 +265,8 @@ def _cut(sentence: str, limit: int) -> Iterator[str]:
 
 def _clean(text: str) -> str:
     """Remove lone surrogates and blank control characters, which C libraries do not take."""
-    return "".join(
-        " " if unicodedata.category(c) == "Cc" and not c.isspace() else c
-        for c in _without_surrogates(text)
-    )
-
-
-def _without_surrogates(text: str) -> str:
-    return text.encode("utf-8", "ignore").decode("utf-8")
+    text = text.encode("utf-8", "ignore").decode("utf-8")
+    return "".join(" " if unicodedata.category(c) == "Cc" and not c.isspace() else c for c in text)
 
 
 @functools.cache
@@ -308,9 +285,7 @@ def _read_vocab(folder: Path, name: str, vocab_size: int | None) -> dict[str, in
             what = f"gives {symbol[:20]!r} the id {str(index)[:20]}, outside 0 to {highest}"
             raise InputError(f"{name} has a vocab.json that {what}: check the checkpoint.")
     if 0 not in vocab.values():
-        raise InputError(
-            f"{name} has a vocab.json without a symbol for id 0, the blank: check the checkpoint."
-        )
+        raise InputError(f"{name} has a vocab.json without id 0, the blank: check the checkpoint.")
     return vocab
 
 
@@ -318,7 +293,7 @@ def _require_symbols(symbols: Iterable[object], name: str) -> None:
     """An empty symbol would keep VitsTokenizer.normalize_text from ever ending."""
     symbols = list(symbols)
     sound = all(
-        isinstance(s, str) and 0 < len(s) <= _MAX_SYMBOL and s == _without_surrogates(s)
+        isinstance(s, str) and 0 < len(s) <= _MAX_SYMBOL and not re.search("[\ud800-\udfff]", s)
         for s in symbols
     )
     if not sound or not 0 < len(symbols) <= MAX_SYMBOLS:
@@ -332,14 +307,13 @@ def _read_settings(folder: Path, name: str) -> dict[str, Any]:
     """Return what VitsTokenizer knows of a tokenizer_config.json, without classes and templates."""
     values = read_json(folder / "tokenizer_config.json", name)
     settings = _special_tokens(values, name)
-    for key in _FLAGS:
-        if key in values:
-            if not isinstance(values[key], bool):
-                raise InputError(
-                    f"{name} says {key} = {str(values[key])[:20]} in its tokenizer_config.json: "
-                    "it must be true or false."
-                )
-            settings[key] = values[key]
+    for key in filter(values.__contains__, _FLAGS):
+        if not isinstance(values[key], bool):
+            raise InputError(
+                f"{name} says {key} = {str(values[key])[:20]} in its tokenizer_config.json: "
+                "it must be true or false."
+            )
+        settings[key] = values[key]
     if isinstance(values.get("language"), str):
         settings["language"] = values["language"][:_MAX_SYMBOL]
     added = values.get("added_tokens_decoder")

@@ -97,13 +97,9 @@ class Facts:
             config=MappingProxyType(config),
             reading=str(values.get("reading", "")),
         )
-        if (
-            facts.form not in forms
-            or facts.origin.family not in ("hugging-face", "piper")
-            or not isinstance(facts.speaker, int | None)
-            or not _is_recipe(values["recipe"])
-            or not isinstance(config, dict)
-        ):
+        ours = facts.form in forms and facts.origin.family in ("hugging-face", "piper")
+        sound = isinstance(facts.speaker, int | None) and isinstance(config, dict)
+        if not ours or not sound or not _is_recipe(values["recipe"]):
             raise ValueError("not the facts of a voice")
         return facts
 
@@ -197,20 +193,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     manifest = SAVED.read(folder)
     if manifest is None:
         return None
+    version = manifest.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{folder.name} was saved by a newer vits_prune (format {version}): update it."
+        )
     try:
-        version = manifest["format_version"]
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"{folder.name} was saved by a newer vits_prune (format {version}): "
-                "update vits_prune to open it."
-            )
         Facts.parse(manifest, ("dense", "sparse"))
-        if version not in range(1, FORMAT_VERSION + 1) or (
-            manifest.get("crc32", _own_crc32(manifest)) != _own_crc32(manifest)
-        ):
+        own = _own_crc32(manifest)
+        if version not in range(1, FORMAT_VERSION + 1) or manifest.get("crc32", own) != own:
             raise ValueError("damaged")
-    except NewerFormatError:
-        raise
     except _BROKEN as error:
         raise DamagedFileError(
             f"{folder.name} is damaged: its {MANIFEST} cannot be read. Save the voice again."
@@ -245,8 +237,7 @@ def require_manifest(folder: Path, weights: Path, name: str) -> None:
     gone = not (folder / MANIFEST).exists() and weights.is_file()
     if gone and _marked(weights, unreadable=False):
         raise DamagedFileError(
-            f"{name} is not whole: it lacks its {MANIFEST}. Copy all files that were saved, "
-            "or save the voice again."
+            f"{name} is not whole: it lacks its {MANIFEST}. Copy all files that were saved."
         )
 
 
@@ -313,7 +304,7 @@ def check_reading(facts: Facts, source: Path | PiperTokenizer, shown: str, symbo
     if facts.reading and facts.reading != reading_of(source):
         raise InputError(
             f"{symbols} does not read text as it did when {shown} was exported: "
-            "copy both files again from the same export, or export the voice again."
+            "copy both files again from the same export."
         )
 
 
@@ -336,8 +327,7 @@ def read_facts(model: onnx.ModelProto, shown: str) -> Facts | None:
     if model.producer_name != PRODUCER and _CHECKSUM not in entries:
         return None
     damaged = InputError(
-        f"{shown} is damaged, it is not the file that was exported: "
-        "copy it again, or export the voice again."
+        f"{shown} is damaged, it is not the file that was exported: copy or export it again."
     )
     text = entries.get(_FACTS, "")
     if not 0 < len(text) <= MAX_MANIFEST_BYTES:
@@ -350,8 +340,7 @@ def read_facts(model: onnx.ModelProto, shown: str) -> Facts | None:
         raise damaged from error
     if type(version) is int and version > _ONNX_VERSION:
         raise InputError(
-            f"{shown} was exported by a newer vits_prune (format {version}): "
-            "update vits_prune to open it."
+            f"{shown} was exported by a newer vits_prune (format {version}): update it."
         )
     if facts is None or entries.get(_CHECKSUM) != _sha256(model.graph, text):
         raise damaged

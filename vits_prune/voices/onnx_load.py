@@ -19,23 +19,26 @@ from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.manifest import EXPORT, FORMS, Facts, check_reading
 from vits_prune.voices.piper_graph import read_graph
 from vits_prune.voices.piper_model import build_model, piper_config
-from vits_prune.voices.piper_text import MAX_JSON_BYTES, TOKENIZER_FILE, PiperTokenizer
+from vits_prune.voices.piper_text import (
+    AS_PUBLISHED,
+    MAX_JSON_BYTES,
+    TOKENIZER_FILE,
+    PiperTokenizer,
+)
 from vits_prune.voices.voice import FreeCut, Origin, Tokenizer, Voice, resolve_speaker
 
 _RATES = (4_000, 192_000)
 _MAX_SPEAKER_NAME = 200
 _SCALES = {
-    "noise_scale": (0.667, 0.0, 100.0),
+    "noise_scale": (0.667, 0, 100),
     "length_scale": (1.0, 1e-3, 1e3),
-    "noise_w": (0.8, 0.0, 100.0),
+    "noise_w": (0.8, 0, 100),
 }
 """What Piper's runtime takes if the file says nothing; bounds that keep speech finite."""
 
 
 def model_in(folder: Path) -> Path | None:
-    """Return the .onnx of a folder: what an export wrote, or the only one.
-
-    None for a folder in transformers' layout.
+    """Return the .onnx of a folder: what an export wrote, or the only one; None for a checkpoint.
 
     Raises:
         InputError: an export wrote the folder, and export.json or the file it names is damaged.
@@ -53,11 +56,7 @@ def model_in(folder: Path) -> Path | None:
 
 
 def checksums_in(folder: Path) -> dict[str, str]:
-    """Return {file: SHA-256} as an export wrote them, empty if it wrote none.
-
-    Raises:
-        DamagedFileError: export.json cannot be read.
-    """
+    """Return {file: SHA-256} as an export wrote them; DamagedFileError if they cannot be read."""
     return EXPORT.listed(EXPORT.read(folder) or {})
 
 
@@ -83,43 +82,33 @@ def describes_export(values: Any) -> bool:
 
 
 def load_onnx(model: Path, speaker: int | str | None = None) -> Voice:
-    """Return the voice of an .onnx file.
+    """Return the voice of an .onnx file, with speaker None for the one that the file names.
 
-    Args:
-        model: exported by Piper, with its .json in the same folder, or by this library, with the
-            other files of the export.
-        speaker: index or name; None for the one that the file names.
+    Piper's .onnx has its .json in the same folder; ours has the other files of the export.
 
     Raises:
         InputError: a file is missing or damaged, it is not a VITS voice, or it has no such speaker.
     """
-    ours = is_export(model.parent) and model.name in checksums_in(model.parent)
-    if ours:
-        checksums = {
-            name: checksum
-            for name, checksum in checksums_in(model.parent).items()
-            if name == model.name or not name.endswith(".onnx")
-        }
-        EXPORT.check(model.parent, checksums)
+    listed = checksums_in(model.parent) if is_export(model.parent) else {}
+    ours = model.name in listed
+    if ours:  # other .onnx files may be gone
+        needed = {name for name in listed if name == model.name or not name.endswith(".onnx")}
+        EXPORT.check(model.parent, {name: listed[name] for name in needed})
     has_json = model.with_name(model.name + ".json").is_file() or (
         not ours and config_next_to(model).is_file()  # export.json is not the .json of export.onnx
     )
     graph = read_graph(model) if not has_json and model.is_file() else None
     if graph is None or graph.facts is None or graph.facts.form != "onnx":
         return load_piper(model, speaker=speaker)
-    config = _config(graph.facts, model.name)
+    kind: type[VitsConfig] = VitsConfig
+    if graph.facts.origin.family == "piper":
+        kind = PiperVitsConfig
+    elif graph.facts.config.get("model_type") == NarrowVitsConfig.model_type:
+        kind = NarrowVitsConfig
+    config = checked_config(dict(graph.facts.config), kind, model.name)
     network = build_model(graph, config, model.name)
     tokenizer = _tokenizer(graph.facts, model, config)
     return graph.facts.voice(network, tokenizer, speaker, model.name)
-
-
-def _config(facts: Facts, shown: str) -> VitsConfig:
-    kind: type[VitsConfig] = VitsConfig
-    if facts.origin.family == "piper":
-        kind = PiperVitsConfig
-    elif facts.config.get("model_type") == NarrowVitsConfig.model_type:
-        kind = NarrowVitsConfig
-    return checked_config(dict(facts.config), kind, shown)
 
 
 def _tokenizer(facts: Facts, model: Path, config: VitsConfig) -> Tokenizer:
@@ -127,8 +116,7 @@ def _tokenizer(facts: Facts, model: Path, config: VitsConfig) -> Tokenizer:
     needed = TOKENIZER_FILE if piper else "vocab.json"
     if not (model.parent / needed).is_file():
         raise InputError(
-            f"{model.name} has no {needed} next to it, by which it reads text: "
-            "copy all files that the export wrote."
+            f"{model.name} has no {needed} next to it: copy all files that the export wrote."
         )
     if not piper:
         check_reading(facts, model.parent, model.name, needed)
@@ -167,9 +155,8 @@ def load_piper(
         speaker: index or name; by default the one that the .json names, else the first.
 
     Raises:
-        InputError: a file is missing, too large (.onnx: 512 MiB, .json: 4 MiB), broken, or not that
-            of a Piper VITS voice; the .json is not the one that was exported with the file; or the
-            voice has no such speaker.
+        InputError: a file is missing, too large (.onnx: 512 MiB, .json: 4 MiB), broken, not that of
+            a Piper VITS voice or not of the same export; or the voice has no such speaker.
     """
     model_path = Path(model_path)
     config_path = Path(config_path) if config_path is not None else config_next_to(model_path)
@@ -188,27 +175,25 @@ def load_piper(
         check_reading(facts, tokenizer, model_path.name, shown)
     config = piper_config(graph, scales, sampling_rate, model_path.name)
     model = build_model(graph, config, model_path.name)
-    _require_symbols(tokenizer, model.config, shown, model_path.name)
-    speakers = _speakers(settings, model.config.num_speakers, shown)
+    _require_symbols(tokenizer, config, shown, model_path.name)
+    speakers = _speakers(settings, config.num_speakers, shown)
     if facts and (sampling_rate != facts.config.get("sampling_rate") or speakers != facts.speakers):
         raise InputError(
             f"{shown} has another sampling rate or other speakers than when {model_path.name} was "
             "exported: copy both files again from the same export, or export the voice again."
         )
     if speaker is None and speakers:
-        first = settings.get("default_speaker_id", 0)
-        speaker = _whole(first, len(speakers), "default_speaker_id", shown)
+        speaker = settings.get("default_speaker_id", 0)
+        _check_whole(speaker, len(speakers), "default_speaker_id", shown)
     name = name or (facts.name if facts else model_path.stem)
+    first = facts.origin if facts else Origin("piper", model_path.name)
     return Voice(
         model=model,
         tokenizer=tokenizer,
         sampling_rate=sampling_rate,
         name=name,
         origin=Origin(
-            family="piper",
-            reference=reference or (facts.origin.reference if facts else model_path.name),
-            revision=facts.origin.revision if facts else None,
-            licence=licence or (facts.origin.licence if facts else None),
+            "piper", reference or first.reference, first.revision, licence or first.licence
         ),
         speaker=resolve_speaker(speaker, speakers, name),
         speakers=speakers,
@@ -228,21 +213,17 @@ def _sampling_rate(settings: Mapping[str, Any], shown: str) -> int:
     audio = settings.get("audio")
     rate = audio.get("sample_rate") if isinstance(audio, dict) else None
     if type(rate) is not int or not _RATES[0] <= rate <= _RATES[1]:
-        raise InputError(
-            f"{shown} gives no audio.sample_rate from {_RATES[0]} to {_RATES[1]} Hz: "
-            "give the JSON file as it was published."
-        )
+        what = f"gives no audio.sample_rate from {_RATES[0]} to {_RATES[1]} Hz"
+        raise InputError(f"{shown} {what}: {AS_PUBLISHED}")
     return rate
 
 
-def _scales(settings: Mapping[str, Any], shown: str) -> tuple[float, float, float]:
+def _scales(settings: Mapping[str, Any], shown: str) -> dict[str, float]:
     """Return noise_scale, length_scale and noise_w."""
     given = settings.get("inference", {})
     if not isinstance(given, dict):
-        raise InputError(
-            f"{shown} has an inference entry that is not an object: "
-            "give the JSON file as it was published."
-        )
+        raise InputError(f"{shown} has an inference entry that is not an object: {AS_PUBLISHED}")
+    scales = {}
     for key, (default, lowest, highest) in _SCALES.items():
         value = given.get(key, default)
         if type(value) not in (int, float) or not lowest <= value <= highest:  # so never NaN
@@ -250,17 +231,16 @@ def _scales(settings: Mapping[str, Any], shown: str) -> tuple[float, float, floa
                 f"{shown} gives an inference.{key} that is not a number "
                 f"from {lowest:g} to {highest:g}: correct it."
             )
-    noise, length, duration_noise = (float(given.get(key, _SCALES[key][0])) for key in _SCALES)
-    return noise, length, duration_noise
+        scales[key] = float(value)
+    return scales
 
 
-def _whole(value: object, below: int, key: str, shown: str) -> int:
+def _check_whole(value: object, below: int, key: str, shown: str) -> None:
     if type(value) is not int or not 0 <= value < below:
         raise InputError(
             f"{shown} gives a {key} that is not a whole number below {below}: "
             "take both files from the same voice."
         )
-    return value
 
 
 def _speakers(settings: Mapping[str, Any], count: int, shown: str) -> tuple[str, ...]:
@@ -269,11 +249,9 @@ def _speakers(settings: Mapping[str, Any], count: int, shown: str) -> tuple[str,
         return ()
     given = settings.get("speaker_id_map") or {}
     if not isinstance(given, dict):
-        raise InputError(
-            f"{shown} has a speaker_id_map that is not an object: "
-            "give the JSON file as it was published."
-        )
+        raise InputError(f"{shown} has a speaker_id_map that is not an object: {AS_PUBLISHED}")
     names = [str(speaker) for speaker in range(count)]
     for speaker, index in given.items():
-        names[_whole(index, count, "speaker id", shown)] = speaker[:_MAX_SPEAKER_NAME]
+        _check_whole(index, count, "speaker id", shown)
+        names[index] = speaker[:_MAX_SPEAKER_NAME]
     return tuple(names)

@@ -45,10 +45,9 @@ _NORM_NAMES = (
 
 @dataclass(frozen=True)
 class Convolution:
-    """A Conv or ConvTranspose node over one axis.
+    """A Conv or ConvTranspose node over one axis, with weight norm folded.
 
-    `weight` is [out, in / groups, kernel], for a transposed one [in, out / groups, kernel], with
-    weight norm folded; `padding` is on either side.
+    `weight` is [out, in / groups, kernel], for a transposed one [in, out / groups, kernel].
     """
 
     weight: torch.Tensor
@@ -83,21 +82,16 @@ class PiperGraph:
         found = (re.match(pattern, name) for name in (*self.convolutions, *self.tensors))
         indices = {match[1] for match in found if match}
         wanted = {str(first + stride * i) for i in range(len(indices))}
-        require(
-            0 < len(indices) <= MAX_LAYERS and indices == wanted,
-            f"its layers {pattern!r} are not numbered as in VITS",
-        )
+        usual = 0 < len(indices) <= MAX_LAYERS and indices == wanted
+        require(usual, f"its layers {pattern!r} are not numbered as in VITS")
         return len(indices)
 
     @property
     def symbols(self) -> torch.Tensor:
         """The phonemes' embeddings, [symbols, channels]."""
-        table = self.tensors.get("enc_p.emb.weight", self.tables.get("input"))
-        require(
-            table is not None and table.ndim == 2 and min(table.shape) > 0,
-            "it has no table of phoneme embeddings",
-        )
-        assert table is not None
+        table = self.tensors.get("enc_p.emb.weight", self.tables.get("input", torch.empty(0)))
+        usable = table.ndim == 2 and min(table.shape) > 0
+        require(usable, "it has no table of phoneme embeddings")
         return table
 
     @property
@@ -147,18 +141,14 @@ def _parse(path: Path) -> onnx.ModelProto:
 
     try:
         if path.stat().st_size > MAX_MODEL_BYTES:
-            raise InputError(
-                f"it is larger than {MAX_MODEL_BYTES >> 20} MiB, give a Piper voice as exported."
-            )
+            raise InputError(f"it is over {MAX_MODEL_BYTES >> 20} MiB, give a Piper voice.")
         model = onnx.ModelProto.FromString(path.read_bytes())
     except OSError:
         raise InputError("it is not a file that can be read, check its name.") from None
     except DecodeError:
         raise InputError("it is not a whole ONNX file, fetch it again.") from None
     if not 0 < len(model.graph.node) <= MAX_NODES:
-        raise InputError(
-            "it is not the ONNX file of a Piper voice, give the .onnx that belongs to the .json."
-        )
+        raise InputError("it is not a Piper voice, give the .onnx that belongs to the .json.")
     return model
 
 
@@ -204,9 +194,7 @@ def _collect(graph: onnx.GraphProto) -> PiperGraph:
             if index in inputs and table in found.tensors:
                 found.tables[index] = found.tensors[table]
     if "dp.flows.0.logs" not in found.tensors:
-        log_scale = _duration_log_scale(graph, found.tensors)
-        if log_scale is not None:
-            found.tensors["dp.flows.0.logs"] = log_scale
+        _add_log_scale(graph, found.tensors)
     return found
 
 
@@ -227,7 +215,7 @@ def _dequantise(
             one not in (1, size) for one, size in zip(scale.shape, levels.shape, strict=True)
         ):
             raise InputError(
-                f"the scales of its tensor {source[:60]!r} do not fit it, export the voice again."
+                f"the scales of its tensor {source[:60]!r} do not fit, export it again."
             )
         tensors[node.output[0]] = levels.float() * scale
 
@@ -244,11 +232,8 @@ def _resolve(name: str, aliases: dict[str, str]) -> str:
 def _add_convolution(found: PiperGraph, node: onnx.NodeProto) -> None:
     weight_name, bias_name = [*node.input[1:3], "", ""][:2]
     # The weight's name says best which layer it is; other layers may share the bias.
-    match = (
-        _PARAMETER.fullmatch(weight_name)
-        or _NODE.fullmatch(node.name)
-        or _PARAMETER.fullmatch(bias_name)
-    )
+    match = _PARAMETER.fullmatch(weight_name) or _NODE.fullmatch(node.name)
+    match = match or _PARAMETER.fullmatch(bias_name)
     if match is None:
         return
     path = match["module"].replace("/", ".")
@@ -261,15 +246,11 @@ def _add_convolution(found: PiperGraph, node: onnx.NodeProto) -> None:
     numbers = {a.name: (list(a.ints) if a.ints else [a.i]) for a in node.attribute}
     pads = numbers.get("pads", [0, 0])
     sizes = [one for name in ("strides", "dilations", "group") for one in numbers.get(name, [1])]
-    if (
-        any(numbers.get("output_padding", [0]))
-        or any(a.name == "auto_pad" and a.s not in (b"", b"NOTSET") for a in node.attribute)
-        or len(sizes) != 3
-        or len(pads) != 2
-        or pads[0] != pads[1]
-        or any(not 0 <= size <= 2**20 for size in (*sizes, *pads))
-    ):
-        require(False, f"its convolution {path[:60]!r} is not one of a Piper voice")
+    automatic = any(a.name == "auto_pad" and a.s not in (b"", b"NOTSET") for a in node.attribute)
+    usual = len(sizes) == 3 and len(pads) == 2 and pads[0] == pads[1] and not automatic
+    usual = usual and not any(numbers.get("output_padding", [0]))
+    usual = usual and all(0 <= size <= 2**20 for size in (*sizes, *pads))
+    require(usual, f"its convolution {path[:60]!r} is not one of a Piper voice")
     stride, dilation, groups = sizes
     found.convolutions[path] = Convolution(
         weight, bias, stride, dilation, pads[0], groups, node.op_type == "ConvTranspose"
@@ -285,10 +266,8 @@ def _fold_weight_norm(tensors: dict[str, torch.Tensor], path: str) -> torch.Tens
     return None
 
 
-def _duration_log_scale(
-    graph: onnx.GraphProto, tensors: dict[str, torch.Tensor]
-) -> torch.Tensor | None:
-    """Return logs of dp.flows.0, (x - m) exp(-logs): the exporter may fold the exponential."""
+def _add_log_scale(graph: onnx.GraphProto, tensors: dict[str, torch.Tensor]) -> None:
+    """Add logs of dp.flows.0, (x - m) exp(-logs): the exporter may fold the exponential."""
     made_by = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
         if node.op_type != "Mul":
@@ -298,11 +277,9 @@ def _duration_log_scale(
             if source is None or source.op_type != "Sub" or source.input[1] != "dp.flows.0.m":
                 continue
             if factor in tensors:
-                return -torch.log(tensors[factor])
-            if (
-                exponential is not None
-                and exponential.op_type == "Exp"
-                and exponential.input[0] in tensors
-            ):
-                return -tensors[exponential.input[0]]
-    return None
+                tensors["dp.flows.0.logs"] = -torch.log(tensors[factor])
+                return
+            folded = exponential is None or exponential.op_type != "Exp"
+            if not folded and exponential.input[0] in tensors:
+                tensors["dp.flows.0.logs"] = -tensors[exponential.input[0]]
+                return

@@ -43,13 +43,8 @@ _NAMES: tuple[tuple[str, Any], ...] = (
     (r"decoder", "dec"),
 )
 _ENDINGS = {
-    "conv_pre": "pre",
-    "conv_post": "post",
-    "conv_proj": "proj",
-    "wavenet": "enc",
-    "conv_dds": "convs",
-    "convs_dilated": "convs_sep",
-    "convs_pointwise": "convs_1x1",
+    **{"conv_pre": "pre", "conv_post": "post", "conv_proj": "proj", "wavenet": "enc"},
+    **{"conv_dds": "convs", "convs_dilated": "convs_sep", "convs_pointwise": "convs_1x1"},
 }
 
 
@@ -65,23 +60,19 @@ def piper_name(module: str) -> str:
 
 
 def piper_config(
-    graph: PiperGraph, scales: tuple[float, float, float], sampling_rate: int, shown: str
+    graph: PiperGraph, scales: dict[str, float], sampling_rate: int, shown: str
 ) -> PiperVitsConfig:
     """Return the configuration of a Piper graph: its facts if it has any, else read from shapes.
 
-    Args:
-        graph: from read_graph.
-        scales: noise_scale, length_scale and noise_w of the voice's JSON file.
-        sampling_rate: samples per second.
-        shown: what messages call the file.
+    `scales` are noise_scale, length_scale and noise_w of the voice's JSON file.
 
     Raises:
         InputError: the graph is not that of a Piper VITS voice.
     """
     given = {
-        "noise_scale": scales[0],
-        "speaking_rate": 1 / scales[1],
-        "noise_scale_duration": scales[2],
+        "noise_scale": scales["noise_scale"],
+        "speaking_rate": 1 / scales["length_scale"],
+        "noise_scale_duration": scales["noise_w"],
         "sampling_rate": sampling_rate,
     }
     if graph.facts is None:
@@ -102,11 +93,6 @@ def piper_config(
 def build_model(graph: PiperGraph, config: VitsConfig, shown: str) -> VitsModel:
     """Return the model of a graph: float32, contiguous, without gradients, in evaluation mode.
 
-    Args:
-        graph: from read_graph.
-        config: of the network.
-        shown: what messages call the file.
-
     Raises:
         InputError: a weight is missing, has the wrong size, or is not finite.
     """
@@ -124,10 +110,9 @@ def build_model(graph: PiperGraph, config: VitsConfig, shown: str) -> VitsModel:
 def _text_encoder(graph: PiperGraph) -> dict[str, object]:
     symbols, hidden = graph.symbols.shape
     relative = graph.tensors.get("enc_p.encoder.attn_layers.0.emb_rel_k", torch.empty(0))
-    usual = relative.ndim == 3 and relative.shape[0] == 1 and relative.shape[1] % 2 == 1
+    one, window, head = relative.shape if relative.ndim == 3 else (0, 0, 0)
+    usual = one == 1 and window > 1 and window % 2 == 1 and head > 0 and hidden % head == 0
     require(usual, "its attention is not that of VITS")
-    _, window, head = relative.shape
-    require(window > 1 and head > 0 and hidden % head == 0, "its attention is not that of VITS")
     inner = graph.conv("enc_p.encoder.ffn_layers.0.conv_1").weight
     return {
         "vocab_size": symbols,
@@ -180,12 +165,13 @@ def _decoder(graph: PiperGraph) -> dict[str, object]:
     blocks = graph.count(r"dec\.resblocks\.(\d+)\.")
     require(blocks % len(ups) == 0, "its residual blocks do not match its upsampling")
     kind = "1" if "dec.resblocks.0.convs1.0" in graph.convolutions else "2"
+    paths = (
+        f"dec.resblocks.{block}.convs{'1' if kind == '1' else ''}"
+        for block in range(blocks // len(ups))
+    )
     convs = [
         [graph.conv(f"{path}.{i}") for i in range(graph.count(rf"{re.escape(path)}\.(\d+)"))]
-        for path in (
-            f"dec.resblocks.{block}.{'convs1' if kind == '1' else 'convs'}"
-            for block in range(blocks // len(ups))
-        )
+        for path in paths
     ]
     return {
         "resblock": kind,
@@ -253,8 +239,5 @@ def _checked(name: str, parameter: nn.Parameter, weight: torch.Tensor | None) ->
     sizes = f"{tuple(weight.shape)}, not {tuple(parameter.shape)}"
     require(weight.shape == parameter.shape, f"its weights for {name!r} are {sizes}")
     if not torch.isfinite(weight).all():
-        raise InputError(
-            f"its weights for {name!r} hold values that are not finite numbers, "
-            "fetch or export the voice again."
-        )
+        raise InputError(f"its weights for {name!r} are not finite, fetch or export it again.")
     return weight.contiguous()

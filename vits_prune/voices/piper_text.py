@@ -31,7 +31,7 @@ _RAW_PHONEMES = re.compile(r"(\[\[.*?\]\])")
 _LANGUAGE_FLAG = re.compile(r"\([^)]+\)")
 _SYMBOL_CATEGORIES = ("So", "Sk", "Sm", "Sc", "Cn", "Co")
 """Unicode categories of emoji, arrows and signs, which are said by name or not at all."""
-_AS_PUBLISHED = "give the JSON file of a Piper voice as it was published."
+AS_PUBLISHED = "give the JSON file of a Piper voice as it was published."
 
 
 class PiperTokenizer:
@@ -47,18 +47,16 @@ class PiperTokenizer:
         phoneme_ids: ids by phoneme.
         vowel_clusters: phonemes that are read as one.
         about: language, dataset and quality as the file states them; nothing is read by it.
+
+    Args:
+        settings: the object in the voice's JSON file.
+        shown: what messages call the file.
+
+    Raises:
+        InputError: it does not say how the voice reads, or in a way that is not supported.
     """
 
     def __init__(self, settings: Mapping[str, Any], shown: str = TOKENIZER_FILE) -> None:
-        """Take what is needed from the contents of a Piper voice's JSON file.
-
-        Args:
-            settings: the file's object.
-            shown: what messages call the file.
-
-        Raises:
-            InputError: it does not say how the voice reads, or in a way that is not supported.
-        """
         self.phoneme_type = settings.get("phoneme_type", "espeak")
         if self.phoneme_type not in ("espeak", "text"):
             raise InputError(
@@ -70,7 +68,7 @@ class PiperTokenizer:
             espeak = settings.get("espeak")
             self.espeak_voice = espeak.get("voice") if isinstance(espeak, dict) else None
             if not isinstance(self.espeak_voice, str):
-                raise InputError(f"{shown} names no espeak.voice: {_AS_PUBLISHED}")
+                raise InputError(f"{shown} names no espeak.voice: {AS_PUBLISHED}")
             check_voice(self.espeak_voice)
         self.about = _about(settings)
         self.phoneme_ids = _phoneme_ids(settings.get("phoneme_id_map"), shown)
@@ -111,15 +109,10 @@ class PiperTokenizer:
             yield self._sentence(phonemes, part)
 
     def __call__(self, text: str, return_tensors: str | None = None) -> dict[str, Any]:
-        """Return the ids alone, as transformers' tokenizers do.
+        """Return the ids alone, as transformers' tokenizers do: a list for each sentence.
 
-        Args:
-            text: what to read.
-            return_tensors: None for a list of ids per sentence, "pt" for a LongTensor [1, ids] of a
-                text that is one sentence.
-
-        Raises:
-            InputError: a tensor of anything but exactly one sentence, or of another form.
+        `return_tensors="pt"` makes them a LongTensor [1, ids]; InputError unless the text is one
+        sentence.
         """
         spoken = [list(sentence.ids) for sentence in self.sentences(text) if sentence.ids]
         if return_tensors is None:
@@ -153,35 +146,24 @@ class PiperTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> PiperTokenizer:
-        """Read piper.json from a folder.
-
-        Raises:
-            InputError: it is missing or cannot be used.
-        """
+        """Read piper.json from a folder; InputError if it is missing or cannot be used."""
         return cls(read_json(Path(folder, TOKENIZER_FILE), max_bytes=MAX_JSON_BYTES))
 
     def _spoken(self, text: str) -> list[tuple[list[str], str]]:
-        """Return phonemes and text of each sentence.
-
-        Raw phonemes join the sentence before them, and the sentence after them joins that too.
-        """
+        """Return phonemes and text of each sentence; `[[...]]` joins what is on both sides."""
         groups: list[tuple[list[str], str]] = []
-        parts = _RAW_PHONEMES.split(text)
-        after_raw = False
-        for place, part in enumerate(parts):
+        parts = ["", *_RAW_PHONEMES.split(text), ""]
+        for before, part, after in zip(parts, parts[1:], parts[2:], strict=False):
             if part.startswith("[["):
-                raw = [*part[2:-2].strip()]
-                if place > 0 and parts[place - 1].endswith(" "):
-                    raw.insert(0, " ")
-                if place + 1 < len(parts) and parts[place + 1].startswith(" "):
-                    raw.append(" ")
-                groups = _joined(groups or [([], "")], (raw, part))
+                spaces = " " * before.endswith(" "), " " * after.startswith(" ")
+                found = [([*spaces[0], *part[2:-2].strip(), *spaces[1]], part)]
+                groups = groups or [([], "")]
             else:
-                spoken = self._spoken_part(part)
-                if after_raw and spoken:
-                    groups = _joined(groups, spoken.pop(0))
-                groups += spoken
-            after_raw = part.startswith("[[")
+                found = self._spoken_part(part)
+            if found and (part.startswith("[[") or before.startswith("[[")):
+                phonemes, words = groups.pop()
+                found[0] = (phonemes + found[0][0], words + found[0][1])
+            groups += found
         return groups
 
     def _spoken_part(self, text: str) -> list[tuple[list[str], str]]:
@@ -238,13 +220,6 @@ def _code_points(text: str) -> list[str]:
     return [*unicodedata.normalize("NFD", text)]
 
 
-def _joined(
-    groups: list[tuple[list[str], str]], more: tuple[list[str], str]
-) -> list[tuple[list[str], str]]:
-    phonemes, text = groups[-1]
-    return [*groups[:-1], (phonemes + more[0], text + more[1])]
-
-
 @lru_cache(maxsize=4096)
 def _is_silent(symbol: str, voice: str) -> bool:
     return not any(clause.phonemes.strip() for clause in clauses(symbol, voice))
@@ -252,7 +227,7 @@ def _is_silent(symbol: str, voice: str) -> bool:
 
 def _phoneme_ids(given: object, shown: str) -> dict[str, tuple[int, ...]]:
     if not isinstance(given, dict) or not 0 < len(given) <= _MAX_SYMBOLS:
-        raise InputError(f"{shown} has no usable phoneme_id_map: {_AS_PUBLISHED}")
+        raise InputError(f"{shown} has no usable phoneme_id_map: {AS_PUBLISHED}")
     for symbol, ids in given.items():
         usable = isinstance(ids, list) and len(ids) <= _MAX_IDS_A_SYMBOL
         if not usable or any(type(i) is not int or not 0 <= i < 2**31 for i in ids):
@@ -262,9 +237,7 @@ def _phoneme_ids(given: object, shown: str) -> dict[str, tuple[int, ...]]:
             )
     for symbol in (_BLANK, _BEGIN, _END):  # a voice may begin and end with nothing
         if symbol not in given or (symbol == _BLANK and not given[symbol]):
-            raise InputError(
-                f"{shown} has no id for {symbol!r} in its phoneme_id_map: {_AS_PUBLISHED}"
-            )
+            raise InputError(f"{shown} has a phoneme_id_map without {symbol!r}: {AS_PUBLISHED}")
     return {symbol: tuple(ids) for symbol, ids in given.items()}
 
 
@@ -285,13 +258,8 @@ def _about(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _vowel_clusters(given: object, shown: str) -> frozenset[tuple[str, ...]]:
     if not given:
         return frozenset()
-    if (
-        not isinstance(given, list)
-        or len(given) > _MAX_SYMBOLS
-        or not all(isinstance(c, list | str) and 0 < len(c) <= 16 for c in given)
-        or not all(isinstance(phoneme, str) for c in given for phoneme in c)
-    ):
-        raise InputError(
-            f"{shown} has vowel_clusters that are not lists of phonemes: {_AS_PUBLISHED}"
-        )
+    usable = isinstance(given, list) and len(given) <= _MAX_SYMBOLS
+    usable = usable and all(isinstance(c, list | str) and 0 < len(c) <= 16 for c in given)
+    if not usable or not all(isinstance(phoneme, str) for c in given for phoneme in c):
+        raise InputError(f"{shown} has vowel_clusters that are not phonemes: {AS_PUBLISHED}")
     return frozenset(tuple(cluster) for cluster in given)

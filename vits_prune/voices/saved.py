@@ -3,8 +3,7 @@
 A voice of the Hugging Face family is written in transformers' own layout, so that plain
 `VitsModel.from_pretrained` opens it with every key matched: weight norm is written as the pair that
 multiplies to the folded weight, and what never runs at inference as the smallest stand-in, filled
-with zeros. Other voices (Piper's, and those with residual blocks narrower than VitsConfig can say)
-are written as they are, with a configuration of their own kind.
+with zeros. Piper's voices, and those with narrow residual blocks, are written as they are.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from vits_prune.voices.manifest import (
     write_manifest,
 )
 from vits_prune.voices.piper_text import PiperTokenizer
-from vits_prune.voices.sparse_file import decode, write_sparse
+from vits_prune.voices.sparse_file import decode, encode
 from vits_prune.voices.voice import Origin, Voice
 
 WEIGHTS = {"dense": "model.safetensors", "sparse": "model.sparse.safetensors"}
@@ -73,10 +72,8 @@ def save_voice(
             is no such form or precision, or a weight is not finite or too large for fp16.
     """
     target = Path(folder)
-    for what, given, known in (
-        ("form", form, tuple(WEIGHTS)),
-        ("precision", precision, ("fp32", "fp16")),
-    ):
+    choices = {"form": (form, WEIGHTS), "precision": (precision, ("fp32", "fp16"))}
+    for what, (given, known) in choices.items():
         if given not in known:
             raise InputError(
                 f"A saved voice has the {what} {' or '.join(known)}, not {str(given)[:20]!r}."
@@ -88,11 +85,7 @@ def save_voice(
 
 
 def check_save_place(folder: Path) -> None:
-    """Refuse the folder of an earlier save if other files are in it: a save would remove them.
-
-    Raises:
-        InputError: it holds a file that no save wrote, or cannot be read.
-    """
+    """Raise InputError if other files are in the folder of a save: another would remove them."""
     try:
         if not (folder / MANIFEST).is_file():
             return  # `written_whole` refuses all but new and empty ones
@@ -103,8 +96,8 @@ def check_save_place(folder: Path) -> None:
         ) from error
     if others:
         raise InputError(
-            f"{folder} holds {min(others)[:80]!r}, which was not saved with the voice and which "
-            "would be removed: give the name of a new folder, or take it out."
+            f"{folder} holds {min(others)[:80]!r}, which was not saved with the voice and would be "
+            "removed: give the name of a new folder, or take it out."
         )
 
 
@@ -112,9 +105,7 @@ def check_save_place(folder: Path) -> None:
 def written_whole(target: Path, manifest: str) -> Iterator[Path]:
     """Yield a new folder to write to, which takes the place of `target` when the block ends well.
 
-    Args:
-        target: new, empty, or a folder that this wrote before.
-        manifest: the file by which such a folder is known.
+    `target` is new, empty, or a folder with the file `manifest`, which this wrote before.
 
     Raises:
         InputError: something else has the name, it is a link or the current folder, or the disk
@@ -122,17 +113,13 @@ def written_whole(target: Path, manifest: str) -> Iterator[Path]:
     """
     try:
         if target.is_symlink():
-            raise InputError(
-                f"{target} is a link: give the folder that it leads to, or the name of a new one."
-            )
+            raise InputError(f"{target} is a link: give the folder that it leads to, or a new one.")
         if target.exists() and target.resolve() == Path.cwd():
             raise InputError(
-                f"{target} is the folder in which this runs, and cannot be replaced: "
-                "give the name of a new folder in it."
+                f"{target} is the folder in which this runs: give the name of a new folder in it."
             )
-        if target.exists() and not (
-            target.is_dir() and ((target / manifest).is_file() or not any(target.iterdir()))
-        ):
+        ours = target.is_dir() and ((target / manifest).is_file() or not any(target.iterdir()))
+        if target.exists() and not ours:
             raise InputError(
                 f"{target} exists and is not a saved voice: "
                 "give the name of a folder that is new, empty or was saved before."
@@ -164,7 +151,7 @@ def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
         save_file(tensors, folder / WEIGHTS[form], metadata={"format": "pt", **MARK})
         _sort_metadata(folder / WEIGHTS[form])
     else:
-        write_sparse(tensors, folder / WEIGHTS[form])
+        (folder / WEIGHTS[form]).write_bytes(encode(tensors))
     voice.tokenizer.save(str(folder))
     write_manifest(folder, describe(voice, form, precision))
     if steps := voice.recipe.get("pruned"):
@@ -175,10 +162,8 @@ def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
 
 def _sort_metadata(weights: Path) -> None:
     """Sort the metadata of a safetensors file in place: safetensors writes it in random order."""
-    ours, turned = (
-        json.dumps(dict(pairs), separators=(",", ":")).encode()
-        for pairs in ([("format", "pt"), *MARK.items()], [*MARK.items(), ("format", "pt")])
-    )
+    entries = {"format": "pt", **MARK}, {**MARK, "format": "pt"}
+    ours, turned = (json.dumps(one, separators=(",", ":")).encode() for one in entries)
     with weights.open("r+b") as file:
         start = file.read(8 + len(b'{"__metadata__":') + len(turned))
         if start.endswith(turned):
@@ -210,7 +195,7 @@ def _transformers_layout(
 def _weight_norm_pair(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return magnitude g [out, 1, 1] and direction v [out, in, k] with g v / ||v|| = weight.
 
-    v is the weight itself. A row of zeros has no direction: it gets ones and a magnitude of zero.
+    v is the weight itself; a row of zeros, which has no direction, gets ones and g = 0.
     """
     magnitude = torch.norm_except_dim(weight.float(), 2, 0)
     return magnitude, torch.where(magnitude == 0, torch.ones_like(weight), weight)
@@ -219,16 +204,14 @@ def _weight_norm_pair(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
     """Return the voice that `save_voice` wrote, the same to the bit.
 
-    Args:
-        folder: what `save_voice` wrote.
-        speaker: index or name; None for the one that spoke when the voice was saved.
+    Speaker None is the one that spoke when the voice was saved.
 
     Raises:
         InputError: it is damaged, was written by a newer version, or has no such speaker.
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError(f"{folder.name} was not written by vits_prune: it has no {MANIFEST}.")
+        raise InputError(f"{folder.name} is not a saved voice: it has no {MANIFEST}.")
     facts = Facts.parse(manifest, tuple(WEIGHTS))
     weights = folder / WEIGHTS[facts.form]
     if not weights.is_file():
@@ -283,9 +266,8 @@ def _load_own_layout(weights: Path, config: VitsConfig) -> VitsModel:
 
 
 def _load_transformers_layout(weights: Path, name: str) -> tuple[VitsModel, Any]:
-    voice = load_checkpoint(
-        weights.parent, name=name, origin=Origin("hugging-face", weights.parent.name)
-    )
+    origin = Origin("hugging-face", weights.parent.name)
+    voice = load_checkpoint(weights.parent, name=name, origin=origin)
     # Loading multiplies weight norm out again, which may round; the directions are exact.
     exact = {}
     tensors = load_file(weights)

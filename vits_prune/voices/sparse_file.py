@@ -14,7 +14,6 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +32,10 @@ MAX_ELEMENTS = 300_000_000
 """Of all tensors together, against a small file that claims the memory of a large machine."""
 _MAX_INDEX_BYTES = 1 << 24
 
+_BROKEN = (
+    *(SafetensorError, zstandard.ZstdError),
+    *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -56,19 +59,13 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
         )
         nonzero = values != 0
         survivors = int(nonzero.sum())
-        whole = survivors == values.size
-        parts = [*([] if whole else [np.packbits(nonzero)]), *_planes(values[nonzero])]
-        plain = [part.tobytes() for part in parts]
+        masks = [] if survivors == values.size else [np.packbits(nonzero)]
+        plain = [part.tobytes() for part in (*masks, *_planes(values[nonzero]))]
         packed = [min(compressor.compress(part), part, key=len) for part in plain]
         frames += packed
-        index.append(
-            {
-                "dtype": dtype,
-                "tensors": shapes,
-                "survivors": survivors,
-                "frames": [len(frame) for frame in packed],
-            }
-        )
+        lengths = [len(frame) for frame in packed]
+        entry = {"dtype": dtype, "tensors": shapes, "survivors": survivors, "frames": lengths}
+        index.append(entry)
     described = compressor.compress(json.dumps(index, separators=(",", ":")).encode())
     blobs = {
         "frames": np.frombuffer(b"".join(frames), np.uint8),
@@ -106,9 +103,7 @@ def _checksum(blobs: Mapping[str, np.ndarray]) -> int:
 def decode(data: bytes, most_elements: int = MAX_ELEMENTS) -> dict[str, torch.Tensor]:
     """Return the tensors that `encode` wrote.
 
-    Args:
-        data: the file's bytes.
-        most_elements: of all tensors together: a small file may claim to hold many.
+    `most_elements` bounds all tensors together: a small file may claim to hold many.
 
     Raises:
         InputError: the bytes are not such a file, are damaged, or hold more elements.
@@ -117,9 +112,7 @@ def decode(data: bytes, most_elements: int = MAX_ELEMENTS) -> dict[str, torch.Te
         blobs = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         if header["format"] != _FORMAT:
-            raise InputError(
-                "This file is not a sparse-encoded voice of this version: encode it again."
-            )
+            raise InputError("This is no sparse-encoded voice of this version: encode it again.")
         if blobs["crc32"].tolist() != [_checksum(blobs)]:
             raise ValueError("the checksum does not fit")
         described = blobs["index"].tobytes()
@@ -129,15 +122,7 @@ def decode(data: bytes, most_elements: int = MAX_ELEMENTS) -> dict[str, torch.Te
         return _decode_groups(index, blobs["frames"], min(most_elements, MAX_ELEMENTS))
     except InputError:
         raise
-    except (
-        SafetensorError,
-        zstandard.ZstdError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except _BROKEN as error:
         raise InputError("This sparse-encoded file is damaged: fetch or write it again.") from error
 
 
@@ -145,9 +130,7 @@ def _decode_groups(index: list[dict], frames: np.ndarray, most: int) -> dict[str
     tensors: dict[str, torch.Tensor] = {}
     begin = elements = 0
     for entry in index:
-        shapes = {
-            name: tuple(int(side) for side in shape) for name, shape in entry["tensors"].items()
-        }
+        shapes = {name: tuple(map(int, shape)) for name, shape in entry["tensors"].items()}
         elements += _elements(shapes)
         if elements > most or any(side < 0 for shape in shapes.values() for side in shape):
             raise ValueError("tensors of an impossible size")
@@ -201,18 +184,10 @@ def _joined(planes: list[np.ndarray], word: np.dtype) -> np.ndarray:
 
 
 def _unpacked(piece: np.ndarray, size: int) -> np.ndarray:
-    """Return the bytes of a frame, which are plain if it has as many as they are.
-
-    Any other size is an error, so a crafted file cannot unpack to more than its tensors hold.
-    """
+    """Return the bytes of a frame: exactly `size`, so no crafted file unpacks to more."""
     if piece.size < size and zstandard.frame_content_size(piece.tobytes()) == size:
         unpacked = zstandard.ZstdDecompressor().decompress(piece.tobytes(), max_output_size=size)
         piece = np.frombuffer(unpacked, np.uint8)
     if piece.size != size:
         raise ValueError("a frame of another size than its tensors")
     return piece
-
-
-def write_sparse(tensors: Mapping[str, torch.Tensor], path: str | Path) -> int:
-    """Write the encoded tensors to a file; return its bytes."""
-    return Path(path).write_bytes(encode(tensors))
