@@ -15,7 +15,7 @@ from torch import nn
 
 from vits_prune.errors import InputError
 from vits_prune.pruning.layers import Layer, layers, prunable_layers, why_protected
-from vits_prune.voices.sparse_file import write_sparse
+from vits_prune.voices.sparse_file import encode
 from vits_prune.voices.voice import PARTS, Voice
 
 WINDOW = 64
@@ -106,7 +106,7 @@ def measure_size(voice: Voice) -> Size:
     halves = {name: tensor.half() for name, tensor in tensors.items()}
     with tempfile.TemporaryDirectory(prefix="vits_prune-size-") as name:
         folder = Path(name)
-        sparse = write_sparse(tensors, folder / "sparse.safetensors")
+        sparse = (folder / "sparse.safetensors").write_bytes(encode(tensors))
         save_file(tensors, folder / "fp32.safetensors")
         save_file(halves, folder / "fp16.safetensors")
         dense, half = ((folder / f"{kind}.safetensors").stat().st_size for kind in ("fp32", "fp16"))

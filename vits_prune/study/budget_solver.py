@@ -39,7 +39,7 @@ from vits_prune.study.evaluation import Reference, Settings, evaluate_against, p
 from vits_prune.study.knee import check_measured, compared
 from vits_prune.study.sweep_store import csv_of, plain
 from vits_prune.voices.saved import save_voice
-from vits_prune.voices.sparse_file import encode, write_sparse
+from vits_prune.voices.sparse_file import encode
 from vits_prune.voices.voice import Voice
 
 MARGIN = 0.97
@@ -364,7 +364,7 @@ def save_solution(solution: Solution, folder: Path) -> list[Path]:
         if solution.chosen.file == "sparse":
             weights = solution.voice.model.named_parameters()
             written.append(folder / "voice.sparse.safetensors")
-            write_sparse({name: tensor.float() for name, tensor in weights}, written[-1])
+            written[-1].write_bytes(encode({name: tensor.float() for name, tensor in weights}))
         write_json(folder / "budget.json", plain(solution.to_dict()))
         rows = [
             {**plain(one.to_row(solution.budget)), "chosen": one is solution.chosen}

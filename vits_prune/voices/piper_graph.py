@@ -279,7 +279,8 @@ def _add_log_scale(graph: onnx.GraphProto, tensors: dict[str, torch.Tensor]) -> 
             if factor in tensors:
                 tensors["dp.flows.0.logs"] = -torch.log(tensors[factor])
                 return
-            folded = exponential is None or exponential.op_type != "Exp"
-            if not folded and exponential.input[0] in tensors:
+            if exponential is None or exponential.op_type != "Exp":
+                continue
+            if exponential.input[0] in tensors:
                 tensors["dp.flows.0.logs"] = -tensors[exponential.input[0]]
                 return

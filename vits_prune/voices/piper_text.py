@@ -255,7 +255,7 @@ def _about(settings: Mapping[str, Any]) -> dict[str, Any]:
     return about
 
 
-def _vowel_clusters(given: object, shown: str) -> frozenset[tuple[str, ...]]:
+def _vowel_clusters(given: Any, shown: str) -> frozenset[tuple[str, ...]]:
     if not given:
         return frozenset()
     usable = isinstance(given, list) and len(given) <= _MAX_SYMBOLS
