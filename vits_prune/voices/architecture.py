@@ -84,10 +84,9 @@ class ResidualBlock2(nn.Module):
         return hidden_states
 
 
-# Both classes below have a model type of their own, so that plain transformers refuses such a
-# voice instead of opening it with decoder blocks that do not fit. `resblock_inner_channels` holds,
-# by decoder stage, the channels between the two convolutions of a ResBlock1 step; None where they
-# are as wide as the stage.
+# Both classes below have a model type of their own, so that plain transformers refuses them.
+# `resblock_inner_channels` holds, by decoder stage, the channels between the two convolutions of a
+# ResBlock1; None where they are as wide as the stage.
 
 
 @strict
@@ -176,13 +175,11 @@ def in_plain_layout(config: VitsConfig) -> bool:
 def fold_and_cut(model: VitsModel) -> FreeCut:
     """Fold weight norm into plain weights and leave out what never runs at inference, in place.
 
-    Left out are the posterior encoder (it reads recordings, in training only), the posterior half
-    of the stochastic duration predictor, and its second flow, which inference skips ("remove a
-    useless vflow"). Folding writes w = g v / ||v|| once (Salimans & Kingma 2016, arXiv:1602.07868)
-    with the very operation that ran at every forward, so that waveforms stay the same to the bit.
-
-    The model must not have been copied before: copies share the class that torch makes for weight
-    norm.
+    Left out are the posterior encoder, the posterior half of the stochastic duration predictor, and
+    its second flow, which inference skips ("remove a useless vflow"). Folding writes w = g v / ||v||
+    once (Salimans & Kingma 2016, arXiv:1602.07868) with the very operation that ran at every
+    forward, so that waveforms stay the same to the bit. Copies of a model share torch's class for
+    weight norm: fold before copying.
     """
     parameters, size = _count(model)
     model.posterior_encoder = None
@@ -207,10 +204,7 @@ def _count(model: nn.Module) -> tuple[int, int]:
 
 
 def empty_model(config: VitsConfig) -> VitsModel:
-    """Return a folded and cut model whose tensors have no memory (torch's meta device).
-
-    Fill it with `model.load_state_dict(tensors, strict=True, assign=True)`.
-    """
+    """Return a folded and cut model on torch's meta device: `load_state_dict(..., assign=True)`."""
     models = {model.config_class: model for model in (PiperVitsModel, NarrowVitsModel)}
     with torch.device("meta"):
         model = models.get(type(config), VitsModel)(config)
@@ -288,12 +282,9 @@ def checked_config(values: dict[str, Any], config_class: type[Config], name: str
     require_model_type(values, config_class.model_type, name)
     known: dict[str, Any] = {}
     floats = {key for keys in _FRACTIONS.values() for key in keys}
-    for field in dataclasses.fields(config_class):
-        key = field.name
-        if key not in _CHECKS or key not in values:
-            continue
-        value = values[key]
-        if value is None and key in _MAY_BE_NULL:
+    for key in (field.name for field in dataclasses.fields(config_class)):
+        value = values.get(key)
+        if key not in _CHECKS or key not in values or (value is None and key in _MAY_BE_NULL):
             continue
         holds, wanted = _CHECKS[key]
         if not holds(value):
@@ -335,13 +326,12 @@ def _rules(config: VitsConfig) -> dict[str, bool]:
         and all(width <= channels // 2 ** (i + 1) for i, width in enumerate(inner))
     )
     pairs = zip(config.upsample_kernel_sizes, rates, strict=True)
+    hidden = config.hidden_size
     return {
         "hidden_size must be a multiple of num_attention_heads": (
-            config.hidden_size % config.num_attention_heads == 0
+            hidden % config.num_attention_heads == 0
         ),
-        "hidden_size and flow_size must be even": (
-            config.hidden_size % 2 == config.flow_size % 2 == 0
-        ),
+        "hidden_size and flow_size must be even": hidden % 2 == config.flow_size % 2 == 0,
         "pad_token_id must be below vocab_size": (config.pad_token_id or 0) < config.vocab_size,
         "no upsample kernel may be smaller than its rate": all(k >= rate for k, rate in pairs),
         "the product of upsample_rates must be 4096 at most": math.prod(rates) <= 4096,

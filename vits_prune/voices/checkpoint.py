@@ -71,8 +71,8 @@ def load_checkpoint(
 def load_model(folder: Path, config: VitsConfig, *, name: str) -> tuple[VitsModel, FreeCut]:
     """Return the network of a configuration with the weights in a folder, in fp32, folded and cut.
 
-    `from_pretrained` is not used: it follows an adapter_config.json, draws random numbers for
-    tensors that are missing, and allocates the training half.
+    `from_pretrained` follows an adapter_config.json, draws random numbers for tensors that are
+    missing, and allocates the training half.
 
     Raises:
         InputError: the weights are missing, damaged, not finite, or do not fit the configuration.
@@ -118,11 +118,10 @@ def weight_files(folder: Path, name: str) -> list[Path]:
             raise no_safetensors(name)
         raise InputError(f"{name} has no weights: {WEIGHTS} is missing.")
     files = [folder / shard for shard in shard_names(read_json(folder / WEIGHTS_INDEX, name), name)]
-    for file in files:
-        if not file.is_file():
-            raise InputError(
-                f"{name} lacks {file.name}, a part of its weights: download or save it again."
-            )
+    if lost := [file.name for file in files if not file.is_file()]:
+        raise InputError(
+            f"{name} lacks {lost[0]}, a part of its weights: download or save it again."
+        )
     return files
 
 
@@ -130,16 +129,12 @@ def no_safetensors(name: str) -> InputError:
     """Return the refusal of a checkpoint that has only a pickle, which could run code."""
     return InputError(
         f"{name} has no {WEIGHTS}: open it with transformers where you trust it and write it "
-        "again with model.save_pretrained(folder), which makes safetensors."
+        "again with model.save_pretrained(folder)."
     )
 
 
 def shard_names(index: dict[str, Any], name: str) -> list[str]:
-    """Return the files that an index names, each once.
-
-    Raises:
-        InputError: it names none, too many, or anything but plain safetensors files.
-    """
+    """Return the safetensors files that an index names, each once; InputError for all else."""
     weight_map = index.get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     sound = all(isinstance(shard, str) and _SHARD.fullmatch(shard) for shard in names)
@@ -155,11 +150,11 @@ def read_tensors(
 ) -> dict[str, torch.Tensor]:
     """Return the wanted tensors of safetensors files as fp32, after comparing all their shapes.
 
-    `wanted` is {name in today's VitsModel: shape}; other tensors in the files are left alone.
+    `wanted` is {name in today's VitsModel: shape}; other tensors in the files are left alone. What
+    safetensors and torch raise for a damaged file passes.
 
     Raises:
         InputError: one is missing, has another shape, or is not stored as floating-point numbers.
-        SafetensorError, OSError, ValueError, RuntimeError: a file is damaged.
     """
     found: dict[str, tuple[Path, str]] = {}
     for file in files:

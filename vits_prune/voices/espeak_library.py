@@ -2,9 +2,8 @@
 
 Piper trained its voices on what espeak-ng says about a clause *and* on the punctuation that ended
 it. This espeak-ng returns the phonemes only, so the mark is found in the text it consumed, by the
-rules of its `ReadClause` (espeak-ng 1.52, src/libespeak-ng/readclause.c); where the text alone
-cannot tell, at its very end, espeak-ng itself is asked. phonemizer replaces punctuation before
-espeak-ng sees it, so that it serves only VitsTokenizer's own call.
+rules of its `ReadClause` (espeak-ng 1.52, src/libespeak-ng/readclause.c); at the very end of a text
+espeak-ng itself is asked. phonemizer, which replaces punctuation, serves VitsTokenizer's call only.
 
 Run as a program, this module is the child process of espeak.py: a line of JSON in, one out.
 """

@@ -84,10 +84,7 @@ class HubTokenizer:
     ) -> HubTokenizer:
         """Read vocab.json, tokenizer_config.json and the lists of further tokens from a folder.
 
-        Args:
-            folder: where the files are; nothing else in it is read.
-            vocab_size: symbols that the model has an embedding for; None takes it from vocab.json.
-            name: what to call the voice in messages; None for the folder's name.
+        `vocab_size` None is that of vocab.json; `name` is what messages call the voice.
 
         Raises:
             InputError: a file is missing, is not JSON, or cannot belong to a VITS tokenizer.
@@ -131,21 +128,17 @@ class HubTokenizer:
 
     def sentences(self, text: str) -> Iterator[Sentence]:
         """Yield the sentences of a text in order. A sentence without anything to say has no ids."""
-        for sentence in split_sentences(_clean(text)):
-            yield self._sentence(sentence)
+        return map(self._sentence, split_sentences(_clean(text)))
 
     def save(self, folder: str) -> None:
         """Write the files from which `load` makes this tokenizer again."""
         self.tokenizer.save_pretrained(folder)
 
     def piper_settings(self) -> dict[str, Any]:
-        """Return what the .json of a Piper voice says of reading.
+        """Return what the .json of a Piper voice says of reading; InputError if Piper cannot do so.
 
         Piper takes a text apart by Unicode's NFD and keeps its case. With nothing for ^ and $ its
         `^ _ p _ p _ $` is VitsTokenizer's `_ p _ p _`.
-
-        Raises:
-            InputError: the Piper runtime cannot read text as this tokenizer does.
         """
         inner = self.tokenizer
         known = inner.encoder.items()

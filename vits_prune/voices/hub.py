@@ -14,7 +14,7 @@ from vits_prune.errors import HubError, InputError
 from vits_prune.files import read_json
 from vits_prune.progress import SILENT, Progress
 from vits_prune.voices.hub_errors import TooManyBytes, plain_errors
-from vits_prune.voices.manifest import EXPORT, SAVED
+from vits_prune.voices.manifest import EXPORT, SAVED, read_manifest
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -42,20 +42,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The files of one commit of a repository, on disk."""
+    """The files of one commit of a repository, on disk, and the licence that the hub states."""
 
     folder: Path
     revision: str
-    """The commit."""
     licence: str | None
-    """As the model card states it; None if it states none or the hub was not asked."""
 
 
 def parse_repo_id(text: str) -> tuple[str, str | None]:
-    """Return ("owner/name", revision or None).
-
-    Args:
-        text: "owner/name", "owner/name@revision" or the address of a model's page.
+    """Return ("owner/name", revision or None) of "owner/name@revision" or the address of its page.
 
     Raises:
         InputError: it is none of these.
@@ -163,14 +158,8 @@ class _Download:
         from huggingface_hub import constants, hf_hub_download
 
         self.received.setdefault(file, 0)
-        path = hf_hub_download(
-            self.repo_id,
-            file,
-            revision=revision or self.commit,
-            endpoint=constants.ENDPOINT,
-            tqdm_class=self._bar_of(file),
-            **self.access,
-        )
+        options = {"endpoint": constants.ENDPOINT, "tqdm_class": self._bar_of(file), **self.access}
+        path = hf_hub_download(self.repo_id, file, revision=revision or self.commit, **options)
         self._count(file, self.sizes[file] - self.received[file])
         return Path(path)
 
@@ -216,9 +205,7 @@ def _fetch_voice(download: _Download, revision: str | None, max_bytes: int) -> P
     repo_id, sizes = download.repo_id, download.sizes
     first = next((name for name in (*_MANIFESTS, "config.json") if name in sizes), "")
     if not first or (first != EXPORT.name and "config.json" not in sizes):
-        raise InputError(
-            f"{repo_id} has no config.json: it is not a VITS checkpoint in transformers' format."
-        )
+        raise InputError(f"{repo_id} has no config.json: choose a VITS checkpoint of transformers.")
     index = () if WEIGHTS in sizes else (WEIGHTS_INDEX,)
     small = [file for file in (*_MANIFESTS, *_SMALL_FILES, *index) if file in sizes]
     download.size(small, _MAX_SMALL_BYTES)
@@ -256,19 +243,17 @@ def _listed(path: Path, download: _Download) -> list[str]:
 
 def _weights(download: _Download, folder: Path) -> list[str]:
     """Return the files that hold the weights, without those that export.json lists."""
+    from vits_prune.voices import saved
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, no_safetensors, shard_names
-    from vits_prune.voices.manifest import read_manifest
     from vits_prune.voices.onnx_load import is_export
-    from vits_prune.voices.saved import WEIGHTS as SAVED_WEIGHTS
 
-    repo_id, sizes = download.repo_id, download.sizes
+    repo_id, sizes, sparse = download.repo_id, download.sizes, saved.WEIGHTS["sparse"]
     try:
         manifest = read_manifest(folder)
     except InputError as error:
         raise type(error)(str(error).replace(folder.name, repo_id)) from error
     if manifest is None and is_export(folder):
         return []
-    sparse = SAVED_WEIGHTS["sparse"]
     if manifest is not None and manifest.get("form") == "sparse":
         if sparse not in sizes:
             raise InputError(f"{repo_id} is damaged: it has no {sparse}. Push the voice again.")
@@ -278,11 +263,10 @@ def _weights(download: _Download, folder: Path) -> list[str]:
     if WEIGHTS_INDEX not in sizes:
         raise no_safetensors(repo_id)
     shards = shard_names(read_json(download.fetch(WEIGHTS_INDEX), repo_id), repo_id)
-    for shard in shards:
-        if shard not in sizes:
-            raise InputError(
-                f"{repo_id} lacks {shard}, a part of its weights: choose another revision or model."
-            )
+    if lost := [shard for shard in shards if shard not in sizes]:
+        raise InputError(
+            f"{repo_id} lacks {lost[0]}, a part of its weights: choose another revision or model."
+        )
     return shards
 
 
@@ -327,11 +311,8 @@ def _cached_snapshot(
         for file in (*_MANIFESTS, "config.json")
     )
     path = next((Path(path) for path in found if isinstance(path, str)), None)
-    if (
-        path is None
-        or (anonymous and not (path.parents[2] / _PUBLIC).is_file())
-        or not _is_whole(path, repo_id)
-    ):
+    allowed = path and (not anonymous or (path.parents[2] / _PUBLIC).is_file())
+    if path is None or not allowed or not _is_whole(path, repo_id):
         raise HubError(
             f"Hugging Face cannot be reached and {repo_id} is not in the cache on this machine: "
             "check the connection and try again."

@@ -186,9 +186,7 @@ def _own_crc32(manifest: dict[str, Any]) -> str:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of a folder that `save_voice` wrote, None if there is none.
 
-    Raises:
-        DamagedFileError: there is one that cannot be read.
-        NewerFormatError: a newer version wrote it.
+    DamagedFileError if it cannot be read, NewerFormatError if a newer version wrote it.
     """
     manifest = SAVED.read(folder)
     if manifest is None:
@@ -214,9 +212,6 @@ def files_of_save(folder: Path) -> set[str]:
     """Return the names of the files in a saved folder that `save_voice` wrote.
 
     A damaged manifest, or one of the first version, lists none: then all that a save ever writes.
-
-    Raises:
-        NewerFormatError: a newer version wrote the folder; what it wrote is unknown.
     """
     try:
         listed = SAVED.listed(read_manifest(folder) or {})

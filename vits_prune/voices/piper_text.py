@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import unicodedata
@@ -105,8 +106,7 @@ class PiperTokenizer:
         A sentence in which nothing can be said has no ids.
         """
         groups = [(_code_points(text), text)] if self.phoneme_type == "text" else self._spoken(text)
-        for phonemes, part in groups:
-            yield self._sentence(phonemes, part)
+        return itertools.starmap(self._sentence, groups)
 
     def __call__(self, text: str, return_tensors: str | None = None) -> dict[str, Any]:
         """Return the ids alone, as transformers' tokenizers do: a list for each sentence.
@@ -184,12 +184,9 @@ class PiperTokenizer:
         longest = max(map(len, self.vowel_clusters), default=1)
         merged, place = [], 0
         while place < len(phonemes):
-            sizes = (
-                size
-                for size in range(longest, 1, -1)
-                if tuple(phonemes[place : place + size]) in self.vowel_clusters
-            )
-            size = next(sizes, 1)
+            size = longest
+            while size > 1 and tuple(phonemes[place : place + size]) not in self.vowel_clusters:
+                size -= 1
             merged.append("".join(phonemes[place : place + size]))
             place += size
         return merged

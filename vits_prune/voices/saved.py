@@ -58,13 +58,11 @@ def save_voice(
 ) -> Path:
     """Write a voice so that `load_voice(folder)` speaks the same samples (fp16 rounds the weights).
 
-    The folder appears whole or not at all. A folder that an earlier save made is replaced.
-
     Args:
         voice: what to save.
-        folder: where to.
+        folder: appears whole or not at all; one that an earlier save made is replaced.
         form: "dense" is plain safetensors, which `VitsModel.from_pretrained` opens for a voice of
-            that family; "sparse" leaves the zeros out (sparse_file.py) and is for `load_voice`.
+            that family; "sparse" leaves the zeros out and is for `load_voice`.
         precision: of the stored weights.
 
     Raises:
@@ -91,9 +89,7 @@ def check_save_place(folder: Path) -> None:
             return  # `written_whole` refuses all but new and empty ones
         others = {path.name for path in folder.iterdir()} - files_of_save(folder)
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be read ({error.strerror}): give the name of a new folder."
-        ) from error
+        raise InputError(f"{folder} cannot be read ({error.strerror}): name a new one.") from error
     if others:
         raise InputError(
             f"{folder} holds {min(others)[:80]!r}, which was not saved with the voice and would be "
@@ -216,7 +212,7 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
     weights = folder / WEIGHTS[facts.form]
     if not weights.is_file():
         raise DamagedFileError(
-            f"{folder.name} is damaged: it has no {weights.name}. Save the voice again."
+            f"{folder.name} is damaged: it has no {weights.name}. Save it again."
         )
     check_files(folder, manifest, weights)
     if facts.origin.family == "piper":
@@ -238,10 +234,8 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
 
 
 def _unfitting(folder: Path) -> DamagedFileError:
-    return DamagedFileError(
-        f"{folder.name} is damaged: its weights, config.json and tokenizer do not fit together. "
-        "Save the voice again."
-    )
+    what = "its weights, config.json and tokenizer do not fit together"
+    return DamagedFileError(f"{folder.name} is damaged: {what}. Save the voice again.")
 
 
 def _load_own_layout(weights: Path, config: VitsConfig) -> VitsModel:

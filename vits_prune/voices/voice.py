@@ -35,36 +35,27 @@ class FreeCut:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a voice came from.
-
-    Args:
-        family: "hugging-face" or "piper".
-        reference: a hub id, "joe", or the name of a folder or file.
-        revision: commit of the hub repository.
-        licence: of the weights, as their publisher states it; None where nothing is stated.
-    """
+    """Where a voice came from."""
 
     family: str
+    """hugging-face or piper."""
     reference: str
+    """A hub id, "joe", or the name of a folder or file."""
     revision: str | None = None
     licence: str | None = None
+    """Of the weights, as their publisher states it; None where nothing is stated."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence as a voice reads it.
-
-    Args:
-        text: what was written.
-        ids: token ids, blanks included; none if the voice can say nothing of it.
-        tokens: the symbol behind each id.
-        dropped: characters or phonemes that the voice has no symbol for, each once.
-    """
+    """One sentence as a voice reads it."""
 
     text: str
     ids: tuple[int, ...]
+    """Token ids, blanks included; none if the voice can say nothing of it."""
     tokens: tuple[str, ...]
     dropped: tuple[str, ...] = ()
+    """Characters or phonemes that the voice has no symbol for, each once."""
 
 
 def is_letter(symbol: str) -> bool:
@@ -97,11 +88,7 @@ class Tokenizer(Protocol):
         """Write the files from which the family's loader makes this tokenizer again."""
 
     def piper_settings(self) -> dict[str, Any]:
-        """Return what the .json of a Piper voice says of reading, of the language and the data set.
-
-        Raises:
-            InputError: the Piper runtime cannot read text as this tokenizer does.
-        """
+        """Return what the .json of a Piper voice says of reading; InputError if Piper cannot."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,11 +136,7 @@ class Voice:
         return dataclasses.replace(self, model=copy_with_weights(self.model, weights), **changes)
 
     def with_speaker(self, speaker: int | str | None) -> Voice:
-        """Return the same voice with another of its speakers, by index or by name.
-
-        Raises:
-            InputError: the voice has no such speaker.
-        """
+        """Return the same voice with another speaker, by index or name; InputError without it."""
         return dataclasses.replace(self, speaker=resolve_speaker(speaker, self.speakers, self.name))
 
     def to(self, device: torch.device | str) -> Voice:
@@ -167,11 +150,7 @@ class Voice:
 
 
 def resolve_speaker(speaker: int | str | None, speakers: tuple[str, ...], name: str) -> int | None:
-    """Return the index of a speaker given by index, by name, or not at all (then the first).
-
-    Raises:
-        InputError: there is no such speaker.
-    """
+    """Return the index of a speaker given by index, by name, or not at all (then the first)."""
     if not speakers:
         if speaker in (None, 0, "0", ""):
             return None
@@ -195,9 +174,7 @@ def resolve_speaker(speaker: int | str | None, speakers: tuple[str, ...], name: 
 def copy_with_weights(model: M, weights: Mapping[str, torch.Tensor]) -> M:
     """Return a copy of a model with some parameters replaced and all others shared.
 
-    Raises:
-        KeyError: a name is not a parameter of the model.
-        ValueError: a tensor has another shape.
+    KeyError for a name that is not a parameter, ValueError for a tensor of another shape.
     """
     from torch import nn
 
@@ -205,9 +182,7 @@ def copy_with_weights(model: M, weights: Mapping[str, torch.Tensor]) -> M:
     replaced: dict[int, nn.Parameter] = {}
     for name, tensor in weights.items():
         if tensor.shape != parameters[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(parameters[name].shape)}, not {tuple(tensor.shape)}."
-            )
+            raise ValueError(f"{name} is of shape {tuple(parameters[name].shape)}.")
         replaced[id(parameters[name])] = nn.Parameter(tensor, requires_grad=False)
     return _clone(model, replaced)
 
