@@ -473,7 +473,7 @@ def test_a_saved_tokenizer_reads_the_same(tmp_path: Path):
         ({"inference": {"noise_w": 10**400}}, "inference.noise_w"),
         ({"inference": {"noise_w": True}}, "inference.noise_w"),
         ({"inference": []}, "inference entry"),
-        ({"phoneme_type": "pinyin"}, "phonemes of type 'pinyin', which are not supported"),
+        ({"phoneme_type": "pinyin"}, "phonemes of type 'pinyin', not espeak or text"),
         ({"phoneme_type": ["espeak"]}, "not supported"),
         ({"espeak": {"voice": "xx"}}, "espeak-ng has no voice 'xx'"),
         ({"espeak": {"voice": "../../etc"}}, "espeak-ng has no voice"),

@@ -72,11 +72,7 @@ def test_the_real_voice_comes_back(joe, tmp_path):
 
 FAMILIES = pytest.mark.parametrize(
     ("options", "speaker"),
-    [
-        ({}, None),
-        ({"speakers": 3}, 2),
-        ({"speakers": 3, "stochastic": False}, 1),
-    ],
+    [({}, None), ({"speakers": 3}, 2), ({"speakers": 3, "stochastic": False}, 1)],
     ids=["stochastic", "speakers", "speakers-plain-durations"],
 )
 

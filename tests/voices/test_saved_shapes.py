@@ -73,11 +73,7 @@ def test_a_uniform_cut_is_a_plain_vits_model(tmp_path, options, zeros):
         facts["upsample_initial_channel"],
         facts["ffn_dim"],
         facts["resblock_kernel_sizes"],
-    ) == (
-        16,
-        8,
-        plain.config.resblock_kernel_sizes,
-    )
+    ) == (16, 8, plain.config.resblock_kernel_sizes)
     assert (
         len(plain.text_encoder.encoder.layers),
         len(plain.flow.flows),

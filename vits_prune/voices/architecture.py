@@ -176,10 +176,10 @@ def fold_and_cut(model: VitsModel) -> FreeCut:
     """Fold weight norm into plain weights and leave out what never runs at inference, in place.
 
     Left out are the posterior encoder, the posterior half of the stochastic duration predictor, and
-    its second flow, which inference skips ("remove a useless vflow"). Folding writes w = g v / ||v||
-    once (Salimans & Kingma 2016, arXiv:1602.07868) with the very operation that ran at every
-    forward, so that waveforms stay the same to the bit. Copies of a model share torch's class for
-    weight norm: fold before copying.
+    its second flow, which inference skips ("remove a useless vflow"). Folding writes
+    w = g v / ||v|| once (Salimans & Kingma 2016, arXiv:1602.07868) with the very operation that ran
+    at every forward, so that waveforms stay the same to the bit. Copies of a model share torch's
+    class for weight norm: fold before copying.
     """
     parameters, size = _count(model)
     model.posterior_encoder = None
@@ -204,7 +204,7 @@ def _count(model: nn.Module) -> tuple[int, int]:
 
 
 def empty_model(config: VitsConfig) -> VitsModel:
-    """Return a folded and cut model on torch's meta device: `load_state_dict(..., assign=True)`."""
+    """Return a folded and cut model on torch's meta device, for `load_state_dict(assign=True)`."""
     models = {model.config_class: model for model in (PiperVitsModel, NarrowVitsModel)}
     with torch.device("meta"):
         model = models.get(type(config), VitsModel)(config)
@@ -212,14 +212,9 @@ def empty_model(config: VitsConfig) -> VitsModel:
     return model
 
 
-def _whole(low: int, high: int) -> Check:
-    words = f"a whole number from {low} to {high}" if low != high else str(low)
-    return lambda value: type(value) is int and low <= value <= high, words
-
-
-def _fraction(low: float, high: float) -> Check:
-    words = f"a number from {low:g} to {high:g}"
-    return lambda value: type(value) in (int, float) and low <= value <= high, words
+def _number(low: float, high: float, kinds: tuple[type, ...] = (int,)) -> Check:
+    words = f"a {'' if float in kinds else 'whole '}number from {low:.6g} to {high:.6g}"
+    return lambda value: type(value) in kinds and low <= value <= high, words
 
 
 def _one_of(*choices: object) -> Check:
@@ -236,12 +231,12 @@ def _list(most: int, of: Check, words: str) -> Check:
 
 
 def _whole_list(most: int, high: int) -> Check:
-    return _list(most, _whole(1, high), f"whole numbers from 1 to {high}")
+    return _list(most, _number(1, high), f"whole numbers from 1 to {high}")
 
 
 _CHECKS: dict[str, Check] = {
-    **{key: _whole(*bounds) for bounds, keys in _WHOLE.items() for key in keys},
-    **{key: _fraction(*bounds) for bounds, keys in _FRACTIONS.items() for key in keys},
+    **{key: _number(*bounds) for bounds, keys in _WHOLE.items() for key in keys},
+    **{key: _number(*bounds, (int, float)) for bounds, keys in _FRACTIONS.items() for key in keys},
     "use_bias": _one_of(True, False),
     "use_stochastic_duration_prediction": _one_of(True, False),
     "upsample_rates": _whole_list(8, 4096),
@@ -283,7 +278,7 @@ def checked_config(values: dict[str, Any], config_class: type[Config], name: str
     known: dict[str, Any] = {}
     floats = {key for keys in _FRACTIONS.values() for key in keys}
     for key in (field.name for field in dataclasses.fields(config_class)):
-        value = values.get(key)
+        value: Any = values.get(key)
         if key not in _CHECKS or key not in values or (value is None and key in _MAY_BE_NULL):
             continue
         holds, wanted = _CHECKS[key]

@@ -27,8 +27,7 @@ from vits_prune.voices.voice import Sentence, is_letter
 if TYPE_CHECKING:
     from transformers import BatchEncoding, VitsTokenizer
 
-MAX_VOCAB_BYTES = 8 << 20
-MAX_SYMBOLS = 100_000
+MAX_VOCAB_BYTES, MAX_SYMBOLS = 8 << 20, 100_000
 
 _FLAGS = ("add_blank", "normalize", "phonemize", "is_uroman")
 _SPECIAL = tuple(f"{kind}_token" for kind in ("pad", "unk", "bos", "eos", "sep", "cls", "mask"))
@@ -102,7 +101,6 @@ class HubTokenizer:
 
     @property
     def language(self) -> str | None:
-        """ "en-us" for phonemes, which VitsTokenizer makes for US English only."""
         return "en-us" if self.tokenizer.phonemize else self.tokenizer.language
 
     @property
@@ -302,10 +300,8 @@ def _read_settings(folder: Path, name: str) -> dict[str, Any]:
     settings = _special_tokens(values, name)
     for key in filter(values.__contains__, _FLAGS):
         if not isinstance(values[key], bool):
-            raise InputError(
-                f"{name} says {key} = {str(values[key])[:20]} in its tokenizer_config.json: "
-                "it must be true or false."
-            )
+            what = f"{key} = {str(values[key])[:20]} in its tokenizer_config.json"
+            raise InputError(f"{name} says {what}: it must be true or false.")
         settings[key] = values[key]
     if isinstance(values.get("language"), str):
         settings["language"] = values["language"][:_MAX_SYMBOL]
@@ -350,8 +346,7 @@ def _build(contents: dict[str, dict[str, Any]], name: str) -> VitsTokenizer:
         try:
             tokenizer = VitsTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers raises many kinds
-            raise InputError(
-                f"{name} has tokenizer files that transformers refuses: check the checkpoint."
-            ) from error
+            what = "has tokenizer files that transformers refuses"
+            raise InputError(f"{name} {what}: check the checkpoint.") from error
     tokenizer.name_or_path = name
     return tokenizer

@@ -69,9 +69,7 @@ def parse_repo_id(text: str) -> tuple[str, str | None]:
 
 def _check_revision(revision: str | None) -> None:
     if revision is not None and not _REVISION.fullmatch(revision):
-        raise InputError(
-            f"{revision[:80]!r} is no revision: write a branch, a tag or a commit such as main."
-        )
+        raise InputError(f"{revision[:80]!r} is no revision: write a branch, tag or commit.")
 
 
 def fetch_snapshot(
@@ -145,13 +143,12 @@ class _Download:
             raise InputError(
                 f"The hub does not say how large the files of {self.repo_id} are: try again later."
             )
-        total = sum(sizes)
-        if total > max_bytes:
-            size, most = (f"{count / 2**20:,.1f} MiB" for count in (total, max_bytes))
+        if sum(sizes) > max_bytes:
+            size, most = (f"{count / 2**20:,.1f} MiB" for count in (sum(sizes), max_bytes))
             raise InputError(
                 f"{self.repo_id} is {size}, more than the {most} accepted: choose a smaller model."
             )
-        return total
+        return sum(sizes)
 
     def fetch(self, file: str, revision: str | None = None) -> Path:
         """Download one file, if the cache lacks it; return its path."""
@@ -231,10 +228,8 @@ def _listed(path: Path, download: _Download) -> list[str]:
     kind = _MANIFESTS[path.name]
     listed = kind.listed(read_json(path, download.repo_id, _MAX_SMALL_BYTES))
     if len(listed) > _MAX_LISTED:
-        raise InputError(
-            f"{download.repo_id} is damaged, its {path.name} lists more than {_MAX_LISTED} files: "
-            "push the voice again."
-        )
+        what = f"its {path.name} lists more than {_MAX_LISTED} files"
+        raise InputError(f"{download.repo_id} is damaged, {what}: push the voice again.")
     # The settings of a Piper voice may be edited, so they are not in the list.
     settings = [f"{name}.json" for name in listed if name.endswith(".onnx")]
     names = dict.fromkeys((*settings, *listed))

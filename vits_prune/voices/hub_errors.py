@@ -19,14 +19,9 @@ class TooManyBytes(Exception):
 
 @contextlib.contextmanager
 def plain_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises during a download into one plain sentence.
+    """Turn what huggingface_hub raises during a download into an InputError of one plain sentence.
 
-    Errors of other code pass as they are.
-
-    Raises:
-        LoginError: the hub wants a log-in, or another one.
-        HubError: the hub refuses or cannot be reached.
-        InputError: the disk does not take the download.
+    It is a LoginError, a HubError, or about the disk. Errors of other code pass as they are.
     """
     with explained(lambda error: _download_error(repo_id, revision, error)):
         yield
@@ -34,6 +29,7 @@ def plain_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(explain: Callable[[Exception], Exception | None]) -> Iterator[None]:
+    """Raise what `explain` makes of an error; InputErrors, and what it makes None of, pass."""
     try:
         yield
     except InputError:

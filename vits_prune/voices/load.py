@@ -124,11 +124,7 @@ def load_embedded(speaker: int | str | None = None) -> Voice:
 
 
 def load_folder(folder: Path, speaker: int | str | None = None) -> Voice:
-    """Load a folder of `save_voice`, of an export, in transformers' layout, or of one Piper voice.
-
-    Raises:
-        InputError: it holds no VITS voice, or is damaged.
-    """
+    """Load a folder of `save_voice`, of an export, of transformers, or with one Piper voice."""
     from vits_prune.voices.checkpoint import load_checkpoint
     from vits_prune.voices.manifest import read_manifest
     from vits_prune.voices.onnx_load import load_onnx, model_in

@@ -248,10 +248,7 @@ def _marked(weights: Path, unreadable: bool = True) -> bool:
 def facts_of(voice: Voice, form: str, precision: str, reading: str = "") -> dict[str, str]:
     """Return metadata for the ONNX file of a voice, without the checksum (see `checksum_of`).
 
-    `reading` is what `reading_of` returns for the files that are written with it.
-
-    Raises:
-        InputError: the recipe of the voice takes more room than is read.
+    `reading` is that of the files written with it; InputError for a recipe longer than is read.
     """
     values = describe(voice, form, precision) | {"format_version": _ONNX_VERSION}
     values["config"] = json.loads(config_of(voice).to_json_string())
@@ -290,11 +287,7 @@ def reading_of(source: Path | PiperTokenizer) -> str:
 def check_reading(facts: Facts, source: Path | PiperTokenizer, shown: str, symbols: str) -> None:
     """Raise InputError if text does not become the ids that it became when a file was exported.
 
-    Args:
-        facts: of the ONNX file.
-        source: as `reading_of` takes it.
-        shown: what messages call the ONNX file.
-        symbols: what messages call the file with the symbols.
+    `source` is as for `reading_of`; messages call the files `shown` (ONNX) and `symbols`.
     """
     if facts.reading and facts.reading != reading_of(source):
         raise InputError(

@@ -74,11 +74,8 @@ def is_export(folder: Path) -> bool:
 
 def describes_export(values: Any) -> bool:
     """Whether a JSON value is what an export to ONNX writes into export.json."""
-    return (
-        isinstance(values, dict)
-        and values.get("format") in FORMS
-        and isinstance(values.get(EXPORT.entry), dict)
-    )
+    known = isinstance(values, dict) and values.get("format") in FORMS
+    return known and isinstance(values.get(EXPORT.entry), dict)
 
 
 def load_onnx(model: Path, speaker: int | str | None = None) -> Voice:
@@ -92,7 +89,7 @@ def load_onnx(model: Path, speaker: int | str | None = None) -> Voice:
     listed = checksums_in(model.parent) if is_export(model.parent) else {}
     ours = model.name in listed
     if ours:  # other .onnx files may be gone
-        needed = {name for name in listed if name == model.name or not name.endswith(".onnx")}
+        needed = [name for name in listed if name == model.name or not name.endswith(".onnx")]
         EXPORT.check(model.parent, {name: listed[name] for name in needed})
     has_json = model.with_name(model.name + ".json").is_file() or (
         not ours and config_next_to(model).is_file()  # export.json is not the .json of export.onnx
@@ -100,15 +97,13 @@ def load_onnx(model: Path, speaker: int | str | None = None) -> Voice:
     graph = read_graph(model) if not has_json and model.is_file() else None
     if graph is None or graph.facts is None or graph.facts.form != "onnx":
         return load_piper(model, speaker=speaker)
-    kind: type[VitsConfig] = VitsConfig
-    if graph.facts.origin.family == "piper":
-        kind = PiperVitsConfig
-    elif graph.facts.config.get("model_type") == NarrowVitsConfig.model_type:
-        kind = NarrowVitsConfig
-    config = checked_config(dict(graph.facts.config), kind, model.name)
+    facts = graph.facts
+    narrow = facts.config.get("model_type") == NarrowVitsConfig.model_type
+    kind: type[VitsConfig] = NarrowVitsConfig if narrow else VitsConfig
+    kind = PiperVitsConfig if facts.origin.family == "piper" else kind
+    config = checked_config(dict(facts.config), kind, model.name)
     network = build_model(graph, config, model.name)
-    tokenizer = _tokenizer(graph.facts, model, config)
-    return graph.facts.voice(network, tokenizer, speaker, model.name)
+    return facts.voice(network, _tokenizer(facts, model, config), speaker, model.name)
 
 
 def _tokenizer(facts: Facts, model: Path, config: VitsConfig) -> Tokenizer:
@@ -161,10 +156,8 @@ def load_piper(
     model_path = Path(model_path)
     config_path = Path(config_path) if config_path is not None else config_next_to(model_path)
     if not config_path.is_file():
-        raise InputError(
-            f"{config_path.name} cannot be read: a Piper voice is an .onnx file with its "
-            ".onnx.json in the same folder."
-        )
+        what = "a Piper voice is an .onnx file with its .onnx.json in the same folder"
+        raise InputError(f"{config_path.name} cannot be read: {what}.")
     settings = read_json(config_path, max_bytes=MAX_JSON_BYTES)
     shown = config_path.name
     tokenizer = PiperTokenizer(settings, shown)
@@ -180,7 +173,7 @@ def load_piper(
     if facts and (sampling_rate != facts.config.get("sampling_rate") or speakers != facts.speakers):
         raise InputError(
             f"{shown} has another sampling rate or other speakers than when {model_path.name} was "
-            "exported: copy both files again from the same export, or export the voice again."
+            "exported: copy both files again from the same export."
         )
     if speaker is None and speakers:
         speaker = settings.get("default_speaker_id", 0)

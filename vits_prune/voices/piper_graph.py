@@ -120,12 +120,7 @@ def naming(shown: str) -> Iterator[None]:
 
 
 def read_graph(path: Path) -> PiperGraph:
-    """Read a Piper ONNX file.
-
-    Raises:
-        InputError: it cannot be read, is not ONNX, keeps weights in other files, contradicts
-            itself, or was written by this library and is damaged.
-    """
+    """Read a Piper ONNX file; InputError for one that is not sound, whole and in one file."""
     with naming(path.name):
         model = _parse(path)
     facts = read_facts(model, path.name)
@@ -162,9 +157,8 @@ def _array(tensor: onnx.TensorProto) -> np.ndarray:
             raise ValueError("no shape")
         return numpy_helper.to_array(tensor)
     except ValueError as error:
-        raise InputError(
-            f"its tensor {tensor.name[:60]!r} does not have the size it states, fetch it again."
-        ) from error
+        what = f"its tensor {tensor.name[:60]!r} does not have the size it states"
+        raise InputError(f"{what}, fetch it again.") from error
 
 
 def _collect(graph: onnx.GraphProto) -> PiperGraph:

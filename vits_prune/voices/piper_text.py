@@ -60,10 +60,8 @@ class PiperTokenizer:
     def __init__(self, settings: Mapping[str, Any], shown: str = TOKENIZER_FILE) -> None:
         self.phoneme_type = settings.get("phoneme_type", "espeak")
         if self.phoneme_type not in ("espeak", "text"):
-            raise InputError(
-                f"{shown} asks for phonemes of type {str(self.phoneme_type)[:20]!r}, which are not "
-                "supported: use a voice of type espeak or text."
-            )
+            kind = f"{str(self.phoneme_type)[:20]!r}, not espeak or text"
+            raise InputError(f"{shown} has phonemes of type {kind}: use another voice.")
         self.espeak_voice: str | None = None
         if self.phoneme_type == "espeak":
             espeak = settings.get("espeak")
@@ -118,10 +116,7 @@ class PiperTokenizer:
         if return_tensors is None:
             return {"input_ids": spoken}
         if return_tensors != "pt" or len(spoken) != 1:
-            raise InputError(
-                'Only one sentence makes a tensor, with return_tensors="pt": '
-                "go through sentences(text) for more."
-            )
+            raise InputError('return_tensors must be "pt", for one sentence: see sentences(text).')
         import torch
 
         return {"input_ids": torch.tensor(spoken, dtype=torch.long)}
@@ -228,10 +223,8 @@ def _phoneme_ids(given: object, shown: str) -> dict[str, tuple[int, ...]]:
     for symbol, ids in given.items():
         usable = isinstance(ids, list) and len(ids) <= _MAX_IDS_A_SYMBOL
         if not usable or any(type(i) is not int or not 0 <= i < 2**31 for i in ids):
-            raise InputError(
-                f"{shown} gives {symbol[:20]!r} ids that are not small whole numbers: "
-                "correct its phoneme_id_map."
-            )
+            what = f"gives {symbol[:20]!r} ids that are not small whole numbers"
+            raise InputError(f"{shown} {what}: correct its phoneme_id_map.")
     for symbol in (_BLANK, _BEGIN, _END):  # a voice may begin and end with nothing
         if symbol not in given or (symbol == _BLANK and not given[symbol]):
             raise InputError(f"{shown} has a phoneme_id_map without {symbol!r}: {AS_PUBLISHED}")

@@ -134,10 +134,8 @@ def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
     if precision == "fp16":
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            raise InputError(
-                f"{voice.name} has weights beyond 65,504, more than fp16 holds: "
-                "save it with precision fp32."
-            )
+            what = "weights beyond 65,504, more than fp16 holds"
+            raise InputError(f"{voice.name} has {what}: save it with precision fp32.")
     if form == "dense" and in_plain_layout(config):
         config, tensors = _transformers_layout(config, tensors)
     config.architectures = [type(voice.model).__name__]

@@ -2,10 +2,9 @@
 
 A tensor becomes a bitmask of its non-zero places and the surviving values. The values are split
 into planes, all first bytes, all second bytes and so on ("byte shuffle", as in HDF5 and Blosc),
-after a rotation that moves the sign behind the mantissa: exponents, which repeat, then have a plane
-of their own that mantissas, which do not, cannot spoil. Each plane and mask of a tensor is a
-Zstandard frame of its own, since two tensors rarely have the same statistics; small tensors share
-one. What would not get shorter is kept as it is. A CRC-32 over everything reveals damage.
+after a rotation that moves the sign behind the mantissa: exponents, which repeat, have a plane of
+their own. Each plane and mask of a tensor is a Zstandard frame; small tensors share one. What would
+not get shorter is kept as it is. A CRC-32 over everything reveals damage.
 """
 
 from __future__ import annotations
