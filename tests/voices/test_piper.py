@@ -474,7 +474,7 @@ def test_a_saved_tokenizer_reads_the_same(tmp_path: Path):
         ({"inference": {"noise_w": True}}, "inference.noise_w"),
         ({"inference": []}, "inference entry"),
         ({"phoneme_type": "pinyin"}, "phonemes of type 'pinyin', not espeak or text"),
-        ({"phoneme_type": ["espeak"]}, "not supported"),
+        ({"phoneme_type": ["espeak"]}, "not espeak or text"),
         ({"espeak": {"voice": "xx"}}, "espeak-ng has no voice 'xx'"),
         ({"espeak": {"voice": "../../etc"}}, "espeak-ng has no voice"),
         ({"espeak": "en"}, "names no espeak.voice"),
@@ -536,7 +536,7 @@ def test_missing_and_huge_files(copy: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(piper_graph, "MAX_MODEL_BYTES", copy.stat().st_size - 1)
     assert_refused(copy, "is over")
     monkeypatch.setattr(onnx_load, "MAX_JSON_BYTES", json_path.stat().st_size - 1)
-    assert_refused(copy, "is over")
+    assert_refused(copy, "is larger than")
 
 
 def test_the_json_may_lose_the_onnx_in_its_name(copy: Path):
