@@ -480,7 +480,7 @@ def test_a_saved_tokenizer_reads_the_same(tmp_path: Path):
         ({"espeak": "en"}, "names no espeak.voice"),
         ({"phoneme_id_map": {}}, "no usable phoneme_id_map"),
         ({"phoneme_id_map": [1]}, "no usable phoneme_id_map"),
-        ({"phoneme_id_map": {"_": [0], "^": [1]}}, r"no id for '\$'"),
+        ({"phoneme_id_map": {"_": [0], "^": [1]}}, r"a phoneme_id_map without '\$'"),
         (
             {"phoneme_id_map": factory.PHONEME_IDS | {"a": [40]}},
             "gives ids up to 40, but .* knows 40 symbols",
