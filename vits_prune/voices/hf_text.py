@@ -69,9 +69,7 @@ _ABBREVIATION = re.compile(
 class HubTokenizer:
     """VitsTokenizer, sentence by sentence; what it would make `<unk>` is dropped and named.
 
-    Args:
-        tokenizer: the tokenizer that transformers makes of the same files.
-        vocab_size: symbols that the model has an embedding for.
+    `vocab_size` is the number of symbols that the model has an embedding for.
     """
 
     tokenizer: VitsTokenizer

@@ -50,11 +50,7 @@ class Snapshot:
 
 
 def parse_repo_id(text: str) -> tuple[str, str | None]:
-    """Return ("owner/name", revision or None) of "owner/name@revision" or the address of its page.
-
-    Raises:
-        InputError: it is none of these.
-    """
+    """Return ("owner/name", revision or None) of such a name or the address of a model's page."""
     match = _REFERENCE.fullmatch(text.strip()) if len(text) <= 500 else None
     repo_id, revision = (match[1], match[2] or match[3]) if match else ("", None)
     other = repo_id.startswith(("datasets/", "spaces/", "models/", "api/"))
@@ -275,10 +271,7 @@ def stated_licence(info: ModelInfo) -> str | None:
 
 
 def trim_cache(max_bytes: int, keep: str) -> None:
-    """Remove the models used longest ago from a server's hub cache until it has `max_bytes`.
-
-    The repository `keep` stays.
-    """
+    """Remove the models used longest ago from a server's cache, except `keep`, down to a bound."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

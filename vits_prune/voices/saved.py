@@ -196,9 +196,7 @@ def _weight_norm_pair(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
-    """Return the voice that `save_voice` wrote, the same to the bit.
-
-    Speaker None is the one that spoke when the voice was saved.
+    """Return the voice that `save_voice` wrote, the same to the bit, by default with its speaker.
 
     Raises:
         InputError: it is damaged, was written by a newer version, or has no such speaker.

@@ -172,10 +172,7 @@ def resolve_speaker(speaker: int | str | None, speakers: tuple[str, ...], name: 
 
 
 def copy_with_weights(model: M, weights: Mapping[str, torch.Tensor]) -> M:
-    """Return a copy of a model with some parameters replaced and all others shared.
-
-    KeyError for a name that is not a parameter, ValueError for a tensor of another shape.
-    """
+    """Return a copy of a model with some parameters replaced and all others shared."""
     from torch import nn
 
     parameters = dict(model.named_parameters())
