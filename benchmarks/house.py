@@ -32,7 +32,7 @@ LAYERS = (
     ("pruning",),
     ("synthesis",),
     ("voices",),
-    ("files", "caches", "threads", "progress", "errors"),
+    ("files", "caches", "threads", "progress", "fields", "errors"),
 )
 
 

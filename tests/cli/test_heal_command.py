@@ -101,14 +101,14 @@ BAD = [
     (["--pruned", "DIR", "--steps", "0"], "steps must be"),
     (["--pruned", "DIR", "--steps", "3", "--resume"], "nothing to resume"),
     (["--pruned", "DIR", "--steps", "3", "--texts", "missing.txt"], "cannot be read"),
-    (["--pruned", "DIR", "--steps", "3", "--precision", "fp4"], "precision must be"),
+    (["--pruned", "DIR", "--steps", "3", "--precision", "fp4"], "choose one of no, bf16"),
     (["--amount", "0.5", "--steps", "3", "--recordings", "."], "goes with --pruned"),
     (["--pruned", "DIR", "--steps", "3", "--recordings", "nowhere"], "There is no folder"),
     (["--pruned", "ITSELF", "--steps", "3"], "nothing to heal"),
     (["--pruned", "DIR", "--method", "second_order"], "leave out --method"),
     (["--pruned", "DIR", "--scope", "local"], "leave out --scope"),
     (["--pruned", "DIR", "--parts", "decoder"], "leave out --parts"),
-    (["--pruned", "DIR", "--speakers", "some"], "speakers must be one of all, own"),
+    (["--pruned", "DIR", "--speakers", "some"], "choose one of all, own"),
     (["--pruned", "DIR", "--joint", "2"], "joint must be"),
 ]
 

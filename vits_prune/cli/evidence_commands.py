@@ -48,13 +48,6 @@ _SHOWN = ("cer", "dnsmos_ovrl", "mcd_db", "duration_ratio", "lufs")
 
 def add_commands(commands: Any) -> None:
     """Add the commands to an argument parser's subparsers."""
-    _add_evaluate(commands)
-    _add_sweep(commands)
-    _add_knee(commands)
-    _add_sensitivity(commands)
-
-
-def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="measure what pruning did to a voice: words, naturalness, closeness, rhythm, loudness",
@@ -70,8 +63,6 @@ def _add_evaluate(commands: Any) -> None:
     add_flag(evaluate, "--json FILE", "write all measurements, sentence by sentence", Path)
     evaluate.set_defaults(run=_evaluate)
 
-
-def _add_sweep(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep",
         help="measure a whole grid of pruned voices; started again it goes on where it stopped",
@@ -91,6 +82,24 @@ def _add_sweep(commands: Any) -> None:
     _add_engine(sweep)
     sweep.set_defaults(run=_sweep)
 
+    sensitivity = commands.add_parser(
+        "sensitivity", help="prune one part, or one layer, at a time: which breaks speech first"
+    )
+    add_voice(sensitivity)
+    add_spec(sensitivity, ("method", "scope"))
+    _add_amounts(sensitivity, "0.3,0.5,0.7")
+    add_flag(
+        sensitivity,
+        "--layers NAME",
+        "layers instead of parts: names or their beginnings; none for all",
+        nargs="*",
+    )
+    add_spec(sensitivity, CHOICES)
+    _add_measuring(sensitivity)
+    _add_engine(sensitivity)
+    sensitivity.set_defaults(run=_sensitivity)
+    _add_knee(commands)
+
 
 def _add_knee(commands: Any) -> None:
     knee = commands.add_parser(
@@ -109,7 +118,7 @@ def _add_knee(commands: Any) -> None:
         knee, "--strict", "whole intervals must keep the limits, not the estimates alone", bool
     )
     add_spec(knee, CHOICES)
-    _add_measuring(knee, ("noise_seeds",), noise_seeds=0)
+    _add_measuring(knee, ("noise_seeds",), noise_seeds={"default": 0})
     add_flag(
         knee,
         "--json FILE",
@@ -117,25 +126,6 @@ def _add_knee(commands: Any) -> None:
         Path,
     )
     knee.set_defaults(run=_knee)
-
-
-def _add_sensitivity(commands: Any) -> None:
-    sensitivity = commands.add_parser(
-        "sensitivity", help="prune one part, or one layer, at a time: which breaks speech first"
-    )
-    add_voice(sensitivity)
-    add_spec(sensitivity, ("method", "scope"))
-    _add_amounts(sensitivity, "0.3,0.5,0.7")
-    add_flag(
-        sensitivity,
-        "--layers NAME",
-        "layers instead of parts: names or their beginnings; none for all",
-        nargs="*",
-    )
-    add_spec(sensitivity, CHOICES)
-    _add_measuring(sensitivity)
-    _add_engine(sensitivity)
-    sensitivity.set_defaults(run=_sensitivity)
 
 
 def _add_amounts(parser: argparse.ArgumentParser, default: str) -> None:
@@ -150,9 +140,7 @@ def _add_amounts(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def _add_measuring(
-    parser: argparse.ArgumentParser,
-    names: tuple[str, ...] = ("noise_seeds", "metrics"),
-    noise_seeds: int = 2,
+    parser: Any, names: Sequence[str] = ("noise_seeds", "metrics"), **changes: Any
 ) -> None:
     add_texts(parser, "how many sentences (default: 20 of the built-in ones, or the whole file)")
     add_flag(
@@ -160,7 +148,7 @@ def _add_measuring(
         "--half",
         "which of the built-in sentences: tuning, held-out or all (default: held-out)",
     )
-    add_settings(parser, names, noise_seeds)
+    add_settings(parser, names, **changes)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -223,15 +211,8 @@ def _knee(options: argparse.Namespace) -> None:
     check_writable(options.json)
     voice = load(options)
     with ProgressLine() as progress:
-        knee = find_knee(
-            voice,
-            base,
-            limits,
-            texts=texts,
-            settings=settings,
-            strict=options.strict,
-            progress=progress,
-        )
+        how = {"settings": settings, "strict": options.strict, "progress": progress}
+        knee = find_knee(voice, base, limits, texts=texts, **how)
     _print_knee(knee)
     write_report(options.json, knee.to_dict())
 
@@ -310,11 +291,7 @@ def _run(options: argparse.Namespace, points: Grid | Sequence[Point], kind: str)
     (ref,) = _refs(options)
     found: SweepResult = _measured(options, run_sweep, ref, points, kind=kind)
     _print_sweep(found, kind != "sweep")
-    if _print_failures(found):
-        raise InputError(
-            f"{len(found.failures)} points could not be measured, the others are in {options.out}: "
-            f"{_AGAIN}."
-        )
+    _require_all("points", _print_failures(found), options)
 
 
 def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
@@ -328,10 +305,13 @@ def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
     for name, reason in found.failures.items():
         print(f"Not measured: {name}: {reason}", file=sys.stderr)
     missing = sum(map(_print_failures, found.sweeps.values())) + len(found.failures)
+    _require_all("voices or points", missing, options)
+
+
+def _require_all(what: str, missing: int, options: argparse.Namespace) -> None:
     if missing:
         raise InputError(
-            f"{missing} voices or points could not be measured, the others are in {options.out}: "
-            f"{_AGAIN}."
+            f"{missing} {what} could not be measured, the others are in {options.out}: {_AGAIN}."
         )
 
 

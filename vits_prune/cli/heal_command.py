@@ -34,25 +34,6 @@ if TYPE_CHECKING:
 
 _ROW_EVERY = 10
 _CURVE = "curve.csv"
-_PLAN: dict[str, dict[str, Any]] = {
-    "minutes": {"metavar": "M", "help": "wall-clock minutes, measuring included"},
-    "steps": {"metavar": "N", "help": "training steps, in place of minutes"},
-    "seed": {"help": "seed of noise, sentences and batches"},
-    "lessons": {"metavar": "N", "help": "sentences that the original speaks, at most"},
-    "batch": {"metavar": "N", "help": "sentences of a training step, in each process"},
-    "segment": {"metavar": "N", "help": "frames of each sentence that the decoder speaks"},
-    "learning_rate": {"metavar": "RATE", "help": "the highest rate of AdamW"},
-    "joint": {
-        "metavar": "SHARE",
-        "help": "share of the steps, at the end, with all parts in a row",
-    },
-    "speakers": {"help": "whose voices are learnt where there are several: all or own"},
-    "adversarial": {"help": "let discriminators take part: for a GPU"},
-    "adversarial_from": {"metavar": "SHARE", "help": "share of the steps after which they do"},
-    "adversarial_width": {"metavar": "SHARE", "help": "their channels, as a share of HiFi-GAN's"},
-    "precision": {"help": "no: float32; bf16: bfloat16 where it is safe"},
-    "checkpoint_every": {"metavar": "N", "help": "training steps between two checkpoints"},
-}
 _PLACES = {
     "--texts FILE": "sentences to learn from, one a line (default: built in, or random)",
     "--recordings FOLDER": "your own recordings besides, with transcripts (metadata.csv)",
@@ -75,17 +56,8 @@ def add_commands(commands: Any) -> None:
         "the voice to heal, a folder that `prune` wrote (or say below how to prune)",
     )
     add_spec(parser, steps="--prune-steps")
-    add_fields(parser, HealPlan, **_PLAN)
-    add_fields(
-        parser,
-        JudgeSettings,
-        evaluations={"metavar": "N", "help": "how often to measure quality"},
-        texts={
-            "flag": "--evaluation-texts",
-            "metavar": "N",
-            "help": "on how many tuning sentences to measure",
-        },
-    )
+    add_fields(parser, HealPlan)
+    add_fields(parser, JudgeSettings, texts={"flag": "--evaluation-texts"})
     add_flags(parser, Path, _PLACES)
     add_flag(parser, "--resume", "go on where this healing was stopped", bool)
     add_out(parser, "folder for the healed voice")
@@ -215,10 +187,9 @@ def _judge(
     """Measure the original once, which shows how long measuring takes."""
     from vits_prune.study.judge import JudgeSettings, judge_of
 
-    given = {"evaluations": options.evaluations, "texts": options.evaluation_texts}
-    settings = JudgeSettings(**{name: n for name, n in given.items() if n is not None})
+    given = typed_fields(options, JudgeSettings, {"texts": "evaluation_texts"})
     with ProgressLine() as progress:
-        judge = judge_of(voice, texts, settings, seed=plan.seed, progress=progress)
+        judge = judge_of(voice, texts, JudgeSettings(**given), seed=plan.seed, progress=progress)
     for sentence in judge.unmeasured if judge else ():
         print(sentence, file=sys.stderr, flush=True)
     return judge

@@ -7,14 +7,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from vits_prune.cli import (
-    budget_command,
-    evidence_commands,
-    export_commands,
-    heal_command,
-    prune_commands,
-    push_command,
-)
+from vits_prune.cli import evidence_commands, heal_command, prune_commands, ship_commands
 from vits_prune.errors import InputError
 
 
@@ -26,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     typed = sys.argv[1:] if arguments is None else arguments
     # the other commands' options need torch, which the machine of a bench may not have
-    parser = export_commands.bench_parser() if list(typed[:1]) == ["bench"] else make_parser()
+    parser = ship_commands.bench_parser() if list(typed[:1]) == ["bench"] else make_parser()
     options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -60,13 +53,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show the whole traceback of an unexpected error"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (
-        prune_commands,
-        heal_command,
-        evidence_commands,
-        budget_command,
-        export_commands,
-        push_command,
-    ):
+    for module in (prune_commands, heal_command, evidence_commands, ship_commands):
         module.add_commands(commands)
     return parser

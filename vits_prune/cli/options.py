@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from vits_prune.study.evaluation import Settings
     from vits_prune.voices.voice import Voice
 
-_TYPES = {"int": int, "float": float}
 _REF = "joe, a hub id, a folder, or a Piper .onnx"
 CHOICES = ("protect", "floor", "pattern", "steps", "schedule", "importance", "texts", "seed")
 """Fields of a PruneSpec that all points of a grid share."""
+_PLACES = {"steps": "prune_steps", "texts": "calibration_texts", "seed": "prune_seed"}
+"""Where argparse keeps fields of a PruneSpec whose names are those of other options."""
 
 
 def add_flag(
@@ -63,51 +64,53 @@ def add_fields(
     names: Collection[str] | None = None,
     **changes: Mapping[str, Any],
 ) -> None:
-    """Add a flag for each field of a dataclass: `--learning-rate` for `learning_rate`.
+    """Add a flag for each field that `vits_prune.fields.option` made: its help, and its choices.
 
-    Its value is None unless it is typed, so that the dataclass alone holds the default. Fields of
-    `vits_prune.pruning.fields.option` bring their help and choices.
+    The value is None unless it is typed, so that the dataclass alone holds the default.
 
     Args:
+        parser: gets them.
         kind: the dataclass.
         names: fields that get a flag; None for all.
-        changes: for a field, other arguments of `add_argument`; "flag" is the name of the flag,
-            "more" is added to the help.
+        changes: for a field, other arguments of `add_argument`; "flag" is the name of the flag.
     """
     for field in dataclasses.fields(kind):
-        if names is not None and field.name not in names:
-            continue
         about, change = field.metadata, dict(changes.get(field.name, {}))
-        words, choices = change.pop("help", about.get("help", "")), about.get("choices", ())
+        if "kind" not in about or (names is not None and field.name not in names):
+            continue
+        words, choices = about["help"], about["choices"]
         if choices:
             meanings = choices.items() if isinstance(choices, Mapping) else ()
-            told = [f"{name}: {means}" for name, means in meanings if isinstance(means, str)]
-            words += f": {'; '.join(told) or ', '.join(choices)}"
-        words += change.pop("more", _default_words(change.get("default", field.default)))
+            said = [f"{name}: {means}" for name, means in meanings if isinstance(means, str)]
+            words += f": {'; '.join(said) or ', '.join(choices)}"
+        words += _default_words(change.get("default", field.default))
         flag = change.pop("flag", f"--{field.name.replace('_', '-')}")
         how: dict[str, Any] = {"default": None, "help": words.replace("%", "%%")}
-        if str(field.type) == "bool":
+        if about["kind"] is bool:
             how["action"] = "store_true"
         else:
-            base = str(field.type).split(" ")[0]
-            how |= {"type": _TYPES.get(base, str), "nargs": "+" if "tuple" in base else None}
+            metavar = "N" if about["kind"] is int else field.name.split("_")[-1].upper()
+            how |= {"type": about["kind"], "metavar": metavar}
+            if about["most"] is not None:
+                how["nargs"] = "*" if field.default is None else "+"
         parser.add_argument(flag, **(how | change))
 
 
 def _default_words(default: Any) -> str:
     if isinstance(default, tuple):
         return " (default: all)" if default else ""
-    default = " ".join(default) if isinstance(default, list) else default
-    silent = (
-        default in (None, "", []) or isinstance(default, bool) or default is dataclasses.MISSING
-    )
-    shown = f"{default:g}" if isinstance(default, float) else default
-    return "" if silent else f" (default: {shown})"
+    if default is None or default == "" or isinstance(default, bool) or default == []:
+        return ""
+    shown = " ".join(default) if isinstance(default, list) else default
+    return f" (default: {shown:g})" if isinstance(shown, float) else f" (default: {shown})"
 
 
-def typed_fields(options: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """Return the fields of a dataclass that were typed."""
-    values = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(kind)}
+def typed_fields(
+    options: argparse.Namespace, kind: type, places: Mapping[str, str] = {}
+) -> dict[str, Any]:
+    """Return the fields of a dataclass that were typed; `places` has those kept elsewhere."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    values = {name: getattr(options, places.get(name, name), None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -151,39 +154,25 @@ def add_spec(
     """
     from vits_prune.pruning import PruneSpec, Shape
 
-    changes: dict[str, dict[str, Any]] = {
-        "amount": {
-            "more": f" (default: {PruneSpec.amount}, or what --pattern or {steps} says)",
-        },
-        "parts": {"metavar": "PART", "more": ", or all (default: all)"},
-        "protect": {
-            "nargs": "*",
-            "metavar": "LAYER",
-            "help": 'layers that are left alone: names, their beginnings, "*" for one piece of a '
-            "name; none for no layer (default: the method's own list)",
-        },
-        "pattern": {"metavar": "N:M"},
-        "steps": {"flag": steps, "dest": "prune_steps", "type": str, "metavar": "N"},
-        "texts": {
-            "flag": "--calibration-texts",
-            "type": Path,
-            "nargs": None,
-            "metavar": "FILE",
-            "help": "file of sentences to calibrate on, one a line (default: built-in ones)",
-        },
-        "seed": {"flag": "--prune-seed", "metavar": "SEED"},
+    changes: dict[str, dict[str, Any]] = {name: {"nargs": "+"} for name in many}
+    changes["steps"] = {"flag": steps, "dest": "prune_steps", "type": str}
+    changes["seed"] = {"flag": "--prune-seed"}
+    changes["texts"] = {
+        "flag": "--calibration-texts",
+        "type": Path,
+        "nargs": None,
+        "metavar": "FILE",
+        "help": "file of sentences to calibrate on, one a line (default: built-in ones)",
     }
-    changes["steps"]["more"] = "" if names else "; or their amounts, such as 0.3,0.5,0.6"
-    for name in many:
-        changes[name] = {"nargs": "+"}
-    known = [field.name for field in dataclasses.fields(PruneSpec)]
-    chosen = [name for name in known if name not in ("amounts", "shape")]
-    add_fields(parser, PruneSpec, chosen if names is None else names, **changes)
     if names is None:
+        names = [field.name for field in dataclasses.fields(PruneSpec) if field.name != "amounts"]
+        words = "steps of gradual pruning, or their amounts, such as 0.3,0.5,0.6 (default: 1)"
+        changes["steps"]["help"] = words
         levers = parser.add_argument_group(
             "what stays in structured pruning, in place of --amount and --parts"
         )
         add_fields(levers, Shape)
+    add_fields(parser, PruneSpec, names, **changes)
 
 
 def spec_of(options: argparse.Namespace) -> PruneSpec:
@@ -194,11 +183,7 @@ def spec_of(options: argparse.Namespace) -> PruneSpec:
     """
     from vits_prune.pruning import PruneSpec, Shape
 
-    fields = _choices(options)
-    for name in ("method", "scope", "amount", "parts"):
-        if getattr(options, name) is not None:
-            fields[name] = getattr(options, name)
-    levers = typed_fields(options, Shape)
+    fields, levers = _spec_fields(options), typed_fields(options, Shape)
     if levers:
         idle = [name for name in ("amount", "parts") if name in fields]
         if idle:
@@ -219,11 +204,8 @@ def says_how_to_prune(options: argparse.Namespace) -> str:
     """Return the first option typed that describes a PruneSpec, or "" if there is none."""
     from vits_prune.pruning import PruneSpec, Shape
 
-    flags = {"steps": "prune_steps", "seed": "prune_seed", "texts": "calibration_texts"}
-    names = [field.name for kind in (PruneSpec, Shape) for field in dataclasses.fields(kind)]
-    for name in (flags.get(name, name) for name in names):
-        if getattr(options, name, None) is not None:
-            return f"--{name.replace('_', '-')}"
+    for name in (*typed_fields(options, PruneSpec, _PLACES), *typed_fields(options, Shape)):
+        return f"--{_PLACES.get(name, name).replace('_', '-')}"
     return ""
 
 
@@ -235,7 +217,8 @@ def base_of(options: argparse.Namespace) -> PruneSpec:
     """
     from vits_prune.pruning import PruneSpec
 
-    fields = _choices(options)
+    shared = (*CHOICES, "amounts")
+    fields = {name: value for name, value in _spec_fields(options).items() if name in shared}
     if "amounts" in fields:
         raise InputError(
             "Each point has an amount of its own here: give --steps as a number, such as 4."
@@ -255,33 +238,24 @@ def pattern_amount(pattern: str | None) -> float:
     return PruneSpec.amount
 
 
-def _choices(options: argparse.Namespace) -> dict[str, Any]:
+def _spec_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a PruneSpec that were typed; files of texts are read."""
+    from vits_prune.pruning import PruneSpec
     from vits_prune.synthesis.texts import read_text_file
 
-    fields = {
-        "protect": options.protect,
-        "floor": options.floor,
-        "pattern": options.pattern,
-        "schedule": options.schedule,
-        "importance": options.importance,
-        "seed": options.prune_seed,
-    }
-    if options.prune_steps is not None:
-        fields |= _steps(options.prune_steps)
-    if options.calibration_texts is not None:
-        fields["texts"] = read_text_file(options.calibration_texts).texts
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _steps(typed: str) -> dict[str, Any]:
-    """Return the field of "4" or of "0.3,0.5,0.6"."""
+    fields = typed_fields(options, PruneSpec, _PLACES)
+    if "texts" in fields:
+        fields["texts"] = read_text_file(fields["texts"]).texts
+    steps = fields.pop("steps", None)
+    if steps is None:
+        return fields
     try:
-        if "," in typed or "." in typed:
-            return {"amounts": tuple(map(float, typed.split(",")))}
-        return {"steps": int(typed)}
+        if "," in steps or "." in steps:
+            return {**fields, "amounts": tuple(map(float, steps.split(",")))}
+        return {**fields, "steps": int(steps)}
     except ValueError as error:
         raise InputError(
-            f"{typed[:40]!r} is not a number of steps: give one, such as 4, or the amounts of the "
+            f"{steps[:40]!r} is not a number of steps: give one, such as 4, or the amounts of the "
             "steps, such as 0.3,0.5,0.6."
         ) from error
 
@@ -311,25 +285,13 @@ def texts_of(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def add_settings(
-    parser: argparse.ArgumentParser, names: Collection[str] = (), noise_seeds: int = 0
+    parser: argparse.ArgumentParser, names: Collection[str] = (), **changes: Mapping[str, Any]
 ) -> None:
-    """Add --seed, --recogniser, --language and the other Settings of an evaluation."""
-    from vits_prune.measure.quality import FAMILIES
+    """Add --seed, --recogniser, --language, and the Settings of an evaluation in `names`."""
     from vits_prune.measure.recognition import DEFAULT_MODEL
     from vits_prune.study.evaluation import Settings
 
-    add_fields(
-        parser,
-        Settings,
-        ("seed", *names),
-        seed={"help": "seed of the noise and of the intervals"},
-        noise_seeds={
-            "metavar": "N",
-            "default": noise_seeds,
-            "help": "other seeds of the original for the noise floor",
-        },
-        metrics={"help": ", ".join(FAMILIES)},
-    )
+    add_fields(parser, Settings, ("seed", *names), **changes)
     words = f"Whisper size, hub id or folder for faster-whisper (default: {DEFAULT_MODEL})"
     add_flag(parser, "--recogniser WHISPER", words)
     add_flag(parser, "--language", "of the texts, as Whisper names it (default: the voice's)")

@@ -10,107 +10,74 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vits_prune.errors import InputError
+from vits_prune.fields import Options, check_options, option
 from vits_prune.progress import SILENT, Progress
-from vits_prune.synthesis.speak import checked_seed
+from vits_prune.synthesis.speak import MAX_SEED
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
     from vits_prune.healing.batches import RecordedPair
     from vits_prune.healing.teacher import TeacherSpeech
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "minutes": (0.05, 100_000),
-    "steps": (1, 10_000_000),
-    "lessons": (1, 5_000),
-    "batch": (1, 256),
-    "segment": (8, 512),
-    "learning_rate": (1e-7, 0.1),
-    "joint": (0.0, 1.0),
-    "adversarial_from": (0.0, 1.0),
-    "adversarial_width": (0.03125, 1.0),
-    "checkpoint_every": (1, 1_000_000),
-}
-_INTEGERS = ("steps", "lessons", "batch", "segment", "checkpoint_every")
-_CHOICES = {"precision": ("no", "bf16"), "speakers": ("all", "own")}
-
 
 @dataclass(frozen=True)
-class HealPlan:
+class HealPlan(Options):
     """How long, on how much, and how fast a pruned voice learns.
+
+    Each field's `metadata` has its help, choices and limits (see `fields.option`).
 
     Raises:
         InputError: a value is out of range.
     """
 
-    minutes: float | None = 15.0
-    """Wall-clock minutes in all. The first steps are timed to turn them into a number of steps."""
-    steps: int | None = None
-    """Training steps. They take the place of the minutes."""
-    seed: int = 0
-    lessons: int = 400
-    """Sentences that the teacher speaks, at most."""
-    batch: int = 4
-    """Sentences of a training step, in each process."""
-    segment: int = 64
-    """Frames of each sentence that the decoder speaks in a step."""
-    learning_rate: float = 5e-4
-    """AdamW's highest rate; `training.RATES` are the parts' shares of it."""
-    joint: float = 0.25
-    """Share of the steps, at the end, in which the decoder is fed by the student's other parts."""
-    speakers: str = "all"
-    """"all" (every second sentence is the chosen speaker's) or "own"."""
-    adversarial: bool = False
-    """Whether discriminators take part."""
-    adversarial_from: float = 0.5
-    """Share of the steps after which they do."""
-    adversarial_width: float = 0.25
-    """Their channels, as a share of HiFi-GAN's."""
-    precision: str = "no"
-    """"no" for float32, "bf16" for bfloat16 where torch's autocast thinks it safe."""
-    checkpoint_every: int = 200
-    """Steps between two checkpoints."""
+    minutes: float | None = option(
+        15.0, "wall-clock minutes, measuring included", float, low=0.05, high=100_000
+    )
+    steps: int | None = option(
+        None, "training steps, in place of minutes", int, low=1, high=10_000_000
+    )
+    seed: int = option(0, "seed of noise, sentences and batches", int, low=0, high=MAX_SEED)
+    lessons: int = option(400, "sentences that the original speaks, at most", int, low=1, high=5000)
+    batch: int = option(4, "sentences of a training step, in each process", int, low=1, high=256)
+    segment: int = option(
+        64, "frames of each sentence that the decoder speaks in a step", int, low=8, high=512
+    )
+    learning_rate: float = option(
+        5e-4,
+        "the highest rate of AdamW; `training.RATES` are the parts' shares of it",
+        float,
+        low=1e-7,
+        high=0.1,
+    )
+    joint: float = option(
+        0.25, "share of the steps, at the end, with all parts in a row", float, low=0, high=1
+    )
+    speakers: str = option(
+        "all",
+        "whose voices are learnt where there are several; with all, every second sentence is the "
+        "chosen speaker's",
+        choices=("all", "own"),
+    )
+    adversarial: bool = option(False, "let discriminators take part: for a GPU", bool)
+    adversarial_from: float = option(
+        0.5, "share of the steps after which they do", float, low=0, high=1
+    )
+    adversarial_width: float = option(
+        0.25, "their channels, as a share of HiFi-GAN's", float, low=1 / 32, high=1
+    )
+    precision: str = option(
+        "no",
+        "no for float32, bf16 for bfloat16 where torch's autocast thinks it safe",
+        choices=("no", "bf16"),
+    )
+    checkpoint_every: int = option(
+        200, "training steps between two checkpoints", int, low=1, high=1_000_000
+    )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", checked_seed(self.seed))
+        check_options(self)
         if self.minutes is None and self.steps is None:
             raise InputError("Healing needs a budget: give minutes, or a number of steps.")
-        for name, (low, high) in _RANGES.items():
-            value, whole = getattr(self, name), name in _INTEGERS
-            if value is None and name in ("minutes", "steps"):
-                continue
-            kinds = int if whole else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-                raise InputError(
-                    f"{name} must be {'a whole' if whole else 'a'} number from {low:g} to "
-                    f"{high:g}, not {str(value)[:40]!r}."
-                )
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise InputError(
-                    f"{name} must be one of {', '.join(choices)}, not {str(value)[:40]!r}."
-                )
-        if not isinstance(self.adversarial, bool):
-            raise InputError("adversarial is True or False.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> HealPlan:
-        """Return the plan that `to_dict` gave these values of.
-
-        Raises:
-            InputError: a field is unknown or out of range.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = [name for name in values if name not in known]
-        if unknown:
-            raise InputError(
-                f"A HealPlan has no {str(unknown[0])[:40]!r}: it has {', '.join(sorted(known))}."
-            )
-        return cls(**values)
 
     def share(self, index: int, count: int) -> HealPlan:
         """Return the plan of one healing of several; the last is twice as long as the others."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.fields import Options, check_options, option
+from vits_prune.fields import Options, check_options, option
 
 if TYPE_CHECKING:
     from vits_prune.voices.architecture import VitsConfig

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.fields import Options, check_options, option
+from vits_prune.fields import Options, check_options, option
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
 from vits_prune.pruning.shape import Shape
 from vits_prune.voices.voice import PARTS

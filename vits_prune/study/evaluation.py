@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vits_prune.errors import InputError, UnmeasurableError
+from vits_prune.fields import check_options, option
 from vits_prune.measure.closeness import PitchContour, measure_closeness, same_tokens, track_pitch
 from vits_prune.measure.cost import Cost, CostMeter
 from vits_prune.measure.quality import FAMILIES, METRICS, RULE, Figure, columns, conclude
@@ -23,14 +24,11 @@ from vits_prune.synthesis.speak import (
     MAX_SEED,
     Delivery,
     Speech,
-    checked_seed,
     checked_text,
     read_text,
     speak,
 )
 from vits_prune.voices.voice import Voice, spoken_language
-
-MAX_NOISE_SEEDS = 16
 
 
 @dataclass(frozen=True)
@@ -41,32 +39,25 @@ class Settings:
         InputError: a value is out of range.
     """
 
-    seed: int = 0
-    """Noise of both voices, and of the bootstrap."""
-    metrics: tuple[str, ...] = FAMILIES
-    """Families of metrics, of FAMILIES."""
+    seed: int = option(0, "seed of the noise and of the intervals", int, low=0, high=MAX_SEED)
+    metrics: tuple[str, ...] = option(
+        FAMILIES, "families of metrics", choices=FAMILIES, most=100, noun="metric"
+    )
     recogniser: Recogniser = field(default_factory=Recogniser)
-    noise_seeds: int = 2
-    """How many other seeds the noise floor is measured with; with 0 there are no verdicts."""
+    noise_seeds: int = option(
+        2,
+        "other seeds of the original for the noise floor; with 0 there are no verdicts",
+        int,
+        low=0,
+        high=16,
+        noun="number of noise seeds",
+    )
     delivery: Delivery = Delivery()
     threads: int | None = None
     """Of the predictors; None for one per core. The seventh digit may depend on it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", checked_seed(self.seed))
-        chosen = (self.metrics,) if isinstance(self.metrics, str) else tuple(self.metrics)
-        unknown = [name for name in chosen if name not in FAMILIES]
-        if unknown or not chosen:
-            wrong = f"There is no metric {str(unknown[0])[:40]!r}" if unknown else "No metric"
-            raise InputError(f"{wrong}: choose from {', '.join(FAMILIES)}.")
-        object.__setattr__(self, "metrics", tuple(name for name in FAMILIES if name in chosen))
-        count = self.noise_seeds
-        whole = isinstance(count, int) and not isinstance(count, bool)
-        if not whole or not 0 <= count <= MAX_NOISE_SEEDS:
-            raise InputError(
-                f"The number of noise seeds must be a whole number from 0 to {MAX_NOISE_SEEDS}, "
-                f"not {str(count)[:40]!r}."
-            )
+        check_options(self)
 
     @property
     def other_seeds(self) -> tuple[int, ...]:

@@ -7,9 +7,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from vits_prune.errors import InputError, UnmeasurableError
+from vits_prune.errors import UnmeasurableError
+from vits_prune.fields import check_options, option
 from vits_prune.healing import run as training
 from vits_prune.healing.corpus import other_texts
 from vits_prune.healing.plan import HealData, HealPlan, HealResult, HealRun, Judge
@@ -24,7 +24,6 @@ from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.voice import Voice, spoken_language
 
 METRICS = ("intelligibility", "naturalness", "rhythm")
-MAX_EVALUATIONS = 1_000
 _SCORE_STEP = 0.5
 """Scores are multiples of it: in ten sentences one vowel is half a limit of CER, and of voices
 between which such a vowel would decide the one that learnt longest is kept."""
@@ -40,21 +39,24 @@ class JudgeSettings:
         InputError: a number is out of range.
     """
 
-    evaluations: int = 4
-    """Checkpoints that are judged, evenly over the training; 0 keeps the last one."""
-    texts: int = 10
-    """Sentences that each is judged on."""
+    evaluations: int = option(
+        4,
+        "how often to measure quality, evenly over the training; 0 keeps the last checkpoint",
+        int,
+        low=0,
+        high=1_000,
+    )
+    texts: int = option(
+        10,
+        "on how many tuning sentences to measure",
+        int,
+        low=1,
+        high=1_000,
+        noun="number of sentences",
+    )
 
     def __post_init__(self) -> None:
-        _check_count("evaluations", self.evaluations, 0, MAX_EVALUATIONS)
-        _check_count("number of sentences", self.texts, 1, None)
-
-
-def _check_count(what: str, value: Any, low: int, high: int | None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not (whole and low <= value <= (value if high is None else high)):
-        bound = f"from {low}" if high is None else f"from {low} to {high}"
-        raise InputError(f"The {what} must be a whole number {bound}, not {str(value)[:40]!r}.")
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def tuning_texts(
     Raises:
         InputError: the count is out of range, or the voice has no symbols to draw from.
     """
-    _check_count("number of sentences", count, 1, None)
+    JudgeSettings(texts=count)  # checks the count
     if spoken_language(voice) == "en":
         return TuningTexts(load_texts(count, "tuning"), f"{count} tuning sentences")
     given = tuple(text for text in own or () if text.strip())[:count]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from vits_prune.errors import InputError
+from vits_prune.fields import check_options, option
 from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.stages import (
     Scales,
@@ -84,22 +85,23 @@ class Delivery:
         InputError: a value is out of range.
     """
 
-    speaking_rate: float | None = None
-    """Speed of speech: 1 is the speed of the training data, 2 is twice as fast (0.25 to 4)."""
-    noise_scale: float | None = None
-    """Standard deviation of the prior noise: variation of the sound (0 to 2)."""
-    noise_scale_duration: float | None = None
-    """Standard deviation of the duration noise: variation of the rhythm (0 to 2). Only voices with
-    a stochastic duration predictor use it."""
+    speaking_rate: float | None = option(
+        None, "speed of speech, 1 is that of the training data", float, low=0.25, high=4
+    )
+    noise_scale: float | None = option(
+        None, "variation of the sound: standard deviation of the prior noise", float, low=0, high=2
+    )
+    noise_scale_duration: float | None = option(
+        None,
+        "variation of the rhythm: standard deviation of the duration noise, which only a "
+        "stochastic duration predictor uses",
+        float,
+        low=0,
+        high=2,
+    )
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            low, high = (0.25, 4.0) if name == "speaking_rate" else (0.0, 2.0)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (number and low <= value <= high):
-                raise InputError(
-                    f"{name} must be a number from {low:g} to {high:g}, not {str(value)[:40]!r}."
-                )
+        check_options(self)
 
     def for_voice(self, voice: Voice) -> Scales:
         """Fill in the voice's own values, which may lie outside the range for users."""

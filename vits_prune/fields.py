@@ -26,13 +26,13 @@ def option(
     """Return a dataclass field whose metadata says what it accepts.
 
     A command-line flag or a control can be made of it: `dataclasses.fields(PruneSpec)` has the
-    arguments of this function in each field's `metadata`, under their names. A default of None
-    is always accepted.
+    arguments of this function in each field's `metadata`, under their names. None is accepted
+    where the field's type allows it.
 
     Args:
         default: the only place where it stands.
         help: what the option does, in a phrase.
-        kind: float, int or str, of each value where there are several.
+        kind: float, int, bool or str, of each value where there are several.
         choices: the names that are accepted; a mapping gives what each means too.
         low: smallest value, or length of a string.
         high: largest value, or length of a string.
@@ -53,7 +53,7 @@ def check_options(value: Any) -> None:
     """
     for field in dataclasses.fields(value):
         given = getattr(value, field.name)
-        if "kind" in field.metadata and not (given is None and field.default is None):
+        if "kind" in field.metadata and not (given is None and str(field.type).endswith("None")):
             about = {**field.metadata, "noun": field.metadata["noun"] or field.name}
             check = _one if about["most"] is None else _several
             object.__setattr__(value, field.name, check(about, given))
@@ -67,6 +67,10 @@ def _one(about: Mapping[str, Any], given: Any) -> Any:
             return given
         known = ", ".join(choices)
         raise InputError(f"There is no {noun} {str(given)[:40]!r}: choose one of {known}.")
+    if kind is bool:
+        if isinstance(given, bool):
+            return given
+        raise InputError(f"The {noun} must be True or False, not {str(given)[:40]!r}.")
     if kind is str:
         if isinstance(given, str) and low <= len(given.strip()) and len(given) <= high:
             return given

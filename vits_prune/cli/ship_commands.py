@@ -1,17 +1,15 @@
-"""The command push: a voice, its model card and its samples to the Hugging Face hub."""
+"""The commands export, bench and push: a voice as it is used, its speed there, and to the hub."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.cli.export_commands import add_format, check_format
-from vits_prune.cli.options import add_flag, add_flags, add_voice, load, texts_of
+from vits_prune.cli.options import add_flag, add_flags, add_out, add_voice, load, texts_of
 from vits_prune.cli.terminal import ProgressLine
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
@@ -22,13 +20,123 @@ if TYPE_CHECKING:
     from vits_prune.ship.licence import Licence
     from vits_prune.voices.voice import Voice
 
+FORMAT_NAMES = ("dense", "sparse", "onnx", "piper")
+PRECISION_NAMES = ("fp32", "fp16", "int8")
 _MAX_EVIDENCE_BYTES = 64 << 20
 _NO_OWNER = "your-name"
 """Stands for the owner in a dry run, in which nobody is logged in."""
 
 
 def add_commands(commands: Any) -> None:
-    """Add the command to an argument parser's subparsers."""
+    """Add the commands to an argument parser's subparsers."""
+    export = commands.add_parser(
+        "export",
+        help="write a voice as a dense or sparse folder, as ONNX, or for Piper",
+        description="ONNX and Piper exports are compared with the voice in onnxruntime, and not "
+        "written where they differ.",
+    )
+    add_voice(export)
+    _add_format(export)
+    add_flag(export, "--no-measure", "write only: no table of size, speed and sound", bool)
+    add_out(export, "folder for the files")
+    export.set_defaults(run=_export)
+    _add_bench(
+        commands,
+        help="measure an exported voice on this machine; needs onnxruntime alone",
+        description="The export puts the same program beside the .onnx as bench.py, for a machine "
+        "without vits_prune.",
+    )
+    _add_push(commands)
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    for flag, words, names in (
+        ("--format", "dense or sparse folder, onnx, or piper", FORMAT_NAMES),
+        ("--precision", "of the weights; int8 for onnx and piper", PRECISION_NAMES),
+    ):
+        add_flag(parser, flag, words, default=names[0], choices=names)
+
+
+def _check_format(options: argparse.Namespace) -> None:
+    """Raise InputError if the format that was typed does not have the precision."""
+    from vits_prune.ship.formats import FORMATS
+
+    precisions = FORMATS[options.format].precisions
+    if options.precision not in precisions:
+        raise InputError(f"The format {options.format} has the precisions {', '.join(precisions)}.")
+
+
+def bench_parser() -> argparse.ArgumentParser:
+    """Return a parser for `bench` alone, which needs no torch."""
+    parser = argparse.ArgumentParser(prog="vits_prune")
+    parser.set_defaults(traceback=False)
+    _add_bench(parser.add_subparsers())
+    return parser
+
+
+def _add_bench(commands: Any, **words: str) -> None:
+    from vits_prune.ship import bench
+
+    parser = commands.add_parser("bench", **words)
+    bench.add_arguments(parser)
+    parser.set_defaults(run=_bench)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from vits_prune.ship import bench
+
+    folder = Path(options.model or "")
+    try:
+        if options.model and folder.is_dir() and not list(folder.glob("*.onnx")):
+            from vits_prune.ship.bench_folder import bench_saved
+
+            bench.run(options, bench_saved)
+        else:
+            bench.run(options)
+    except ImportError as error:
+        raise InputError(
+            f"{folder.name} is a saved voice, which takes vits_prune and torch ({error.name} is "
+            "not here): bench an .onnx export instead."
+        ) from error
+    except bench.BenchError as error:
+        raise InputError(str(error)) from error
+
+
+def _export(options: argparse.Namespace) -> None:
+    from vits_prune.ship.export_report import measure_export, ship_table
+    from vits_prune.ship.formats import check_export_place, check_own_place, export_voice
+
+    _check_format(options)
+    check_own_place(options.voice, options.out)
+    check_export_place(options.out)
+    voice = load(options)
+    with ProgressLine() as progress:
+        first = progress if options.no_measure else progress.part(0.0, 0.5)
+        export = export_voice(voice, options.out, options.format, options.precision, progress=first)
+        rows = []
+        if not options.no_measure:
+            rows = measure_export(voice, export, progress=progress.part(0.5, 1.0))
+    if rows:
+        print(ship_table(rows).to_string(index=False))
+    if export.waveform_error is not None:
+        print(
+            "\nonnxruntime says what torch says: no sample is off by more than "
+            f"{export.waveform_error:.1e} (same weights, no noise)."
+        )
+    written = (f"{name} ({_size(size)})" for name, size in export.files.items())
+    print(f"\nWritten to {export.folder}: {', '.join(written)}")
+    if (export.folder / "bench.py").is_file():
+        print(
+            "On the machine that is to speak: pip install onnxruntime numpy && "
+            f"python bench.py {export.model.name} --threads 1,2"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+def _add_push(commands: Any) -> None:
     parser = commands.add_parser(
         "push",
         help="publish a voice on the Hugging Face hub with a model card",
@@ -36,26 +144,14 @@ def add_commands(commands: Any) -> None:
         "nothing is.",
     )
     add_voice(parser)
-    add_flag(
-        parser,
-        "--repo NAME",
-        "name or owner/name of a model repository, new or your own",
-        required=True,
-    )
-    add_format(parser)
-    add_flag(
-        parser,
-        "--original REF",
-        "the voice that it was made of (default: found by its name, joe or a hub id)",
-    )
+    words = "name or owner/name of a model repository, new or your own"
+    add_flag(parser, "--repo NAME", words, required=True)
+    _add_format(parser)
+    words = "the voice that it was made of (default: found by its name, joe or a hub id)"
+    add_flag(parser, "--original REF", words)
     evidence = parser.add_mutually_exclusive_group()
-    add_flag(
-        evidence,
-        "--evidence FILE",
-        "what `evaluate --json` wrote, and `compare` (report.json)",
-        Path,
-        nargs="+",
-    )
+    words = "what `evaluate --json` wrote, and `compare` (report.json)"
+    add_flag(evidence, "--evidence FILE", words, Path, nargs="+")
     add_flag(evidence, "--texts N", "measure now: quality on N held-out sentences, and speed", int)
     files = {
         "--text-file FILE": "measure now on your own sentences, one a line",
@@ -86,6 +182,7 @@ def _push(options: argparse.Namespace) -> None:
 def _publish(options: argparse.Namespace) -> None:
     """Check what is cheap first: rights come before minutes of measuring."""
     from vits_prune.ship.bundle import check_curve, write_bundle
+    from vits_prune.ship.card_figures import check_evidence
     from vits_prune.ship.licence import licence_of
 
     _check(options)
@@ -100,24 +197,23 @@ def _publish(options: argparse.Namespace) -> None:
     if options.curve is not None:
         check_curve(options.curve, voice)
     original = _original(voice, options)
-    evidence = _joined(given, voice, original)
+    evidence: dict[str, Any] = {}
+    for path, found in given.items():
+        try:
+            check_evidence(found, voice, original)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        evidence |= found
     if texts:
         evidence = _measured(voice, original, texts, options.seed)
-    with _folder(options.out) as folder:
+    with tempfile.TemporaryDirectory(prefix="vits_prune-push-") as passing:
+        folder = options.out or Path(passing) / "bundle"
         with ProgressLine() as progress:
-            bundle = write_bundle(
-                voice,
-                folder,
-                repo_id=place.repo_id if place else _repo_id(options.repo),
-                format=options.format,
-                precision=options.precision,
-                original=original,
-                evidence=evidence or None,
-                curve=options.curve,
-                samples=options.samples,
-                seed=options.seed,
-                progress=progress,
-            )
+            names = ("format", "precision", "curve", "samples", "seed")
+            choices = {name: getattr(options, name) for name in names}
+            repo_id = place.repo_id if place else _repo_id(options.repo)
+            choices |= {"original": original, "evidence": evidence or None, "progress": progress}
+            bundle = write_bundle(voice, folder, repo_id=repo_id, **choices)
         if place:
             _send(bundle, place, options)
             return
@@ -133,7 +229,7 @@ def _check(options: argparse.Namespace) -> None:
     from vits_prune.ship.bundle import MAX_SAMPLES, check_curve, check_place
     from vits_prune.synthesis.speak import checked_seed
 
-    check_format(options)
+    _check_format(options)
     if not 0 <= options.samples <= MAX_SAMPLES:
         raise InputError(
             f"--samples must be a whole number from 0 to {MAX_SAMPLES}, not {options.samples}."
@@ -176,20 +272,6 @@ def _evidence(path: Path) -> Mapping[str, Any]:
     if not any(isinstance(found.get(key), dict) for key in ("figures", "latency")):
         raise unreadable
     return found
-
-
-def _joined(
-    given: Mapping[Path, Mapping[str, Any]], voice: Voice, original: Voice | None
-) -> dict[str, Any]:
-    """Return the evidence of all files in one; raise InputError if one is of another voice."""
-    from vits_prune.ship.card_figures import check_evidence
-
-    for path, found in given.items():
-        try:
-            check_evidence(found, voice, original)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-    return {key: value for found in given.values() for key, value in found.items()}
 
 
 def _destination(options: argparse.Namespace) -> Destination:
@@ -275,16 +357,6 @@ def _measured(
     return {**quality.to_dict(), "latency": speed.report()["latency"]}
 
 
-@contextlib.contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
-    """Yield the folder to keep, or one that is removed after the push."""
-    if out is not None:
-        yield out
-        return
-    with tempfile.TemporaryDirectory(prefix="vits_prune-push-") as place:
-        yield Path(place) / "bundle"
-
-
 def _send(bundle: Bundle, place: Destination, options: argparse.Namespace) -> None:
     from vits_prune.ship.hub_push import push_folder
 
@@ -297,13 +369,8 @@ def _send(bundle: Bundle, place: Destination, options: argparse.Namespace) -> No
             progress.report(message, fraction)
 
         try:
-            pushed = push_folder(
-                bundle.folder,
-                place.repo_id,
-                private=options.private,
-                replace=options.replace,
-                progress=Progress(listen),
-            )
+            how = {"private": options.private, "replace": options.replace}
+            pushed = push_folder(bundle.folder, place.repo_id, progress=Progress(listen), **how)
         except KeyboardInterrupt as error:
             if not arrived:
                 raise
@@ -319,9 +386,6 @@ def _send(bundle: Bundle, place: Destination, options: argparse.Namespace) -> No
     if bundle.export.format in ("dense", "sparse"):
         print(f'load_voice("{pushed.repo_id}") loads it.')
     else:
-        print(
-            f"hf download {pushed.repo_id} --local-dir voice fetches it; how it speaks is on its "
-            "card."
-        )
+        print(f"hf download {pushed.repo_id} --local-dir voice fetches it; see its card.")
     if options.out is not None:
         print(f"What was pushed is kept in {bundle.folder}")
