@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import io
 import os
 import shutil
 import signal
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -26,7 +26,15 @@ from vits_prune.study.judge import Judgement
 
 RATE = 16_000
 
-QUICK = ["--lessons", "20", "--evaluations", "0", "--checkpoint-every", "10", "--batch", "2"]
+QUICK = ["--lessons", 6, "--batch", 1, "--segment", 8, "--evaluations", 0]
+STEPS = ["--steps", 4, "--checkpoint-every", 2]
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(TEXTS))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +42,24 @@ def pruned_folder(sparse, tmp_path_factory):
     return save_voice(sparse, tmp_path_factory.mktemp("pruned") / "sparse")
 
 
+@pytest.fixture(scope="module")
+def same(tiny_folder, pruned_folder, sentences):
+    """What is typed for the tiny voice and its pruned one."""
+    return ["--voice", tiny_folder, "--pruned", pruned_folder, "--texts", sentences]
+
+
+@pytest.fixture(scope="module")
+def healed(same, tmp_path_factory):
+    """The folder with `healed`, `healed-healing` and what was printed, of one run."""
+    place, printed = tmp_path_factory.mktemp("healed"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert run(*same, *STEPS, "--out", place / "healed") == 0
+    (place / "printed.txt").write_text(printed.getvalue())
+    return place
+
+
 def run(*arguments):
-    return main(["heal", *map(str, arguments), *QUICK])
+    return main(["heal", *map(str, (*QUICK, *arguments))])
 
 
 def curve_of(work):
@@ -43,53 +67,39 @@ def curve_of(work):
         return list(csv.DictReader(file))
 
 
-def test_a_healed_voice_with_its_course(tiny_folder, pruned_folder, tmp_path, capsys):
-    out = tmp_path / "healed"
-    assert run("--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 25, "--out", out) == 0
-    assert "healed in 25 steps on 16 sentences" in capsys.readouterr().out
-    healed = load_voice(out)
-    assert healed.recipe["healed"][0]["of"] == 25
-    rows = curve_of(tmp_path / "healed-healing")
-    assert [row["step"] for row in rows] == ["10", "20", "25"]
+def test_a_healed_voice_with_its_course(healed):
+    assert "healed in 4 steps on 6 sentences" in (healed / "printed.txt").read_text()
+    assert load_voice(healed / "healed").recipe["healed"][0]["of"] == 4
+    rows = curve_of(healed / "healed-healing")
+    assert [row["step"] for row in rows] == ["4"]
     assert float(rows[0]["total"]) > 0
-    assert (tmp_path / "healed-healing" / "curve.svg").read_text().startswith("<?xml")
+    assert (healed / "healed-healing" / "curve.svg").read_text().startswith("<?xml")
 
 
 def test_ctrl_c_keeps_what_was_learnt_and_resume_goes_on(
-    tiny_folder, pruned_folder, tmp_path, capsys
+    same, healed, tmp_path, capsys, monkeypatch
 ):
-    same = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 24]
-    assert run(*same, "--out", tmp_path / "whole") == 0
-    checkpoints = tmp_path / "part-healing" / "checkpoints"
+    def press(log, made):
+        if made.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return observe(log, made)
 
-    def press():
-        while not (
-            checkpoints.is_dir()
-            and any(path.name.startswith("checkpoint-") for path in checkpoints.iterdir())
-        ):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=press, daemon=True)
-    thread.start()
-    assert run(*same, "--out", tmp_path / "part") == 130
-    thread.join()
-    told = capsys.readouterr().err
-    assert "--resume" in told
-    assert not (tmp_path / "part").exists()
-    assert run(*same, "--out", tmp_path / "part", "--resume") == 0
-    assert same_weights(load_voice(tmp_path / "whole"), load_voice(tmp_path / "part")) == []
+    observe, out = TrainingLog.observe, tmp_path / "part"
+    monkeypatch.setattr(TrainingLog, "observe", press)
+    assert run(*same, *STEPS, "--out", out) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not out.exists()
+    monkeypatch.setattr(TrainingLog, "observe", observe)
+    assert run(*same, *STEPS, "--out", out, "--resume") == 0
+    assert same_weights(load_voice(healed / "healed"), load_voice(out)) == []
     steps = [int(row["step"]) for row in curve_of(tmp_path / "part-healing")]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 24
+    assert steps[-1] == 4
 
 
-def test_pruned_in_steps_and_healed_behind_each(tiny_folder, tmp_path, capsys):
-    out = tmp_path / "healed"
-    assert (
-        run("--voice", tiny_folder, "--amount", 0.6, "--prune-steps", 2, "--steps", 5, "--out", out)
-        == 0
-    )
+def test_pruned_in_steps_and_healed_behind_each(tiny_folder, sentences, tmp_path, capsys):
+    out, given = tmp_path / "healed", ["--voice", tiny_folder, "--texts", sentences]
+    assert run(*given, "--amount", 0.6, "--prune-steps", 2, "--steps", 3, "--out", out) == 0
     assert len(load_voice(out).recipe["healed"]) == 2
     assert "Step 2: amount 0.6" in capsys.readouterr().out
 
@@ -108,8 +118,10 @@ BAD = [
     (["--pruned", "DIR", "--method", "second_order"], "leave out --method"),
     (["--pruned", "DIR", "--scope", "local"], "leave out --scope"),
     (["--pruned", "DIR", "--parts", "decoder"], "leave out --parts"),
+    (["--pruned", "DIR", "--prune-seed", "1"], "leave out --prune-seed"),
     (["--pruned", "DIR", "--speakers", "some"], "choose one of all, own"),
     (["--pruned", "DIR", "--joint", "2"], "joint must be"),
+    (["--pruned", "DIR", "--evaluations", "-1"], "evaluations must be"),
 ]
 
 
@@ -122,78 +134,36 @@ def test_bad_input_is_one_sentence(tiny_folder, pruned_folder, tmp_path, capsys)
         assert told.count("\n") == 1
 
 
-def test_evaluations_lie_evenly_over_the_training(
-    tiny_folder, pruned_folder, tmp_path, capsys, monkeypatch
-):
+def test_evaluations_lie_evenly_over_the_training(same, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vits_prune.study.judge.METRICS", ("naturalness", "rhythm"))
-    arguments = [
-        "--voice",
-        tiny_folder,
-        "--pruned",
-        pruned_folder,
-        "--steps",
-        12,
-        "--lessons",
-        20,
-        "--batch",
-        2,
-        "--checkpoint-every",
-        5,
-    ]
-    arguments += ["--evaluations", 2, "--evaluation-texts", 1, "--out", tmp_path / "out"]
-    assert main(["heal", *map(str, arguments)]) == 0
+    typed = ["--evaluations", 2, "--evaluation-texts", 1, "--checkpoint-every", 3]
+    assert run(*same, "--steps", 4, *typed, "--out", tmp_path / "out") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "duration_ratio" in line]
-    assert [line.partition(":")[0] for line in lines] == ["Step 6 of 12", "Step 12 of 12"]
+    assert [line.partition(":")[0] for line in lines] == ["Step 2 of 4", "Step 4 of 4"]
     assert all("dnsmos_ovrl" in line for line in lines)
     rows = curve_of(tmp_path / "out-healing")
-    assert [row["step"] for row in rows if row["measured_dnsmos_ovrl"]] == ["6", "12"]
-    assert load_voice(tmp_path / "out").recipe["healed"][0]["steps"] in (6, 12)
+    assert [row["step"] for row in rows if row["measured_dnsmos_ovrl"]] == ["2", "4"]
+    assert load_voice(tmp_path / "out").recipe["healed"][0]["steps"] in (2, 4)
 
 
 @pytest.mark.slow
-def test_a_voice_of_another_language_is_measured_too(
-    tiny_folder, pruned_folder, tmp_path, capsys, monkeypatch
-):
+def test_a_voice_of_another_language_is_measured_too(same, tmp_path, capsys, monkeypatch):
     for place in ("study.judge", "healing.corpus", "study.evaluation"):
         monkeypatch.setattr(f"vits_prune.{place}.spoken_language", lambda voice: "de")
-    arguments = [
-        "--voice",
-        tiny_folder,
-        "--pruned",
-        pruned_folder,
-        "--steps",
-        4,
-        "--lessons",
-        20,
-        "--batch",
-        2,
-    ]
-    arguments += ["--evaluations", 2, "--evaluation-texts", 1, "--out", tmp_path / "out"]
-    assert main(["heal", *map(str, arguments)]) == 0
+    typed = ["--evaluations", 2, "--evaluation-texts", 1, "--out", tmp_path / "out"]
+    assert run(*same[:4], "--steps", 4, *typed) == 0
     told = capsys.readouterr()
     assert "does not know the language 'de'" in told.err
-    assert [line.partition(":")[0] for line in told.out.splitlines() if "dnsmos_ovrl" in line] == [
-        "Step 2 of 4",
-        "Step 4 of 4",
-    ]
+    lines = [line.partition(":")[0] for line in told.out.splitlines() if "dnsmos_ovrl" in line]
+    assert lines == ["Step 2 of 4", "Step 4 of 4"]
     rows = curve_of(tmp_path / "out-healing")
     assert [row["step"] for row in rows if row["measured_dnsmos_ovrl"]] == ["2", "4"]
 
 
 @pytest.mark.slow
-def test_discriminators_and_bfloat16(tiny_folder, pruned_folder, tmp_path):
-    same = [
-        "--voice",
-        tiny_folder,
-        "--pruned",
-        pruned_folder,
-        "--steps",
-        4,
-        "--adversarial",
-        "--precision",
-        "bf16",
-    ]
-    assert run(*same, "--out", tmp_path / "out") == 0
+def test_discriminators_and_bfloat16(same, pruned_folder, tmp_path):
+    typed = ["--adversarial", "--precision", "bf16", "--out", tmp_path / "out"]
+    assert run(*same, "--steps", 4, *typed) == 0
     healed = load_voice(tmp_path / "out")
     plan = healed.recipe["healed"][0]["plan"]
     assert (plan["adversarial"], plan["precision"]) == (True, "bf16")
@@ -205,7 +175,7 @@ def test_discriminators_and_bfloat16(tiny_folder, pruned_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A voice with its posterior encoder on disk, what pruning left of it, and a folder of recordings, one of them broken."""
+    """A voice with its posterior encoder, what pruning left of it, and recordings, one missing."""
     place = tmp_path_factory.mktemp("recorded")
     voice = load_voice(make_checkpoint(place / "voice", spectrogram_bins=33))
     save_voice(prune(voice, PruneSpec(amount=0.5)), place / "pruned")
@@ -219,38 +189,20 @@ def recorded(tmp_path_factory):
     return place
 
 
-def test_recordings_are_learnt_from(recorded, tmp_path, capsys):
-    same = [
-        "--voice",
-        recorded / "voice",
-        "--pruned",
-        recorded / "pruned",
-        "--recordings",
-        recorded / "mine",
-        "--workdir",
-        tmp_path / "work",
-    ]
-    assert run(*same, "--steps", 6, "--out", tmp_path / "healed") == 0
+def test_recordings_are_learnt_from(recorded, sentences, tmp_path, capsys):
+    given = ["--voice", recorded / "voice", "--pruned", recorded / "pruned", "--steps", 2]
+    given += ["--texts", sentences, "--workdir", tmp_path / "work"]
+    assert run(*given, "--recordings", recorded / "mine", "--out", tmp_path / "healed") == 0
     told = capsys.readouterr()
     assert "3 recordings, " in told.out
     assert "Left out missing: There is no such file." in told.err
-    healed = load_voice(tmp_path / "healed")
-    assert healed.recipe["healed"][0]["recordings"] == 3
+    assert load_voice(tmp_path / "healed").recipe["healed"][0]["recordings"] == 3
     assert float(curve_of(tmp_path / "work")[0]["recorded_mel"]) > 0
-    alone = ["--voice", recorded / "voice", "--pruned", recorded / "pruned", "--steps", 6]
-    assert run(*alone, "--out", tmp_path / "alone") == 0
-    assert any(
-        name.startswith("decoder.") for name in same_weights(healed, load_voice(tmp_path / "alone"))
-    )
-
     other = shutil.copytree(recorded / "mine", tmp_path / "other")
-    samples, _ = soundfile.read(other / "wavs" / "1.wav", dtype="int16")
-    soundfile.write(
-        other / "wavs" / "1.wav", samples[::-1], RATE
-    )  # as many, as long, of the same names
-    same[same.index(recorded / "mine")] = other
-    capsys.readouterr()
-    assert run(*same, "--steps", 6, "--resume", "--out", tmp_path / "again") == 2
+    path = other / "wavs" / "1.wav"
+    samples, _ = soundfile.read(path, dtype="int16")
+    soundfile.write(path, samples[::-1], RATE)  # as many, as long, of the same names
+    assert run(*given, "--recordings", other, "--resume", "--out", tmp_path / "again") == 2
     assert "were made with other recordings" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -258,19 +210,8 @@ def test_a_voice_that_has_lost_the_encoder_cannot_learn_from_recordings(
     joe, recorded, tmp_path, capsys
 ):
     pruned = save_voice(prune(joe, PruneSpec(amount=0.3, parts=("decoder",))), tmp_path / "pruned")
-    assert (
-        run(
-            "--voice",
-            "joe",
-            "--pruned",
-            pruned,
-            "--recordings",
-            recorded / "mine",
-            "--out",
-            tmp_path / "out",
-        )
-        == 2
-    )
+    given = ["--pruned", pruned, "--recordings", recorded / "mine", "--out", tmp_path / "out"]
+    assert run(*given) == 2
     told = capsys.readouterr().err
     assert "joe has no posterior encoder, without which recordings cannot be used" in told
     assert "heal without recordings" in told
@@ -286,41 +227,24 @@ def test_who_stops_before_the_first_checkpoint_is_not_sent_to_resume(tmp_path):
     assert "Go on with the same command and --resume" in how_to_resume(work, 3)
 
 
-def test_the_same_command_again_does_not_throw_the_checkpoints_away(
-    tiny_folder, pruned_folder, tmp_path, capsys
-):
-    same = [
-        "--voice",
-        tiny_folder,
-        "--pruned",
-        pruned_folder,
-        "--steps",
-        12,
-        "--workdir",
-        tmp_path / "work",
-    ]
-    assert run(*same, "--out", tmp_path / "one") == 0
-    kept = sorted(path.name for path in (tmp_path / "work" / "checkpoints").iterdir())
-    capsys.readouterr()
-    assert run(*same, "--out", tmp_path / "two") == 2
+def test_the_same_command_again_does_not_throw_the_checkpoints_away(same, healed, tmp_path, capsys):
+    work = healed / "healed-healing"
+    kept = sorted(path.name for path in (work / "checkpoints").iterdir())
+    assert run(*same, *STEPS, "--workdir", work, "--out", tmp_path / "two") == 2
     told = capsys.readouterr().err
     assert "--resume" in told
     assert "--workdir" in told
-    assert sorted(path.name for path in (tmp_path / "work" / "checkpoints").iterdir()) == kept
+    assert sorted(path.name for path in (work / "checkpoints").iterdir()) == kept
 
 
-def test_what_has_learnt_nothing_is_not_called_healed(tiny_folder, sparse, tmp_path, capsys):
+def test_what_has_learnt_nothing_is_not_called_healed(same, sparse, tmp_path, capsys):
     name = "text_encoder.embed_tokens.weight"
-    broken = sparse.with_weights(
-        {name: torch.full_like(sparse.model.text_encoder.embed_tokens.weight, 1e30)}
-    )
+    weights = {name: torch.full_like(sparse.model.text_encoder.embed_tokens.weight, 1e30)}
+    broken = sparse.with_weights(weights)
     pruned = save_voice(
         dataclasses.replace(broken, recipe={**broken.recipe, "healed": []}), tmp_path / "broken"
     )
-    assert (
-        run("--voice", tiny_folder, "--pruned", pruned, "--steps", 12, "--out", tmp_path / "out")
-        == 2
-    )
+    assert run(*same, "--pruned", pruned, "--steps", 2, "--out", tmp_path / "out") == 2
     told = capsys.readouterr()
     assert "is not healed" in told.err
     assert "was not finite at step 1" in told.err
@@ -331,23 +255,10 @@ def test_what_has_learnt_nothing_is_not_called_healed(tiny_folder, sparse, tmp_p
 def test_recordings_without_a_decoder_that_learns_are_refused_before_they_are_read(
     recorded, tmp_path, capsys
 ):
-    pruned = save_voice(
-        prune(load_voice(recorded / "voice"), PruneSpec(amount=0.5, parts=("flow",))),
-        tmp_path / "pruned",
-    )
-    assert (
-        run(
-            "--voice",
-            recorded / "voice",
-            "--pruned",
-            pruned,
-            "--recordings",
-            recorded / "mine",
-            "--out",
-            tmp_path / "out",
-        )
-        == 2
-    )
+    spec = PruneSpec(amount=0.5, parts=("flow",))
+    pruned = save_voice(prune(load_voice(recorded / "voice"), spec), tmp_path / "pruned")
+    given = ["--voice", recorded / "voice", "--pruned", pruned, "--out", tmp_path / "out"]
+    assert run(*given, "--recordings", recorded / "mine") == 2
     told = capsys.readouterr()
     assert "heal without recordings, or prune the decoder too" in told.err
     assert "recordings, " not in told.out
@@ -375,28 +286,13 @@ def test_the_curve_of_several_healings_runs_on(tmp_path):
     assert [row["seconds"] for row in log.curve.rows] == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
 
 
-def test_a_damaged_course_is_refused_before_the_work_and_stays(
-    tiny_folder, pruned_folder, tmp_path, capsys
-):
-    work = tmp_path / "work"
+def test_a_damaged_course_is_refused_before_the_work_and_stays(same, tmp_path, capsys):
+    work, damaged = tmp_path / "work", "step,mel\n10,0.5\n2x"
     (work / "checkpoints").mkdir(parents=True)
-    given = [
-        "--voice",
-        tiny_folder,
-        "--pruned",
-        pruned_folder,
-        "--steps",
-        3,
-        "--out",
-        tmp_path / "out",
-        "--workdir",
-        work,
-        "--resume",
-    ]
-    (work / "curve.csv").write_text("step,mel\n10,0.5\n2x")
-    assert run(*given) == 2
+    (work / "curve.csv").write_text(damaged)
+    assert run(*same, *STEPS, "--resume", "--workdir", work, "--out", tmp_path / "out") == 2
     assert "curve.csv is damaged" in capsys.readouterr().err
-    assert (work / "curve.csv").read_text() == "step,mel\n10,0.5\n2x"
+    assert (work / "curve.csv").read_text() == damaged
     assert not (tmp_path / "out").exists()
 
 
@@ -419,23 +315,20 @@ def test_measuring_that_takes_most_of_the_minutes_is_told(capsys):
     assert "0.8 of 1.3 minutes" in told
 
 
-def test_a_folder_of_other_things_is_left_alone(tiny_folder, pruned_folder, tmp_path, capsys):
+def test_a_folder_of_other_things_is_left_alone(same, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    same = ["--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 3]
     assert run(*same, "--out", tmp_path / "out") == 2
     assert run(*same, "--out", tmp_path / "new", "--workdir", tmp_path / "out") == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
-def test_places_that_the_healed_voice_would_replace(
-    tiny_folder, pruned_folder, tmp_path, capsys, monkeypatch
-):
+def test_places_that_the_healed_voice_would_replace(same, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for typed, words in (
         (["--out", "."], "has no name"),
         (["--out", "out", "--workdir", "out/work"], "give another --workdir"),
     ):
-        assert run("--voice", tiny_folder, "--pruned", pruned_folder, "--steps", 5, *typed) == 2
+        assert run(*same, *typed) == 2
         assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

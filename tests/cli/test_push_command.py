@@ -18,8 +18,8 @@ import pytest
 from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Account, Fault, Repository, connect, serving
 from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
-from vits_prune.cli.ship_commands import FORMAT_NAMES, PRECISION_NAMES
 from vits_prune.cli.main import main
+from vits_prune.cli.ship_commands import FORMAT_NAMES, PRECISION_NAMES
 from vits_prune.ship.formats import FORMATS
 from vits_prune.ship.hub_transfer import Meter
 

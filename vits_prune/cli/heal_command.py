@@ -93,16 +93,13 @@ def spec_to_heal(options: argparse.Namespace) -> PruneSpec | None:
     if options.pruned:
         idle = says_how_to_prune(options)
         if idle:
-            raise InputError(
-                f"--pruned names a voice that is pruned already: leave out {idle}, which says how "
-                "to prune."
-            )
+            raise InputError(f"--pruned names a voice that is pruned already: leave out {idle}.")
         return None
     how_much = (options.amount, options.prune_steps, options.pattern or None)
     if how_much == (None, None, None) and not typed_fields(options, Shape):
         raise InputError(
             "There is nothing to heal: name a pruned voice with --pruned, or say how to prune, "
-            "such as --method second_order --amount 0.8."
+            "such as --amount 0.8."
         )
     return spec_of(options)
 
@@ -139,7 +136,13 @@ def _heal(options: argparse.Namespace) -> None:
     if is_main_process():
         saved = save_voice(healed.voice, options.out)
         log.finish(healed, judge.measured_on if judge else "")
-        _print_result(healed, saved, work)
+        if healed.stopped:
+            print(f"Stopped early: {healed.stopped}. This is the last good checkpoint.")
+        print(
+            f"{healed.voice.name} {'was to be ' * bool(healed.stopped)}healed in {healed.of} steps "
+            f"on {healed.sentences} sentences ({', '.join(healed.trained)}); the voice of step "
+            f"{healed.step} is saved to {saved}; the losses of all steps are in {work / _CURVE}"
+        )
 
 
 def _run(
@@ -201,31 +204,19 @@ def warn_of_measuring(plan: HealPlan, seconds: float) -> None:
 
     if plan.steps is None and plan.minutes and seconds > judging_seconds(plan, seconds):
         print(
-            f"Measuring takes about {seconds / 60:.1f} of {plan.minutes:.1f} minutes: half of them "
-            "are kept for training, and all takes longer than you said. Fewer --evaluations or "
-            "--evaluation-texts take less.",
+            f"Measuring takes about {seconds / 60:.1f} of {plan.minutes:.1f} minutes, and half of "
+            "them are kept for training: fewer --evaluations or --evaluation-texts take less time.",
             flush=True,
         )
 
 
 def how_to_resume(work: Path, step: int) -> str:
     """Return what to say after Ctrl-C."""
-    if not any(work.rglob("checkpoint-*.safetensors")):
+    if not _has_checkpoints(work):
         return f"Stopped at step {step}, before the first checkpoint: start again without --resume."
     return (
         f"Stopped at step {step}. Go on with the same command and --resume; checkpoints are in "
         f"{work}"
-    )
-
-
-def _print_result(healed: HealResult, saved: Path, work: Path) -> None:
-    if healed.stopped:
-        print(f"Stopped early: {healed.stopped}. This is the last good checkpoint.")
-    words = "was to be healed" if healed.stopped else "healed"
-    print(
-        f"{healed.voice.name} {words} in {healed.of} steps on {healed.sentences} sentences "
-        f"({', '.join(healed.trained)}); the voice of step {healed.step} is saved to {saved}; the "
-        f"losses of all steps are in {work / _CURVE}"
     )
 
 
@@ -268,33 +259,27 @@ def _check_work(work: Path, options: argparse.Namespace) -> None:
     from vits_prune.healing.training_curve import Curve
 
     there = {path.name for path in work.iterdir()} if work.is_dir() else set()
-    there = {name for name in there if not name.startswith(f".{_CURVE}.")}  # never finished
-    known = {"lessons", "checkpoints", _CURVE, "curve.svg"}
+    known = {"lessons", "checkpoints", _CURVE, "curve.svg", ".curve.csv.part"}
     known |= {f"step-{number}" for number in range(1, 100)}
     wrong = ""
     if work.exists() and not work.is_dir():
-        wrong = f"{work} is a file: give a folder for checkpoints with --workdir."
+        wrong = "is a file: give a folder for checkpoints with --workdir."
     elif options.resume and not there & {"checkpoints", "step-1"}:
-        wrong = (
-            f"There is nothing to resume in {work}: leave out --resume, or name the --workdir of "
-            "the healing that was stopped."
-        )
-    elif not options.resume and any(work.rglob("checkpoint-*.safetensors")):
-        wrong = (
-            f"{work} holds the checkpoints of a healing, which would be lost: go on with it by "
-            "--resume, or give another --workdir."
-        )
+        wrong = "has nothing to resume: leave out --resume, or name another --workdir."
+    elif not options.resume and _has_checkpoints(work):
+        wrong = "holds the checkpoints of a healing: give --resume, or another --workdir."
     elif there - known:
-        wrong = f"{work} holds other files: give a new or empty folder with --workdir."
+        wrong = "holds other files: give a new or empty folder with --workdir."
     elif work.resolve().is_relative_to(options.out.resolve()):
-        wrong = (
-            f"{work} lies in {options.out}, which the healed voice replaces as a whole: give "
-            "another --workdir."
-        )
+        wrong = f"lies in {options.out}, which is replaced as a whole: give another --workdir."
     if wrong:
-        raise InputError(wrong)
+        raise InputError(f"{work} {wrong}")
     if options.resume:
         Curve.read(work / _CURVE)
+
+
+def _has_checkpoints(work: Path) -> bool:
+    return any(work.rglob("checkpoint-*.safetensors"))
 
 
 class TrainingLog:
