@@ -24,9 +24,9 @@ from vits_prune.progress import SILENT, Cancelled, Progress
 from vits_prune.ship import export_report
 from vits_prune.ship.formats import FORMATS
 from vits_prune.studio import descriptions, heal_jobs, push_jobs, ship_jobs, workbench
-from vits_prune.studio.heal_jobs import HealJob, Order
+from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.heal_stretch import Checkpoint
-from vits_prune.studio.request import request_of
+from vits_prune.studio.request import Order, request_of
 from vits_prune.studio.ship_jobs import AtHand
 from vits_prune.study.evaluation import Settings, evaluate
 from vits_prune.ui.tabs import ship
@@ -218,7 +218,7 @@ def test_the_shell_line_speaks_in_the_stock_piper_runtime(tmp_path):
     voice = load_voice(piper_factory.make_voice(tmp_path, piper_factory.TINIEST))
     packed = ship_jobs.write_zip(voice, "one", "piper", "fp32", SILENT)
     zipfile.ZipFile(packed.archive).extractall(tmp_path)
-    _, shell = ship.usage(packed.folder, "piper", packed.model, plain=False)
+    _, shell = ship_jobs.usage(packed.folder, "piper", packed.model, plain=False)
     line = shell.splitlines()[-1].partition("&& ")[2].replace('"', "").split()
     folder = tmp_path / packed.folder
     subprocess.run([sys.executable, *line[1:]], cwd=folder, check=True, capture_output=True)
@@ -280,11 +280,11 @@ def test_the_licence_is_shown_and_its_tick_holds_for_one_voice(tiny, monkeypatch
 
 def test_the_page_says_who_is_logged_in_or_what_to_do(monkeypatch):
     monkeypatch.delenv("OAUTH_CLIENT_ID", raising=False)
-    assert "python -m vits_prune push" in ship.login_words(None)
-    assert "top of the page" not in ship.login_words(None)
+    assert "python -m vits_prune push" in push_jobs.login_words(None)
+    assert "top of the page" not in push_jobs.login_words(None)
     monkeypatch.setenv("OAUTH_CLIENT_ID", "x")
-    assert "top of the page" in ship.login_words(None)
-    assert "Logged in as a\\_b" in ship.login_words("a_b")
+    assert "top of the page" in push_jobs.login_words(None)
+    assert "Logged in as a\\_b" in push_jobs.login_words("a_b")
 
 
 def test_the_precisions_follow_the_format():

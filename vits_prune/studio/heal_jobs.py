@@ -16,7 +16,7 @@ from typing import Any
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.healing import HealPlan, best
+from vits_prune.healing import best
 from vits_prune.healing.training_curve import Curve
 from vits_prune.progress import SILENT, Cancelled, Progress
 from vits_prune.studio import heal_stretch, workbench
@@ -24,7 +24,7 @@ from vits_prune.studio.descriptions import check_size
 from vits_prune.studio.evidence import measured_original, texts_for
 from vits_prune.studio.heal_stretch import Checkpoint, StepMade, Stretch, StretchEnd
 from vits_prune.studio.jobs import Update, calls_are_limited, until_halted
-from vits_prune.studio.request import Request
+from vits_prune.studio.request import Order, Request
 from vits_prune.studio.speaking import timed_text
 from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.study.judge import METRICS, CheckpointJudge, tuning_texts
@@ -32,9 +32,6 @@ from vits_prune.synthesis.speak import Speech
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import Voice, spoken_language
 
-MINUTES = (0.5, 30.0)
-TEXTS = (2, 20)
-"""How long the page heals, and on how many sentences it measures: from, to."""
 EVALUATIONS = 5
 """How often quality is measured on the way."""
 _BYTES = 512 << 20
@@ -43,60 +40,6 @@ _STATUS_SECONDS, _PICTURE_SECONDS = 0.25, 1.0
 
 work = tempfile.TemporaryDirectory(prefix="vits_prune-heal-")
 """A folder for each healing under way."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """What to heal, and how."""
-
-    request: Request
-    plan: HealPlan
-    texts: int
-    """Sentences that quality is measured on."""
-    owner: str
-    """Digest of the visitor's token."""
-
-    @property
-    def key(self) -> Order:
-        """The same for all timings: checkpoints speak with the original's durations."""
-        return dataclasses.replace(self, request=dataclasses.replace(self.request, timing="own"))
-
-    @property
-    def learnt(self) -> Order:
-        """The same for all texts too: the visitor's text does not change what is learnt."""
-        return dataclasses.replace(self.key, request=dataclasses.replace(self.key.request, text=""))
-
-
-def order_of(request: Request, token: str | None, values: dict[str, Any]) -> Order:
-    """Return the order for the values of the Heal tab's controls.
-
-    Raises:
-        InputError: one of them is out of range.
-    """
-    import torch
-
-    minutes, texts = values["heal_minutes"], values["heal_texts"]
-    if not _within(minutes, MINUTES):
-        raise InputError(
-            f"Give {MINUTES[0]:g} to {MINUTES[1]:g} minutes: the command line heals longer."
-        )
-    if not _within(texts, TEXTS):
-        raise InputError(f"Give {TEXTS[0]} to {TEXTS[1]} sentences to measure on.")
-    fast = torch.cuda.is_available()
-    plan = HealPlan(
-        minutes=float(minutes),
-        seed=request.seed,
-        adversarial=bool(values["heal_adversarial"]),
-        lessons=400 if fast else round(min(400, max(40, 40 * minutes))),
-        # Writing a checkpoint takes about a second. Every ten seconds or so is often enough.
-        checkpoint_every=round(max(20, 15 * minutes)) * (10 if fast else 1),
-    )
-    return Order(request, plan, int(texts), workbench.trace(token))
-
-
-def _within(value: Any, limits: tuple[float, float]) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and limits[0] <= value <= limits[1]
 
 
 @dataclass(eq=False)

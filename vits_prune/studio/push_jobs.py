@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from vits_prune.errors import InputError, LoginError, UnmeasurableError
 from vits_prune.progress import Cancelled, Progress
 from vits_prune.ship.licence import licence_of
 from vits_prune.studio import heal_jobs, workbench
+from vits_prune.studio.descriptions import plain
 from vits_prune.studio.evidence import measured_original, texts_for
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.jobs import Update, in_background
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 _MEASURED, _WRITTEN = 0.25, 0.5
 """Fraction of a push that is done once the voice is measured, and once the files are written."""
+_ON_YOUR_OWN = (
+    "On your own machine: `hf auth login`, then `python -m vits_prune push --voice DIR --repo"
+    " NAME`."
+)
 _TEXTS = 10
 """Sentences that a voice which was only pruned is measured on."""
 
@@ -52,6 +58,29 @@ class Published:
     pushed: Pushed
     no_figures: str = ""
     """Why the model card has no measurements; empty if it has them."""
+
+    def words(self, format: str) -> str:
+        """Say what was pushed, and how to load it if `load_voice` opens its format."""
+        pushed = self.pushed
+        words = (
+            f"Pushed to [{plain(pushed.repo_id)}]({pushed.url}): {pushed.files} files,"
+            f" {pushed.bytes_sent / 1e6:.1f} MB sent."
+        )
+        if format in ("dense", "sparse"):
+            words += f' Load it with `load_voice("{pushed.repo_id}")`.'
+        if self.no_figures:
+            words += f" Its card has no figures: {plain(self.no_figures, 400)}"
+        return words
+
+
+def login_words(user: str | None) -> str:
+    """Say as whom the visitor is logged in, or how to log in."""
+    if user:
+        name = plain(user)
+        return f"**Logged in as {name}**: a push goes to your own account, with your own rights."
+    if os.environ.get("OAUTH_CLIENT_ID"):
+        return f"**Not logged in**: press *Log in* at the top of the page first. {_ON_YOUR_OWN}"
+    return f"**Not logged in**: this page has no log-in. {_ON_YOUR_OWN}"
 
 
 def push(

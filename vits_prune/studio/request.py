@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vits_prune.errors import InputError
+from vits_prune.healing import HealPlan
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.registry import METHODS
 from vits_prune.pruning.shape import Shape
@@ -38,6 +39,10 @@ _FIRST: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(Pr
     "by_lever": False
 }
 _FIRST |= {name: getattr(Shape(), name) for name in LEVERS}
+
+MINUTES = (0.5, 30.0)
+TEXTS = (2, 20)
+"""How long the page heals, and on how many sentences it measures: from, to."""
 
 
 @dataclass(frozen=True)
@@ -182,3 +187,60 @@ def _protected(names: Any) -> tuple[str, ...] | None:
     if NOTHING in found and len(found) > 1:
         raise InputError("Leave alone either nothing or the layers that you name, not both.")
     return () if NOTHING in found else found
+
+
+# Healing
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to heal, and how."""
+
+    request: Request
+    plan: HealPlan
+    texts: int
+    """Sentences that quality is measured on."""
+    owner: str
+    """Digest of the visitor's token."""
+
+    @property
+    def key(self) -> Order:
+        """The same for all timings: checkpoints speak with the original's durations."""
+        return dataclasses.replace(self, request=dataclasses.replace(self.request, timing="own"))
+
+    @property
+    def learnt(self) -> Order:
+        """The same for all texts too: the visitor's text does not change what is learnt."""
+        return dataclasses.replace(self.key, request=dataclasses.replace(self.key.request, text=""))
+
+
+def order_of(request: Request, owner: str, values: Mapping[str, Any]) -> Order:
+    """Return the order of a visitor for the values of the Heal tab's controls.
+
+    Raises:
+        InputError: one of them is out of range.
+    """
+    import torch
+
+    minutes, texts = values["heal_minutes"], values["heal_texts"]
+    if not _within(minutes, MINUTES):
+        raise InputError(
+            f"Give {MINUTES[0]:g} to {MINUTES[1]:g} minutes: the command line heals longer."
+        )
+    if not _within(texts, TEXTS):
+        raise InputError(f"Give {TEXTS[0]} to {TEXTS[1]} sentences to measure on.")
+    fast = torch.cuda.is_available()
+    plan = HealPlan(
+        minutes=float(minutes),
+        seed=request.seed,
+        adversarial=bool(values["heal_adversarial"]),
+        lessons=400 if fast else round(min(400, max(40, 40 * minutes))),
+        # Writing a checkpoint takes about a second. Every ten seconds or so is often enough.
+        checkpoint_every=round(max(20, 15 * minutes)) * (10 if fast else 1),
+    )
+    return Order(request, plan, int(texts), owner)
+
+
+def _within(value: Any, limits: tuple[float, float]) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and limits[0] <= value <= limits[1]

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
 from vits_prune.ship.formats import FORMATS, export_voice, file_stem
@@ -168,6 +170,38 @@ def write_line(
     return Line(name, precision, rows[-1])
 
 
+def tables(lines: list[Line]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the lines as a table to read, and as one with the plain numbers."""
+    shown, rows = [], []
+    for line in lines:
+        row, sound = line.row, line.row and line.row.closeness
+        numbers = {
+            "megabytes": row and row.megabytes,
+            "share_of_dense_fp32": row and row.share,
+            "load_ms": row and row.load_ms,
+            "real_time_factor": row and row.real_time_factor,
+            "mel_levels_off_db": sound and sound.log_mel_db,
+            "durations_off": sound and sound.drift,
+            "in_words": row.words if row else line.why,
+        }
+        rows.append({"format": line.format, "precision": line.precision, **numbers})
+        shown.append({
+            "format": f"{line.format} {line.precision}",
+            "MB": _cell(numbers["megabytes"], ".2f"),
+            "of dense fp32": _cell(numbers["share_of_dense_fp32"], ".1%"),
+            "in words": numbers["in_words"],
+            "load (ms)": _cell(numbers["load_ms"], ".0f"),
+            "RTF": _cell(numbers["real_time_factor"], ".3f"),
+            "mel levels off (dB)": _cell(numbers["mel_levels_off_db"], ".2f"),
+            "durations off": _cell(numbers["durations_off"], ".1%"),
+        })  # fmt: skip
+    return pd.DataFrame(shown), pd.DataFrame(rows)
+
+
+def _cell(number: Any, form: str) -> str:
+    return "" if number is None else f"{number:{form}}"
+
+
 # One file to take away
 
 
@@ -184,6 +218,15 @@ class Zip:
     """Of that file."""
     waveform_error: float | None
     """As in Export."""
+
+    def __str__(self) -> str:
+        words = f"**{self.model}** in it has {self.bytes / 1e6:.2f} MB."
+        if self.waveform_error is not None:
+            words += (
+                " onnxruntime says what torch says: no sample is off by more than"
+                f" {self.waveform_error:.0e} (same weights, no noise)."
+            )
+        return words
 
 
 def write_zip(voice: Voice, name: str, format: str, precision: str, progress: Progress) -> Zip:
@@ -203,3 +246,30 @@ def write_zip(voice: Voice, name: str, format: str, precision: str, progress: Pr
         base = str(workbench.scratch.folder() / stem)
         archive = shutil.make_archive(base, "zip", root_dir=folder, base_dir=stem)
         return Zip(Path(archive), stem, export.model.name, export.bytes, export.waveform_error)
+
+
+def usage(folder: str, format: str, model: str, plain: bool) -> tuple[str, str]:
+    """Return lines of Python and of a shell that use a shipped voice.
+
+    Args:
+        folder: what the zip unpacks to.
+        format: one of FORMATS.
+        model: name of the .onnx file, "" if there is none.
+        plain: whether transformers opens the dense folder.
+    """
+    python = f'from vits_prune import load_voice\n\nvoice = load_voice("{folder}")'
+    if plain and format == "dense":
+        python += (
+            "\n\n# or in plain transformers\nfrom transformers import VitsModel\n\n"
+            f'model = VitsModel.from_pretrained("{folder}")'
+        )
+    options = "--threads 1,2 --json board.json"
+    if not model:
+        return python, f"# with vits_prune installed there\npython -m vits_prune bench . {options}"
+    shell = f"pip install onnxruntime numpy && python bench.py {model} {options}"
+    if format == "piper":
+        shell += (
+            "\n\n# the stock Piper runtime\npip install piper-tts && python -m piper"
+            f' -m {model} -f hello.wav -- "Hello."'
+        )
+    return python, shell

@@ -13,9 +13,9 @@ from vits_prune.measure.quality import METRICS
 from vits_prune.measure.statistics import Interval
 from vits_prune.progress import SILENT, Progress
 from vits_prune.studio import heal_jobs, plots, speaking, workbench
-from vits_prune.studio.heal_jobs import HealJob, Order, order_of
+from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.jobs import until_halted
-from vits_prune.studio.request import SPEAKING, request_of
+from vits_prune.studio.request import MINUTES, SPEAKING, TEXTS, Order, order_of, request_of
 from vits_prune.study.evaluation import Evaluation
 from vits_prune.synthesis.speak import Speech
 from vits_prune.ui.events import QUIET, Page, tickets
@@ -80,7 +80,7 @@ def _settings() -> dict[str, Any]:
     made: dict[str, Any] = {}
     with gr.Row():
         made["heal_minutes"] = gr.Slider(
-            *heal_jobs.MINUTES,
+            *MINUTES,
             value=5,
             step=0.5,
             label="Training time (minutes)",
@@ -88,7 +88,7 @@ def _settings() -> dict[str, Any]:
             elem_id="heal-minutes",
         )
         made["heal_texts"] = gr.Slider(
-            *heal_jobs.TEXTS,
+            *TEXTS,
             value=6,
             step=1,
             label="Sentences to measure on",
@@ -331,7 +331,7 @@ def wire_heal(page: Page) -> Any:
     """
 
     def run(values: Values, token: str | None, progress: Progress) -> Shown:
-        order = order_of(request_of(values), token, values)
+        order = order_of(request_of(values), workbench.trace(token), values)
         stops = [f"{values['heal_ticket']}:{presses}" for presses in (1, 2)]
         yield from heal(order, token, lambda presses: stops[presses - 1] in tickets, progress)
 

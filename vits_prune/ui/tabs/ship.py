@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
@@ -17,9 +15,9 @@ from vits_prune.ship.licence import licence_of
 from vits_prune.studio import push_jobs, ship_jobs, speaking, workbench
 from vits_prune.studio.descriptions import plain
 from vits_prune.studio.jobs import until_halted
-from vits_prune.studio.push_jobs import Published, PushRequest
+from vits_prune.studio.push_jobs import PushRequest
 from vits_prune.studio.request import request_of
-from vits_prune.studio.ship_jobs import AtHand, Line, Zip
+from vits_prune.studio.ship_jobs import AtHand, Line
 from vits_prune.study.comparison import DEFAULT_TEXT
 from vits_prune.ui.controls import LOADED
 from vits_prune.ui.events import QUIET, Page, tickets
@@ -30,10 +28,6 @@ Values = dict[str, Any]
 Shown = Iterator[dict[str, Any]]
 Halted = Callable[[], bool]
 
-_ON_YOUR_OWN = (
-    "On your own machine: `hf auth login`, then `python -m vits_prune push --voice DIR --repo"
-    " NAME`."
-)
 _READING = (
     "MB are those of the file with the weights. Load and RTF (seconds of computing per second of"
     " speech) are onnxruntime's on this machine, with all cores; mel levels and durations are"
@@ -124,7 +118,7 @@ def _zip_components() -> dict[str, Any]:
 def _push_components() -> dict[str, Any]:
     made: dict[str, Any] = {}
     gr.Markdown("### Push to the Hugging Face hub")
-    made["ship_login"] = gr.Markdown(login_words(None), elem_id="ship-login")
+    made["ship_login"] = gr.Markdown(push_jobs.login_words(None), elem_id="ship-login")
     with gr.Row():
         made["ship_repo"] = gr.Textbox(
             label="Name of the repository",
@@ -154,16 +148,6 @@ def _format_words(name: str) -> str:
 
 
 # What is at hand
-
-
-def login_words(user: str | None) -> str:
-    """Say as whom the visitor is logged in, or how to log in."""
-    if user:
-        name = plain(user)
-        return f"**Logged in as {name}**: a push goes to your own account, with your own rights."
-    if os.environ.get("OAUTH_CLIENT_ID"):
-        return f"**Not logged in**: press *Log in* at the top of the page first. {_ON_YOUR_OWN}"
-    return f"**Not logged in**: this page has no log-in. {_ON_YOUR_OWN}"
 
 
 def look(values: Values, token: str | None) -> dict[str, Any]:
@@ -222,38 +206,11 @@ def _usage(voice: Voice, at_hand: AtHand, format: Any, precision: Any) -> dict[s
         return {}
     model = f"{file_stem(voice.name)}.onnx" if format in ("onnx", "piper") else ""
     folder = f"{at_hand.name(voice)}-{format}-{precision}"
-    python, shell = usage(folder, format, model, in_plain_layout(voice.model.config))
+    python, shell = ship_jobs.usage(folder, format, model, in_plain_layout(voice.model.config))
     return {
         "ship_python": gr.Code(python, visible=True),
         "ship_shell": gr.Code(shell, visible=True),
     }
-
-
-def usage(folder: str, format: str, model: str, plain: bool) -> tuple[str, str]:
-    """Return lines of Python and of a shell that use a shipped voice.
-
-    Args:
-        folder: what the zip unpacks to.
-        format: one of FORMATS.
-        model: name of the .onnx file, "" if there is none.
-        plain: whether transformers opens the dense folder.
-    """
-    python = f'from vits_prune import load_voice\n\nvoice = load_voice("{folder}")'
-    if plain and format == "dense":
-        python += (
-            "\n\n# or in plain transformers\nfrom transformers import VitsModel\n\n"
-            f'model = VitsModel.from_pretrained("{folder}")'
-        )
-    options = "--threads 1,2 --json board.json"
-    if not model:
-        return python, f"# with vits_prune installed there\npython -m vits_prune bench . {options}"
-    shell = f"pip install onnxruntime numpy && python bench.py {model} {options}"
-    if format == "piper":
-        shell += (
-            "\n\n# the stock Piper runtime\npip install piper-tts && python -m piper"
-            f' -m {model} -f hello.wav -- "Hello."'
-        )
-    return python, shell
 
 
 def _request(values: Values) -> Any:
@@ -297,39 +254,11 @@ def compare(values: Values, token: str | None, halted: Halted, progress: Progres
 
 
 def _table(lines: list[Line]) -> dict[str, Any]:
-    """Show the lines as a table to read, and as a file with the plain numbers."""
-    shown, rows = [], []
-    for line in lines:
-        row, sound = line.row, line.row and line.row.closeness
-        numbers = {
-            "megabytes": row and row.megabytes,
-            "share_of_dense_fp32": row and row.share,
-            "load_ms": row and row.load_ms,
-            "real_time_factor": row and row.real_time_factor,
-            "mel_levels_off_db": sound and sound.log_mel_db,
-            "durations_off": sound and sound.drift,
-            "in_words": row.words if row else line.why,
-        }
-        rows.append({"format": line.format, "precision": line.precision, **numbers})
-        shown.append({
-            "format": f"{line.format} {line.precision}",
-            "MB": _cell(numbers["megabytes"], ".2f"),
-            "of dense fp32": _cell(numbers["share_of_dense_fp32"], ".1%"),
-            "in words": numbers["in_words"],
-            "load (ms)": _cell(numbers["load_ms"], ".0f"),
-            "RTF": _cell(numbers["real_time_factor"], ".3f"),
-            "mel levels off (dB)": _cell(numbers["mel_levels_off_db"], ".2f"),
-            "durations off": _cell(numbers["durations_off"], ".1%"),
-        })  # fmt: skip
-    file = speaking.csv(pd.DataFrame(rows), "formats")
+    shown, rows = ship_jobs.tables(lines)
     return {
-        "ship_table": gr.Dataframe(pd.DataFrame(shown), visible=True, column_widths=_WIDTHS),
-        "ship_csv": gr.DownloadButton(value=file, visible=True),
+        "ship_table": gr.Dataframe(shown, visible=True, column_widths=_WIDTHS),
+        "ship_csv": gr.DownloadButton(value=speaking.csv(rows, "formats"), visible=True),
     }
-
-
-def _cell(number: Any, form: str) -> str:
-    return "" if number is None else f"{number:{form}}"
 
 
 def zip_file(values: Values, token: str | None, halted: Halted, progress: Progress) -> Shown:
@@ -355,20 +284,10 @@ def zip_file(values: Values, token: str | None, halted: Halted, progress: Progre
         yield {"ship_zipping": "Stopped: no file was made."}
     else:
         yield {
-            "ship_zipping": _zip_words(packed),
+            "ship_zipping": str(packed),
             "ship_file": gr.File(str(packed.archive), visible=True),
             **_usage(voice, at_hand, format, precision),
         }
-
-
-def _zip_words(packed: Zip) -> str:
-    words = f"**{packed.model}** in it has {packed.bytes / 1e6:.2f} MB."
-    if packed.waveform_error is not None:
-        words += (
-            " onnxruntime says what torch says: no sample is off by more than"
-            f" {packed.waveform_error:.0e} (same weights, no noise)."
-        )
-    return words
 
 
 def push(values: Values, token: str | None, halted: Halted, progress: Progress) -> Shown:
@@ -385,7 +304,7 @@ def _push(values: Values, token: str | None, halted: Halted, progress: Progress)
     at_hand = _at_hand(values)
     repo = str(values["ship_repo"] or "").strip()
     if not token:
-        raise InputError(login_words(None).replace("*", "").replace("`", "'"))
+        raise InputError(push_jobs.login_words(None).replace("*", "").replace("`", "'"))
     if not repo:
         raise InputError("Give the repository a name, such as my-small-voice.")
     made = _make(at_hand, token, halted, progress)
@@ -395,25 +314,12 @@ def _push(values: Values, token: str | None, halted: Halted, progress: Progress)
     format, private = values["ship_format"], bool(values["ship_private"])
     asked = PushRequest(repo, format, values["ship_precision"], private, read)
     published = push_jobs.push(at_hand, made, asked, token, halted, progress)
-    return _pushed_words(published, format, halted())
-
-
-def _pushed_words(published: Published | None, format: str, halted: bool) -> str:
     if published is None:
         return (
             f"{_UNPUBLISHED} If its repository was new, it may be there, empty; the same push again"
             " goes on."
         )
-    pushed, words = published.pushed, "It was too late to stop. " if halted else ""
-    words += (
-        f"Pushed to [{plain(pushed.repo_id)}]({pushed.url}): {pushed.files} files,"
-        f" {pushed.bytes_sent / 1e6:.1f} MB sent."
-    )
-    if format in ("dense", "sparse"):
-        words += f' Load it with `load_voice("{pushed.repo_id}")`.'
-    if published.no_figures:
-        words += f" Its card has no figures: {plain(published.no_figures, 400)}"
-    return words
+    return ("It was too late to stop. " if halted() else "") + published.words(format)
 
 
 # Events
@@ -470,7 +376,7 @@ def wire_ship(demo: gr.Blocks, page: Page, healed: Any) -> None:
     page["ship_format"].input(**choosing)
 
     def greet(profile: gr.OAuthProfile | None) -> str:
-        return login_words(profile.username if profile else None)
+        return push_jobs.login_words(profile.username if profile else None)
 
     demo.load(greet, None, page["ship_login"], queue=False, show_progress="hidden", **QUIET)
     for button, (work, reads, fills, limit) in RUNS.items():
