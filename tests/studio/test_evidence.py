@@ -165,7 +165,7 @@ def test_the_knee_is_shown(request_, monkeypatch):
     knee = shown["status"].split()[-1].rstrip(".")
     assert f"**Knee: amount {knee}** (magnitude (L1), global, 2 held-out" in shown["knee_words"]
     assert "--strict" not in shown["knee_words"]
-    kept = [row[4].startswith("kept") for row in shown["knee"].value["data"]]
+    kept = [row[4].startswith("kept") for row in shown["knee_table"].value["data"]]
     assert list(pd.read_csv(shown["knee_csv"].value["path"])["kept"]) == kept
 
 

@@ -15,6 +15,7 @@ from vits_prune import PruneSpec, prune, speak
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
 from vits_prune.progress import Cancelled, Progress
+from vits_prune.pruning.magnitude import sparsity_preview
 from vits_prune.pruning.prune import prune_steps
 from vits_prune.studio import descriptions, speaking, workbench
 from vits_prune.studio.descriptions import forecast_words, readout
@@ -67,7 +68,8 @@ def test_the_readout(upload):
     assert "once the voice is loaded" in readout("someone/else", PruneSpec(), None)
     assert "once the voice is loaded" in readout(upload, PruneSpec(), "a visitor's token")
     spec = PruneSpec(scope="local", amount=0.5, parts=("flow",))
-    words, expected = readout(upload, spec, None), workbench.bench.preview(upload, spec)
+    words = readout(upload, spec, None)
+    expected = sparsity_preview(workbench.bench.voice(upload), spec)
     assert f"**{100 * expected['overall']:.1f}%** of the whole voice" in words
     assert f"flow {100 * expected['flow']:.1f}%" in words
 

@@ -6,6 +6,7 @@ import torch
 
 from vits_prune.errors import InputError
 from vits_prune.pruning.layers import Layer, chosen_layers, prunable_layers
+from vits_prune.pruning.magnitude import sparsity_preview
 from vits_prune.pruning.masks import zeros_wanted
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.registry import METHODS, SCOPES
@@ -49,9 +50,7 @@ def lesson_words(spec: PruneSpec) -> str:
     method = METHODS[spec.method]
     how = f"Scope {spec.scope}: {SCOPES[spec.scope]}."
     if method.structured:
-        how = (
-            "What is taken out is taken out of its neighbours too, so rows and columns are missing."
-        )
+        how = "Its neighbours lose the same channels, so rows and columns are missing."
     elif spec.neighbours:
         keep, of = spec.neighbours
         how = f"At most {keep} of every {of} neighbouring input channels stay."
@@ -62,30 +61,28 @@ def voice_words(voice: Voice) -> str:
     """Return the size of a voice, what loading alone saved, and its licence."""
     cut, licence = voice.free_cut, voice.origin.licence
     total = sum(parameter.numel() for parameter in voice.model.parameters())
-    saved = "Free cut: nothing to save, this export had already left out what never runs."
+    saved = "Free cut: nothing, this export holds only what runs."
     if cut.parameters:
         share = 100 * cut.parameters / (total + cut.parameters)
         saved = (
             f"Free cut: {cut.parameters / 1e6:.1f} M parameters ({cut.bytes / 1e6:.0f} MB,"
-            f" {share:.0f}%) never run at inference and were left out; the sound is the same to the"
-            " bit."
+            f" {share:.0f}%) never run at inference and are left out; not one sample changes."
         )
     return (
-        f"**{plain(voice.name)}**: {total / 1e6:.1f} M parameters run when it speaks,"
-        f" {voice.sampling_rate / 1000:g} kHz. {saved} Licence of the weights:"
-        f" {licence or 'not stated; look it up before use'}."
+        f"**{plain(voice.name)}**: {total / 1e6:.1f} M parameters, {voice.sampling_rate / 1000:g}"
+        f" kHz. {saved} Licence of the weights: {licence or 'not stated; look it up before use'}."
     )
 
 
 def heard_words(request: Request, spoken: Spoken) -> str:
     """Return one line on what was spoken."""
     before, after = spoken.original.audio_seconds, spoken.pruned.audio_seconds
-    before_weights, after_weights = (found.weights() for found in spoken.sparsity)
+    whole, left = (found.weights() for found in spoken.sparsity)
     what = f"**{100 * spoken.sparsity[1].overall:.1f}%** of the voice's weights are zero"
-    if after_weights != before_weights:
+    if left != whole:
         what = (
-            f"**{100 * (1 - after_weights / before_weights):.1f}%** of the voice's weights are gone"
-            f" with their channels and layers ({after_weights / 1e6:.1f} M are left)"
+            f"**{100 * (1 - left / whole):.1f}%** of the voice's weights are gone with their"
+            f" channels and layers ({left / 1e6:.1f} M are left)"
         )
     words = [f"{what}, by {in_words(request.spec)}."]
     if request.timing == "locked":
@@ -97,10 +94,8 @@ def heard_words(request: Request, spoken: Spoken) -> str:
         symbols = " ".join(symbol.strip() or "␣" for symbol in spoken.original.dropped[:40])
         words.append(f"The voice has no symbol for: {symbols}")
     if spoken.pruned.cut_short:
-        words.append(
-            "The pruned voice's durations ran away: a sentence was ended at"
-            f" {MAX_SENTENCE_SECONDS:.0f} seconds."
-        )
+        most = f"{MAX_SENTENCE_SECONDS:.0f} seconds"
+        words.append(f"The pruned voice's durations ran away: a sentence was cut at {most}.")
     return " ".join(words)
 
 
@@ -116,15 +111,16 @@ def readout(reference: str, spec: PruneSpec, token: str | None) -> str:
     bench = workbench.bench
     if not bench.is_loaded(reference, token):
         return "Sparsity is shown once the voice is loaded."
-    found = bench.preview(reference, spec, token)
+    voice = bench.voice(reference, token=token, device="cpu")
+    found = sparsity_preview(voice, spec)
     if found is None:
-        return forecast_words(bench.voice(reference, token=token, device="cpu"), spec)
+        return forecast_words(voice, spec)
     parts = [f"{PART_NAMES[part]} {100 * found[part]:.1f}%" for part in PARTS if part in found]
     return f"Sparsity: **{100 * found['overall']:.1f}%** of the whole voice  \n{' · '.join(parts)}"
 
 
 def forecast_words(voice: Voice, spec: PruneSpec) -> str:
-    """Return what is known of a pruned voice before it is pruned, or why it cannot be pruned so."""
+    """Return what is known before pruning, or why the voice cannot be pruned so."""
     try:
         structured = METHODS[spec.method].structured
         return _structured(voice, spec) if structured else _unstructured(voice, spec)
@@ -149,10 +145,8 @@ def _grouped(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
         matrix = LayerMatrix(voice.model.get_submodule(layer.name))
         inputs = matrix.channels(torch.empty(matrix.shape, device="meta")).shape[1]
         if inputs % spec.neighbours[1]:
-            raise InputError(
-                f"{layer.name} has {inputs} input channels, which the pattern {spec.pattern} cannot"
-                " group: leave it alone too."
-            )
+            cannot = f"input channels, which the pattern {spec.pattern} cannot group"
+            raise InputError(f"{layer.name} has {inputs} {cannot}: leave it alone too.")
     return chosen
 
 

@@ -32,22 +32,18 @@ from vits_prune.study.evaluation import (
     prepare_reference,
 )
 from vits_prune.study.knee import LIMITS, Knee, Limit, bisect, last_before
-from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS, part_points
-from vits_prune.synthesis.speak import Speech, speak
+from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS
+from vits_prune.synthesis.speak import Speech
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.hf_text import split_sentences
-from vits_prune.voices.voice import Voice, spoken_language
+from vits_prune.voices.voice import PARTS, Voice, spoken_language
 
 FADER_AMOUNTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FEWER_AMOUNTS = (0.0, 0.3, 0.5, 0.7, 0.9)
 """For methods that listen first: each amount takes seconds to a minute."""
 MAX_FADER_SECONDS = 12.0
-_FADER_NUMBERS = {
-    "cer": "CER",
-    "wer": "WER",
-    "dnsmos_ovrl": "DNSMOS",
-    "duration_ratio": "duration ×",
-}
+_SHOWN = {"cer": "CER", "wer": "WER", "dnsmos_ovrl": "DNSMOS", "duration_ratio": "duration ×"}
+"""What the fader shows of what the curve has measured."""
 
 
 class Point(NamedTuple):
@@ -83,7 +79,7 @@ class Points:
     note: str
     """On which sentences they are measured."""
     left_out: tuple[PruneSpec, ...] = ()
-    """Those that the voice cannot be pruned by."""
+    """By what the voice cannot be pruned."""
 
     @property
     def complete(self) -> bool:
@@ -104,17 +100,11 @@ class Points:
 
     def table(self, parts: str = "parts") -> pd.DataFrame:
         """Return one row a point; `parts` names the column of the pruned parts."""
-        return pd.DataFrame([
-            {
-                "method": one.spec.method,
-                "scope": one.spec.scope,
-                parts: "+".join(one.spec.parts),
-                "amount": one.spec.amount,
-                "sparsity": one.sparsity,
-                **one.evaluation.to_row(),
-            }
-            for one in self.points
-        ])  # fmt: skip
+        rows = []
+        for spec, sparsity, evaluation in self.points:
+            row = {"method": spec.method, "scope": spec.scope, parts: "+".join(spec.parts)}
+            rows.append({**row, "amount": spec.amount, "sparsity": sparsity, **evaluation.to_row()})
+        return pd.DataFrame(rows)
 
 
 def texts_for(voice: Voice, text: str, count: int) -> tuple[tuple[str, ...], str]:
@@ -148,8 +138,7 @@ def amount_row(spec: PruneSpec, step: float, last: float) -> list[PruneSpec]:
 
 def parts_alone(spec: PruneSpec, amounts: Sequence[float]) -> list[PruneSpec]:
     """Return a spec for each part alone at each amount."""
-    points = part_points(amounts)
-    return [at_amount(spec, one.spec.amount, one.spec.parts) for one in points]
+    return [at_amount(spec, amount, (part,)) for part in PARTS for amount in amounts]
 
 
 def sensitivity_amounts(amounts: Sequence[float]) -> list[float]:
@@ -196,10 +185,8 @@ def measure_points(
     """
     if not families:
         raise InputError("Choose at least one measure.")
-    settings = Settings(
-        seed=request.seed, metrics=tuple(families), noise_seeds=1, delivery=request.delivery
-    )
-    voice = workbench.bench.voice(request.reference, request.speaker, token)
+    settings = _settings(request, tuple(families), noise_seeds=1)
+    voice = workbench.bench.voice_of(request, token)
     specs = _reachable(voice, wanted)
     left_out = tuple(spec for spec in wanted if spec not in specs)
     said, note = texts_for(voice, request.text, texts)
@@ -209,6 +196,11 @@ def measure_points(
         told = progress.part(0.0, 1.0, f"{what} {i + 1} of {len(specs)}, {in_words(spec)}: ")
         points.append(_point(key, reference, request.at(spec), token, told))
         yield Points(tuple(points), len(specs), note, left_out)
+
+
+def _settings(request: Request, metrics: tuple[str, ...], noise_seeds: int) -> Settings:
+    seed, delivery = request.seed, request.delivery
+    return Settings(seed=seed, metrics=metrics, noise_seeds=noise_seeds, delivery=delivery)
 
 
 def _key(
@@ -224,20 +216,16 @@ def _point(
 
     def make() -> Point:
         pruned = workbench.bench.pruned(request, token, progress)
-        voice = workbench.bench.voice(request.reference, request.speaker, token)
-        sparsity = _taken(measure_sparsity(voice).weights(), pruned)
+        sparsity = _taken(workbench.bench.voice_of(request, token), pruned)
         return Point(request.spec, sparsity, evaluate_against(reference, pruned, progress=progress))
 
-    return _points.get_or_make(
-        (key, request.spec),
-        make,
-        lambda: progress.report("waiting for another measurement of this point", 0.0),
-    )
+    waiting = "waiting for another measurement of this point"
+    return _points.get_or_make((key, request.spec), make, lambda: progress.report(waiting, 0.0))
 
 
-def _taken(weights: int, pruned: Voice) -> float:
+def _taken(voice: Voice, pruned: Voice) -> float:
     """Return the share of the original's weights that are zero or gone, 0 to 1."""
-    left = measure_sparsity(pruned)
+    weights, left = measure_sparsity(voice).weights(), measure_sparsity(pruned)
     if left.weights() == weights:
         return left.overall
     return 1 - (left.weights() - left.zeros()) / weights
@@ -259,23 +247,16 @@ def find_knee(
         InputError: there is no limit, one cannot be measured, or no amount can be reached.
     """
     if not limits:
-        raise InputError(
-            "Give at least one limit: how many points of character errors, or how much DNSMOS may"
-            " be lost."
-        )
-    voice = workbench.bench.voice(request.reference, request.speaker, token)
+        raise InputError("Give at least one limit: of character errors, or of DNSMOS.")
+    voice = workbench.bench.voice_of(request, token)
     said, note = texts_for(voice, request.text, texts)
     families = tuple({METRICS[one.metric].family for one in limits})
-    settings = Settings(
-        seed=request.seed, noise_seeds=0, delivery=request.delivery, metrics=families
-    )
+    settings = _settings(request, families, noise_seeds=0)
     reference = measured_original(request, token, voice, said, settings, progress)
     for family in families:
         if family not in reference.listener.families:
-            raise InputError(
-                reference.unmeasured.get(family)
-                or f"This voice cannot be measured for {family}: leave its limit empty."
-            )
+            why = f"This voice cannot be measured for {family}: leave its limit empty."
+            raise InputError(reference.unmeasured.get(family) or why)
     refused: list[InputError] = []
 
     def measure(spec: PruneSpec) -> Any:
@@ -304,31 +285,29 @@ def fader_renditions(
     Raises:
         InputError: the text is too long to loop.
     """
-    voice = workbench.bench.voice(request.reference, request.speaker, token)
-    original = speak(voice, request.text, request.seed, request.delivery)
+    voice = workbench.bench.voice_of(request, token)
+    original = workbench.say(voice, request, "own", SILENT)
     if original.audio_seconds > MAX_FADER_SECONDS:
-        raise InputError(
-            f"The fader loops one sentence of at most {MAX_FADER_SECONDS:.0f} seconds, and this is"
-            " longer: shorten the text."
-        )
+        most = f"{MAX_FADER_SECONDS:.0f} seconds"
+        raise InputError(f"The fader loops one sentence of at most {most}: shorten the text.")
     wanted = FEWER_AMOUNTS if listens(request.spec) else FADER_AMOUNTS
     specs = _reachable(voice, [at_amount(request.spec, amount) for amount in wanted])
     known = measured_before(request, token, voice, specs)
-    weights, points = measure_sparsity(voice).weights(), []
+    word, points = "zeros or gone" if METHODS[request.spec.method].structured else "zeros", []
     for i, spec in enumerate(specs):
-        at = f"{in_words(spec)}, {i + 1} of {len(specs)}: "
-        told = progress.part(i / len(specs), (i + 1) / len(specs), at)
+        at, of = f"{in_words(spec)}, {i + 1} of {len(specs)}: ", len(specs)
+        told = progress.part(i / of, (i + 1) / of, at)
         pruned = workbench.bench.pruned(request.at(spec), token, told)
         told.report("speaking", 0.5)
-        speech = speak(pruned, request.text, request.seed, request.delivery, timing=original)
-        word = "zeros or gone" if METHODS[spec.method].structured else "zeros"
-        numbers = {word: f"{100 * _taken(weights, pruned):.1f}%"}
-        for name, figure in known[spec].evaluation.figures.items() if spec in known else ():
-            if name in _FADER_NUMBERS:
-                numbers[_FADER_NUMBERS[name]] = f"{figure.pruned.value:.2f}"
+        speech = workbench.say(pruned, request, original, SILENT)
+        figures = known[spec].evaluation.figures if spec in known else {}
+        numbers = {word: f"{100 * _taken(voice, pruned):.1f}%"} | {
+            _SHOWN[name]: f"{one.pruned.value:.2f}"
+            for name, one in figures.items()
+            if name in _SHOWN
+        }
         points.append({"amount": round(spec.amount, 4), "wav": _wav(speech), "numbers": numbers})
-    hint = "Drag, or use the arrow keys: the sentence loops and pruning is heard as one motion."
-    return {"points": points, "hint": hint}
+    return {"points": points, "hint": "Drag, or use the arrow keys: the sentence loops."}
 
 
 def measured_before(

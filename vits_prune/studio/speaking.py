@@ -71,7 +71,7 @@ def time_both(request: Request, token: str | None, progress: Progress) -> Latenc
         progress.report(f"timing both voices in turn: {message}", fraction)
 
     return measure_latency(
-        bench.voice(request.reference, request.speaker, token),
+        bench.voice_of(request, token),
         bench.pruned(request, token),
         timed_text(request.text),
         request.seed,
@@ -112,8 +112,7 @@ def measure_both(
     request: Request, token: str | None, progress: Progress
 ) -> tuple[Spoken, Spectrogram, Spectrogram, WeightHistogram]:
     """Return what was said, the spectrograms of both, and the histogram of the weights."""
-    spoken = heard_before(request, token, progress)
-    voice = workbench.bench.voice(request.reference, request.speaker, token)
+    spoken, voice = heard_before(request, token, progress), workbench.bench.voice_of(request, token)
     pictures = measure_spectrogram(spoken.original), measure_spectrogram(spoken.pruned)
     return spoken, *pictures, measure_weights(voice, workbench.bench.pruned(request, token))
 
@@ -123,7 +122,7 @@ def measure_both(
 
 def matrix_layers(request: Request, token: str | None) -> list[str]:
     """Return the layers whose matrix can be shown: of the pruned parts, the protected ones last."""
-    voice = workbench.bench.voice(request.reference, request.speaker, token, device="cpu")
+    voice = workbench.bench.voice_of(request, token, "cpu")
     layers = prunable_layers(voice, request.spec.parts)
     matrices = [layer.name for layer in layers if min(layer.shape[:2]) > 1]
     return sorted(matrices, key=request.spec.protects)
@@ -143,7 +142,7 @@ def matrix_pair(
     Raises:
         InputError: there is no such layer.
     """
-    original = workbench.bench.voice(request.reference, request.speaker, token, device="cpu")
+    original = workbench.bench.voice_of(request, token, "cpu")
     pruned = workbench.bench.pruned(request, token, progress).to("cpu")
     left: Survivor | None = Survivor(layer, {})
     if METHODS[request.spec.method].structured and (request.spec.amount or request.spec.shape):

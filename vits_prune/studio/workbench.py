@@ -24,7 +24,6 @@ from vits_prune.errors import InputError
 from vits_prune.measure import Size, Sparsity, measure_size, measure_sparsity
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
-from vits_prune.pruning.magnitude import sparsity_preview
 from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.registry import METHODS
 from vits_prune.studio.request import Request
@@ -74,7 +73,7 @@ def _voice_bytes(voice: Voice) -> int:
 
 
 class Workbench:
-    """Turns Requests into voices, speech and measurements.
+    """Turn Requests into voices, speech and measurements.
 
     Args:
         folder: where uploads are kept; None for a temporary one.
@@ -140,16 +139,21 @@ class Workbench:
             InputError: there is no such voice, or it may not be loaded here.
         """
         if not reference:
-            raise InputError(
-                "Choose a voice: joe, or a Hugging Face model such as facebook/mms-tts-eng."
-            )
-        key = (reference, trace(token))
+            example = "facebook/mms-tts-eng"
+            raise InputError(f"Choose a voice: joe, or a Hugging Face model such as {example}.")
+        key, where = (reference, trace(token)), device or self.device
         voice = on_cpu = self._voices.get_or_make(
             (*key, "cpu"), lambda: self._load(reference, token, progress)
         )
-        if (device or self.device) != "cpu":
-            voice = self._voices.get_or_make((*key, self.device), lambda: on_cpu.to(self.device))
+        if where != "cpu":
+            voice = self._voices.get_or_make((*key, where), lambda: on_cpu.to(where))
         return voice.with_speaker(speaker) if speaker not in (None, "") else voice
+
+    def voice_of(
+        self, request: Request, token: str | None = None, device: str | None = None
+    ) -> Voice:
+        """Return the voice that a request names, with its speaker."""
+        return self.voice(request.reference, request.speaker, token, device=device)
 
     def is_loaded(self, reference: str, token: str | None = None) -> bool:
         """Return whether a voice is there without loading."""
@@ -187,9 +191,9 @@ class Workbench:
             InputError: too large, or not a Piper voice.
         """
         if model.stat().st_size + config.stat().st_size > MAX_UPLOAD_BYTES:
+            most = f"{MAX_UPLOAD_BYTES >> 20} MB"
             raise InputError(
-                f"The two files are larger than {MAX_UPLOAD_BYTES >> 20} MB together: choose a"
-                " smaller voice."
+                f"The two files are larger than {most} together: choose a smaller voice."
             )
         digest = _digest(model, config)
         folder = self._folder / digest
@@ -215,12 +219,9 @@ class Workbench:
         digest = reference.removeprefix(_UPLOAD)
         folder = self._folder / digest
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef") or not folder.is_dir():
-            raise InputError(
-                "This uploaded voice is no longer kept here: upload its two files again."
-            )
-        model = folder / "voice.onnx"
-        config = folder / "voice.onnx.json"
-        return load_piper(model, config, name="your voice", reference="upload")
+            raise InputError("This voice is no longer kept here: upload its two files again.")
+        files = folder / "voice.onnx", folder / "voice.onnx.json"
+        return load_piper(*files, name="your voice", reference="upload")
 
     # Pruning
 
@@ -255,16 +256,14 @@ class Workbench:
         return self.steps(request, token, progress)[-1][1]
 
     def _prune(self, request: Request, token: str | None, progress: Progress) -> Steps:
-        voice = self.voice(request.reference, request.speaker, token, device="cpu")
-        spec = request.spec
+        voice, spec = self.voice_of(request, token, "cpu"), request.spec
         if spec.amount == 0 and spec.shape is None:  # nothing to listen for
             recipe = {**voice.recipe, "pruned": [*voice.recipe.get("pruned", ()), spec.to_dict()]}
             return ((0.0, voice.with_weights({}, recipe=MappingProxyType(recipe))),)
         count, size = len(spec.schedule_amounts()), _voice_bytes(voice)
         if count > 1 and count * size > _STEPS_BYTES:
             raise InputError(
-                f"{count} steps of this voice would take {count * size / 1e9:.1f} GB of the server:"
-                " take fewer steps."
+                f"{count} steps of this voice would take {count * size / 1e9:.1f} GB: take fewer."
             )
         return tuple(prune_steps(voice, spec, progress=progress))
 
@@ -292,7 +291,7 @@ class Workbench:
     ) -> Spoken:
         """Prune, then speak with the original (once for all amounts) and the pruned voice."""
         progress.report("loading the voice", 0.0)
-        voice = self.voice(request.reference, request.speaker, token)
+        voice = self.voice_of(request, token)
         slow = listens(request.spec) or len(request.spec.schedule_amounts()) > 1
         start = 0.8 if slow else 0.1
         pruned_voice = self.pruned(request, token, progress.part(0.0, start))
@@ -319,25 +318,11 @@ class Workbench:
         """Return what was remembered for a request, None where it is forgotten."""
         return self._spoken.get((request, trace(token)))
 
-    # Measurements
-
     def size(self, request: Request, token: str | None = None) -> tuple[Size, Size]:
         """Return the sizes of the original and the pruned voice."""
-        voice = self.voice(request.reference, request.speaker, token)
-        original = self._sizes.get_or_make(
-            (request.reference, trace(token)), lambda: measure_size(voice)
-        )
+        key, voice = (request.reference, trace(token)), self.voice_of(request, token)
+        original = self._sizes.get_or_make(key, lambda: measure_size(voice))
         return original, measure_size(self.pruned(request, token))
-
-    def preview(
-        self, reference: str, spec: PruneSpec, token: str | None = None
-    ) -> dict[str, float] | None:
-        """Return the sparsity that a spec would give, "overall" and by part, without pruning.
-
-        It is None where only pruning can tell.
-        """
-        found = sparsity_preview(self.voice(reference, token=token), spec)
-        return None if found is None else dict(found)
 
 
 def listens(spec: PruneSpec) -> bool:

@@ -9,11 +9,12 @@ import gradio as gr
 from vits_prune.errors import InputError
 from vits_prune.progress import SILENT
 from vits_prune.pruning import PruneSpec
+from vits_prune.pruning.magnitude import sparsity_preview
 from vits_prune.studio import workbench
 from vits_prune.studio.request import request_of
 from vits_prune.studio.speaking import hear, time_both, wav
 from vits_prune.study.comparison import DEFAULT_TEXT, Comparison
-from vits_prune.ui.events import sentences
+from vits_prune.ui.events import LANES, sentences
 from vits_prune.voices.load import EMBEDDED
 from vits_prune.voices.voice import PARTS
 
@@ -44,23 +45,13 @@ def add_endpoints() -> None:
     }
     original, pruned = hidden(gr.Audio, "original"), hidden(gr.Audio, "pruned")
     report, shares = hidden(gr.JSON, "report"), hidden(gr.JSON, "sparsity")
-    gr.Button(visible=False).click(
-        compare,
-        list(asked.values()),
-        [original, pruned, report],
-        api_name="compare",
-        api_description=compare.__doc__,
-        concurrency_id="measure",
-        concurrency_limit=1,
-    )
-    gr.Button(visible=False).click(
-        sparsity,
-        [asked[name] for name in ("voice", "scope", "amount", "parts", "method", "spec")],
-        shares,
-        api_name="sparsity",
-        api_description=sparsity.__doc__,
-        concurrency_limit=4,
-    )
+    some = [asked[name] for name in ("voice", "scope", "amount", "parts", "method", "spec")]
+    for work, inputs, outputs, lane in (
+        (compare, list(asked.values()), [original, pruned, report], LANES["measure"]),
+        (sparsity, some, shares, {"concurrency_limit": 4}),
+    ):
+        named = {"api_name": work.__name__, "api_description": work.__doc__}
+        gr.Button(visible=False).click(work, inputs, outputs, **named, **lane)
 
 
 def compare(
@@ -83,22 +74,19 @@ def compare(
     timing: "own" or "locked"; method: "magnitude", "random", "activation", "second_order" or
     "structured", where all but the first two listen to the voice first and take up to minutes;
     spec: a whole PruneSpec as a JSON object (as in the report) instead of scope, amount, parts and
-    method, with 8 steps and 60 texts at most. Returns two 16-bit WAV files, original and pruned, and the report
-    that the command line writes too.
+    method, with 8 steps and 60 texts at most. Returns two 16-bit WAV files, original and pruned,
+    and the report that the command line writes too.
     """
     with sentences():
-        chosen = _spec(scope, amount, parts, method, spec)
-        request = request_of(
-            {"voice": voice, "speaker": speaker, "text": text, "seed": seed, "timing": timing},
-            chosen,
-        )
+        said = {"voice": voice, "speaker": speaker, "text": text, "seed": seed, "timing": timing}
+        request = request_of(said, _spec(scope, amount, parts, method, spec))
         bench, spoken = workbench.bench, hear(request, None)
         latency = time_both(request, None, SILENT)
         comparison = Comparison(
             request.text,
             request.seed,
             request.timing,
-            (bench.voice(request.reference, request.speaker), bench.pruned(request)),
+            (bench.voice_of(request), bench.pruned(request)),
             spoken.original,
             spoken.pruned,
             spoken.sparsity,
@@ -124,12 +112,10 @@ def sparsity(
     """
     with sentences():
         asked = _spec(scope, amount, parts, method, spec)
-        found = workbench.bench.preview((voice or "").strip(), asked)
+        found = sparsity_preview(workbench.bench.voice((voice or "").strip()), asked)
         if found is None:
-            raise InputError(
-                "Only pruning itself can tell the sparsity of this spec: ask /compare."
-            )
-        return found
+            raise InputError("Only pruning itself can tell the sparsity of it: ask /compare.")
+        return dict(found)
 
 
 def _spec(scope: str, amount: float, parts: Any, method: str, spec: Any) -> PruneSpec:

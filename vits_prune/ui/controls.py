@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,17 +31,14 @@ from vits_prune.studio.request import (
 from vits_prune.study.tables import PART_NAMES
 from vits_prune.synthesis.speak import MAX_SEED
 from vits_prune.ui.events import Page
+from vits_prune.ui.widgets import Made
 from vits_prune.voices.load import EMBEDDED
 from vits_prune.voices.voice import PARTS, Voice
 
-VOICES = [
+VOICES: list[str | tuple[str, str]] = [
     EMBEDDED,
-    "facebook/mms-tts-eng",
-    "facebook/mms-tts-deu",
-    "facebook/mms-tts-fra",
-    "facebook/mms-tts-spa",
-    "kakao-enterprise/vits-ljs",
-    "kakao-enterprise/vits-vctk",
+    *(f"facebook/mms-tts-{language}" for language in ("eng", "deu", "fra", "spa")),
+    *(f"kakao-enterprise/vits-{corpus}" for corpus in ("ljs", "vctk")),
 ]
 EXAMPLES = [
     "The birch canoe slid on the smooth planks.",
@@ -70,9 +69,9 @@ _LEVER_WORDS = {
     "flows": "Coupling layers of the flow",
 }
 _PATTERN_WORDS = (
-    "At most {keep} of every {of} neighbouring input channels stay, in every layer: the amount is"
-    " {amount:.0%}. NVIDIA GPUs from Ampere on (A100, RTX 30 and later) have sparse tensor cores"
-    " that {gain}; a CPU gains nothing."
+    "At most {} of every {} neighbouring input channels stay, in every layer: the amount is {:.0%}."
+    " NVIDIA GPUs from Ampere on (A100, RTX 30 and later) have sparse tensor cores that {}; a CPU"
+    " gains nothing."
 )
 _GAINS = {
     "2:4": "compute this at up to twice the speed",
@@ -83,167 +82,78 @@ _GAINS = {
 # Components
 
 
-def control_components() -> dict[str, Any]:
+def control_components() -> Made:
     """Make what the visitor sets, by name."""
-    made: dict[str, Any] = {}
-    made["voice"] = gr.Dropdown(
-        VOICES,
-        value=EMBEDDED,
-        allow_custom_value=True,
-        label="Voice",
-        info="The embedded voice, or any Hugging Face model of type VITS: owner/name or"
-        " owner/name@revision",
-        elem_id="voice",
+    made = Made()
+    info = (
+        "The embedded voice, or a Hugging Face model of type VITS: owner/name, owner/name@revision"
     )
-    made["facts"] = gr.Markdown("", elem_id="facts")
-    made["speaker"] = gr.Dropdown(
-        [], value=None, label="Speaker", visible=False, allow_custom_value=True, elem_id="speaker"
-    )
-    made["text"] = gr.Textbox(
-        EXAMPLES[0], label="Text", lines=3, max_lines=8, elem_id="text", info="Shift+Enter speaks"
-    )
+    custom = {"allow_custom_value": True}
+    made.add("voice", gr.Dropdown, EMBEDDED, "Voice", choices=VOICES, info=info, **custom)
+    made.add("facts", gr.Markdown, "")
+    made.add("speaker", gr.Dropdown, None, "Speaker", choices=[], visible=False, **custom)
+    info = "Shift+Enter speaks"
+    made.add("text", gr.Textbox, EXAMPLES[0], "Text", lines=3, max_lines=8, info=info)
     with gr.Row():
-        made["speak"] = gr.Button("Speak with both", variant="primary", elem_id="speak", scale=3)
-        # The page's script presses "go" once the run before has ended.
-        made["go"] = gr.Button("Go", visible="hidden", elem_id="go")
-        made["stop"] = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
-    made |= _pruning_components()
-    made["timing"] = gr.Radio(
-        [
-            ("own: hear rhythm break", "own"),
-            ("locked: the original's, flip between the two", "locked"),
-        ],
-        value="locked",
-        label="Timing of the pruned voice",
-        elem_id="timing",
-    )
+        made.add("speak", gr.Button, "Speak with both", variant="primary", scale=3)
+        made.add("go", gr.Button, "Go", visible="hidden")  # pressed once the run before has ended
+        made.add("stop", gr.Button, "Stop", scale=1, min_width=80)
+    _add_pruning(made)
+    timings = [("own: hear rhythm break", "own"), ("locked: flip between the two", "locked")]
+    made.add("timing", gr.Radio, "locked", "Timing of the pruned voice", choices=timings)
     with gr.Accordion("Seed, speaking rate, noise", open=False):
-        made["seed"] = gr.Number(
-            0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed"
-        )
+        made.add("seed", gr.Number, 0, "Seed", precision=0, minimum=0, maximum=MAX_SEED)
         for name, label, limits in (
             ("speaking_rate", "Speaking rate", "0.25 to 4"),
             ("noise_scale", "Noise of the sound", "0 to 2"),
             ("noise_scale_duration", "Noise of the rhythm", "0 to 2"),
         ):
-            made[name] = gr.Number(
-                None, label=label, info=f"{limits}; empty: the voice's own", step=0.05
-            )
+            info = f"{limits}; empty: the voice's own"
+            made.add(name, gr.Number, None, label, info=info, step=0.05)
     gr.Examples([[example] for example in EXAMPLES], inputs=[made["text"]], label="Examples")
     with gr.Accordion("Upload a Piper voice", open=False):
-        made["upload"] = gr.File(
-            label="Its two files: .onnx and .onnx.json",
-            file_count="multiple",
-            file_types=[".onnx", ".json"],
-            elem_id="upload",
-            height=120,
-        )
-    made["ticket"] = gr.Textbox(visible="hidden", elem_id="ticket")  # of the run under way
+        files = {"file_count": "multiple", "file_types": [".onnx", ".json"], "height": 120}
+        made.add("upload", gr.File, None, "Its two files: .onnx and .onnx.json", **files)
+    made.add("ticket", gr.Textbox, None, visible="hidden")  # of the run under way
     return made
 
 
-def _pruning_components() -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    made["method"] = gr.Dropdown(
-        [(method.title, name) for name, method in METHODS.items()],
-        value="magnitude",
-        label="Method",
-        elem_id="method",
-        filterable=False,
-    )
-    made["method_words"] = gr.Markdown(method_words("magnitude", "global"), elem_id="method-words")
+def _add_pruning(made: Made) -> None:
+    methods = [(method.title, name) for name, method in METHODS.items()]
+    made.add("method", gr.Dropdown, "magnitude", "Method", choices=methods, filterable=False)
+    made.add("method_words", gr.Markdown, method_words("magnitude", "global"))
     more = {"sensitivity": " (calibrated: listens to the voice first)"}
-    made["scope"] = gr.Radio(
-        [(f"{name}: {words}{more.get(name, '')}", name) for name, words in SCOPES.items()],
-        value="global",
-        label="Scope: how the amount is shared out",
-        elem_id="scope",
-    )
-    made["amount"] = gr.Slider(
-        0,
-        MAX_AMOUNT,
-        value=0.3,
-        step=0.01,
-        label="Amount",
-        info="Share of the weights that become zero",
-        elem_id="amount",
-    )
-    made["parts"] = gr.CheckboxGroup(
-        [(PART_NAMES[part], part) for part in PARTS],
-        value=list(PARTS),
-        label="Parts to prune",
-        elem_id="parts",
-    )
-    made["readout"] = gr.Markdown("Sparsity is shown once the voice is loaded.", elem_id="readout")
+    scopes = [(f"{name}: {words}{more.get(name, '')}", name) for name, words in SCOPES.items()]
+    made.add("scope", gr.Radio, "global", "Scope: how the amount is shared out", choices=scopes)
+    how = {"maximum": MAX_AMOUNT, "step": 0.01, "info": "Share of the weights that become zero"}
+    made.add("amount", gr.Slider, 0.3, "Amount", minimum=0, **how)
+    parts = [(PART_NAMES[part], part) for part in PARTS]
+    made.add("parts", gr.CheckboxGroup, list(PARTS), "Parts to prune", choices=parts)
+    made.add("readout", gr.Markdown, "Sparsity is shown once the voice is loaded.")
     title = "More: protect, floor, pattern, steps"
     with gr.Accordion(title, open=False, elem_id="more") as made["more"]:
-        made |= _more_components()
-    made["importance"] = gr.Radio(
-        [(f"{name.replace('_', ' ')}: {words}", name) for name, words in IMPORTANCES.items()],
-        value="sensitivity",
-        label="What a channel is judged by",
-        visible=False,
-        elem_id="importance",
-    )
+        how = {"choices": _PROTECTABLE, "multiselect": True, "allow_custom_value": True}
+        made.add("protect", gr.Dropdown, [], "Leave alone", info=_protect_info("magnitude"), **how)
+        patterns = [("none", ""), *((name, name) for name in PATTERNS)]
+        made.add("pattern", gr.Radio, "", "Pattern (N of every M stay)", choices=patterns)
+        made.add("pattern_words", gr.Markdown, "", visible=False)
+        how = {"step": 0.05, "info": "Share of its weights that every layer keeps at least"}
+        made.add("floor", gr.Slider, 0, "Floor", minimum=0, maximum=1, **how)
+        how = {"step": 1, "info": "Gradual pruning; each step can be heard"}
+        made.add("steps", gr.Slider, 1, "Steps", minimum=1, maximum=MAX_STEPS, **how)
+        how = {"choices": list(SCHEDULES), "visible": False}
+        made.add("schedule", gr.Radio, "cubic", "How the amount grows", **how)
+    how["choices"] = [(f"{n.replace('_', ' ')}: {words}", n) for n, words in IMPORTANCES.items()]
+    made.add("importance", gr.Radio, "sensitivity", "What a channel is judged by", **how)
     title = "Levers: what of the structure stays"
     with gr.Accordion(title, open=False, visible=False, elem_id="levers") as made["levers"]:
-        made["by_lever"] = gr.Checkbox(
-            False, label="Set each lever myself, instead of by the amount", elem_id="by-lever"
-        )
+        made.add("by_lever", gr.Checkbox, False, "Set each lever myself, instead of by the amount")
         for name, label in _LEVER_WORDS.items():
-            how = {"label": label, "visible": False, "elem_id": name.replace("_", "-")}
-            made[name] = (
-                gr.Dropdown(_COUNTS, value=ALL, filterable=False, **how)
-                if name in COUNTED
-                else gr.Slider(0.05, 1, value=1, step=0.05, **how)
-            )
-    return made
-
-
-def _more_components() -> dict[str, Any]:
-    return {
-        "protect": gr.Dropdown(
-            _PROTECTABLE,
-            value=[],
-            multiselect=True,
-            allow_custom_value=True,
-            label="Leave alone",
-            info=_protect_info("magnitude"),
-            elem_id="protect",
-        ),
-        "pattern": gr.Radio(
-            [("none", ""), *((name, name) for name in PATTERNS)],
-            value="",
-            label="Pattern (N of every M stay)",
-            elem_id="pattern",
-        ),
-        "pattern_words": gr.Markdown("", visible=False, elem_id="pattern-words"),
-        "floor": gr.Slider(
-            0,
-            1,
-            value=0,
-            step=0.05,
-            label="Floor",
-            info="Share of its weights that every layer keeps at least",
-            elem_id="floor",
-        ),
-        "steps": gr.Slider(
-            1,
-            MAX_STEPS,
-            value=1,
-            step=1,
-            label="Steps",
-            info="Gradual pruning; each step can be heard",
-            elem_id="steps",
-        ),
-        "schedule": gr.Radio(
-            list(SCHEDULES),
-            value="cubic",
-            label="How the amount grows",
-            visible=False,
-            elem_id="schedule",
-        ),
-    }
+            kind: Any = gr.Slider
+            how = {"minimum": 0.05, "maximum": 1, "step": 0.05}
+            if name in COUNTED:
+                kind, how = gr.Dropdown, {"choices": _COUNTS, "filterable": False}
+            made.add(name, kind, ALL if name in COUNTED else 1, label, visible=False, **how)
 
 
 # Events
@@ -255,22 +165,19 @@ def wire_controls(demo: gr.Blocks, page: Page) -> None:
     demo.load(**load)
     page["voice"].change(**load)
     page["upload"].upload(**page.event(keep_upload, ["upload"], ["voice", "upload"], "load"))
-    gr.on(
-        [page[name].change for name in PRUNING],
-        **page.event(
-            lambda values, token: {"readout": _readout(values, token)},
-            ["voice", *PRUNING],
-            ["readout"],
-            queue=True,
-            trigger_mode="always_last",
-            concurrency_limit=4,
-        ),
-    )
+
+    def read(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:
+        return {"readout": _readout(values, token)}
+
+    last: dict[str, Any] = {"queue": True, "trigger_mode": "always_last", "concurrency_limit": 4}
+    changed = [page[name].change for name in PRUNING]
+    gr.on(changed, **page.event(read, ["voice", *PRUNING], ["readout"], **last))
     changed = [page[name].change for name in ("facts", "method", "scope", "pattern", "steps")]
     gr.on(changed, **page.event(_arrange, LOADED, ARRANGED))
     # A lever that is taken over starts where the amount has it. Gradio 6.31 forgets a value that
     # is set while its component is out of sight, so all comes in one update.
-    page["by_lever"].change(**page.event(_arrange_levers, LOADED, ARRANGED))
+    levers = functools.partial(_arrange, levers=True)
+    page["by_lever"].change(**page.event(levers, LOADED, ARRANGED))
 
 
 def load_voice(
@@ -319,21 +226,12 @@ def keep_upload(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:
     return {"voice": gr.Dropdown([*VOICES, (label, reference)], value=reference), "upload": None}
 
 
-def _arrange(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:
-    return arranged(_loaded(values, token), values)
-
-
-def _arrange_levers(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:
-    voice = _loaded(values, token)
-    return arranged(voice, values, levers_for(voice, values["amount"], values["parts"]))
-
-
-def _loaded(values: Mapping[str, Any], token: str | None) -> Voice | None:
-    """Return the chosen voice, None where it is not loaded yet."""
+def _arrange(values: Mapping[str, Any], token: str | None, levers: bool = False) -> dict[str, Any]:
     reference, bench = (values["voice"] or "").strip(), workbench.bench
-    if not bench.is_loaded(reference, token):
-        return None
-    return bench.voice(reference, token=token, device="cpu")
+    loaded = bench.is_loaded(reference, token)
+    voice = bench.voice(reference, token=token, device="cpu") if loaded else None
+    new = levers_for(voice, values["amount"], values["parts"]) if levers else None
+    return arranged(voice, values, new)
 
 
 ARRANGED = (
@@ -354,43 +252,42 @@ def arranged(
         levers: new values for the levers, None to leave them.
     """
     method, steps = values["method"], values["steps"]
-    known = METHODS.get(method, METHODS["magnitude"])
-    structured = known.structured
+    structured = METHODS.get(method, METHODS["magnitude"]).structured
     pattern = "" if structured or values["pattern"] not in PATTERNS else values["pattern"]
     by_lever = structured and values["by_lever"] is True
-    share = (
-        "Share of the channels of each chosen part that go"
-        if structured
-        else "Share of the weights that become zero"
-    )
-    amount: dict[str, Any] = {"info": share, "interactive": True, "visible": not by_lever}
-    words = ""
+    share = "Share of the weights that become zero"
+    if structured:
+        share = "Share of the channels of each chosen part that go"
+    words, info, set_amount = "", share, {}
     if pattern:
-        amount |= {"info": f"{share}: set by the pattern", "interactive": False}
-        amount["value"] = PATTERNS[pattern]
-        keep, _, of = pattern.partition(":")
-        words = _PATTERN_WORDS.format(
-            keep=keep, of=of, amount=PATTERNS[pattern], gain=_GAINS[pattern]
-        )
+        set_amount, info = {"value": PATTERNS[pattern]}, f"{share}: set by the pattern"
+        keep, of = pattern.split(":")
+        words = _PATTERN_WORDS.format(keep, of, PATTERNS[pattern], _GAINS[pattern])
     gradual = not pattern and isinstance(steps, (int, float)) and steps > 1
     changes: dict[str, dict[str, Any]] = {
-        "method_words": {"value": method_words(method, "local" if pattern else values["scope"])},
-        "scope": {"visible": not structured and not pattern},
-        "amount": amount,
-        "parts": {"visible": not by_lever},
-        "more": {"visible": not structured},
+        name: {"visible": shown}
+        for name, shown in {
+            "scope": not structured and not pattern,
+            "parts": not by_lever,
+            "more": not structured,
+            "floor": not pattern,
+            "steps": not pattern,
+            "schedule": gradual,
+            "importance": structured,
+            "levers": structured,
+            **{name: by_lever and (voice is None or _has(voice, name)) for name in LEVERS},
+        }.items()
+    }
+    scope = "local" if pattern else values["scope"]
+    interactive = {"interactive": not pattern, "visible": not by_lever}
+    changes |= {
+        "method_words": {"value": method_words(method, scope)},
+        "amount": {"info": info, **interactive, **set_amount},
         "protect": {"info": _protect_info(method, bool(pattern))},
         "pattern_words": {"value": words, "visible": bool(pattern)},
-        "floor": {"visible": not pattern},
-        "steps": {"visible": not pattern},
-        "schedule": {"visible": gradual},
-        "importance": {"visible": structured},
-        "levers": {"visible": structured},
     }
-    for name in LEVERS:
-        changes[name] = {"visible": by_lever and (voice is None or _has(voice, name))}
-        if levers is not None:
-            changes[name]["value"] = levers[name]
+    for name, value in (levers or {}).items():
+        changes[name]["value"] = value
     return {name: gr.update(**change) for name, change in changes.items()}
 
 
@@ -405,11 +302,9 @@ def levers_for(voice: Voice | None, amount: float, parts: Any) -> dict[str, Any]
     """Return the values of the levers that an amount comes to."""
     shape = Shape()
     if voice:
-        try:
+        with contextlib.suppress(InputError):
             spec = PruneSpec(method="structured", amount=amount, parts=parts or ())
             shape = shape_for(voice, spec)
-        except InputError:
-            shape = Shape()
     found = {name: getattr(shape, name) for name in LEVERS}
     return {
         name: (value or ALL) if name in COUNTED else max(0.05, round(value, 2))

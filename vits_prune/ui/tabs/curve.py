@@ -17,115 +17,91 @@ from vits_prune.studio.speaking import csv
 from vits_prune.study.knee import RULE, Limit
 from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS
 from vits_prune.ui.events import QUIET, Page, sentences
-from vits_prune.ui.widgets import widget
+from vits_prune.ui.widgets import Made, widget
 
 Values = dict[str, Any]
 Shown = Iterator[dict[str, Any]]
 
 _MOST_TEXTS = 20
+_CURVE = ("curve_texts", "curve_step", "curve_last", "curve_metrics")
+_HEAT = ("heat_texts", "heat_amounts", "heat_metrics")
+_KNEE = ("curve_texts", "knee_cer", "knee_dnsmos")
 _WIDTHS = ["90px", "200px", "90px", "220px", "200px"]
 
 
 # Components
 
 
-def curve_tab() -> dict[str, Any]:
+def curve_tab() -> Made:
     """Make the Curve tab's components."""
-    made: dict[str, Any] = {}
+    made = Made()
     gr.Markdown(
-        "How quality falls as weights go: the voice is pruned by the method on the left at a row of"
-        " amounts, and measured on held-out sentences by a speech recogniser and a naturalness"
-        " predictor, against the original and against the original with other seeds."
+        "How quality falls as weights go. The voice is pruned by the method on the left at a row of"
+        " amounts; a speech recogniser and a naturalness predictor measure it on held-out"
+        " sentences, against the original and against the original with other seeds."
     )
     with gr.Row():
-        made["curve_texts"] = _texts(5, "curve")
-        made["curve_step"] = gr.Dropdown(
-            [("every 10%", 0.1), ("every 20%", 0.2), ("every 5%", 0.05)], value=0.1, label="Amounts"
-        )
-        made["curve_last"] = gr.Slider(
-            0.2, 0.9, value=0.6, step=0.1, label="Up to", elem_id="curve-last"
-        )
-    made["curve_metrics"] = _families("curve")
-    made["curve_start"] = gr.Button("Measure the curve", elem_id="curve-start")
-    made["curve"] = widget("curve")
-    made["curve_csv"] = _download("curve")
+        _add_texts(made, "curve", 5)
+        steps = [("every 10%", 0.1), ("every 20%", 0.2), ("every 5%", 0.05)]
+        made.add("curve_step", gr.Dropdown, 0.1, "Amounts", choices=steps)
+        made.add("curve_last", gr.Slider, 0.6, "Up to", minimum=0.2, maximum=0.9, step=0.1)
+    _add_measures(made, "curve", "Measure the curve")
+    made.download("curve")
     gr.Markdown(
-        "**Knee finder**: the largest amount that stays within limits, by bisection on as many"
-        " sentences as above."
+        "**Knee finder**: the largest amount within limits, by bisection on as many sentences."
     )
     with gr.Row():
-        for name, value, step, label in (
-            ("cer", 2.0, 0.5, "Character errors: points that may be lost"),
-            ("dnsmos", 0.1, 0.05, "DNSMOS, overall: how much may be lost"),
-        ):
-            made[f"knee_{name}"] = gr.Number(
-                value, label=label, minimum=0, step=step, elem_id=f"knee-{name}"
-            )
-    made["knee_start"] = gr.Button("Find the knee", elem_id="knee-start")
-    made["knee_words"] = gr.Markdown("", elem_id="knee-words")
-    made["knee"] = gr.Dataframe(
-        visible=False, interactive=False, label="Amounts that were tried", elem_id="knee-table"
-    )
-    made["knee_csv"] = _download("knee", visible=False)
+        label = "Character errors: points that may be lost"
+        made.add("knee_cer", gr.Number, 2.0, label, minimum=0, step=0.5)
+        label = "DNSMOS, overall: how much may be lost"
+        made.add("knee_dnsmos", gr.Number, 0.1, label, minimum=0, step=0.05)
+    made.add("knee_start", gr.Button, "Find the knee")
+    made.add("knee_words", gr.Markdown, "")
+    hidden = {"visible": False, "interactive": False}
+    made.add("knee_table", gr.Dataframe, None, "Amounts that were tried", **hidden)
+    made.download("knee", visible=False)
     return made
 
 
-def sensitivity_tab() -> dict[str, Any]:
+def sensitivity_tab() -> Made:
     """Make the Sensitivity tab's components."""
-    made: dict[str, Any] = {}
+    made = Made()
     gr.Markdown(
         "Which part of the voice breaks first? Each part is pruned **alone** at a few amounts, as"
-        " chosen on the left, and measured against the original on held-out sentences. Press a cell"
-        " to hear it."
+        " chosen on the left, and measured against the original. Press a cell to hear it."
     )
     with gr.Row():
-        made["heat_texts"] = _texts(4, "heat")
-        made["heat_amounts"] = gr.CheckboxGroup(
-            [(f"{amount:.0%}", amount) for amount in (0.1, 0.3, 0.5, 0.7, 0.9)],
-            value=list(DEFAULT_AMOUNTS),
-            label="Amounts",
-            elem_id="heat-amounts",
-        )
-    made["heat_metrics"] = _families("heat")
-    made["heat_start"] = gr.Button("Prune one part at a time", elem_id="heat-start")
-    made["heat"] = widget("heat")
-    made["heat_csv"] = _download("heat", "sensitivity")
+        _add_texts(made, "heat", 4)
+        amounts = [(f"{amount:.0%}", amount) for amount in (0.1, 0.3, 0.5, 0.7, 0.9)]
+        usual = list(DEFAULT_AMOUNTS)
+        made.add("heat_amounts", gr.CheckboxGroup, usual, "Amounts", choices=amounts)
+    _add_measures(made, "heat", "Prune one part at a time")
+    made.download("heat", "sensitivity")
     return made
 
 
-def fader_tab() -> dict[str, Any]:
+def fader_tab() -> Made:
     """Make the Fader tab's components."""
+    made = Made()
     gr.Markdown(
-        "One sentence, spoken at a row of amounts with the original's durations, so that all"
-        " renditions are sample-aligned: it loops, and as you drag, one fades into the next."
+        "One sentence at a row of amounts, all with the original's durations: it loops, and as you"
+        " drag, one amount fades into the next."
     )
-    return {
-        "fader_start": gr.Button("Speak at a row of amounts", elem_id="fader-start"),
-        "fader": widget("fader"),
-    }
+    made.add("fader_start", gr.Button, "Speak at a row of amounts")
+    made["fader"] = widget("fader")
+    return made
 
 
-def _texts(value: int, of: str) -> gr.Slider:
-    return gr.Slider(2, _MOST_TEXTS, value=value, step=1, label="Sentences", elem_id=f"{of}-texts")
+def _add_texts(made: Made, of: str, count: int) -> None:
+    limits = {"minimum": 2, "maximum": _MOST_TEXTS, "step": 1}
+    made.add(f"{of}_texts", gr.Slider, count, "Sentences", **limits)
 
 
-def _families(of: str) -> gr.CheckboxGroup:
-    return gr.CheckboxGroup(
-        list(FAMILIES),
-        value=["intelligibility", "naturalness", "rhythm"],
-        label="Measures",
-        elem_id=f"{of}-metrics",
-    )
-
-
-def _download(of: str, name: str = "", visible: bool = True) -> gr.DownloadButton:
-    return gr.DownloadButton(
-        f"Download {name or of}.csv",
-        size="sm",
-        interactive=False,
-        visible=visible,
-        elem_id=f"{of}-csv",
-    )
+def _add_measures(made: Made, of: str, start: str) -> None:
+    usual = ["intelligibility", "naturalness", "rhythm"]
+    made.add(f"{of}_metrics", gr.CheckboxGroup, usual, "Measures", choices=list(FAMILIES))
+    made.add(f"{of}_start", gr.Button, start)
+    made[of] = widget(of)
 
 
 # Work
@@ -133,50 +109,44 @@ def _download(of: str, name: str = "", visible: bool = True) -> gr.DownloadButto
 
 def measure_curve(values: Values, token: str | None, progress: Progress) -> Shown:
     """Measure point after point; each update shows all so far."""
-    texts, step, last, families = (values[f"curve_{name}"] for name in _CURVE)
+    texts, step, last, families = (values[name] for name in _CURVE)
     request = request_of(values)
     wanted = evidence.amount_row(request.spec, step, last)
     for found in evidence.measure_points(request, token, wanted, int(texts), families, progress):
-        yield {
-            "curve": plots.curve_value(found),
-            "curve_csv": _filled("curve", found.table()),
-            "status": "Done. Press a point to hear it."
-            if found.complete
-            else f"{len(found.points)} points measured …",
-        }
+        file = _filled("curve", found.table())
+        status = _status(found, "point")
+        yield {"curve": plots.curve_value(found), "curve_csv": file, "status": status}
 
 
 def measure_parts(values: Values, token: str | None, progress: Progress) -> Shown:
     """Measure cell after cell; each update shows all so far."""
-    texts, amounts, families = (values[f"heat_{name}"] for name in _HEAT)
+    texts, amounts, families = (values[name] for name in _HEAT)
     amounts, request = evidence.sensitivity_amounts(amounts), request_of(values)
-    wanted = evidence.parts_alone(request.spec, amounts)
-    for found in evidence.measure_points(
-        request, token, wanted, int(texts), families, progress, "cell"
-    ):
-        yield {
-            "heat": plots.heat_value(found, amounts),
-            "heat_csv": _filled("sensitivity", found.table(parts="part")),
-            "status": "Done. Press a cell to hear it."
-            if found.complete
-            else f"{len(found.points)} cells measured …",
-        }
+    asked = (request, token, evidence.parts_alone(request.spec, amounts), int(texts), families)
+    for found in evidence.measure_points(*asked, progress, "cell"):
+        file = _filled("sensitivity", found.table(parts="part"))
+        value = plots.heat_value(found, amounts)
+        yield {"heat": value, "heat_csv": file, "status": _status(found, "cell")}
+
+
+def _status(found: evidence.Points, what: str) -> str:
+    if found.complete:
+        return f"Done. Press a {what} to hear it."
+    return f"{len(found.points)} {what}s measured …"
 
 
 def find_knee(values: Values, token: str | None, progress: Progress) -> Shown:
     """Bisect the amount within the limits; show what was tried."""
-    cer, dnsmos = values["knee_cer"], values["knee_dnsmos"]
+    texts, cer, dnsmos = (values[name] for name in _KNEE)
     limits = [Limit("cer", float(cer) / 100)] if cer is not None else []
     limits += [Limit("dnsmos_ovrl", -float(dnsmos))] if dnsmos is not None else []
-    found, note = evidence.find_knee(
-        request_of(values), token, int(values["curve_texts"]), limits, progress
-    )
+    found, note = evidence.find_knee(request_of(values), token, int(texts), limits, progress)
     amount, rows = f"{found.amount:.2f}", found.rows()
     rule = RULE.replace(" (with --strict: its whole 95% interval)", "")
     tried, words = plots.tried_table(rows), in_words(found.spec, amount=False)
     yield {
         "knee_words": f"**Knee: amount {amount}** ({words}, {note}). {rule}",
-        "knee": gr.Dataframe(tried, visible=True, column_widths=_WIDTHS),
+        "knee_table": gr.Dataframe(tried, visible=True, column_widths=_WIDTHS),
         "knee_csv": _filled("knee", pd.DataFrame(rows)),
         "status": f"Done. The largest amount within the limits is {amount}.",
     }
@@ -196,9 +166,6 @@ def _filled(name: str, table: pd.DataFrame) -> gr.DownloadButton:
 
 # Events
 
-_CURVE = ("texts", "step", "last", "metrics")
-_HEAT = ("texts", "amounts", "metrics")
-
 
 def wire_evidence(page: Page) -> list[Any]:
     """Wire the four buttons, and the points and cells; return the events that Stop may cancel.
@@ -206,17 +173,14 @@ def wire_evidence(page: Page) -> list[Any]:
     A pressed point or cell sets the controls as it was measured, and speaks.
     """
     wired = []
-    for button, work, chosen, fills, lane in (
-        ("curve_start", measure_curve, [f"curve_{one}" for one in _CURVE], ["curve", "curve_csv"],
-         "measure"),
-        ("knee_start", find_knee, ["curve_texts", "knee_cer", "knee_dnsmos"],
-         ["knee_words", "knee", "knee_csv"], "measure"),
-        ("heat_start", measure_parts, [f"heat_{one}" for one in _HEAT], ["heat", "heat_csv"],
-         "measure"),
-        ("fader_start", fade, [], ["fader"], "work"),
-    ):  # fmt: skip
+    for name, work, chosen, fills, lane in (
+        ("curve", measure_curve, _CURVE, ("curve", "curve_csv"), "measure"),
+        ("knee", find_knee, _KNEE, ("knee_words", "knee_table", "knee_csv"), "measure"),
+        ("heat", measure_parts, _HEAT, ("heat", "heat_csv"), "measure"),
+        ("fader", fade, (), ("fader",), "work"),
+    ):
         event = page.event(work, (*SPEAKING, *chosen), ("status", *fills), lane)
-        wired.append(page[button].click(**event))
+        wired.append(page[f"{name}_start"].click(**event))
 
     def take_over(event: gr.EventData) -> dict[Any, Any]:
         with sentences():

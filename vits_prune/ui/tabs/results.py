@@ -19,7 +19,7 @@ from vits_prune.studio.request import SPEAKING, Request, request_of
 from vits_prune.study import tables
 from vits_prune.ui.controls import LOADED, VOICE_SHOWN, load_voice
 from vits_prune.ui.events import LANES, QUIET, Page, tickets
-from vits_prune.ui.widgets import source, widget
+from vits_prune.ui.widgets import Made, source, widget
 
 Values = dict[str, Any]
 Shown = Iterator[dict[str, Any]]
@@ -30,8 +30,7 @@ LOCKED = {
 }
 OWN = {
     "aligned": False,
-    "hint": "The two voices have their own durations. Set timing to “locked” to flip between them"
-    " in place.",
+    "hint": "Each voice has its own durations. Set timing to “locked” to flip between the two.",
 }
 _TABLES = ("sparsity", "size", "latency", "layers")
 _WIDTHS = {
@@ -43,51 +42,43 @@ _WIDTHS = {
 """Widths of the columns: the words beside a number must be in sight before its spread."""
 
 
+_PICTURES = {
+    "spectrograms": "Spectrograms",
+    "bars": "Sparsity by layer",
+    "histogram": "Weights by absolute value",
+}
+
+
 # Components
 
 
 def player(label: str, elem_id: str, colour: str, **options: Any) -> gr.Audio:
     """Return a player with a download button, and a waveform of one colour."""
     waves = gr.WaveformOptions(waveform_color="#b8c0cc", waveform_progress_color=colour)
-    return gr.Audio(
-        label=label,
-        interactive=False,
-        elem_id=elem_id,
-        buttons=["download"],
-        waveform_options=waves,
-        **options,
-    )
+    options |= {"interactive": False, "buttons": ["download"], "waveform_options": waves}
+    return gr.Audio(label=label, elem_id=elem_id, **options)
 
 
-def player_components() -> dict[str, Any]:
+def player_components() -> Made:
     """Make the status line, the two players, and the switch between them."""
-    made: dict[str, Any] = {}
-    made["status"] = gr.Markdown("Press **Speak with both**.", elem_id="status", min_height=56)
-    made["summary"] = gr.Markdown("", elem_id="summary")
+    made = Made()
+    made.add("status", gr.Markdown, "Press **Speak with both**.", min_height=56)
+    made.add("summary", gr.Markdown, "")
     made["asked"] = gr.State()
     with gr.Row():
         made["original"] = player("Original", "original-audio", plots.ORIGINAL)
         made["pruned"] = player("Pruned", "pruned-audio", plots.PRUNED)
     made["flip"] = widget("flip")
-    made["rendition"] = gr.Radio(
-        [],
-        label="Steps of gradual pruning: choose one to hear it",
-        visible=False,
-        elem_id="rendition",
-    )
-    made["rendition_audio"] = player(
-        "Step, with the original's durations",
-        "rendition-audio",
-        "#8d6cc9",
-        visible=False,
-        autoplay=True,
-    )
+    label = "Steps of gradual pruning: choose one to hear it"
+    made.add("rendition", gr.Radio, None, label, choices=[], visible=False)
+    label, options = "Step, with the original's durations", {"visible": False, "autoplay": True}
+    made["rendition_audio"] = player(label, "rendition-audio", "#8d6cc9", **options)
     return made
 
 
-def result_tabs() -> dict[str, Any]:
+def result_tabs() -> Made:
     """Make the tabs Sparsity, Size, Latency, Layers, Method and Pictures."""
-    made: dict[str, Any] = {}
+    made = Made()
     for name in _TABLES:
         with gr.Tab(name.capitalize(), id=name):
             made[name] = gr.Dataframe(
@@ -102,27 +93,19 @@ def result_tabs() -> dict[str, Any]:
                 buttons=["copy", "fullscreen"],
                 show_search="filter" if name == "layers" else "none",
             )
-            made[f"{name}_csv"] = gr.DownloadButton(
-                f"Download {name}.csv", size="sm", interactive=False, elem_id=f"{name}-csv"
-            )
+            made.download(name)
+    picture = {"show_label": False, "format": "png", "elem_classes": "pictures"}
     with gr.Tab("Method", id="method-tab"):
-        made["lesson"] = gr.Markdown(
-            "Press **Speak with both**: then one weight matrix is shown here, before and after.",
-            elem_id="lesson",
-        )
-        made["matrix_layer"] = gr.Dropdown([], label="Layer", visible=False, elem_id="matrix-layer")
-        made["matrix"] = _picture("Weights before and after", elem_id="matrix")
+        words = "Press **Speak with both** to see one weight matrix here, before and after."
+        made.add("lesson", gr.Markdown, words)
+        made.add("matrix_layer", gr.Dropdown, None, "Layer", choices=[], visible=False)
+        made.add("matrix", gr.Plot, None, "Weights before and after", **picture)
         gr.Markdown("**What saves what**")
         gr.HTML(_savings(), css_template=source("savings.css"), elem_id="savings")
     with gr.Tab("Pictures", id="pictures"):
-        made["spectrograms"] = _picture("Spectrograms")
-        made["bars"] = _picture("Sparsity by layer")
-        made["histogram"] = _picture("Weights by absolute value")
+        for name, label in _PICTURES.items():
+            made.add(name, gr.Plot, None, label, **picture)
     return made
-
-
-def _picture(label: str, **options: Any) -> gr.Plot:
-    return gr.Plot(label=label, show_label=False, format="png", elem_classes="pictures", **options)
 
 
 def _savings() -> str:
@@ -283,7 +266,7 @@ _HEARD = (
 _CHAIN = (
     (prune, SPEAKING, ("asked",), "prune"),
     (hear, ("asked",), _HEARD, "work"),
-    (draw, ("asked",), ("spectrograms", "bars", "histogram", *_MATRIX), "measure"),
+    (draw, ("asked",), (*_PICTURES, *_MATRIX), "measure"),
     (weigh, ("asked",), ("size", "size_csv"), "measure"),
     (time_both, ("asked",), ("latency", "latency_csv"), "measure"),
 )

@@ -1,16 +1,15 @@
-"""Components with a script of their own: NAME.html, NAME.css and NAME.js in this folder."""
+"""Components: plain ones by name, and those with a script of their own in this folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 WAITING = {
-    "flip": "Speak first. With timing “locked” you can then flip between the two voices while they"
-    " play.",
-    "fader": "Press the button above: the text is spoken at a row of amounts, then drag from one to"
-    " the next.",
+    "flip": "Speak first. With timing “locked” you can flip between the two voices as they play.",
+    "fader": "Press the button above, then drag from one amount to the next.",
     "curve": "Points appear as they are measured; press one to hear it.",
     "heat": "Cells appear as they are measured; press one to hear it.",
     "course": "Losses appear here as the voice learns.",
@@ -18,6 +17,22 @@ WAITING = {
 """What each widget says before there is anything to show."""
 _PICTURES = ("curve", "heat", "course")
 """Widgets that draw measurements: they share picture.css and picture.js."""
+
+
+class Made(dict[str, Any]):
+    """Components by name; the element of one has its name, with hyphens."""
+
+    def add(self, name: str, kind: Any, value: Any = None, label: str = "", **options: Any) -> None:
+        """Make a component inside the block that is open."""
+        named = {"label": label} if label else {}
+        self[name] = kind(value=value, elem_id=name.replace("_", "-"), **named, **options)
+
+    def download(self, of: str, name: str = "", visible: bool = True) -> None:
+        """Make the button that downloads NAME.csv, once there is one."""
+        text, kind = f"Download {name or of}.csv", gr.DownloadButton
+        self[f"{of}_csv"] = kind(
+            text, size="sm", interactive=False, visible=visible, elem_id=f"{of}-csv"
+        )
 
 
 def source(name: str) -> str:
