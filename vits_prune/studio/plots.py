@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
 from vits_prune.measure import Sparsity, quality
@@ -21,61 +20,58 @@ from vits_prune.pruning.registry import METHODS
 from vits_prune.pruning.spec import in_words
 from vits_prune.studio.evidence import Points
 from vits_prune.studio.heal_jobs import HealJob
-from vits_prune.study.charts import GREY, styled
+from vits_prune.study.charts import COLOURS, GREY, empty_figure, set_title, styled, title_of
 from vits_prune.study.knee import compared
 from vits_prune.study.tables import PART_NAMES
 from vits_prune.voices.voice import PARTS
 
-ORIGINAL, PRUNED, NEUTRAL = "#2f7ed8", "#e4572e", GREY
-"""Blue for the original, orange for the pruned voice (colour-blind eyes tell them apart), grey."""
-_PART_COLOURS = dict(zip(PARTS, (ORIGINAL, "#8d6cc9", "#2a9d6f", PRUNED), strict=True))
+ORIGINAL, PRUNED = COLOURS[:2]
+"""Blue and orange, which colour-blind eyes tell apart."""
+_PART_COLOURS = dict(zip(PARTS, (ORIGINAL, COLOURS[3], COLOURS[2], PRUNED), strict=True))
 _SIZES = LinearSegmentedColormap.from_list("sizes", ["#d6e6f7", ORIGINAL, "#0a2a52"])
 _GONE = "#8a8f9833"
 _ZERO_OR_GONE = LinearSegmentedColormap.from_list("zero or gone", [PRUNED, _GONE])
-_SMALL: dict[str, Any] = {"fontsize": 8, "color": NEUTRAL}
-_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": NEUTRAL}
+_SMALL: dict[str, Any] = {"fontsize": 8, "color": GREY}
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": GREY}
 
 
 def spectrograms(original: Spectrogram, pruned: Spectrogram, aligned: bool) -> Figure:
     """Draw both spectrograms, and where the two are sample-aligned their difference."""
     rows = 3 if aligned else 2
-    figure, axes = _figure(rows, height=1.9 * rows)
-    shown: list[tuple[Spectrogram, np.ndarray, str, dict[str, Any]]] = [
-        (one, one.decibels, name, {"cmap": "magma", "vmin": -90, "vmax": -20})
+    figure, axes = _axes(rows, height=1.9 * rows)
+    levels: dict[str, Any] = {"cmap": "magma", "vmin": -90, "vmax": -20}
+    shown = [
+        (one, one.decibels, name, levels)
         for one, name in ((original, "original"), (pruned, "pruned"))
     ]
     if aligned:
         difference = np.clip(pruned.decibels, -80, 0) - np.clip(original.decibels, -80, 0)
         name = "pruned minus original, levels under -80 dB counted as -80"
         shown.append((original, difference, name, {"cmap": "RdBu_r", "vmin": -30, "vmax": 30}))
-    for axis, (one, levels, name, how) in zip(axes, shown, strict=True):
+    for axis, (one, values, name, how) in zip(axes, shown, strict=True):
         extent = (0, one.seconds, 0, one.highest_hz / 1000)
-        how |= {"extent": extent, "origin": "lower", "aspect": "auto"}
-        _scale(figure, axis, axis.imshow(levels, interpolation="nearest", **how))
-        axis.set_title(name, loc="left", color=NEUTRAL, fontsize=9)
-        axis.set_ylabel("kHz")
-        axis.set_xlim(0, max(original.seconds, pruned.seconds))
+        where: dict[str, Any] = {"extent": extent, "origin": "lower", "aspect": "auto"}
+        image = axis.imshow(values, interpolation="nearest", **where, **how)
+        bar = figure.colorbar(image, ax=axis, pad=0.01)
+        bar.set_label("dB", color=GREY)
+        bar.ax.tick_params(labelsize=7, colors=GREY)
+        set_title(axis, name)
+        axis.set(ylabel="kHz", xlim=(0, max(original.seconds, pruned.seconds)))
     axes[-1].set_xlabel("seconds")
     return figure
-
-
-def _scale(figure: Figure, axis: Axes, image: AxesImage) -> None:
-    bar = figure.colorbar(image, ax=axis, pad=0.01)
-    bar.set_label("dB", color=NEUTRAL)
-    bar.ax.tick_params(labelsize=7, colors=NEUTRAL)
 
 
 def layer_bars(sparsity: Sparsity) -> Figure:
     """Draw the sparsity of each prunable layer, coloured by part, in the order of the model."""
     rows = [row for row in sparsity.layers if row.layer.prunable]
-    figure, (axis,) = _figure(1, height=3.0)
+    figure, (axis,) = _axes(1, height=3.0)
     start = 0
     for part in PARTS:
         mine = [100 * row.sparsity for row in rows if row.layer.part == part]
         places, colour = range(start, start + len(mine)), _PART_COLOURS[part]
         axis.bar(places, mine, width=0.9, color=colour, label=PART_NAMES[part])
         start += len(mine)
-    axis.axhline(100 * sparsity.overall, color=NEUTRAL, linewidth=1, linestyle="--")
+    axis.axhline(100 * sparsity.overall, color=GREY, linewidth=1, linestyle="--")
     axis.text(start, 100 * sparsity.overall + 1, "overall", va="bottom", **_SMALL)
     axis.set(xlabel="layer, in the order of the model", ylabel="zeros (%)")
     axis.set(ylim=(0, 100), xlim=(-1, 1.06 * start))
@@ -85,25 +81,20 @@ def layer_bars(sparsity: Sparsity) -> Figure:
 
 def weight_histogram(histogram: WeightHistogram) -> Figure:
     """Draw how many weights have which absolute value, kept and zeroed, and their threshold."""
-    figure, (axis,) = _figure(1, height=3.0)
+    figure, (axis,) = _axes(1, height=3.0)
     left, width = histogram.edges[:-1], np.diff(histogram.edges)
     zeroed, kept, largest = histogram.zeroed, histogram.kept, histogram.largest_zeroed
     axis.bar(left, zeroed, width, align="edge", color=PRUNED, label="set to zero")
     axis.bar(left, kept, width, bottom=zeroed, align="edge", color=ORIGINAL, label="kept")
     if 0 < largest <= histogram.smallest_kept:
-        axis.axvline(largest, color=NEUTRAL, linewidth=1.2, linestyle="--")
-        where = (largest, 0.92)
-        axis.annotate(
-            f" threshold {largest:.3g}", where, xycoords=("data", "axes fraction"), **_SMALL
-        )
+        axis.axvline(largest, color=GREY, linewidth=1.2, linestyle="--")
+        where: dict[str, Any] = {"xy": (largest, 0.92), "xycoords": ("data", "axes fraction")}
+        axis.annotate(f" threshold {largest:.3g}", **where, **_SMALL)
     elif largest:
-        words, where = "each layer has its own threshold", (0.5, 0.9)
-        axis.annotate(words, where, xycoords="axes fraction", ha="center", **_SMALL)
-    axis.set(
-        xlabel="absolute value of the weight (the last bar holds all above)",
-        ylabel="weights",
-        xlim=(0, histogram.edges[-1]),
-    )
+        where = {"xy": (0.5, 0.9), "xycoords": "axes fraction", "ha": "center"}
+        axis.annotate("each layer has its own threshold", **where, **_SMALL)
+    axis.set(ylabel="weights", xlim=(0, histogram.edges[-1]))
+    axis.set_xlabel("absolute value of the weight (the last bar holds all above)")
     axis.legend(ncols=2, loc="upper right", **_LEGEND)
     return figure
 
@@ -113,7 +104,7 @@ def matrices(pair: MatrixPair) -> Figure:
 
     Darker is larger; zeros and what is gone each have a colour of their own.
     """
-    figure, axes = _figure(1, height=4.6, columns=2)
+    figure, axes = _axes(1, height=4.6, columns=2)
     top = float(np.quantile(pair.before, 0.99)) or 1.0
     corners = (("before", pair.before, pair.layer.shape), ("after", pair.after, pair.shape_after))
     for axis, (name, values, shape) in zip(axes, corners, strict=True):
@@ -122,7 +113,7 @@ def matrices(pair: MatrixPair) -> Figure:
         axis.imshow(shown, cmap=_SIZES, vmin=0, vmax=top, interpolation="nearest")
         size = "gone" if shape is None else " × ".join(map(str, shape))
         zeros = f", {100 * pair.zeros:.1f}% zeros" if name == "after" and pair.zeros else ""
-        axis.set_title(f"{name}: {size}{zeros}", loc="left", color=NEUTRAL, fontsize=9)
+        set_title(axis, f"{name}: {size}{zeros}")
         axis.set_xlabel("input channel")
     axes[0].set_ylabel("output channel")
     keys = [Patch(color=ORIGINAL, label="weight, darker is larger")]
@@ -134,11 +125,9 @@ def matrices(pair: MatrixPair) -> Figure:
     return figure
 
 
-def _figure(rows: int, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return a transparent figure, made without pyplot, whose global list would keep it alive."""
-    figure = Figure(figsize=(8.0, height), dpi=110, layout="constrained", facecolor="none")
-    axes = [styled(axis) for axis in figure.subplots(rows, columns, squeeze=False).flat]
-    return figure, axes
+def _axes(rows: int, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = empty_figure(height)
+    return figure, [styled(axis) for axis in figure.subplots(rows, columns, squeeze=False).flat]
 
 
 # What the page draws itself, as values of its widgets
@@ -150,41 +139,31 @@ def curve_value(found: Points) -> dict[str, Any]:
     metrics: dict[str, dict[str, Any]] = {}
     series: dict[str, dict[str, Any]] = {}
     for spec, sparsity, evaluation in points:
-        figures = evaluation.figures
-        for name, figure in figures.items():
-            metric = quality.METRICS[name]
-            metrics.setdefault(
-                name, {"title": metric.title, "unit": metric.unit, "floor": _band(figure)}
+        values, figures = {}, evaluation.figures
+        for name, one in figures.items():
+            what, values[name] = (
+                quality.METRICS[name],
+                [one.pruned.value, one.pruned.low, one.pruned.high],
             )
+            about = {"title": what.title, "unit": what.unit, "floor": _band(one)}
+            metrics.setdefault(name, about)
         words = in_words(spec, amount=False)
         line = series.setdefault(words, {"name": words, "points": [], "knee": None})
-        line["points"].append({
-            "spec": spec.to_dict(),
-            "amount": spec.amount,
-            "sparsity": sparsity,
-            "figures": {
-                name: [one.pruned.value, one.pruned.low, one.pruned.high]
-                for name, one in figures.items()
-            },
-            "verdicts": {name: figure.verdict for name, figure in figures.items()},
-        })  # fmt: skip
+        point = {"spec": spec.to_dict(), "amount": spec.amount, "sparsity": sparsity}
+        verdicts = {name: one.verdict for name, one in figures.items()}
+        line["points"].append({**point, "figures": values, "verdicts": verdicts})
     hint = f"Measured on {found.note}; bars are 95% intervals. "
     if "dnsmos_ovrl" in metrics:
         hint += "DNSMOS was trained on noisy speech, not on synthesis. "
     if knee is not None:
         series[in_words(points[0].spec, amount=False)]["knee"] = knee
-        hint = (
-            "Knee: the last point with at most 2 points more character errors and 0.1 less DNSMOS,"
-            f" at {knee:.0%}. {hint}"
-        )
+        lost = "2 points more character errors and 0.1 less DNSMOS"
+        hint = f"Knee: the last point with at most {lost}, at {knee:.0%}. {hint}"
     structured = any(METHODS[one.spec.method].structured for one in points)
-    axis = "weights that are zero or gone, of the whole voice"
-    return {
-        "series": list(series.values()),
-        "metrics": metrics,
-        "hint": f"{hint}{found.unmeasured}".strip(),
-        "axis": axis if structured else "sparsity of the whole voice",
-    }
+    axis = "weights that are zero or gone" if structured else "sparsity"
+    value = {"series": list(series.values()), "metrics": metrics}
+    hint = f"{hint}{found.unmeasured}".strip()
+    return {**value, "hint": hint, "axis": f"{axis} of the whole voice"}
 
 
 def heat_value(found: Points, amounts: Sequence[float]) -> dict[str, Any]:
@@ -196,33 +175,24 @@ def heat_value(found: Points, amounts: Sequence[float]) -> dict[str, Any]:
         intervals = {name: compared(figure) for name, figure in evaluation.figures.items()}
         changes = {name: one.value for name, one in intervals.items() if one}
         for name in changes:
-            metric = quality.METRICS[name]
-            distance = metric.kind == "distance"
-            title = f"{metric.title} ({metric.unit})" if metric.unit else metric.title
-            metrics[name] = {
-                "title": title if distance else f"{title}, change from the original",
-                "better": metric.better,
-                "distance": distance,
-            }
+            distance, better = (
+                quality.METRICS[name].kind == "distance",
+                quality.METRICS[name].better,
+            )
+            title = title_of(quality.METRICS[name]) + ", change from the original" * (not distance)
+            metrics[name] = {"title": title, "better": better, "distance": distance}
         empty = {"part": part, "name": PART_NAMES[part], "cells": [None] * len(amounts)}
-        rows.setdefault(part, empty)["cells"][list(amounts).index(spec.amount)] = {
-            "spec": spec.to_dict(),
-            "changes": changes,
-            "verdicts": {name: evaluation.figures[name].verdict for name in changes},
-        }
+        verdicts = {name: evaluation.figures[name].verdict for name in changes}
+        cell = {"spec": spec.to_dict(), "changes": changes, "verdicts": verdicts}
+        rows.setdefault(part, empty)["cells"][list(amounts).index(spec.amount)] = cell
     lost = dict.fromkeys(PART_NAMES[spec.parts[0]] for spec in found.left_out)
     more = "; left out where the method protects it or it cannot lose so much: " + ", ".join(lost)
     hint = (
         f"Measured on {found.note}{more if lost else ''}. Darker is worse, within the metric shown;"
         f" a dot: a difference is claimed. {found.unmeasured}"
     )
-    return {
-        "scope": found.points[0].spec.scope,
-        "rows": list(rows.values()),
-        "amounts": list(amounts),
-        "metrics": metrics,
-        "hint": hint.strip(),
-    }
+    value = {"scope": found.points[0].spec.scope, "rows": list(rows.values())}
+    return {**value, "amounts": list(amounts), "metrics": metrics, "hint": hint.strip()}
 
 
 def _band(figure: quality.Figure) -> list[float] | None:
@@ -235,24 +205,20 @@ def _band(figure: quality.Figure) -> list[float] | None:
 
 def tried_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return what a bisection tried, in words."""
-
-    def change(row: dict[str, Any]) -> str:
-        if row["value"] is None:
-            return "not measurable"
-        ends = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
-        return f"{row['value']:+.3f}{ends}"
-
-    return pd.DataFrame([
-        {
+    found = []
+    for row in rows:
+        change = "not measurable" if row["value"] is None else f"{row['value']:+.3f}"
+        if row["low"] is not None:
+            change += f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+        kept = "kept" if row["kept"] else "broken"
+        found.append({
             "amount": f"{row['amount']:.2f}",
             "metric": quality.METRICS[row["metric"]].title,
             "limit": f"{row['limit']:+g}",
-            "change, 95% interval": change(row),
-            "limit is": ("kept" if row["kept"] else "broken")
-            + ", not certain" * (not row["certain"]),
-        }
-        for row in rows
-    ])  # fmt: skip
+            "change, 95% interval": change,
+            "limit is": kept if row["certain"] else f"{kept}, not certain",
+        })  # fmt: skip
+    return pd.DataFrame(found)
 
 
 # Healing

@@ -21,7 +21,6 @@ MAX_STEPS = 8
 MAX_PROTECTED = 100
 MAX_TEXTS, MAX_TEXT = 60, 300
 """Most calibration sentences that a visitor may bring, and characters of each."""
-
 PATTERNS = {"2:4": 0.5, "4:8": 0.5}
 NOTHING, ALL = "nothing", 0
 """What the controls show for "protect nothing" and "keep all layers"."""
@@ -35,10 +34,8 @@ PRUNING = (
 _DELIVERY = tuple(one.name for one in dataclasses.fields(Delivery))
 SPEAKING = ("voice", "speaker", "text", "seed", "timing", *_DELIVERY, *PRUNING)
 """The controls that make a Request."""
-_FIRST: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(PruneSpec)} | {
-    "by_lever": False
-}
-_FIRST |= {name: getattr(Shape(), name) for name in LEVERS}
+_FIRST: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(PruneSpec)}
+_FIRST |= {"by_lever": False, **{name: getattr(Shape(), name) for name in LEVERS}}
 
 MINUTES = (0.5, 30.0)
 TEXTS = (2, 20)
@@ -68,26 +65,16 @@ class Request:
         """
         length, spec, here = len(self.text), self.spec, "here: the command line takes more"
         long = len(spec.texts) > MAX_TEXTS or any(len(text) > MAX_TEXT for text in spec.texts)
+        said = f"The text has {length:,} characters and the page speaks {MAX_CHARACTERS:,} at most"
+        named = f"At most {MAX_PROTECTED} protected layers can be named here"
+        heard = f"Calibration takes {MAX_TEXTS} sentences of {MAX_TEXT} characters at most {here}"
+        steps = f"Gradual pruning takes {MAX_STEPS} steps at most {here}"
         for refused, words in (
-            (
-                length > MAX_CHARACTERS,
-                f"The text has {length:,} characters and the page speaks {MAX_CHARACTERS:,} at"
-                " most: shorten it",
-            ),
+            (length > MAX_CHARACTERS, f"{said}: shorten it"),
             (self.timing not in ("own", "locked"), "Choose a timing: own or locked"),
-            (
-                max(spec.steps, len(spec.amounts)) > MAX_STEPS,
-                f"Gradual pruning takes {MAX_STEPS} steps at most {here}",
-            ),
-            (
-                len(spec.protect or ()) > MAX_PROTECTED,
-                f"At most {MAX_PROTECTED} protected layers can be named here: name a beginning that"
-                " several share",
-            ),
-            (
-                long,
-                f"Calibration takes {MAX_TEXTS} sentences of {MAX_TEXT} characters at most {here}",
-            ),
+            (max(spec.steps, len(spec.amounts)) > MAX_STEPS, steps),
+            (len(spec.protect or ()) > MAX_PROTECTED, f"{named}: name a beginning that many share"),
+            (long, heard),
         ):
             if refused:
                 raise InputError(f"{words}.")
@@ -141,13 +128,10 @@ def spec_of(values: Mapping[str, Any]) -> PruneSpec:
     if pattern:  # it is the same in every layer: there is nothing to share out
         amount = PATTERNS.get(str(pattern), plain.amount)
         return dataclasses.replace(plain, scope="local", amount=amount, pattern=pattern)
-    floor, steps = found["floor"], found["steps"]
-    return dataclasses.replace(
-        plain,
-        floor=0.0 if floor is None else floor,
-        steps=1 if steps is None else steps,
-        schedule=found["schedule"] if steps != 1 else "cubic",
-    )
+    floor = 0.0 if found["floor"] is None else found["floor"]
+    steps = 1 if found["steps"] is None else found["steps"]
+    schedule = "cubic" if steps == 1 else found["schedule"]
+    return dataclasses.replace(plain, floor=floor, steps=steps, schedule=schedule)
 
 
 def values_of(spec: PruneSpec) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def curve_figure(rows: Rows, metric: str, limit: Limit | None = None) -> Figure:
     """
     limit = limit or next((one for one in LIMITS if one.metric == metric), None)
     found, what = curves(rows, metric), METRICS[metric]
-    figure = _figure(4.2)
+    figure = empty_figure(4.2)
     axis = styled(figure.subplots())
     _draw_floor(axis, [row for curve in found.values() for row in curve], what)
     for i, (name, curve) in enumerate(found.items()):
@@ -58,9 +58,9 @@ def curve_figure(rows: Rows, metric: str, limit: Limit | None = None) -> Figure:
             name = f"knee: amount {at['amount']:g}"
             _draw_ring(axis, 100 * at["sparsity"], at[metric], colour, name)
     axis.set_xlabel("zeros among the prunable weights of the whole voice (%)")
-    axis.set_ylabel(_title(what))
+    axis.set_ylabel(title_of(what))
     kept = f"{limit.metric} within {limit.change:+g}" if limit else "no difference found"
-    _set_title(axis, f"{rows[0]['voice']}: {what.title}. Rings: last point with {kept}")
+    set_title(axis, f"{rows[0]['voice']}: {what.title}. Rings: last point with {kept}")
     axis.legend(frameon=False, fontsize=8, labelcolor=GREY)
     return figure
 
@@ -84,7 +84,7 @@ def sensitivity_figure(rows: Rows, metric: str) -> Figure:
     names = list(dict.fromkeys(map(subject, rows)))
     amounts = sorted({row["amount"] for row in rows})
     table = np.full((len(names), len(amounts)), np.nan)
-    figure = _figure(1.4 + 0.24 * max(5, len(names)))
+    figure = empty_figure(1.4 + 0.24 * max(5, len(names)))
     axis = styled(figure.subplots())
     for row in rows:
         y, x = names.index(subject(row)), amounts.index(row["amount"])
@@ -106,8 +106,8 @@ def sensitivity_figure(rows: Rows, metric: str) -> Figure:
     axis.set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("amount")
-    title = _title(what) + ("" if what.kind == "distance" else ", change from the original")
-    _set_title(axis, f"{rows[0]['voice']}, one at a time: {title}. Dots: a difference is claimed")
+    title = title_of(what) + ("" if what.kind == "distance" else ", change from the original")
+    set_title(axis, f"{rows[0]['voice']}, one at a time: {title}. Dots: a difference is claimed")
     return figure
 
 
@@ -118,7 +118,7 @@ def pareto_figure(solution: Solution) -> Figure:
     and the chosen candidate has a ring.
     """
     budget = solution.budget
-    figure = _figure(3.2 * len(budget.judged), 9.0)
+    figure = empty_figure(3.2 * len(budget.judged), 9.0)
     axes = figure.subplots(len(budget.judged), 2, squeeze=False, sharex="col")
     for pair, limit in zip(axes, budget.judged, strict=True):
         what = METRICS[limit.metric]
@@ -267,7 +267,8 @@ def _column(rows: Rows, name: str) -> np.ndarray:
     return np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=float)
 
 
-def _title(what: Metric) -> str:
+def title_of(what: Metric) -> str:
+    """Return the title of a metric with its unit."""
     return what.title + (f" ({what.unit})" if what.unit else "")
 
 
@@ -275,12 +276,13 @@ def _not_measured(metric: str) -> InputError:
     return InputError(f"There is no value of {str(metric)[:40]} to draw: it was not measured.")
 
 
-def _figure(height: float, width: float = 8.0) -> Figure:
-    """Make a figure without pyplot, whose global list would keep it alive."""
+def empty_figure(height: float, width: float = 8.0) -> Figure:
+    """Return a transparent figure, made without pyplot, whose global list would keep it alive."""
     return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="none")
 
 
-def _set_title(axis: Axes, text: str) -> None:
+def set_title(axis: Axes, text: str) -> None:
+    """Set the title of a picture, above its left edge."""
     axis.set_title(text, loc="left", fontsize=9, color=GREY)
 
 

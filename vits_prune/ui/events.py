@@ -15,14 +15,10 @@ from vits_prune.errors import InputError
 from vits_prune.studio.jobs import Tickets, Update, stream
 
 QUIET: dict[str, Any] = {"api_visibility": "private"}
+_LIMITS = {"load": 2, "prune": 4, "work": 1, "measure": 1, "look": 2, "heal": 1}
 LANES: dict[str, dict[str, Any]] = {
     "at once": {"queue": False, "show_progress": "hidden"},
-    "load": {"concurrency_id": "load", "concurrency_limit": 2},
-    "prune": {"concurrency_id": "prune", "concurrency_limit": 4},
-    "work": {"concurrency_id": "work", "concurrency_limit": 1},
-    "measure": {"concurrency_id": "measure", "concurrency_limit": 1},
-    "look": {"concurrency_id": "look", "concurrency_limit": 2},
-    "heal": {"concurrency_id": "heal", "concurrency_limit": 1},
+    **{lane: {"concurrency_id": lane, "concurrency_limit": most} for lane, most in _LIMITS.items()},
 }
 """Who waits for whom. Hearing is one at a time; measuring has its own line and lets hearing pass.
 So has pruning, which takes up to a minute where it listens first."""
@@ -50,10 +46,7 @@ def sentences() -> Iterator[None]:
         raise gr.Error(str(error), title="That cannot be done", print_exception=False) from error
     except Exception as error:
         log.exception("unexpected error on the page")
-        sentence = (
-            "Something went wrong on the server; your settings are kept. Try again, or with a"
-            " shorter text."
-        )
+        sentence = "Something went wrong on the server. Try again, or with a shorter text."
         raise gr.Error(sentence, title="Error", print_exception=False) from error
 
 
@@ -94,29 +87,27 @@ class Page:
             options: other arguments of the listener.
         """
         names = {self[name]: name for name in (*inputs, *((ticket,) if ticket else ()))}
-        outputs = tuple(outputs)
+
+        def asked(values: dict[Any, Any]) -> dict[str, Any]:
+            return {names[one]: value for one, value in values.items()}
 
         def shown(found: dict[str, Any]) -> dict[Any, Any]:
             return {self[name]: value for name, value in found.items()}
 
         def at_once(values: dict[Any, Any], oauth: gr.OAuthToken | None) -> dict[Any, Any]:
             with sentences():
-                asked = {names[one]: value for one, value in values.items()}
-                return shown(work(asked, visitor_token(oauth)))
+                return shown(work(asked(values), visitor_token(oauth)))
 
         async def walk(
-            values: dict[Any, Any],
-            oauth: gr.OAuthToken | None,
-            report: Callable[[Update], dict[Any, Any] | None],
+            values: dict[str, Any], token: str | None, report: Callable[[Update], Any]
         ) -> AsyncGenerator[dict[Any, Any], None]:
-            asked = {names[one]: value for one, value in values.items()}
-            if ticket and asked[ticket] in tickets:
+            def unwanted() -> bool:
+                return bool(ticket) and values[ticket] in tickets
+
+            if unwanted():
                 yield gr.skip()
                 return
-            run = stream(
-                lambda progress: work(asked, visitor_token(oauth), progress),
-                lambda: bool(ticket) and asked[ticket] in tickets,
-            )
+            run = stream(lambda progress: work(values, token, progress), unwanted)
             with sentences():
                 async with aclosing(run) as news:
                     async for one in news:
@@ -127,8 +118,10 @@ class Page:
         async def in_words(
             values: dict[Any, Any], oauth: gr.OAuthToken | None
         ) -> AsyncGenerator[dict[Any, Any], None]:
-            steps = walk(values, oauth, lambda update: {self[status]: str(update)})
-            async with aclosing(steps):
+            def report(update: Update) -> dict[Any, Any]:
+                return {self[status]: str(update)}
+
+            async with aclosing(walk(asked(values), visitor_token(oauth), report)) as steps:
                 async for one in steps:
                     yield one
 
@@ -140,7 +133,7 @@ class Page:
             def report(update: Update) -> None:
                 bar(update.fraction, desc=update.message)
 
-            async with aclosing(walk(values, oauth, report)) as steps:
+            async with aclosing(walk(asked(values), visitor_token(oauth), report)) as steps:
                 async for one in steps:
                     yield one
 
@@ -148,11 +141,6 @@ class Page:
         if inspect.isgeneratorfunction(work):
             fn = on_a_bar if bar else in_words
             options["show_progress_on"] = [self[bar or status]]
-        return {
-            "fn": fn,
-            "inputs": set(names),
-            "outputs": [self[name] for name in outputs],
-            **LANES[lane],
-            **QUIET,
-            **options,
-        }
+        filled = [self[name] for name in outputs]
+        event = {"fn": fn, "inputs": set(names), "outputs": filled}
+        return {**event, **LANES[lane], **QUIET, **options}
