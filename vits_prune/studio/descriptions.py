@@ -171,11 +171,14 @@ def _unstructured(voice: Voice, spec: PruneSpec) -> str:
 def _structured(voice: Voice, spec: PruneSpec) -> str:
     config = voice.model.config
     now, then = sizes_of(config), sizes(config, spec.shape or shape_for(voice, spec))
-    changed = [
-        f"{words} {_shown(getattr(now, name))} → **{_shown(getattr(then, name))}**"
-        for name, words in _SIZES.items()
-        if getattr(now, name) != getattr(then, name)
-    ]
+    changed = []
+    for name, words in _SIZES.items():
+        before, after = (
+            "/".join(map(str, size)) if isinstance(size, tuple) else str(size)
+            for size in (getattr(now, name), getattr(then, name))
+        )
+        if before != after:
+            changed.append(f"{words} {before} → **{after}**")
     what = " · ".join(changed) or "Nothing goes: all levers are at their full length."
     return f"{what}  \n{_PRESS}"
 
@@ -189,10 +192,6 @@ _SIZES = {
     "flows": "coupling layers",
     "wavenet_layers": "WaveNet layers",
 }
-
-
-def _shown(size: int | tuple[int, ...] | None) -> str:
-    return "/".join(map(str, size)) if isinstance(size, tuple) else str(size)
 
 
 def check_size(voice: Voice, verb: str, command: str) -> None:

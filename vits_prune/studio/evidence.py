@@ -174,7 +174,7 @@ def measure_points(
     Args:
         request: whose voice.
         token: the visitor's.
-        wanted: what to prune. What the voice cannot be pruned by is left out.
+        wanted: what to prune; left out is what the voice cannot be pruned by.
         texts: how many sentences.
         families: of metrics.
         progress: gets the progress of each point.
@@ -301,11 +301,9 @@ def fader_renditions(
         told.report("speaking", 0.5)
         speech = workbench.say(pruned, request, original, SILENT)
         figures = known[spec].evaluation.figures if spec in known else {}
-        numbers = {word: f"{100 * _taken(voice, pruned):.1f}%"} | {
-            _SHOWN[name]: f"{one.pruned.value:.2f}"
-            for name, one in figures.items()
-            if name in _SHOWN
-        }
+        numbers = {word: f"{100 * _taken(voice, pruned):.1f}%"}
+        for name in (name for name in figures if name in _SHOWN):
+            numbers[_SHOWN[name]] = f"{figures[name].pruned.value:.2f}"
         points.append({"amount": round(spec.amount, 4), "wav": _wav(speech), "numbers": numbers})
     return {"points": points, "hint": "Drag, or use the arrow keys: the sentence loops."}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from itertools import accumulate
 
 import pandas as pd
 
@@ -22,9 +22,7 @@ from vits_prune.studio.workbench import Spoken
 from vits_prune.synthesis.speak import Speech, write_wav
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.saved import save_voice
-
-if TYPE_CHECKING:
-    from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice
 
 MAX_TIMED_CHARACTERS = 300
 RUNS = 5
@@ -44,11 +42,8 @@ def _hear(request: Request, token: str | None, progress: Progress) -> Spoken:
 
 
 def hear(request: Request, token: str | None, progress: Progress = SILENT) -> Spoken:
-    """Let both voices speak, and remember what they said.
-
-    The pruned voice is made in this process, so that all that follows finds it.
-    """
-    workbench.bench.pruned(request, token, progress)
+    """Let both voices speak, and remember what they said."""
+    workbench.bench.pruned(request, token, progress)  # in this process, for all that follows
     spoken = _hear(request, token, progress)
     workbench.bench.remember(request, spoken, token)
     return spoken
@@ -84,12 +79,9 @@ def time_both(request: Request, token: str | None, progress: Progress) -> Latenc
 def timed_text(text: str) -> str:
     """Return the first sentences of a text, about MAX_TIMED_CHARACTERS of them."""
     sentences = split_sentences(text)
-    taken = sentences[:1]
-    for sentence in sentences[1:]:
-        if sum(map(len, taken)) + len(sentence) > MAX_TIMED_CHARACTERS:
-            break
-        taken.append(sentence)
-    return text.strip() if len(taken) == len(sentences) else " ".join(taken)
+    lengths = accumulate(map(len, sentences))
+    count = max(1, sum(length <= MAX_TIMED_CHARACTERS for length in lengths))
+    return text.strip() if count >= len(sentences) else " ".join(sentences[:count])
 
 
 def hear_step(
@@ -130,8 +122,7 @@ def matrix_layers(request: Request, token: str | None) -> list[str]:
 
 def telling_layer(names: list[str]) -> str:
     """Return the layer that shows best what pruning does."""
-    found = (name for begin in _PREFERRED for name in names if name.startswith(begin))
-    return next(found, names[0])
+    return next((one for begin in _PREFERRED for one in names if one.startswith(begin)), names[0])
 
 
 def matrix_pair(
@@ -157,10 +148,7 @@ def matrix_pair(
 
 
 def wav(speech: Speech, name: str) -> str:
-    """Return the path of a 16-bit WAV file.
-
-    Gradio itself would bring float samples to full level, and hide that a voice became quieter.
-    """
+    """Return the path of a 16-bit WAV file: Gradio would bring samples to full level."""
     path = workbench.scratch.folder() / f"{name}.wav"
     write_wav(speech, path)
     return str(path)
@@ -178,7 +166,6 @@ def zipped(voice: Voice, how: str) -> str:
     safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in voice.name)[:60] or "voice"
     folder, name = workbench.scratch.folder(), f"{safe}-{how}"
     save_voice(voice, folder / name)
-    base = str(folder / f"{name}-voice")
-    archive = shutil.make_archive(base, "zip", root_dir=folder, base_dir=name)
+    archive = shutil.make_archive(str(folder / f"{name}-voice"), "zip", folder, name)
     shutil.rmtree(folder / name)
     return archive

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -63,13 +63,10 @@ class Spoken:
         return same and bool((self.original.durations == self.pruned.durations).all())
 
 
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Return the bytes of tensors; what they share counts once."""
+def _bytes(*voices: Voice) -> int:
+    """Return the bytes of voices; what they share counts once."""
+    tensors = (tensor for voice in voices for tensor in voice.model.parameters())
     return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
-
-
-def _voice_bytes(voice: Voice) -> int:
-    return sum(t.numel() * t.element_size() for t in voice.model.parameters())
 
 
 class Workbench:
@@ -85,9 +82,9 @@ class Workbench:
         self, folder: Path | None = None, voices_bytes: int = _VOICES_BYTES, uploads: int = 16
     ) -> None:
         self._gpu = False
-        self._voices: Bounded[tuple[str, ...], Voice] = Bounded(voices_bytes, _voice_bytes)
+        self._voices: Bounded[tuple[str, ...], Voice] = Bounded(voices_bytes, _bytes)
         self._pruned: Bounded[tuple[Any, ...], Steps] = Bounded(
-            _PRUNED_BYTES, lambda steps: _bytes(t for _, v in steps for t in v.model.parameters())
+            _PRUNED_BYTES, lambda steps: _bytes(*(voice for _, voice in steps))
         )
         self._spoken: Bounded[tuple[Request, str], Spoken] = Bounded(
             _SPEECH_BYTES, lambda one: one.original.waveform.nbytes + one.pruned.waveform.nbytes
@@ -228,10 +225,7 @@ class Workbench:
     def steps(
         self, request: Request, token: str | None = None, progress: Progress = SILENT
     ) -> Steps:
-        """Return the pruned voices of a request, one a step of gradual pruning.
-
-        They are made on the CPU, one calibration at a time.
-        """
+        """Prune on the CPU, one calibration at a time; return the voice of each step."""
         key = (request.reference, trace(token), request.speaker or None, request.spec)
         on_cpu = (*key, "cpu")
         needed = listens(request.spec) and not self._pruned.get(on_cpu)
@@ -260,7 +254,7 @@ class Workbench:
         if spec.amount == 0 and spec.shape is None:  # nothing to listen for
             recipe = {**voice.recipe, "pruned": [*voice.recipe.get("pruned", ()), spec.to_dict()]}
             return ((0.0, voice.with_weights({}, recipe=MappingProxyType(recipe))),)
-        count, size = len(spec.schedule_amounts()), _voice_bytes(voice)
+        count, size = len(spec.schedule_amounts()), _bytes(voice)
         if count > 1 and count * size > _STEPS_BYTES:
             raise InputError(
                 f"{count} steps of this voice would take {count * size / 1e9:.1f} GB: take fewer."
@@ -291,26 +285,18 @@ class Workbench:
     ) -> Spoken:
         """Prune, then speak with the original (once for all amounts) and the pruned voice."""
         progress.report("loading the voice", 0.0)
-        voice = self.voice_of(request, token)
+        voice, key = self.voice_of(request, token), _original_key(request, token)
         slow = listens(request.spec) or len(request.spec.schedule_amounts()) > 1
-        start = 0.8 if slow else 0.1
+        start, half = (0.8, 0.9) if slow else (0.1, 0.55)
         pruned_voice = self.pruned(request, token, progress.part(0.0, start))
-        half = (1 + start) / 2
-        original = self._originals.get(_original_key(request, token))
-        if original is None:
-            told = progress.part(start, half, "original: ")
-            original = say(voice, request, "own", told)
-            self._originals.put(_original_key(request, token), original)
+        told = progress.part(start, half, "original: ")
+        original = self._originals.get_or_make(key, lambda: say(voice, request, "own", told))
         timing: Any = original if request.timing == "locked" else "own"
         pruned = say(pruned_voice, request, timing, progress.part(half, 1.0, "pruned: "))
         return Spoken(original, pruned, (measure_sparsity(voice), measure_sparsity(pruned_voice)))
 
     def remember(self, request: Request, spoken: Spoken, token: str | None = None) -> None:
-        """Keep what was spoken, and the original's speech for other amounts.
-
-        Call it in the page's own process: what `hear` keeps in a ZeroGPU worker ends with the
-        worker.
-        """
+        """Keep what was spoken; in the page's own process, as a ZeroGPU worker's caches end."""
         self._spoken.put((request, trace(token)), spoken)
         self._originals.put(_original_key(request, token), spoken.original)
 
@@ -336,17 +322,16 @@ def trace(token: str | None) -> str:
 
 
 def _original_key(request: Request, token: str | None) -> tuple[Any, ...]:
-    speaker, said = request.speaker or None, (request.text, request.seed, request.delivery)
-    return (request.reference, trace(token), speaker, *said)
+    said = (request.text, request.seed, request.delivery)
+    return (request.reference, trace(token), request.speaker or None, *said)
 
 
 def say(
     voice: Voice, request: Request, timing: Literal["own"] | Speech, progress: Progress
 ) -> Speech:
     """Speak the text of a request."""
-    return speak(
-        voice, request.text, request.seed, request.delivery, timing=timing, progress=progress
-    )
+    how: dict[str, Any] = {"timing": timing, "progress": progress}
+    return speak(voice, request.text, request.seed, request.delivery, **how)
 
 
 def _digest(*paths: Path) -> str:

@@ -51,14 +51,9 @@ VOICE_SHOWN = ("facts", "speaker", "readout")
 """What loading a voice reads and shows."""
 _COUNTS = [("all", ALL), *((str(count), count) for count in range(1, 13))]
 _PROTECTABLE = [
-    NOTHING,
-    "duration_predictor",
-    "decoder.conv_post",
-    "decoder.conv_pre",
-    "text_encoder.project",
-    "text_encoder.encoder.layers.0",
-    "flow.flows.*.conv_pre",
-    "flow.flows.*.conv_post",
+    *(NOTHING, "duration_predictor", "decoder.conv_post", "decoder.conv_pre"),
+    *("text_encoder.project", "text_encoder.encoder.layers.0"),
+    *("flow.flows.*.conv_pre", "flow.flows.*.conv_post"),
 ]
 _LEVER_WORDS = {
     "decoder_width": "Decoder width",

@@ -1,8 +1,9 @@
-"""The page: where its components are, and which tab wires which events."""
+"""The page: where its components are, how it looks, and which tab wires which events."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import gradio as gr
 
@@ -10,13 +11,11 @@ from vits_prune.ui.api import add_endpoints
 from vits_prune.ui.controls import control_components, wire_controls
 from vits_prune.ui.events import Page
 from vits_prune.ui.tabs import curve, heal, results, ship
-from vits_prune.ui.theme import launch_options
-
-__all__ = ["build", "launch_options"]
+from vits_prune.ui.widgets import source
 
 _TITLE = """# vits_prune: hear what pruning does
-Take weights, channels or layers out of a text-to-speech voice, let both voices speak the same text
-with the same noise, and read what it did to sparsity, size and speed."""
+Take weights, channels or layers out of a text-to-speech voice. Both voices speak the same text with
+the same noise; the tables show sparsity, size and speed."""
 
 
 def build() -> gr.Blocks:
@@ -50,3 +49,19 @@ def build() -> gr.Blocks:
         results.wire_stop(page, running)
         add_endpoints()
     return demo.queue(max_size=64, default_concurrency_limit=1)
+
+
+def launch_options() -> dict[str, Any]:
+    """Return the arguments of `launch`: theme, style, and the cap on what is uploaded."""
+    hues = {"primary_hue": "orange", "secondary_hue": "blue", "neutral_hue": "slate"}
+    # Fonts come with the system, so that nothing is fetched.
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    return {
+        "theme": gr.themes.Soft(**hues, **fonts),
+        # Gradio confines what it is given as css to the inside of the page's content.
+        "head": f"<style>\n{source('theme.css')}</style>",
+        "max_file_size": "160mb",
+        "show_error": False,
+        "ssr_mode": False,
+        "footer_links": ["api", "settings"],
+    }

@@ -24,13 +24,9 @@ from vits_prune.ui.widgets import Made, source, widget
 Values = dict[str, Any]
 Shown = Iterator[dict[str, Any]]
 
-LOCKED = {
-    "aligned": True,
-    "hint": "Both play in step: flip with the switch (Tab, then Space), move with the arrow keys.",
-}
-OWN = {
-    "aligned": False,
-    "hint": "Each voice has its own durations. Set timing to “locked” to flip between the two.",
+_HINTS = {
+    True: "Both play in step: flip with the switch (Tab, then Space), move with the arrow keys.",
+    False: "Each voice has its own durations. Set timing to “locked” to flip between the two.",
 }
 _TABLES = ("sparsity", "size", "latency", "layers")
 _WIDTHS = {
@@ -81,18 +77,11 @@ def result_tabs() -> Made:
     made = Made()
     for name in _TABLES:
         with gr.Tab(name.capitalize(), id=name):
-            made[name] = gr.Dataframe(
-                tables.EMPTY[name],
-                label=name.capitalize(),
-                interactive=False,
-                wrap=True,
-                show_label=False,
-                elem_id=f"{name}-table",
-                column_widths=_WIDTHS[name],
-                max_height=620,
-                buttons=["copy", "fullscreen"],
-                show_search="filter" if name == "layers" else "none",
-            )
+            search = "filter" if name == "layers" else "none"
+            look = {"wrap": True, "max_height": 620, "buttons": ["copy", "fullscreen"]}
+            named = {"label": name.capitalize(), "show_label": False, "elem_id": f"{name}-table"}
+            how = {"interactive": False, "column_widths": _WIDTHS[name], "show_search": search}
+            made[name] = gr.Dataframe(tables.EMPTY[name], **named, **look, **how)
             made.download(name)
     picture = {"show_label": False, "format": "png", "elem_classes": "pictures"}
     with gr.Tab("Method", id="method-tab"):
@@ -113,9 +102,8 @@ def _savings() -> str:
     heads = ("what goes", "saves bytes", "saves time")
     head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
     rows = "".join(
-        f"<tr><td><b>{row['what goes']}</b>: {row['what happens to it']}</td>"
-        f"<td>{row['saves bytes']}</td><td>{row['saves time']}</td></tr>"
-        for row in tables.SAVINGS.to_dict("records")
+        f"<tr><td><b>{what}</b>: {happens}</td><td>{size}</td><td>{speed}</td></tr>"
+        for what, happens, size, speed in tables.SAVINGS.itertuples(index=False)
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
@@ -140,7 +128,7 @@ def hear(values: Values, token: str | None, progress: Progress) -> Shown:
         "summary": heard_words(request, spoken),
         "original": speaking.wav(spoken.original, "original"),
         "pruned": speaking.wav(spoken.pruned, "pruned"),
-        "flip": LOCKED if spoken.aligned else OWN,
+        "flip": {"aligned": spoken.aligned, "hint": _HINTS[spoken.aligned]},
         "rendition": _renditions(request),
         "rendition_audio": gr.Audio(None, visible=False),
         **_table("sparsity", tables.sparsity_table(*spoken.sparsity)),
@@ -164,13 +152,10 @@ def hear_step(values: Values, token: str | None, progress: Progress) -> Shown:
     if isinstance(index, bool) or not isinstance(index, int):
         raise InputError("Choose one of the steps.")
     speech = speaking.hear_step(request, index, token, progress)
-    count = len(request.spec.schedule_amounts())
-    label = f"Step {index + 1} of {count}, with the original's durations"
-    path = speaking.wav(speech, f"step-{index + 1}")
-    yield {
-        "status": f"Done: step {index + 1} speaks.",
-        "rendition_audio": gr.Audio(path, label=label, visible=True),
-    }
+    step, path = index + 1, speaking.wav(speech, f"step-{index + 1}")
+    label = f"Step {step} of {len(request.spec.schedule_amounts())}, with the original's durations"
+    audio = gr.Audio(path, label=label, visible=True)
+    yield {"status": f"Done: step {step} speaks.", "rendition_audio": audio}
 
 
 def draw(values: Values, token: str | None, progress: Progress) -> Shown:
@@ -194,17 +179,13 @@ def _matrix(
     request: Request, token: str | None, layer: str | None, progress: Progress
 ) -> dict[str, Any]:
     names = speaking.matrix_layers(request, token)
-    if layer not in names:
-        layer = speaking.telling_layer(names)
+    layer = layer if layer in names else speaking.telling_layer(names)
     found = speaking.matrix_pair(request, token, layer, progress)
     tap = f" (tap {found.tap + 1} of {found.taps})" if found.taps > 1 else ""
-    words = in_words(request.spec)
-    return {
-        "lesson": f"{lesson_words(request.spec)}\n\nBelow: a corner of `{layer}`{tap}, before and"
-        f" after {words}.",
-        "matrix_layer": gr.Dropdown(names, value=layer, visible=True),
-        "matrix": plots.matrices(found),
-    }
+    below = f"Below: a corner of `{layer}`{tap}, before and after {in_words(request.spec)}."
+    choice = gr.Dropdown(names, value=layer, visible=True)
+    lesson = f"{lesson_words(request.spec)}\n\n{below}"
+    return {"lesson": lesson, "matrix_layer": choice, "matrix": plots.matrices(found)}
 
 
 def weigh(values: Values, token: str | None, progress: Progress) -> Shown:
@@ -218,12 +199,10 @@ def time_both(values: Values, token: str | None, progress: Progress) -> Shown:
     request = values["asked"]
     found = speaking.time_both(request, token, progress)
     whole = speaking.timed_text(request.text) == request.text.strip()
-    what = "" if whole else " on the beginning of the text"
-    yield {
-        "status": f"Done. Latency: {found.runs} runs of each voice in turn{what},"
-        f" {found.threads} threads, {found.device}.",
-        **_table("latency", tables.latency_table(found, request.spec.pattern)),
-    }
+    runs = f"{found.runs} runs of each voice" + " on the beginning of the text" * (not whole)
+    status = f"Done. Latency: {runs}, {found.threads} threads, {found.device}."
+    table = tables.latency_table(found, request.spec.pattern)
+    yield {"status": status, **_table("latency", table)}
 
 
 def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
@@ -305,7 +284,7 @@ def wire_stop(page: Page, running: list[Any]) -> None:
     """Let Stop end the run under way and cancel the other events."""
     stop = {"js": _STOP, "cancels": running, "queue": False}
     stopped = page["stop"].click(_stop, page["ticket"], page["status"], **stop, **QUIET)
-    # Said once more, after what a stopped event had still under way to the page.
+    # Once more, after what a stopped event has still under way to the page.
     stopped.then(_stop_again, None, page["status"], **LANES["at once"], **QUIET)
 
 
@@ -315,6 +294,5 @@ def _stop(ticket: Any) -> str:
 
 
 def _stop_again() -> str:
-    """Say it once more, after what a stopped event had still under way to the page."""
     time.sleep(0.5)
     return "Stopped."
