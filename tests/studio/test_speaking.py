@@ -100,7 +100,7 @@ def test_the_readout_says_what_pruning_then_does(tiny):
         ("second_order", {}),
         ("second_order", {"floor": 0.2}),
     ):
-        spec = PruneSpec(method, **how)
+        spec = PruneSpec(method, texts=SHORT, **how)
         zeros = measure_sparsity(prune(tiny, spec)).overall
         assert f"**{100 * zeros:.1f}%**" in forecast_words(tiny, spec), spec
 

@@ -191,8 +191,8 @@ def test_a_voice_with_several_speakers_speaks_with_the_one_asked_for(client, ser
     assert heard["1"][2]["speaker"] == 1
 
 
-def test_eight_at_once_get_what_each_asked_for(server, joe, tiny_there):
-    amounts = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+def test_several_at_once_get_what_each_asked_for(server, joe, tiny_there):
+    amounts = [0.1, 0.2, 0.4, 0.5, 0.7]
     clients = [Client(server.url, verbose=False) for _ in amounts]
 
     def ask(client: Client, amount: float):

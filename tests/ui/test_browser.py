@@ -308,7 +308,8 @@ def test_controls_moved_during_a_run_do_not_change_what_it_measures(page):
 
 
 def the_fader_plays_and_fades_by_arrow_keys(page):
-    page.locator("#text textarea").fill("Hi.")
+    choose_voice(page, TINY)
+    page.locator("#text textarea").fill("hi there")
     open_tab(page, "Fader")
     page.locator("#fader-start").click()
     expect(page.locator("#status")).to_contain_text("Ready", timeout=PATIENCE)
@@ -325,7 +326,6 @@ def the_fader_plays_and_fades_by_arrow_keys(page):
 
 
 def the_curve_is_measured_and_a_point_is_heard(page):
-    page.locator("#text textarea").fill("Hi.")
     open_tab(page, "Curve")
     for name in ("intelligibility", "naturalness"):
         page.locator("#curve-metrics").get_by_label(name, exact=True).uncheck()
@@ -342,7 +342,6 @@ def the_curve_is_measured_and_a_point_is_heard(page):
 
 
 def the_sensitivity_is_drawn_and_a_cell_is_heard(page):
-    page.locator("#text textarea").fill("Hi.")
     open_tab(page, "Sensitivity")
     for name in ("intelligibility", "naturalness"):
         page.locator("#heat-metrics").get_by_label(name, exact=True).uncheck()
@@ -588,7 +587,8 @@ def test_light(done, tmp_path):
 )
 def test_dark_and_phone(visit, tmp_path, name, theme, width):
     page = visit(f"/?__theme={theme}", viewport={"width": width, "height": 844}, color_scheme=theme)
-    page.locator("#text textarea").fill("Hi.")
+    choose_voice(page, TINY)
+    page.locator("#text textarea").fill("hi there")
     speak_through(page)
     assert (page.locator("body.dark").count() == 1) == (theme == "dark")
     assert all(sound.any() for sound, _ in players(page))

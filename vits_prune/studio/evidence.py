@@ -31,7 +31,7 @@ from vits_prune.study.evaluation import (
     evaluate_against,
     prepare_reference,
 )
-from vits_prune.study.knee import LIMITS, Knee, Limit, bisect, last_before
+from vits_prune.study.knee import LIMITS, Knee, Limit, bisect, check_measured, last_before
 from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS
 from vits_prune.synthesis.speak import Speech
 from vits_prune.synthesis.texts import load_texts
@@ -253,10 +253,7 @@ def find_knee(
     families = tuple({METRICS[one.metric].family for one in limits})
     settings = _settings(request, families, noise_seeds=0)
     reference = measured_original(request, token, voice, said, settings, progress)
-    for family in families:
-        if family not in reference.listener.families:
-            why = f"This voice cannot be measured for {family}: leave its limit empty."
-            raise InputError(reference.unmeasured.get(family) or why)
+    check_measured(limits, reference)
     refused: list[InputError] = []
 
     def measure(spec: PruneSpec) -> Any:

@@ -64,9 +64,8 @@ _LEVER_WORDS = {
     "flows": "Coupling layers of the flow",
 }
 _PATTERN_WORDS = (
-    "At most {} of every {} neighbouring input channels stay, in every layer: the amount is {:.0%}."
-    " NVIDIA GPUs from Ampere on (A100, RTX 30 and later) have sparse tensor cores that {}; a CPU"
-    " gains nothing."
+    "At most {} of every {} neighbouring input channels stay: the amount is {:.0%}. Sparse tensor"
+    " cores of NVIDIA GPUs (Ampere and later) {}; a CPU gains nothing."
 )
 _GAINS = {
     "2:4": "compute this at up to twice the speed",
@@ -80,9 +79,7 @@ _GAINS = {
 def control_components() -> Made:
     """Make what the visitor sets, by name."""
     made = Made()
-    info = (
-        "The embedded voice, or a Hugging Face model of type VITS: owner/name, owner/name@revision"
-    )
+    info = "joe, or a Hugging Face model of type VITS: owner/name or owner/name@revision"
     custom = {"allow_custom_value": True}
     made.add("voice", gr.Dropdown, EMBEDDED, "Voice", choices=VOICES, info=info, **custom)
     made.add("facts", gr.Markdown, "")
@@ -206,12 +203,12 @@ def keep_upload(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:
     Raises:
         InputError: they are not an .onnx and a .json, or no voice.
     """
-    paths = [Path(name) for name in values["upload"] or ()]
-    if sorted(path.suffix for path in paths) != [".json", ".onnx"]:
+    paths = sorted(map(Path, values["upload"] or ()), key=lambda path: path.suffix)
+    if [path.suffix for path in paths] != [".json", ".onnx"]:
         raise InputError(
-            "A Piper voice has two files: choose its .onnx and its .onnx.json together."
+            "A Piper voice is two files: choose its .onnx and its .onnx.json together."
         )
-    config, model = sorted(paths, key=lambda path: path.suffix)
+    config, model = paths
     try:
         reference, _ = workbench.bench.keep_upload(model, config)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -50,14 +50,8 @@ def sentences() -> Iterator[None]:
         raise gr.Error(sentence, title="Error", print_exception=False) from error
 
 
-class Page:
+class Page(dict[str, Any]):
     """The page's components by name, and what their events run."""
-
-    def __init__(self, components: Mapping[str, Any]) -> None:
-        self._components = components
-
-    def __getitem__(self, name: str) -> Any:
-        return self._components[name]
 
     def event(
         self,

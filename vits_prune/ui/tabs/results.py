@@ -212,31 +212,10 @@ def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
 
 # Events
 
-_START = """() => {
-  const ticket = Date.now().toString(36) + Math.random().toString(36).slice(2);
-  window.speaking = {ticket, again: false};
-  return ticket;
-}"""
-_SPEAK = """() => {
-  if (innerWidth < 700) document.querySelector('#status').scrollIntoView({behavior: 'smooth'});
-  if (window.speaking) { window.speaking.again = true; return window.speaking.ticket; }
-  document.querySelector('#go').click();
-  return '';
-}"""
-_STOP = """() => {
-  if (!window.speaking) return '';
-  window.speaking.again = false;
-  return window.speaking.ticket;
-}"""
-_ENDED = """() => {
-  const again = window.speaking && window.speaking.again;
-  window.speaking = null;
-  if (again) document.querySelector('#go').click();
-}"""
-"""Each page has one run of "Speak with both" at a time. Pressed again, the button ends the run
-under way, and the next one begins where that ends. Nothing is cancelled: in Gradio 6.31 what begins
-while something is being cancelled may get lost. On a phone the players lie below."""
-
+_START, _SPEAK, _STOP, _ENDED = (
+    f"() => speakRun.{name}()" for name in ("start", "speak", "stop", "ended")
+)
+"""Functions of widgets/run.js."""
 _MATRIX = ("lesson", "matrix_layer", "matrix")
 _HEARD = (
     "summary", "original", "pruned", "flip", "rendition", "rendition_audio",
@@ -258,9 +237,8 @@ never opened."""
 
 def wire_results(page: Page) -> list[Any]:
     """Wire "Speak with both"; return the events that Stop may cancel."""
-    started = page["go"].click(
-        None, None, page["ticket"], js=_START, trigger_mode="multiple", **QUIET
-    )
+    start = {"js": _START, "trigger_mode": "multiple"}
+    started = page["go"].click(None, None, page["ticket"], **start, **QUIET)
     load = page.event(load_voice, LOADED, VOICE_SHOWN, "load", bar="facts", ticket="ticket")
     chain = [started.then(**load)]
     for work, reads, fills, lane in _CHAIN:
@@ -271,13 +249,9 @@ def wire_results(page: Page) -> list[Any]:
     chain[-1].then(None, js=_ENDED, **QUIET)
     pressed = [page["speak"].click, page["text"].submit]
     gr.on(pressed, tickets.cancel, page["ticket"], None, js=_SPEAK, queue=False, **QUIET)
-    return [
-        page[choice].input(**page.event(work, ("asked", choice), ("status", *fills), lane))
-        for work, choice, fills, lane in (
-            (draw_matrix, "matrix_layer", _MATRIX, "look"),
-            (hear_step, "rendition", ("rendition_audio",), "work"),
-        )
-    ]
+    layer = page.event(draw_matrix, ("asked", "matrix_layer"), ("status", *_MATRIX), "look")
+    step = page.event(hear_step, ("asked", "rendition"), ("status", "rendition_audio"), "work")
+    return [page["matrix_layer"].input(**layer), page["rendition"].input(**step)]
 
 
 def wire_stop(page: Page, running: list[Any]) -> None:
