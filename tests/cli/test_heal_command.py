@@ -148,7 +148,7 @@ def test_evaluations_lie_evenly_over_the_training(same, tmp_path, capsys, monkey
 
 @pytest.mark.slow
 def test_a_voice_of_another_language_is_measured_too(same, tmp_path, capsys, monkeypatch):
-    for place in ("study.judge", "healing.corpus", "study.evaluation"):
+    for place in ("study.judge", "healing.teacher", "study.evaluation"):
         monkeypatch.setattr(f"vits_prune.{place}.spoken_language", lambda voice: "de")
     typed = ["--evaluations", 2, "--evaluation-texts", 1, "--out", tmp_path / "out"]
     assert run(*same[:4], "--steps", 4, *typed) == 0

@@ -1,4 +1,4 @@
-"""HiFi-GAN's discriminators against the paper's layout, its losses, and a contest that they must win."""
+"""HiFi-GAN's discriminators against the paper's layout, its losses, and a contest to win."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_full_width_is_the_papers():
 
 
 def test_a_period_is_the_papers_two_dimensional_convolution():
-    """The waveform folded to [batch, 1, samples / period, period] and convolved with kernels of width 1."""
+    """The waveform is [batch, 1, samples / period, period], the kernels have a width of 1."""
     discriminator = Discriminators(NARROW, periods=(3,), scales=0).periods[0]
     waveform = torch.randn(2, 1, 301, generator=torch.Generator().manual_seed(1))
     folded = functional.pad(waveform, (0, 2), "reflect").view(2, 1, 101, 3)
@@ -131,7 +131,7 @@ def test_feature_matching_teaches_the_student_alone(narrow):
 
 
 def test_they_learn_to_tell_and_a_student_learns_to_pass():
-    """Tones with and without a rasp: the discriminators learn the difference; then the gradient through them takes the rasp away."""
+    """The discriminators learn what a rasp is; the gradient through them takes it away."""
     rates = torch.linspace(100, 300, 2)[:, None]
     times = torch.arange(256) / 8000
     clean = (0.5 * torch.sin(2 * torch.pi * rates * times))[:, None]

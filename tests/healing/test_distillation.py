@@ -183,5 +183,5 @@ def test_a_teacher_whose_output_is_not_finite_is_refused(families, kind):
     broken = voice.with_weights({name: weight})
     with pytest.raises(InputError, match="not finite"):
         text_only_of(broken).draw(4, (0, 0, 0))
-    with pytest.raises(InputError, match="can teach nothing"):
+    with pytest.raises(InputError, match="is not finite: load the voice again"):
         TeacherSpeech(broken, TEXTS, seed=0, segment=16).first(1)

@@ -3,12 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vits_prune.healing.losses import (
-    SpectralLoss,
-    duration_loss,
-    prior_loss,
-    waveform_loss,
-)
+from vits_prune.healing.losses import SpectralLoss, duration_loss, prior_loss, waveform_loss
 
 RATE = 16_000
 

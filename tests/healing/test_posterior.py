@@ -1,4 +1,4 @@
-"""The posterior encoder against transformers' own and the spectrogram against a plain Fourier transform."""
+"""The posterior encoder against transformers', the spectrogram against a Fourier transform."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import VitsModel
 
-from tests.voices import piper_factory
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from tests.voices.loopback_hub import Repository, serving
 from vits_prune import PruneSpec, load_voice, prune, save_voice
 from vits_prune.errors import InputError
 from vits_prune.healing.posterior import (
+    draw_latents,
     linear_spectrogram,
     load_posterior,
-    posterior_latents,
+    posterior_statistics,
     require_fit,
 )
 
 WINDOWED = {"spectrogram_bins": 33}
 """A window of 64 samples over a hop of 16, four to one as in published voices."""
+
+
+def posterior_latents(posterior, waveform, speaker=None, seed=0):
+    return draw_latents(*posterior_statistics(posterior, waveform, speaker), seed)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def _speech(samples=4000, seed=0):
 
 
 def _plain_spectrogram(waveform, filter_length, hop):
-    """As jaywalnut310/vits takes it, written out with numpy: mirrored margins, periodic Hann window, no centring, no normalisation."""
+    """Return VITS' spectrogram by numpy: mirrored margins, periodic Hann window, no centring."""
     margin = (filter_length - hop) // 2
     padded = np.pad(waveform.astype(np.float64), margin, mode="reflect")
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(filter_length) / filter_length)
@@ -151,7 +155,6 @@ def test_the_encoder_does_not_learn(posterior):
     assert not any(parameter.requires_grad for parameter in posterior.encoder.parameters())
     assert not posterior.encoder.training
     assert not posterior_latents(posterior, _speech()).requires_grad
-    assert posterior.to("cpu") is posterior
 
 
 def test_a_half_precision_checkpoint_is_read_as_fp32(folders, tmp_path):
@@ -205,7 +208,8 @@ def test_a_hub_id_is_read_from_its_snapshot(folders, tmp_path, monkeypatch):
 
 
 def test_piper_voices_have_none(tmp_path):
-    for ref in ("joe", piper_factory.make_voice(tmp_path, piper_factory.Shape(), "voice")):
+    (tmp_path / "voice.onnx").touch()  # it is refused before it is read
+    for ref in ("joe", tmp_path / "voice.onnx"):
         with pytest.raises(
             InputError, match="no posterior encoder, without which recordings cannot be used"
         ):

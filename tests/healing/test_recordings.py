@@ -1,4 +1,4 @@
-"""Recordings of a visitor: both layouts, everything that can be wrong with them, and the pairs that healing learns from."""
+"""Recordings of a visitor: both layouts, what can be wrong with them, and pairs to learn from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.voices.hf_factory import make_checkpoint
 from vits_prune import load_voice
 from vits_prune.errors import InputError
 from vits_prune.healing import recording_files
-from vits_prune.healing.posterior import load_posterior, posterior_latents
+from vits_prune.healing.posterior import draw_latents, load_posterior, posterior_statistics
 from vits_prune.healing.recordings import (
     RecordedPairs,
     Recording,
@@ -344,7 +344,7 @@ def test_pairs_belong_together_and_repeat(three, voice, posterior):
         assert latents.shape == (voice.model.config.flow_size, len(waveform) // voice.hop_length)
         assert latents.dtype == waveform.dtype == torch.float32
         torch.testing.assert_close(
-            latents, posterior_latents(posterior, waveform, None, (4, index, 0))[0]
+            latents, draw_latents(*posterior_statistics(posterior, waveform), (4, index, 0))[0]
         )
         np.testing.assert_array_equal(waveform.numpy(), load_recording(three.usable[index], RATE))
     again, other = (

@@ -11,8 +11,8 @@ import torch
 from tests.healing.conftest import TEXTS
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, load_voice
-from vits_prune.healing.corpus import other_texts, training_texts
 from vits_prune.healing.student import LengthMatcher, check_pair, parts_to_train
+from vits_prune.healing.teacher import other_texts, training_texts
 from vits_prune.pruning.blocks import sentence_ids
 from vits_prune.synthesis.speak import Delivery
 from vits_prune.synthesis.stages import encode, predict_durations, speaker_embedding
@@ -28,7 +28,7 @@ def test_a_teacher_of_another_shape_is_refused(sparse, tmp_path):
         "number of speakers": {"speakers": 3},
     }.items():
         teacher = load_voice(make_checkpoint(tmp_path / words, **{"stochastic": False, **config}))
-        message = f"cannot teach this voice: its {words} is .* Give the voice it was pruned from"
+        message = f"cannot teach this voice: its {words} is .* Give the one it was pruned from"
         with pytest.raises(InputError, match=message):
             parts_to_train(sparse, teacher)
 

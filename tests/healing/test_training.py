@@ -51,7 +51,7 @@ def test_zeros_stay_zeros_to_the_bit_at_every_step(families, kind):
 
 
 def test_every_weight_that_may_learn_does(tiny):
-    # Pruned globally this voice's attention is empty, and what is multiplied by nothing learns nothing.
+    # Pruned globally this voice's attention is empty, and then nothing learns through it.
     training = training_of(prune(tiny, PruneSpec(amount=0.5, scope="local")), tiny)
     before = {name: tensor.detach().clone() for name, tensor in training.weights.items()}
     for index, batch in enumerate(batches(tiny, 3)):
@@ -101,7 +101,7 @@ def test_weights_are_looked_at_before_they_are_kept(tiny, sparse):
 
 
 def test_weights_that_nothing_runs_through_stay(tmp_path):
-    """One speaker and a size for the speakers' embeddings: the layers that would take one are there."""
+    """One speaker and a size of embeddings: the layers that would take an embedding are there."""
     teacher = load_voice(make_checkpoint(tmp_path / "cond", speaker_embedding_size=8))
     pruned = prune(teacher, PruneSpec(amount=0.5, scope="local"))
     training = training_of(pruned, teacher)

@@ -19,13 +19,12 @@ from tests.healing.conftest import (  # noqa: F401 (fixtures)
     tiny_folder,
 )
 from vits_prune import InputError, PruneSpec
-from vits_prune.healing.corpus import training_texts
+from vits_prune.healing.teacher import training_texts
 from vits_prune.study import judge as module
 from vits_prune.study.judge import (
     CheckpointJudge,
     Judgement,
     JudgeSettings,
-    is_evaluated,
     judge_of,
     score_of,
     tuning_texts,
@@ -44,7 +43,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def german(monkeypatch):
     """Every voice speaks German."""
-    for place in ("study.judge", "healing.corpus", "study.evaluation"):
+    for place in ("study.judge", "healing.teacher", "study.evaluation"):
         monkeypatch.setattr(f"vits_prune.{place}.spoken_language", lambda voice: "de")
 
 
@@ -68,8 +67,10 @@ def test_evaluations_lie_evenly_and_end_with_the_training():
         (10, 0, []),
         (1, 4, [1]),
     ):
-        assert [step for step in range(1, of + 1) if is_evaluated(step, of, count)] == found
-    assert not any(is_evaluated(step, None, 4) for step in range(1, 20))
+        assert [
+            step for step in range(1, of + 1) if CheckpointJudge(None, count).wants(step, of)
+        ] == found
+    assert not any(CheckpointJudge(None, 4).wants(step, None) for step in range(1, 20))
 
 
 def test_a_score_counts_limits_and_no_improvement():

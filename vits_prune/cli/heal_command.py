@@ -200,7 +200,7 @@ def _judge(
 
 def warn_of_measuring(plan: HealPlan, seconds: float) -> None:
     """Say so if measuring takes more seconds than its part of the plan's minutes."""
-    from vits_prune.healing.clock import judging_seconds
+    from vits_prune.healing.plan import judging_seconds
 
     if plan.steps is None and plan.minutes and seconds > judging_seconds(plan, seconds):
         print(

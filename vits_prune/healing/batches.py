@@ -40,20 +40,19 @@ RecordedPair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Window:
-    """How much of a sentence a step sees."""
+    """How much of a sentence a step sees, in frames of `hop` samples.
+
+    The decoder is judged on `segment` frames with `decoder` frames of context on each side; the
+    flow has `flow` more on each side of those.
+    """
 
     segment: int
-    """Frames that the decoder is judged on."""
     decoder: int
-    """Frames of context on each side of them for the decoder."""
     flow: int
-    """Frames of context on each side of those for the flow."""
     hop: int
-    """Samples of a frame."""
 
     @classmethod
     def of(cls, voice: Voice, segment: int) -> Window:
-        """Return the window for a voice."""
         config = voice.model.config
         return cls(segment, decoder_context(config), flow_context(config), voice.hop_length)
 
@@ -73,7 +72,6 @@ def draw_batch(
     size: int,
     key: Key,
     window: Window,
-    *,
     text: bool,
     noise_scale: float = 1.0,
 ) -> Batch:
@@ -95,32 +93,26 @@ def draw_batch(
         duration_noise [size, 2, T], frame_tokens [size, F] (token of each frame), frame_mask
         [size, 1, F], noise (scaled) and flow_latents [size, C, F].
     """
-    random = np.random.default_rng(key)
-    shares = np.array([one.frames for one in utterances], dtype=float)
-    chosen = [
-        utterances[i] for i in random.choice(len(utterances), size=size, p=shares / shares.sum())
-    ]
-    starts = [_start(one.frames, window.segment, random) for one in chosen]
-    drawn = list(zip(chosen, starts, strict=True))
-    waveforms = [
-        one.waveform[at * window.hop : (at + window.segment) * window.hop] for one, at in drawn
-    ]
+    random, hop = np.random.default_rng(key), window.hop
+    frames = np.array([one.frames for one in utterances], dtype=float)
+    chosen = random.choice(len(utterances), size=size, p=frames / frames.sum())
+    drawn = [(utterances[i], _start(utterances[i].frames, window.segment, random)) for i in chosen]
+    waveforms = [one.waveform[at * hop : (at + window.segment) * hop] for one, at in drawn]
     latents = [_cut(one.latents, at - window.decoder, window.decoded) for one, at in drawn]
     batch = {
-        "speaker": torch.tensor([one.speaker for one in chosen]),
+        "speaker": torch.tensor([one.speaker for one, _ in drawn]),
         "waveform": torch.stack(waveforms),
         "latents": torch.stack(latents),
     }
     if not text:
         return batch
-    return batch | _by_token(chosen) | _by_frame(drawn, window, noise_scale)
+    return batch | _by_token([one for one, _ in drawn]) | _by_frame(drawn, window, noise_scale)
 
 
 def draw_recordings(
     recordings: Sequence[RecordedPair], size: int, key: Key, window: Window
 ) -> Batch:
-    """Return segments of recordings: recorded_latents [size, C, window.decoded] and
-    recorded_waveform [size, segment * hop]."""
+    """Return recorded_latents [size, C, window.decoded] and _waveform [size, segment * hop]."""
     random = np.random.default_rng((*key, _RECORDING_SEED))
     chosen = [recordings[i] for i in random.integers(len(recordings), size=size)]
     latents, waveforms = [], []
@@ -132,16 +124,11 @@ def draw_recordings(
 
 
 def recordings_digest(recordings: Sequence[RecordedPair]) -> str:
-    """Return a digest of recordings, "" where there are none.
-
-    `RecordedPairs` knows its own; of others every sample is read.
-    """
-    known = getattr(recordings, "digest", None)
-    if known is not None or not recordings:
-        return known or ""
-    return digest(
-        {f"{i}.{part}": one for i, pair in enumerate(recordings) for part, one in enumerate(pair)}
-    )
+    """Return a digest of recordings, "" for none; `RecordedPairs` knows its own."""
+    if not recordings or hasattr(recordings, "digest"):
+        return getattr(recordings, "digest", "")
+    pairs = enumerate(recordings)
+    return digest({f"{i}.{part}": one for i, pair in pairs for part, one in enumerate(pair)})
 
 
 def _start(frames: int, segment: int, random: np.random.Generator) -> int:
@@ -187,29 +174,26 @@ def _by_frame(
     drawn: Sequence[tuple[TeacherUtterance, int]], window: Window, noise_scale: float
 ) -> Batch:
     """Return what goes by frame, zero outside the sentence."""
-    found: dict[str, list[torch.Tensor]] = {
-        name: [] for name in ("frame_tokens", "frame_mask", "noise", "flow_latents")
-    }
+    rows = []
     for one, segment in drawn:
         start, length = segment - window.decoder - window.flow, window.flowed
         tokens = torch.repeat_interleave(torch.arange(len(one.ids)), one.durations)
         noise = draw_prior_noise(one.key, one.frames, one.latents.shape[0])[0]
-        found["frame_tokens"].append(_cut(tokens[None], start, length)[0])
-        found["frame_mask"].append(_cut(torch.ones(1, one.frames), start, length))
-        found["noise"].append(_cut(noise, start, length) * noise_scale)
-        found["flow_latents"].append(_cut(one.latents, start, length))
-    return {name: torch.stack(tensors) for name, tensors in found.items()}
+        row = {
+            "frame_tokens": _cut(tokens[None], start, length)[0],
+            "frame_mask": _cut(torch.ones(1, one.frames), start, length),
+            "noise": _cut(noise, start, length) * noise_scale,
+            "flow_latents": _cut(one.latents, start, length),
+        }
+        rows.append(row)
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class TextOnlySentences:
     """Sentences that the teacher reads and does not speak, which costs a fraction.
 
-    Text encoder and duration predictor learn from many more of them than can be spoken.
-
-    Args:
-        teacher: on the device where it is to run.
-        sentences: ids of each.
-        speakers: whose durations, one drawn for each sentence.
+    Text encoder and duration predictor learn from many more of them than can be spoken. Each has
+    the durations of one of the speakers.
     """
 
     def __init__(
@@ -222,10 +206,7 @@ class TextOnlySentences:
     def draw(self, size: int, key: Key) -> Batch:
         """Return inputs and targets of text encoder and durations, on the teacher's device.
 
-        Names are those of `draw_batch` behind TEXT_ONLY.
-
-        Raises:
-            InputError: the teacher's output is not finite.
+        Names are those of `draw_batch` behind TEXT_ONLY. InputError: an output is not finite.
         """
         random = np.random.default_rng((*key, _TEXT_SEED))
         chosen = [self.sentences[i] for i in random.integers(len(self.sentences), size=size)]
@@ -234,16 +215,12 @@ class TextOnlySentences:
         for row, sentence in enumerate(chosen):
             ids[row, : len(sentence)] = torch.tensor(sentence)
             mask[row, : len(sentence)] = 1.0
-        speakers = torch.tensor(
-            [self._speakers[i] for i in random.integers(len(self._speakers), size=size)]
-        )
-        noises = [
-            draw_duration_noise((int(random.integers(2**31)), row), length)[0]
-            for row in range(size)
-        ]
-        given = (ids, mask, speakers, torch.stack(noises))
-        read = self._read(*(tensor.to(self._teacher.device) for tensor in given))
-        return {f"{TEXT_ONLY}{name}": tensor for name, tensor in read.items()}
+        drawn = random.integers(len(self._speakers), size=size)
+        speakers = torch.tensor([self._speakers[i] for i in drawn])
+        seeds = [(int(random.integers(2**31)), row) for row in range(size)]
+        noise = torch.stack([draw_duration_noise(seed, length)[0] for seed in seeds])
+        given = (tensor.to(self._teacher.device) for tensor in (ids, mask, speakers, noise))
+        return {f"{TEXT_ONLY}{name}": tensor for name, tensor in self._read(*given).items()}
 
     @torch.no_grad()
     def _read(

@@ -18,20 +18,14 @@ from vits_prune.threads import ForkSafeLock
 
 PERIODS = (2, 3, 5, 7, 11)
 """Prime, so that no two see the same samples."""
-SCALES = 3
 _SLOPE = 0.1
 _GROUPS = 16
 _PERIOD_LAYERS = ((32, 5, 3), (128, 5, 3), (512, 5, 3), (1024, 5, 3), (1024, 5, 1))
 """Channels, kernel size and stride of each convolution but the last."""
 _SCALE_LAYERS = (
-    (128, 15, 1, 1),
-    (128, 41, 2, 4),
-    (256, 41, 2, 16),
-    (512, 41, 4, 16),
-    (1024, 41, 4, 16),
-    (1024, 41, 1, 16),
-    (1024, 5, 1, 1),
-)
+    (128, 15, 1, 1), (128, 41, 2, 4), (256, 41, 2, 16), (512, 41, 4, 16),
+    (1024, 41, 4, 16), (1024, 41, 1, 16), (1024, 5, 1, 1),
+)  # fmt: skip
 """Channels, kernel size, stride and groups."""
 _seeding = ForkSafeLock()
 
@@ -40,7 +34,11 @@ Judgement: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
 
 
 class _Discriminator(nn.Module):
-    """Convolutions with leaky ReLUs between them, and a last one that scores."""
+    """Convolutions with leaky ReLUs between them, and a last one that scores.
+
+    `spectral` divides weights by their largest singular value (Miyato et al. 2018,
+    arXiv:1802.05957) instead of weight norm, as the paper does at the full rate.
+    """
 
     def __init__(self, layers: Iterable[tuple[int, ...]], width: float, spectral: bool) -> None:
         super().__init__()
@@ -49,20 +47,18 @@ class _Discriminator(nn.Module):
         inputs = 1
         for full, kernel, stride, *groups in layers:
             outputs = max(_GROUPS, round(full * width / _GROUPS) * _GROUPS)
-            layer = nn.Conv1d(
-                inputs, outputs, kernel, stride, kernel // 2, groups=groups[0] if groups else 1
-            )
+            layer = nn.Conv1d(inputs, outputs, kernel, stride, kernel // 2, 1, *groups)
             self.layers.append(norm(layer))
             inputs = outputs
         self.score = norm(nn.Conv1d(inputs, 1, 3, padding=1))
 
-    def _convolved(self, states: torch.Tensor) -> Judgement:
+    def forward(self, states: torch.Tensor) -> Judgement:
         features = []
         for layer in self.layers:
             states = functional.leaky_relu(layer(states), _SLOPE)
             features.append(states)
         states = self.score(states)
-        return states, [*features, states]
+        return states.flatten(1), [*features, states]
 
 
 class PeriodDiscriminator(_Discriminator):
@@ -84,25 +80,8 @@ class PeriodDiscriminator(_Discriminator):
             mode = "reflect" if missing < samples else "replicate"
             waveform = functional.pad(waveform, (0, missing), mode)
         columns = waveform.view(batch, -1, self.period).transpose(1, 2)
-        score, features = self._convolved(columns.reshape(batch * self.period, 1, -1))
+        score, features = super().forward(columns.reshape(batch * self.period, 1, -1))
         return score.reshape(batch, -1), features
-
-
-class ScaleDiscriminator(_Discriminator):
-    """Sees the waveform as it is, or averaged down.
-
-    Args:
-        width: share of the paper's channels.
-        spectral: divide weights by their largest singular value (Miyato et al. 2018,
-            arXiv:1802.05957) instead of weight norm, as the paper does at the full rate.
-    """
-
-    def __init__(self, width: float, spectral: bool) -> None:
-        super().__init__(_SCALE_LAYERS, width, spectral)
-
-    def forward(self, waveform: torch.Tensor) -> Judgement:
-        score, features = self._convolved(waveform)
-        return score.flatten(1), features
 
 
 class Discriminators(nn.Module):
@@ -120,39 +99,27 @@ class Discriminators(nn.Module):
     """
 
     def __init__(
-        self,
-        width: float = 1.0,
-        *,
-        periods: Sequence[int] = PERIODS,
-        scales: int = SCALES,
-        seed: int = 0,
+        self, width: float = 1.0, periods: Sequence[int] = PERIODS, scales: int = 3, seed: int = 0
     ) -> None:
         super().__init__()
         if not 0 < width <= 1 or min(periods, default=1) < 1 or not (len(periods) + scales > 0):
-            raise ValueError(
-                "Discriminators need a width above 0 and at most 1, and at least one period or "
-                "scale."
-            )
+            raise ValueError("Discriminators need a width in (0, 1], and a period or a scale.")
         with _seeding, torch.random.fork_rng(devices=[]):  # all threads share torch's generator
             torch.default_generator.manual_seed(seed)
             self.periods = nn.ModuleList(PeriodDiscriminator(period, width) for period in periods)
             self.scales = nn.ModuleList(
-                ScaleDiscriminator(width, spectral=index == 0) for index in range(scales)
+                _Discriminator(_SCALE_LAYERS, width, spectral=index == 0) for index in range(scales)
             )
 
     def forward(self, waveform: torch.Tensor) -> list[Judgement]:
-        """Return a judgement of each discriminator, periods first.
-
-        Args:
-            waveform: [batch, 1, samples], one sample or more.
+        """Return a judgement of [batch, 1, samples] by each discriminator, periods first.
 
         Raises:
             ValueError: the waveform has another shape or no sample.
         """
-        if waveform.dim() != 3 or waveform.shape[1] != 1 or not waveform.shape[2]:
-            raise ValueError(
-                f"The waveform must be [batch, 1, samples], not {list(waveform.shape)}."
-            )
+        shape = list(waveform.shape)
+        if len(shape) != 3 or shape[1] != 1 or not shape[2]:
+            raise ValueError(f"The waveform must be [batch, 1, samples], not {shape}.")
         judgements = [discriminator(waveform) for discriminator in self.periods]
         for index, discriminator in enumerate(self.scales):
             if index:
@@ -164,9 +131,7 @@ class Discriminators(nn.Module):
 def discriminator_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> torch.Tensor:
     """Return what the discriminators minimise (least squares, Mao et al. 2017, arXiv:1611.04076).
 
-    Args:
-        real: judgements of recorded waveforms or the teacher's.
-        fake: judgements of the student's waveforms, detached from the student.
+    `fake` judges the student's waveforms, detached from the student.
     """
     return _total(
         (1 - true.float()).square().mean() + made.float().square().mean()

@@ -32,9 +32,7 @@ class SpectralLoss(nn.Module):
 
     Yamamoto et al. 2020, arXiv:1910.11480, section 2.2.
 
-    Args:
-        sampling_rate: of the waveforms.
-        samples: of a waveform; longer windows are shortened to it.
+    Windows longer than the `samples` of a waveform are shortened to that.
     """
 
     def __init__(self, sampling_rate: int, samples: int) -> None:
@@ -94,10 +92,7 @@ def level_loss(spoken: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 def prior_loss(ours: Prior, wanted: Prior, weights: torch.Tensor) -> torch.Tensor:
     """Return the errors of the prior, L1 and half of the MSE; means in units of the deviation.
 
-    Args:
-        ours: the student's prior.
-        wanted: the teacher's.
-        weights: of each token, [size, tokens].
+    `weights` are those of the tokens, [size, tokens].
     """
     errors = [(ours[0] - wanted[0]) * torch.exp(-wanted[1]), ours[1] - wanted[1]]
     error = torch.cat(errors, -1)
@@ -124,18 +119,16 @@ def duration_loss(ours: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) 
 
 def weighted_sum(losses: Losses) -> torch.Tensor:
     """Return the loss that is trained on."""
-    weights = [WEIGHTS.get(name.removeprefix("recorded_"), 1.0) for name in losses]
-    return torch.stack([w * loss for w, loss in zip(weights, losses.values(), strict=True)]).sum()
+    weighted = [
+        WEIGHTS.get(name.removeprefix("recorded_"), 1.0) * loss for name, loss in losses.items()
+    ]
+    return torch.stack(weighted).sum()
 
 
 class Distillation(nn.Module):
     """The student's stages against the teacher's, on the same noise and the teacher's durations.
 
-    Args:
-        student: the pruned model.
-        trained: its parts that learn; others run only where one that learns needs their output.
-        window: how much of a sentence a step sees.
-        sampling_rate: of the waveform.
+    Parts that are not trained run only where one that learns needs their output.
     """
 
     def __init__(
@@ -182,19 +175,14 @@ class Distillation(nn.Module):
         return losses, spoken
 
     def _text_losses(self, batch: Batch, joint: bool) -> tuple[Losses, Prior | None]:
-        """Return losses by token, of text-only sentences if there are any; with `joint` also the
-        prior of the spoken sentences."""
-        text_only = {
-            name.removeprefix(TEXT_ONLY): tensor
-            for name, tensor in batch.items()
-            if name.startswith(TEXT_ONLY)
-        }
+        """Return losses by token, of text-only sentences if any; with `joint` the spoken prior."""
+        start = len(TEXT_ONLY)
+        text_only = {name[start:]: one for name, one in batch.items() if name.startswith(TEXT_ONLY)}
         rows = text_only or batch
         if "text_encoder" not in self.trained:
             if "duration_predictor" not in self.trained:
                 return {}, None
-            conditioning = self._conditioning(rows["speaker"])
-            return {"durations": self._duration_loss(rows, rows["hidden"], conditioning)}, None
+            return {"durations": self._duration_loss(rows, rows["hidden"])}, None
         losses, prior = self._encoder_losses(rows)
         if joint and text_only:
             spoken, prior = self._encoder_losses(batch)
@@ -208,40 +196,30 @@ class Distillation(nn.Module):
     def _encoder_losses(self, batch: Batch) -> tuple[Losses, Prior]:
         mask, wanted = batch["token_mask"], batch["hidden"]
         read = self.student.text_encoder(
-            input_ids=batch["ids"],
-            padding_mask=mask[..., None],
-            attention_mask=mask,
-            return_dict=True,
+            batch["ids"], padding_mask=mask[..., None], attention_mask=mask, return_dict=True
         )
         prior = read.prior_means.float(), read.prior_log_variances.float()
         hidden = read.last_hidden_state
         # Long tokens are heard more, but every token learns.
         weights = mask * (0.5 + batch["weights"])
         error = ((hidden.float() - wanted).abs().mean(-1) * mask).sum()
-        losses = {
+        # As in VITS, durations do not shape the states that they are predicted from: their
+        # gradients are many times the prior's.
+        durations = self._duration_loss(batch, hidden.detach())
+        return {
             "prior": prior_loss(prior, (batch["means"], batch["log_variances"]), weights),
             "hidden": error / (wanted.abs().mean(-1) * mask).sum().clamp_min(1e-6),
-            # As in VITS, durations do not shape the states that they are predicted from: their
-            # gradients are many times the prior's.
-            "durations": self._duration_loss(
-                batch, hidden.detach(), self._conditioning(batch["speaker"])
-            ),
-        }
-        return losses, prior
+            "durations": durations,
+        }, prior
 
-    def _duration_loss(
-        self, batch: Batch, hidden: torch.Tensor, conditioning: torch.Tensor | None
-    ) -> torch.Tensor:
-        mask = batch["token_mask"]
+    def _duration_loss(self, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+        mask, conditioning = batch["token_mask"], self._conditioning(batch["speaker"])
         # A spline's bins are found by comparing sums of small numbers: bfloat16 picks wrong ones.
         with torch.autocast(hidden.device.type, enabled=False):
             try:
+                states, noise = hidden.float().transpose(1, 2), batch["duration_noise"]
                 logarithms = predict_log_durations(
-                    self.student,
-                    hidden.float().transpose(1, 2),
-                    mask[:, None],
-                    conditioning,
-                    batch["duration_noise"],
+                    self.student, states, mask[:, None], conditioning, noise
                 )
             except (ValueError, RuntimeError) as error:  # the spline refuses infinite inputs
                 if isinstance(error, RuntimeError) and bool(hidden.isfinite().all()):
@@ -253,15 +231,13 @@ class Distillation(nn.Module):
     def _flow(
         self, batch: Batch, prior: Prior | None, conditioning: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the flow's output [size, flow_size, window.decoded] for a sampled prior, the
-        teacher's if none is given."""
+        """Return the flow's output [size, flow_size, window.decoded]; prior None: the teacher's."""
         means, deviations = prior or (batch["means"], batch["log_variances"])
         where = batch["frame_tokens"][..., None].expand(-1, -1, means.shape[2])
         noise = batch["noise"].transpose(1, 2) * torch.exp(deviations.gather(1, where))
         sampled, mask = means.gather(1, where) + noise, batch["frame_mask"]
-        return self._inside(
-            self.student.flow(sampled.transpose(1, 2) * mask, mask, conditioning, reverse=True)
-        )
+        masked = sampled.transpose(1, 2) * mask
+        return self._inside(self.student.flow(masked, mask, conditioning, reverse=True))
 
     def _inside(self, flowed: torch.Tensor) -> torch.Tensor:
         """Return the frames for which the flow had all its context."""

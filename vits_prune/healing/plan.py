@@ -1,8 +1,11 @@
-"""What a healing takes and gives: HealPlan, HealData and HealRun in, HealResult out."""
+"""What a healing takes and gives, and the clock that turns its minutes into steps."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +14,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vits_prune.errors import InputError
 from vits_prune.fields import Options, check_options, option
+from vits_prune.healing.teacher import SHARD, TeacherSpeech
 from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import MAX_SEED
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
     from vits_prune.healing.batches import RecordedPair
-    from vits_prune.healing.teacher import TeacherSpeech
+
+
+WARM_UP, TIMED = 4, 8
+"""Steps in which torch prepares its kernels, and steps that are timed after them."""
+_REHEARSALS = 3
+_REVISIONS = 10
+_TOLERANCE = 0.05
+"""Share of the minutes by which a healing may be late."""
+STEPS_PER_SENTENCE = 4
+"""On two cores to speak a sentence costs as much as a step: one a step would halve the steps."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +95,9 @@ class HealPlan(Options):
     def share(self, index: int, count: int) -> HealPlan:
         """Return the plan of one healing of several; the last is twice as long as the others."""
         share = (2 if index + 1 == count else 1) / (count + 1) if count > 1 else 1.0
-        return dataclasses.replace(
-            self,
-            minutes=None if self.minutes is None else max(0.05, self.minutes * share),
-            steps=None if self.steps is None else max(1, round(self.steps * share)),
-        )
+        minutes = None if self.minutes is None else max(0.05, self.minutes * share)
+        steps = None if self.steps is None else max(1, round(self.steps * share))
+        return dataclasses.replace(self, minutes=minutes, steps=steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +109,7 @@ class HealData:
     recordings: Sequence[RecordedPair] = ()
     """Recorded speech, each (latents [flow_size, frames], waveform [frames * hop])."""
     speech: TeacherSpeech | None = None
-    """The teacher's speech of the texts, where several healings share it."""
+    """Of the texts, where several healings share it."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +117,10 @@ class TrainingStep:
     """One step of the training, for whoever watches it."""
 
     step: int
-    """Steps that are done."""
     of: int | None
     """Steps in all; None until the minutes have been turned into steps."""
     losses: Mapping[str, float]
-    """Losses of this step by name, and their weighted sum as "total"."""
+    """By name, and their weighted sum as "total"."""
     seconds: float
     """Since the healing began, over all its runs."""
 
@@ -160,26 +170,19 @@ class HealResult:
     def from_entry(
         cls, voice: Voice, entry: Mapping[str, Any], score: float | None, seconds: float
     ) -> HealResult:
-        """Return the result that an entry of a recipe's "healed" describes.
-
-        Args:
-            voice: with the recipe of the pruned voice; the entry is added to it.
-            entry: JSON values, as `heal` writes them.
-            score: of the voice.
-            seconds: of training.
-        """
+        """Return the result that an entry of a recipe's "healed" describes, and add it to that."""
         earlier = voice.recipe.get("healed", ())
         recipe = MappingProxyType({**voice.recipe, "healed": [*earlier, dict(entry)]})
         return cls(
             dataclasses.replace(voice, recipe=recipe),
-            step=entry["steps"],
-            of=entry.get("of"),
-            sentences=entry.get("lessons", 0),
-            trained=tuple(entry.get("trained", ())),
-            score=score,
-            seconds=seconds,
-            recordings=entry.get("recordings", 0),
-            stopped=entry.get("stopped", ""),
+            entry["steps"],
+            entry.get("of"),
+            entry.get("lessons", 0),
+            tuple(entry.get("trained", ())),
+            score,
+            seconds,
+            entry.get("recordings", 0),
+            entry.get("stopped", ""),
         )
 
 
@@ -195,3 +198,88 @@ class Judge(Protocol):
 
     def score(self, step: int, of: int | None, voice: Voice) -> float | None:
         """Return the score of a checkpoint, lower is better; None if it has none."""
+
+
+def sentences_at(step: int, sentences: int) -> int:
+    """Return the number of sentences that a step may draw from: it grows a file at a time."""
+    return min(sentences, SHARD * (1 + step // (SHARD * STEPS_PER_SENTENCE)))
+
+
+def phases(plan: HealPlan) -> list[tuple[float, float]]:
+    """Return the phases in which steps cost the same, (begin, end) as shares of the whole."""
+    marks = {0.0, 1.0, 1 - plan.joint} | ({plan.adversarial_from} if plan.adversarial else set())
+    return [(low, high) for low, high in itertools.pairwise(sorted(marks)) if high > low]
+
+
+def judging_seconds(plan: HealPlan, wanted: float) -> float:
+    """Return the seconds that are kept for judging: at most half of the plan's minutes."""
+    return min(wanted, 30 * (plan.minutes or 0.0))
+
+
+class Clock:
+    """Times the steps of one call of heal; a plan with steps is never cut short."""
+
+    def __init__(self, plan: HealPlan, judging: float) -> None:
+        self._plan, self._start = plan, time.perf_counter()
+        self._seconds = 60 * (plan.minutes or 0.0)
+        self._judging = judging_seconds(plan, judging)
+        self._steps: list[float] = []
+        self.sentence = 0.0
+        """Seconds that the teacher takes for a sentence."""
+
+    def estimate(
+        self, took: float, sentences: int, rehearse: Callable[[float], object]
+    ) -> int | None:
+        """Count a step; return how many there can be in all once enough have been timed.
+
+        Args:
+            took: seconds of the step.
+            sentences: how many the teacher will speak.
+            rehearse: does the work of a step at a share of the training, without learning.
+        """
+        self._steps.append(took)
+        done = len(self._steps)
+        if done < WARM_UP + TIMED:
+            return None
+        step = 0.0
+        for low, high in phases(self._plan):
+            step += (high - low) * self._seconds_of_a_step(low, high, rehearse)
+        self._steps = []
+        left = self._seconds - self._judging - (time.perf_counter() - self._start)
+        to_speak = max(0, sentences - sentences_at(done, sentences))
+        steps = (left - to_speak * self.sentence) / step
+        if steps < to_speak * STEPS_PER_SENTENCE:  # the teacher speaks until the end
+            steps = left / (step + self.sentence / STEPS_PER_SENTENCE)
+        return done + max(1, int(steps))
+
+    def _seconds_of_a_step(
+        self, low: float, high: float, rehearse: Callable[[float], object]
+    ) -> float:
+        """Return the median of the steps that were timed, or of rehearsals of a later phase."""
+        if low == 0:
+            return statistics.median(self._steps[WARM_UP:])
+        marks = []
+        for _ in range(1 + _REHEARSALS):
+            rehearse((low + high) / 2)
+            marks.append(time.perf_counter())
+        return statistics.median(end - start for start, end in itertools.pairwise(marks))
+
+    def revise(self, took: float, step: int, of: int, seconds: float) -> int | None:
+        """Count a step; return how many there can be in all, None between two looks at the clock.
+
+        Args:
+            took: seconds of the step.
+            step: steps that are done.
+            of: steps that were planned. The answer is never higher.
+            seconds: since the healing began.
+        """
+        self._steps.append(took)
+        if self._plan.steps is not None or len(self._steps) < max(TIMED, of // _REVISIONS):
+            return None
+        if step >= of:
+            return of
+        each, self._steps = statistics.fmean(self._steps), []
+        left = self._seconds - seconds - self._judging * (1 - step / of)
+        if (of - step) * each <= left + _TOLERANCE * self._seconds:
+            return of
+        return min(of, step + max(1, int(left / each)))

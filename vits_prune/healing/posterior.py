@@ -7,8 +7,6 @@ latents, and the decoder should give the waveform again.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import math
 import os
 from dataclasses import dataclass
@@ -42,27 +40,12 @@ class Posterior:
     filter_length: int
     """Samples of the spectrogram's window and of its Fourier transform."""
     hop_length: int
-    """Samples per frame."""
     speaker_embeddings: torch.Tensor | None = None
     """[speakers, speaker_embedding_size] of a voice with several speakers."""
 
     @property
     def flow_size(self) -> int:
-        """Channels of the latents."""
         return self.encoder.out_channels
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.conv_pre.weight.device
-
-    def to(self, device: torch.device | str) -> Posterior:
-        """Return a copy on another device, or itself if it is there already."""
-        if self.device == torch.device(device):
-            return self
-        embeddings = None if self.speaker_embeddings is None else self.speaker_embeddings.to(device)
-        return dataclasses.replace(
-            self, encoder=copy.deepcopy(self.encoder).to(device), speaker_embeddings=embeddings
-        )
 
 
 def load_posterior(
@@ -75,7 +58,7 @@ def load_posterior(
     Args:
         ref: a hub id, or a folder in transformers' layout.
         revision: branch, tag or commit of a hub id; `voice.origin.revision` is the loaded one.
-        token: access token for the hub, as in `load_voice`.
+        token: access token for the hub.
 
     Raises:
         InputError: the voice has no posterior encoder (every Piper voice, every folder that
@@ -91,11 +74,8 @@ def load_posterior(
     manifest = read_manifest(folder)
     if manifest is not None:
         original = str(manifest["origin"]["reference"])[:200]
-        raise _has_none(
-            name,
-            "vits_prune leaves it out when it saves: name the voice that it was made from "
-            f"({original}) as the teacher",
-        )
+        why = f"saved voices have none: name the voice it was made from ({original}) as the teacher"
+        raise _has_none(name, why)
     config = read_config(folder, VitsConfig, name=name)
     files = weight_files(folder, name)
     hop_length = math.prod(config.upsample_rates)
@@ -129,13 +109,8 @@ def require_fit(posterior: Posterior, voice: Voice) -> None:
 def linear_spectrogram(waveform: torch.Tensor, filter_length: int, hop_length: int) -> torch.Tensor:
     """Return the spectrogram of VITS' training: sqrt(re² + im² + 1e-6), Hann window, no scaling.
 
-    The waveform is mirrored at its ends, so frame t is centred on the samples t hop to
-    (t + 1) hop.
-
-    Args:
-        waveform: [batch, samples] in [-1, 1], `filter_length` samples or more.
-        filter_length: samples of the window.
-        hop_length: samples per frame.
+    The waveform [batch, samples] is mirrored at its ends, so frame t is centred on the samples
+    t hop to (t + 1) hop. It has `filter_length` samples or more.
 
     Returns:
         [batch, filter_length / 2 + 1, samples // hop_length] (one frame less where the hop is odd
@@ -146,51 +121,32 @@ def linear_spectrogram(waveform: torch.Tensor, filter_length: int, hop_length: i
     return (power_spectrum(padded, filter_length, hop_length) + _MAGNITUDE_FLOOR).sqrt()
 
 
-def posterior_latents(
-    posterior: Posterior,
-    waveform: torch.Tensor,
-    speaker: int | None = None,
-    seed: int | tuple[int, ...] = 0,
-) -> torch.Tensor:
-    """Return latents of recorded speech, drawn from the posterior: mean + noise * deviation.
-
-    Args:
-        posterior, waveform, speaker: see `posterior_statistics`.
-        seed: of the noise: a number, or several such as (seed, number of the recording).
-
-    Returns:
-        [1, flow_size, frames] on the posterior's device.
-    """
-    return draw_latents(*posterior_statistics(posterior, waveform, speaker), seed)
-
-
 def posterior_statistics(
     posterior: Posterior, waveform: torch.Tensor, speaker: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return means and standard deviations of the latents of recorded speech.
+    """Return means and standard deviations [1, flow_size, frames] of the latents of speech.
 
     Args:
         posterior: the encoder.
         waveform: [samples] in [-1, 1] at its sampling rate, `filter_length` samples or more.
         speaker: index, for a voice with several; None for the first.
 
-    Returns:
-        Two of [1, flow_size, frames] on the posterior's device.
-
     Raises:
         InputError: the waveform is too short, or the voice has no such speaker.
     """
-    if waveform.dim() != 1 or len(waveform) < posterior.filter_length:
-        raise InputError(
-            f"A recording for {posterior.name} must have {posterior.filter_length} samples or "
-            "more: give a longer one."
-        )
-    encoder = posterior.encoder
+    least = posterior.filter_length
+    if waveform.dim() != 1 or len(waveform) < least:
+        raise InputError(f"A recording for {posterior.name} must have {least} samples or more.")
+    encoder, conditioning, embeddings = posterior.encoder, None, posterior.speaker_embeddings
+    index = speaker or 0
+    count = 1 if embeddings is None else len(embeddings)
+    if not 0 <= index < count:
+        raise InputError(f"{posterior.name} has no speaker {index}: choose 0 to {count - 1}.")
+    if embeddings is not None:
+        conditioning = embeddings[index][None, :, None]
     with torch.no_grad():
-        samples = waveform.to(posterior.device, torch.float32)[None]
-        spectrogram = linear_spectrogram(samples, posterior.filter_length, posterior.hop_length)
-        mask = torch.ones(1, 1, spectrogram.shape[2], device=posterior.device)
-        conditioning = _conditioning(posterior, speaker)
+        spectrogram = linear_spectrogram(waveform.float()[None], least, posterior.hop_length)
+        mask = torch.ones(1, 1, spectrogram.shape[2])
         hidden = encoder.wavenet(encoder.conv_pre(spectrogram), mask, conditioning)
         means, log_deviations = encoder.conv_proj(hidden).chunk(2, dim=1)
         return means, torch.exp(log_deviations)
@@ -204,21 +160,6 @@ def draw_latents(
     return means + torch.from_numpy(drawn).T[None].to(means) * deviations
 
 
-def _conditioning(posterior: Posterior, speaker: int | None) -> torch.Tensor | None:
-    """Return the speaker's embedding, [1, speaker_embedding_size, 1]."""
-    embeddings = posterior.speaker_embeddings
-    if embeddings is None:
-        if speaker in (None, 0):
-            return None
-        raise InputError(f"{posterior.name} has one speaker only: leave the speaker out.")
-    index = 0 if speaker is None else speaker
-    if not 0 <= index < len(embeddings):
-        raise InputError(
-            f"{posterior.name} has no speaker {index}: choose 0 to {len(embeddings) - 1}."
-        )
-    return embeddings[index][None, :, None]
-
-
 def _has_none(name: str, why: str) -> InputError:
     return InputError(
         f"{name[:100]} has no posterior encoder, without which recordings cannot be used ({why}): "
@@ -227,9 +168,7 @@ def _has_none(name: str, why: str) -> InputError:
 
 
 def _damaged(name: str) -> InputError:
-    return InputError(
-        f"{name} has damaged weights (they cannot be read): download or save them again."
-    )
+    return InputError(f"{name} has damaged weights: download or save them again.")
 
 
 def _locate(
@@ -285,10 +224,8 @@ def _read(
             parts["embed_speaker"] = torch.nn.Embedding(config.num_speakers, size)
     parameters = sum(parameter.numel() for parameter in parts.parameters())
     if parameters > MAX_PARAMETERS:
-        raise InputError(
-            f"{name} asks for {parameters / 1e6:.0f} million parameters in its posterior encoder, "
-            "more than are accepted."
-        )
+        millions = f"{parameters / 1e6:.0f} million parameters"
+        raise InputError(f"The posterior encoder of {name} has too many weights: {millions}.")
     shapes = {key: tensor.shape for key, tensor in parts.state_dict().items()}
     try:
         tensors = read_tensors(files, shapes, name)

@@ -6,10 +6,10 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,19 +26,13 @@ _FILE_COLUMN = "file_name"
 _MAX_COLUMNS = 200
 _TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript")
 _SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-_LAYOUTS = (
-    "a metadata.csv with lines like id|text, or one with the columns file_name and transcription"
-)
-_MAX_RATE = 192_000
-_MAX_CHANNELS = 8
+_LAYOUTS = "a metadata.csv with lines id|text, or with the columns file_name and transcription"
+_MAX_RATE, _MAX_CHANNELS = 192_000, 8
 _MAX_SAMPLE = 1.5
 """Of full scale."""
-_BLOCK = 1 << 16
-_MAX_CHUNKS = 1_000
+_BLOCK, _MAX_CHUNKS = 1 << 16, 1_000
 _WAV_SLACK_BYTES = 64
 """May be missing from a WAV file whose writer counted its header among the samples."""
-
-T = TypeVar("T")
 
 
 class UnusableError(Exception):
@@ -56,12 +50,18 @@ class Row:
     """Whether the name is an id, without folder and suffix."""
 
 
-Rows: TypeAlias = tuple[list[Row], list[tuple[str, str]]]
-"""Rows in their order, and (which line, why) of those that cannot be read."""
+@dataclass(frozen=True)
+class Skipped:
+    """One that cannot be used."""
+
+    name: str
+    """As in the transcript, or which line of it."""
+    reason: str
+    """One sentence."""
 
 
-def read_rows(folder: Path) -> Rows:
-    """Return the rows of a folder's transcript.
+def read_rows(folder: Path) -> tuple[list[Row], list[Skipped]]:
+    """Return the rows of a folder's transcript, in their order, and those that cannot be read.
 
     Raises:
         InputError: there is no transcript, or it is too large, not text, or of no known layout.
@@ -70,10 +70,23 @@ def read_rows(folder: Path) -> Rows:
         raise InputError(
             f"There is no folder {str(folder)[:200]!r} with recordings: check the path."
         )
-    for name, read in (("metadata.jsonl", _from_jsonl), ("metadata.csv", _from_csv)):
-        if (folder / name).is_file():
-            return read(_transcript(folder / name))
-    raise InputError(f"The folder {folder.name[:100]!r} has no transcript: put {_LAYOUTS} into it.")
+    readers = {"metadata.jsonl": _from_jsonl, "metadata.csv": _from_csv}
+    name = next((name for name in readers if (folder / name).is_file()), None)
+    if name is None:
+        raise InputError(
+            f"The folder {folder.name[:100]!r} has no transcript: put {_LAYOUTS} into it."
+        )
+    rows: list[Row] = []
+    skipped: list[Skipped] = []
+    for found in readers[name](_transcript(folder / name)):
+        if len(rows) + len(skipped) == MAX_ROWS:
+            words = f"The transcript has more than {MAX_ROWS:,} lines"
+            raise InputError(f"{words}: give fewer recordings.")
+        if isinstance(found, Row):
+            rows.append(found)
+        else:
+            skipped.append(found)
+    return rows, skipped
 
 
 def find_audio(root: Path, row: Row) -> Path:
@@ -97,11 +110,7 @@ def find_audio(root: Path, row: Row) -> Path:
                 raise UnusableError("Its file lies outside the folder.")
             if path.is_file():
                 return path
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # too long, a NUL byte, a loop of links
+        except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, a loop of links
             raise UnusableError("Its name is not a path.") from error
     raise UnusableError("There is no such file.")
 
@@ -111,10 +120,8 @@ def _transcript(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_TRANSCRIPT_BYTES + 1)
         if len(content) > MAX_TRANSCRIPT_BYTES:
-            raise InputError(
-                f"{path.name} is larger than {MAX_TRANSCRIPT_BYTES >> 20} MiB: give fewer "
-                "recordings."
-            )
+            most = f"{MAX_TRANSCRIPT_BYTES >> 20} MiB"
+            raise InputError(f"{path.name} is larger than {most}: give fewer recordings.")
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path.name} cannot be read: check the folder of recordings.") from error
@@ -125,67 +132,50 @@ def _transcript(path: Path) -> str:
     return text
 
 
-def _bounded(lines: Iterable[T]) -> Iterator[T]:
-    for number, line in enumerate(lines):
-        if number == MAX_ROWS:
-            raise InputError(
-                f"The transcript has more than {MAX_ROWS:,} lines: give fewer recordings."
-            )
-        yield line
-
-
-def _from_csv(text: str) -> Rows:
+def _from_csv(text: str) -> Iterator[Row | Skipped]:
     first = text.lstrip().split("\n", 1)[0]
     try:
         header = next(csv.reader([first]), [])
         if _FILE_COLUMN in header and len(header) <= _MAX_COLUMNS:
-            return _from_columns(text)
+            yield from _from_columns(text)
+            return
     except csv.Error as error:
-        raise InputError(
-            f"metadata.csv cannot be read as CSV ({str(error)[:100]}): save it again."
-        ) from error
+        why = str(error)[:100]
+        raise InputError(f"metadata.csv cannot be read as CSV ({why}): save it again.") from error
     if "|" not in first:
         raise InputError(f"metadata.csv is of no known layout: give {_LAYOUTS}.")
-    return _from_pipes(text)
+    yield from _from_pipes(text)
 
 
-def _from_pipes(text: str) -> Rows:
-    """Read LJSpeech's `id|text|normalised text`, without quotes; the last text that is not empty
-    was spoken."""
-    rows, broken = [], []
-    for number, line in enumerate(_bounded(io.StringIO(text)), 1):
+def _from_pipes(text: str) -> Iterator[Row | Skipped]:
+    """Read LJSpeech's `id|text|normalised text`, without quotes: the last text was spoken."""
+    for number, line in enumerate(io.StringIO(text), 1):
         name, bar, rest = line.partition("|")
-        if not line.strip():
-            continue
         if bar:
             texts = [field.strip() for field in rest.split("|", 1)]
-            rows.append(Row(name.strip(), texts[-1] or texts[0], by_id=True))
-        else:
-            broken.append((f"line {number} of metadata.csv", "It has no | between id and text."))
-    return rows, broken
+            yield Row(name.strip(), texts[-1] or texts[0], by_id=True)
+        elif line.strip():
+            yield Skipped(f"line {number} of metadata.csv", "It has no | between id and text.")
 
 
-def _from_columns(text: str) -> Rows:
-    rows, broken = [], []
+def _from_columns(text: str) -> Iterator[Row | Skipped]:
     reader = csv.DictReader(io.StringIO(text.lstrip()))
     column = next((name for name in _TEXT_COLUMNS if name in (reader.fieldnames or ())), None)
     if column is None:
         raise InputError(
             f"metadata.csv has no column of texts: name one {' or '.join(_TEXT_COLUMNS)}."
         )
-    for values in _bounded(reader):
+    for values in reader:
         name, said = values[_FILE_COLUMN], values[column]
         if name and said is not None:
-            rows.append(Row(name, said.strip(), by_id=False))
+            yield Row(name, said.strip(), by_id=False)
         else:
-            where = f"line {reader.line_num} of metadata.csv"
-            broken.append((where, "It has no file name or no text."))
-    return rows, broken
+            line = f"line {reader.line_num} of metadata.csv"
+            yield Skipped(line, "It has no file name or no text.")
 
 
-def _from_jsonl(text: str) -> Rows:
-    rows, broken = [], []
-    for number, line in enumerate(_bounded(io.StringIO(text)), 1):
+def _from_jsonl(text: str) -> Iterator[Row | Skipped]:
+    for number, line in enumerate(io.StringIO(text), 1):
         if not line.strip():
             continue
         values: Any = None
@@ -196,11 +186,10 @@ def _from_jsonl(text: str) -> Rows:
         said = next((known[key] for key in _TEXT_COLUMNS if key in known), None)
         if isinstance(name, str) and isinstance(said, str):
             said = said.encode("utf-8", "replace").decode()  # JSON can spell half a character
-            rows.append(Row(name, said.strip(), by_id=False))
+            yield Row(name, said.strip(), by_id=False)
         else:
-            where = f"line {number} of metadata.jsonl"
-            broken.append((where, "It is not a JSON object with file_name and transcription."))
-    return rows, broken
+            why = "It is not a JSON object with file_name and transcription."
+            yield Skipped(f"line {number} of metadata.jsonl", why)
 
 
 # Audio
@@ -217,10 +206,8 @@ def read_samples(path: Path, min_rate: int, max_seconds: float) -> tuple[np.ndar
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise UnusableError(
-                f"The file has {size / 2**20:,.0f} MiB, more than the {MAX_FILE_BYTES >> 20} MiB "
-                "accepted."
-            )
+            limit = MAX_FILE_BYTES >> 20
+            raise UnusableError(f"The file has {size / 2**20:,.0f} MiB, more than {limit} MiB.")
         if size == 0:
             raise UnusableError("The file is empty.")
         if _is_cut_off(path, size):
@@ -234,25 +221,19 @@ def read_samples(path: Path, min_rate: int, max_seconds: float) -> tuple[np.ndar
     if len(samples) < promised:
         raise UnusableError("The file is truncated.")
     if len(samples) < MIN_SECONDS * rate:
-        raise UnusableError(
-            f"It has {len(samples) / rate:.2f} seconds, less than the {MIN_SECONDS:g} that are "
-            "needed."
-        )
+        seconds = len(samples) / rate
+        raise UnusableError(f"It has {seconds:.2f} seconds, less than {MIN_SECONDS:g}.")
     return samples, rate
 
 
 def _check_header(sound: soundfile.SoundFile, min_rate: int, max_seconds: float) -> None:
+    rate = f"{sound.samplerate:,} samples a second"
     if sound.channels > _MAX_CHANNELS:
         raise UnusableError(f"It has {sound.channels} channels, more than {_MAX_CHANNELS}.")
     if sound.samplerate > _MAX_RATE:
-        raise UnusableError(
-            f"It has {sound.samplerate:,} samples a second, more than {_MAX_RATE:,}."
-        )
+        raise UnusableError(f"It has {rate}, more than {_MAX_RATE:,}.")
     if sound.samplerate < min_rate:
-        raise UnusableError(
-            f"It has {sound.samplerate:,} samples a second and the voice {min_rate:,}: it would "
-            "teach a muffled sound."
-        )
+        raise UnusableError(f"It has {rate} and the voice {min_rate:,}: it would sound muffled.")
     if sound.seekable() and sound.frames > max_seconds * sound.samplerate:
         raise _too_long(max_seconds)
 
@@ -277,10 +258,9 @@ def _too_long(max_seconds: float) -> UnusableError:
 
 
 def _is_cut_off(path: Path, size: int) -> bool:
-    """Return whether a WAV file ends before the samples that it promises.
+    """Return whether a WAV file ends before the samples that it promises: libsndfile does not mind.
 
-    libsndfile reads such a file without a word. Programs that do not know the length write sizes
-    of 0 or 2**32 - 1.
+    Programs that do not know the length write sizes of 0 or 2**32 - 1.
     """
     with path.open("rb") as file:
         start = file.read(12)

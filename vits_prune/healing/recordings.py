@@ -13,26 +13,32 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import soxr
+import torch
 
 from vits_prune.errors import InputError
+from vits_prune.healing.batches import RecordedPair
+from vits_prune.healing.posterior import (
+    Posterior,
+    draw_latents,
+    load_posterior,
+    posterior_statistics,
+    require_fit,
+)
 from vits_prune.healing.recording_files import (
     Row,
+    Skipped,
     UnusableError,
     find_audio,
     read_rows,
     read_samples,
 )
+from vits_prune.healing.storage import digest
 from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import MAX_CHARACTERS
 from vits_prune.voices.voice import Voice
-
-if TYPE_CHECKING:
-    import torch
-
-    from vits_prune.healing.posterior import Posterior
 
 LONGEST_SECONDS, MAX_SECONDS = 30.0, 120.0
 """The longest recording that is used, unless asked otherwise and at most."""
@@ -46,23 +52,13 @@ SILENCE = 10 ** (-50 / 20)
 
 @dataclass(frozen=True)
 class Recording:
-    """One recording that can be used."""
+    """One that can be used."""
 
     path: Path
     text: str
     seconds: float
     digest: str
     """Of its samples: 32 hexadecimal digits."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """One that cannot be used."""
-
-    name: str
-    """As in the transcript."""
-    reason: str
-    """One sentence."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +96,13 @@ def read_recordings(
         progress: over the rows of the transcript.
 
     Raises:
-        InputError: the folder has no readable transcript or no usable recording, or a bound is out
-            of range.
+        InputError: there is no readable transcript or usable recording, or a bound is out of range.
     """
     _check_bounds(longest_seconds, limit)
     folder = Path(folder)
-    rows, broken = read_rows(folder)
+    rows, skipped = read_rows(folder)
     root = folder.resolve()
     usable: list[Recording] = []
-    skipped = [Skipped(name, reason) for name, reason in broken]
     seen: set[Path] = set()
     done = 0
     for row in progress.track(rows, "reading recording"):
@@ -139,22 +133,18 @@ def _examined(path: Path, row: Row, min_rate: int, longest_seconds: float) -> Re
     samples, rate = read_samples(path, min_rate, longest_seconds)
     if float(np.abs(samples).max()) < SILENCE:
         raise UnusableError("It is silent.")
-    digest = hashlib.blake2b(samples.tobytes(), digest_size=16, key=str(rate).encode())
-    return Recording(path, row.text, len(samples) / rate, digest.hexdigest())
+    found = hashlib.blake2b(samples.tobytes(), digest_size=16, key=str(rate).encode())
+    return Recording(path, row.text, len(samples) / rate, found.hexdigest())
 
 
 def _check_bounds(longest_seconds: float, limit: int) -> None:
-    number = isinstance(longest_seconds, int | float) and not isinstance(longest_seconds, bool)
-    if not (number and 1 <= longest_seconds <= MAX_SECONDS):
-        raise InputError(
-            f"The longest recording must be 1 to {MAX_SECONDS:g} seconds, not "
-            f"{str(longest_seconds)[:40]!r}."
-        )
-    if not (type(limit) is int and 1 <= limit <= MAX_LIMIT):
-        raise InputError(
-            f"The number of recordings must be a whole number from 1 to {MAX_LIMIT:,}, not "
-            f"{str(limit)[:40]!r}."
-        )
+    for what, value, kinds, most in (
+        ("seconds of the longest recording", longest_seconds, (int, float), MAX_SECONDS),
+        ("number of recordings", limit, (int,), MAX_LIMIT),
+    ):
+        if type(value) not in kinds or not 1 <= value <= most:
+            shown = str(value)[:40]
+            raise InputError(f"The {what} must be from 1 to {most:,.0f}, not {shown!r}.")
 
 
 def _printable(name: str) -> str:
@@ -163,44 +153,29 @@ def _printable(name: str) -> str:
 
 
 def load_recording(recording: Recording, sampling_rate: int) -> np.ndarray:
-    """Return the samples of a recording, resampled by soxr's "HQ" recipe, at its own level.
-
-    Returns:
-        float32 [samples] in [-1, 1].
+    """Return samples in [-1, 1], float32, resampled by soxr's "HQ" recipe, at their own level.
 
     Raises:
         InputError: the file has changed and cannot be used any more.
     """
-    import soxr
-
     try:
         samples, rate = read_samples(recording.path, sampling_rate, MAX_SECONDS)
     except UnusableError as error:
-        raise InputError(
-            f"The recording {_printable(recording.path.name)} was changed while it was in use: "
-            f"{error}"
-        ) from error
+        name = _printable(recording.path.name)
+        words = f"The recording {name} was changed while it was in use: {error}"
+        raise InputError(words) from error
     if rate != sampling_rate:
         samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
     return np.clip(samples, -1.0, 1.0)
 
 
-class RecordedPairs(Sequence["tuple[torch.Tensor, torch.Tensor]"]):
+class RecordedPairs(Sequence[RecordedPair]):
     """Latents and samples of recordings by index, each read and encoded when it is needed.
 
     An item is (latents [flow_size, frames], waveform [frames * hop_length]), float32 on the CPU.
     The same index gives the same item, so a resumed healing sees what an uninterrupted one would.
-    What was encoded is kept up to a bound; beyond it the least recently used goes.
-
-    Args:
-        recordings: that can be used.
-        posterior: the posterior encoder of the original of `voice`.
-        voice: whose speaker is heard in the recordings.
-        seed: of the posterior's noise.
-        cache_bytes: of encoded recordings in memory.
-
-    Raises:
-        InputError: posterior encoder and voice do not belong together.
+    `cache_bytes` of what was encoded are kept; beyond it the least recently used goes. InputError
+    if the posterior is not of the original of `voice`, whose speaker is heard.
     """
 
     def __init__(
@@ -212,8 +187,6 @@ class RecordedPairs(Sequence["tuple[torch.Tensor, torch.Tensor]"]):
         *,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        from vits_prune.healing.posterior import require_fit
-
         require_fit(posterior, voice)
         self._recordings, self._posterior = recordings.usable, posterior
         self._speaker, self._seed, self._cache_bytes = voice.speaker, seed, cache_bytes
@@ -224,14 +197,8 @@ class RecordedPairs(Sequence["tuple[torch.Tensor, torch.Tensor]"]):
     def __len__(self) -> int:
         return len(self._recordings)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]  # no slices
-        """Return latents and samples of a recording.
-
-        Raises:
-            InputError: the recording was changed since it was found usable.
-        """
-        from vits_prune.healing.posterior import draw_latents
-
+    def __getitem__(self, index: int) -> RecordedPair:  # type: ignore[override]  # no slices
+        """Return latents and samples; raise InputError if the file has changed."""
         index = range(len(self))[index]
         means, deviations, waveform = self._statistics(index)
         return draw_latents(means, deviations, (self._seed, index, 0))[0], waveform
@@ -239,17 +206,11 @@ class RecordedPairs(Sequence["tuple[torch.Tensor, torch.Tensor]"]):
     @property
     def digest(self) -> str:
         """A digest of the recordings' names, lengths and samples, the encoder, speaker and seed."""
-        from vits_prune.healing.storage import digest
-
         files = [(one.path.name, one.seconds, one.digest) for one in self._recordings]
         return digest(self._posterior.encoder.state_dict(), files, self._speaker, self._seed)
 
     def _statistics(self, index: int) -> tuple[torch.Tensor, ...]:
         """Return means, deviations [1, flow_size, frames] and samples of a recording."""
-        import torch
-
-        from vits_prune.healing.posterior import posterior_statistics
-
         if index in self._encoded:
             self._encoded.move_to_end(index)
             return self._encoded[index]
@@ -280,18 +241,12 @@ def open_recordings(
 ) -> tuple[Recordings, Posterior]:
     """Return all that healing on recordings needs.
 
-    Args:
-        folder: as for `read_recordings`, like the arguments after `revision`.
-        ref: the original, as it was given to `load_voice`.
-        voice: to be healed.
-        revision: branch, tag or commit of a hub id, as it was given to `load_voice`.
+    `ref` and `revision` are the original, as `load_voice` was given them; `voice` is to be healed.
 
     Raises:
         InputError: the original has no posterior encoder (Piper's exports, saved voices), it does
             not fit the voice, or no recording can be used.
     """
-    from vits_prune.healing.posterior import load_posterior, require_fit
-
     posterior = load_posterior(ref, revision=revision)
     require_fit(posterior, voice)
     found = read_recordings(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vits_prune.errors import DamagedFileError, InputError
+from vits_prune.errors import InputError
 from vits_prune.healing.batches import (
     MAX_TEXT_ONLY,
     Batch,
@@ -24,19 +23,32 @@ from vits_prune.healing.batches import (
     draw_recordings,
     recordings_digest,
 )
-from vits_prune.healing.clock import Clock, sentences_at
-from vits_prune.healing.corpus import other_texts, training_texts
-from vits_prune.healing.plan import HealData, HealPlan, HealResult, HealRun, Judge, TrainingStep
-from vits_prune.healing.storage import Checkpoints, State, digest
+from vits_prune.healing.plan import (
+    Clock,
+    HealData,
+    HealPlan,
+    HealResult,
+    HealRun,
+    Judge,
+    TrainingStep,
+    sentences_at,
+)
+from vits_prune.healing.storage import MAX_THREADS, Checkpoints, digest, unusable
 from vits_prune.healing.student import LengthMatcher, check_recordings, parts_to_train
-from vits_prune.healing.teacher import SHARD, TeacherSpeech, TeacherUtterance
+from vits_prune.healing.teacher import (
+    SHARD,
+    TeacherSpeech,
+    TeacherUtterance,
+    other_texts,
+    training_texts,
+)
 from vits_prune.healing.training import (
     WARM_UP,
     NotFiniteError,
     Training,
-    agreed,
     everywhere,
     make_accelerator,
+    newest_checkpoint,
 )
 from vits_prune.pruning import PruneSpec, prune_steps
 from vits_prune.pruning.blocks import sentence_ids
@@ -48,7 +60,6 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 2
 """Of what a step does: a checkpoint of another format is not continued."""
-_MAX_THREADS = 4096
 LENGTH_TEXTS = 64
 """Sentences on which a healed voice is made as long as the original: a second or two on a CPU."""
 
@@ -72,17 +83,9 @@ def heal(
     On a CPU a healing that was stopped and resumed gives the bits of an uninterrupted one. Torch
     has the first run's number of threads meanwhile, which only the main thread can change.
 
-    Args:
-        pruned: the voice to heal; it stays as it is.
-        teacher: the voice that it was made of.
-        plan: how long and how.
-        data: what to learn from.
-        run: folder of checkpoints, device, observer.
-        judge: scores checkpoints; None keeps the last one. It gets at most half of the minutes.
-
-    Returns:
-        The voice with the best score and how it came about. If a loss or gradient was not finite,
-        that is the last good checkpoint, and `stopped` says why.
+    `teacher` is the voice that `pruned` was made of. The judge scores checkpoints, in at most half
+    of the minutes; without one the last is kept. If a loss or gradient was not finite, the result
+    is the last good checkpoint, and `stopped` says why.
 
     Raises:
         InputError: the voices do not belong together, nothing is left to learn, the recordings
@@ -90,14 +93,8 @@ def heal(
             What was learnt is in a checkpoint if the disk takes it.
     """
     if run.resume and run.folder is None:
-        raise InputError(
-            "There is nothing to resume without a folder of checkpoints: give the folder of the "
-            "healing that was stopped."
-        )
-    trained = parts_to_train(pruned, teacher)
-    if data.recordings:
-        check_recordings(trained)
-    healing = _Healing(pruned, teacher, trained, plan, data, run, judge)
+        raise InputError("There is nothing to resume without a folder of checkpoints: give one.")
+    healing = _Healing(pruned, teacher, plan, data, run, judge)
     with healing.resumed():
         return healing.train()
 
@@ -120,39 +117,28 @@ def heal_steps(
         voice: the original.
         spec: its `steps` and `schedule` give the amounts.
         plan: of all healings together; pruning takes its own time.
-        data: as for `heal`; `recordings` and `speech` are ignored.
+        data: as for `heal`, `texts` only.
         run: as for `heal`; each healing has its own folder inside `folder`.
         judge: as for `heal`, of the last healing.
 
     Yields:
         Amount and result of each step. Leave the loop to stop there.
-
-    Raises:
-        InputError: as `prune` and `heal`.
     """
     place, count = run.path, len(spec.schedule_amounts())
-    speech = _teacher_speech(voice, data.texts, plan, place)
+    shared = HealData(data.texts, speech=_teacher_speech(voice, data.texts, plan, place))
     results: list[HealResult] = []
 
     def _healed(index: int, pruned: Voice) -> Voice:
         own = dataclasses.replace(run, folder=place and place / f"step-{index + 1}")
-        results.append(
-            heal(
-                pruned,
-                voice,
-                plan.share(index, count),
-                data=HealData(data.texts, speech=speech),
-                run=own,
-                judge=judge if index + 1 == count else None,
-            )
-        )
+        scores = judge if index + 1 == count else None
+        share = plan.share(index, count)
+        results.append(heal(pruned, voice, share, data=shared, run=own, judge=scores))
         return results[-1].voice
 
     first = Checkpoints(place / "step-1" / "checkpoints").newest() if place and run.resume else None
     # Calibrated pruning rounds by the number of threads: another number gives another voice.
-    threads = None if first is None else first[1].get("threads")
-    if threads is not None:
-        threads = min(_MAX_THREADS, max(1, int(threads)))
+    known = first[1].get("threads") if first else None
+    threads = known and min(MAX_THREADS, max(1, int(known)))
     steps = prune_steps(voice, spec, progress=run.progress, after_step=_healed)
     while True:
         with torch_threads(threads or torch.get_num_threads()):  # not while the caller has control
@@ -182,127 +168,83 @@ class _Healing:
         self,
         pruned: Voice,
         teacher: Voice,
-        trained: Sequence[str],
         plan: HealPlan,
         data: HealData,
         run: HealRun,
         judge: Judge | None,
     ) -> None:
-        self._home, self._plan, self._data, self._run, self._judge = (
-            pruned.device, plan, data, run, judge,
-        )  # fmt: skip
+        trained = parts_to_train(pruned, teacher)
+        if data.recordings:
+            check_recordings(trained)
+        self._plan, self._data, self._run, self._judge = plan, data, run, judge
         self._accelerator = make_accelerator(plan, run.cpu)
+        self._home, device = pruned.device, self._accelerator.device
         self._main = self._accelerator.is_main_process
-        device = self._accelerator.device
         self._pruned, self._teacher = pruned.to(device), teacher.to(device)
         self._window = Window.of(pruned, plan.segment)
         self._training = Training(self._pruned, trained, plan, self._window, self._accelerator)
         self._checkpoints = Checkpoints(run.path / "checkpoints") if run.path else None
-        self._recordings_digest = recordings_digest(data.recordings)
-        self._speech = (
-            _teacher_speech(self._teacher, data.texts, plan, run.path)
-            if data.speech is None
-            else data.speech
-        )
-        self._text_only = self._text_only_sentences()
+        self._written = self._checkpoints if self._main else None
+        self._speech = data.speech or _teacher_speech(self._teacher, data.texts, plan, run.path)
+        self._text_only: TextOnlySentences | None = None
+        if {"text_encoder", "duration_predictor"} & set(trained):
+            sentences = [*self._speech.sentences, *self._others(MAX_TEXT_ONLY, plan.seed + 1)]
+            self._text_only = TextOnlySentences(self._teacher, sentences, self._speech.speakers)
         read = self._text_only.sentences if self._text_only else ()
-        self._digest = digest(
-            self._pruned.model.state_dict(),
-            _FORMAT, self._speech.content, read, self._teacher.speaker, plan.to_dict(),
-        )  # fmt: skip
+        facts = (_FORMAT, self._speech.content, read, self._teacher.speaker, plan.to_dict())
+        self._owner = {
+            "belongs": digest(self._pruned.model.state_dict(), *facts),
+            "processes": self._accelerator.num_processes,
+            "recordings": recordings_digest(data.recordings),
+        }
         self._lengths: LengthMatcher | None = None
         self._step, self._of, self._seconds, self._stopped = 0, plan.steps, 0.0, ""
         self._best: tuple[int, float | None, Voice] = (0, None, self._pruned)
         self._weights_whole, self._saved = True, -1
         """Whether the weights are those of a whole step, and the step of the newest checkpoint."""
 
-    def _text_only_sentences(self) -> TextOnlySentences | None:
-        if not {"text_encoder", "duration_predictor"} & set(self._training.trained):
-            return None
-        others = other_texts(self._teacher, self._data.texts, MAX_TEXT_ONLY, self._plan.seed + 1)
-        sentences = [*self._speech.sentences, *sentence_ids(self._teacher, others)]
-        return TextOnlySentences(self._teacher, sentences, self._speech.speakers)
-
-    def _length_matcher(self) -> LengthMatcher | None:
-        if "duration_predictor" not in self._training.trained:
-            return None
-        texts = other_texts(self._teacher, self._data.texts, LENGTH_TEXTS, self._plan.seed)
-        return LengthMatcher(self._teacher, sentence_ids(self._teacher, texts), self._plan.seed)
+    def _others(self, count: int, seed: int) -> list[tuple[int, ...]]:
+        texts = other_texts(self._teacher, self._data.texts, count, seed)
+        return sentence_ids(self._teacher, texts)
 
     # Resuming
 
     @contextlib.contextmanager
     def resumed(self) -> Iterator[None]:
         """Continue from the newest checkpoint if asked, with the first run's threads meanwhile."""
-        found = self._newest() if self._run.resume else None
-        with torch_threads(torch.get_num_threads() if found is None else self._checked(found[1])):
-            self._lengths = self._length_matcher()
+        found, threads = None, torch.get_num_threads()
+        if self._run.resume and self._checkpoints:
+            found = newest_checkpoint(self._accelerator, self._checkpoints)
+        if found is not None and self._checkpoints:
+            threads = self._checkpoints.threads(found[1], **self._owner)
+        with torch_threads(threads):
+            if "duration_predictor" in self._training.trained:
+                sentences, seed = self._others(LENGTH_TEXTS, self._plan.seed), self._plan.seed
+                self._lengths = LengthMatcher(self._teacher, sentences, seed)
             if found is not None:
                 self._continue_from(*found)
-            if self._checkpoints and self._main:
+            if self._written:
                 if found is None:
-                    self._checkpoints.clear()
-                self._checkpoints.tidy()
+                    self._written.clear()
+                self._written.tidy()
                 self._speech.tidy()
             yield
 
-    def _newest(self) -> State | None:
-        """Return the newest checkpoint, the same one in all processes."""
-        found, damaged = None, None
-        try:
-            found = self._checkpoints.newest() if self._checkpoints else None
-        except DamagedFileError as error:  # raised below, for the other processes wait for this one
-            damaged = error
-        answers = everywhere(self._accelerator, str(damaged or (found and found[1].get("step"))))
-        if len(set(answers)) > 1:
-            raise InputError(
-                f"Not every process finds the same newest checkpoint in {self._run.folder}: give "
-                "a folder on a disk that all machines share."
-            )
-        if damaged is not None:
-            raise damaged
-        return found
-
-    def _checked(self, facts: Mapping[str, Any]) -> int:
-        """Return the threads of the run that wrote a checkpoint, which must be of this healing."""
-        folder = self._run.path and self._run.path / "checkpoints"
-        if facts.get("recordings", "") != self._recordings_digest:
-            raise InputError(
-                f"The checkpoints in {folder} were made with other recordings: give the "
-                "recordings that the healing began with, or another folder."
-            )
-        processes = self._accelerator.num_processes
-        if (facts.get("belongs"), facts.get("processes")) != (self._digest, processes):
-            raise InputError(
-                f"The checkpoints in {folder} belong to another healing (voice, speaker, texts, "
-                "plan or number of processes): give the same options, or another folder."
-            )
-        threads = facts.get("threads")
-        if not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS:
-            raise self._unusable()
-        return threads
-
-    def _unusable(self) -> InputError:
-        return InputError(
-            f"The checkpoints in {self._run.folder} cannot be used: start without resuming."
-        )
-
     def _continue_from(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-        assert self._checkpoints is not None
         try:
             self._training.load(tensors)
             self._step, self._of = int(facts["step"]), int(facts["of"])
             self._seconds = float(facts["seconds"])
         except (KeyError, ValueError, TypeError) as error:
-            raise self._unusable() from error
+            raise unusable(self._run.folder) from error
         self._saved = self._step
-        best = self._checkpoints.best()
+        best = self._checkpoints.best() if self._checkpoints else None
         if best is None:
             self._best = (self._step, None, self._student())
-            return
-        weights = {name: tensor.to(self._pruned.device) for name, tensor in best[0].items()}
-        voice = self._pruned.with_weights(weights)
-        self._best = (int(best[1]["step"]), float(best[1]["score"]), voice)
+        else:
+            weights = {name: tensor.to(self._pruned.device) for name, tensor in best[0].items()}
+            voice = self._pruned.with_weights(weights)
+            self._best = (int(best[1]["step"]), float(best[1]["score"]), voice)
 
     # Training
 
@@ -311,15 +253,21 @@ class _Healing:
         clock = Clock(self._plan, self._judge.seconds if self._judge else 0.0)
         started, before = time.perf_counter(), self._seconds
         with self._saved_on_error():
-            if self._was_stopped_while_judged():
+            judged = self._written.scored() if self._judge and self._written else self._step
+            if (
+                judged < self._step and self._is_checkpoint()
+            ):  # it was stopped while this was judged
                 self._score()
             while self._of is None or self._step < self._of:
                 utterances, begun, at = self._utterances(clock), time.perf_counter(), self._step + 1
                 try:
-                    losses = self._learn(self._batch(utterances))
+                    batch, self._weights_whole = self._batch(utterances), False
+                    done = self._step / self._of if self._of else 0.0
+                    losses = self._training.step(batch, done, min(1.0, at / WARM_UP))
+                    self._step, self._weights_whole = at, True
                     took, known = time.perf_counter() - begun, self._of is not None
                     self._seconds = before + time.perf_counter() - started
-                    changed = self._ask(clock, took, utterances)
+                    changed = self._revise(clock, took, utterances)
                     due = self._is_checkpoint() or (changed and not known)
                     if due or changed:
                         self._training.check()
@@ -333,59 +281,41 @@ class _Healing:
                 if self._run.observer and self._main:
                     self._run.observer(TrainingStep(self._step, self._of, losses, self._seconds))
         step, score, voice = self._best
-        result = HealResult.from_entry(voice, self._entry(step), score, self._seconds)
-        return dataclasses.replace(result, voice=result.voice.to(self._home))
+        entry = self._entry(step)
+        return HealResult.from_entry(voice.to(self._home), entry, score, self._seconds)
 
-    def _learn(self, batch: Batch) -> dict[str, float]:
-        self._weights_whole = False
-        done = self._step / self._of if self._of else 0.0
-        losses = self._training.step(batch, done, min(1.0, (self._step + 1) / WARM_UP))
-        self._step += 1
-        self._weights_whole = True
-        return losses
-
-    def _ask(self, clock: Clock, took: float, utterances: Sequence[TeacherUtterance]) -> bool:
+    def _revise(self, clock: Clock, took: float, utterances: Sequence[TeacherUtterance]) -> bool:
         """Ask the clock how many steps there are to be; return whether that is a new number."""
+
+        def _rehearse(done: float) -> None:
+            self._training.step(self._batch(utterances), done, learn=False)
+
         before = self._of
         if before is None:
-            rehearse = functools.partial(self._rehearse, utterances)
-            of = clock.estimate(took, len(self._speech), rehearse)
+            of = clock.estimate(took, len(self._speech), _rehearse)
         else:
             of = clock.revise(took, self._step, before, self._seconds)
         if of is not None:
-            self._of = agreed(self._accelerator, of)
+            self._of = everywhere(self._accelerator, of)[0]
         return self._of != before
-
-    def _rehearse(self, utterances: Sequence[TeacherUtterance], done: float) -> None:
-        self._training.step(self._batch(utterances), done, learn=False)
 
     def _utterances(self, clock: Clock) -> Sequence[TeacherUtterance]:
         start, wanted = time.perf_counter(), sentences_at(self._step, len(self._speech))
         # The first process makes what is not on disk yet. The others read it, or make their own
         # where the disk is not shared.
-        in_turn = (
-            self._accelerator.main_process_first()
-            if self._step % SHARD == 0
-            else contextlib.nullcontext()
-        )
-        with in_turn:
+        in_turn = self._step % SHARD == 0
+        with self._accelerator.main_process_first() if in_turn else contextlib.nullcontext():
             found = self._speech.first(wanted)
         if self._step == 0:
             clock.sentence = (time.perf_counter() - start) / max(1, len(found))
         return found
 
     def _batch(self, utterances: Sequence[TeacherUtterance]) -> Batch:
-        size, key = self._plan.batch, (
-            self._plan.seed, self._step, self._accelerator.process_index,
-        )  # fmt: skip
-        batch = draw_batch(
-            utterances,
-            size,
-            key,
-            self._window,
-            text=self._training.needs_text,
-            noise_scale=Delivery().for_voice(self._teacher).noise_scale,
-        )
+        size = self._plan.batch
+        key = (self._plan.seed, self._step, self._accelerator.process_index)
+        noise_scale = Delivery().for_voice(self._teacher).noise_scale
+        text = self._training.needs_text
+        batch = draw_batch(utterances, size, key, self._window, text, noise_scale)
         if self._text_only:
             batch |= self._text_only.draw(size, key)
         if self._data.recordings:
@@ -402,12 +332,6 @@ class _Healing:
             or self._step % self._plan.checkpoint_every == 0
             or (self._judge is not None and self._judge.wants(self._step, self._of))
         )
-
-    def _was_stopped_while_judged(self) -> bool:
-        """Return whether the checkpoint that this run goes on from has not been judged yet."""
-        if not self._judge or not self._checkpoints or not self._main or self._step == 0:
-            return False
-        return self._is_checkpoint() and self._checkpoints.scored() < self._step
 
     @contextlib.contextmanager
     def _saved_on_error(self) -> Iterator[None]:
@@ -438,29 +362,24 @@ class _Healing:
             self._best = (self._step, None, voice)
         elif score is not None and (best is None or score <= best):
             self._best = (self._step, score, voice)
-            if self._checkpoints and self._main:
+            if self._written:
                 weights = dict(voice.model.named_parameters())
-                self._checkpoints.save_best(
-                    self._step,
-                    {name: weights[name] for name in self._training.weights},
-                    {"score": score, "healed": self._entry(self._step)},
-                )
-        if self._judge and self._checkpoints and self._main:
-            self._checkpoints.save_scored(self._step)
+                learnt = {name: weights[name] for name in self._training.weights}
+                facts = {"score": score, "healed": self._entry(self._step)}
+                self._written.save_best(self._step, learnt, facts)
+        if self._judge and self._written:
+            self._written.save_scored(self._step)
 
     def _save(self) -> None:
-        if not self._checkpoints or not self._main or self._of is None:
+        if not self._written or self._of is None:
             return
-        facts = {
+        facts = self._owner | {
             "of": self._of,
             "seconds": self._seconds,
             "threads": torch.get_num_threads(),
-            "belongs": self._digest,
-            "processes": self._accelerator.num_processes,
-            "recordings": self._recordings_digest,
             "healed": self._entry(self._step),
         }
-        self._checkpoints.save(self._step, self._training.state(), facts)
+        self._written.save(self._step, self._training.state(), facts)
         self._saved = self._step
 
     def _entry(self, step: int) -> dict[str, Any]:

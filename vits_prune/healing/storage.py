@@ -22,10 +22,11 @@ WEIGHTS = "weights."
 """Prefix of the student's weights in a checkpoint, beside the optimiser's tensors."""
 _FORMAT = 1
 _KEPT = 2
+MAX_THREADS = 4096
 _MAX_BYTES = 8 << 30
 _MAX_FACTS = 1 << 20
 _BEST, _SCORED = "best.safetensors", "scored.safetensors"
-_NAME = re.compile(r"checkpoint-(\d{8})\.safetensors")
+_NAME = re.compile(r"checkpoint-\d{8}\.safetensors$")
 _UNFINISHED = re.compile(r"\.(checkpoint-\d{8}|best|scored)\.safetensors\.")
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
@@ -36,12 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def write_tensors(path: Path, tensors: Tensors, facts: Mapping[str, Any]) -> None:
-    """Write a file that is there whole or as it was before.
-
-    Args:
-        path: the file; its folder is made if there is none.
-        tensors: by name.
-        facts: JSON values.
+    """Write tensors and JSON values to a file that is there whole or as it was before.
 
     Raises:
         InputError: the disk does not take it.
@@ -55,8 +51,7 @@ def write_tensors(path: Path, tensors: Tensors, facts: Mapping[str, Any]) -> Non
     except (OSError, SafetensorError) as error:
         reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise InputError(
-            f"{path.name} could not be written to {path.parent}: {reason}. Free some space; what "
-            "was saved before is whole."
+            f"{path.name} could not be written to {path.parent}: {reason}. Free some space."
         ) from error
 
 
@@ -70,15 +65,13 @@ def read_tensors(path: Path, max_bytes: int) -> State | None:
             words = about.get("facts", "")
             if len(words) > _MAX_FACTS:
                 return None
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name).clone() for name in names}
+            tensors = {name: file.get_tensor(name).clone() for name in list(file.keys())}
         facts = json.loads(words)
     except (OSError, SafetensorError, ValueError, RuntimeError, RecursionError):
         return None
     known = isinstance(facts, dict) and facts.get("format") == _FORMAT
-    return (
-        (tensors, facts) if known and about.get("checksum") == _checksum(tensors, words) else None
-    )
+    whole = known and about.get("checksum") == _checksum(tensors, words)
+    return (tensors, facts) if whole else None
 
 
 def digest(tensors: Tensors, *facts: Any) -> str:
@@ -96,6 +89,11 @@ def _checksum(tensors: Tensors, words: str) -> str:
     return found.hexdigest()
 
 
+def unusable(folder: str | Path | None) -> InputError:
+    """Return the error for checkpoints whose contents are wrong."""
+    return InputError(f"The checkpoints in {folder} cannot be used: start without resuming.")
+
+
 class Checkpoints:
     """The checkpoints in a folder. Writing raises InputError if the disk is full."""
 
@@ -104,8 +102,8 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Tensors, facts: Mapping[str, Any]) -> None:
         """Write a checkpoint, then remove all but the last two."""
-        path = self.folder / f"checkpoint-{step:08}.safetensors"
-        write_tensors(path, tensors, {**facts, "step": step})
+        name = f"checkpoint-{step:08}.safetensors"
+        write_tensors(self.folder / name, tensors, {**facts, "step": step})
         _remove(*self._paths()[:-_KEPT])
 
     def save_best(self, step: int, weights: Tensors, facts: Mapping[str, Any]) -> None:
@@ -128,14 +126,15 @@ class Checkpoints:
             DamagedFileError: there are checkpoints, and none of them can be read.
         """
         paths = self._paths()
-        found = (read_tensors(path, _MAX_BYTES) for path in reversed(paths))
-        state = next((state for state in found if state is not None), None)
-        if state is None and paths:
+        for path in reversed(paths):
+            if state := read_tensors(path, _MAX_BYTES):
+                return state
+        if paths:
             raise DamagedFileError(
                 f"The checkpoints in {self.folder} are damaged: put whole copies in their place, "
                 "or start anew in another folder."
             )
-        return state
+        return None
 
     def best(self) -> State | None:
         """Return the best weights, None if none were judged.
@@ -147,8 +146,7 @@ class Checkpoints:
         found = read_tensors(path, _MAX_BYTES)
         if found is None and path.exists():
             raise DamagedFileError(
-                f"{path}, the best weights so far, is damaged: put a whole copy in its place, or "
-                "remove it to go on without them."
+                f"{path} is damaged: put a whole copy in its place, or remove it to go on without."
             )
         return found
 
@@ -166,12 +164,31 @@ class Checkpoints:
         newest = None if best else self.newest()
         if newest is None:
             return best
-        weights = {
-            name.removeprefix(WEIGHTS): tensor
-            for name, tensor in newest[0].items()
-            if name.startswith(WEIGHTS)
-        }
-        return weights, newest[1]
+        start, tensors = len(WEIGHTS), newest[0].items()
+        return {name[start:]: one for name, one in tensors if name.startswith(WEIGHTS)}, newest[1]
+
+    def threads(
+        self, facts: Mapping[str, Any], belongs: str, processes: int, recordings: str
+    ) -> int:
+        """Return torch's threads of the run that wrote a checkpoint with such facts.
+
+        Raises:
+            InputError: the checkpoint is of another healing.
+        """
+        if facts.get("recordings", "") != recordings:
+            raise InputError(
+                f"The checkpoints in {self.folder} were made with other recordings: give the "
+                "recordings that the healing began with, or another folder."
+            )
+        if (facts.get("belongs"), facts.get("processes")) != (belongs, processes):
+            raise InputError(
+                f"The checkpoints in {self.folder} belong to another healing (voice, speaker, "
+                "texts, plan or number of processes): give the same options, or another folder."
+            )
+        threads = facts.get("threads")
+        if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+            raise unusable(self.folder.parent)
+        return threads
 
     def clear(self) -> None:
         """Remove what an earlier healing left."""
@@ -179,14 +196,12 @@ class Checkpoints:
 
     def tidy(self) -> None:
         """Remove files that were never finished."""
-        if self.folder.is_dir():
-            _remove(*(path for path in self.folder.iterdir() if _UNFINISHED.match(path.name)))
+        _remove(*self._paths(_UNFINISHED))
 
-    def _paths(self) -> list[Path]:
-        """Return the checkpoints, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+    def _paths(self, name: re.Pattern[str] = _NAME) -> list[Path]:
+        """Return files by the pattern of their names: the checkpoints, oldest first."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(path for path in paths if name.match(path.name))
 
 
 def _remove(*paths: Path) -> None:

@@ -12,14 +12,10 @@ import torch
 from vits_prune.errors import InputError
 from vits_prune.healing.plan import HealResult
 from vits_prune.healing.storage import Checkpoints
+from vits_prune.healing.teacher import MAX_TOKENS
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.synthesis.speak import Delivery
-from vits_prune.synthesis.stages import (
-    draw_duration_noise,
-    encode,
-    predict_log_durations,
-    speaker_embedding,
-)
+from vits_prune.synthesis.stages import encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import PARTS, Voice
 
 _SAME = {
@@ -35,19 +31,15 @@ _UNLIKE = 0.05
 _FURTHEST = 0.2
 """Logarithms of durations are moved by this much at most: beyond it the rhythm itself is broken."""
 _HALVINGS = 24
-_MAX_TOKENS = 400
 
 
 def best(folder: str | Path, pruned: Voice, *, stopped: str = "") -> HealResult | None:
-    """Return the best checkpoint in a folder, or the newest where none has a score.
+    """Return the best checkpoint in a folder, or the newest where none has a score; None for none.
 
     Args:
         folder: that `heal` was given.
         pruned: the voice that `heal` was given.
         stopped: why the healing ended early, for the recipe; empty if it did not.
-
-    Returns:
-        None if there is no checkpoint.
 
     Raises:
         InputError: the checkpoints are of another voice.
@@ -84,13 +76,10 @@ def masks(voice: Voice) -> dict[str, torch.Tensor]:
 
 def restored(weights: Mapping[str, torch.Tensor], pruned: Voice) -> dict[str, torch.Tensor]:
     """Return weights with the zeros of the pruned voice in place, to the bit."""
-    before, kept = dict(pruned.model.named_parameters()), masks(pruned)
-    return {
-        name: torch.where(kept[name].bool(), weight, before[name].to(weight))
-        if name in kept
-        else weight
-        for name, weight in weights.items()
-    }
+    before, found = dict(pruned.model.named_parameters()), dict(weights)
+    for name in (kept := masks(pruned)).keys() & weights.keys():
+        found[name] = torch.where(kept[name].bool(), weights[name], before[name].to(weights[name]))
+    return found
 
 
 def parts_to_train(pruned: Voice, teacher: Voice) -> tuple[str, ...]:
@@ -114,11 +103,7 @@ def parts_to_train(pruned: Voice, teacher: Voice) -> tuple[str, ...]:
 
 
 def check_recordings(trained: Collection[str]) -> None:
-    """Raise if no part learns from recordings.
-
-    Raises:
-        InputError: the decoder, which alone learns from them, is not trained.
-    """
+    """Raise InputError if the decoder, which alone learns from recordings, is not trained."""
     if "decoder" not in trained:
         raise InputError(
             "Recordings teach the decoder, and this voice's decoder is the original's: heal "
@@ -127,12 +112,9 @@ def check_recordings(trained: Collection[str]) -> None:
 
 
 def check_pair(pruned: Voice, teacher: Voice) -> None:
-    """Raise unless the teacher can teach the pruned voice.
+    """Raise InputError unless the teacher can teach the pruned voice.
 
     Parts may have been removed, but inputs and outputs must be the same.
-
-    Raises:
-        InputError: it cannot.
     """
     ours, theirs = pruned.model.config, teacher.model.config
     facts = {words: (getattr(ours, name), getattr(theirs, name)) for name, words in _SAME.items()}
@@ -140,16 +122,16 @@ def check_pair(pruned: Voice, teacher: Voice) -> None:
         "sampling rate": (pruned.sampling_rate, teacher.sampling_rate),
         "hop length": (pruned.hop_length, teacher.hop_length),
     }
-    for what, (mine, other) in facts.items():
-        if mine != other:
-            raise InputError(
-                f"{teacher.name} cannot teach this voice: its {what} is {other}, the pruned "
-                f"voice's is {mine}. Give the voice it was pruned from."
-            )
+    wrong = [
+        f"its {what} is {other}, the pruned voice's is {mine}"
+        for what, (mine, other) in facts.items()
+        if mine != other
+    ]
     if pruned.tokenizer.symbols != teacher.tokenizer.symbols:
+        wrong.append("its vocabulary has other symbols")
+    if wrong:
         raise InputError(
-            f"{teacher.name} cannot teach this voice: its vocabulary has other symbols. "
-            "Give the voice it was pruned from."
+            f"{teacher.name} cannot teach this voice: {wrong[0]}. Give the one it was pruned from."
         )
     if _is_another(pruned, teacher):
         raise InputError(
@@ -191,16 +173,11 @@ class LengthMatcher:
     """Makes a healed voice take as long as its teacher on sentences that nobody learnt from.
 
     Durations that were learnt from some hundred sentences come out too even on others, and even
-    durations are too short ones.
-
-    Args:
-        teacher: the original, at its own pace.
-        sentences: ids of each; the teacher's speakers take turns.
-        seed: of the noise.
+    durations are too short ones. The speakers take turns.
     """
 
     def __init__(self, teacher: Voice, sentences: Sequence[tuple[int, ...]], seed: int) -> None:
-        self._sentences = tuple(ids for ids in sentences if len(ids) <= _MAX_TOKENS)
+        self._sentences = tuple(ids for ids in sentences if len(ids) <= MAX_TOKENS)
         self._seed = seed
         self._pace = Delivery().for_voice(teacher)
         self._wanted = self._frames(self._log_durations(teacher), 0.0)
@@ -236,14 +213,8 @@ class LengthMatcher:
             with torch.inference_mode():
                 conditioning = speaker_embedding(dataclasses.replace(voice, speaker=speaker))
                 hidden, _, _ = encode(voice, ids)
-                noise = draw_duration_noise((self._seed, number), len(ids)).to(hidden)
-                logarithms = predict_log_durations(
-                    voice.model,
-                    hidden,
-                    hidden.new_ones(1, 1, len(ids)),
-                    conditioning,
-                    noise * self._pace.noise_scale_duration,
-                )
+                key = (self._seed, number)
+                logarithms = log_durations(voice.model, hidden, conditioning, key, self._pace)
             found.append(logarithms.flatten().double().cpu().numpy())
         return np.concatenate(found)
 

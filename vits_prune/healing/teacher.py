@@ -1,4 +1,4 @@
-"""The teacher's speech: what the original makes of sentences at every stage, with fixed noise."""
+"""The teacher's speech: texts to learn from, and what the original makes of them at every stage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from vits_prune.synthesis.stages import (
     sample_latents,
     speaker_embedding,
 )
-from vits_prune.voices.voice import Voice
+from vits_prune.synthesis.texts import load_calibration_texts
+from vits_prune.voices.voice import Voice, draw_texts, spoken_language
 
 if TYPE_CHECKING:
     from vits_prune.voices.architecture import VitsConfig
@@ -49,8 +50,90 @@ _ROUND = 32
 """Frames are padded to a multiple: oneDNN prepares its kernels anew for every shape."""
 _MAX_CONTEXT = 64
 """In frames. More costs more than the last few percent of exactness are worth."""
+_WORDS = (4, 10)
+"""Fewest words of a new sentence, and one more than the most: the length of a Harvard sentence."""
+_ENOUGH_WORDS = 20
+_UNSPACED = re.compile(
+    r"\[\[|[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf"
+    r"\u4e00-\u9fff\uf900-\ufaff]"
+)
+"""Where blanks do not separate words: phonemes in [[ ]], Thai, Lao, Tibetan, Burmese, Khmer,
+Japanese and Chinese."""
+_OTHER_SEED = 1_000_003
 
 log = logging.getLogger(__name__)
+
+
+def training_texts(
+    voice: Voice, texts: Sequence[str] | None, count: int, seed: int
+) -> tuple[str, ...]:
+    """Return texts to learn from, in the order in which they are used.
+
+    New sentences of the same words follow the given ones. Words in new orders teach sounds as well
+    as meaningful sentences, and there is no end to them.
+
+    Args:
+        voice: the teacher.
+        texts: a user's; None for built-in English sentences or, in other languages, random ones.
+        count: how many at most.
+        seed: of the order and of the words.
+
+    Raises:
+        InputError: there are none, or the voice has no symbols to draw from.
+    """
+    if texts is not None and not any(text.strip() for text in texts):
+        raise InputError("There are no texts to learn from: give some, or leave them out.")
+    if texts is None and spoken_language(voice) != "en":
+        return draw_texts(voice, count, seed)
+    given = _given(texts)
+    random = np.random.default_rng((seed, 0xC0))
+    chosen = [given[i] for i in random.permutation(len(given))[:count]]
+    if texts is not None and len(chosen) < len(given):
+        log.warning(
+            "%d of %d texts are left out, for the plan has %d lessons: ask for more lessons.",
+            len(given) - count, len(given), count,
+        )  # fmt: skip
+    new = _new_sentences(given, count - len(chosen), random)
+    if not new:
+        return tuple(chosen)
+    mixed = [*chosen, *new]
+    return tuple(mixed[i] for i in random.permutation(len(mixed)))
+
+
+def other_texts(
+    voice: Voice, texts: Sequence[str] | None, count: int, seed: int
+) -> tuple[str, ...]:
+    """Return texts like those of `training_texts` that are not among them.
+
+    They show how a voice does on what it did not learn from. Where a user's texts have too few
+    words to make others of, they are returned themselves.
+    """
+    if texts is None and spoken_language(voice) != "en":
+        return draw_texts(voice, count, seed + _OTHER_SEED)
+    given = _given(texts)
+    new = _new_sentences(given, count, np.random.default_rng((seed, 0xC1)))
+    return new or tuple(given[:count])
+
+
+def _given(texts: Sequence[str] | None) -> list[str]:
+    return [text for text in (load_calibration_texts() if texts is None else texts) if text.strip()]
+
+
+def _new_sentences(
+    given: Sequence[str], count: int, random: np.random.Generator
+) -> tuple[str, ...]:
+    """Return sentences of the words of others; none if they have too few words."""
+    words = [
+        word.strip(".,;:!?\"'()«»“”…。！？")
+        for text in given
+        if not _UNSPACED.search(text)
+        for word in text.split()
+    ]
+    words = [word for word in words if word]
+    if len(set(words)) < _ENOUGH_WORDS:
+        return ()
+    sentences = (random.integers(len(words), size=random.integers(*_WORDS)) for _ in range(count))
+    return tuple(" ".join(words[i] for i in drawn) + "." for drawn in sentences)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +150,6 @@ class TeacherUtterance:
     hidden: torch.Tensor
     """States of the text encoder, [tokens, hidden]."""
     means: torch.Tensor
-    """Of the prior, [tokens, flow_size]."""
     log_variances: torch.Tensor
     """Of the prior, [tokens, flow_size]: VITS' name for logarithms of standard deviations."""
     log_durations: torch.Tensor
@@ -88,11 +170,7 @@ class TeacherUtterance:
         return sum(getattr(self, name).nbytes for name in _TENSORS)
 
 
-_TENSORS = tuple(
-    field.name
-    for field in dataclasses.fields(TeacherUtterance)
-    if field.name not in ("key", "speaker")
-)
+_TENSORS = tuple(field.name for field in dataclasses.fields(TeacherUtterance)[2:])
 
 
 class TeacherSpeech:
@@ -100,14 +178,11 @@ class TeacherSpeech:
 
     Args:
         teacher: who speaks; on the device where it is to run.
-        texts: what to say.
+        texts: what to say; InputError if the voice can say none of them.
         seed: of the noise and of the speakers.
         segment: least frames of a waveform.
         speakers: "all" or "own", as in HealPlan.
         folder: where to keep the utterances; None for memory alone.
-
-    Raises:
-        InputError: the voice can say none of the texts.
     """
 
     def __init__(
@@ -124,10 +199,7 @@ class TeacherSpeech:
         every = sentence_ids(teacher, texts)
         self.sentences = [ids for ids in every if len(ids) <= MAX_TOKENS]
         if not self.sentences:
-            raise InputError(
-                f"All sentences have more than {MAX_TOKENS} symbols: write shorter ones, "
-                "one a line."
-            )
+            raise InputError(f"All sentences have more than {MAX_TOKENS} symbols: shorten them.")
         left_out = len(every) - len(self.sentences)
         if left_out:
             log.warning(
@@ -161,11 +233,7 @@ class TeacherSpeech:
         return len(self._made) if self._full else len(self.sentences)
 
     def first(self, count: int) -> Sequence[TeacherUtterance]:
-        """Return the first utterances, as many as there are and as memory can hold.
-
-        Raises:
-            InputError: the teacher's output is not finite.
-        """
+        """Return the first utterances, as many as there are and as memory can hold."""
         while len(self._made) < min(count, len(self)):
             self._add(len(self._made) // SHARD)
         return self._made[:count] if count < len(self._made) else self._made
@@ -219,14 +287,8 @@ class TeacherSpeech:
             for number in numbers
         ]
 
+    @torch.no_grad()
     def _say(self, number: int) -> TeacherUtterance:
-        with torch.inference_mode():
-            made = self._utterance(number)
-        # Inference tensors cannot be trained on, their clones can.
-        clones = {name: getattr(made, name).clone() for name in _TENSORS}
-        return dataclasses.replace(made, **clones)
-
-    def _utterance(self, number: int) -> TeacherUtterance:
         key, ids, speaker = (self.seed, number), self.sentences[number], self.speakers[number]
         voice = self.teacher
         if voice.speakers:
@@ -240,9 +302,8 @@ class TeacherSpeech:
             logarithms = log_durations(model, hidden, conditioning, key, pace)
         except ValueError as error:  # the spline of a stochastic predictor refuses infinite inputs
             raise _broken(voice) from error
-        latents = sample_latents(
-            voice, means, log_variances, durations, conditioning, key, pace.noise_scale
-        )
+        prior, scale = (means, log_variances), pace.noise_scale
+        latents = sample_latents(voice, *prior, durations, conditioning, key, scale)
         context = decoder_context(config)
         waveform = model.decoder(_padded(latents, context, self.segment), conditioning)[0, 0]
         require_finite(voice, logarithms, latents, waveform)
@@ -266,20 +327,13 @@ class TeacherSpeech:
 
 
 def require_finite(teacher: Voice, *outputs: torch.Tensor) -> None:
-    """Raise if an output of the teacher is not finite.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise InputError if an output of the teacher is not finite."""
     if not all(bool(torch.isfinite(one).all()) for one in outputs):
         raise _broken(teacher)
 
 
 def _broken(teacher: Voice) -> InputError:
-    return InputError(
-        f"The output of {teacher.name} is not finite when it speaks, so it can teach nothing: "
-        "load the voice again."
-    )
+    return InputError(f"The output of {teacher.name} is not finite: load the voice again.")
 
 
 def _padded(latents: torch.Tensor, context: int, segment: int) -> torch.Tensor:
@@ -297,19 +351,17 @@ def decoder_context(config: VitsConfig) -> int:
     for stride, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
         frames += math.ceil(kernel / stride / 2) / rate
         rate *= stride
-        widest = max(
-            sum((size - 1) // 2 * (dilation + (0 if plain else 1)) for dilation in dilations)
+        widths = [
+            (size - 1) // 2 * sum(one + (not plain) for one in dilations)
             for size, dilations in blocks
-        )
-        frames += widest / rate
+        ]
+        frames += max(widths) / rate
     return min(_MAX_CONTEXT, math.ceil(frames + 3 / rate))
 
 
 def flow_context(config: VitsConfig) -> int:
     """Return the frames on each side of a frame of the latents that it depends on."""
     side = (config.wavenet_kernel_size - 1) // 2
-    one = sum(
-        side * config.wavenet_dilation_rate**layer
-        for layer in range(config.prior_encoder_num_wavenet_layers)
-    )
+    layers = range(config.prior_encoder_num_wavenet_layers)
+    one = sum(side * config.wavenet_dilation_rate**layer for layer in layers)
     return min(_MAX_CONTEXT, one * config.prior_encoder_num_flows)

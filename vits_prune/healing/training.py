@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
+from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.healing.batches import Batch, Window
 from vits_prune.healing.discriminators import (
     Discriminators,
@@ -20,7 +21,7 @@ from vits_prune.healing.discriminators import (
 )
 from vits_prune.healing.losses import Distillation, weighted_sum
 from vits_prune.healing.plan import HealPlan
-from vits_prune.healing.storage import WEIGHTS
+from vits_prune.healing.storage import WEIGHTS, Checkpoints, State, Tensors
 from vits_prune.healing.student import masks, restored
 from vits_prune.voices.voice import PARTS, Voice
 
@@ -48,12 +49,7 @@ FEATURE_WEIGHT, ADVERSARIAL_WEIGHT = 0.1, 0.1
 
 
 def make_accelerator(plan: HealPlan, cpu: bool = False) -> Accelerator:
-    """Return where and with what arithmetic a healing runs.
-
-    Args:
-        plan: its precision.
-        cpu: stay on the CPU although there is a GPU.
-    """
+    """Return where and with what arithmetic a healing runs; `cpu`: even if there is a GPU."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
@@ -69,15 +65,7 @@ class NotFiniteError(ArithmeticError):
 
 
 class Training:
-    """A pruned voice that learns.
-
-    Args:
-        pruned: where it begins.
-        trained: parts that learn.
-        plan: how.
-        window: how much of a sentence a step sees.
-        accelerator: where it runs.
-    """
+    """A pruned voice of which the parts in `trained` learn."""
 
     def __init__(
         self,
@@ -89,46 +77,25 @@ class Training:
     ) -> None:
         self._pruned, self._plan, self._accelerator = pruned, plan, accelerator
         self.trained = tuple(part for part in PARTS if part in trained)
-        copies = {
-            name: tensor.detach().clone()
-            for name, tensor in pruned.model.named_parameters()
-            if name.partition(".")[0] in trained
-        }
+        starts, named = tuple(f"{part}." for part in trained), pruned.model.named_parameters()
+        copies = {name: one.detach().clone() for name, one in named if name.startswith(starts)}
         self.model = pruned.with_weights(copies).model
-        self.weights = {
-            name: tensor.requires_grad_(True)
-            for name, tensor in self.model.named_parameters()
-            if name in copies
-        }
-        self._masked = [
-            (self.weights[name], mask)
-            for name, mask in masks(pruned).items()
-            if name in self.weights
-        ]
-        groups = [
-            {
-                "params": [
-                    one for name, one in self.weights.items() if name.startswith(f"{part}.")
-                ],
-                "part": part,
-            }
-            for part in self.trained
-        ]
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=plan.learning_rate,
-            betas=BETAS,
-            weight_decay=0.0,
-            fused=accelerator.device.type in ("cpu", "cuda"),
-        )
+        named = self.model.named_parameters()
+        self.weights = {name: one.requires_grad_(True) for name, one in named if name in copies}
+        zeros = masks(pruned).items()
+        self._masked = [(self.weights[name], mask) for name, mask in zeros if name in self.weights]
+        groups: list[dict[str, Any]] = []
+        for part in self.trained:
+            own = [one for name, one in self.weights.items() if name.startswith(f"{part}.")]
+            groups.append({"params": own, "part": part})
+        fused, rate = accelerator.device.type in ("cpu", "cuda"), plan.learning_rate
+        optimizer = torch.optim.AdamW(groups, rate, BETAS, weight_decay=0.0, fused=fused)
         losses = Distillation(self.model, self.trained, window, pruned.sampling_rate)
         self.needs_text = losses.needs_text
-        self.losses, self._optimizer = accelerator.prepare(
-            losses.to(accelerator.device).eval(), optimizer
-        )
-        self._adversary = (
-            _Adversary(plan, accelerator) if plan.adversarial and "decoder" in trained else None
-        )
+        losses = losses.to(accelerator.device).eval()
+        self.losses, self._optimizer = accelerator.prepare(losses, optimizer)
+        adversarial = plan.adversarial and "decoder" in trained
+        self._adversary = _Adversary(plan, accelerator) if adversarial else None
 
     def step(
         self, batch: Batch, done: float, warm: float = 1.0, learn: bool = True
@@ -153,9 +120,8 @@ class Training:
         rate = self._plan.learning_rate * warm * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
         adversary = self._adversary if done >= self._plan.adversarial_from else None
         for group in self._optimizer.param_groups:
-            part = group["part"]
-            share = ADVERSARIAL_RATE if adversary and part == "decoder" else RATES[part]
-            group["lr"] = rate * share
+            judged = adversary and group["part"] == "decoder"
+            group["lr"] = rate * (ADVERSARIAL_RATE if judged else RATES[group["part"]])
         losses, spoken = self.losses(batch, joint=done >= 1 - self._plan.joint)
         total = weighted_sum(losses)
         if adversary and spoken is not None:
@@ -173,12 +139,10 @@ class Training:
         if masked:
             # A weight of zero without gradient or momentum stays zero to the bit.
             torch._foreach_mul_([gradient for gradient, _ in masked], [mask for _, mask in masked])
-        norms = {
-            group["part"]: nn.utils.clip_grad_norm_(
-                group["params"], MAX_NORM[group["part"]], foreach=True
-            )
-            for group in self._optimizer.param_groups
-        }
+        norms = {}
+        for group in self._optimizer.param_groups:
+            part, parameters = group["part"], group["params"]
+            norms[part] = nn.utils.clip_grad_norm_(parameters, MAX_NORM[part], foreach=True)
         finite = torch.stack([norm.float() for norm in norms.values()]).isfinite().tolist()
         if learn and all(finite):
             self._optimizer.step()
@@ -187,7 +151,7 @@ class Training:
             if not good:
                 raise NotFiniteError(f"gradient of {part}")
 
-    def _numbers(self, losses: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    def _numbers(self, losses: Tensors) -> dict[str, float]:
         """Return losses as numbers, with one transfer for all."""
         stacked = torch.stack([loss.detach().float() for loss in losses.values()])
         if self._accelerator.num_processes > 1:
@@ -200,11 +164,7 @@ class Training:
         return numbers
 
     def check(self) -> None:
-        """Raise if a weight is not finite.
-
-        Raises:
-            NotFiniteError: one is not.
-        """
+        """Raise NotFiniteError if a weight is not finite."""
         if not _all_finite(tensor.detach() for tensor in self.weights.values()):
             raise NotFiniteError("weights")
 
@@ -219,13 +179,8 @@ class Training:
         found |= _optimizer_state(self._optimizer, self.weights, "optimizer")
         return found | (self._adversary.state() if self._adversary else {})
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state` returned.
-
-        Raises:
-            KeyError: a tensor is missing.
-            ValueError: one has another shape.
-        """
+    def load(self, state: Tensors) -> None:
+        """Take over what `state` returned; KeyError: one is missing, ValueError: another shape."""
         _copy_all(self.weights, state, WEIGHTS)
         _load_optimizer(self._optimizer, self.weights, "optimizer", state)
         if self._adversary:
@@ -238,10 +193,7 @@ class _Adversary:
     def __init__(self, plan: HealPlan, accelerator: Accelerator) -> None:
         self._bare = Discriminators(plan.adversarial_width, seed=plan.seed).to(accelerator.device)
         optimizer = torch.optim.AdamW(
-            self._bare.parameters(),
-            lr=plan.learning_rate,
-            betas=ADVERSARIAL_BETAS,
-            weight_decay=0.0,
+            self._bare.parameters(), plan.learning_rate, ADVERSARIAL_BETAS, weight_decay=0.0
         )
         self._module, self._optimizer = accelerator.prepare(self._bare, optimizer)
         self._accelerator = accelerator
@@ -251,11 +203,7 @@ class _Adversary:
     ) -> dict[str, torch.Tensor]:
         """Train the discriminators one step, then return the student's weighted losses.
 
-        Args:
-            real: the teacher's waveforms [size, samples].
-            spoken: the student's.
-            rate: learning rate.
-            learn: as in `Training.step`.
+        Waveforms, the teacher's and the student's, are [size, samples].
         """
         real, spoken = real[:, None], spoken[:, None]
         for group in self._optimizer.param_groups:
@@ -292,7 +240,7 @@ class _Adversary:
         named = dict(self._bare.named_parameters())
         return found | _optimizer_state(self._optimizer, named, "adversary_optimizer")
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load(self, state: Tensors) -> None:
         _copy_all(self._bare.state_dict(), state, "adversary.")
         named = dict(self._bare.named_parameters())
         _load_optimizer(self._optimizer, named, "adversary_optimizer", state)
@@ -300,23 +248,21 @@ class _Adversary:
 
 def _halves(judgements: list[Judgement]) -> tuple[list[Judgement], list[Judgement]]:
     """Split the judgements of a batch in two; periods are folded into the batch."""
-    chunks = [
-        (score.chunk(2), [one.chunk(2) for one in features]) for score, features in judgements
-    ]
-    first, second = (
-        [(score[half], [one[half] for one in features]) for score, features in chunks]
-        for half in (0, 1)
-    )
-    return first, second
+
+    def _half(half: int) -> list[Judgement]:
+        return [
+            (score.chunk(2)[half], [one.chunk(2)[half] for one in features])
+            for score, features in judgements
+        ]
+
+    return _half(0), _half(1)
 
 
 def _all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
-def _optimizer_state(
-    optimizer: Any, named: Mapping[str, torch.Tensor], prefix: str
-) -> dict[str, torch.Tensor]:
+def _optimizer_state(optimizer: Any, named: Tensors, prefix: str) -> dict[str, torch.Tensor]:
     """Return AdamW's tensors by name, so that they can be stored without pickle."""
     return {
         f"{prefix}.{kind}.{name}": number
@@ -325,35 +271,30 @@ def _optimizer_state(
     }
 
 
-def _load_optimizer(
-    optimizer: Any,
-    named: Mapping[str, torch.Tensor],
-    prefix: str,
-    state: Mapping[str, torch.Tensor],
-) -> None:
+def _load_optimizer(optimizer: Any, named: Tensors, prefix: str, state: Tensors) -> None:
     for name, tensor in named.items():
-        keys = {kind: f"{prefix}.{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq")}
-        found = {kind: state[key] for kind, key in keys.items() if key in state}
-        for kind, number in found.items():
-            if kind != "step" and number.shape != tensor.shape:
-                raise ValueError(
-                    f"{keys[kind]} is {tuple(number.shape)}, not {tuple(tensor.shape)}."
-                )
+        found = {}
+        for kind in ("step", "exp_avg", "exp_avg_sq"):
+            number = state.get(f"{prefix}.{kind}.{name}")
+            if number is not None:
+                if kind != "step":
+                    _require_shape(number, tensor, name)
+                found[kind] = number.to(tensor.device).clone()
         if found:  # else it has not learnt yet
-            optimizer.state[tensor] = {
-                kind: number.to(tensor.device).clone() for kind, number in found.items()
-            }
+            optimizer.state[tensor] = found
 
 
 @torch.no_grad()
-def _copy_all(
-    named: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], prefix: str
-) -> None:
+def _copy_all(named: Tensors, state: Tensors, prefix: str) -> None:
     for name, tensor in named.items():
         saved = state[f"{prefix}{name}"]
-        if tensor.shape != saved.shape:
-            raise ValueError(f"{name} is {tuple(saved.shape)}, not {tuple(tensor.shape)}.")
+        _require_shape(saved, tensor, name)
         tensor.copy_(saved)
+
+
+def _require_shape(saved: torch.Tensor, wanted: torch.Tensor, name: str) -> None:
+    if saved.shape != wanted.shape:
+        raise ValueError(f"{name} is {tuple(saved.shape)}, not {tuple(wanted.shape)}.")
 
 
 def is_main_process() -> bool:
@@ -361,19 +302,31 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def agreed(accelerator: Accelerator, value: T) -> T:
-    """Return the first process's value."""
-    if accelerator.num_processes == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]
-
-
 def everywhere(accelerator: Accelerator, value: T) -> list[T]:
-    """Return the values of all processes."""
+    """Return the values of all processes, the first one's first."""
     if accelerator.num_processes == 1:
         return [value]
     from accelerate.utils import gather_object
 
     return gather_object([value])
+
+
+def newest_checkpoint(accelerator: Accelerator, checkpoints: Checkpoints) -> State | None:
+    """Return the newest checkpoint, the same one in all processes.
+
+    Raises:
+        InputError: none can be read, or the processes do not find the same one.
+    """
+    found, damaged = None, None
+    try:
+        found = checkpoints.newest()
+    except DamagedFileError as error:  # raised below, for the other processes wait for this one
+        damaged = error
+    if len(set(everywhere(accelerator, str(damaged or (found and found[1].get("step")))))) > 1:
+        raise InputError(
+            f"Not every process finds the same newest checkpoint in {checkpoints.folder}: give a "
+            "folder on a disk that all machines share."
+        )
+    if damaged is not None:
+        raise damaged
+    return found

@@ -27,11 +27,7 @@ Row: TypeAlias = dict[str, Any]
 
 
 class Curve:
-    """One row for every few steps, with the mean of each loss, and what was measured.
-
-    Args:
-        every: steps of a row.
-    """
+    """One row for `every` so many steps, with the mean of each loss, and what was measured."""
 
     def __init__(self, every: int = 10) -> None:
         self._every = every
@@ -58,11 +54,7 @@ class Curve:
         self.rows[-1] |= figures
 
     def write(self, path: Path) -> None:
-        """Write the curve as CSV, whole or not at all.
-
-        Raises:
-            InputError: the disk does not take it.
-        """
+        """Write the curve as CSV, whole or not at all; raise InputError if the disk is full."""
         columns = dict.fromkeys(("step", "seconds", *(name for row in self.rows for name in row)))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(columns), restval="")
@@ -79,11 +71,7 @@ class Curve:
     ) -> Curve:
         """Return the curve that `write` wrote, an empty one if there is no file.
 
-        Args:
-            path: the file.
-            step: the last step to read; None for all.
-            every: steps of a row.
-            max_rows: None for all.
+        `step` is the last step to read.
 
         Raises:
             DamagedFileError: there is a file, and it cannot be read as a curve.
@@ -110,11 +98,7 @@ class Curve:
 
 
 def curve_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Draw losses on a logarithmic scale, and below them a small plot of each measured metric.
-
-    Raises:
-        InputError: there are no rows.
-    """
+    """Draw losses on a logarithmic scale, and below them each metric; InputError for no rows."""
     from matplotlib.figure import Figure
 
     if not rows:
@@ -122,18 +106,14 @@ def curve_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     names = dict.fromkeys(name for row in rows for name in row)
     metrics = [name for name in names if name.startswith("measured_")]
     losses = [name for name in names if name not in ("step", "seconds", "total", *metrics)]
-    figure = Figure(
-        figsize=(8.0, 5.6 if metrics else 3.6), dpi=110, layout="constrained", facecolor="none"
-    )
+    size = (8.0, 5.6 if metrics else 3.6)
+    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="none")
     heights = (3, 2) if metrics else (1,)
     grid = figure.add_gridspec(len(heights), max(1, len(metrics)), height_ratios=heights)
-    axis = figure.add_subplot(grid[0, :])
+    axis, shown = figure.add_subplot(grid[0, :]), rows[:: math.ceil(len(rows) / MAX_ROWS)]
     for number, name in enumerate(losses):
-        points = [
-            (row["step"], row[name])
-            for row in rows[:: math.ceil(len(rows) / MAX_ROWS)]
-            if isinstance(row.get(name), float) and row[name] > 0
-        ]
+        drawn = [row for row in shown if isinstance(row.get(name), float) and row[name] > 0]
+        points = [(row["step"], row[name]) for row in drawn]
         if points:
             axis.plot(*zip(*points, strict=True), label=name, **_line(number))
     axis.set(yscale="log", ylabel="loss", xlabel="" if metrics else "step")
@@ -152,11 +132,7 @@ def curve_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
 
 def save_figure(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """Draw the curve as SVG. The same rows give the same file.
-
-    Raises:
-        InputError: there are no rows, or the disk does not take it.
-    """
+    """Draw the curve as SVG; the same rows give the same file. InputErrors as for a figure."""
     import matplotlib
 
     figure = curve_figure(rows, title)
@@ -184,5 +160,4 @@ def _style(axis: Axes) -> None:
     for label in (axis.xaxis.label, axis.yaxis.label):
         label.set_color(_GREY)
     for spine in axis.spines.values():
-        spine.set_color(_GREY)
-        spine.set_alpha(0.4)
+        spine.set(color=_GREY, alpha=0.4)

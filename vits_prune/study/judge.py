@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 from vits_prune.errors import UnmeasurableError
 from vits_prune.fields import check_options, option
 from vits_prune.healing import run as training
-from vits_prune.healing.corpus import other_texts
 from vits_prune.healing.plan import HealData, HealPlan, HealResult, HealRun, Judge
 from vits_prune.healing.student import parts_to_train
+from vits_prune.healing.teacher import other_texts
 from vits_prune.healing.training import is_main_process
 from vits_prune.measure.quality import Figure
 from vits_prune.progress import SILENT, Progress
@@ -33,11 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How often and on how much checkpoints are judged.
-
-    Raises:
-        InputError: a number is out of range.
-    """
+    """How often and on how much checkpoints are judged; InputError if out of range."""
 
     evaluations: int = option(
         4,
@@ -73,13 +70,8 @@ def tuning_texts(
 ) -> TuningTexts:
     """Return sentences in the language of a voice to choose a checkpoint by.
 
-    The built-in ones are English. Other voices get `own`, or random sentences if there are none.
-
-    Args:
-        voice: the original.
-        count: how many sentences at most.
-        own: sentences in the voice's language, such as those that it is healed on.
-        seed: of random sentences.
+    The built-in ones are English. Other voices get at most `count` of their `own`, such as those
+    that they are healed on, or random sentences if there are none.
 
     Raises:
         InputError: the count is out of range, or the voice has no symbols to draw from.
@@ -94,29 +86,19 @@ def tuning_texts(
     return TuningTexts(other_texts(voice, None, count, seed), words)
 
 
-def is_evaluated(step: int, of: int | None, evaluations: int) -> bool:
-    """Return whether a step is one of so many, evenly over a training, the last at its end."""
-    return of is not None and step * evaluations // of > (step - 1) * evaluations // of
-
-
 def score_of(changes: Mapping[str, float]) -> float | None:
     """Return how far a voice is from the original, as a sum of shares of the knee's limits.
 
-    An improvement does not make up for anything. The score is rounded down to halves.
-
-    Args:
-        changes: from the original, by metric.
-
-    Returns:
-        0 or more, infinity where a change is NaN; None if no metric with a limit was measured.
+    An improvement does not make up for anything. The score is rounded down to halves, infinity
+    where a change is NaN, None if no metric with a limit was measured.
     """
     shares = [changes[limit.metric] / limit.change for limit in LIMITS if limit.metric in changes]
     if not shares:
         return None
-    if any(map(math.isnan, shares)):
-        return math.inf
     total = sum(max(0.0, share) for share in shares)
-    return total if math.isinf(total) else math.floor(total / _SCORE_STEP + 1e-9) * _SCORE_STEP
+    if any(map(math.isnan, shares)) or math.isinf(total):
+        return math.inf
+    return math.floor(total / _SCORE_STEP + 1e-9) * _SCORE_STEP
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +109,6 @@ class Judgement:
     of: int | None
     figures: dict[str, Figure]
     score: float | None
-    """See `score_of`."""
 
     def changes(self) -> dict[str, float]:
         """Return the changes from the original in what is scored, and in length, by metric."""
@@ -155,8 +136,9 @@ class CheckpointJudge:
     progress: Progress = SILENT
 
     def wants(self, step: int, of: int | None) -> bool:
-        """Return whether a step is to be judged."""
-        return is_evaluated(step, of, self.evaluations)
+        """Return whether a step is judged: evenly over the training, the last one at its end."""
+        count = self.evaluations
+        return of is not None and step * count // of > (step - 1) * count // of
 
     def score(self, step: int, of: int | None, voice: Voice) -> float | None:
         """Return the score of a checkpoint; None if it is not one to be judged."""
@@ -170,13 +152,7 @@ class CheckpointJudge:
     def judgement(
         self, step: int, voice: Voice, of: int | None = None, name: str = ""
     ) -> Judgement:
-        """Measure the voice of a step against the original.
-
-        Args:
-            step: 0 for the voice as it was pruned.
-            voice: of that step.
-            of: steps of the training.
-            name: of the voice in the progress.
+        """Measure the voice of a step against the original; `name` is for the progress.
 
         Raises:
             UnmeasurableError: there is no reference.
@@ -189,10 +165,8 @@ class CheckpointJudge:
             self.progress.report(before + message.removeprefix("pruned: "), share)
 
         figures = evaluate_against(self.reference, voice, progress=Progress(_report)).figures
-        changes = {
-            name: figure.difference.value for name, figure in figures.items() if figure.difference
-        }
-        return Judgement(step, of, figures, score_of(changes))
+        found = Judgement(step, of, figures, None)
+        return dataclasses.replace(found, score=score_of(found.changes()))
 
 
 def judge_of(
@@ -208,12 +182,9 @@ def judge_of(
     Args:
         voice: the original.
         texts: what the voice is healed on, None for built-in or random sentences.
-        settings: how often and on how much to judge.
+        settings: how often and on how much to judge; without evaluations there is no judge.
         seed: of random sentences.
         progress: of measuring the original.
-
-    Returns:
-        None for no evaluations.
 
     Raises:
         InputError: the recogniser cannot be loaded.
@@ -223,27 +194,18 @@ def judge_of(
     said = tuning_texts(voice, settings.texts, texts, seed)
     if not is_main_process():
         return CheckpointJudge(None, settings.evaluations, measured_on=said.words)
-    start = time.perf_counter()
+    start, how = time.perf_counter(), Settings(metrics=METRICS, noise_seeds=0)
     try:
-        reference = prepare_reference(
-            voice,
-            said.texts,
-            Settings(metrics=METRICS, noise_seeds=0),
-            progress=progress.part(0.0, 0.5),
-        )
+        reference = prepare_reference(voice, said.texts, how, progress=progress.part(0.0, 0.5))
     except UnmeasurableError as error:
         why = f"Checkpoints are not measured, and the last one is kept: {error}"
         return CheckpointJudge(None, settings.evaluations, 0.0, said.words, (why,))
     middle = time.perf_counter()
     evaluate_against(reference, voice, progress=progress.part(0.5, 1.0))
     end = time.perf_counter()
-    return CheckpointJudge(
-        reference,
-        settings.evaluations,
-        end - start + settings.evaluations * (end - middle),
-        said.words,
-        (*reference.unmeasured.values(), *reference.notes),
-    )
+    seconds = end - start + settings.evaluations * (end - middle)
+    unmeasured = (*reference.unmeasured.values(), *reference.notes)
+    return CheckpointJudge(reference, settings.evaluations, seconds, said.words, unmeasured)
 
 
 def heal(
@@ -269,9 +231,6 @@ def heal(
         judge: a judge of your own, or how often and on how much to judge; None keeps the last
             checkpoint.
 
-    Returns:
-        The healed voice as `result.voice`, and how it came about.
-
     Raises:
         InputError: as `vits_prune.healing.heal`, or the recogniser cannot be loaded.
 
@@ -296,18 +255,8 @@ def heal_steps(
 ) -> Iterator[tuple[float, HealResult]]:
     """Prune gradually and heal after each step; the last healing keeps its best checkpoint.
 
-    This is `vits_prune.healing.heal_steps` with the judge of `heal`.
-
-    Args:
-        voice: the original.
-        spec: its `steps` and `schedule` give the amounts.
-        plan: of all healings together.
-        data: as for `heal`.
-        run: as for `heal`.
-        judge: as for `heal`, of the last healing.
-
-    Yields:
-        Amount and result of each step.
+    This is `vits_prune.healing.heal_steps` with the judge of `heal`. It yields amount and result of
+    each step that `spec` asks for; `plan` is of all healings together.
 
     Raises:
         InputError: as `vits_prune.healing.heal_steps`, or the recogniser cannot be loaded.
