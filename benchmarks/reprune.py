@@ -19,7 +19,7 @@ from transformers import VitsConfig, VitsModel
 
 from vits_prune import PruneSpec, Voice, prune
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.magnitude import sorted_magnitudes
+from vits_prune.pruning.scores import sorted_magnitudes
 from vits_prune.voices.architecture import fold_and_cut
 from vits_prune.voices.voice import Origin
 

@@ -20,7 +20,7 @@ import torch
 from timing import describe, in_turn
 
 from vits_prune import Speech, Voice, load_voice, speak
-from vits_prune.pruning.shape import Shape
+from vits_prune.pruning import Shape
 from vits_prune.pruning.structured.cut import choose, cut
 
 TEXT = "The birch canoe slid on the smooth planks, and the boy was there when the sun rose."

@@ -14,8 +14,8 @@ import pytest
 from vits_prune import PARTS, InputError, PruneSpec, load_voice, prune, speak
 from vits_prune.cli.main import main
 from vits_prune.cli.options import add_spec, spec_of
+from vits_prune.pruning import Shape
 from vits_prune.pruning.registry import METHODS, SCOPES
-from vits_prune.pruning.shape import Shape
 from vits_prune.study.knee import Limit
 
 TEXT = "the birch canoe slid"

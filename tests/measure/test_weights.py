@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from vits_prune import PARTS, PruneSpec, layers, measure_size, measure_sparsity, prune
 from vits_prune.measure import measure_weights
+from vits_prune.pruning import Shape
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.shape import Shape
 from vits_prune.pruning.structured.cut import choose, cut
 from vits_prune.voices.sparse_file import encode
 

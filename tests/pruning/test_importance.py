@@ -11,11 +11,11 @@ from torch import nn
 
 from tests.pruning.conftest import KINDS, SENTENCES, in_turn
 from vits_prune import PruneSpec, prune
+from vits_prune.pruning import Shape
 from vits_prune.pruning.calibration import Statistics
 from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.registry import IMPORTANCES
-from vits_prune.pruning.shape import Shape
 from vits_prune.pruning.structured.couplings import groups
 from vits_prune.pruning.structured.importance import (
     Reader,

@@ -13,7 +13,7 @@ from torch.nn.utils import prune as torch_prune
 from vits_prune import PARTS, InputError, PruneSpec, measure_sparsity, prune
 from vits_prune.pruning import magnitude
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.magnitude import sorted_magnitudes, sparsity_preview
+from vits_prune.pruning.scores import sorted_magnitudes, sparsity_preview
 
 
 def checksums(voice):

@@ -11,10 +11,11 @@ import torch
 from tests.pruning.conftest import KINDS, SENTENCES, in_turn
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
+from vits_prune.pruning import Shape
 from vits_prune.pruning.blocks import flow_blocks, own_durations, stretched
 from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.sensitivity import channel_sensitivity
-from vits_prune.pruning.shape import Shape, sizes, sizes_of
+from vits_prune.pruning.structured.couplings import sizes, sizes_of
 from vits_prune.pruning.structured.cut import choose, cut, latents_are_flipped
 from vits_prune.pruning.structured.importance import importance
 from vits_prune.pruning.structured.shrink import shape_for

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from vits_prune import PARTS, InputError, PruneSpec
+from vits_prune.pruning import Shape
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES
-from vits_prune.pruning.shape import Shape
 from vits_prune.pruning.spec import in_words
 
 SPECS = [

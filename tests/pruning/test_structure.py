@@ -9,7 +9,8 @@ import pytest
 from transformers import VitsConfig
 
 from vits_prune import InputError
-from vits_prune.pruning.shape import Shape, sizes, sizes_of
+from vits_prune.pruning import Shape
+from vits_prune.pruning.structured.couplings import sizes, sizes_of
 from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig
 
 MMS = VitsConfig()

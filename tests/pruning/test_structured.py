@@ -13,8 +13,8 @@ from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, load_voice, speak
 from vits_prune.measure.cost import count_macs
-from vits_prune.pruning.shape import Shape, sizes, sizes_of
-from vits_prune.pruning.structured.couplings import BRANCHES, ENCODER_LAYERS, FLOWS
+from vits_prune.pruning import Shape
+from vits_prune.pruning.structured.couplings import BRANCHES, ENCODER_LAYERS, FLOWS, sizes, sizes_of
 from vits_prune.pruning.structured.cut import (
     Choice,
     choose,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vits_prune import InputError, PruneSpec
+from vits_prune.pruning import Shape
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.shape import Shape
 from vits_prune.pruning.structured.cut import cut
 from vits_prune.pruning.structured.shrink import choice_for, survivor
 

@@ -7,7 +7,7 @@ import pytest
 from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, load_voice, prune
-from vits_prune.pruning.shape import Shape
+from vits_prune.pruning import Shape
 from vits_prune.pruning.structured.cut import choose, cut
 
 KINDS = (

@@ -8,7 +8,7 @@ import pytest
 
 from vits_prune import PruneSpec
 from vits_prune.errors import InputError
-from vits_prune.pruning.shape import Shape
+from vits_prune.pruning import Shape
 from vits_prune.studio.request import (
     MAX_CHARACTERS,
     PRUNING,

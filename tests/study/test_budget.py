@@ -15,7 +15,8 @@ from vits_prune.cli.main import main
 from vits_prune.measure.cost import Spread
 from vits_prune.measure.statistics import Interval
 from vits_prune.progress import Progress
-from vits_prune.pruning.shape import Shape, sizes
+from vits_prune.pruning import Shape
+from vits_prune.pruning.structured.couplings import sizes
 from vits_prune.study.budget import Budget, Candidate, Solution, sentences_of, used
 from vits_prune.study.budget_shapes import best_shapes, estimate_shapes
 from vits_prune.study.budget_solver import (

@@ -86,7 +86,7 @@ def test_the_tables_say_what_was_measured(tiny, comparison):
 
 
 def test_the_tables_tell_structure_from_zeros(tiny):
-    from vits_prune.pruning.shape import Shape
+    from vits_prune.pruning import Shape
     from vits_prune.pruning.structured.cut import choose, cut
 
     smaller = cut(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vits_prune import PARTS, InputError, PruneSpec, prune
-from vits_prune.pruning.shape import Shape
+from vits_prune.pruning import Shape
 from vits_prune.study.sweep_grid import (
     Grid,
     Point,

@@ -16,8 +16,8 @@ from tests.ui.conftest import BERT, CROWD, TINY
 from vits_prune import PruneSpec, load_voice, prune, speak
 from vits_prune import compare as library_compare
 from vits_prune.measure import measure_size, measure_sparsity
-from vits_prune.pruning.magnitude import sparsity_preview
-from vits_prune.pruning.shape import Shape
+from vits_prune.pruning import Shape
+from vits_prune.pruning.scores import sparsity_preview
 from vits_prune.studio import workbench
 from vits_prune.studio.workbench import Workbench
 from vits_prune.study.comparison import DEFAULT_TEXT

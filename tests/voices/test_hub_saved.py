@@ -13,7 +13,7 @@ from tests.voices.loopback_hub import Repository, connect, serving
 from tests.voices.piper_factory import X_LOW, make_voice
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.progress import Progress
-from vits_prune.pruning.shape import Shape
+from vits_prune.pruning import Shape
 from vits_prune.ship.formats import export_voice
 from vits_prune.voices.load import load_hub
 

@@ -16,7 +16,7 @@ from tests.voices import piper_factory
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from tests.voices.test_saved import LOCAL, TEXT, refused, same_voice
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
-from vits_prune.pruning.shape import Shape
+from vits_prune.pruning import Shape
 from vits_prune.pruning.structured.cut import choose, cut
 from vits_prune.voices.manifest import FORMAT_VERSION, MANIFEST, facts_of
 

@@ -2,7 +2,6 @@
 
 from vits_prune.pruning.layers import Layer, layers
 from vits_prune.pruning.prune import prune, prune_steps
-from vits_prune.pruning.shape import Shape
-from vits_prune.pruning.spec import PruneSpec
+from vits_prune.pruning.spec import PruneSpec, Shape
 
 __all__ = ["Layer", "PruneSpec", "Shape", "layers", "prune", "prune_steps"]

@@ -1,6 +1,6 @@
 """The pruning methods, scopes, importances and schedules, with words for each.
 
-A method is one file and one entry here.
+A method is a function in some module and an entry here.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "magnitude": Method(
-        "vits_prune.pruning.magnitude",
+        "vits_prune.pruning.scores",
         "magnitude (L1)",
         "The weights with the smallest absolute values become zero. The method looks at nothing "
         "but the weights, so it does not know which of them matter.",
     ),
     "random": Method(
-        "vits_prune.pruning.random_choice",
+        "vits_prune.pruning.scores",
         "random",
         "Random weights become zero. This is the baseline: a method that does not beat it has "
         "learned nothing.",
     ),
     "activation": Method(
-        "vits_prune.pruning.activation",
+        "vits_prune.pruning.scores",
         "activation (Wanda)",
         "The importance of a weight is its size times the strength of its input while the voice "
         "speaks a few sentences. The least important weights become zero; the others keep their "

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.activation import output_errors
 from vits_prune.pruning.calibration import Statistics, calibrate
 from vits_prune.pruning.layers import Layer, chosen_layers
 from vits_prune.pruning.masks import (
@@ -28,6 +27,7 @@ from vits_prune.pruning.masks import (
     zeros_wanted,
 )
 from vits_prune.pruning.matrix import LayerMatrix
+from vits_prune.pruning.scores import output_errors
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import Voice
 

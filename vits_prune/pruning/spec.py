@@ -11,11 +11,53 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.fields import Options, check_options, option
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
-from vits_prune.pruning.shape import Shape
 from vits_prune.voices.voice import PARTS
 
 MAX_AMOUNT = 0.99
 MAX_STEPS = 64
+
+
+def _width(help: str) -> Any:
+    return option(1.0, help, float, above=0, high=1)
+
+
+def _count(default: int | None, help: str) -> Any:
+    return option(default, help, int, low=1, high=1024)
+
+
+@dataclass(frozen=True)
+class Shape(Options):
+    """What stays of a voice's structure: frozen, hashable, the same after a trip through JSON.
+
+    By default everything stays.
+
+    Raises:
+        InputError: a field is out of its range; the message says which and what fits.
+    """
+
+    decoder_width: float = _width("share of the decoder's channels, the same in every stage")
+    branches: int | None = _count(None, "residual branches (kernel sizes) of each decoder stage")
+    resblock_width: float = _width(
+        "share, of what decoder_width leaves, of the channels inside each step of a ResBlock1"
+    )
+    ffn_width: float = _width("share of the inner channels of the encoder's feed-forward layers")
+    encoder_layers: int | None = _count(None, "layers of the text encoder")
+    flows: int | None = _count(None, "coupling layers of the flow")
+    wavenet_layers: int | None = _count(None, "WaveNet layers in each coupling layer")
+    multiple: int = _count(8, "widths are rounded to a multiple of this many channels")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def in_words(self) -> list[str]:
+        """Return the levers that are set, such as ["decoder width 50%", "flows 2"]."""
+        found = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                shown = f"{100 * value:.4g}%" if isinstance(value, float) else value
+                found.append(f"{field.name.replace('_', ' ')} {shown}")
+        return found
 
 
 @dataclass(frozen=True)

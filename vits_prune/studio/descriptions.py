@@ -10,8 +10,8 @@ from vits_prune.pruning.magnitude import sparsity_preview
 from vits_prune.pruning.masks import zeros_wanted
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.registry import METHODS, SCOPES
-from vits_prune.pruning.shape import sizes, sizes_of
 from vits_prune.pruning.spec import PruneSpec, in_words
+from vits_prune.pruning.structured.couplings import sizes, sizes_of
 from vits_prune.pruning.structured.shrink import shape_for
 from vits_prune.studio import workbench
 from vits_prune.studio.request import Request

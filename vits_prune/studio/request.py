@@ -12,7 +12,6 @@ from vits_prune.errors import InputError
 from vits_prune.healing import HealPlan
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.registry import METHODS
-from vits_prune.pruning.shape import Shape
 from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text
 
 MAX_CHARACTERS = 2_000

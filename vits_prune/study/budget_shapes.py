@@ -16,11 +16,11 @@ import numpy as np
 
 from vits_prune.measure.cost import Spread, measure_latency
 from vits_prune.progress import SILENT, Progress
+from vits_prune.pruning import Shape
 from vits_prune.pruning.calibration import texts_for
 from vits_prune.pruning.sensitivity import channel_sensitivity
-from vits_prune.pruning.shape import Shape, sizes, sizes_of
 from vits_prune.pruning.spec import PruneSpec
-from vits_prune.pruning.structured.couplings import groups
+from vits_prune.pruning.structured.couplings import groups, sizes, sizes_of
 from vits_prune.pruning.structured.cut import choose, cut
 from vits_prune.pruning.structured.importance import importance
 from vits_prune.voices.voice import Voice

@@ -12,9 +12,10 @@ import gradio as gr
 
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
+from vits_prune.pruning import Shape
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
-from vits_prune.pruning.shape import Shape, sizes_of
 from vits_prune.pruning.spec import MAX_AMOUNT, PruneSpec
+from vits_prune.pruning.structured.couplings import sizes_of
 from vits_prune.pruning.structured.shrink import shape_for
 from vits_prune.studio import workbench
 from vits_prune.studio.descriptions import method_words, readout, voice_words

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.shape import Shape, sizes, sizes_of, stage_channels
+from vits_prune.pruning.spec import Shape
 from vits_prune.pruning.structured.couplings import (
     BRANCHES,
     ENCODER_LAYERS,
@@ -27,6 +27,9 @@ from vits_prune.pruning.structured.couplings import (
     Group,
     group_counts,
     groups,
+    sizes,
+    sizes_of,
+    stage_channels,
 )
 from vits_prune.voices.architecture import VitsConfig, empty_model, with_inner_channels
 from vits_prune.voices.voice import Voice

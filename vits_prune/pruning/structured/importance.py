@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.activation import output_errors
 from vits_prune.pruning.calibration import Statistics, collect, texts_for
 from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.matrix import LayerMatrix
+from vits_prune.pruning.scores import output_errors
 from vits_prune.pruning.sensitivity import channel_sensitivity
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import Group, input_dimension

@@ -10,9 +10,15 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.calibration import texts_for
-from vits_prune.pruning.shape import Shape, sizes, sizes_of
-from vits_prune.pruning.spec import PruneSpec
-from vits_prune.pruning.structured.couplings import BRANCHES, RESBLOCKS, group_counts, groups
+from vits_prune.pruning.spec import PruneSpec, Shape
+from vits_prune.pruning.structured.couplings import (
+    BRANCHES,
+    RESBLOCKS,
+    group_counts,
+    groups,
+    sizes,
+    sizes_of,
+)
 from vits_prune.pruning.structured.cut import Choice, choose, cut, latents_are_flipped
 from vits_prune.pruning.structured.importance import measure_importance
 from vits_prune.pruning.structured.refit import refit
