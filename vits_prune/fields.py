@@ -34,8 +34,7 @@ def option(
         help: what the option does, in a phrase.
         kind: float, int, bool or str, of each value where there are several.
         choices: the names that are accepted; a mapping gives what each means too.
-        low: smallest value, or length of a string.
-        high: largest value, or length of a string.
+        low, high: smallest and largest value, or length of a string.
         above: in place of `low`, a value that is itself too small.
         most: how many values are accepted; None for one value that stands alone.
         noun: what messages call the option, if not by its name.

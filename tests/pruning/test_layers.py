@@ -1,12 +1,17 @@
-"""Every weight tensor of a voice is listed once, with its part, and a reason where it is left alone."""
+"""Every weight tensor of a voice is listed once; which layers a PruneSpec leaves alone, and why."""
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 from torch import nn
 
+from tests.pruning.conftest import SENTENCES, in_turn
 from tests.voices.hf_factory import make_checkpoint
-from vits_prune import PARTS, layers, load_voice
-from vits_prune.pruning.layers import PRUNABLE_KINDS, prunable_layers
+from vits_prune import PARTS, InputError, PruneSpec, layers, load_voice, prune
+from vits_prune.pruning.layers import PRUNABLE_KINDS, chosen_layers, prunable_layers
+from vits_prune.pruning.masks import zeros_wanted
 
 
 def test_nothing_is_left_out_and_nothing_is_listed_twice(joe, tiny):
@@ -78,3 +83,81 @@ def test_the_table_of_speakers_belongs_to_no_part_and_is_left_alone(tmp_path):
     )
     conditioning = {layer.name for layer in prunable_layers(voice) if "cond" in layer.name}
     assert {"decoder.cond", "duration_predictor.cond"} <= conditioning
+
+
+SPEC = PruneSpec(method="second_order", amount=0.3, texts=SENTENCES)
+
+
+def names(layers):
+    return {layer.name for layer in layers}
+
+
+def test_the_defaults_leave_durations_speakers_and_the_last_convolution_alone(families):
+    left = names(prunable_layers(families["speakers"])) - names(
+        chosen_layers(families["speakers"], SPEC)
+    )
+    assert {"decoder.cond", "decoder.conv_post", "flow.flows.0.wavenet.cond_layer"} <= left
+    assert all(
+        name.startswith("duration_predictor.") or name.endswith(("cond", "cond_layer", "conv_post"))
+        for name in left
+    )
+    assert "flow.flows.0.conv_post" not in left
+
+
+def test_patterns_of_names(families):
+    voice = families["plain"]
+    everything = names(prunable_layers(voice))
+
+    def left(*patterns):
+        return everything - names(chosen_layers(voice, dataclasses.replace(SPEC, protect=patterns)))
+
+    assert left() == set()
+    assert left("flow.flows.*.conv_pre") == {"flow.flows.0.conv_pre", "flow.flows.1.conv_pre"}
+    assert left("*.conv_pre") == {name for name in everything if name.split(".")[1] == "conv_pre"}
+    assert left("decoder", "flow") == {
+        name for name in everything if name.startswith(("decoder.", "flow."))
+    }
+    assert left("decoder.upsampler.1") == {"decoder.upsampler.1"}
+    assert names(chosen_layers(voice, dataclasses.replace(SPEC, parts=("flow",), protect=()))) == {
+        name for name in everything if name.startswith("flow.")
+    }
+
+
+def test_something_to_protect_that_is_not_there(families):
+    bad = "decoder.con", "vocoder", "flow.flows.9", "*.*.*.*.*.*.*.*.*", "decoder..conv_pre", "DEC"
+    for method, pattern in in_turn(("magnitude", "second_order"), bad):
+        with pytest.raises(InputError, match=r"has no layer .* to protect") as error:
+            prune(families["plain"], PruneSpec(method=method, protect=(pattern,), texts=SENTENCES))
+        assert str(error.value).endswith(".")
+
+
+def test_everything_is_protected(families):
+    for method in ("magnitude", "activation", "second_order"):
+        spec = PruneSpec(method, parts=("decoder",), protect=("decoder",), texts=SENTENCES)
+        with pytest.raises(InputError, match="nothing is left to prune"):
+            prune(families["plain"], spec)
+
+
+def test_what_is_protected_counts(families):
+    voice = families["plain"]
+    spec = dataclasses.replace(SPEC, protect=("decoder",))
+    everything = sum(layer.weights for layer in prunable_layers(voice))
+    assert zeros_wanted(voice, spec, chosen_layers(voice, spec)) == round(0.3 * everything)
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    in_turn(
+        ("magnitude", "random", "activation", "second_order"),
+        ({"protect": ("decoder", "flow")}, {"floor": 0.2, "protect": ()}),
+    ),
+)
+def test_more_than_there_is_says_how_much_there_is(families, method, change):
+    voice, spec = families["plain"], PruneSpec(method, amount=0.95, texts=SENTENCES, **change)
+    with pytest.raises(InputError, match=r"0\.\d{3} is the most here") as error:
+        prune(voice, spec)
+    most = float(str(error.value).split(" is the most")[0].split()[-1])
+    chosen = chosen_layers(voice, spec)
+    assert zeros_wanted(voice, dataclasses.replace(spec, amount=most - 0.001), chosen) > 0
+    with pytest.raises(InputError):
+        zeros_wanted(voice, dataclasses.replace(spec, amount=most + 0.001), chosen)

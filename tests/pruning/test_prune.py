@@ -12,6 +12,7 @@ from torch import nn
 from tests.pruning.conftest import KINDS, SENTENCES, in_turn
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
+from vits_prune.progress import Progress
 from vits_prune.pruning import calibration
 from vits_prune.pruning.layers import chosen_layers, prunable_layers
 from vits_prune.pruning.prune import prune_steps
@@ -352,7 +353,7 @@ def test_progress_rises_from_0_to_1(families, method, scope, options):
     prune(
         families["piper-medium"].with_weights({}),
         spec,
-        progress=lambda what, share: told.append((what, share)),
+        progress=Progress(lambda what, share: told.append((what, share))),
     )
     shares = [share for _, share in told]
     assert shares == sorted(shares)

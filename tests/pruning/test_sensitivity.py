@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.pruning.conftest import KINDS, SENTENCES
 from vits_prune import InputError
+from vits_prune.progress import Progress
 from vits_prune.pruning import sensitivity
 from vits_prune.pruning.blocks import sentence_ids, spoken_states
 from vits_prune.pruning.layers import prunable_layers
@@ -69,7 +70,7 @@ def measured(voice, name, share, draws):
     ("kind", "layer"), [(kind, layer) for kind, layers in LAYERS.items() for layer in layers]
 )
 def test_the_estimate_is_what_small_errors_do(families, kind, layer, monkeypatch):
-    monkeypatch.setattr(sensitivity, "DIRECTIONS", 60)
+    monkeypatch.setattr(sensitivity, "DIRECTIONS", 30)
     voice = families[kind].with_weights({})  # nothing is kept of another number of directions
     found = output_sensitivity(voice, SENTENCES[:1], SEED)[f"{layer}.weight"]
     assert found == pytest.approx(
@@ -124,7 +125,7 @@ def test_a_layer_that_is_not_heard_has_none(families):
 def test_it_is_measured_once_and_leaves_nothing_behind(families, monkeypatch):
     voice = families["plain"].with_weights({})
     channel_sensitivity(voice, SENTENCES, SEED)
-    monkeypatch.setattr(sensitivity, "_measure", None)
+    monkeypatch.setattr(sensitivity, "spoken_states", None)
     channel_sensitivity(voice, SENTENCES, SEED)
     assert not any(module._forward_hooks for module in voice.model.modules())
     assert all(
@@ -159,11 +160,11 @@ def test_others_need_not_wait_and_who_waits_can_leave(families):
         raise Gone
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(channel_sensitivity, voice, SENTENCES, SEED, progress=wait)
+        first = pool.submit(channel_sensitivity, voice, SENTENCES, SEED, progress=Progress(wait))
         try:
             assert inside.wait(60)
             with pytest.raises(Gone):
-                channel_sensitivity(voice, SENTENCES, SEED, progress=leave)
+                channel_sensitivity(voice, SENTENCES, SEED, progress=Progress(leave))
             assert channel_sensitivity(other, SENTENCES, SEED)
         finally:
             go_on.set()

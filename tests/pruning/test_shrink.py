@@ -11,6 +11,7 @@ import torch
 from tests.pruning.conftest import KINDS, SENTENCES, in_turn
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
+from vits_prune.progress import Progress
 from vits_prune.pruning import Shape
 from vits_prune.pruning.blocks import flow_blocks, own_durations, stretched
 from vits_prune.pruning.prune import prune_steps
@@ -250,4 +251,4 @@ def test_cancelling(families):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        prune(families["plain"].with_weights({}), spec_of(HALF), progress=cancel)
+        prune(families["plain"].with_weights({}), spec_of(HALF), progress=Progress(cancel))

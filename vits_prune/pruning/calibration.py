@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
@@ -73,10 +72,7 @@ kept_statistics: Bounded[tuple[object, ...], Found] = Bounded(KEPT_VOICES, lambd
 
 
 def texts_for(voice: Voice, spec: PruneSpec) -> tuple[str, ...]:
-    """Return the texts that a voice is calibrated on.
-
-    The spec's own, else built-in English sentences, else draws from the voice's vocabulary.
-    """
+    """Return the spec's own texts, else English sentences, else draws from the vocabulary."""
     if spec.texts:
         return spec.texts
     if spoken_language(voice) == "en":
@@ -105,17 +101,15 @@ def calibrate(
         InputError: the voice can say none of the texts, or a covariance does not fit.
     """
     texts, names = texts_for(voice, spec), {layer.name for layer in layers}
-    size = sum(_bytes(voice, layer) for layer in layers) if covariances else 0
-    if size > KEPT_BYTES:
+    matrices = (LayerMatrix(voice.model.get_submodule(name)) for name in names)
+    size = sum(4 * (matrix.shape[1] + 1) ** 2 for matrix in matrices if matrix.dense)
+    if covariances and size > KEPT_BYTES:
         yield from collect(voice, layers, texts, spec.seed, progress=progress)
         return
 
     def enough(found: Found) -> bool:
-        return names <= {
-            layer.name
-            for layer, one in found
-            if not covariances or one.covariance is not None or not one.matrix.dense
-        }
+        fits = (not covariances or x.covariance is not None or not x.matrix.dense for _, x in found)
+        return names <= {layer.name for (layer, _), fit in zip(found, fits, strict=True) if fit}
 
     found = kept_statistics.get_or_make(
         (voice.speaker, texts, spec.seed, torch.get_num_threads()),
@@ -141,38 +135,38 @@ def collect(
     """Yield the statistics of layers, block by block; a block's are held until all are yielded.
 
     Args:
-        voice: who speaks.
-        layers: which to look at.
+        voice, layers, covariances, progress: as for `calibrate`.
         texts: what is spoken.
         seed: of the noise and of the sample of windows.
-        covariances: whether whole covariances are wanted, or energies alone.
-        progress: may cancel the work.
 
     Raises:
-        InputError: the voice can say none of the texts, a covariance does not fit, or the input
-            of a layer is not finite.
+        InputError: as `calibrate`, or the input of a layer is not finite.
     """
     voice = voice.with_weights({})  # hooks go on a copy: another thread may be speaking
-    if covariances:
-        _check_memory(voice, layers)
+    matrices = {one.name: LayerMatrix(voice.model.get_submodule(one.name)) for one in layers}
+    for name, matrix in matrices.items() if covariances else ():
+        columns = matrix.shape[1]
+        if matrix.dense and columns > MAX_COLUMNS:
+            raise InputError(
+                f"{name} of {voice.name} has {columns:,} inputs, whose covariance would take "
+                f"{4 * columns**2 / 1e9:.1f} GB: protect it, or prune by activation, which needs "
+                "none."
+            )
     # Each layer has its own draws, so that its numbers do not depend on which others are asked for.
     random = {
-        layer.name: torch.Generator().manual_seed(seed + (zlib.crc32(layer.name.encode()) << 32))
-        for layer in layers
+        name: torch.Generator().manual_seed(seed + (zlib.crc32(name.encode()) << 32))
+        for name in matrices
     }
-    done, parts = 0, {layer.part for layer in layers}
-    last = max((PARTS.index(part) for part in parts), default=-1)
+    done, last = 0, max((PARTS.index(layer.part) for layer in layers), default=-1)
     for _, (blocks, states) in zip(range(last + 1), part_states(voice, texts, seed), strict=False):
         for block in blocks:
             mine = [layer for layer in layers if block.holds(layer.name)]
             progress.report(f"calibrating {block.name}", done / max(1, len(layers)))
             after: list[State] = []
-            for some in _turns(voice, mine) if covariances else [mine]:
+            for some in _turns(mine, matrices) if covariances else [mine]:
                 sums = {
-                    layer.name: _Sums(
-                        voice.model.get_submodule(layer.name), covariances, random[layer.name]
-                    )
-                    for layer in some
+                    one.name: _Sums(matrices[one.name], covariances, random[one.name])
+                    for one in some
                 }
                 after = []
                 for state in states:
@@ -181,27 +175,24 @@ def collect(
                     for name, one in sums.items():
                         one.add(inputs[name], state.get("valid"), len(states))
                 for layer in some:
-                    yield layer, _finite(voice, layer, sums.pop(layer.name).statistics())
+                    statistics = sums.pop(layer.name).statistics()
+                    if not bool(torch.isfinite(statistics.energy).all()):
+                        raise InputError(
+                            f"The input of {layer.name} of {voice.name} is not finite when it "
+                            "speaks: the voice is damaged, load it again."
+                        )
+                    yield layer, statistics
                     done += 1
             states[:] = after
     progress.report("calibrated", 1.0)
 
 
-def _finite(voice: Voice, layer: Layer, statistics: Statistics) -> Statistics:
-    if not bool(torch.isfinite(statistics.energy).all()):
-        raise InputError(
-            f"The input of {layer.name} of {voice.name} is not finite when it speaks: the voice is "
-            "damaged, load it again."
-        )
-    return statistics
-
-
-def _turns(voice: Voice, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+def _turns(layers: Sequence[Layer], matrices: Mapping[str, LayerMatrix]) -> Iterator[list[Layer]]:
     """Yield a block's layers in turns whose covariances fit into BLOCK_BYTES, at least one each."""
     some: list[Layer] = []
     size = 0
     for layer in layers:
-        mine = 4 * LayerMatrix(voice.model.get_submodule(layer.name)).shape[1] ** 2
+        mine = 4 * matrices[layer.name].shape[1] ** 2
         if some and size + mine > BLOCK_BYTES:
             yield some
             some, size = [], 0
@@ -210,50 +201,30 @@ def _turns(voice: Voice, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     yield some
 
 
-def _check_memory(voice: Voice, layers: Sequence[Layer]) -> None:
-    for layer in layers:
-        matrix = LayerMatrix(voice.model.get_submodule(layer.name))
-        columns = matrix.shape[1]
-        if matrix.dense and columns > MAX_COLUMNS:
-            raise InputError(
-                f"{layer.name} of {voice.name} has {columns:,} inputs, whose covariance would take "
-                f"{4 * columns**2 / 1e9:.1f} GB: protect it, or prune by activation, which needs "
-                "none."
-            )
-
-
-def _bytes(voice: Voice, layer: Layer) -> int:
-    matrix = LayerMatrix(voice.model.get_submodule(layer.name))
-    return 4 * (matrix.shape[1] + 1) ** 2 if matrix.dense else 0
-
-
 class _Sums:
     """Adds up the inputs of one layer."""
 
-    def __init__(self, module: nn.Module, covariances: bool, random: torch.Generator) -> None:
-        self._matrix, self._random = LayerMatrix(module), random
-        dense = self._matrix.dense
-        columns = module.in_channels // module.groups if not dense else self._matrix.columns
+    def __init__(self, matrix: LayerMatrix, covariances: bool, random: torch.Generator) -> None:
+        self._matrix, self._random = matrix, random
+        module, dense = matrix.module, matrix.dense
+        columns = matrix.columns if dense else module.in_channels // module.groups
         covariance = torch.zeros(columns, columns) if covariances and dense else None
-        self._found = Statistics(self._matrix, covariance, torch.zeros(columns))
+        self._found = Statistics(matrix, covariance, torch.zeros(columns))
         self._overlaps: OverlapSums | None = None
 
     def add(self, inputs: torch.Tensor, valid: torch.Tensor | None, batches: int) -> None:
         """Count in a sample of the layer's windows, or all where they are few."""
-        matrix, module = self._matrix, self._matrix.module
+        matrix, module, found = self._matrix, self._matrix.module, self._found
         if not matrix.dense:  # the sums are those of all groups together
-            size = inputs.shape[1] // module.groups
-            self._found.add(inputs.transpose(1, 2).reshape(-1, size))
+            found.add(inputs.transpose(1, 2).reshape(-1, inputs.shape[1] // module.groups))
             return
         usable = matrix.usable(inputs, valid)
         most = max(1, int(np.clip(8 * matrix.shape[1], *WINDOWS)) // batches)
-        if int(usable.sum()) <= most and overlap(matrix, inputs):
-            self._overlaps = self._overlaps or OverlapSums(
-                module, self._found.covariance is not None
-            )
-            self._overlaps.add(inputs, usable)
+        if int(usable.sum()) > most or not overlap(matrix, inputs):
+            found.add(matrix.sample(inputs, usable.nonzero(), most, self._random)[0])
             return
-        self._found.add(matrix.sample(inputs, usable.nonzero(), most, self._random)[0])
+        self._overlaps = self._overlaps or OverlapSums(module, found.covariance is not None)
+        self._overlaps.add(inputs, usable)
 
     def statistics(self) -> Statistics:
         if self._overlaps is not None:

@@ -34,7 +34,7 @@ class Layer:
     """One weight tensor that runs at inference."""
 
     name: str
-    """Module path in the model, such as "decoder.conv_pre"."""
+    """Module path, such as "decoder.conv_pre"."""
     part: str
     """One of PARTS, or "speaker" for the table of speakers."""
     kind: str
@@ -42,7 +42,7 @@ class Layer:
     shape: tuple[int, ...]
     """Conv1d [out, in/groups, k], ConvTranspose1d [in, out, k], Linear [out, in]."""
     weights: int
-    """Number of weights, bias not counted."""
+    """How many, bias not counted."""
     parameter: str
     """Name of the tensor in `model.named_parameters()`."""
     reason: str = ""
@@ -54,10 +54,7 @@ class Layer:
 
 
 def layers(voice: Voice) -> tuple[Layer, ...]:
-    """Return every weight tensor that runs when a voice speaks, in the model's order.
-
-    Biases go with their layer and are not listed.
-    """
+    """Return every weight tensor that runs when a voice speaks, in the model's order, no biases."""
     return tuple(_walk(voice))
 
 
@@ -98,13 +95,11 @@ def chosen_layers(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
             raise InputError(
                 f"{voice.name} has no layer {pattern[:80]!r} to protect: `layers` lists them."
             )
-    found = tuple(
-        layer for layer in there if layer.part in spec.parts and not spec.protects(layer.name)
-    )
+    found = tuple(one for one in there if one.part in spec.parts and not spec.protects(one.name))
     if not found:
+        parts = ", ".join(spec.parts)
         raise InputError(
-            f"All layers of {', '.join(spec.parts)} are protected, so nothing is left to prune: "
-            "protect less."
+            f"All layers of {parts} are protected, so nothing is left to prune: protect less."
         )
     return found
 
@@ -122,18 +117,15 @@ def why_protected(layer: Layer, steps: Sequence[Mapping[str, Any]]) -> str:
         for step in steps
         if layer.part in step.get("parts", PARTS)
     ]
-    if not mine or not all(
-        spec.protects(layer.name) or (_no_lever(spec) and layer.part == "duration_predictor")
-        for spec in mine
-    ):
+
+    def rigid(spec: PruneSpec) -> bool:
+        return METHODS[spec.method].structured and layer.part == "duration_predictor"
+
+    if not mine or not all(spec.protects(layer.name) or rigid(spec) for spec in mine):
         return ""
-    if _no_lever(mine[-1]):
+    if METHODS[mine[-1].method].structured:
         return "structured pruning cannot shrink it"
     if mine[-1].protect is not None:
         return "protected: as asked for"
     reasons = (words for pattern, words in _PROTECTED.items() if begins_with(layer.name, pattern))
     return next(reasons, "protected: by the method")
-
-
-def _no_lever(spec: PruneSpec) -> bool:
-    return METHODS[spec.method].structured

@@ -37,9 +37,8 @@ def zeros_wanted(voice: Voice, spec: PruneSpec, chosen: Sequence[Layer]) -> int:
     most = sum(most_zeros(layer.weights, spec.floor) for layer in chosen)
     if wanted > most:
         raise InputError(
-            f"An amount of {spec.amount:g} is more than the layers can lose that are not "
-            f"protected, above the floor: {most / everything:.3f} is the most here. Protect less, "
-            "or prune less."
+            f"An amount of {spec.amount:g} is more than unprotected layers can lose above the "
+            f"floor: {most / everything:.3f} is the most here. Protect less, or prune less."
         )
     return wanted
 
@@ -49,11 +48,8 @@ def share_out(
 ) -> dict[str, int]:
     """Return how many weights each layer loses: together `zeros`, or less if the floor forbids it.
 
-    Args:
-        scores: comparable across layers, unless the scope is local.
-        zeros: how many all lose together.
-        scope: "local" takes the same share from each, any other one ranks all together.
-        floor: share of its weights that every layer keeps at least.
+    The scope "local" takes the same share from each layer, any other one ranks all together by
+    scores that must be comparable. Every layer keeps at least the floor's share of its weights.
     """
     most = {name: most_zeros(one.size, floor) for name, one in scores.items()}
     if scope == "local":
@@ -129,9 +125,8 @@ def pattern_mask(
 
     Args:
         scores: [rows, columns], the smallest go first.
-        matrix: of the layer.
+        matrix, name: of the layer.
         neighbours: (N, M).
-        name: of the layer, for the message.
 
     Raises:
         InputError: the number of input channels is not a multiple of M.
@@ -151,14 +146,10 @@ def pattern_mask(
 def weigh(
     voice: Voice, spec: PruneSpec, scores: Scores, progress: Progress = SILENT
 ) -> dict[str, torch.Tensor]:
-    """Return scores that are squared errors of each layer's output, comparable across layers.
+    """Return scores of each layer by itself, made comparable across layers.
 
-    Args:
-        voice: the original.
-        spec: in the scope "sensitivity" errors count by what they do to the speech, in others as
-            a share of the layer's output.
-        scores: of each layer by itself.
-        progress: may cancel the work.
+    In the scope "sensitivity" errors count by what they do to the speech, in others as a share of
+    the layer's output.
     """
     found = {name: one / one.sum().clamp(min=1e-30) for name, one in scores.items()}
     if spec.scope != "sensitivity":
@@ -177,7 +168,7 @@ def zero_lowest(
         spec: how much, in which scope and pattern.
         layers: which may lose.
         scores: comparable across layers.
-        by_row: in local scope, take the same share from each output (as Wanda does).
+        by_row: in local scope, take the same share from each output.
 
     Raises:
         InputError: the layers cannot lose so much, a pattern does not fit one, or a score is not
@@ -187,29 +178,20 @@ def zero_lowest(
     check_finite(voice, scores)
     # Zeros that are there go first: another step of gradual pruning takes no more than asked for.
     scores = {name: one.masked_fill(weights[name] == 0, -1.0) for name, one in scores.items()}
-    matrices = {one.parameter: LayerMatrix(voice.model.get_submodule(one.name)) for one in layers}
-    if spec.neighbours:
-        masks = {}
-        for layer in layers:
-            matrix = matrices[layer.parameter]
-            mine = matrix.of(scores[layer.parameter])
-            masks[layer.parameter] = matrix.back(
-                pattern_mask(mine, matrix, spec.neighbours, layer.name)
-            )
-    else:
-        counts = share_out(
-            {name: scores[name].numpy() for name in matrices},
-            zeros_wanted(voice, spec, layers),
-            spec.scope,
-            spec.floor,
-        )
-        rows = by_row and spec.scope == "local"
-        masks = {
-            name: _smallest_of_rows(scores[name], count, matrices[name])
-            if rows and matrices[name].dense
-            else smallest(scores[name], count)
-            for name, count in counts.items()
-        }
+    counts: dict[str, int] = {}
+    if not spec.neighbours:
+        arrays = {one.parameter: scores[one.parameter].numpy() for one in layers}
+        counts = share_out(arrays, zeros_wanted(voice, spec, layers), spec.scope, spec.floor)
+    masks = {}
+    for layer in layers:
+        name, matrix = layer.parameter, LayerMatrix(voice.model.get_submodule(layer.name))
+        if spec.neighbours:
+            gone = pattern_mask(matrix.of(scores[name]), matrix, spec.neighbours, layer.name)
+            masks[name] = matrix.back(gone)
+        elif by_row and spec.scope == "local" and matrix.dense:
+            masks[name] = matrix.back(_smallest_of_rows(matrix.of(scores[name]), counts[name]))
+        else:
+            masks[name] = smallest(scores[name], counts[name])
     return {
         name: weights[name].detach().masked_fill(mask, 0.0)
         for name, mask in masks.items()
@@ -227,10 +209,7 @@ def check_finite(voice: Voice, tensors: Scores) -> None:
             )
 
 
-def _smallest_of_rows(scores: torch.Tensor, count: int, matrix: LayerMatrix) -> torch.Tensor:
-    table = matrix.of(scores)
-    each, over = divmod(count, table.shape[0])
-    places = table.argsort(dim=1, stable=True).argsort(dim=1)
-    limit = torch.full((table.shape[0], 1), each)
-    limit[:over] += 1
-    return matrix.back(places < limit)
+def _smallest_of_rows(scores: torch.Tensor, count: int) -> torch.Tensor:
+    each, over = divmod(count, len(scores))
+    places = scores.argsort(dim=1, stable=True).argsort(dim=1)
+    return places < each + (torch.arange(len(scores)) < over)[:, None]

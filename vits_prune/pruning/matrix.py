@@ -37,8 +37,8 @@ class LayerMatrix:
     def dense(self) -> bool:
         """Whether every output reads every input; if not, the layer has no one matrix.
 
-        So it is for grouped convolutions, and for transposed ones whose kernel is not a multiple
-        of their stride.
+        Grouped convolutions have none, and transposed ones of a kernel that is no multiple of the
+        stride.
         """
         if getattr(self.module, "groups", 1) != 1:
             return False
@@ -127,12 +127,7 @@ class LayerMatrix:
     def windows(
         self, inputs: torch.Tensor, batch: torch.Tensor, position: torch.Tensor
     ) -> torch.Tensor:
-        """Return inputs as [windows, columns].
-
-        Args:
-            inputs: as in `usable`.
-            batch, position: which windows, int64 [windows] each.
-        """
+        """Return inputs as [windows, columns], for a batch and position of each window."""
         module = self.module
         if isinstance(module, nn.Linear):
             return inputs[batch, position]
@@ -148,13 +143,9 @@ class LayerMatrix:
     def sample(
         self, inputs: torch.Tensor, places: torch.Tensor, most: int, random: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw windows; return them, [windows, columns] with a 1 for the bias, and their places.
+        """Draw at most so many of the windows at some places, int64 [windows, 2].
 
-        Args:
-            inputs: as in `usable`.
-            places: (batch, position) of all windows, int64 [windows, 2].
-            most: how many are drawn; all where there are fewer.
-            random: what draws.
+        Return them, [windows, columns] with a 1 for the bias, and their places.
         """
         if len(places) > most:
             places = places[torch.randperm(len(places), generator=random)[:most]]
@@ -166,12 +157,7 @@ class LayerMatrix:
     def outputs(
         self, outputs: torch.Tensor, batch: torch.Tensor, position: torch.Tensor
     ) -> torch.Tensor:
-        """Return outputs as [windows, rows]: each row the matrix times a window, plus the bias.
-
-        Args:
-            outputs: Linear [batch, positions, channels], convolutions [batch, channels, positions].
-            batch, position: which windows, int64 [windows] each.
-        """
+        """Return outputs as [windows, rows]: each row the matrix times a window, plus the bias."""
         module = self.module
         if isinstance(module, nn.Linear):
             return outputs[batch, position]
@@ -185,12 +171,7 @@ class LayerMatrix:
 
 
 class OverlapSums:
-    """Sums over all windows x of a Conv1d: of x xᵀ, x² and x, exact at the ends too.
-
-    Args:
-        module: a convolution of stride 1 and one group.
-        covariances: whether x xᵀ is wanted, or x² and x alone.
-    """
+    """Sums over all windows x of a Conv1d of stride 1 and one group: x², x and, if asked, x xᵀ."""
 
     def __init__(self, module: nn.Conv1d, covariances: bool) -> None:
         self._taps, channels = module.kernel_size[0], module.in_channels
@@ -206,12 +187,7 @@ class OverlapSums:
         self.windows = 0
 
     def add(self, inputs: torch.Tensor, usable: torch.Tensor) -> None:
-        """Count in all usable windows.
-
-        Args:
-            inputs: float [batch, channels, positions].
-            usable: bool [batch, positions of the output].
-        """
+        """Count in the usable windows, bool [batch, positions of the output]."""
         whole = padded(inputs.transpose(1, 2), (0, 0, self._pad, self._pad))
         rows = whole.reshape(-1, whole.shape[2])
         # Rows that tap 0 sees.
@@ -268,15 +244,9 @@ def overlap(matrix: LayerMatrix, inputs: torch.Tensor) -> bool:
 def fit_layer(
     module: nn.Module, batches: Iterable[Batch], count: int, random: torch.Generator
 ) -> None:
-    """Give a layer the weights that best make what is wanted, near those that it has.
+    """Give a layer the weights that best make what `count` batches want, near those that it has.
 
     A layer without one matrix, or with too large a one, keeps its weights.
-
-    Args:
-        module: the layer.
-        batches: what it is fitted on.
-        count: how many batches there are.
-        random: draws the windows of each.
     """
     matrix = LayerMatrix(module)
     columns, most = matrix.columns, max(1, FIT_WINDOWS // count)

@@ -21,11 +21,6 @@ AfterStep = Callable[[int, Voice], Voice]
 def prune(voice: Voice, spec: PruneSpec, *, progress: Progress = SILENT) -> Voice:
     """Return a pruned copy of a voice, which stays as it is; tensors that do not change are shared.
 
-    Args:
-        voice: what to prune.
-        spec: which parts, how much, by which method.
-        progress: may cancel the work.
-
     Raises:
         InputError: `spec` is not a PruneSpec, or this voice cannot give what it asks for.
     """
@@ -49,13 +44,11 @@ def prune_steps(
         voice: what to prune.
         spec: its `steps` and `schedule` say which amounts.
         progress: may cancel the work.
-        after_step: what is done to each step's voice before it is yielded and pruned further, such
-            as healing.
+        after_step: what each step's voice goes through before it is yielded, such as healing.
 
     Raises:
         InputError: as `prune`.
     """
-    progress = Progress.of(progress)
     if not isinstance(spec, PruneSpec):
         raise InputError("prune takes a PruneSpec: PruneSpec(scope='global', amount=0.3).")
     method, amounts = METHODS[spec.method], spec.schedule_amounts()

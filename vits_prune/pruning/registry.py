@@ -16,8 +16,8 @@ class Method:
     """A way of choosing what is removed."""
 
     module: str
-    """Has `prune_weights(voice, spec, progress) -> {parameter name: new tensor}`; that of a
-    structured method `prune_voice`."""
+    """Has `prune_weights(voice, spec, progress) -> {parameter name: new tensor}`, or
+    `prune_voice` if structured."""
     title: str
     words: str
     """What it does, in two sentences."""

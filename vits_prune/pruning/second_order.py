@@ -59,23 +59,19 @@ def prune_weights(
         voice: who is calibrated; its zeros stay zeros.
         spec: how much, in which scope and pattern.
         progress: may cancel the work.
-        original: whose answers to the same inputs are aimed at, where `voice` is a step of gradual
-            pruning; None for `voice` itself.
+        original: whose answers to the same inputs are the aim in gradual pruning.
 
     Raises:
         InputError: the voice can say none of the calibration texts, a covariance does not fit, or
             the layers cannot lose so much.
     """
-    layers, aim, counting = (
-        chosen_layers(voice, spec),
-        original or voice,
-        progress.part(0, _COUNTED),
-    )
-    counts = None if spec.neighbours else _counts(voice, aim, spec, layers, counting)
+    layers, aim = chosen_layers(voice, spec), original or voice
+    counting = progress.part(0, _COUNTED)
+    counts = {} if spec.neighbours else _counts(voice, aim, spec, layers, counting)
     changed: dict[str, torch.Tensor] = {}
     found = calibrate(voice, spec, layers, covariances=True, progress=counting)
     for done, (layer, statistics) in enumerate(found):
-        count = counts[layer.parameter] if counts is not None else None
+        count = counts[layer.parameter] if counts else None
         if count != 0:
             changed |= _pruned(voice, aim, layer, statistics, count, spec)
         share = (done + 1) / len(layers)
@@ -88,7 +84,7 @@ def _counts(
     voice: Voice, aim: Voice, spec: PruneSpec, layers: Sequence[Layer], progress: Progress
 ) -> dict[str, int]:
     """How many weights each layer loses."""
-    closed = {layer.parameter: voice.model.get_parameter(layer.parameter) == 0 for layer in layers}
+    closed = {one.parameter: voice.model.get_parameter(one.parameter) == 0 for one in layers}
     heard = 0.7 if spec.scope == "sensitivity" else 1.0
     found = calibrate(voice, spec, layers, covariances=True, progress=progress.part(0.0, heard))
     scores = {
@@ -115,7 +111,7 @@ def _pruned(
     matrix = LayerMatrix(aim.model.get_submodule(layer.name))
     if statistics.covariance is None:
         scores = output_errors(aim, layer, statistics).masked_fill(closed, -1.0)
-        if count is None and spec.neighbours:
+        if spec.neighbours:
             gone = pattern_mask(matrix.of(scores), matrix, spec.neighbours, layer.name)
             mask = matrix.back(gone)
         else:
@@ -123,16 +119,9 @@ def _pruned(
         weight = matrix.module.weight.detach()
         return {layer.parameter: weight.masked_fill(mask | closed, 0.0)}
     covariance = damped(statistics.covariance, max(1, statistics.windows))
-    problem = LayerProblem(
-        matrix.with_bias(),
-        covariance,
-        matrix.of(closed),
-        matrix,
-        count,
-        spec.neighbours,
-        layer.name,
-    )
-    return {f"{layer.name}.{kind}": new for kind, new in matrix.split(problem.solve()).items()}
+    target, shut, name = matrix.with_bias(), matrix.of(closed), layer.name
+    problem = LayerProblem(target, covariance, shut, matrix, count, spec.neighbours, name)
+    return {f"{name}.{kind}": new for kind, new in matrix.split(problem.solve()).items()}
 
 
 def damped(covariance: torch.Tensor, windows: int = 1) -> torch.Tensor:

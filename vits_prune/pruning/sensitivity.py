@@ -51,10 +51,7 @@ _kept: Bounded[tuple[object, ...], dict[str, np.ndarray]] = Bounded(
 def output_sensitivity(
     voice: Voice, texts: Sequence[str], seed: int, *, progress: Progress = SILENT
 ) -> dict[str, float]:
-    """Return the squared change of the speech per squared relative error of a layer's output.
-
-    For every prunable layer, by parameter name: `channel_sensitivity` summed over the channels.
-    """
+    """Return `channel_sensitivity` summed over the channels: per squared relative error."""
     found = channel_sensitivity(voice, texts, seed, progress=progress)
     return {name: float(one.sum()) for name, one in found.items()}
 
@@ -76,7 +73,6 @@ def channel_sensitivity(
     Raises:
         InputError: the voice can say none of the texts.
     """
-    progress = Progress.of(progress)
     return _kept.get_or_make(
         (voice.speaker, tuple(texts), seed, torch.get_num_threads()),
         lambda: _measure(voice, texts, seed, progress),
@@ -92,7 +88,11 @@ def _measure(
     layers = prunable_layers(voice)
     random, places = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     states = spoken_states(voice, voice, sentence_ids(voice, texts), seed, SENTENCES)
-    found = {layer.parameter: np.zeros(_outputs(voice, layer)) for layer in layers}
+    found: dict[str, np.ndarray] = {}
+    for layer in layers:
+        module = voice.model.get_submodule(layer.name)
+        linear = isinstance(module, nn.Linear)
+        found[layer.parameter] = np.zeros(module.out_features if linear else module.out_channels)
     for state in progress.track(states, "measuring what errors do to the speech: sentence"):
         with torch.enable_grad(), _recording(voice.model, layers) as recorded:
             for output, scale in speech_of(voice, state, int(places.integers(1 << 30))):
@@ -112,11 +112,6 @@ def _measure(
             )
     progress.report("measured what errors do to the speech", 1.0)
     return found
-
-
-def _outputs(voice: Voice, layer: Layer) -> int:
-    module = voice.model.get_submodule(layer.name)
-    return module.out_features if isinstance(module, nn.Linear) else module.out_channels
 
 
 class _Recorded:

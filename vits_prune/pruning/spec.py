@@ -32,7 +32,7 @@ class Shape(Options):
     By default everything stays.
 
     Raises:
-        InputError: a field is out of its range; the message says which and what fits.
+        InputError: a field is out of its range.
     """
 
     decoder_width: float = _width("share of the decoder's channels, the same in every stage")
@@ -67,7 +67,7 @@ class PruneSpec(Options):
     Each field's `metadata` has its help, choices and limits (see `fields.option`).
 
     Raises:
-        InputError: a field is out of its range; the message says which and what fits.
+        InputError: a field is out of its range.
     """
 
     method: str = option(
@@ -151,7 +151,8 @@ class PruneSpec(Options):
         check_options(self)
         self._check_amounts()
         self._check_structured()
-        self._check_pattern()
+        if self.pattern:
+            self._check_pattern()
 
     def _check_amounts(self) -> None:
         if any(after <= before for before, after in itertools.pairwise(self.amounts)):
@@ -188,8 +189,6 @@ class PruneSpec(Options):
             object.__setattr__(self, name, getattr(PruneSpec, name))
 
     def _check_pattern(self) -> None:
-        if self.pattern == "":
-            return
         found = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", self.pattern)
         if not found or int(found[1]) >= int(found[2]):
             raise InputError(

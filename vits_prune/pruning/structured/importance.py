@@ -90,17 +90,11 @@ def activation(
     names = {name for group in wanted for name in group.readers}
     modules = tuple(f"{module}." for group in wanted for block in group.blocks for module in block)
     layers = [
-        layer
-        for layer in prunable_layers(voice)
-        if layer.name in names or layer.name.startswith(modules)
+        one for one in prunable_layers(voice) if one.name in names or one.name.startswith(modules)
     ]
     texts = texts_for(voice, spec)
-    energies = {
-        layer.name: _energies(voice, layer, statistics)
-        for layer, statistics in collect(
-            voice, layers, texts, spec.seed, covariances=False, progress=progress
-        )
-    }
+    found = collect(voice, layers, texts, spec.seed, covariances=False, progress=progress)
+    energies = {layer.name: _energies(voice, layer, one) for layer, one in found}
     totals = {f"{name}.weight": energy for name, energy in energies.items()}
     return {
         group.name: np.array([_of_block(totals, modules) for modules in group.blocks])
@@ -187,14 +181,10 @@ class Reader:
         covariance.diagonal().add_(DAMPING * inputs.diagonal().mean().clamp(min=1e-12))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
         self._inverse = inverse[:columns, :columns].contiguous()
-        self._target = target
-        self._taps = matrix.channels(target).shape[2]
+        self._target, self._taps = target, matrix.channels(target).shape[2]
 
     def losses(self) -> np.ndarray:
-        """Return what removing each channel would cost now, float64 [channels].
-
-        The numbers of channels that are removed already mean nothing.
-        """
+        """Return the cost of removing each channel that is left, float64 [channels]."""
         if self._fixed is not None:
             return self._fixed
         channels, taps = len(self._inverse) // self._taps, self._taps

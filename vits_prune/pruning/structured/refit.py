@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import leaky_relu
 
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.blocks import (
@@ -37,6 +38,8 @@ from vits_prune.voices.voice import Voice
 
 SPOKEN, SEGMENT = 60, 48
 """Sentences that the flow and decoder are fitted on, and frames of each for the decoder."""
+Streams = list[torch.Tensor]
+"""What passes at one place, by sentence."""
 
 
 def refit(
@@ -57,8 +60,7 @@ def refit(
 
     Args:
         original: the voice before the cut.
-        smaller: what `cut` made of it for this choice. Nobody else may hold it yet: its layers get
-            new weights.
+        smaller: what `cut` made of it for this choice; nobody else may hold it yet.
         choice: what stayed.
         texts: what is spoken.
         seed: of the noise and of what is sampled.
@@ -70,40 +72,28 @@ def refit(
     original = original.with_weights({})  # hooks go on a copy: another thread may be speaking
     there = groups(original)
     kept = {group.name: choice.kept.get(group.name, tuple(range(group.size))) for group in there}
-    lost = [group.name for group in there if len(kept[group.name]) < group.size]
+    lost = {group.name.split(".")[0] for group in there if len(kept[group.name]) < group.size}
     random = torch.Generator().manual_seed(seed)
     sentences = sentence_ids(original, texts)
-    encoder, flow, decoder = (
-        any(name.startswith(part) for name in lost)
-        for part in ("text_encoder.", "flow.", "decoder.")
-    )
-    if encoder:
+    if "text_encoder" in lost:
         layers = kept[ENCODER_LAYERS]
         _refit_encoder(original, smaller, layers, sentences, random, progress.part(0.0, 0.3))
-    if flow or decoder:
+    if lost & {"flow", "decoder"}:
         spoken = spoken_states(original, smaller, sentences, seed, SPOKEN)
         states = [stretched(state, original) for state in spoken]
-        if flow:
+        if "flow" in lost:
             part = progress.part(0.3, 0.5)
             states = refit_flow(original, smaller, kept, states, random, part)
         else:
             for block in flow_blocks(smaller.model):
                 states = [block.run(smaller.model, state) for state in states]
-    if decoder:
-        pairs = _stretches(original, smaller, states, seed)
-        refit_decoder(original, smaller, kept, pairs, random, progress.part(0.5, 1.0))
+    if "decoder" in lost:
+        places, flipped = np.random.default_rng(seed), latents_are_flipped(original, smaller)
+        own = [stretch(state, int(places.integers(1 << 30)), SEGMENT) for state in states]
+        # Each decoder reads its own order of channels.
+        flips = [{**one, "hidden": one["hidden"].flip(1)} if flipped else one for one in own]
+        _DecoderFit(original, smaller, kept, random).run(flips, own, progress.part(0.5, 1.0))
     progress.report("fitted", 1.0)
-
-
-def _stretches(
-    original: Voice, smaller: Voice, states: Sequence[State], seed: int
-) -> list[tuple[State, State]]:
-    """What enters both decoders, each in the order of channels that it reads."""
-    places, flipped, found = np.random.default_rng(seed), latents_are_flipped(original, smaller), []
-    for one in states:
-        state = stretch(one, int(places.integers(1 << 30)), SEGMENT)
-        found.append(({**state, "hidden": state["hidden"].flip(1)} if flipped else state, state))
-    return found
 
 
 # The text encoder
@@ -141,25 +131,19 @@ def _refit_encoder(
         if last != old:
             own[new].final_layer_norm = layers[last].final_layer_norm
         fed = (
-            (
-                seen["inputs"],
-                (wanted["stream"] + wanted["added"] - seen["stream"]).transpose(1, 2),
-                valid,
-            )
+            (seen["inputs"], (wanted["stream"] + wanted["added"] - seen["stream"]).mT, valid)
             for wanted, seen, valid in _traced_pairs(layers[last], own[new], pairs)
         )
         fit_layer(own[new].feed_forward.conv_2, fed, len(pairs), random)
         for pair in pairs:
             pair[:] = [_through(layers[last:until], pair[0]), _through([own[new]], pair[1])]
     stochastic = original.model.config.use_stochastic_duration_prediction
-    for name in (
-        "text_encoder.project",
-        f"duration_predictor.{'conv_pre' if stochastic else 'conv_1'}",
-    ):
+    durations = f"duration_predictor.{'conv_pre' if stochastic else 'conv_1'}"
+    for name in ("text_encoder.project", durations):
         theirs, mine = (voice.model.get_submodule(name) for voice in (original, smaller))
         read = (
-            (encoder_output(beside), theirs(encoder_output(before)), before["valid"])
-            for before, beside in pairs
+            (encoder_output(after), theirs(encoder_output(before)), before["valid"])
+            for before, after in pairs
         )
         fit_layer(mine, read, len(pairs), random)
 
@@ -173,8 +157,8 @@ def _through(layers: Sequence[nn.Module], state: State) -> State:
 def _traced_pairs(
     theirs: nn.Module, mine: nn.Module, pairs: Sequence[Sequence[State]]
 ) -> Iterator[tuple[State, State, torch.Tensor]]:
-    for before, beside in pairs:
-        yield _traced(theirs, before), _traced(mine, beside), before["valid"]
+    for before, own in pairs:
+        yield _traced(theirs, before), _traced(mine, own), before["valid"]
 
 
 def _traced(layer: nn.Module, state: State) -> State:
@@ -201,147 +185,88 @@ def _traced(layer: nn.Module, state: State) -> State:
 
 # The decoder
 
-Pairs = list[tuple[torch.Tensor, torch.Tensor]]
-"""(stream of the original, stream of the smaller voice), by sentence."""
 
+class _DecoderFit:
+    """Fits a decoder in place: upsampling by upsampling, branch by branch, to the end."""
 
-def refit_decoder(
-    original: Voice,
-    smaller: Voice,
-    kept: dict[str, tuple[int, ...]],
-    states: Sequence[tuple[State, State]],
-    random: torch.Generator,
-    progress: Progress,
-) -> None:
-    """Fit in place, stage by stage.
+    def __init__(
+        self,
+        original: Voice,
+        smaller: Voice,
+        kept: dict[str, tuple[int, ...]],
+        random: torch.Generator,
+    ) -> None:
+        self._theirs, self._mine = original.model.decoder, smaller.model.decoder
+        self._kept, self._random = kept, random
+        self._slope = original.model.config.leaky_relu_slope
 
-    Args:
-        original: the voice before the cut.
-        smaller: what the cut made of it.
-        kept: group -> what stays of it, for all groups.
-        states: what enters the decoders of both, each in the order of channels that it reads.
-        random: for what is sampled.
-        progress: may cancel the work.
-    """
-    theirs, mine = original.model.decoder, smaller.model.decoder
-    config, branches = original.model.config, list(kept[BRANCHES])
-    count, slope = len(config.resblock_kernel_sizes), config.leaky_relu_slope
-    pairs = [(enter_decoder(theirs, before), enter_decoder(mine, own)) for before, own in states]
-    for stage in range(theirs.num_upsamples):
-        progress.report(f"fitting decoder stage {stage}", stage / theirs.num_upsamples)
-        stays = list(kept[f"decoder.upsampler.{stage}"])
-        leaky = [(_leaky(before, slope), _leaky(own, slope)) for before, own in pairs]
-        raised = [(theirs.upsampler[stage](before), own) for before, own in leaky]
-        upsampled = ((own, wanted[:, stays], None) for wanted, own in raised)
-        fit_layer(mine.upsampler[stage], upsampled, len(raised), random)
-        pairs = [(wanted, mine.upsampler[stage](own)) for wanted, own in raised]
-        first, own_first = stage * count, stage * len(branches)
-        blocks = list(theirs.resblocks[first : first + count])
-        own_blocks = list(mine.resblocks[own_first : own_first + len(branches)])
-        pairs = _refit_stage(
-            blocks, own_blocks, branches, stays, pairs, _inner(kept, stage, count), slope, random
-        )
-    ends = (
-        (
-            nn.functional.leaky_relu(own),
-            theirs.conv_post(nn.functional.leaky_relu(before)),
-            None,
-        )
-        for before, own in pairs
-    )
-    fit_layer(mine.conv_post, ends, len(pairs), random)
+    def run(self, before: Sequence[State], own: Sequence[State], progress: Progress) -> None:
+        """Fit to what enters the original's decoder and the smaller one."""
+        theirs, mine, slope = self._theirs, self._mine, self._slope
+        wanted = [enter_decoder(theirs, state) for state in before]
+        streams = [enter_decoder(mine, state) for state in own]
+        for stage in range(theirs.num_upsamples):
+            progress.report(f"fitting decoder stage {stage}", stage / theirs.num_upsamples)
+            stays = list(self._kept[f"decoder.upsampler.{stage}"])
+            wanted = [theirs.upsampler[stage](leaky_relu(one, slope)) for one in wanted]
+            ends = [leaky_relu(stream, slope) for stream in streams]
+            self._fit(mine.upsampler[stage], ends, (one[:, stays] for one in wanted))
+            streams = [mine.upsampler[stage](end) for end in ends]
+            wanted, streams = self._stage(stage, stays, wanted, streams)
+        aims = (theirs.conv_post(leaky_relu(one)) for one in wanted)
+        self._fit(mine.conv_post, [leaky_relu(stream) for stream in streams], aims)
 
+    def _fit(self, layer: nn.Module, inputs: Streams, aims: Iterator[torch.Tensor]) -> None:
+        batches = ((given, aim, None) for given, aim in zip(inputs, aims, strict=True))
+        fit_layer(layer, batches, len(inputs), self._random)
 
-def _inner(
-    kept: dict[str, tuple[int, ...]], stage: int, branches: int
-) -> dict[tuple[int, int], list[int]]:
-    """(branch, step) -> channels that stay inside a ResBlock1."""
-    found = {}
-    for name, indices in kept.items():
-        if name.startswith(f"{RESBLOCKS}."):
-            block, step = (int(piece) for piece in name.split(".")[2::2])
-            if block // branches == stage:
-                found[block % branches, step] = list(indices)
-    return found
+    def _stage(
+        self, stage: int, stays: list[int], wanted: Streams, given: Streams
+    ) -> tuple[Streams, Streams]:
+        """Fit the residual branches of a stage; return the mean that each voice's stage makes."""
+        branches = self._kept[BRANCHES]
+        count = self._theirs.num_kernels
+        blocks = self._theirs.resblocks[stage * count : (stage + 1) * count]
+        own = self._mine.resblocks[stage * len(branches) : (stage + 1) * len(branches)]
+        traces = [[self._trace(block, one) for one in wanted] for block in blocks]
+        totals = [
+            sum((trace[index][-1] for trace in traces), torch.zeros_like(one))
+            for index, one in enumerate(wanted)
+        ]
+        done = [torch.zeros_like(stream) for stream in given]
+        for place, (mine, old) in enumerate(zip(own, branches, strict=True)):
+            streams, steps = given, len(traces[old][0]) - 1
+            for step in range(steps):
+                if place == len(own) - 1 and step == steps - 1:
+                    # The last layer also makes up for the branches that went, and for what the
+                    # others could not.
+                    aims = [total[:, stays] - one for total, one in zip(totals, done, strict=True)]
+                else:
+                    aims = [trace[step + 1][:, stays] for trace in traces[old]]
+                ends = [leaky_relu(stream, self._slope) for stream in streams]
+                if hasattr(mine, "convs1"):
+                    first = blocks[old].convs1[step]
+                    name = f"{RESBLOCKS}.{stage * count + old}.convs1.{step}"
+                    inner = list(self._kept[name])
+                    befores = (leaky_relu(trace[step], self._slope) for trace in traces[old])
+                    self._fit(mine.convs1[step], ends, (first(one)[:, inner] for one in befores))
+                    ends = [leaky_relu(mine.convs1[step](end), self._slope) for end in ends]
+                last = mine.convs2[step] if hasattr(mine, "convs1") else mine.convs[step]
+                changes = (aim - stream for aim, stream in zip(aims, streams, strict=True))
+                self._fit(last, ends, changes)
+                streams = [self._step(mine, step, stream) for stream in streams]
+            done = [total + stream for total, stream in zip(done, streams, strict=True)]
+        return [one / count for one in totals], [one / len(own) for one in done]
 
+    def _trace(self, block: nn.Module, hidden: torch.Tensor) -> Streams:
+        """The residual stream before each step of a block, and after the last."""
+        found = [hidden]
+        for step in range(len(block.convs1 if hasattr(block, "convs1") else block.convs)):
+            found.append(self._step(block, step, found[-1]))
+        return found
 
-def _leaky(hidden: torch.Tensor, slope: float) -> torch.Tensor:
-    return nn.functional.leaky_relu(hidden, slope)
-
-
-def _refit_stage(
-    blocks: Sequence[nn.Module],
-    own: Sequence[nn.Module],
-    kept: Sequence[int],
-    stays: list[int],
-    pairs: Pairs,
-    inner: dict[tuple[int, int], list[int]],
-    slope: float,
-    random: torch.Generator,
-) -> Pairs:
-    """Fit the residual branches of a stage; return the mean that each voice's stage makes."""
-    theirs = [[_trace(block, before, slope) for before, _ in pairs] for block in blocks]
-    done = [torch.zeros_like(beside) for _, beside in pairs]
-    totals = []
-    for index, (before, _) in enumerate(pairs):
-        totals.append(sum((trace[index][-1] for trace in theirs), torch.zeros_like(before)))
-    for place, (mine, old) in enumerate(zip(own, kept, strict=True)):
-        streams = [beside for _, beside in pairs]
-        steps = len(theirs[old][0]) - 1
-        for step in range(steps):
-            befores = [trace[step] for trace in theirs[old]]
-            if place == len(own) - 1 and step == steps - 1:
-                # The last layer also makes up for the branches that went, and for what the others
-                # could not.
-                aims = [total[:, stays] - one for total, one in zip(totals, done, strict=True)]
-            else:
-                aims = [trace[step + 1][:, stays] for trace in theirs[old]]
-            shared = inner.get((old, step))
-            _refit_step(mine, blocks[old], step, befores, streams, aims, shared, slope, random)
-            streams = [_step(mine, step, stream, slope) for stream in streams]
-        done = [total + stream for total, stream in zip(done, streams, strict=True)]
-    means = zip(totals, done, strict=True)
-    return [(total / len(blocks), mine / len(own)) for total, mine in means]
-
-
-def _refit_step(
-    mine: nn.Module,
-    theirs: nn.Module,
-    step: int,
-    befores: Sequence[torch.Tensor],
-    streams: Sequence[torch.Tensor],
-    aims: Sequence[torch.Tensor],
-    inner: list[int] | None,
-    slope: float,
-    random: torch.Generator,
-) -> None:
-    """Fit one step of a residual block: its convolution should give aim - stream."""
-    ends: Sequence[torch.Tensor] = [_leaky(stream, slope) for stream in streams]
-    last = mine.convs2[step] if hasattr(mine, "convs1") else mine.convs[step]
-    if hasattr(mine, "convs1"):
-
-        def wanted(before: torch.Tensor) -> torch.Tensor:
-            found = theirs.convs1[step](_leaky(before, slope))
-            return found if inner is None else found[:, inner]
-
-        inside = ((end, wanted(before), None) for before, end in zip(befores, ends, strict=True))
-        fit_layer(mine.convs1[step], inside, len(streams), random)
-        ends = [_leaky(mine.convs1[step](end), slope) for end in ends]
-    changes = (
-        (end, aim - stream, None) for end, aim, stream in zip(ends, aims, streams, strict=True)
-    )
-    fit_layer(last, changes, len(streams), random)
-
-
-def _trace(block: nn.Module, hidden: torch.Tensor, slope: float) -> list[torch.Tensor]:
-    """The residual stream before each step of a block, and after the last."""
-    found = [hidden]
-    for step in range(len(block.convs1 if hasattr(block, "convs1") else block.convs)):
-        found.append(_step(block, step, found[-1], slope))
-    return found
-
-
-def _step(block: nn.Module, step: int, stream: torch.Tensor, slope: float) -> torch.Tensor:
-    if not hasattr(block, "convs1"):
-        return block.convs[step](_leaky(stream, slope)) + stream
-    return block.convs2[step](_leaky(block.convs1[step](_leaky(stream, slope)), slope)) + stream
+    def _step(self, block: nn.Module, step: int, stream: torch.Tensor) -> torch.Tensor:
+        change = leaky_relu(stream, self._slope)
+        if not hasattr(block, "convs1"):
+            return block.convs[step](change) + stream
+        return block.convs2[step](leaky_relu(block.convs1[step](change), self._slope)) + stream

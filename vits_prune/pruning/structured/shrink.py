@@ -14,6 +14,7 @@ from vits_prune.pruning.spec import PruneSpec, Shape
 from vits_prune.pruning.structured.couplings import (
     BRANCHES,
     RESBLOCKS,
+    Group,
     group_counts,
     groups,
     sizes,
@@ -38,8 +39,8 @@ def prune_voice(
         voice: what is cut.
         spec: its shape, or its amount and parts.
         progress: may cancel the work.
-        original: what the amount counts from, where `voice` is a step of gradual pruning; each cut
-            is fitted to the voice before it.
+        original: what the amount counts from in gradual pruning; each cut is fitted to the voice
+            before it.
         changes: other fields of the new Voice, such as `recipe`.
 
     Raises:
@@ -115,16 +116,11 @@ def choice_for(voice: Voice, spec: PruneSpec, progress: Progress = SILENT) -> Ch
     """Return what stays of a voice for a structured spec.
 
     Raises:
-        InputError: as `prune`, or the spec is gradual: each of its steps chooses among what the
-            one before left.
+        InputError: as `prune`, or the spec is gradual: each step chooses among what is left.
     """
     if len(spec.schedule_amounts()) > 1:
-        raise InputError(
-            "What stays of a voice is known for one cut only: leave the steps out, or ask for the "
-            "voice of each step by itself."
-        )
-    shape = spec.shape or shape_for(voice, spec)
-    return chosen(voice, spec, shape, Progress.of(progress))
+        raise InputError("What stays of a voice is known for one cut only: leave the steps out.")
+    return chosen(voice, spec, spec.shape or shape_for(voice, spec), progress)
 
 
 def survivor(original: Voice, pruned: Voice, choice: Choice, layer: str) -> Survivor | None:
@@ -135,26 +131,15 @@ def survivor(original: Voice, pruned: Voice, choice: Choice, layer: str) -> Surv
         stays = choice.kept.get(group.name)
         if stays is None:
             continue
-        if not group.blocks:
-            kept |= {
-                dimension: stays
-                for parameter, dimension in group.slices(original.model)
-                if parameter == f"{layer}.weight"
-            }
-            continue
-        block = next(
-            (
-                index
-                for index, modules in enumerate(group.blocks)
-                if any(f"{layer}.".startswith(f"{module}.") for module in modules)
-            ),
-            None,
-        )
-        if block is None:
-            continue
-        if block not in stays:
-            return None
-        name = _renumbered(name, group.name, group.size, block, stays)
+        for parameter, dimension in group.slices(original.model):
+            if parameter == f"{layer}.weight":
+                kept[dimension] = stays
+        for block, modules in enumerate(group.blocks):
+            if f"{layer}.".startswith(tuple(f"{module}." for module in modules)):
+                if block not in stays:
+                    return None
+                name = _renumbered(name, group, stays.index(block), len(stays))
+                break
     if layer == "decoder.conv_pre" and latents_are_flipped(original, pruned):
         kept[1] = tuple(reversed(range(original.model.decoder.conv_pre.weight.shape[1])))
     before = original.model.get_parameter(f"{layer}.weight").shape
@@ -166,16 +151,14 @@ def survivor(original: Voice, pruned: Voice, choice: Choice, layer: str) -> Surv
     return Survivor(name, kept)
 
 
-def _renumbered(name: str, group: str, size: int, block: int, stays: tuple[int, ...]) -> str:
-    """The name with the block's new number.
+def _renumbered(name: str, group: Group, new: int, left: int) -> str:
+    """The name with the block's new number, where so many blocks are left.
 
     Of groups within each other the inner one comes first, while its path is still the old one.
     """
-    new = stays.index(block)
-    if group == BRANCHES:
+    if group.name == BRANCHES:
         stage, _, rest = name.removeprefix(f"{RESBLOCKS}.").partition(".")
-        return f"{RESBLOCKS}.{int(stage) // size * len(stays) + new}.{rest}"
-    if group.endswith(".wavenet"):
-        pieces = name.split(".")
-        return ".".join([*pieces[:-1], str(new)])
-    return f"{group}.{new}.{name.removeprefix(f'{group}.').partition('.')[2]}"
+        return f"{RESBLOCKS}.{int(stage) // group.size * left + new}.{rest}"
+    if group.name.endswith(".wavenet"):
+        return f"{name.rpartition('.')[0]}.{new}"
+    return f"{group.name}.{new}.{name.removeprefix(f'{group.name}.').partition('.')[2]}"

@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils import prune as torch_prune
 
 from vits_prune import PARTS, InputError, PruneSpec, measure_sparsity, prune
-from vits_prune.pruning import magnitude
+from vits_prune.pruning import scores
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.scores import sorted_magnitudes, sparsity_preview
 
@@ -227,7 +227,7 @@ def test_prune_takes_a_spec_only(tiny, spec):
 
 def test_while_one_voice_is_sorted_another_need_not_wait(tiny, monkeypatch):
     voice, other = tiny.with_weights({}), tiny.with_weights({})
-    inside, go_on, real = threading.Event(), threading.Event(), magnitude.SortedMagnitudes
+    inside, go_on, real = threading.Event(), threading.Event(), scores.SortedMagnitudes
 
     def slow(which):
         if which is voice:
@@ -235,12 +235,12 @@ def test_while_one_voice_is_sorted_another_need_not_wait(tiny, monkeypatch):
             assert go_on.wait(60)
         return real(which)
 
-    monkeypatch.setattr(magnitude, "SortedMagnitudes", slow)
+    monkeypatch.setattr(scores, "SortedMagnitudes", slow)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(magnitude.sorted_magnitudes, voice)
+        first = pool.submit(scores.sorted_magnitudes, voice)
         try:
             assert inside.wait(60)
-            assert pool.submit(magnitude.sorted_magnitudes, other).result(60)
+            assert pool.submit(scores.sorted_magnitudes, other).result(60)
         finally:
             go_on.set()
-        assert first.result(60) is magnitude.sorted_magnitudes(voice)
+        assert first.result(60) is scores.sorted_magnitudes(voice)
