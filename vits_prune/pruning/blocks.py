@@ -88,8 +88,13 @@ def part_states(
     model, sentences = voice.model, sentence_ids(voice, texts)
     some = sentences[:: max(1, round(sum(map(len, sentences)) / READ_TOKENS))]
     yield _encoder_blocks(model), list(token_states(model, some))
-    spoken = spoken_states(voice, voice, sentences, seed, SPOKEN)
-    yield iter((Block("duration_predictor", _run_durations(voice)),)), spoken
+    pace, spoken = Delivery().for_voice(voice), spoken_states(voice, voice, sentences, seed, SPOKEN)
+
+    def durations(model: nn.Module, state: State) -> State:
+        log_durations(model, state["hidden"], state["conditioning"], state["key"], pace)
+        return state
+
+    yield iter((Block("duration_predictor", durations),)), spoken
     flow = [stretched(state, voice) for state in spoken]
     yield flow_blocks(model), flow
     places = np.random.default_rng(seed)
@@ -189,19 +194,16 @@ def _encoder_blocks(model: nn.Module) -> Iterator[Block]:
 def spoken_states(
     voice: Voice, reader: Voice, sentences: Sequence[tuple[int, ...]], seed: int, most: int
 ) -> list[State]:
-    """Return what a voice's text encoder makes of some of the sentences, with durations.
+    """Return what the reader's text encoder makes of `most` of the sentences, with durations.
 
-    Args:
-        voice: whose durations and noise.
-        reader: whose text encoder; the voice itself or a pruned version of it.
-        sentences: ids.
-        seed: of the noise.
-        most: how many sentences are read.
+    The voice's durations and noise; the reader is the voice itself or a pruned version of it.
+
+    Raises:
+        InputError: the voice makes numbers that are not finite.
     """
     conditioning, found = speaker_embedding(reader), []
     for index, ids in enumerate(sentences[:: max(1, len(sentences) // most)][:most]):
-        key = (seed, index)
-        own = encode(voice, ids)
+        own, key = encode(voice, ids), (seed, index)
         hidden, means, log_variances = own if reader is voice else encode(reader, ids)
         state = {"ids": ids, "key": key, "hidden": hidden, "conditioning": conditioning}
         durations = own_durations(voice, own[0], key)
@@ -212,11 +214,6 @@ def spoken_states(
 
 def own_durations(voice: Voice, hidden: torch.Tensor, key: tuple[int, int]) -> np.ndarray:
     """Return the frames of each token, int64 [tokens], MAX_FRAMES together at most.
-
-    Args:
-        voice: who speaks.
-        hidden: what its text encoder made of the tokens, as `encode` gives it.
-        key: seed of the noise and number of the sentence.
 
     Raises:
         InputError: the text encoder or the duration predictor makes numbers that are not finite.
@@ -232,16 +229,6 @@ def own_durations(voice: Voice, hidden: torch.Tensor, key: tuple[int, int]) -> n
         return predict_durations(voice, hidden, conditioning, key, pace, MAX_FRAMES)[0]
     except ValueError as error:  # the spline of a stochastic predictor refuses such numbers
         raise broken from error
-
-
-def _run_durations(voice: Voice) -> Run:
-    pace = Delivery().for_voice(voice)
-
-    def run(model: nn.Module, state: State) -> State:
-        log_durations(model, state["hidden"], state["conditioning"], state["key"], pace)
-        return state
-
-    return run
 
 
 def stretched(state: State, voice: Voice) -> State:
@@ -273,12 +260,9 @@ def flow_blocks(model: nn.Module) -> Iterator[Block]:
 
 
 def stretch(state: State, place: int, length: int = SEGMENT) -> State:
-    """Return what enters the decoder for a few frames of what left the flow.
+    """Return what enters the decoder for `length` frames of what left the flow.
 
-    Args:
-        state: of the flow.
-        place: any whole number, taken modulo the places that there are.
-        length: how many frames.
+    `place` is any whole number, taken modulo the places that there are.
     """
     start = place % max(1, state["latents"].shape[2] - length + 1)
     hidden = state["latents"][:, :, start : start + length]

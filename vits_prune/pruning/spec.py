@@ -210,10 +210,8 @@ class PruneSpec(Options):
     @property
     def neighbours(self) -> tuple[int, int] | None:
         """The pattern as (how many stay, of how many)."""
-        if not self.pattern:
-            return None
-        keep, of = map(int, self.pattern.split(":"))
-        return keep, of
+        keep, _, of = self.pattern.partition(":")
+        return (int(keep), int(of)) if of else None
 
     @property
     def protected(self) -> tuple[str, ...]:
@@ -241,14 +239,11 @@ class PruneSpec(Options):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values; after `parts` only what is not the default."""
-        found: dict[str, Any] = {}
-        for index, field in enumerate(dataclasses.fields(self)):
-            value = getattr(self, field.name)
-            if index < 4 or value != field.default:
-                if isinstance(value, Shape):
-                    value = value.to_dict()
-                found[field.name] = list(value) if isinstance(value, tuple) else value
-        return found
+        found = super().to_dict()
+        for field in dataclasses.fields(self)[4:]:
+            if getattr(self, field.name) == field.default:
+                del found[field.name]
+        return {name: list(one) if isinstance(one, tuple) else one for name, one in found.items()}
 
     @classmethod
     def from_dict(cls, fields: Any) -> PruneSpec:
@@ -265,11 +260,7 @@ class PruneSpec(Options):
 def in_words(spec: PruneSpec, *, amount: bool = True) -> str:
     """Return a spec in words for people, such as "second order, 75%, by sensitivity".
 
-    Texts, seed and protected layers are left out.
-
-    Args:
-        spec: what to describe.
-        amount: whether to name the amount; not where many amounts of one spec are shown.
+    Texts, seed and protected layers are left out, and without `amount` the amount.
     """
     method = METHODS[spec.method]
     pieces = [method.title]

@@ -30,7 +30,7 @@ _FEWEST_CHOICES = 4
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of channels and layers of a voice."""
+    """Numbers of channels and layers of a voice, as the levers of a Shape name them."""
 
     initial_channels: int
     """Channels that enter the decoder's first upsampling."""
@@ -39,14 +39,10 @@ class Sizes:
     inner_channels: tuple[int, ...] | None
     """Channels inside the steps of a ResBlock1, by stage; None for a voice with ResBlock2."""
     branches: int
-    """Residual branches of each decoder stage."""
     ffn_channels: int
-    """Inner channels of each feed-forward layer of the encoder."""
     encoder_layers: int
     flows: int
-    """Coupling layers."""
     wavenet_layers: int
-    """WaveNet layers in each coupling layer."""
 
 
 def sizes_of(config: VitsConfig) -> Sizes:
@@ -83,17 +79,17 @@ def sizes(config: VitsConfig, shape: Shape) -> Sizes:
     now = sizes_of(config)
     if shape.resblock_width < 1 and now.inner_channels is None:
         raise InputError(
-            "This voice has single convolutions in its residual blocks (ResBlock2): leave "
-            "resblock_width at 1."
+            "This voice has ResBlock2, single convolutions: leave resblock_width at 1."
         )
     counts = {name: getattr(shape, name) or getattr(now, name) for name in _COUNTS}
     for name, count in counts.items():
         there = getattr(now, name)
         if count > there:
             raise InputError(f"This voice has {there} {_COUNTS[name]}: {name} cannot be {count}.")
-    stages, full = len(now.stage_channels), now.initial_channels
-    unit = _decoder_unit(full, stages, shape.multiple)
-    initial = _rounded(full, shape.decoder_width, unit)
+    stages, full, unit = len(now.stage_channels), now.initial_channels, shape.multiple
+    while unit > 1 and (full % (2**stages * unit) or full < _FEWEST_CHOICES * 2**stages * unit):
+        unit //= 2
+    initial = _rounded(full, shape.decoder_width, 2**stages * unit)
     after = stage_channels(initial, stages)
     if not after[-1]:
         raise InputError(
@@ -124,15 +120,6 @@ def _rounded(full: int, width: float, multiple: int) -> int:
     if width == 1:
         return full
     return min(full, multiple * max(1, math.floor(full * width / multiple + 0.5)))
-
-
-def _decoder_unit(initial: int, stages: int, multiple: int) -> int:
-    """What the decoder's initial channels are a multiple of."""
-    while multiple > 1 and (
-        initial % (2**stages * multiple) or initial < _FEWEST_CHOICES * 2**stages * multiple
-    ):
-        multiple //= 2
-    return 2**stages * multiple
 
 
 @dataclass(frozen=True)
@@ -174,24 +161,24 @@ def input_dimension(layer: nn.Module) -> int:
     return int(not isinstance(layer, nn.ConvTranspose1d))
 
 
-def groups(voice: Voice) -> tuple[Group, ...]:
-    """Return every group of a voice, in the order in which they run."""
-    return tuple(_walk(voice))
-
-
 def group_counts(voice: Voice, sizes: Sizes) -> dict[str, int]:
     """Return, by group name, how many members stay in a voice cut to these sizes."""
     branches = len(voice.model.config.resblock_kernel_sizes)
-    return {group.name: _count(group, sizes, branches) for group in groups(voice)}
+
+    def count(group: Group) -> int:
+        if group.lever == "decoder_width":
+            _, _, stage = group.name.partition("upsampler.")
+            return sizes.stage_channels[int(stage)] if stage else sizes.initial_channels
+        if group.lever == "resblock_width":
+            return (sizes.inner_channels or ())[int(group.name.split(".")[2]) // branches]
+        return sizes.ffn_channels if group.lever == "ffn_width" else getattr(sizes, group.lever)
+
+    return {group.name: count(group) for group in groups(voice)}
 
 
-def _count(group: Group, sizes: Sizes, branches: int) -> int:
-    if group.lever == "decoder_width":
-        _, _, stage = group.name.partition("upsampler.")
-        return sizes.stage_channels[int(stage)] if stage else sizes.initial_channels
-    if group.lever == "resblock_width":
-        return (sizes.inner_channels or ())[int(group.name.split(".")[2]) // branches]
-    return sizes.ffn_channels if group.lever == "ffn_width" else getattr(sizes, group.lever)
+def groups(voice: Voice) -> tuple[Group, ...]:
+    """Return every group of a voice, in the order in which they run."""
+    return tuple(_walk(voice))
 
 
 def _walk(voice: Voice) -> Iterator[Group]:

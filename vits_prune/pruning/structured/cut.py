@@ -47,14 +47,13 @@ class Choice:
     kept: Kept = field(default_factory=lambda: MappingProxyType({}))
 
     def to_dict(self) -> dict[str, list[int]]:
-        """Return the indices as JSON-able values."""
         return {name: list(indices) for name, indices in self.kept.items()}
 
 
 def weight_norm(voice: Voice, group: Group) -> np.ndarray:
-    """Return the L2 norm of all weights and biases that go with each member of a group.
+    """Return the L2 norm of all that goes with each member of a group, float64 [size].
 
-    float64 [size] (Li et al. 2017, arXiv:1608.08710).
+    Li et al. 2017, arXiv:1608.08710.
     """
     squares = np.zeros(group.size)
     for name, dimension in group.slices(voice.model):
@@ -106,13 +105,12 @@ def choose(
 def _scores(
     voice: Voice, group: Group, importance: Importance | Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    if not isinstance(importance, Mapping):
-        scores = importance(voice, group)
-    elif group.name in importance:
-        scores = importance[group.name]
+    if isinstance(importance, Mapping):
+        known = importance.get(group.name)
+        found = weight_norm(voice, group) if known is None else known
     else:
-        scores = weight_norm(voice, group)
-    scores = np.asarray(scores, dtype=np.float64)
+        found = importance(voice, group)
+    scores = np.asarray(found, dtype=np.float64)
     if scores.shape != (group.size,) or not np.isfinite(scores).all():
         raise InputError(f"The importance of {group.name} must be {group.size} finite numbers.")
     return scores
@@ -121,36 +119,21 @@ def _scores(
 def _best_flows(scores: np.ndarray, count: int) -> tuple[int, ...]:
     """The `count` couplings of the largest total importance among those that alternate."""
     # best[top]: (total, indices) of the couplings below `top`, an odd number of places apart.
-    best: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(
-        range(len(scores) + 1), (0.0, ())
-    )
+    tops = range(len(scores) + 1)
+    best: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(tops, (0.0, ()))
     for _ in range(count):
-        longer = {}
-        for top in range(len(scores) + 1):
-            options = [
-                (best[k][0] + scores[k], (*best[k][1], k))
-                for k in range(top - 1, -1, -2)
-                if k in best
-            ]
-            if options:
-                longer[top] = max(options)
-        best = longer
+        longer = {
+            top: [(best[k][0] + scores[k], (*best[k][1], k)) for k in below if k in best]
+            for top, below in ((top, range(top - 1, -1, -2)) for top in tops)
+        }
+        best = {top: max(options) for top, options in longer.items() if options}
     return best[len(scores)][1]
-
-
-def _alternates(kept: Sequence[int], flows: int) -> bool:
-    """Whether the flow without the other couplings is again a plain one.
-
-    Inference flips the channels before each coupling, the last coupling first. Without some of them
-    an odd number of flips must remain before each: two flips are none, so one flip does the same.
-    """
-    return all((above - flow) % 2 for above, flow in zip([*kept[1:], flows], kept, strict=True))
 
 
 def latents_are_flipped(original: Voice, cut: Voice) -> bool:
     """Return whether the cut voice's decoder reads its latents in reverse order of channels.
 
-    So it is where an odd number of couplings was removed.
+    An odd number of couplings was removed.
     """
     flows = [voice.model.config.prior_encoder_num_flows for voice in (original, cut)]
     return (flows[0] - flows[1]) % 2 == 1
@@ -174,7 +157,7 @@ def cut(voice: Voice, choice: Choice, **changes: Any) -> Voice:
     config, model = voice.model.config, voice.model
     there = groups(voice)
     kept = _checked(choice, there)
-    smaller = _smaller_config(config, kept)
+    smaller_model = empty_model(_smaller_config(config, kept))
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     for group in there:
         if group.blocks or len(kept[group.name]) == group.size:
@@ -183,14 +166,12 @@ def cut(voice: Voice, choice: Choice, **changes: Any) -> Voice:
             indices = torch.tensor(kept[group.name], device=tensors[name].device)
             tensors[name] = tensors[name].index_select(dimension, indices)
     tensors = _without_branches(tensors, kept[BRANCHES], config)
-    for flow in range(config.prior_encoder_num_flows):
-        net = f"{FLOWS}.{flow}.wavenet"
+    for net in (f"{FLOWS}.{flow}.wavenet" for flow in range(config.prior_encoder_num_flows)):
         tensors = _without_steps(tensors, net, kept[net], config)
     tensors = _renumbered(tensors, ENCODER_LAYERS, kept[ENCODER_LAYERS])
     tensors = _renumbered(tensors, FLOWS, kept[FLOWS])
     if (config.prior_encoder_num_flows - len(kept[FLOWS])) % 2:
         tensors["decoder.conv_pre.weight"] = tensors["decoder.conv_pre.weight"].flip(1)
-    smaller_model = empty_model(smaller)
     smaller_model.load_state_dict(tensors, strict=True, assign=True)
     for name in ("speaking_rate", "noise_scale", "noise_scale_duration"):
         setattr(smaller_model, name, getattr(model, name))
@@ -205,15 +186,9 @@ def _checked(choice: Choice, there: Sequence[Group]) -> dict[str, tuple[int, ...
     kept = {}
     for group in there:
         indices = tuple(choice.kept.get(group.name, range(group.size)))
-        whole = all(
-            isinstance(index, numbers.Integral) and not isinstance(index, bool) for index in indices
-        )
-        if (
-            not whole
-            or not indices
-            or not 0 <= indices[0] <= indices[-1] < group.size
-            or list(indices) != sorted(set(indices))
-        ):
+        whole = all(isinstance(one, numbers.Integral) and type(one) is not bool for one in indices)
+        inside = whole and indices and set(indices) <= set(range(group.size))
+        if not inside or list(indices) != sorted(set(indices)):
             raise InputError(
                 f"What stays of {group.name} must be indices from 0 to {group.size - 1}, "
                 "ascending, and at least one."
@@ -231,7 +206,10 @@ def _smaller_config(config: VitsConfig, kept: Kept) -> VitsConfig:
         raise InputError("What stays of the decoder must halve from stage to stage, as VITS does.")
     inner = _inner_channels(config, kept)
     flows = config.prior_encoder_num_flows
-    if not _alternates(kept[FLOWS], flows):
+    # Inference flips the channels before each coupling, the last coupling first. An odd number of
+    # flips must remain before each: two flips are none, so one flip does the same.
+    above = [*kept[FLOWS][1:], flows]
+    if not all((top - flow) % 2 for top, flow in zip(above, kept[FLOWS], strict=True)):
         raise InputError(
             f"Coupling layers {', '.join(map(str, kept[FLOWS]))} alone are no flow of VITS: an odd "
             f"number of places must lie from each to the next, and from the last to {flows}."
@@ -240,8 +218,7 @@ def _smaller_config(config: VitsConfig, kept: Kept) -> VitsConfig:
     ends = all(indices == tuple(range(len(indices))) for indices in steps)
     if config.wavenet_dilation_rate != 1 and not ends:
         raise InputError(
-            "The WaveNet layers of this voice are dilated by their place: only the last ones can "
-            "be removed."
+            "WaveNet layers of this voice are dilated by their place: only the last can be removed."
         )
     result = copy.deepcopy(config)
     result.upsample_initial_channel = initial
@@ -250,10 +227,8 @@ def _smaller_config(config: VitsConfig, kept: Kept) -> VitsConfig:
     result.num_hidden_layers = len(kept[ENCODER_LAYERS])
     result.prior_encoder_num_flows = len(kept[FLOWS])
     result.prior_encoder_num_wavenet_layers = _same("WaveNet layers", list(map(len, steps)))
-    feeds = [
-        len(kept[f"{ENCODER_LAYERS}.{layer}.feed_forward.conv_1"])
-        for layer in range(config.num_hidden_layers)
-    ]
+    names = [f"{ENCODER_LAYERS}.{layer}" for layer in range(config.num_hidden_layers)]
+    feeds = [len(kept[f"{name}.feed_forward.conv_1"]) for name in names]
     result.ffn_dim = _same("feed-forward layers", feeds)
     return result if inner is None else with_inner_channels(result, inner)
 
@@ -265,26 +240,21 @@ def _inner_channels(config: VitsConfig, kept: Kept) -> list[int] | None:
         return None
     inner, outer = [], []
     for stage in range(len(now.stage_channels)):
-        blocks = tuple(
-            f"{RESBLOCKS}.{stage * now.branches + branch}.convs1." for branch in kept[BRANCHES]
-        )
+        first = stage * now.branches
+        blocks = tuple(f"{RESBLOCKS}.{first + branch}.convs1." for branch in kept[BRANCHES])
         widths = [len(kept[name]) for name in kept if name.startswith(blocks)]
         inner.append(_same("residual blocks of a stage", widths))
         outer.append(len(kept[f"decoder.upsampler.{stage}"]))
     if any(inside > outside for inside, outside in zip(inner, outer, strict=True)):
-        raise InputError(
-            "A residual block must not be wider inside than its stage: cut its inner channels too."
-        )
+        raise InputError("A residual block is wider inside than its stage: cut its inside too.")
     narrow = getattr(config, "resblock_inner_channels", None)
     return None if inner == outer and not narrow else inner
 
 
 def _same(what: str, counts: Sequence[int]) -> int:
     if len(set(counts)) > 1:
-        raise InputError(
-            f"The {what} must all keep the same number, not {min(counts)} here and {max(counts)} "
-            "there."
-        )
+        least, most = min(counts), max(counts)
+        raise InputError(f"The {what} must all keep the same number, not {least} and {most}.")
     return counts[0]
 
 

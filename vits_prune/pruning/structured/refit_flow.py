@@ -38,7 +38,7 @@ def refit_flow(
         smaller: what the cut made of it.
         kept: group -> what stays of it, for all groups.
         states: what enters the flow, by sentence.
-        random: for what is sampled.
+        random: draws the windows.
         progress: may cancel the work.
     """
     # By sentence: what enters each of the original's couplings as they run, and the end.
@@ -53,10 +53,8 @@ def refit_flow(
     flipped = latents_are_flipped(original, smaller)
     for place, old in enumerate(running):
         progress.report(f"fitting coupling {count - 1 - place}", place / count)
-        coupling, theirs = (
-            smaller.model.flow.flows[count - 1 - place],
-            original.model.flow.flows[old],
-        )
+        coupling = smaller.model.flow.flows[count - 1 - place]
+        theirs = original.model.flow.flows[old]
         if place + 2 < count:  # the half that it changes is next changed by that one
             at, turns = last - running[place + 2], 1
         else:
@@ -133,11 +131,8 @@ def _fit_readout(
     offset = sum(layer.bias[-hidden:] for layer in layers)
     # With full rank the skip connections alone can make any map.
     free = int(torch.linalg.matrix_rank(ending.double(), rtol=_RANK)) == half
-    joined = (
-        _convolution(ending @ skips, last.bias + ending @ offset)
-        if free
-        else _convolution(ending, last.bias)
-    )
+    both = (ending @ skips, last.bias + ending @ offset) if free else (ending, last.bias)
+    joined = _convolution(*both)
     before = joined.weight[:, :, 0].clone(), joined.bias.clone()
 
     def batch(state: State, aim: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
