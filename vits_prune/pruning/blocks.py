@@ -55,6 +55,11 @@ class Block:
         return layer in (self.name, *self.others) or layer.startswith(f"{self.name}.")
 
 
+def not_finite(voice: Voice, what: str) -> InputError:
+    """Return the error for a voice that has or makes numbers that are not finite."""
+    return InputError(f"{voice.name} is damaged, load it again: {what} is not finite.")
+
+
 def sentence_ids(voice: Voice, texts: Sequence[str]) -> list[tuple[int, ...]]:
     """Return the ids of every sentence of the texts; skip texts that the voice cannot say.
 
@@ -118,7 +123,7 @@ def token_states(model: nn.Module, sentences: Sequence[tuple[int, ...]]) -> Iter
 
 
 class _Reached(Exception):
-    pass
+    """Raised to stop a model at its first encoder layer."""
 
 
 def _encoder_call(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> State:
@@ -219,10 +224,7 @@ def own_durations(voice: Voice, hidden: torch.Tensor, key: tuple[int, int]) -> n
         InputError: the text encoder or the duration predictor makes numbers that are not finite.
     """
     pace, conditioning = Delivery().for_voice(voice), speaker_embedding(voice)
-    broken = InputError(
-        f"{voice.name} makes numbers that are not finite when it reads: the voice is damaged, "
-        "load it again."
-    )
+    broken = not_finite(voice, "what its text encoder reads")
     if not bool(torch.isfinite(hidden).all()):
         raise broken
     try:

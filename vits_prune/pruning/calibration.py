@@ -17,7 +17,7 @@ import torch
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.blocks import State, inputs_of, part_states
+from vits_prune.pruning.blocks import State, inputs_of, not_finite, part_states
 from vits_prune.pruning.layers import Layer
 from vits_prune.pruning.matrix import MAX_COLUMNS, LayerMatrix, OverlapSums, overlap
 from vits_prune.pruning.spec import PruneSpec
@@ -90,12 +90,7 @@ def calibrate(
 ) -> Iterator[tuple[Layer, Statistics]]:
     """Yield the statistics of layers; take them from memory if they were gathered before.
 
-    Args:
-        voice: who speaks.
-        spec: its texts and seed.
-        layers: which are wanted.
-        covariances: whether whole covariances are wanted, or energies alone.
-        progress: may cancel the work.
+    The spec has the texts and the seed. Without covariances only energies are gathered.
 
     Raises:
         InputError: the voice can say none of the texts, or a covariance does not fit.
@@ -134,10 +129,7 @@ def collect(
 ) -> Iterator[tuple[Layer, Statistics]]:
     """Yield the statistics of layers, block by block; a block's are held until all are yielded.
 
-    Args:
-        voice, layers, covariances, progress: as for `calibrate`.
-        texts: what is spoken.
-        seed: of the noise and of the sample of windows.
+    The seed draws the noise and the sample of windows.
 
     Raises:
         InputError: as `calibrate`, or the input of a layer is not finite.
@@ -177,10 +169,7 @@ def collect(
                 for layer in some:
                     statistics = sums.pop(layer.name).statistics()
                     if not bool(torch.isfinite(statistics.energy).all()):
-                        raise InputError(
-                            f"The input of {layer.name} of {voice.name} is not finite when it "
-                            "speaks: the voice is damaged, load it again."
-                        )
+                        raise not_finite(voice, f"the input of {layer.name}")
                     yield layer, statistics
                     done += 1
             states[:] = after

@@ -105,12 +105,10 @@ def chosen_layers(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
 
 
 def why_protected(layer: Layer, steps: Sequence[Mapping[str, Any]]) -> str:
-    """Return why a layer was left alone by every pruning of its part; empty if it was not.
+    """Return why an original's layer was left alone by every pruning of its part, or "".
 
-    Args:
-        layer: of an original voice.
-        steps: the prunings of a recipe, each a PruneSpec as a dictionary. One of a single layer
-            has its name under "layer".
+    The steps are the prunings of a recipe, each a PruneSpec as a dictionary; one of a single layer
+    has its name under "layer".
     """
     mine = [
         PruneSpec.from_dict({key: value for key, value in step.items() if key != "layer"})

@@ -10,6 +10,7 @@ import torch
 
 from vits_prune.errors import InputError
 from vits_prune.progress import SILENT, Progress
+from vits_prune.pruning.blocks import not_finite
 from vits_prune.pruning.calibration import texts_for
 from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.matrix import LayerMatrix
@@ -123,10 +124,7 @@ def pattern_mask(
 ) -> torch.Tensor:
     """Return which weights go so that of every M neighbouring input channels, at one tap, N stay.
 
-    Args:
-        scores: [rows, columns], the smallest go first.
-        matrix, name: of the layer.
-        neighbours: (N, M).
+    Those of the smallest scores go, [rows, columns]; `neighbours` are (N, M).
 
     Raises:
         InputError: the number of input channels is not a multiple of M.
@@ -141,6 +139,15 @@ def pattern_mask(
     groups = cube.reshape(cube.shape[0], -1, of, cube.shape[2])
     order = groups.argsort(dim=2, stable=True).argsort(dim=2)
     return (order < of - keep).reshape(scores.shape)
+
+
+def lowest(
+    spec: PruneSpec, scores: torch.Tensor, count: int, matrix: LayerMatrix, name: str
+) -> torch.Tensor:
+    """Return which of a layer's weights go, by the spec's pattern or else `count` of them."""
+    if not spec.neighbours:
+        return smallest(scores, count)
+    return matrix.back(pattern_mask(matrix.of(scores), matrix, spec.neighbours, name))
 
 
 def weigh(
@@ -163,12 +170,8 @@ def zero_lowest(
 ) -> dict[str, torch.Tensor]:
     """Return the new weights of the layers that lose any, by parameter name.
 
-    Args:
-        voice: the original.
-        spec: how much, in which scope and pattern.
-        layers: which may lose.
-        scores: comparable across layers.
-        by_row: in local scope, take the same share from each output.
+    Scores must be comparable across layers. With `by_row`, the local scope takes the same share
+    from each output.
 
     Raises:
         InputError: the layers cannot lose so much, a pattern does not fit one, or a score is not
@@ -185,13 +188,10 @@ def zero_lowest(
     masks = {}
     for layer in layers:
         name, matrix = layer.parameter, LayerMatrix(voice.model.get_submodule(layer.name))
-        if spec.neighbours:
-            gone = pattern_mask(matrix.of(scores[name]), matrix, spec.neighbours, layer.name)
-            masks[name] = matrix.back(gone)
-        elif by_row and spec.scope == "local" and matrix.dense:
+        if by_row and spec.scope == "local" and matrix.dense and not spec.neighbours:
             masks[name] = matrix.back(_smallest_of_rows(matrix.of(scores[name]), counts[name]))
         else:
-            masks[name] = smallest(scores[name], counts[name])
+            masks[name] = lowest(spec, scores[name], counts.get(name, 0), matrix, layer.name)
     return {
         name: weights[name].detach().masked_fill(mask, 0.0)
         for name, mask in masks.items()
@@ -203,10 +203,7 @@ def check_finite(voice: Voice, tensors: Scores) -> None:
     """Raise InputError if a tensor, by parameter name, is not finite."""
     for name, one in tensors.items():
         if not bool(torch.isfinite(one).all()):
-            raise InputError(
-                f"{name} of {voice.name} has or makes numbers that are not finite: the voice is "
-                "damaged, load it again."
-            )
+            raise not_finite(voice, name)
 
 
 def _smallest_of_rows(scores: torch.Tensor, count: int) -> torch.Tensor:

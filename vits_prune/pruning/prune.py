@@ -40,11 +40,7 @@ def prune_steps(
     Each step prunes the voice of the one before, whose zeros stay zeros: calibrated on that voice,
     its layers aim at what the original's would make of the same inputs.
 
-    Args:
-        voice: what to prune.
-        spec: its `steps` and `schedule` say which amounts.
-        progress: may cancel the work.
-        after_step: what each step's voice goes through before it is yielded, such as healing.
+    `after_step` is what each step's voice goes through before it is yielded, such as healing.
 
     Raises:
         InputError: as `prune`.

@@ -20,6 +20,7 @@ from vits_prune.pruning.calibration import Statistics, calibrate
 from vits_prune.pruning.layers import Layer, chosen_layers
 from vits_prune.pruning.masks import (
     check_finite,
+    lowest,
     pattern_mask,
     share_out,
     smallest,
@@ -55,11 +56,8 @@ def prune_weights(
 ) -> dict[str, torch.Tensor]:
     """Return the new weights and biases of the layers that lose any, by parameter name.
 
-    Args:
-        voice: who is calibrated; its zeros stay zeros.
-        spec: how much, in which scope and pattern.
-        progress: may cancel the work.
-        original: whose answers to the same inputs are the aim in gradual pruning.
+    Zeros of the voice stay zeros. In gradual pruning the aim is what the original would answer to
+    the same inputs.
 
     Raises:
         InputError: the voice can say none of the calibration texts, a covariance does not fit, or
@@ -71,8 +69,8 @@ def prune_weights(
     changed: dict[str, torch.Tensor] = {}
     found = calibrate(voice, spec, layers, covariances=True, progress=counting)
     for done, (layer, statistics) in enumerate(found):
-        count = counts[layer.parameter] if counts else None
-        if count != 0:
+        count = counts.get(layer.parameter, 0)
+        if count or spec.neighbours:
             changed |= _pruned(voice, aim, layer, statistics, count, spec)
         share = (done + 1) / len(layers)
         progress.report(f"pruned {layer.name}", _COUNTED + (1 - _COUNTED) * share)
@@ -103,7 +101,7 @@ def _pruned(
     aim: Voice,
     layer: Layer,
     statistics: Statistics,
-    count: int | None,
+    count: int,
     spec: PruneSpec,
 ) -> dict[str, torch.Tensor]:
     """A layer's new weight, and its bias where it has one."""
@@ -111,11 +109,7 @@ def _pruned(
     matrix = LayerMatrix(aim.model.get_submodule(layer.name))
     if statistics.covariance is None:
         scores = output_errors(aim, layer, statistics).masked_fill(closed, -1.0)
-        if spec.neighbours:
-            gone = pattern_mask(matrix.of(scores), matrix, spec.neighbours, layer.name)
-            mask = matrix.back(gone)
-        else:
-            mask = smallest(scores, count or 0)
+        mask = lowest(spec, scores, count, matrix, layer.name)
         weight = matrix.module.weight.detach()
         return {layer.parameter: weight.masked_fill(mask | closed, 0.0)}
     covariance = damped(statistics.covariance, max(1, statistics.windows))
@@ -138,10 +132,8 @@ class LayerProblem:
         target: T, [rows, columns], with one more column for a bias, which is never zeroed.
         covariance: H, positive definite, as wide as T.
         closed: which weights are zero already and stay so, bool [rows, columns].
-        matrix: of the layer, for patterns.
-        count: how many weights become zero, None with a pattern; if more are closed, all of those.
-        neighbours: the pattern.
-        name: of the layer, for messages.
+        matrix, neighbours, name: of the layer and the pattern.
+        count: how many weights become zero, for a pattern any; if more are closed, all of those.
     """
 
     def __init__(
@@ -150,7 +142,7 @@ class LayerProblem:
         covariance: torch.Tensor,
         closed: torch.Tensor,
         matrix: LayerMatrix,
-        count: int | None,
+        count: int,
         neighbours: tuple[int, int] | None = None,
         name: str = "the layer",
     ) -> None:
@@ -159,7 +151,7 @@ class LayerProblem:
         self._covariance = (covariance * self._unit[:, None]).mul_(self._unit[None])
         self._target = target / self._unit[None]
         self._closed, self._any_closed = closed, bool(closed.any())
-        self._matrix, self._count, self._neighbours = matrix, count or 0, neighbours
+        self._matrix, self._count, self._neighbours = matrix, count, neighbours
         self._name = name
 
     def solve(self) -> torch.Tensor:

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from vits_prune.caches import Bounded
-from vits_prune.errors import InputError
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.blocks import (
     State,
     decoder_blocks,
     flow_blocks,
+    not_finite,
     removing,
     sentence_ids,
     spoken_states,
@@ -43,6 +43,7 @@ MEL_SCALE, DURATION_SCALE = 0.5, 0.1
 """Errors that count as equal: half a neper of log-mel amplitude, a tenth of a token's duration."""
 _BANDS, _SIZE, _HOP = 80, 1024, 256
 
+_Passed = dict[str, list[torch.Tensor]]
 _kept: Bounded[tuple[object, ...], dict[str, np.ndarray]] = Bounded(
     KEPT_BYTES, lambda found: sum(one.nbytes for one in found.values())
 )
@@ -61,14 +62,8 @@ def channel_sensitivity(
 ) -> dict[str, np.ndarray]:
     """Return the squared change of the speech if an output channel keeps nothing but its mean.
 
-    By parameter name, float64 [channels]. To the second order, and counted from the unchanged
-    voice: changes of several channels add up only while they are small.
-
-    Args:
-        voice: who speaks.
-        texts: of which SENTENCES are spoken.
-        seed: of the noise and of the directions.
-        progress: may cancel the work.
+    By parameter name, float64 [channels], over SENTENCES of the texts. To the second order, and
+    counted from the unchanged voice: changes of several channels add up only while they are small.
 
     Raises:
         InputError: the voice can say none of the texts.
@@ -94,43 +89,30 @@ def _measure(
         linear = isinstance(module, nn.Linear)
         found[layer.parameter] = np.zeros(module.out_features if linear else module.out_channels)
     for state in progress.track(states, "measuring what errors do to the speech: sentence"):
-        with torch.enable_grad(), _recording(voice.model, layers) as recorded:
+        with torch.enable_grad(), _recording(voice.model, layers) as (energies, squares):
             for output, scale in speech_of(voice, state, int(places.integers(1 << 30))):
                 share = DIRECTIONS * output.numel() * scale**2 * len(states)
                 for _ in range(DIRECTIONS):
-                    for gradient in recorded.gradients.values():
-                        gradient.clear()
+                    for square in squares.values():
+                        square.clear()
                     direction = torch.randn(output.shape, generator=random)
                     (output * direction).sum().backward(retain_graph=True)
                     for layer in layers:
-                        found[layer.parameter] += recorded.change(layer.name) / share
+                        if squares[layer.name]:
+                            product = sum(squares[layer.name]) * energies[layer.name][-1]
+                            found[layer.parameter] += product.double().numpy() / share
     for name, change in found.items():
         if not np.isfinite(change).all():
-            raise InputError(
-                f"{name} of {voice.name} makes numbers that are not finite when it speaks: the "
-                "voice is damaged, load it again."
-            )
+            raise not_finite(voice, f"what errors of {name} do to the speech")
     progress.report("measured what errors do to the speech", 1.0)
     return found
 
 
-class _Recorded:
-    """What passed through the layers, forwards and backwards, by layer name."""
-
-    def __init__(self) -> None:
-        self.energies: dict[str, torch.Tensor] = {}
-        self.gradients: dict[str, list[torch.Tensor]] = {}
-
-    def change(self, name: str) -> np.ndarray | float:
-        """By channel, var(y) times the sum of squared gradients."""
-        if not self.gradients.get(name):
-            return 0.0
-        return (sum(self.gradients[name]) * self.energies[name]).double().numpy()
-
-
 @contextlib.contextmanager
-def _recording(model: nn.Module, layers: Sequence[Layer]) -> Iterator[_Recorded]:
-    recorded = _Recorded()
+def _recording(model: nn.Module, layers: Sequence[Layer]) -> Iterator[tuple[_Passed, _Passed]]:
+    """Yield var(y) and the squared gradients of the layers' outputs, by channel."""
+    energies: _Passed = {layer.name: [] for layer in layers}
+    squares: _Passed = {layer.name: [] for layer in layers}
 
     def hook(name: str, channels_last: bool) -> Callable[..., torch.Tensor]:
         def record(_module: nn.Module, _given: object, output: torch.Tensor) -> torch.Tensor:
@@ -139,10 +121,9 @@ def _recording(model: nn.Module, layers: Sequence[Layer]) -> Iterator[_Recorded]
                 output = output * 1.0  # no leaf: some blocks add to it in place
             channels = output.dim() - 1 if channels_last else 1
             over = tuple(i for i in range(output.dim()) if i != channels)
-            recorded.energies[name] = output.detach().var(dim=over, unbiased=False)
-            gradients = recorded.gradients.setdefault(name, [])
+            energies[name].append(output.detach().var(dim=over, unbiased=False))
             output.register_hook(
-                lambda gradient: gradients.append(gradient.detach().square().sum(dim=over))
+                lambda gradient: squares[name].append(gradient.detach().square().sum(dim=over))
             )
             return output
 
@@ -154,7 +135,7 @@ def _recording(model: nn.Module, layers: Sequence[Layer]) -> Iterator[_Recorded]
         for name, module in modules.items()
     ]
     with removing(hooks):
-        yield recorded
+        yield energies, squares
 
 
 def speech_of(voice: Voice, spoken: State, place: int) -> Iterator[tuple[torch.Tensor, float]]:

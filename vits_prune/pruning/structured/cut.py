@@ -76,11 +76,8 @@ def choose(
 ) -> Choice:
     """Return what stays of a voice for a Shape: of every group the members that matter most.
 
-    Args:
-        voice: what is to be cut.
-        shape: how much of it stays.
-        importance: of the members of a group: a function, or arrays by the group's name; groups
-            without an array go by weight norm.
+    Importance is a function of a voice and a group, or an array for each group's name; groups
+    without an array go by weight norm.
 
     Raises:
         InputError: the voice does not have a lever or so many layers, or an importance has another
@@ -146,10 +143,7 @@ def cut(voice: Voice, choice: Choice, **changes: Any) -> Voice:
     branch's share of a stage's mean, the last convolution of a coupling or WaveNet layer. Only an
     encoder layer is skipped, as in a shorter encoder. Tensors that do not change are shared.
 
-    Args:
-        voice: what is cut.
-        choice: what stays, as `choose` gives it.
-        changes: other fields of the new Voice, such as `recipe`.
+    `changes` are other fields of the new Voice, such as `recipe`.
 
     Raises:
         InputError: an index does not exist, or no VITS decoder, encoder or flow has such a shape.

@@ -31,12 +31,6 @@ def measure_importance(
 ) -> dict[str, np.ndarray]:
     """Return the importance of the members of groups, by group name, float64 [size].
 
-    Args:
-        voice: who is cut.
-        spec: its importance, and the texts and seed of calibration.
-        wanted: the groups that lose members.
-        progress: may cancel the work.
-
     Raises:
         InputError: the voice can say none of the texts.
     """
@@ -47,13 +41,12 @@ def measure_importance(
     heard = 0.4 if spec.importance == "second_order" else 1.0
     texts, part = texts_for(voice, spec), progress.part(0.0, heard)
     found = channel_sensitivity(voice, texts, spec.seed, progress=part)
-    by_sensitivity = importance(found)
+    scores = {group.name: importance(found)(voice, group) for group in wanted}
     if spec.importance == "sensitivity":
-        return {group.name: by_sensitivity(voice, group) for group in wanted}
-    blocks = {group.name: by_sensitivity(voice, group) for group in wanted if group.blocks}
+        return scores
     channels = [group for group in wanted if not group.blocks]
     speech = {name: float(change.sum()) for name, change in found.items()}
-    return blocks | second_order(voice, spec, channels, speech, progress.part(heard, 1.0))
+    return scores | second_order(voice, spec, channels, speech, progress.part(heard, 1.0))
 
 
 def importance(found: Mapping[str, np.ndarray]) -> Importance:
@@ -125,18 +118,12 @@ def second_order(
     shares of a layer's output, times what such a share does to the speech. The channels go in
     ROUNDS, the least important first; one that goes later counts at least as much.
 
-    Args:
-        voice: who is cut.
-        spec: texts and seed of calibration.
-        wanted: groups of channels.
-        speech: parameter name -> what a relative error of that layer's output does to the speech.
-        progress: may cancel the work.
+    `speech` has, by parameter name, what a relative error of a layer's output does to the speech.
     """
     readers = {name for group in wanted for name in group.readers}
     layers = [layer for layer in prunable_layers(voice) if layer.name in readers]
+    texts, held = texts_for(voice, spec), dict[str, Reader]()
     found: dict[str, np.ndarray] = {}
-    held: dict[str, Reader] = {}
-    texts = texts_for(voice, spec)
     for layer, statistics in collect(voice, layers, texts, spec.seed, progress=progress):
         held[layer.name] = Reader(voice, layer, statistics, speech.get(layer.parameter, 0.0))
         # A group is ranked as soon as it can be, so that few covariances are held at a time.

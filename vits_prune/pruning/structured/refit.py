@@ -58,13 +58,7 @@ def refit(
     the part before it errs: a decoder of full width after two fitted couplings then had a log-mel
     distance of 0.88 in place of 0.26 (joe).
 
-    Args:
-        original: the voice before the cut.
-        smaller: what `cut` made of it for this choice; nobody else may hold it yet.
-        choice: what stayed.
-        texts: what is spoken.
-        seed: of the noise and of what is sampled.
-        progress: may cancel the work.
+    The smaller voice is what `cut` made of the original for this choice; nobody else may hold it.
 
     Raises:
         InputError: the voice can say none of the texts.

@@ -33,13 +33,7 @@ def refit_flow(
 ) -> list[State]:
     """Fit the couplings that stay, in place; return what leaves the smaller voice's flow.
 
-    Args:
-        original: the voice before the cut.
-        smaller: what the cut made of it.
-        kept: group -> what stays of it, for all groups.
-        states: what enters the flow, by sentence.
-        random: draws the windows.
-        progress: may cancel the work.
+    `kept` says what stays of every group, the states are what enters the flow, by sentence.
     """
     # By sentence: what enters each of the original's couplings as they run, and the end.
     passed = [[state] for state in states]
@@ -70,7 +64,6 @@ def refit_flow(
 
 
 def _turned(state: State, turns: int = 1) -> torch.Tensor:
-    """The latents with their channels reversed so many times."""
     return state["latents"].flip(1) if turns % 2 else state["latents"]
 
 

@@ -35,13 +35,8 @@ def prune_voice(
 ) -> Voice:
     """Return a smaller voice.
 
-    Args:
-        voice: what is cut.
-        spec: its shape, or its amount and parts.
-        progress: may cancel the work.
-        original: what the amount counts from in gradual pruning; each cut is fitted to the voice
-            before it.
-        changes: other fields of the new Voice, such as `recipe`.
+    In gradual pruning the amount counts from the original, and each cut is fitted to the voice
+    before it. `changes` are other fields of the new Voice, such as `recipe`.
 
     Raises:
         InputError: the voice does not have a lever, a width leaves nothing, or the voice can say
@@ -68,10 +63,7 @@ def chosen(voice: Voice, spec: PruneSpec, shape: Shape, progress: Progress = SIL
 
 
 def shape_for(voice: Voice, spec: PruneSpec) -> Shape:
-    """Return the Shape that an amount and parts ask for.
-
-    The amount is the share of the channels of the decoder and of the feed-forward layers, and of
-    the flow's coupling layers, that is removed.
+    """Return the Shape that removes an amount of some parts, channels and coupling layers.
 
     Raises:
         InputError: none of the parts has a lever.
@@ -85,8 +77,7 @@ def shape_for(voice: Voice, spec: PruneSpec) -> Shape:
         levers["flows"] = max(1, round((1 - spec.amount) * sizes_of(voice.model.config).flows))
     if not levers:
         raise InputError(
-            "The duration predictor has nothing to shrink: choose the decoder, the text encoder or "
-            "the flow."
+            "The duration predictor has nothing to shrink: choose the decoder, text encoder or flow."
         )
     return Shape(**levers)
 
