@@ -1,4 +1,4 @@
-"""What a channel or block is judged by: each criterion does what it says, on voices of every kind."""
+"""What a channel or block is judged by: each criterion does what it says, for every kind."""
 
 from __future__ import annotations
 

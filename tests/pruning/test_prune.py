@@ -1,4 +1,4 @@
-"""Every method in every scope: exactly the zeros asked for, the rest as it was, and the same again from the recipe."""
+"""Every method in every scope: the zeros asked for, the rest as it was, the same from a recipe."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def zeros(voice, parts=None):
 def dense(voice):
     """The voice with no weight that is zero already."""
     weights = tensors(voice)
-    return voice.with_weights({layer.parameter: weights[layer.parameter] + 1e-3 * (weights[layer.parameter] == 0)
-                               for layer in prunable_layers(voice)})  # fmt: skip
+    mine = {one.parameter: weights[one.parameter] for one in prunable_layers(voice)}
+    return voice.with_weights({name: one + 1e-3 * (one == 0) for name, one in mine.items()})
 
 
 def forget():
@@ -68,10 +68,8 @@ def test_exactly_as_many_zeros_and_the_same_from_the_recipe(whole, method, scope
     before = {name: tensor.clone() for name, tensor in tensors(voice).items()}
     pruned = prune(voice, spec)
     each = [layer.weights for layer in prunable_layers(voice, parts)]
-    as_torch = (method, scope) == (
-        "magnitude",
-        "local",
-    )  # rounds in each layer, as l1_unstructured does
+    # In local scope magnitude rounds in each layer, as l1_unstructured does.
+    as_torch = (method, scope) == ("magnitude", "local")
     assert zeros(pruned, parts) == (
         sum(round(0.437 * one) for one in each) if as_torch else round(0.437 * sum(each))
     )
@@ -86,8 +84,8 @@ def test_exactly_as_many_zeros_and_the_same_from_the_recipe(whole, method, scope
             assert torch.equal(tensor, before[name].masked_fill(tensor == 0, 0.0))
     [recipe] = pruned.recipe["pruned"]
     forget()
+    assert PruneSpec.from_dict(recipe) == PruneSpec.from_json(spec.to_json()) == spec
     assert identical(prune(voice, PruneSpec.from_dict(recipe)), pruned)
-    assert identical(prune(voice, PruneSpec.from_json(spec.to_json())), pruned)
     assert torch.isfinite(torch.from_numpy(speak(pruned, SENTENCES[1], 1).waveform)).all()
 
 
@@ -244,8 +242,10 @@ def test_a_pattern_that_does_not_fit_names_the_layer(families, method):
     assert str(error.value).endswith(".")
 
 
-@pytest.mark.parametrize("method", UNSTRUCTURED)
-@pytest.mark.parametrize("options", [{"amount": 0.5}, {"amount": 0.5, "pattern": "2:4"}], ids=str)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    in_turn(UNSTRUCTURED, [{"amount": 0.5}, {"amount": 0.5, "pattern": "2:4"}]),
+)
 def test_a_kernel_that_is_no_multiple_of_its_stride(tmp_path, method, options):
     voice = dense(load_voice(make_checkpoint(tmp_path / "uneven", upsample_kernel_sizes=[7, 8])))
     spec = PruneSpec(method, "local", parts=("decoder",), texts=SENTENCES, **options)
@@ -257,7 +257,8 @@ def test_a_kernel_that_is_no_multiple_of_its_stride(tmp_path, method, options):
 
 
 STEPS = [
-    {"steps": 3}, {"steps": 2, "schedule": "linear"}, {"amounts": (0.2, 0.3, 0.6)}, {"amounts": (0.6,)}
+    {"steps": 3}, {"steps": 2, "schedule": "linear"}, {"amounts": (0.2, 0.3, 0.6)},
+    {"amounts": (0.6,)}
 ]  # fmt: skip
 
 
@@ -277,15 +278,18 @@ def test_steps(whole, method, options):
         amounts.append(amount)
         assert zeros(step) == round(amount * weights)
         if before is not None:
-            assert all(bool((tensors(step)[layer.parameter][tensors(before)[layer.parameter] == 0] == 0).all())
-                       for layer in prunable_layers(voice))  # fmt: skip
+            now, then = tensors(step), tensors(before)
+            for layer in prunable_layers(voice):
+                assert bool((now[layer.parameter][then[layer.parameter] == 0] == 0).all())
         [recipe] = step.recipe["pruned"]
         assert recipe["amount"] == amount
-        assert identical(prune(voice, PruneSpec.from_dict(recipe)), step)
+        if len(amounts) < 3:  # the last is compared below
+            assert identical(prune(voice, PruneSpec.from_dict(recipe)), step)
         before = step
     assert tuple(amounts) == spec.schedule_amounts()
     assert PruneSpec.from_dict(recipe) == spec
-    assert identical(prune(voice, spec), before)
+    if len(amounts) > 2:
+        assert identical(prune(voice, spec), before)
 
 
 def test_what_is_done_after_a_step_is_what_the_next_prunes(whole):
@@ -401,8 +405,9 @@ def test_second_order_of_the_real_voice(joe):
     blind = prune(joe, dataclasses.replace(spec, method="random"))
     original, near, far = (speak(voice, SENTENCES[0], 1) for voice in (joe, pruned, blind))
     assert near.durations.tolist() == original.durations.tolist()
-    spectra = [torch.stft(torch.from_numpy(one.waveform), 512, window=torch.hann_window(512), return_complex=True).abs()
-               for one in (original, near, far)]  # fmt: skip
+    how = {"n_fft": 512, "window": torch.hann_window(512), "return_complex": True}
+    waveforms = (torch.from_numpy(one.waveform) for one in (original, near, far))
+    spectra = [torch.stft(one, **how).abs() for one in waveforms]
     assert float((spectra[1] - spectra[0]).norm()) < 0.5 * float((spectra[2] - spectra[0]).norm())
 
 
@@ -417,7 +422,7 @@ def test_second_order_of_the_real_voice(joe):
 )
 @pytest.mark.parametrize("kind", ["plain", "speakers"])
 def test_hooks_go_on_copies(families, monkeypatch, spec, kind):
-    """Another thread may be speaking with the voice: what it says must not be counted in, nor changed."""
+    """What another thread says with the voice is neither counted in nor changed."""
     voice, hooked = families[kind].with_weights({}), []
     for name in ("register_forward_hook", "register_forward_pre_hook"):
         real = getattr(torch.nn.Module, name)

@@ -1,4 +1,4 @@
-"""The masks of torch.nn.utils.prune, exactly as many zeros as asked, and an original that stays as it was."""
+"""The masks of torch.nn.utils.prune, as many zeros as asked, and an original that stays."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def torchs_masks(voice, spec):
 
 
 def assert_cut_as_torch_cuts(before, after, masks):
-    """The same mask among `before` -> `after`, but for weights of exactly the threshold's magnitude: as many of those.
+    """The same mask but for weights of exactly the threshold's magnitude: as many of those.
 
     All three are lists of tensors that were ranked together.
     """

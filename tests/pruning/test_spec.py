@@ -103,8 +103,10 @@ def test_bad_methods_and_scopes(field, value):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "null", "3", "[]", '"global"', "[" * 100_000, '{"amount": NaN}', '{"amount": 1e999}', '{"amount": 1' + "0" * 400 + "}",
-        '{"amount": 0.3, "seeds": 1}', '{"method": ["magnitude"]}', '{"parts": [{}]}', '{"parts": []}', '{"scope": {}}', b"\xff",
+        "", "{", "null", "3", "[]", '"global"', "[" * 100_000, '{"amount": NaN}',
+        '{"amount": 1e999}', '{"amount": 1' + "0" * 400 + "}",
+        '{"amount": 0.3, "seeds": 1}', '{"method": ["magnitude"]}', '{"parts": [{}]}',
+        '{"parts": []}', '{"scope": {}}', b"\xff",
     ],
     ids=lambda text: ascii(text)[:30],
 )  # fmt: skip
@@ -125,11 +127,15 @@ def test_what_there_is_to_choose_from():
 
 
 OPTIONS = [
-    {"protect": ()}, {"protect": ("decoder.conv_post", "flow.flows.*.conv_pre")}, {"floor": 0.1}, {"pattern": "2:4", "amount": 0.5},
-    {"steps": 3}, {"steps": 3, "schedule": "linear"}, {"schedule": "linear"}, {"amounts": (0.1, 0.3)}, {"seed": 7},
-    {"texts": ("one sentence", "ein zweiter Satz")}, {"method": "structured", "shape": Shape(decoder_width=0.5, branches=2)},
+    {"protect": ()}, {"protect": ("decoder.conv_post", "flow.flows.*.conv_pre")}, {"floor": 0.1},
+    {"pattern": "2:4", "amount": 0.5},
+    {"steps": 3}, {"steps": 3, "schedule": "linear"}, {"schedule": "linear"}, {"amounts": (0.1,
+    0.3)}, {"seed": 7},
+    {"texts": ("one sentence", "ein zweiter Satz")}, {"method": "structured",
+    "shape": Shape(decoder_width=0.5, branches=2)},
     {"method": "structured", "importance": "second_order"},
-    {"method": "second_order", "scope": "sensitivity", "steps": 4, "floor": 0.05, "seed": 1, "texts": ("x",)},
+    {"method": "second_order", "scope": "sensitivity", "steps": 4, "floor": 0.05, "seed": 1,
+    "texts": ("x",)},
 ]  # fmt: skip
 
 
@@ -162,11 +168,13 @@ def test_lists_are_as_good_as_tuples():
 BAD = {
     "protect": [3, (None,), ("",), ("  ",), ("x" * 201,), ("decoder",) * 1001, {"decoder": 1}, ""],
     "floor": [-0.1, 1.1, math.nan, math.inf, "0.1", True, None, [0.1]],
-    "pattern": ["2", "4:2", "4:4", "0:4", "2:4:8", "a:b", "-1:4", "2:100", 24, None, " 2:4", ("2", "4"), "2:4\n", "x" * 500, "1:4"],
+    "pattern": ["2", "4:2", "4:4", "0:4", "2:4:8", "a:b", "-1:4", "2:100", 24, None, " 2:4", ("2",
+        "4"), "2:4\n", "x" * 500, "1:4"],
     "steps": [0, -1, 65, 1.5, math.nan, math.inf, "3", True, None, [3]],
     "schedule": ["", "square", None, 3, ["cubic"], {"a": 1}, "x" * 500],
     "amounts": [
-        (0.3, 0.2, 0.3), (0.1, 0.1, 0.3), (0.1, 0.2), (0.5,), (math.nan, 0.3), (-0.1, 0.3), ("0.1", 0.3), (True, 0.3), "0.1", 0.3, None,
+        (0.3, 0.2, 0.3), (0.1, 0.1, 0.3), (0.1, 0.2), (0.5,), (math.nan, 0.3), (-0.1, 0.3), ("0.1",
+        0.3), (True, 0.3), "0.1", 0.3, None,
         tuple(0.3 * step / 70 for step in range(71)), {"a": 1},
     ],
     "seed": [-1, 2**32, 0.5, math.nan, math.inf, "1", True, None, 10**400],
@@ -176,8 +184,11 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values],
-                         ids=lambda value: repr(value)[:20])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field, values in BAD.items() for value in values],
+    ids=lambda value: repr(value)[:20],
+)
 def test_bad_values(field, value):
     if value is None and field in ("protect", "shape"):
         return
@@ -188,9 +199,12 @@ def test_bad_values(field, value):
 
 def test_what_does_not_go_together():
     for options in (
-        {"pattern": "2:4"}, {"pattern": "2:4", "amount": 0.6}, {"pattern": "2:4", "amount": 0.5, "steps": 2},
-        {"pattern": "2:4", "amount": 0.5, "floor": 0.1}, {"pattern": "2:4", "amount": 0.5, "amounts": (0.2, 0.5)},
-        {"method": "structured", "pattern": "2:4", "amount": 0.5}, {"amounts": (0.1, 0.3), "steps": 2},
+        {"pattern": "2:4"}, {"pattern": "2:4", "amount": 0.6}, {"pattern": "2:4", "amount": 0.5,
+        "steps": 2},
+        {"pattern": "2:4", "amount": 0.5, "floor": 0.1}, {"pattern": "2:4", "amount": 0.5,
+        "amounts": (0.2, 0.5)},
+        {"method": "structured", "pattern": "2:4", "amount": 0.5}, {"amounts": (0.1, 0.3),
+        "steps": 2},
         {"method": "structured", "floor": 0.1}, {"method": "structured", "protect": ("decoder",)},
         {"method": "structured", "shape": Shape(flows=1), "steps": 2},
         {"method": "structured", "shape": Shape(flows=1), "amounts": (0.1, 0.3)},

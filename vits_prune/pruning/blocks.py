@@ -7,6 +7,7 @@ stretches of those. Nothing here depends on torch's random state.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ MAX_FRAMES = 1_500
 BATCH_TOKENS = 4_096
 
 State = dict[str, Any]
-Run = Callable[[nn.Module, State], State]
+Run = Callable[[State], State]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Block:
     name: str
     """Beginning of the names of its layers."""
     run: Run
-    """(model, state before) -> state after."""
+    """State before -> state after."""
     others: tuple[str, ...] = ()
     """Layers that run with it under another name."""
 
@@ -95,7 +96,7 @@ def part_states(
     yield _encoder_blocks(model), list(token_states(model, some))
     pace, spoken = Delivery().for_voice(voice), spoken_states(voice, voice, sentences, seed, SPOKEN)
 
-    def durations(model: nn.Module, state: State) -> State:
+    def durations(state: State) -> State:
         log_durations(model, state["hidden"], state["conditioning"], state["key"], pace)
         return state
 
@@ -182,17 +183,13 @@ def encoder_output(state: State) -> torch.Tensor:
 
 
 def _encoder_blocks(model: nn.Module) -> Iterator[Block]:
-    def layer(index: int) -> Run:
-        return lambda model, state: run_encoder_layer(
-            model.text_encoder.encoder.layers[index], state
-        )
-
-    def project(model: nn.Module, state: State) -> State:
+    def project(state: State) -> State:
         model.text_encoder.project(encoder_output(state))
         return state
 
-    for index in range(len(model.text_encoder.encoder.layers)):
-        yield Block(f"text_encoder.encoder.layers.{index}", layer(index))
+    for index, layer in enumerate(model.text_encoder.encoder.layers):
+        run = functools.partial(run_encoder_layer, layer)
+        yield Block(f"text_encoder.encoder.layers.{index}", run)
     yield Block("text_encoder.project", project)
 
 
@@ -249,16 +246,12 @@ def stretched(state: State, voice: Voice) -> State:
 def flow_blocks(model: nn.Module) -> Iterator[Block]:
     """Yield the coupling layers in the order in which they run when the voice speaks."""
 
-    def coupling(index: int) -> Run:
-        def run(model: nn.Module, state: State) -> State:
-            flipped = torch.flip(state["latents"], [1])
-            call = flipped, state["mask"], state["conditioning"]
-            return {**state, "latents": model.flow.flows[index](*call, reverse=True)[0]}
+    def run(coupling: nn.Module, state: State) -> State:
+        call = torch.flip(state["latents"], [1]), state["mask"], state["conditioning"]
+        return {**state, "latents": coupling(*call, reverse=True)[0]}
 
-        return run
-
-    for index in reversed(range(len(model.flow.flows))):
-        yield Block(f"flow.flows.{index}", coupling(index))
+    for index, coupling in reversed(list(enumerate(model.flow.flows))):
+        yield Block(f"flow.flows.{index}", functools.partial(run, coupling))
 
 
 def stretch(state: State, place: int, length: int = SEGMENT) -> State:
@@ -279,36 +272,28 @@ def enter_decoder(decoder: nn.Module, state: State) -> torch.Tensor:
 
 def decoder_blocks(model: nn.Module) -> Iterator[Block]:
     """Yield the layers and residual branches of the decoder up to its last convolution."""
-    slope, branches = model.config.leaky_relu_slope, model.decoder.num_kernels
+    decoder, slope = model.decoder, model.config.leaky_relu_slope
+    branches = decoder.num_kernels
 
-    def first(model: nn.Module, state: State) -> State:
-        return {**state, "hidden": enter_decoder(model.decoder, state)}
+    def first(state: State) -> State:
+        return {**state, "hidden": enter_decoder(decoder, state)}
 
-    def upsample(stage: int) -> Run:
-        def run(model: nn.Module, state: State) -> State:
-            activated = nn.functional.leaky_relu(state["hidden"], slope)
-            hidden = model.decoder.upsampler[stage](activated)
-            return {**state, "hidden": hidden, "sum": torch.zeros_like(hidden)}
+    def upsample(upsampler: nn.Module, state: State) -> State:
+        hidden = upsampler(nn.functional.leaky_relu(state["hidden"], slope))
+        return {**state, "hidden": hidden, "sum": torch.zeros_like(hidden)}
 
-        return run
+    def branch(index: int, state: State) -> State:
+        total = state["sum"] + decoder.resblocks[index](state["hidden"])
+        if (index + 1) % branches:
+            return {**state, "sum": total}
+        return {**state, "hidden": total / branches, "sum": None}
 
-    def branch(stage: int, index: int) -> Run:
-        def run(model: nn.Module, state: State) -> State:
-            block = model.decoder.resblocks[stage * branches + index]
-            total = state["sum"] + block(state["hidden"])
-            if index < branches - 1:
-                return {**state, "sum": total}
-            return {**state, "hidden": total / branches, "sum": None}
-
-        return run
-
-    def final(model: nn.Module, state: State) -> State:
-        activated = nn.functional.leaky_relu(state["hidden"])
-        return {**state, "hidden": model.decoder.conv_post(activated)}
+    def final(state: State) -> State:
+        return {**state, "hidden": decoder.conv_post(nn.functional.leaky_relu(state["hidden"]))}
 
     yield Block("decoder.conv_pre", first, ("decoder.cond",))
-    for stage in range(model.decoder.num_upsamples):
-        yield Block(f"decoder.upsampler.{stage}", upsample(stage))
-        for index in range(branches):
-            yield Block(f"decoder.resblocks.{stage * branches + index}", branch(stage, index))
+    for stage, upsampler in enumerate(decoder.upsampler):
+        yield Block(f"decoder.upsampler.{stage}", functools.partial(upsample, upsampler))
+        for index in range(stage * branches, (stage + 1) * branches):
+            yield Block(f"decoder.resblocks.{index}", functools.partial(branch, index))
     yield Block("decoder.conv_post", final)

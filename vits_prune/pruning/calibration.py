@@ -163,7 +163,7 @@ def collect(
                 after = []
                 for state in states:
                     with inputs_of(voice.model, some) as inputs:
-                        after.append(block.run(voice.model, state))
+                        after.append(block.run(state))
                     for name, one in sums.items():
                         one.add(inputs[name], state.get("valid"), len(states))
                 for layer in some:

@@ -151,10 +151,10 @@ def speech_of(voice: Voice, spoken: State, place: int) -> Iterator[tuple[torch.T
     prior = {"means": means, "log_variances": log_variances, "conditioning": conditioning}
     state = stretched({**spoken, **prior}, voice)
     for block in flow_blocks(voice.model):
-        state = block.run(voice.model, state)
+        state = block.run(state)
     state = stretch(state, place)
     for block in decoder_blocks(voice.model):
-        state = block.run(voice.model, state)
+        state = block.run(state)
     yield _log_mel(torch.tanh(state["hidden"])[0, 0], voice.sampling_rate), MEL_SCALE
 
 

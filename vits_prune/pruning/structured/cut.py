@@ -130,7 +130,7 @@ def _best_flows(scores: np.ndarray, count: int) -> tuple[int, ...]:
 def latents_are_flipped(original: Voice, cut: Voice) -> bool:
     """Return whether the cut voice's decoder reads its latents in reverse order of channels.
 
-    An odd number of couplings was removed.
+    That is so if an odd number of couplings was removed.
     """
     flows = [voice.model.config.prior_encoder_num_flows for voice in (original, cut)]
     return (flows[0] - flows[1]) % 2 == 1

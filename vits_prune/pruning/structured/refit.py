@@ -80,7 +80,7 @@ def refit(
             states = refit_flow(original, smaller, kept, states, random, part)
         else:
             for block in flow_blocks(smaller.model):
-                states = [block.run(smaller.model, state) for state in states]
+                states = [block.run(state) for state in states]
     if "decoder" in lost:
         places, flipped = np.random.default_rng(seed), latents_are_flipped(original, smaller)
         own = [stretch(state, int(places.integers(1 << 30)), SEGMENT) for state in states]

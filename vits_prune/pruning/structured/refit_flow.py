@@ -40,7 +40,7 @@ def refit_flow(
     blocks = list(flow_blocks(original.model))
     for block in blocks:
         for passing in passed:
-            passing.append(block.run(original.model, passing[-1]))
+            passing.append(block.run(passing[-1]))
     running = sorted(kept[FLOWS], reverse=True)
     count, last = len(running), len(blocks) - 1
     own, own_blocks = list(states), list(flow_blocks(smaller.model))
@@ -59,7 +59,7 @@ def refit_flow(
             _fit_streams(theirs, coupling, steps, befores, own, random)
         wanted = [_turned(passing[at], turns) for passing in passed]
         _fit_readout(coupling, own, wanted, random)
-        own = [own_blocks[place].run(smaller.model, state) for state in own]
+        own = [own_blocks[place].run(state) for state in own]
     return own
 
 

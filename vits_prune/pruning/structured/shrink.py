@@ -77,7 +77,7 @@ def shape_for(voice: Voice, spec: PruneSpec) -> Shape:
         levers["flows"] = max(1, round((1 - spec.amount) * sizes_of(voice.model.config).flows))
     if not levers:
         raise InputError(
-            "The duration predictor has nothing to shrink: choose the decoder, text encoder or flow."
+            "The duration predictor has nothing to shrink: choose decoder, text encoder or flow."
         )
     return Shape(**levers)
 
