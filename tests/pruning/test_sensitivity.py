@@ -13,7 +13,7 @@ from torch import nn
 from tests.pruning.conftest import KINDS, SENTENCES
 from vits_prune import InputError
 from vits_prune.progress import Progress
-from vits_prune.pruning import sensitivity
+from vits_prune.pruning import blocks, sensitivity
 from vits_prune.pruning.blocks import sentence_ids, spoken_states
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.sensitivity import channel_sensitivity, output_sensitivity, speech_of
@@ -123,7 +123,7 @@ def test_a_layer_that_is_not_heard_has_none(families):
 def test_it_is_measured_once_and_leaves_nothing_behind(families, monkeypatch):
     voice = families["plain"].with_weights({})
     channel_sensitivity(voice, SENTENCES, SEED)
-    monkeypatch.setattr(sensitivity, "spoken_states", None)
+    monkeypatch.setattr(blocks, "spoken_states", None)
     channel_sensitivity(voice, SENTENCES, SEED)
     assert not any(module._forward_hooks for module in voice.model.modules())
     assert all(

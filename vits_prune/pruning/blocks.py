@@ -85,8 +85,7 @@ def part_states(
 ) -> Iterator[tuple[Iterator[Block], list[State]]]:
     """Yield for each part, in the order of PARTS, its blocks and the states that enter the first.
 
-    The caller replaces the states in the list by what leaves each block: the decoder gets what
-    left the flow.
+    The caller replaces the states by what leaves each block: the decoder gets what left the flow.
 
     Raises:
         InputError: the voice can say none of the texts.

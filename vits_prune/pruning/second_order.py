@@ -4,7 +4,7 @@ The problem of a layer is that of SparseGPT (Frantar & Alistarh 2023, arXiv:2301
 squares on its inputs, with a number of zeros. It is solved by ADMM as in ALPS (Meng et al. 2024,
 arXiv:2406.07831), which unlike one pass of error feedback can take a choice back, and ends with
 conjugate gradients for the survivors. Biases take part. Grouped and depthwise convolutions, which
-have no one matrix, are pruned as in activation.py.
+have no one matrix, are pruned as by activation (scores.py).
 """
 
 from __future__ import annotations
@@ -16,17 +16,9 @@ import numpy as np
 import torch
 
 from vits_prune.progress import SILENT, Progress
+from vits_prune.pruning import masks
 from vits_prune.pruning.calibration import Statistics, calibrate
 from vits_prune.pruning.layers import Layer, chosen_layers
-from vits_prune.pruning.masks import (
-    check_finite,
-    lowest,
-    pattern_mask,
-    share_out,
-    smallest,
-    weigh,
-    zeros_wanted,
-)
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.scores import output_errors
 from vits_prune.pruning.spec import PruneSpec
@@ -74,7 +66,7 @@ def prune_weights(
             changed |= _pruned(voice, aim, layer, statistics, count, spec)
         share = (done + 1) / len(layers)
         progress.report(f"pruned {layer.name}", _COUNTED + (1 - _COUNTED) * share)
-    check_finite(voice, changed)
+    masks.check_finite(voice, changed)
     return changed
 
 
@@ -90,10 +82,10 @@ def _counts(
         for layer, one in found
     }
     if spec.scope != "local":
-        scores = weigh(aim, spec, scores, progress.part(heard, 1.0))
-    check_finite(voice, scores)
+        scores = masks.weigh(aim, spec, scores, progress.part(heard, 1.0))
+    masks.check_finite(voice, scores)
     arrays = {name: one.masked_fill(closed[name], -1.0).numpy() for name, one in scores.items()}
-    return share_out(arrays, zeros_wanted(voice, spec, layers), spec.scope, spec.floor)
+    return masks.share_out(arrays, masks.zeros_wanted(voice, spec, layers), spec.scope, spec.floor)
 
 
 def _pruned(
@@ -109,7 +101,7 @@ def _pruned(
     matrix = LayerMatrix(aim.model.get_submodule(layer.name))
     if statistics.covariance is None:
         scores = output_errors(aim, layer, statistics).masked_fill(closed, -1.0)
-        mask = lowest(spec, scores, count, matrix, layer.name)
+        mask = masks.lowest(spec, scores, count, matrix, layer.name)
         weight = matrix.module.weight.detach()
         return {layer.parameter: weight.masked_fill(mask | closed, 0.0)}
     covariance = damped(statistics.covariance, max(1, statistics.windows))
@@ -160,10 +152,8 @@ class LayerProblem:
         return self._refined(kept, start) * kept * self._unit[None]
 
     def _choose(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which weights stay, by ADMM, as a mask of 1 and 0; and the weights that it ends with.
-
-        Products with such masks, not torch.where: that is slower than a triangular solve.
-        """
+        """Which weights stay, by ADMM, as a mask of 1 and 0; and the weights that it ends with."""
+        # Products with such masks: torch.where is slower than a triangular solve.
         aim, penalty = self._target @ self._covariance, FIRST_PENALTY
         factor, proposed = self._factor(penalty), self._target
         kept = before = self._mask(proposed, exactly=False)
@@ -196,19 +186,16 @@ class LayerProblem:
         return torch.linalg.cholesky(with_penalty)
 
     def _mask(self, weights: torch.Tensor, exactly: bool = True) -> torch.Tensor:
-        """1 for those that stay if the smallest go, else 0.
-
-        While the choice is not final, a sample says where to cut.
-        """
+        """1 for those that stay, else 0; a sample says where to cut unless it must be exact."""
         columns = self._closed.shape[1]
         scores = weights[:, :columns].abs()
         if self._any_closed:
             scores.masked_fill_(self._closed, -1.0)
         kept = torch.ones(weights.shape)
         if self._neighbours:
-            gone = pattern_mask(scores, self._matrix, self._neighbours, self._name)
+            gone = masks.pattern_mask(scores, self._matrix, self._neighbours, self._name)
         elif exactly or scores.numel() < 8 * SAMPLE:
-            gone = smallest(scores, self._count)
+            gone = masks.smallest(scores, self._count)
         else:
             in_memory = scores if scores.is_contiguous() else scores.T
             sample = in_memory.reshape(-1)[:: scores.numel() // SAMPLE | 1].numpy()

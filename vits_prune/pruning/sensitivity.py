@@ -19,17 +19,8 @@ from torch import nn
 
 from vits_prune.caches import Bounded
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.blocks import (
-    State,
-    decoder_blocks,
-    flow_blocks,
-    not_finite,
-    removing,
-    sentence_ids,
-    spoken_states,
-    stretch,
-    stretched,
-)
+from vits_prune.pruning import blocks
+from vits_prune.pruning.blocks import State
 from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.synthesis.speak import Delivery
 from vits_prune.synthesis.spectra import mel_filter_bank, power_spectrum
@@ -82,7 +73,7 @@ def _measure(
     voice = voice.with_weights({})  # hooks go on a copy: another thread may be speaking
     layers = prunable_layers(voice)
     random, places = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    states = spoken_states(voice, voice, sentence_ids(voice, texts), seed, SENTENCES)
+    states = blocks.spoken_states(voice, voice, blocks.sentence_ids(voice, texts), seed, SENTENCES)
     found: dict[str, np.ndarray] = {}
     for layer in layers:
         module = voice.model.get_submodule(layer.name)
@@ -103,7 +94,7 @@ def _measure(
                             found[layer.parameter] += product.double().numpy() / share
     for name, change in found.items():
         if not np.isfinite(change).all():
-            raise not_finite(voice, f"what errors of {name} do to the speech")
+            raise blocks.not_finite(voice, f"what errors of {name} do to the speech")
     progress.report("measured what errors do to the speech", 1.0)
     return found
 
@@ -134,7 +125,7 @@ def _recording(model: nn.Module, layers: Sequence[Layer]) -> Iterator[tuple[_Pas
         module.register_forward_hook(hook(name, isinstance(module, nn.Linear)))
         for name, module in modules.items()
     ]
-    with removing(hooks):
+    with blocks.removing(hooks):
         yield energies, squares
 
 
@@ -149,11 +140,11 @@ def speech_of(voice: Voice, spoken: State, place: int) -> Iterator[tuple[torch.T
         logarithms = log_durations(voice.model, hidden, conditioning, spoken["key"], pace)
     yield logarithms, DURATION_SCALE
     prior = {"means": means, "log_variances": log_variances, "conditioning": conditioning}
-    state = stretched({**spoken, **prior}, voice)
-    for block in flow_blocks(voice.model):
+    state = blocks.stretched({**spoken, **prior}, voice)
+    for block in blocks.flow_blocks(voice.model):
         state = block.run(state)
-    state = stretch(state, place)
-    for block in decoder_blocks(voice.model):
+    state = blocks.stretch(state, place)
+    for block in blocks.decoder_blocks(voice.model):
         state = block.run(state)
     yield _log_mel(torch.tanh(state["hidden"])[0, 0], voice.sampling_rate), MEL_SCALE
 
@@ -167,7 +158,7 @@ def _attached(model: nn.Module, hidden: torch.Tensor) -> Iterator[None]:
     hook = model.duration_predictor.conv_1.register_forward_pre_hook(
         lambda _module, given: given[0] + (hidden - hidden.detach())
     )
-    with removing([hook]):
+    with blocks.removing([hook]):
         yield
 
 

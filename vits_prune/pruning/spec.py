@@ -202,10 +202,8 @@ class PruneSpec(Options):
             )
         keep, of = map(int, found.groups())
         if abs(self.amount - (of - keep) / of) > 1e-6:
-            raise InputError(
-                f"The pattern {self.pattern} zeroes {of - keep} of {of}: give the amount "
-                f"{(of - keep) / of:g}, or no pattern."
-            )
+            share = f"{of - keep} of {of}: give the amount {(of - keep) / of:g}, or no pattern."
+            raise InputError(f"The pattern {self.pattern} zeroes {share}")
 
     @property
     def neighbours(self) -> tuple[int, int] | None:

@@ -50,10 +50,7 @@ def measure_importance(
 
 
 def importance(found: Mapping[str, np.ndarray]) -> Importance:
-    """Return importance by `channel_sensitivity`.
-
-    Of a channel what is lost if nothing writes it, of a block if nothing of it is heard.
-    """
+    """Return importance by `channel_sensitivity`: what is lost without a channel or block."""
 
     def of(voice: Voice, group: Group) -> np.ndarray:
         if group.blocks:

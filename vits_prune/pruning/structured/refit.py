@@ -17,19 +17,8 @@ from torch import nn
 from torch.nn.functional import leaky_relu
 
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.blocks import (
-    State,
-    encoder_output,
-    enter_decoder,
-    flow_blocks,
-    removing,
-    run_encoder_layer,
-    sentence_ids,
-    spoken_states,
-    stretch,
-    stretched,
-    token_states,
-)
+from vits_prune.pruning import blocks
+from vits_prune.pruning.blocks import State
 from vits_prune.pruning.matrix import fit_layer
 from vits_prune.pruning.structured.couplings import BRANCHES, ENCODER_LAYERS, RESBLOCKS, groups
 from vits_prune.pruning.structured.cut import Choice, latents_are_flipped
@@ -68,22 +57,22 @@ def refit(
     kept = {group.name: choice.kept.get(group.name, tuple(range(group.size))) for group in there}
     lost = {group.name.split(".")[0] for group in there if len(kept[group.name]) < group.size}
     random = torch.Generator().manual_seed(seed)
-    sentences = sentence_ids(original, texts)
+    sentences = blocks.sentence_ids(original, texts)
     if "text_encoder" in lost:
         layers = kept[ENCODER_LAYERS]
         _refit_encoder(original, smaller, layers, sentences, random, progress.part(0.0, 0.3))
     if lost & {"flow", "decoder"}:
-        spoken = spoken_states(original, smaller, sentences, seed, SPOKEN)
-        states = [stretched(state, original) for state in spoken]
+        spoken = blocks.spoken_states(original, smaller, sentences, seed, SPOKEN)
+        states = [blocks.stretched(state, original) for state in spoken]
         if "flow" in lost:
             part = progress.part(0.3, 0.5)
             states = refit_flow(original, smaller, kept, states, random, part)
         else:
-            for block in flow_blocks(smaller.model):
+            for block in blocks.flow_blocks(smaller.model):
                 states = [block.run(state) for state in states]
     if "decoder" in lost:
         places, flipped = np.random.default_rng(seed), latents_are_flipped(original, smaller)
-        own = [stretch(state, int(places.integers(1 << 30)), SEGMENT) for state in states]
+        own = [blocks.stretch(state, int(places.integers(1 << 30)), SEGMENT) for state in states]
         # Each decoder reads its own order of channels.
         flips = [{**one, "hidden": one["hidden"].flip(1)} if flipped else one for one in own]
         _DecoderFit(original, smaller, kept, random).run(flips, own, progress.part(0.5, 1.0))
@@ -107,7 +96,7 @@ def _refit_encoder(
     the original's, the last layer standing for all that went after it; then the projection to the
     prior and the first convolution of the duration predictor.
     """
-    pairs = [[state, dict(state)] for state in token_states(original.model, sentences)]
+    pairs = [[state, dict(state)] for state in blocks.token_states(original.model, sentences)]
     layers = original.model.text_encoder.encoder.layers
     own = smaller.model.text_encoder.encoder.layers
     for new, old in enumerate(kept):
@@ -136,7 +125,7 @@ def _refit_encoder(
     for name in ("text_encoder.project", durations):
         theirs, mine = (voice.model.get_submodule(name) for voice in (original, smaller))
         read = (
-            (encoder_output(after), theirs(encoder_output(before)), before["valid"])
+            (blocks.encoder_output(after), theirs(blocks.encoder_output(before)), before["valid"])
             for before, after in pairs
         )
         fit_layer(mine, read, len(pairs), random)
@@ -144,7 +133,7 @@ def _refit_encoder(
 
 def _through(layers: Sequence[nn.Module], state: State) -> State:
     for layer in layers:
-        state = run_encoder_layer(layer, state)
+        state = blocks.run_encoder_layer(layer, state)
     return state
 
 
@@ -172,8 +161,8 @@ def _traced(layer: nn.Module, state: State) -> State:
         ),
         feed.conv_2.register_forward_pre_hook(lambda _module, given: seen.update(inputs=given[0])),
     )
-    with removing(hooks):
-        run_encoder_layer(layer, state)
+    with blocks.removing(hooks):
+        blocks.run_encoder_layer(layer, state)
     return seen
 
 
@@ -197,8 +186,8 @@ class _DecoderFit:
     def run(self, before: Sequence[State], own: Sequence[State], progress: Progress) -> None:
         """Fit to what enters the original's decoder and the smaller one."""
         theirs, mine, slope = self._theirs, self._mine, self._slope
-        wanted = [enter_decoder(theirs, state) for state in before]
-        streams = [enter_decoder(mine, state) for state in own]
+        wanted = [blocks.enter_decoder(theirs, state) for state in before]
+        streams = [blocks.enter_decoder(mine, state) for state in own]
         for stage in range(theirs.num_upsamples):
             progress.report(f"fitting decoder stage {stage}", stage / theirs.num_upsamples)
             stays = list(self._kept[f"decoder.upsampler.{stage}"])
@@ -220,9 +209,9 @@ class _DecoderFit:
         """Fit the residual branches of a stage; return the mean that each voice's stage makes."""
         branches = self._kept[BRANCHES]
         count = self._theirs.num_kernels
-        blocks = self._theirs.resblocks[stage * count : (stage + 1) * count]
+        wholes = self._theirs.resblocks[stage * count : (stage + 1) * count]
         own = self._mine.resblocks[stage * len(branches) : (stage + 1) * len(branches)]
-        traces = [[self._trace(block, one) for one in wanted] for block in blocks]
+        traces = [[self._trace(block, one) for one in wanted] for block in wholes]
         totals = [
             sum((trace[index][-1] for trace in traces), torch.zeros_like(one))
             for index, one in enumerate(wanted)
@@ -239,7 +228,7 @@ class _DecoderFit:
                     aims = [trace[step + 1][:, stays] for trace in traces[old]]
                 ends = [leaky_relu(stream, self._slope) for stream in streams]
                 if hasattr(mine, "convs1"):
-                    first = blocks[old].convs1[step]
+                    first = wholes[old].convs1[step]
                     name = f"{RESBLOCKS}.{stage * count + old}.convs1.{step}"
                     inner = list(self._kept[name])
                     befores = (leaky_relu(trace[step], self._slope) for trace in traces[old])
