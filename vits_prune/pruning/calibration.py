@@ -54,9 +54,9 @@ class Statistics:
 
     def add_overlaps(self, sums: OverlapSums) -> None:
         """Count in a convolution's windows that are summed already."""
-        columns, energy = self.matrix.shape[1], sums.energy()
+        columns = self.matrix.shape[1]
         self.windows += sums.windows
-        self.energy[:columns] += energy
+        self.energy[:columns] += sums.energy()
         self.energy[columns:] += sums.windows
         if self.covariance is None:
             return

@@ -35,7 +35,7 @@ class Sizes:
     initial_channels: int
     """Channels that enter the decoder's first upsampling."""
     stage_channels: tuple[int, ...]
-    """Channels of each decoder stage, half as many from one to the next."""
+    """Of each decoder stage, half as many from one to the next."""
     inner_channels: tuple[int, ...] | None
     """Channels inside the steps of a ResBlock1, by stage; None for a voice with ResBlock2."""
     branches: int
@@ -96,22 +96,22 @@ def sizes(config: VitsConfig, shape: Shape) -> Sizes:
             f"A decoder_width of {shape.decoder_width:g} leaves no channel in the last stage: give "
             "a larger one."
         )
+    inner = None
+    if now.inner_channels is not None:  # they shrink with their stage, and by resblock_width on top
+        shares = [
+            one / stage * shape.resblock_width
+            for one, stage in zip(now.inner_channels, now.stage_channels, strict=True)
+        ]
+        inner = tuple(
+            _rounded(stage, share, shape.multiple) if share < 1 else stage
+            for stage, share in zip(after, shares, strict=True)
+        )
     return Sizes(
         initial_channels=initial,
         stage_channels=after,
-        inner_channels=None if now.inner_channels is None else _inner(now, after, shape),
+        inner_channels=inner,
         ffn_channels=_rounded(now.ffn_channels, shape.ffn_width, shape.multiple),
         **counts,
-    )
-
-
-def _inner(now: Sizes, stages: tuple[int, ...], shape: Shape) -> tuple[int, ...]:
-    """Inner channels by stage: they shrink with their stage, and by resblock_width on top."""
-    inner = zip(now.inner_channels or (), now.stage_channels, strict=True)
-    shares = [one / stage * shape.resblock_width for one, stage in inner]
-    return tuple(
-        _rounded(stage, share, shape.multiple) if share < 1 else stage
-        for stage, share in zip(stages, shares, strict=True)
     )
 
 
@@ -124,11 +124,7 @@ def _rounded(full: int, width: float, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Group:
-    """Members of one kind of which some stay: channels that layers share, or blocks in a row.
-
-    A channel goes with the rows of the layers that write it and the columns of those that read it.
-    A block goes with all its layers.
-    """
+    """Members of one kind of which some stay: channels that layers share, or blocks in a row."""
 
     name: str
     """For channels the layer that writes them first; for blocks their list, or BRANCHES."""

@@ -44,7 +44,11 @@ def prune_voice(
     """
     shape, texts = spec.shape or shape_for(original or voice, spec), texts_for(voice, spec)
     if original is not None and original is not voice:
-        shape = _from_here(shape, original, voice)
+        # What makes of the cut voice what the shape makes of its original.
+        wanted, now = sizes(original.model.config, shape), sizes_of(voice.model.config)
+        decoder = wanted.initial_channels / now.initial_channels
+        ffn = wanted.ffn_channels / now.ffn_channels
+        shape = dataclasses.replace(shape, decoder_width=decoder, ffn_width=ffn, multiple=1)
     choice = chosen(voice, spec, shape, progress.part(0.0, 0.4))
     smaller = cut(voice, choice, **changes)
     refit(voice, smaller, choice, texts, spec.seed, progress=progress.part(0.4, 1.0))
@@ -80,17 +84,6 @@ def shape_for(voice: Voice, spec: PruneSpec) -> Shape:
             "The duration predictor has nothing to shrink: choose decoder, text encoder or flow."
         )
     return Shape(**levers)
-
-
-def _from_here(shape: Shape, original: Voice, voice: Voice) -> Shape:
-    """The Shape that makes of a cut voice what another Shape makes of its original."""
-    wanted, now = sizes(original.model.config, shape), sizes_of(voice.model.config)
-    return dataclasses.replace(
-        shape,
-        decoder_width=wanted.initial_channels / now.initial_channels,
-        ffn_width=wanted.ffn_channels / now.ffn_channels,
-        multiple=1,
-    )
 
 
 @dataclass(frozen=True)
