@@ -160,8 +160,8 @@ class PruneSpec(Options):
             raise InputError(f"The amounts of the steps must rise: not {shown}.")
         if self.amounts and (self.amounts[-1] != self.amount or self.steps != 1):
             raise InputError(
-                f"The last step must have the amount itself, {self.amount:g}, and either the "
-                "amounts of the steps or their number is given."
+                f"The last step must have the amount itself, {self.amount:g}: give either the "
+                "amounts of the steps or their number."
             )
 
     def _check_structured(self) -> None:

@@ -78,9 +78,7 @@ def sizes(config: VitsConfig, shape: Shape) -> Sizes:
     """
     now = sizes_of(config)
     if shape.resblock_width < 1 and now.inner_channels is None:
-        raise InputError(
-            "This voice has ResBlock2, single convolutions: leave resblock_width at 1."
-        )
+        raise InputError("This voice has single convolutions (ResBlock2): keep resblock_width 1.")
     counts = {name: getattr(shape, name) or getattr(now, name) for name in _COUNTS}
     for name, count in counts.items():
         there = getattr(now, name)
@@ -92,10 +90,8 @@ def sizes(config: VitsConfig, shape: Shape) -> Sizes:
     initial = _rounded(full, shape.decoder_width, 2**stages * unit)
     after = stage_channels(initial, stages)
     if not after[-1]:
-        raise InputError(
-            f"A decoder_width of {shape.decoder_width:g} leaves no channel in the last stage: give "
-            "a larger one."
-        )
+        width = shape.decoder_width
+        raise InputError(f"A decoder_width of {width:g} leaves no channel at the end: raise it.")
     inner = None
     if now.inner_channels is not None:  # they shrink with their stage, and by resblock_width on top
         shares = [
