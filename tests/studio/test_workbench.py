@@ -20,7 +20,7 @@ from vits_prune import PruneSpec, prune, speak
 from vits_prune.errors import InputError
 from vits_prune.measure import Latency, measure_latency
 from vits_prune.progress import Progress
-from vits_prune.pruning import magnitude
+from vits_prune.pruning import scores
 from vits_prune.studio import workbench
 from vits_prune.studio.jobs import Update
 from vits_prune.studio.request import Request
@@ -103,14 +103,14 @@ def test_the_original_speaks_once_and_is_sorted_once_for_all_amounts(bench, monk
         speaking.append(not voice.recipe)
         return real(voice, *arguments, **named)
 
-    class Sorted(magnitude.SortedMagnitudes):
+    class Sorted(scores.SortedMagnitudes):
         def __init__(self, voice):
             sorting.append(voice)
             super().__init__(voice)
 
     real = workbench.speak
     monkeypatch.setattr(workbench, "speak", counted)
-    monkeypatch.setattr(magnitude, "SortedMagnitudes", Sorted)
+    monkeypatch.setattr(scores, "SortedMagnitudes", Sorted)
     first, second = (
         heard(bench, Request(TINY, TEXT, PruneSpec(amount=amount))) for amount in (0.3, 0.7)
     )
