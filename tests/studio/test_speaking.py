@@ -15,8 +15,8 @@ from vits_prune import PruneSpec, prune, speak
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
 from vits_prune.progress import Cancelled, Progress
-from vits_prune.pruning.magnitude import sparsity_preview
 from vits_prune.pruning.prune import prune_steps
+from vits_prune.pruning.scores import sparsity_preview
 from vits_prune.studio import descriptions, speaking, workbench
 from vits_prune.studio.descriptions import forecast_words, readout
 from vits_prune.studio.jobs import Update, in_background

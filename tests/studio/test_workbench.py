@@ -141,7 +141,7 @@ def test_what_was_spoken_is_remembered_for_that_request_and_that_visitor(bench):
 def test_preview_and_size_agree_with_the_pruned_voice(bench):
     request = Request(TINY, TEXT, PruneSpec(scope="local", amount=0.4))
     spoken = heard(bench, request)
-    preview = magnitude.sparsity_preview(bench.voice(TINY), request.spec)
+    preview = scores.sparsity_preview(bench.voice(TINY), request.spec)
     assert preview["overall"] == spoken.sparsity[1].overall
     assert {part: preview[part] for part in spoken.sparsity[1].parts} == spoken.sparsity[1].parts
     original, pruned = bench.size(request)

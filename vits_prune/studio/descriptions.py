@@ -6,10 +6,10 @@ import torch
 
 from vits_prune.errors import InputError
 from vits_prune.pruning.layers import Layer, chosen_layers, prunable_layers
-from vits_prune.pruning.magnitude import sparsity_preview
 from vits_prune.pruning.masks import zeros_wanted
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.registry import METHODS, SCOPES
+from vits_prune.pruning.scores import sparsity_preview
 from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.pruning.structured.couplings import sizes, sizes_of
 from vits_prune.pruning.structured.shrink import shape_for

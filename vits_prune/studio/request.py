@@ -10,7 +10,7 @@ from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.healing import HealPlan
-from vits_prune.pruning import PruneSpec
+from vits_prune.pruning import PruneSpec, Shape
 from vits_prune.pruning.registry import METHODS
 from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text
 

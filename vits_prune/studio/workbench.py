@@ -26,7 +26,6 @@ from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.registry import METHODS
-from vits_prune.pruning.scores import sparsity_preview
 from vits_prune.studio.request import Request
 from vits_prune.synthesis.speak import Speech, speak
 from vits_prune.threads import ForkSafeLock, renew_in_forks

@@ -9,7 +9,7 @@ import gradio as gr
 from vits_prune.errors import InputError
 from vits_prune.progress import SILENT
 from vits_prune.pruning import PruneSpec
-from vits_prune.pruning.magnitude import sparsity_preview
+from vits_prune.pruning.scores import sparsity_preview
 from vits_prune.studio import workbench
 from vits_prune.studio.request import request_of
 from vits_prune.studio.speaking import hear, time_both, wav

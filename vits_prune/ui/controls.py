@@ -113,31 +113,37 @@ def control_components() -> Made:
 
 def _add_pruning(made: Made) -> None:
     methods = [(method.title, name) for name, method in METHODS.items()]
-    made.add("method", gr.Dropdown, "magnitude", "Method", choices=methods, filterable=False)
-    made.add("method_words", gr.Markdown, method_words("magnitude", "global"))
+    made.add("method", gr.Dropdown, PruneSpec.method, "Method", choices=methods, filterable=False)
+    made.add("method_words", gr.Markdown, method_words(PruneSpec.method, PruneSpec.scope))
     more = {"sensitivity": " (calibrated: listens to the voice first)"}
     scopes = [(f"{name}: {words}{more.get(name, '')}", name) for name, words in SCOPES.items()]
-    made.add("scope", gr.Radio, "global", "Scope: how the amount is shared out", choices=scopes)
+    made.add(
+        "scope", gr.Radio, PruneSpec.scope, "Scope: how the amount is shared out", choices=scopes
+    )
     how = {"maximum": MAX_AMOUNT, "step": 0.01, "info": "Share of the weights that become zero"}
-    made.add("amount", gr.Slider, 0.3, "Amount", minimum=0, **how)
+    made.add("amount", gr.Slider, PruneSpec.amount, "Amount", minimum=0, **how)
     parts = [(PART_NAMES[part], part) for part in PARTS]
-    made.add("parts", gr.CheckboxGroup, list(PARTS), "Parts to prune", choices=parts)
+    made.add("parts", gr.CheckboxGroup, list(PruneSpec.parts), "Parts to prune", choices=parts)
     made.add("readout", gr.Markdown, "Sparsity is shown once the voice is loaded.")
     title = "More: protect, floor, pattern, steps"
     with gr.Accordion(title, open=False, elem_id="more") as made["more"]:
         how = {"choices": _PROTECTABLE, "multiselect": True, "allow_custom_value": True}
-        made.add("protect", gr.Dropdown, [], "Leave alone", info=_protect_info("magnitude"), **how)
+        made.add(
+            "protect", gr.Dropdown, [], "Leave alone", info=_protect_info(PruneSpec.method), **how
+        )
         patterns = [("none", ""), *((name, name) for name in PATTERNS)]
-        made.add("pattern", gr.Radio, "", "Pattern (N of every M stay)", choices=patterns)
+        made.add(
+            "pattern", gr.Radio, PruneSpec.pattern, "Pattern (N of every M stay)", choices=patterns
+        )
         made.add("pattern_words", gr.Markdown, "", visible=False)
         how = {"step": 0.05, "info": "Share of its weights that every layer keeps at least"}
-        made.add("floor", gr.Slider, 0, "Floor", minimum=0, maximum=1, **how)
+        made.add("floor", gr.Slider, PruneSpec.floor, "Floor", minimum=0, maximum=1, **how)
         how = {"step": 1, "info": "Gradual pruning; each step can be heard"}
-        made.add("steps", gr.Slider, 1, "Steps", minimum=1, maximum=MAX_STEPS, **how)
+        made.add("steps", gr.Slider, PruneSpec.steps, "Steps", minimum=1, maximum=MAX_STEPS, **how)
         how = {"choices": list(SCHEDULES), "visible": False}
-        made.add("schedule", gr.Radio, "cubic", "How the amount grows", **how)
+        made.add("schedule", gr.Radio, PruneSpec.schedule, "How the amount grows", **how)
     how["choices"] = [(f"{n.replace('_', ' ')}: {words}", n) for n, words in IMPORTANCES.items()]
-    made.add("importance", gr.Radio, "sensitivity", "What a channel is judged by", **how)
+    made.add("importance", gr.Radio, PruneSpec.importance, "What a channel is judged by", **how)
     title = "Levers: what of the structure stays"
     with gr.Accordion(title, open=False, visible=False, elem_id="levers") as made["levers"]:
         made.add("by_lever", gr.Checkbox, False, "Set each lever myself, instead of by the amount")
