@@ -17,8 +17,17 @@ from vits_prune.measure.statistics import Interval
 from vits_prune.progress import Progress
 from vits_prune.pruning import Shape
 from vits_prune.pruning.structured.couplings import sizes
-from vits_prune.study.budget import Budget, Candidate, Solution, sentences_of, used
-from vits_prune.study.budget_shapes import best_shapes, estimate_shapes
+from vits_prune.study import budget as values
+from vits_prune.study import budget_solver
+from vits_prune.study.budget import (
+    Budget,
+    Candidate,
+    Solution,
+    best_shapes,
+    estimate_shapes,
+    sentences_of,
+    used,
+)
 from vits_prune.study.budget_solver import (
     BudgetSearch,
     dense_megabytes,
@@ -37,6 +46,14 @@ TEXTS, HELD_OUT = (
 )
 QUALITY = (Limit("lufs", 60.0),)
 """Fast to measure, and kept by any voice that makes a sound."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A search that tries and times less."""
+    monkeypatch.setattr(values, "RUNS", 2)
+    for name, count in {"RUNS": 2, "FINAL_RUNS": 3, "SHAPES": 2, "ZEROED": 1, "LOOSER": 1}.items():
+        monkeypatch.setattr(budget_solver, name, count)
 
 
 def candidate(time=0.5, mb=20.0, cer=0.0, stage="chosen", width=0.5):

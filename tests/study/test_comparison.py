@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from vits_prune import InputError, PruneSpec, compare, measure_size, measure_sparsity, prune, speak
+from vits_prune.progress import Progress
 from vits_prune.pruning.layers import layers
-from vits_prune.study import tables
+from vits_prune.study.comparison import EMPTY, latency_table
 from vits_prune.synthesis.speak import STAGES, Delivery
 
 TEXT = "the birch canoe slid"
@@ -49,7 +50,7 @@ def test_the_four_tables(tiny, comparison):
     assert len(found["size"]) == 6
     assert len(found["latency"]) == len(STAGES) + 1 + 2 + 2
     for name, table in found.items():
-        assert list(table.columns) == list(tables.EMPTY[name].columns)
+        assert list(table.columns) == list(EMPTY[name].columns)
         assert table.to_csv(index=False).count("\n") == len(table) + 1
 
 
@@ -138,7 +139,7 @@ def test_speed_is_claimed_only_where_every_run_was_faster(comparison, ratios, wo
         }
         return replace(comparison.latency.original, stage_seconds=stages)
 
-    table = tables.latency_table(
+    table = latency_table(
         replace(
             comparison.latency,
             original=taking(ratios[0]),
@@ -189,9 +190,8 @@ def test_as_text(comparison):
 
 def test_steps_are_told_in_order(tiny):
     told = []
-    compare(
-        tiny, tiny, "go. on. go", runs=2, progress=lambda what, share: told.append((what, share))
-    )
+    progress = Progress(lambda what, share: told.append((what, share)))
+    compare(tiny, tiny, "go. on. go", runs=2, progress=progress)
     shares = [round(share, 9) for _, share in told]
     assert shares == sorted(shares)
     assert 0 <= shares[0] < shares[-1] <= 1
@@ -209,7 +209,7 @@ def test_raising_in_on_step_cancels(tiny):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        compare(tiny, tiny, TEXT, progress=stop)
+        compare(tiny, tiny, TEXT, progress=Progress(stop))
 
 
 def test_bad_input(tiny):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +55,8 @@ def test_two_processes_and_one_that_is_killed(whole, tiny, tiny_folder):
 
 
 class _Deadly:
+    listener = SimpleNamespace(threads=1)
+
     def __reduce__(self):
         return _die, ()
 

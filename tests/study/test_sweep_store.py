@@ -54,7 +54,7 @@ def test_rows_come_back_exactly_and_in_order(tmp_path):
     folder = fill(tmp_path / "new" / "sweep", [2, 0, 1])
     assert [row["amount"] for row in rows_of(folder)] == table(folder) == [0.0, 0.1, 0.2]
     with store(folder) as again:
-        assert [row["wer"] for row in again.rows] == [0, 1 / 3, 2 / 3]
+        assert [one["row"]["wer"] for one in again.records.values()] == [0, 1 / 3, 2 / 3]
         assert again.records[POINTS[0]]["details"] == {"deep": [None, [1]]}
         again.append(POINTS[3], {"amount": 0.3, "wer": 1.0, "note": ""}, {})
         assert table(folder) == [0.0, 0.1, 0.2, 0.3]  # at once, not at the end
@@ -128,7 +128,8 @@ def test_the_number_of_threads_is_the_first_run_s(tmp_path):
 def test_two_at_once(tmp_path):
     with store(tmp_path / "sweep"), pytest.raises(InputError, match="Another sweep is writing"):
         store(tmp_path / "sweep")
-    store(tmp_path / "sweep").close()
+    with store(tmp_path / "sweep"):
+        pass
 
 
 def test_a_full_disk(tmp_path):
@@ -140,7 +141,7 @@ def test_a_full_disk(tmp_path):
     with store(folder) as again:
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
-            with pytest.raises(InputError, match="The 2 points that are done are kept"):
+            with pytest.raises(InputError, match="2 points are done and kept"):
                 again.append(POINTS[2], {"amount": 0.2, "wer": 0.0, "note": "x" * 1000}, {})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -135,7 +135,7 @@ def _layers(options: argparse.Namespace) -> None:
     from vits_prune.measure import measure_sparsity
     from vits_prune.pruning import PruneSpec
     from vits_prune.pruning.registry import METHODS
-    from vits_prune.study.tables import layer_table
+    from vits_prune.study.comparison import layer_table
 
     spec = PruneSpec(**typed_fields(options, PruneSpec))
     structured = METHODS[spec.method].structured

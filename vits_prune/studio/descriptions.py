@@ -16,7 +16,7 @@ from vits_prune.pruning.structured.shrink import shape_for
 from vits_prune.studio import workbench
 from vits_prune.studio.request import Request
 from vits_prune.studio.workbench import Spoken, listens
-from vits_prune.study.tables import PART_NAMES
+from vits_prune.study.comparison import PART_NAMES
 from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 from vits_prune.voices.voice import PARTS, Voice
 

@@ -254,20 +254,13 @@ def find_knee(
     settings = _settings(request, families, noise_seeds=0)
     reference = measured_original(request, token, voice, said, settings, progress)
     check_measured(limits, reference)
-    refused: list[InputError] = []
 
     def measure(spec: PruneSpec) -> Any:
         told = progress.part(0.0, 1.0, f"looking for the knee: amount {spec.amount:.2f}: ")
-        try:
-            pruned = workbench.bench.pruned(request.at(spec), token, told)
-        except InputError as error:  # it cannot lose so much: the limit counts as broken
-            refused.append(error)
-            return {}
+        pruned = workbench.bench.pruned(request.at(spec), token, told)
         return evaluate_against(reference, pruned, progress=told).figures
 
     spec, tried = bisect(at_amount(request.spec, 0.0), limits, measure)
-    if refused and len(refused) == len(tried):  # it was not the amounts
-        raise refused[-1]
     return Knee(voice.name, spec, tuple(limits), False, tried, len(said), settings.seed), note
 
 

@@ -21,8 +21,8 @@ from vits_prune.pruning.spec import in_words
 from vits_prune.studio.evidence import Points
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.study.charts import COLOURS, GREY, empty_figure, set_title, styled, title_of
+from vits_prune.study.comparison import PART_NAMES
 from vits_prune.study.knee import compared
-from vits_prune.study.tables import PART_NAMES
 from vits_prune.voices.voice import PARTS
 
 ORIGINAL, PRUNED = COLOURS[:2]

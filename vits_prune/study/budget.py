@@ -1,4 +1,4 @@
-"""Budget: what a voice may cost and lose; Candidate: a voice that was tried; Solution."""
+"""Budgets: what a voice may cost and lose, which shapes are worth trying, and what was tried."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
+
 from vits_prune.errors import InputError
-from vits_prune.measure.cost import Spread
+from vits_prune.measure.cost import Spread, measure_latency
 from vits_prune.measure.quality import METRICS
 from vits_prune.measure.statistics import Interval
+from vits_prune.progress import SILENT, Progress
+from vits_prune.pruning import Shape
+from vits_prune.pruning.calibration import texts_for
+from vits_prune.pruning.sensitivity import channel_sensitivity
 from vits_prune.pruning.spec import PruneSpec, in_words
+from vits_prune.pruning.structured.couplings import groups, sizes, sizes_of
+from vits_prune.pruning.structured.cut import choose, cut
+from vits_prune.pruning.structured.importance import importance
 from vits_prune.study.knee import LIMITS, Limit
 from vits_prune.voices.voice import Voice
 
@@ -24,6 +33,20 @@ RULE = (
     "with the same number of frames. Candidates are chosen on the tuning sentences and calibrated "
     "on others; the verdict is that of the held-out ones, by the estimates."
 )
+STAGES = {
+    "decoder": ("decoder_width", "branches", "resblock_width"),
+    "flow": ("flows", "wavenet_layers"),
+    "text": ("ffn_width", "encoder_layers"),
+}
+"""Stage of speaking -> the levers that make it faster."""
+MULTIPLE = 4
+"""Widths are multiples of 4 channels: multiples of 8 leave too few choices in most decoders."""
+RUNS = 5
+_PARTS = {"decoder": "decoder", "flow": "flow", "text": "text_encoder"}
+_WIDTHS = {"decoder_width": 8, "resblock_width": 4, "ffn_width": 4}
+"""Lever -> into how many equal steps its width is divided."""
+_COUNTS = {"branches": 1, "flows": 2, "wavenet_layers": 2, "encoder_layers": 3}
+"""Lever -> how many of them may be removed."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +65,16 @@ class Budget:
     """What may be lost; empty to lose as little as possible by LIMITS."""
 
     def __post_init__(self) -> None:
-        for name, title, most, span in (
-            ("max_mb", "largest size in MB", math.inf, "above 0"),
-            ("max_latency_ratio", "largest latency ratio", 1, "above 0 and below 1"),
+        size, time = self.max_mb, self.max_latency_ratio
+        for value, title, most in (
+            (size, "size in MB must be above 0", math.inf),
+            (time, "latency ratio must be above 0 and below 1", 1),
         ):
-            value = getattr(self, name)
-            if value is None:
-                continue
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not 0 < value < most:
-                raise InputError(f"The {title} must be a number {span}, not {str(value)[:40]!r}.")
-            object.__setattr__(self, name, float(value))
-        if self.max_mb is None and self.max_latency_ratio is None:
-            raise InputError(
-                "A budget limits the size or the latency, or both: for quality alone use `knee`."
-            )
+            if value is not None and not (number and 0 < value < most):
+                raise InputError(f"The largest {title}, not {str(value)[:40]!r}.")
+        if size is time is None:
+            raise InputError("A budget limits the size or the latency: for quality use `knee`.")
         object.__setattr__(self, "quality", tuple(self.quality))
         if len({limit.metric for limit in self.quality}) < len(self.quality):
             raise InputError("Give one limit per metric.")
@@ -65,10 +83,6 @@ class Budget:
     def judged(self) -> tuple[Limit, ...]:
         """What damage is measured by: the limits of quality, or LIMITS."""
         return self.quality or LIMITS
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return dataclasses.asdict(self)
 
     def loads(self, candidate: Candidate) -> dict[str, float]:
         """Return how much of each limit a candidate uses, 1 at the limit; NaN if unmeasured."""
@@ -114,10 +128,10 @@ class Candidate:
     specs: tuple[PruneSpec, ...]
     """What was done to the original, in order."""
     stage: Literal["cut", "chosen", "verified"]
-    """Whether it was only cut and timed, measured on tuning sentences, or on held-out ones."""
+    """Only cut and timed, measured on tuning sentences, or measured on held-out ones."""
     parameters: int
     file: Literal["dense", "sparse"]
-    """Which lossless file is the smaller one."""
+    """The smaller one of the lossless files."""
     mb: float
     """Megabytes of that file; at stage "cut" estimated from the parameters."""
     latency_ratio: Spread
@@ -144,21 +158,15 @@ class Candidate:
 
     def to_row(self, budget: Budget) -> dict[str, Any]:
         """Return the same as one flat row."""
-        row: dict[str, Any] = {
-            "what": self.words,
-            "stage": self.stage,
-            "mb": self.mb,
-            "file": self.file,
-            "parameters": self.parameters,
-            "latency_ratio": self.latency_ratio.median,
-            "latency_low": self.latency_ratio.low,
-            "latency_high": self.latency_ratio.high,
-            "macs_ratio": self.macs_ratio,
-        }
+        time = self.latency_ratio
+        row: dict[str, Any] = {"what": self.words}
+        row |= {name: getattr(self, name) for name in ("stage", "mb", "file", "parameters")}
+        row |= {"latency_ratio": time.median, "latency_low": time.low, "latency_high": time.high}
+        row["macs_ratio"] = self.macs_ratio
         for limit in budget.judged:
             interval = self.quality.get(limit.metric)
             for end, name in (("", "value"), ("_low", "low"), ("_high", "high")):
-                row[f"{limit.metric}{end}"] = getattr(interval, name) if interval else None
+                row[f"{limit.metric}{end}"] = getattr(interval, name, None)
         return {**row, "breaks": " ".join(budget.broken(self)) if self.stage != "cut" else ""}
 
 
@@ -172,13 +180,11 @@ class Solution:
     chosen: Candidate
     """Verified: the least damaged candidate that keeps all limits, or else the nearest."""
     kept: bool
-    """Whether it keeps all limits."""
     sentences: tuple[str, ...]
     """What was found, and which limits cannot be kept together."""
     tried: tuple[Candidate, ...]
-    """In the order in which they were tried, including the chosen one."""
+    """In order, including the chosen one."""
     voice: Voice
-    """Of the chosen candidate."""
     texts: tuple[int, int]
     """On how many sentences it was chosen and verified."""
     seconds: float
@@ -192,7 +198,7 @@ class Solution:
         """Return everything but the voice as JSON-able values."""
         return {
             "voice": self.name,
-            "budget": self.budget.to_dict(),
+            "budget": dataclasses.asdict(self.budget),
             "kept": self.kept,
             "sentences": list(self.sentences),
             "chosen": self.chosen.to_dict(),
@@ -204,13 +210,7 @@ class Solution:
 
 
 def sentences_of(budget: Budget, chosen: Candidate, tried: Sequence[Candidate]) -> tuple[str, ...]:
-    """Return what a search found, in sentences.
-
-    Args:
-        budget: what was asked for.
-        chosen: the verified candidate.
-        tried: all candidates.
-    """
+    """Return in sentences what a search found; `chosen` is verified, `tried` are all."""
     broken = budget.broken(chosen)
     if not broken:
         found = [f"All limits are kept by: {chosen.words}."]
@@ -242,18 +242,157 @@ def _conflicts(budget: Budget, measured: Sequence[Candidate]) -> list[str]:
             fitting = [one for one in measured if not set(kept) & set(budget.broken(one))]
             if fitting:
                 best = min(fitting, key=lambda one: budget.loads(one)[name])
-                sentences.append(
-                    f"With {budget.in_words(kept)} the best was {_value(best, name)} "
-                    f"({best.words})."
-                )
+                values = {metric: f"{metric} {v.value:+.3g}" for metric, v in best.quality.items()}
+                values["size"] = f"{best.mb:.1f} MB"
+                values["latency"] = f"{best.latency_ratio.median:.2f} of the time"
+                value = values.get(name, f"{name} that cannot be measured")
+                with_kept = f"With {budget.in_words(kept)} the best was {value}"
+                sentences.append(f"{with_kept} ({best.words}).")
     return sentences
 
 
-def _value(candidate: Candidate, name: str) -> str:
-    if name == "size":
-        return f"{candidate.mb:.1f} MB"
-    if name == "latency":
-        return f"{candidate.latency_ratio.median:.2f} of the time"
-    if name in candidate.quality:
-        return f"{name} {candidate.quality[name].value:+.3g}"
-    return f"{name} that cannot be measured"
+@dataclass(frozen=True)
+class LeverEstimate:
+    """One lever at one value, measured and estimated alone."""
+
+    lever: str
+    value: float | int
+    time: float
+    """Of its stage, over the original's."""
+    size: float
+    """Parameters of its part over the original's."""
+    lost: float
+    """By `channel_sensitivity`, before anything is refitted."""
+
+
+@dataclass(frozen=True)
+class ShapeEstimate:
+    """A combination of levers, with its predicted latency ratio and size of the dense file."""
+
+    shape: Shape
+    time: float
+    mb: float
+    lost: float
+
+
+def best_shapes(
+    estimates: Sequence[ShapeEstimate],
+    count: int,
+    max_time: float = math.inf,
+    max_mb: float = math.inf,
+) -> list[ShapeEstimate]:
+    """Return the shapes within limits that lose least, one for each width of the decoder.
+
+    The estimates are too coarse to compare losses in different parts with each other.
+    """
+    found: dict[float, ShapeEstimate] = {}
+    for one in sorted(estimates, key=lambda one: one.lost):
+        if one.time <= max_time and one.mb <= max_mb:
+            found.setdefault(one.shape.decoder_width, one)
+    return list(found.values())[:count]
+
+
+def estimate_shapes(
+    voice: Voice, text: str, seed: int = 0, *, progress: Progress = SILENT
+) -> tuple[ShapeEstimate, ...]:
+    """Time every lever at every value alone, speaking `text`, and combine them.
+
+    The estimates only decide what to try first: what is claimed of a shape is measured on it.
+
+    Raises:
+        InputError: the voice can say nothing.
+    """
+    texts = texts_for(voice, PruneSpec(seed=seed))
+    sensitivity = channel_sensitivity(voice, texts, seed, progress=progress.part(0.0, 0.3))
+    scores = {group.name: importance(sensitivity)(voice, group) for group in groups(voice)}
+    levers, shares = _estimate_levers(voice, scores, text, seed, progress.part(0.3, 1.0))
+    counts = {stage: count_parameters(voice, part) for stage, part in _PARTS.items()}
+    rest, whole = 1 - sum(shares.values()), count_parameters(voice)
+    estimates = []
+    for chosen in itertools.product(*(_combinations(levers[stage]) for stage in STAGES)):
+        time, count, lost = rest, float(whole), 0.0
+        values: dict[str, Any] = {}
+        for stage, some in zip(STAGES, chosen, strict=True):
+            time += shares[stage] * math.prod(one.time for one in some)
+            count -= counts[stage] * (1 - math.prod(one.size for one in some))
+            lost += sum(one.lost for one in some)
+            values |= {one.lever: one.value for one in some}
+        if values:
+            estimates.append(ShapeEstimate(_shape(values), time, 4e-6 * count, lost))
+    return tuple(estimates)
+
+
+def time_against(
+    voice: Voice, other: Voice, text: str, seed: int, runs: int
+) -> tuple[Spread, float]:
+    """Return the latency ratio and the ratio of MACs of a voice over the original."""
+    latency = measure_latency(voice, other, text, seed, runs=runs)
+    speed = latency.speed_up
+    ratio = Spread(1 / speed.median, 1 / speed.high, 1 / speed.low)
+    return ratio, latency.pruned.dense_macs / max(1, latency.original.dense_macs)
+
+
+def _estimate_levers(
+    voice: Voice, scores: dict[str, np.ndarray], text: str, seed: int, progress: Progress
+) -> tuple[dict[str, list[LeverEstimate]], dict[str, float]]:
+    """Return the levers by stage, and each stage's share of the original's time.
+
+    Each cut sets one lever of every stage, so that fewer cuts have to be timed.
+    """
+    values = {
+        stage: [(lever, value) for lever in levers for value in _values(voice, lever)]
+        for stage, levers in STAGES.items()
+    }
+    found: dict[str, list[LeverEstimate]] = {stage: [] for stage in STAGES}
+    shares: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    for cuts in progress.track(list(itertools.zip_longest(*values.values())), "timing cut"):
+        small = cut(voice, choose(voice, _shape(dict(filter(None, cuts)))))
+        latency = measure_latency(voice, small, text, seed, runs=RUNS)
+        before, after = latency.original.stage_seconds, latency.pruned.stage_seconds
+        for stage, one in zip(STAGES, cuts, strict=True):
+            shares[stage].append(before[stage].median / before["total"].median)
+            if one:
+                time = min(1.0, after[stage].median / before[stage].median)
+                part = _PARTS[stage]
+                size = count_parameters(small, part) / count_parameters(voice, part)
+                lost = _lost(voice, scores, *one)
+                found[stage].append(LeverEstimate(one[0], one[1], time, size, lost))
+    return found, {stage: float(np.median(ones)) if ones else 0.0 for stage, ones in shares.items()}
+
+
+def _values(voice: Voice, lever: str) -> list[float | int]:
+    """Return the values of a lever that change the voice, each in another way."""
+    now = sizes_of(voice.model.config)
+    if lever == "resblock_width" and now.inner_channels is None:
+        return []
+    if lever in _COUNTS:
+        count = getattr(now, lever)
+        return [count - gone for gone in range(1, _COUNTS[lever] + 1) if count > gone]
+    found: dict[object, float | int] = {}
+    for value in (step / _WIDTHS[lever] for step in range(_WIDTHS[lever] - 1, 0, -1)):
+        found.setdefault(sizes(voice.model.config, _shape({lever: value})), value)
+    return [value for after, value in found.items() if after != now]
+
+
+def _lost(voice: Voice, scores: dict[str, np.ndarray], lever: str, value: float | int) -> float:
+    """Return the importance of what a lever removes."""
+    kept = choose(voice, _shape({lever: value}), scores).kept
+    return float(sum(scores[one].sum() - scores[one][list(kept[one])].sum() for one in kept))
+
+
+def _shape(levers: Mapping[str, Any]) -> Shape:
+    return Shape(**levers, multiple=MULTIPLE)
+
+
+def _combinations(estimates: Sequence[LeverEstimate]) -> list[tuple[LeverEstimate, ...]]:
+    """Return all sets with at most one value of each lever."""
+    levers: dict[str, list[LeverEstimate | None]] = {}
+    for one in estimates:
+        levers.setdefault(one.lever, [None]).append(one)
+    return [tuple(filter(None, chosen)) for chosen in itertools.product(*levers.values())]
+
+
+def count_parameters(voice: Voice, part: str | None = None) -> int:
+    """Return the number of parameters of a part, or of the whole voice."""
+    module = voice.model if part is None else getattr(voice.model, part)
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -8,7 +8,6 @@ cheap cuts, and the least damaging ones are pruned with care and measured.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import tempfile
 import time
@@ -26,13 +25,18 @@ from vits_prune.pruning import Shape
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.prune import prune
 from vits_prune.pruning.spec import PruneSpec, in_words
-from vits_prune.study.budget import Budget, Candidate, Solution, sentences_of
-from vits_prune.study.budget_shapes import (
+from vits_prune.pruning.structured.cut import choose, cut
+from vits_prune.study.budget import (
+    RUNS,
+    Budget,
+    Candidate,
     ShapeEstimate,
+    Solution,
     best_shapes,
+    count_parameters,
     estimate_shapes,
+    sentences_of,
     time_against,
-    time_cut,
 )
 from vits_prune.study.charts import pareto_figure, save_figure
 from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
@@ -55,6 +59,8 @@ MAX_ZEROS = 0.95
 """With more zeros no voice speaks."""
 ZERO_TRIES = 4
 _FINE = 0.001
+Specs = tuple[PruneSpec, ...]
+Shapes = Sequence[ShapeEstimate]
 
 
 def solve_budget(
@@ -80,16 +86,13 @@ def solve_budget(
         InputError: nothing can be said, a limited metric cannot be measured on this voice, or no
             text is left to verify on.
     """
-    start, progress = time.perf_counter(), Progress.of(progress)
+    start = time.perf_counter()
     if set(texts) & set(held_out):
-        raise InputError(
-            "Give other sentences for the verdict than for the choice between candidates."
-        )
-    if budget.max_latency_ratio is None and dense_megabytes(voice) <= (budget.max_mb or 0):
-        raise InputError(
-            f"{voice.name} takes {dense_megabytes(voice):.1f} MB, so a limit of "
-            f"{budget.max_mb:g} MB asks for nothing: give less."
-        )
+        raise InputError("Give other sentences for the verdict than for the choice.")
+    mb = dense_megabytes(voice)
+    if budget.max_latency_ratio is None and mb <= (budget.max_mb or 0):
+        words = f"{voice.name} takes {mb:.1f} MB: a limit of {budget.max_mb:g} MB"
+        raise InputError(f"{words} asks for nothing: give less.")
     families = tuple({METRICS[limit.metric].family for limit in budget.judged})
     settings = dataclasses.replace(settings or Settings(), metrics=families, noise_seeds=0)
     chosen_on = prepare_reference(voice, texts, settings, progress=progress.part(0.0, 0.05))
@@ -118,18 +121,17 @@ class BudgetSearch:
     """What was tried so far to keep a budget."""
 
     def __init__(
-        self,
-        voice: Voice,
-        budget: Budget,
-        reference: Reference,
-        estimates: Sequence[ShapeEstimate] = (),
+        self, voice: Voice, budget: Budget, reference: Reference, shapes: Shapes = ()
     ) -> None:
-        """Begin with the original, measured on what candidates are compared on."""
+        """Begin with the original; `reference` is of the texts that candidates are compared on."""
         self.tried: list[Candidate] = []
         self.voices: dict[Candidate, Voice] = {}
         self._voice, self._budget, self._reference = voice, budget, reference
-        self._estimates = estimates
+        self._estimates = shapes
         self._text, self._seed = reference.texts[0], reference.settings.seed
+        self._mb = dense_megabytes(voice)
+        # Bytes of the file over those of the parameters: weight norm takes some.
+        self._overhead = self._mb / (4e-6 * count_parameters(voice))
 
     def add(self, candidate: Candidate, voice: Voice) -> None:
         """Keep a candidate and its voice."""
@@ -142,10 +144,9 @@ class BudgetSearch:
         for i, shape in enumerate(shapes):
             start, length = 0.1 + 0.4 * i / len(shapes), 0.4 / len(shapes)
             self._try_shape(shape, progress.part(start, start + length))
-        if self._budget.max_latency_ratio and all(
-            self._budget.damage(one) > 1 for one in self._measured
-        ):
-            self._try_slower(self._budget.max_latency_ratio, progress.part(0.5, 0.65))
+        ratio = self._budget.max_latency_ratio
+        if ratio and all(self._budget.damage(one) > 1 for one in self._measured):
+            self._try_slower(ratio, progress.part(0.5, 0.65))
         if self._budget.max_mb is not None:
             self._try_zeros(self._budget.max_mb, progress.part(0.65, 1.0))
 
@@ -158,13 +159,9 @@ class BudgetSearch:
         for i, one in enumerate(order):
             part, voice = progress.part(i / len(order), (i + 1) / len(order)), self.voices[one]
             ratio, macs = time_against(self._voice, voice, self._text, self._seed, FINAL_RUNS)
-            final = dataclasses.replace(
-                one,
-                stage="verified",
-                latency_ratio=ratio,
-                macs_ratio=macs,
-                quality=_quality(self._budget, reference, voice, part),
-            )
+            quality = _quality(self._budget, reference, voice, part)
+            final = dataclasses.replace(one, stage="verified", quality=quality)
+            final = dataclasses.replace(final, latency_ratio=ratio, macs_ratio=macs)
             found.append(final)
             self.add(final, voice)
             if not self._budget.broken(final):
@@ -181,21 +178,13 @@ class BudgetSearch:
         worst = max(1.0, *(math.inf if math.isnan(load) else load for load in loads))
         return len(self._budget.broken(candidate)), worst, self._budget.damage(candidate)
 
-    @functools.cached_property
-    def _file_over_parameters(self) -> float:
-        """Bytes of the original's file over those of its parameters: weight norm takes some."""
-        return dense_megabytes(self._voice) / (4e-6 * _count(self._voice))
-
     def _find_shapes(self, progress: Progress) -> list[Shape]:
         """Find shapes within the limit of time, or without one, of the sizes that may be needed."""
         ratio = self._budget.max_latency_ratio
         if ratio is None:
             most = self._budget.max_mb or 0.0
-            half = math.sqrt(most * dense_megabytes(self._voice))
-            found = []
-            for limit in (half, most):
-                mb = 0.98 * limit / self._file_over_parameters
-                found += best_shapes(self._estimates, 1, max_mb=mb)
+            sizes = [0.98 * limit / self._overhead for limit in (math.sqrt(most * self._mb), most)]
+            found = [one for mb in sizes for one in best_shapes(self._estimates, 1, max_mb=mb)]
             return list(dict.fromkeys(one.shape for one in found))
         shapes: list[Shape] = []
         aim = ratio * MARGIN
@@ -214,15 +203,19 @@ class BudgetSearch:
         return shapes or [min(self._estimates, key=lambda one: one.time).shape]
 
     def _time_cut(self, shape: Shape) -> float:
-        small, ratio, macs = time_cut(self._voice, shape, self._text, self._seed)
-        count = _count(small)
-        mb = 4e-6 * count * self._file_over_parameters
-        specs = (PruneSpec(method="structured", shape=shape, seed=self._seed),)
+        """Return the latency ratio of a cheap cut, which takes as long as a careful one."""
+        small = cut(self._voice, choose(self._voice, shape))
+        ratio, macs = time_against(self._voice, small, self._text, self._seed, RUNS)
+        count = count_parameters(small)
+        specs, mb = (self._spec(shape),), 4e-6 * count * self._overhead
         self.tried.append(Candidate(specs, "cut", count, "dense", mb, ratio, macs))
         return ratio.median
 
+    def _spec(self, shape: Shape) -> PruneSpec:
+        return PruneSpec(method="structured", shape=shape, seed=self._seed)
+
     def _try_shape(self, shape: Shape, progress: Progress) -> None:
-        spec = PruneSpec(method="structured", shape=shape, seed=self._seed)
+        spec = self._spec(shape)
         part = progress.part(0.0, 0.6, f"{in_words(spec)}: ")
         small = prune(self._voice, spec, progress=part)
         known = next((one for one in self.tried if one.specs == (spec,)), None)
@@ -258,7 +251,7 @@ class BudgetSearch:
         slow = next((one for one in large if too_slow(one)), None)
         if slow and slow not in chosen:
             chosen = [*chosen[: ZEROED - 1], slow]
-        bases = [
+        bases: list[tuple[Voice, Specs, tuple[Spread, float]]] = [
             (self.voices[one], one.specs, (one.latency_ratio, one.macs_ratio)) for one in chosen
         ]
         if self._budget.max_latency_ratio is None:
@@ -270,16 +263,12 @@ class BudgetSearch:
             self._measure((*specs, spec), pruned, timed, part.part(0.7, 1.0))
 
     def _measure(
-        self,
-        specs: tuple[PruneSpec, ...],
-        voice: Voice,
-        timed: tuple[Spread, float],
-        progress: Progress,
+        self, specs: Specs, voice: Voice, timed: tuple[Spread, float], progress: Progress
     ) -> None:
         dense, sparse = dense_megabytes(voice), sparse_bytes(voice) / 1e6
         quality = _quality(self._budget, self._reference, voice, progress)
         kind: Literal["dense", "sparse"] = "sparse" if sparse < dense else "dense"
-        mb, count = min(sparse, dense), _count(voice)
+        mb, count = min(sparse, dense), count_parameters(voice)
         self.add(Candidate(specs, "chosen", count, kind, mb, *timed, quality), voice)
 
 
@@ -290,15 +279,6 @@ def fit_zeros(
 
     The amount is bisected with plain magnitude, whose file is about as large, then pruned with
     care and corrected by the bytes that it gives. If MAX_ZEROS is too few the file is too large.
-
-    Args:
-        voice: what is pruned.
-        max_bytes: of the sparse file.
-        seed: of calibration.
-        progress: may raise to cancel.
-
-    Returns:
-        The spec and the pruned voice.
 
     Raises:
         InputError: the voice can say nothing for calibration.
@@ -312,7 +292,9 @@ def fit_zeros(
     around = [sparse_bytes(prune(voice, PruneSpec(amount=amount))) for amount in (0.6, 0.8)]
     slope = max(1.0, (around[0] - around[1]) / 0.2)
     careful = PruneSpec(method="second_order", seed=seed)
-    most = min(MAX_ZEROS, 0.999 * _unprotected(voice, careful))
+    layers = prunable_layers(voice)
+    free = sum(layer.weights for layer in layers if not careful.protects(layer.name))
+    most = min(MAX_ZEROS, 0.999 * free / max(1, sum(layer.weights for layer in layers)))
     amount, best = min(most, high), None
     for turn in range(ZERO_TRIES):
         spec = dataclasses.replace(careful, amount=math.floor(1e4 * amount) / 1e4)
@@ -321,9 +303,7 @@ def fit_zeros(
         over = (sparse_bytes(pruned) - max_bytes) / slope
         if over <= 0 and (best is None or spec.amount < best[0].amount):
             best = spec, pruned
-        if -0.01 < over <= 0 or (over <= 0 and spec.amount == 0):
-            break
-        if over > 0 and spec.amount >= most - _FINE:
+        if -0.01 < over <= 0 or (spec.amount == 0 if over <= 0 else spec.amount >= most - _FINE):
             break
         amount = min(most, max(0.0, amount + over + 2 * _FINE))
     progress.report("zeros set", 1.0)
@@ -349,10 +329,10 @@ def check_empty(folder: Path) -> None:
 
 
 def save_solution(solution: Solution, folder: Path) -> list[Path]:
-    """Write the voice, its sparse file if that is the smaller one, the report and the chart.
+    """Write the voice, its sparse file if that is smaller, budget.json, tried.csv and the chart.
 
     Returns:
-        What was written: voice, budget.json, tried.csv, pareto.svg and pareto.png.
+        What was written.
 
     Raises:
         InputError: the disk does not take them, or the folder is not empty.
@@ -366,17 +346,14 @@ def save_solution(solution: Solution, folder: Path) -> list[Path]:
             written.append(folder / "voice.sparse.safetensors")
             written[-1].write_bytes(encode({name: tensor.float() for name, tensor in weights}))
         write_json(folder / "budget.json", plain(solution.to_dict()))
-        rows = [
-            {**plain(one.to_row(solution.budget)), "chosen": one is solution.chosen}
-            for one in solution.tried
-        ]
+        budget, chosen = solution.budget, solution.chosen
+        rows = [{**plain(one.to_row(budget)), "chosen": one is chosen} for one in solution.tried]
         write_file(folder / "tried.csv", csv_of(rows))
         written += [folder / "budget.json", folder / "tried.csv"]
         written += save_figure(pareto_figure(solution), folder, "pareto")
     except OSError as error:
-        raise InputError(
-            f"The files could not be written to {folder}: {error.strerror or error}."
-        ) from error
+        words = f"The files could not be written to {folder}: {error.strerror or error}."
+        raise InputError(words) from error
     return written
 
 
@@ -386,14 +363,3 @@ def _quality(
     figures = evaluate_against(reference, voice, progress=progress).figures
     found = {limit.metric: compared(figures.get(limit.metric)) for limit in budget.judged}
     return MappingProxyType({name: one for name, one in found.items() if one is not None})
-
-
-def _count(voice: Voice) -> int:
-    return sum(parameter.numel() for parameter in voice.model.parameters())
-
-
-def _unprotected(voice: Voice, spec: PruneSpec) -> float:
-    """Return the share of the weights that a spec does not protect."""
-    layers = prunable_layers(voice)
-    free = sum(layer.weights for layer in layers if not spec.protects(layer.name))
-    return free / max(1, sum(layer.weights for layer in layers))

@@ -9,18 +9,20 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vits_prune.errors import InputError
 from vits_prune.measure.quality import METRICS, Metric
-from vits_prune.study.budget import Candidate, Solution
+from vits_prune.study.budget import Solution
 from vits_prune.study.knee import LIMITS, Limit, last_before
 from vits_prune.study.sweep_grid import subject
 
 COLOURS = ("#2f7ed8", "#e4572e", "#2a9d6f", "#8d6cc9", "#c98a00", "#d6478f")
 GREY = "#7d8590"
 """Legible on a light and on a dark page: backgrounds are transparent."""
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": GREY}
 _REACH = 6
 """How many times its limit a metric may go before it is drawn as an arrow at the edge."""
 Rows = Sequence[Mapping[str, Any]]
@@ -34,8 +36,8 @@ def curve_figure(rows: Rows, metric: str, limit: Limit | None = None) -> Figure:
     Args:
         rows: of a sweep, in any order.
         metric: name of the metric.
-        limit: what the knee keeps; None for the metric's own in LIMITS, or if there is none, for
-            the last point without a difference.
+        limit: what the knee keeps; None for that of LIMITS, or else the last point without a
+            difference.
 
     Raises:
         InputError: no row has a value of this metric.
@@ -47,10 +49,9 @@ def curve_figure(rows: Rows, metric: str, limit: Limit | None = None) -> Figure:
     _draw_floor(axis, [row for curve in found.values() for row in curve], what)
     for i, (name, curve) in enumerate(found.items()):
         colour = COLOURS[i % len(COLOURS)]
-        x, y, low, high = (
-            _column(curve, name) for name in ("sparsity", metric, f"{metric}_low", f"{metric}_high")
-        )
-        spread = np.abs([y - np.where(np.isnan(end), y, end) for end in (low, high)])
+        names = ["sparsity", metric, f"{metric}_low", f"{metric}_high"]
+        x, y, *ends = pd.DataFrame(list(curve)).reindex(columns=names).astype(float).to_numpy().T
+        spread = np.abs([y - np.where(np.isnan(end), y, end) for end in ends])
         line = axis.errorbar(100 * x, y, spread, label=name, color=colour, capsize=2)
         line[0].set(marker="o", markersize=3.5, linewidth=1.4)
         at = knee_of(curve, metric, limit)
@@ -68,11 +69,8 @@ def curve_figure(rows: Rows, metric: str, limit: Limit | None = None) -> Figure:
 def sensitivity_figure(rows: Rows, metric: str) -> Figure:
     """Draw a heat map of a metric: what was pruned alone against how much; darker is worse.
 
-    A dot marks a difference that is claimed.
-
-    Args:
-        rows: of a sensitivity.
-        metric: name of the metric; unless it is a distance, the change from the original is drawn.
+    A dot marks a difference that is claimed. Unless the metric is a distance, its change from the
+    original is drawn.
 
     Raises:
         InputError: no row has a value of this metric.
@@ -88,7 +86,7 @@ def sensitivity_figure(rows: Rows, metric: str) -> Figure:
     axis = styled(figure.subplots())
     for row in rows:
         y, x = names.index(subject(row)), amounts.index(row["amount"])
-        table[y, x] = np.nan if row.get(column) is None else row[column]
+        table[y, x] = row.get(column)  # None becomes NaN
         if row.get(f"{metric}_verdict") in ("worse", "better", "higher", "lower"):
             axis.plot(x + 0.38, y, marker="o", markersize=3, color=GREY)
     largest = float(np.nanmax(np.abs(table))) or 1.0
@@ -100,9 +98,8 @@ def sensitivity_figure(rows: Rows, metric: str) -> Figure:
     image = axis.imshow(table, cmap=colours, vmin=least, vmax=most, aspect="auto")
     for (y, x), value in np.ndenumerate(table):
         if np.isfinite(value):
-            dark = sum(image.cmap(image.norm(value))[:3]) <= 1.5
-            text = axis.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=7)
-            text.set_color("white" if dark else "black")
+            colour = "white" if sum(image.cmap(image.norm(value))[:3]) <= 1.5 else "black"
+            axis.text(x, y, f"{value:.3g}", color=colour, ha="center", va="center", fontsize=7)
     axis.set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("amount")
@@ -112,10 +109,9 @@ def sensitivity_figure(rows: Rows, metric: str) -> Figure:
 
 
 def pareto_figure(solution: Solution) -> Figure:
-    """Draw what is lost against the cost of all that was tried for a budget.
+    """Draw what all candidates lose against their time and size; limits are lines.
 
-    Each limited metric has a row, with time on the left and bytes on the right. Limits are lines,
-    and the chosen candidate has a ring.
+    Each limited metric has a row. The chosen candidate has a ring.
     """
     budget = solution.budget
     figure = empty_figure(3.2 * len(budget.judged), 9.0)
@@ -135,17 +131,13 @@ def pareto_figure(solution: Solution) -> Figure:
             kind = "distance" if what.kind == "distance" else "change"
             axis.set_ylabel(f"{what.title}, {kind}", fontsize=8)
             styled(axis)
-    legend = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 8}
-    figure.legend(*axes[0][0].get_legend_handles_labels(), labelcolor=GREY, **legend)
+    handles = axes[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper left", ncols=4, **_LEGEND)
     return figure
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as SVG and as PNG, the same bytes for the same figure; return the files.
-
-    Raises:
-        OSError: the disk does not take them.
-    """
+    """Write a figure as SVG and as PNG, the same bytes for the same figure; return the files."""
     written = [folder / f"{name}.svg", folder / f"{name}.png"]
     with matplotlib.rc_context({"svg.hashsalt": "vits_prune"}):
         figure.savefig(written[0], metadata={"Date": None})
@@ -154,16 +146,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def save_plots(rows: Rows, folder: Path, *, sensitivity: bool = False) -> list[Path]:
-    """Draw every metric that was measured, and return the files.
-
-    Args:
-        rows: of a sweep.
-        folder: where to write.
-        sensitivity: whether to draw heat maps instead of curves.
-
-    Raises:
-        OSError: the disk does not take them.
-    """
+    """Write a curve, or a heat map, of every metric that was measured; return the files."""
     draw, name = (sensitivity_figure, "sensitivity") if sensitivity else (curve_figure, "curve")
     return [
         path
@@ -176,10 +159,8 @@ def save_plots(rows: Rows, folder: Path, *, sensitivity: bool = False) -> list[P
 def curves(rows: Rows, metric: str) -> dict[str, list[Mapping[str, Any]]]:
     """Return the rows that have the metric by curve, each curve sorted by amount.
 
-    A curve has one method, scope, set of parts and set of options.
-
-    Raises:
-        InputError: no row has the metric.
+    A curve has one method, scope, set of parts and set of options. Raises InputError if no row has
+    the metric.
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
     methods, options = {row["method"] for row in rows}, {row.get("options") for row in rows}
@@ -225,46 +206,26 @@ def _draw_candidates(axis: Axes, solution: Solution, limit: Limit, *, timed: boo
         ratio = one.latency_ratio
         x = ratio.median if timed else one.mb
         x_spread = [[x - ratio.low], [ratio.high - x]] if timed else None
-        y, low, high = (
-            max(-reach, min(reach, interval.value if end is None else end))
-            for end in (interval.value, interval.low, interval.high)
-        )
+        ends = (interval.value, interval.low, interval.high)
+        values = [interval.value if end is None else end for end in ends]
+        y, low, high = np.clip(values, -reach, reach)
         y_spread = [[max(0.0, y - low)], [max(0.0, high - y)]]
-        label, colour = _kind(one, solution)
+        broken = bool(solution.budget.broken(one))
+        label, colour = ("keeps all limits", "breaks a limit")[broken], COLOURS[broken]
+        if one.stage == "verified":
+            label, colour = "on held-out sentences", COLOURS[2]
         beyond = "^" if interval.value > 0 else "v"
-        axis.errorbar(
-            [x],
-            [y],
-            xerr=x_spread,
-            yerr=y_spread,
-            label=None if label in labels else label,
-            color=colour,
-            marker="o" if abs(interval.value) <= reach else beyond,
-            markersize=4,
-            linewidth=0.9,
-            linestyle="",
-        )
+        bars = axis.errorbar([x], [y], y_spread, x_spread, color=colour, linestyle="", linewidth=1)
+        bars[0].set(marker="o" if abs(interval.value) <= reach else beyond, markersize=4)
+        bars.set_label("_" if label in labels else label)
         labels.add(label)
         if one is solution.chosen:
             _draw_ring(axis, x, y, colour, "chosen")
 
 
-def _kind(candidate: Candidate, solution: Solution) -> tuple[str, str]:
-    """Return the label and the colour of a candidate."""
-    if candidate.stage == "verified":
-        return "on held-out sentences", COLOURS[2]
-    if solution.budget.broken(candidate):
-        return "breaks a limit", COLOURS[1]
-    return "keeps all limits", COLOURS[0]
-
-
 def _draw_ring(axis: Axes, x: float, y: float, colour: str, label: str) -> None:
     ring = axis.scatter([x], [y], s=120, label=label, zorder=4)
     ring.set(facecolor="none", edgecolor=colour, linewidth=1.8)
-
-
-def _column(rows: Rows, name: str) -> np.ndarray:
-    return np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=float)
 
 
 def title_of(what: Metric) -> str:
@@ -290,9 +251,7 @@ def styled(axis: Axes) -> Axes:
     """Make axes readable on a light and on a dark page."""
     axis.set_facecolor("none")
     axis.tick_params(colors=GREY, labelsize=8)
-    axis.xaxis.label.set_color(GREY)
-    axis.yaxis.label.set_color(GREY)
-    for spine in axis.spines.values():
-        spine.set_color(GREY)
-        spine.set_alpha(0.4)
+    for label in (axis.xaxis.label, axis.yaxis.label):
+        label.set_color(GREY)
+    axis.spines[:].set(color=GREY, alpha=0.4)
     return axis

@@ -1,31 +1,84 @@
-"""Comparison: two voices on one text, what both said and the measures of each."""
+"""Comparison: two voices on one text, what both said, and the measures of each as tables."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import pandas as pd
 
 from vits_prune.errors import InputError
 from vits_prune.measure import (
     Latency,
     Size,
     Sparsity,
+    Spread,
     measure_latency,
     measure_size,
     measure_sparsity,
 )
 from vits_prune.progress import SILENT, Progress
-from vits_prune.synthesis.speak import Delivery, Speech, checked_seed, speak
+from vits_prune.synthesis.speak import STAGES, Delivery, Speech, checked_seed, speak
 from vits_prune.voices.voice import Voice
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DEFAULT_TEXT = "The birch canoe slid on the smooth planks."
 """The first of the Harvard sentences (IEEE 1969, public domain)."""
 TIMINGS = ("own", "locked")
 """Whose durations the pruned voice uses: its own, or the original's ("locked": sample-aligned)."""
+PART_NAMES = {
+    "text_encoder": "text encoder",
+    "duration_predictor": "duration predictor",
+    "flow": "flow",
+    "decoder": "decoder",
+    "speaker": "speaker table",
+}
+STAGE_NAMES = {
+    "text": "text encoder",
+    "durations": "durations",
+    "flow": "flow",
+    "decoder": "decoder",
+    "total": "all stages",
+}
+_PAIR = ["what", "original", "pruned", "pruned / original", "in words"]
+_RUNS = [f"{name}, {end} run" for name in ("original", "pruned") for end in ("lowest", "highest")]
+_COLUMNS = {
+    "sparsity": ["part", "weights", "zeros before", "zeros after", "sparsity (%)", "removed"],
+    "size": _PAIR,
+    "latency": [*_PAIR, *_RUNS],
+    "layers": [
+        *("layer", "kind", "sparsity (%)", "left alone because", "shape"),
+        *("weights", "zeros", "part"),
+    ],
+}
+EMPTY = {name: pd.DataFrame(columns=columns) for name, columns in _COLUMNS.items()}
+"""Tables without rows, for a page that has not measured yet."""
+SAVINGS = pd.DataFrame(
+    [
+        (
+            "single weights (magnitude, random, activation, second order)",
+            "become zero in their place; every tensor keeps its shape",
+            "only in the sparse file; dense files and memory stay as they are",
+            "no: a zero costs what any other number costs",
+        ),
+        (
+            "a 2:4 pattern of them",
+            "2 of every 4 neighbours become zero",
+            "in the sparse file, and in the GPU's own 2:4 format",
+            "only on sparse tensor cores (NVIDIA Ampere and later)",
+        ),
+        (
+            "channels and layers (structured)",
+            "are taken out; tensors get smaller",
+            "yes: in every file and in memory",
+            "yes: on any hardware",
+        ),
+    ],
+    columns=["what goes", "what happens to it", "saves bytes", "saves time"],
+)
+"""What each kind of pruning saves."""
+_ZEROS_COST = "same kernels: a zero in a dense tensor costs what any other number costs"
+_GONE = "structured: channels or layers are gone, and their {} with them"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +97,11 @@ class Comparison:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return the measures as pandas tables: "sparsity", "layers", "size", "latency"."""
-        from vits_prune.study import tables
-
         return {
-            "sparsity": tables.sparsity_table(*self.sparsity),
-            "layers": tables.layer_table(self.sparsity[1]),
-            "size": tables.size_table(*self.size),
-            "latency": tables.latency_table(self.latency),
+            "sparsity": sparsity_table(*self.sparsity),
+            "layers": layer_table(self.sparsity[1]),
+            "size": size_table(*self.size),
+            "latency": latency_table(self.latency),
         }
 
     def report(self) -> dict[str, Any]:
@@ -71,11 +122,8 @@ class Comparison:
             "timing": self.timing,
             "spec": recipe["pruned"][-1] if recipe.get("pruned") else None,
             "recipe": recipe,
-            "sparsity": {
-                "overall": after.overall,
-                "parts": after.parts,
-                "original_overall": before.overall,
-            },
+            "sparsity": {"overall": after.overall, "parts": after.parts}
+            | {"original_overall": before.overall},
             "size": dict(zip(names, map(dataclasses.asdict, self.size), strict=True)),
             "latency": dataclasses.asdict(self.latency),
             "audio": {
@@ -118,8 +166,7 @@ def compare(
         pruned: the voice that `prune` made from it.
         text: what both speak.
         seed: noise of both, 0 to 2**32 - 1.
-        timing: "own": each with its own durations; "locked": both with the original's, so that
-            they are sample-aligned.
+        timing: one of TIMINGS.
         delivery: speaking rate and noise scales.
         runs: timed runs of each voice.
         progress: may raise to cancel.
@@ -127,33 +174,124 @@ def compare(
     Raises:
         InputError: the text cannot be spoken, or a value is out of range.
     """
-    progress = Progress.of(progress)
     if timing not in TIMINGS:
         raise InputError(f"timing must be one of {', '.join(TIMINGS)}, not {str(timing)[:40]!r}.")
     if isinstance(runs, bool) or not isinstance(runs, int) or not 1 <= runs <= 1000:
         raise InputError("runs must be a whole number from 1 to 1000.")
     seed = checked_seed(seed)
-    first = speak(original, text, seed, delivery, progress=progress.part(0.0, 0.2, "original: "))
-    second = speak(
-        pruned,
-        text,
-        seed,
-        delivery,
-        timing=first if timing == "locked" else "own",
-        progress=progress.part(0.2, 0.4, "pruned: "),
-    )
+    part = progress.part(0.0, 0.2, "original: ")
+    first = speak(original, text, seed, delivery, progress=part)
+    durations: Literal["own"] | Speech = first if timing == "locked" else "own"
+    part = progress.part(0.2, 0.4, "pruned: ")
+    second = speak(pruned, text, seed, delivery, timing=durations, progress=part)
     progress.report("counting zeros and bytes", 0.4)
     sparsity = (measure_sparsity(original), measure_sparsity(pruned))
     size = (measure_size(original), measure_size(pruned))
-    latency = measure_latency(
-        original,
-        pruned,
-        text,
-        seed,
-        delivery=delivery,
-        runs=runs,
-        progress=progress.part(0.5, 1.0, "timing: "),
-    )
-    return Comparison(
-        text, seed, timing, (original, pruned), first, second, sparsity, size, latency
-    )
+    part, voices = progress.part(0.5, 1.0, "timing: "), (original, pruned)
+    latency = measure_latency(*voices, text, seed, delivery=delivery, runs=runs, progress=part)
+    return Comparison(text, seed, timing, voices, first, second, sparsity, size, latency)
+
+
+def sparsity_table(original: Sparsity, pruned: Sparsity) -> pd.DataFrame:
+    """Return zeros overall and by part, and how many weights were removed."""
+    rows = []
+    for part in (None, *pruned.parts):
+        name = "whole voice" if part is None else PART_NAMES[part]
+        weights, zeros = pruned.weights(part), pruned.zeros(part)
+        share = round(100 * zeros / max(1, weights), 2)
+        removed = original.weights(part) - weights
+        rows.append((name, weights, original.zeros(part), zeros, share, removed))
+    return pd.DataFrame(rows, columns=_COLUMNS["sparsity"])
+
+
+def layer_table(pruned: Sparsity) -> pd.DataFrame:
+    """Return each layer's sparsity, or why the layer was left alone."""
+    rows = [
+        (
+            *(row.layer.name, row.layer.kind, round(100 * row.sparsity, 2), row.note),
+            *(" × ".join(map(str, row.layer.shape)), row.layer.weights),
+            *(row.zeros, PART_NAMES[row.layer.part]),
+        )
+        for row in pruned.layers
+    ]
+    return pd.DataFrame(rows, columns=_COLUMNS["layers"])
+
+
+def size_table(original: Size, pruned: Size) -> pd.DataFrame:
+    """Return parameters, file sizes and memory; sizes in MB of 1,000,000 bytes."""
+    dense = "every zero is written out in full: only another format makes the file smaller"
+    held, place = "zeros are held like other numbers", "zeros still have their place in the tensors"
+    if pruned.parameters < original.parameters:
+        dense = held = _GONE.format("bytes")
+        place = _GONE.format("weights")
+    sparse = "bitmask of the zeros, the other values, compressed"
+    if pruned.sparse_fp32_bytes > pruned.dense_fp16_bytes:
+        sparse = "at this sparsity plain fp16 is smaller still, though not lossless"
+    rows = []
+    for what, field, words in (
+        ("parameters (M)", "parameters", place),
+        ("parameters that are not zero (M)", "nonzero_parameters", ""),
+        ("file, dense fp32 (MB)", "dense_fp32_bytes", dense),
+        ("file, dense fp16 (MB)", "dense_fp16_bytes", dense),
+        ("file, sparse fp32, lossless (MB)", "sparse_fp32_bytes", sparse),
+        ("memory, ready to speak (MB)", "memory_bytes", held),
+    ):
+        before, after = getattr(original, field), getattr(pruned, field)
+        same = after >= 0.995 * before and not words.startswith("at this sparsity")
+        numbers = round(before / 1e6, 3), round(after / 1e6, 3), round(after / max(1, before), 3)
+        rows.append((what, *numbers, ": ".join(filter(None, ("no smaller" * same, words)))))
+    return pd.DataFrame(rows, columns=_PAIR)
+
+
+def latency_table(latency: Latency, pattern: str = "") -> pd.DataFrame:
+    """Return times by stage, real-time factor, processor time and arithmetic.
+
+    With the pattern of the zeros the table names the hardware that would gain from it.
+    """
+    before, after = latency.original, latency.pruned
+    rows = [
+        _row(f"{STAGE_NAMES[one]} (ms)", before.stage_seconds[one], after.stage_seconds[one], 1e3)
+        for one in (*STAGES, "total")
+    ]
+    fewer = f"{_GONE.format('arithmetic')}, on any hardware"
+    sparse = "what a perfect sparse kernel would compute"
+    if pattern == "2:4":
+        sparse += "; sparse tensor cores (NVIDIA Ampere and later) do skip the zeros of 2:4"
+    dense, time = fewer if _fewer_macs(latency) else _ZEROS_COST, "CPU-s per s of speech"
+    for what, field, factor, words in (
+        ("real-time factor (s per s of speech)", "real_time_factor", 1.0, _speed_words(latency)),
+        (f"processor time ({time})", "cpu_seconds_per_audio_second", 1.0, "all threads together"),
+        ("multiply-accumulates, dense (G)", "dense_macs", 1e-9, dense),
+        ("multiply-accumulates with a non-zero weight (G)", "nonzero_macs", 1e-9, sparse),
+    ):
+        rows.append(_row(what, getattr(before, field), getattr(after, field), factor, words))
+    return pd.DataFrame(rows, columns=_COLUMNS["latency"])
+
+
+def _speed_words(latency: Latency) -> str:
+    """Return whether the pruned voice is faster: only if it was in every run."""
+    totals = [one.stage_seconds["total"].median for one in (latency.original, latency.pruned)]
+    speed, runs = totals[0] / totals[1], latency.speed_up
+    spread = f"{speed:.2f}× the speed (run by run: {runs.low:.2f} to {runs.high:.2f})"
+    if runs.low > 1.0 and speed >= 1.05:
+        return f"faster: {spread}"
+    return f"not faster: {spread}" + ("" if _fewer_macs(latency) else f"; {_ZEROS_COST}")
+
+
+def _fewer_macs(latency: Latency) -> bool:
+    """Return whether dense kernels have less to do, as without channels that were removed."""
+    return latency.pruned.dense_macs < latency.original.dense_macs
+
+
+def _row(
+    what: str, before: Spread | int, after: Spread | int, factor: float, words: str = ""
+) -> dict[str, Any]:
+    """Return a row of two values; those of several runs have their lowest and highest too."""
+    first, second = (one.median if isinstance(one, Spread) else one for one in (before, after))
+    numbers = {"original": first, "pruned": second}
+    for name, spread in (("original", before), ("pruned", after)):
+        if isinstance(spread, Spread):
+            numbers |= {f"{name}, lowest run": spread.low, f"{name}, highest run": spread.high}
+    ratio = round(second / first, 3) if first else None
+    rounded = {name: float(f"{factor * number:.4g}") for name, number in numbers.items()}
+    return {"what": what, **rounded, "pruned / original": ratio, "in words": words}

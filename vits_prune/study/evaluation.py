@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -74,18 +75,16 @@ class Reference:
     texts: tuple[str, ...]
     listener: Listener
     speeches: tuple[Speech, ...]
-    """What the original says, one for each text."""
+    """Of the original, one for each text."""
     utterances: tuple[Utterance, ...]
     contours: tuple[PitchContour, ...]
-    """F0 of the original, empty if closeness is not measured."""
+    """F0; empty if closeness is not measured."""
     others: tuple[tuple[Utterance, ...], ...]
     """The noise floor: the original with each other seed."""
     cost: Cost
     unmeasured: dict[str, str]
     """Family of metrics -> why it was left out."""
     notes: tuple[str, ...]
-    seconds: float = 0.0
-    """Wall-clock time of the measurement."""
     identity: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,23 +94,22 @@ class Evaluation:
 
     names: tuple[str, str]
     recipe: dict[str, Any]
-    """Of the pruned voice: what was done to its weights."""
+    """Of the pruned voice."""
     settings: Settings
     texts: tuple[str, ...]
     figures: dict[str, Figure]
     """By metric, in the order of METRICS, without those that could not be measured."""
     utterances: tuple[tuple[Utterance, ...], tuple[Utterance, ...]]
-    """One for each text."""
     failures: dict[str, int]
-    """Kind -> how many utterances of the pruned voice raise it."""
+    """Kind -> how many utterances of the pruned voice have it."""
     failures_of_original: dict[str, float]
-    """Kind -> the same of the original, as the mean over all its seeds."""
+    """The same of the original, as the mean over all its seeds."""
     costs: tuple[Cost, Cost]
     unmeasured: dict[str, str]
     """Family of metrics, or one metric -> why it was left out, as a sentence."""
     notes: tuple[str, ...]
     seconds: float = 0.0
-    """Wall-clock time, without that of the Reference."""
+    """Without the time of the Reference."""
     identities: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,19 +140,14 @@ class Evaluation:
         """Return a row for each text: transcripts, metrics (None if not measured) and alarms."""
         found = []
         for text, original, pruned in zip(self.texts, *self.utterances, strict=True):
-            row: dict[str, Any] = {
-                "text": text,
-                "heard_original": original.transcript,
-                "heard_pruned": pruned.transcript,
-            }
+            row: dict[str, Any] = {"text": text, "heard_original": original.transcript}
+            row["heard_pruned"] = pruned.transcript
             for name, metric in METRICS.items():
                 if metric.family in self.settings.metrics:
                     if metric.kind == "voice":
                         row[f"{name}_original"] = _ratio(original.pair(name))
                     row[name] = _ratio(pruned.pair(name))
-            row["alarms"] = "; ".join(
-                f"{failure.kind}: {failure.detail}" for failure in pruned.failures
-            )
+            row["alarms"] = "; ".join(f"{one.kind}: {one.detail}" for one in pruned.failures)
             found.append(row)
         return found
 
@@ -170,8 +163,8 @@ class Evaluation:
                 row |= figure.to_row() if figure else dict.fromkeys(columns(metric))
         for kind, count in self.failures.items():
             row[f"alarms_{kind.replace(' ', '_').replace('-', '_')}"] = count
-        row["cpu_seconds_per_audio_second"] = self.costs[1].cpu_seconds_per_audio_second
-        row["joules_per_audio_second"] = self.costs[1].joules_per_audio_second
+        for name in ("cpu_seconds_per_audio_second", "joules_per_audio_second"):
+            row[name] = getattr(self.costs[1], name)
         return row
 
 
@@ -193,19 +186,11 @@ def evaluate(
     *,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Measure a voice against its original over a set of texts.
-
-    Args:
-        original: the voice to compare with.
-        pruned: the voice that was made from it.
-        texts: what both speak, such as `load_texts()`.
-        settings: how to measure.
-        progress: may raise to cancel.
+    """Measure a voice against its original over a set of texts, such as `load_texts()`.
 
     Raises:
         InputError: nothing can be said, or the recogniser cannot be loaded.
     """
-    progress = Progress.of(progress)
     middle = (1 + settings.noise_seeds) / (2 + settings.noise_seeds)
     reference = prepare_reference(original, texts, settings, progress=progress.part(0.0, middle))
     return evaluate_against(reference, pruned, progress=progress.part(middle, 1.0))
@@ -220,17 +205,12 @@ def prepare_reference(
 ) -> Reference:
     """Measure the original and its noise floor once, for all comparisons with it.
 
-    Args:
-        voice: the original.
-        texts: what to speak; texts that the voice cannot say are left out, with a note.
-        settings: how to measure.
-        progress: may raise to cancel.
+    Texts that the voice cannot say are left out, with a note.
 
     Raises:
         UnmeasurableError: there are no texts, or the voice can say none of them.
         InputError: the recogniser cannot be loaded.
     """
-    start, progress = time.perf_counter(), Progress.of(progress)
     said, notes = _sayable(voice, texts)
     listener, unmeasured = _listener(voice, settings)
     rounds, meter = 1 + settings.noise_seeds, CostMeter(voice)
@@ -261,8 +241,7 @@ def prepare_reference(
         part = progress.part(k / rounds, (k + 1) / rounds, name)
         others.append(_measure_voice(reference, voice, seed, part)[0])
     progress.report("original measured", 1.0)
-    seconds = time.perf_counter() - start
-    return dataclasses.replace(reference, others=tuple(others), seconds=seconds)
+    return dataclasses.replace(reference, others=tuple(others))
 
 
 def evaluate_against(
@@ -270,32 +249,25 @@ def evaluate_against(
 ) -> Evaluation:
     """Measure a voice against an original that was measured earlier.
 
-    Args:
-        reference: the original.
-        pruned: the voice to compare with it.
-        progress: may raise to cancel.
-
     Raises:
         InputError: the voice can say nothing of a text.
     """
-    start, progress = time.perf_counter(), Progress.of(progress)
-    seed, listener = reference.settings.seed, reference.listener
+    start = time.perf_counter()
     part = progress.part(0.0, 1.0, "pruned: ")
-    utterances, cost = _measure_voice(reference, pruned, seed, part)
-    unmeasured = dict(reference.unmeasured)
-    if "closeness" in listener.families and all(one.closeness is None for one in utterances):
+    utterances, cost = _measure_voice(reference, pruned, reference.settings.seed, part)
+    unmeasured, families = dict(reference.unmeasured), reference.listener.families
+    if "closeness" in families and all(one.closeness is None for one in utterances):
         unmeasured["closeness"] = (
             f"{pruned.name} reads the texts as other tokens, or at another frame rate, than "
-            f"{reference.name}: the two cannot be sample-aligned, so closeness and token durations "
-            "were left out."
+            f"{reference.name}: the two cannot be sample-aligned."
         )
     figures = _figures(reference, utterances)
     if "mcd_db" in figures and "f0_rmse_cents" not in figures:
         unmeasured["f0_rmse_cents"] = (
-            f"{reference.name} and {pruned.name} are nowhere voiced at the same time: "
-            "there is no melody to compare."
+            f"{reference.name} and {pruned.name} are nowhere voiced at the same time."
         )
-    counts = [_count_failures(ones) for ones in (reference.utterances, *reference.others)]
+    rounds = (reference.utterances, *reference.others)
+    own = _count_failures(itertools.chain.from_iterable(rounds))
     progress.report("done", 1.0)
     return Evaluation(
         names=(reference.name, pruned.name),
@@ -305,7 +277,7 @@ def evaluate_against(
         figures=figures,
         utterances=(reference.utterances, utterances),
         failures=_count_failures(utterances),
-        failures_of_original={k: sum(count[k] for count in counts) / len(counts) for k in FAILURES},
+        failures_of_original={kind: count / len(rounds) for kind, count in own.items()},
         costs=(reference.cost, cost),
         unmeasured=unmeasured,
         notes=reference.notes,
@@ -351,9 +323,7 @@ def _sayable(voice: Voice, texts: Iterable[str]) -> tuple[tuple[str, ...], tuple
         except InputError as error:
             refused.append(error)
     if not texts:
-        raise UnmeasurableError(
-            "There are no texts to measure on: give some, or use the built-in ones."
-        )
+        raise UnmeasurableError("There are no texts to measure on: give some.")
     if not said:
         raise UnmeasurableError(str(refused[0])) from refused[0]
     notes = [f"{len(refused)} of {len(texts)} texts were left out: {refused[0]}"] if refused else []
@@ -363,12 +333,10 @@ def _sayable(voice: Voice, texts: Iterable[str]) -> tuple[tuple[str, ...], tuple
 def _listener(voice: Voice, settings: Settings) -> tuple[Listener, dict[str, str]]:
     """Return what can be measured of a voice's speech, and why the rest cannot."""
     families, unmeasured, recogniser = settings.metrics, {}, settings.recogniser
-    language = recogniser.language or spoken_language(voice)
-    if "intelligibility" in families:
-        reason = why_unsupported(recogniser, language, voice.name)
-        if reason:
-            unmeasured["intelligibility"] = reason
-            families = tuple(name for name in families if name != "intelligibility")
+    language, name = recogniser.language or spoken_language(voice), "intelligibility"
+    if name in families and (reason := why_unsupported(recogniser, language, voice.name)):
+        unmeasured[name] = reason
+        families = tuple(family for family in families if family != name)
     if recogniser.threads is None:
         recogniser = dataclasses.replace(recogniser, threads=settings.threads)
     return Listener(families, recogniser, language or "", settings.threads), unmeasured

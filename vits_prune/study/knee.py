@@ -32,10 +32,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Limit:
-    """How far a metric may go.
-
-    A limit applies to the change from the original for a property of each voice (word errors,
-    DNSMOS, loudness) and for a shift, and to the distance itself for a distance.
+    """How far a metric may go: of a distance itself, of another metric its change.
 
     Raises:
         InputError: there is no such metric, or the change is an improvement.
@@ -47,30 +44,23 @@ class Limit:
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
-            raise InputError(
-                f"There is no metric {str(self.metric)[:40]!r} to limit: "
-                f"choose from {', '.join(METRICS)}."
-            )
+            what = f"There is no metric {str(self.metric)[:40]!r} to limit"
+            raise InputError(f"{what}: choose from {', '.join(METRICS)}.")
         better = METRICS[self.metric].better
         number = isinstance(self.change, (int, float)) and not isinstance(self.change, bool)
-        wrong_side = number and (
-            (better == "lower" and self.change < 0) or (better == "higher" and self.change > 0)
-        )
-        if not number or wrong_side or not math.isfinite(self.change):
+        sign = {"lower": 1, "higher": -1, "neither": 0}[better]
+        if not number or not 0 <= sign * self.change < math.inf:
             right = {"lower": "0 or more", "higher": "0 or less", "neither": "a number"}[better]
-            raise InputError(
-                f"The limit of {self.metric} must be {right}, not {str(self.change)[:40]!r}: "
-                "it says how much may be lost."
-            )
+            what = f"The limit of {self.metric} must be {right}, not {str(self.change)[:40]!r}"
+            raise InputError(f"{what}: it says how much may be lost.")
 
     def keeps(self, value: float) -> bool:
         """Return whether a change, or a distance, is within the limit."""
         better = METRICS[self.metric].better
         if better == "neither":
             return abs(value) <= abs(self.change) + _ROUNDING
-        if better == "lower":
-            return value <= self.change + _ROUNDING
-        return value >= self.change - _ROUNDING
+        sign = 1 if better == "lower" else -1
+        return sign * value <= sign * self.change + _ROUNDING
 
     def breaks(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row of a sweep is beyond the limit, or has no value."""
@@ -85,14 +75,13 @@ LIMITS = (Limit("cer", 0.02), Limit("dnsmos_ovrl", -0.1))
 
 @dataclass(frozen=True)
 class Decision:
-    """One limit at one amount."""
+    """One limit at one amount; certain if the whole interval is on one side of the limit."""
 
     limit: Limit
     interval: Interval | None
-    """What was compared with the limit; None if nothing could be measured: no limit is kept."""
+    """What was compared with the limit; None if it could not be measured, and is not kept."""
     kept: bool
     certain: bool
-    """Whether the whole interval is on one side of the limit."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +113,18 @@ class Knee:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able values."""
-        found = dataclasses.asdict(self)
-        spec, trials = self.spec.to_dict(), found.pop("trials")
-        return {**found, "spec": spec, "steps": trials, "amount": self.amount, "rule": RULE}
+        found = {**dataclasses.asdict(self), "spec": self.spec.to_dict()}
+        return {**found, "steps": found.pop("trials"), "amount": self.amount, "rule": RULE}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each amount and limit, sorted by amount."""
         found = []
         for trial in sorted(self.trials, key=lambda trial: trial.amount):
             for one in trial.decisions:
-                row = {
-                    "amount": trial.amount,
-                    "metric": one.limit.metric,
-                    "limit": one.limit.change,
-                }
+                row = {"amount": trial.amount, "metric": one.limit.metric}
+                row["limit"] = one.limit.change
                 for end in ("value", "low", "high"):
-                    row[end] = getattr(one.interval, end) if one.interval else None
+                    row[end] = getattr(one.interval, end, None)
                 found.append({**row, "kept": one.kept, "certain": one.certain})
         return found
 
@@ -155,7 +140,6 @@ class Gradual:
 
     @property
     def amount(self) -> float:
-        """The amount of that step, or 0."""
         return max((step.amount for step in self.steps if step.kept), default=0.0)
 
 
@@ -185,13 +169,11 @@ def find_knee(
     Raises:
         InputError: bad input, or a limited metric cannot be measured on this voice.
     """
-    progress, limits = Progress.of(progress), tuple(limits)
+    limits = tuple(limits)
     if not limits or len({limit.metric for limit in limits}) < len(limits):
         raise InputError("Give at least one limit, and one per metric.")
     if base.pattern or base.shape or base.amounts:
-        raise InputError(
-            "A knee is an amount: leave out a pattern, a shape and the amounts of steps."
-        )
+        raise InputError("A knee is one amount: give no pattern, shape or amounts of steps.")
     rounds, most, tried = 0, _COUNT.bit_length(), 0
     if reference is None:
         metrics = tuple({METRICS[limit.metric].family for limit in limits})
@@ -221,19 +203,10 @@ def bisect(
     *,
     strict: bool = False,
 ) -> tuple[PruneSpec, tuple[Trial, ...]]:
-    """Return the largest amount that keeps the limits, and what was tried.
+    """Return the largest amount that keeps the limits, and what was tried; amount 0 keeps them.
 
-    Amount 0 keeps them: it is the original.
-
-    Args:
-        base: what to prune, apart from the amount.
-        limits: what must be kept.
-        measure: returns the figures of a spec. If it raises InputError, as for more weights than
-            are not protected, the amount keeps no limit.
-        strict: whether whole intervals must keep a limit.
-
-    Raises:
-        InputError: as `measure`, if it raises for every amount.
+    Where `measure` raises InputError, as for more weights than are not protected, the amount keeps
+    no limit. If it raises for every amount, so does this.
     """
     kept, broken, trials, refused = 0, _COUNT, [], []
     while broken - kept > 1:
@@ -273,11 +246,9 @@ def prune_until_knee(
     Raises:
         InputError: one step only, a limit that the reference cannot check, or as `prune`.
     """
-    progress, count = Progress.of(progress), len(spec.schedule_amounts())
+    count = len(spec.schedule_amounts())
     if count < 2:
-        raise InputError(
-            "Stopping at the knee needs gradual pruning: give the number of steps, or amounts."
-        )
+        raise InputError("Only gradual pruning can stop at the knee: give steps or amounts.")
     check_measured(limits, reference)
     steps: list[Trial] = []
     last = None
@@ -301,14 +272,11 @@ def decide(
     """Return which limits the figures of an amount keep."""
     decisions = []
     for limit in limits:
-        interval = compared(figures.get(limit.metric))
-        if interval is None:
-            decisions.append(Decision(limit, None, kept=False, certain=False))
-            continue
-        ends = [end for end in (interval.low, interval.high) if end is not None]
-        sides = {limit.keeps(value) for value in (interval.value, *ends)}
-        certain = len(ends) == 2 and len(sides) == 1
-        kept = limit.keeps(interval.value) and (certain or not strict)
+        interval, kept, certain = compared(figures.get(limit.metric)), False, False
+        if interval:
+            ends = [end for end in (interval.low, interval.high) if end is not None]
+            certain = len(ends) == 2 and len({*map(limit.keeps, (interval.value, *ends))}) == 1
+            kept = limit.keeps(interval.value) and (certain or not strict)
         decisions.append(Decision(limit, interval, kept, certain))
     return Trial(amount, all(decision.kept for decision in decisions), tuple(decisions))
 
@@ -321,49 +289,27 @@ def compared(figure: Figure | None) -> Interval | None:
 
 
 def check_measured(limits: Sequence[Limit], reference: Reference) -> None:
-    """Raise if a reference was measured without the metric of a limit.
-
-    Raises:
-        InputError: it was, and why.
-    """
+    """Raise InputError if a reference was measured without the metric of a limit."""
     for family in sorted({METRICS[limit.metric].family for limit in limits}):
         if family not in reference.listener.families:
-            raise InputError(
-                reference.unmeasured.get(family)
-                or f"The reference was measured without {family}: its limit cannot be checked."
-            )
+            words = f"The reference was measured without {family}: give no limit of it."
+            raise InputError(reference.unmeasured.get(family, words))
 
 
 def last_before(
     curve: Sequence[Mapping[str, Any]], broken: Callable[[Mapping[str, Any]], bool]
 ) -> Mapping[str, Any] | None:
-    """Return the knee of a measured curve: the last row before the first that is broken.
+    """Return the knee of a curve, sorted by amount: the last row before the first broken one.
 
-    Args:
-        curve: rows in order of amount.
-        broken: whether a row is beyond what is to be kept, such as `Limit.breaks`.
-
-    Returns:
-        None if no row is broken (the knee is beyond the curve), or if the first one is.
+    None if no row is broken (the knee is beyond the curve), or if the first one is.
     """
-    last = None
-    for row in curve:
-        if broken(row):
-            return last
-        last = row
-    return None
+    first = next((i for i, row in enumerate(curve) if broken(row)), 0)
+    return curve[first - 1] if first else None
 
 
 def parse_limit(text: str) -> Limit:
-    """Return a typed limit: "cer=+0.02", "dnsmos_ovrl=-0.1".
-
-    Raises:
-        InputError: it is not a limit.
-    """
+    """Return a typed limit: "cer=+0.02", "dnsmos_ovrl=-0.1"; raise InputError if it is none."""
     found = re.fullmatch(r"\s*(\w+)\s*=\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*", text)
     if not found:
-        raise InputError(
-            f"{text[:40]!r} is not a limit: write metric=change, such as cer=+0.02 or "
-            "dnsmos_ovrl=-0.1."
-        )
+        raise InputError(f"{text[:40]!r} is not a limit: write metric=change, as in cer=+0.02.")
     return Limit(found[1], float(found[2]))

@@ -65,9 +65,9 @@ class SweepResult:
 
     folder: Path
     rows: tuple[dict[str, Any], ...]
-    """One for each point, in the order of the grid, those of earlier runs included."""
+    """Of all points in the order of the grid, those of earlier runs included."""
     failures: tuple[Failure, ...]
-    """Points that are missing: starting the same sweep again tries them again."""
+    """The same sweep, started again, tries them again."""
     measured: int
     """How many points this run added."""
     seconds: float
@@ -114,14 +114,14 @@ def run_sweep(
         out: folder for sweep.json, sweep.jsonl and sweep.csv: new, empty, or of the same sweep.
         jobs: processes of this machine. Only the numbers of VARYING depend on it.
         engine: "local", or "ray" for a Ray cluster.
-        kind: kind of sweep: only one of the same kind continues in a folder.
+        kind: only a sweep of the same kind continues in a folder.
         on_point: called with each row that is added.
         progress: may raise to cancel; what is done stays.
 
     Raises:
         InputError: bad input, a folder of another sweep, or a full disk; what is done stays.
     """
-    start, progress, settings = time.perf_counter(), Progress.of(progress), settings or Settings()
+    start, settings = time.perf_counter(), settings or Settings()
     _check_choices(jobs, engine)
     points = grid.points() if isinstance(grid, Grid) else tuple(grid)
     ref = voice_ref if isinstance(voice_ref, VoiceRef) else VoiceRef(os.fspath(voice_ref))
@@ -132,7 +132,11 @@ def run_sweep(
     failures: list[Failure] = []
     with Store(out, manifest, points) as store, contextlib.ExitStack() as connected:
         before = len(store.records)
-        groups = _equal([point for point in points if point not in store.records])
+        left = [point for point in points if point not in store.records]
+        # With amount 0 all are the original.
+        same = tuple(point for point in left if point.untouched)
+        groups = [same] if same else []
+        groups += [(point,) for point in left if not point.untouched]
         if groups:
             if engine == "ray":
                 connected.enter_context(ray_cluster())
@@ -174,9 +178,8 @@ def run_voices(
 
     Args:
         refs: the voices.
-        grid, texts, settings, jobs, engine: as in `run_sweep`.
         out: folder: new, or of the same command.
-        progress: may raise to cancel; what is done stays.
+        grid, texts, settings, jobs, engine, progress: as in `run_sweep`.
 
     Raises:
         InputError: bad input, or the table cannot be written.
@@ -187,7 +190,7 @@ def run_voices(
         raise InputError("There is no voice to sweep: name at least one.")
     if holds_sweep(out):
         raise InputError(f"{out} holds the sweep of one voice: give another folder for several.")
-    pieces = Pieces(Progress.of(progress), len(refs))
+    pieces = Pieces(progress, len(refs))
     sweeps: dict[VoiceRef, SweepResult] = {}
     failures: dict[VoiceRef, str] = {}
 
@@ -208,11 +211,8 @@ def run_voices(
             else:
                 _write_table(out, [sweeps[one] for one in refs if one in sweeps])
             pieces.of(refs.index(ref), f"{ref}: ").report("done", 1.0)
-    return VoicesResult(
-        out,
-        {str(ref): sweeps[ref] for ref in refs if ref in sweeps},
-        {str(ref): failures[ref] for ref in refs if ref in failures},
-    )
+    done = {str(ref): sweeps[ref] for ref in refs if ref in sweeps}
+    return VoicesResult(out, done, {str(ref): failures[ref] for ref in refs if ref in failures})
 
 
 def folder_name(ref: VoiceRef) -> str:
@@ -225,7 +225,7 @@ def folder_name(ref: VoiceRef) -> str:
 def _started(
     refs: Sequence[VoiceRef], sweep: Callable[[VoiceRef], SweepResult], engine: str, pieces: Pieces
 ) -> Iterator[Iterable[tuple[VoiceRef, Callable[[], SweepResult]]]]:
-    """Give each voice, when it is finished, with a function that returns its sweep or raises."""
+    """Yield each voice once it is finished, and a function that returns its sweep or raises."""
     if engine != "ray":
         yield ((ref, functools.partial(sweep, ref)) for ref in refs)
         return
@@ -241,37 +241,19 @@ def _started(
 
 
 def _write_table(folder: Path, sweeps: Iterable[SweepResult]) -> None:
-    rows = [row for sweep in sweeps for row in sweep.rows]
     try:
-        if rows:
+        if rows := [row for sweep in sweeps for row in sweep.rows]:
             write_file(folder / TABLE, csv_of(rows))
     except OSError as error:
-        raise InputError(
-            f"{folder / TABLE} could not be written: {error.strerror or error}. "
-            "The folders of the voices are complete."
-        ) from error
-
-
-def _equal(points: Sequence[Point]) -> list[tuple[Point, ...]]:
-    """Group the points that are the same voice: with amount 0 all are the original."""
-    untouched = tuple(point for point in points if point.untouched)
-    return [
-        *([untouched] if untouched else []),
-        *((point,) for point in points if not point.untouched),
-    ]
+        words = f"{folder / TABLE} could not be written: {error.strerror or error}. "
+        raise InputError(f"{words}The folders of the voices are complete.") from error
 
 
 def _check_choices(jobs: object, engine: object) -> None:
-    """Refuse a wrong number of jobs or a wrong engine before anything is spoken."""
     if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= MAX_JOBS:
-        raise InputError(
-            f"The number of jobs must be a whole number from 1 to {MAX_JOBS}, "
-            f"not {str(jobs)[:40]!r}."
-        )
+        raise InputError(f"The number of jobs must be a whole number from 1 to {MAX_JOBS}.")
     if engine not in ENGINES:
-        raise InputError(
-            f"There is no engine {str(engine)[:40]!r}: choose one of {', '.join(ENGINES)}."
-        )
+        raise InputError(f"There is no such engine: choose one of {', '.join(ENGINES)}.")
     if engine == "ray":
         import_ray()
 
@@ -282,6 +264,10 @@ def _manifest(
     """Return what the numbers depend on, and which points are to be measured."""
     chosen = dataclasses.asdict(settings)
     del chosen["threads"], chosen["recogniser"]["threads"]  # no number depends on those
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     return {
         "kind": kind,
         "voice": {
@@ -295,16 +281,9 @@ def _manifest(
         },
         "texts": list(texts),
         "settings": chosen,
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "versions": versions,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "points": [point.to_dict() for point in points],
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -15,7 +15,7 @@ import multiprocessing.connection
 import os
 import signal
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
@@ -34,7 +34,7 @@ ENGINES = ("local", "ray")
 TRIES = 2
 """How often a point is started whose process was killed."""
 RAY_POLL_SECONDS = 1.0
-"""Waiting for the cluster reports this often, so that it can be cancelled."""
+"""How often waiting for the cluster reports, so that it can be cancelled."""
 _DETAILS = ("figures", "alarms", "alarms_of_original", "sentences", "unmeasured", "notes", "cost")
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,6 @@ class VoiceRef:
         return self.ref + revision + (f":{self.speaker}" if self.speaker is not None else "")
 
     def load(self) -> Voice:
-        """Return the voice; raise InputError if there is none."""
         return load_voice(self.ref, self.speaker, revision=self.revision)
 
 
@@ -146,16 +145,11 @@ def measure_points(
 ) -> Iterator[Outcome]:
     """Measure points, each of which is a piece of the progress, in any order."""
     if engine == "ray":
-        return run_ray(work, points, pieces)
+        yield from run_ray(work, points, pieces)
+        return
     if jobs > 1:
-        return run_processes(work, points, jobs, pieces)
-    return run_here(work, voice, points, pieces)
-
-
-def run_here(
-    work: Work, voice: Voice, points: Sequence[Point], pieces: Pieces
-) -> Iterator[Outcome]:
-    """Measure one point after another in this process."""
+        yield from run_processes(work, points, jobs, pieces)
+        return
     for i, point in enumerate(points):
         found: Measured | str
         try:
@@ -200,12 +194,9 @@ def run_processes(
                 tries[index] += 1
                 if tries[index] < TRIES:
                     waiting.appendleft(index)
-                else:
-                    yield (
-                        index,
-                        f"its process was killed {TRIES} times ({value}): "
-                        "most often memory ran out, so try fewer --jobs",
-                    )
+                    continue
+                words = f"its process was killed {TRIES} times ({value}): "
+                yield index, words + "most often memory ran out, so try fewer --jobs"
     finally:
         for worker in workers:
             worker.stop()
@@ -240,11 +231,9 @@ class _Worker:
         self.pipe.close()  # an idle process ends by itself
         if self.index is None:
             self.process.join(3)
-        self.process.terminate()
-        self.process.join(5)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        for end in (self.process.terminate, self.process.kill):
+            end()
+            self.process.join(5)
 
 
 def _serve(pipe: Connection, work: Work) -> None:
@@ -273,12 +262,12 @@ def _measure(work: Work, point: Point, progress: Progress = SILENT) -> Measured 
 
 def _sharing_cores(reference: Reference, jobs: int) -> Reference:
     """Let the predictors leave cores to the other processes; no number depends on it."""
-    if not isinstance(reference, Reference) or reference.listener.threads is not None:
+    listener, threads = reference.listener, max(1, available_cores() // jobs)
+    if listener.threads is not None:
         return reference
-    threads = max(1, available_cores() // jobs)
-    recogniser = reference.listener.recogniser
+    recogniser = listener.recogniser
     recogniser = dataclasses.replace(recogniser, threads=recogniser.threads or threads)
-    listener = dataclasses.replace(reference.listener, threads=threads, recogniser=recogniser)
+    listener = dataclasses.replace(listener, threads=threads, recogniser=recogniser)
     return dataclasses.replace(reference, listener=listener)
 
 
@@ -286,14 +275,11 @@ def _sharing_cores(reference: Reference, jobs: int) -> Reference:
 def passive_waiting() -> Iterator[None]:
     """Let processes that start in the block sleep while they wait, instead of taking a core."""
     name = "OMP_WAIT_POLICY"
-    with _environment:  # it belongs to all threads
-        before = os.environ.get(name)
-        os.environ.setdefault(name, "PASSIVE")
-        try:
-            yield
-        finally:
-            if before is None:
-                os.environ.pop(name, None)
+    with _environment, contextlib.ExitStack() as after:  # it belongs to all threads
+        if name not in os.environ:
+            os.environ[name] = "PASSIVE"
+            after.callback(os.environ.pop, name, None)
+        yield
 
 
 def import_ray() -> Any:
@@ -330,18 +316,11 @@ def reference_on_ray(
 ) -> Reference:
     """Measure the original on the cluster, so that many voices do not wait for this machine."""
     ray = import_ray()
-    prepare = _ray_task(ray, _prepare, threads)
-    task = prepare.remote(voice, fingerprint, tuple(texts), settings, threads)
-    try:
-        progress.report("original", 0.0)
-        while not ray.wait([task], timeout=RAY_POLL_SECONDS)[0]:
-            progress.report("original", 0.0)
-        found = ray.get(task)
-    except ray.exceptions.RayError as error:
-        raise InputError(_ray_words(error)) from error
-    except BaseException:
-        ray.cancel(task, force=True)
-        raise
+    progress.report("original", 0.0)
+    task = _ray_task(ray, _prepare, threads).remote(voice, fingerprint, texts, settings, threads)
+    results = _ray_results(ray, {task: 0}, lambda _: progress.report("original", 0.0))
+    with contextlib.closing(results):
+        _, found = next(results)
     if isinstance(found, str):
         raise InputError(found)
     return found
@@ -349,30 +328,39 @@ def reference_on_ray(
 
 def run_ray(work: Work, points: Sequence[Point], pieces: Pieces) -> Iterator[Outcome]:
     """Measure on the cluster. Its machines need vits_prune and the voice's files."""
-    pending: dict[Any, int] = {}
     with ray_cluster() as ray:
-        try:
-            measure, shared = _ray_task(ray, _measure, work.threads), ray.put(work)
-            pending = {measure.remote(shared, point): i for i, point in enumerate(points)}
-            while pending:
-                done, _ = ray.wait(list(pending), num_returns=1, timeout=RAY_POLL_SECONDS)
-                if not done:
-                    pieces.of(next(iter(pending.values()))).report("point", 0.0)
-                    continue
-                index = pending.pop(done[0])
-                try:
-                    found = ray.get(done[0])
-                except ray.exceptions.RayError as error:
-                    found = _ray_words(error)
+        measure, shared = _ray_task(ray, _measure, work.threads), ray.put(work)
+        tasks = {measure.remote(shared, point): i for i, point in enumerate(points)}
+        results = _ray_results(ray, tasks, lambda index: pieces.of(index).report("point", 0.0))
+        with contextlib.closing(results):
+            for index, found in results:
                 pieces.of(index).report("point", 1.0)
                 yield index, found
-        finally:
-            for task in pending:
-                ray.cancel(task, force=True)
+
+
+def _ray_results(
+    ray: Any, tasks: dict[Any, int], waiting: Callable[[int], None]
+) -> Generator[tuple[int, Any], None, None]:
+    """Yield each task's index and its result, or why there is none; cancel what is left."""
+    try:
+        while tasks:
+            done, _ = ray.wait(list(tasks), num_returns=1, timeout=RAY_POLL_SECONDS)
+            if not done:
+                waiting(next(iter(tasks.values())))
+                continue
+            index = tasks.pop(done[0])
+            try:
+                found = ray.get(done[0])
+            except ray.exceptions.RayError as error:
+                found = f"Ray could not run it: {str(error).strip().splitlines()[0]}"
+            yield index, found
+    finally:
+        for task in tasks:
+            ray.cancel(task, force=True)
 
 
 def ray_cores(ray: Any) -> list[int]:
-    """Return the cores of each machine in the connected cluster."""
+    """Return the cores of each machine of the cluster."""
     return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
@@ -383,14 +371,10 @@ def _ray_task(ray: Any, function: Any, threads: int) -> Any:
 
 
 def _prepare(
-    voice: VoiceRef, fingerprint: str, texts: tuple[str, ...], settings: Settings, threads: int
+    voice: VoiceRef, fingerprint: str, texts: Sequence[str], settings: Settings, threads: int
 ) -> Reference | str:
     try:
         with torch_threads(threads):
             return prepare_reference(load_same(voice, fingerprint), texts, settings)
     except InputError as error:  # Ray would wrap the exception in its traceback
         return str(error)
-
-
-def _ray_words(error: Exception) -> str:
-    return f"Ray could not run it: {str(error).strip().splitlines()[0]}"

@@ -42,22 +42,15 @@ class Point:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Point:
-        """Return the Point that `to_dict` described.
-
-        Raises:
-            InputError: a field is missing or out of range.
-        """
+        """Return the Point that `to_dict` described; raise InputError if it is none."""
         spec = {key: value for key, value in fields.items() if key != "layer"}
         return cls(PruneSpec.from_dict(spec), fields.get("layer"))
 
     def columns(self) -> dict[str, Any]:
         """Return the point as the first columns of its row."""
         found = {"method": self.spec.method, "scope": self.spec.scope}
-        found["parts"] = parts_name(self.spec.parts)
-        if self.layer:
-            found["layer"] = self.layer
-        if options := self.options():
-            found["options"] = options
+        more = {"layer": self.layer, "options": self.options()}
+        found |= {"parts": parts_name(self.spec.parts), **{k: v for k, v in more.items() if v}}
         return {**found, "amount": self.spec.amount}
 
     def options(self) -> str:
@@ -71,11 +64,7 @@ class Point:
         return json.dumps(found, separators=(",", ":")) if found else ""
 
     def apply(self, voice: Voice) -> Voice:
-        """Return the pruned voice.
-
-        Raises:
-            InputError: the voice has no such layer, or it cannot be pruned.
-        """
+        """Return the pruned voice; raise InputError if it has no such layer to prune."""
         if self.untouched:
             return voice
         if self.layer is None:
@@ -112,10 +101,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, PruneSpec) or self.base.shape or self.base.amounts:
-            raise InputError(
-                "The points of a grid differ in their amounts: give a PruneSpec with neither a "
-                "shape nor amounts as its base."
-            )
+            raise InputError("A grid's base is a PruneSpec without a shape or amounts of steps.")
         size = 1
         for name in ("methods", "scopes", "parts_groups", "amounts"):
             values = tuple(dict.fromkeys(getattr(self, name)))
@@ -124,21 +110,17 @@ class Grid:
             object.__setattr__(self, name, tuple(sorted(values)) if name == "amounts" else values)
             size *= len(values)
         if size > MAX_POINTS:
-            raise InputError(
-                f"The grid has {size:,} points and the limit is {MAX_POINTS:,}: "
-                "take fewer amounts or groups."
-            )
+            raise InputError(f"The grid has {size:,} points, more than {MAX_POINTS:,}.")
         groups = tuple(dict.fromkeys(spec.parts for spec in self.specs()))
         object.__setattr__(self, "parts_groups", groups)
 
     def specs(self) -> tuple[PruneSpec, ...]:
         """Return the points in order: curve by curve, each from the smallest amount up."""
-        found = (
-            replace(self.base, method=method, scope=scope, amount=amount, parts=parts)
-            for method, parts, scope, amount in itertools.product(
-                self.methods, self.parts_groups, self.scopes, self.amounts
-            )
-        )
+        values = itertools.product(self.methods, self.parts_groups, self.scopes, self.amounts)
+        found = [
+            replace(self.base, method=method, parts=parts, scope=scope, amount=amount)
+            for method, parts, scope, amount in values
+        ]
         return tuple(dict.fromkeys(found))
 
     def points(self) -> tuple[Point, ...]:
@@ -146,25 +128,23 @@ class Grid:
 
 
 def part_points(amounts: Iterable[float], base: PruneSpec = PruneSpec()) -> tuple[Point, ...]:
-    """Return a point for each part alone at each amount.
+    """Return a point for each part alone at each amount; `base` has the other fields.
 
     A part that the method protects as a whole is pruned too. A part that a structured method cannot
     shrink is left out.
-
-    Args:
-        amounts: shares of the part's weights; for a structured method of its channels.
-        base: the other fields of every PruneSpec.
     """
     amounts, method = tuple(amounts), METHODS[base.method]
     found = []
     for part in PARTS:
-        if method.structured and part == "duration_predictor":
-            continue
-        bare = base
-        if part in method.protect and base.protect is None:
-            bare = replace(base, protect=())
-        found += [Point(replace(bare, amount=amount, parts=(part,))) for amount in amounts]
+        if not (method.structured and part == "duration_predictor"):
+            bare = _unprotected(base) if part in method.protect else base
+            found += [Point(replace(bare, amount=amount, parts=(part,))) for amount in amounts]
     return tuple(found)
+
+
+def _unprotected(base: PruneSpec) -> PruneSpec:
+    """Drop what the method protects of itself; keep what the user protects."""
+    return replace(base, protect=()) if base.protect is None else base
 
 
 def layer_points(
@@ -187,8 +167,8 @@ def layer_points(
         if not any(_begins(layer.name, name) for layer in layers):
             raise _no_layer(voice, name)
     base = replace(base, scope="local")
-    if METHODS[base.method].protect and base.protect is None:
-        base = replace(base, protect=())
+    if METHODS[base.method].protect:
+        base = _unprotected(base)
     return tuple(
         Point(replace(base, amount=amount, parts=(layer.part,)), layer.name)
         for layer in layers
@@ -203,11 +183,7 @@ def subject(row: Mapping[str, Any]) -> str:
 
 
 def parse_amounts(texts: Sequence[str]) -> tuple[float, ...]:
-    """Return typed amounts: "0:0.9:0.1" (start:end:step, end included), "0.1,0.3", or several.
-
-    Raises:
-        InputError: not such a list, or an amount out of range.
-    """
+    """Return typed amounts: "0:0.9:0.1" (start:end:step, end included), "0.1,0.3", or several."""
     found: list[Decimal] = []  # exact: 3 * 0.1 is not 0.3 in binary
     for text in ",".join(texts).split(","):
         numbers = [_decimal(one, text) for one in text.split(":")]
@@ -215,25 +191,17 @@ def parse_amounts(texts: Sequence[str]) -> tuple[float, ...]:
             found += numbers
             continue
         if len(numbers) != 3 or numbers[2] <= 0 or numbers[1] < numbers[0]:
-            raise InputError(
-                f"{text[:40]!r} is not a range of amounts: write start:end:step, such as 0:0.9:0.1."
-            )
+            raise InputError(f"{text[:40]!r} is not start:end:step, such as 0:0.9:0.1.")
         start, end, step = numbers
         if (end - start) / step > MAX_POINTS:
-            raise InputError(
-                f"{text[:40]!r} has more than {MAX_POINTS:,} amounts: take a larger step."
-            )
+            raise InputError(f"{text[:40]!r} has too many amounts: take a larger step.")
         found += [start + i * step for i in range(int((end - start) / step) + 1)]
     # PruneSpec refuses what is out of range.
     return tuple(sorted({PruneSpec(amount=float(amount)).amount for amount in found}))
 
 
 def parse_parts(text: str) -> tuple[str, ...]:
-    """Return a typed group of parts: "all", "decoder", or "flow+decoder".
-
-    Raises:
-        InputError: there is no such part.
-    """
+    """Return a typed group of parts: "all", "decoder", or "flow+decoder"."""
     return PARTS if text == "all" else PruneSpec(parts=tuple(text.split("+"))).parts
 
 
@@ -249,10 +217,8 @@ def _decimal(text: str, whole: str) -> Decimal:
     except InvalidOperation:
         number = Decimal("NaN")
     if not number.is_finite() or abs(number.adjusted()) > 20:
-        raise InputError(
-            f"{whole[:40]!r} is not an amount: write a number such as 0.3, a list such as 0.1,0.3 "
-            "or a range such as 0:0.9:0.1."
-        )
+        words = "write a number, a list such as 0.1,0.3 or a range such as 0:0.9:0.1"
+        raise InputError(f"{whole[:40]!r} is not an amount: {words}.")
     return number
 
 
@@ -262,13 +228,8 @@ def _begins(layer: str, name: str) -> bool:
 
 def _check_single_layers(method: str) -> None:
     if METHODS[method].structured:
-        raise InputError(
-            f"{method} removes channels that layers share, so no layer can be pruned alone: "
-            "prune parts instead (without --layers)."
-        )
+        raise InputError(f"{method} removes what layers share: no layer can be pruned alone.")
 
 
 def _no_layer(voice: Voice, name: str) -> InputError:
-    return InputError(
-        f"{voice.name} has no layer {name[:80]!r} that can be pruned: `layers` lists them."
-    )
+    return InputError(f"{voice.name} has no layer {name[:80]!r} to prune: `layers` lists them.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import pandas as pd
 
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.files import Manifest, write_file
@@ -44,7 +44,7 @@ class Store:
         Args:
             folder: new, empty, or of the same sweep.
             manifest: what the numbers depend on; JSON-able.
-            points: all points to visit, in order. Points of the folder that are not here stay.
+            points: in order. Points of the folder that are not here stay.
 
         Raises:
             InputError: the folder holds something else, is in use, or cannot be written.
@@ -66,18 +66,10 @@ class Store:
                 self._table = files.enter_context((self.folder / TABLE).open("ab"))
             files.pop_all()
 
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of what is done, in the order of the points."""
-        return [record["row"] for record in self._sorted()]
-
     def append(
         self, point: Point, row: Mapping[str, Any], details: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Keep a point: it is whole on the disk when this returns.
-
-        Returns:
-            The row as it was kept.
+        """Keep a point, whole on the disk when this returns, and return its row as it was kept.
 
         Raises:
             InputError: the disk does not take it; what was kept before is as it was.
@@ -94,7 +86,10 @@ class Store:
                 self._table = (self.folder / TABLE).open("ab")
         return record["row"]
 
-    def close(self) -> None:
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Put the files into the order of the points and unlock the folder."""
         try:
             ordered = self._sorted()
@@ -105,12 +100,6 @@ class Store:
         finally:
             self._table.close()
             self._lines.close()
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _sorted(self) -> list[dict[str, Any]]:
         order, last = self._order, len(self._order)
@@ -123,9 +112,7 @@ class Store:
         for path in self.folder.iterdir():
             # A kill at the very start leaves an empty file or a temporary one.
             if not path.name.startswith(".sweep.") and (path.is_dir() or path.stat().st_size):
-                raise InputError(
-                    f"{self.folder} holds files of something else: give a new or empty folder."
-                )
+                raise InputError(f"{self.folder} holds something else: give a new or empty folder.")
 
     def _agree(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest if it is of the same sweep as the folder's own."""
@@ -133,16 +120,12 @@ class Store:
         kept = MANIFEST.read(self.folder)
         if kept is not None:
             if kept.get("format") != FORMAT_VERSION:
-                raise InputError(
-                    f"The sweep in {self.folder} is of another version of vits_prune: "
-                    "give another folder."
-                )
+                what = f"The sweep in {self.folder} is of another version of vits_prune"
+                raise InputError(f"{what}: give another folder.")
             for key, difference in _DIFFERENCES.items():
                 if kept.get(key) != agreed.get(key):
-                    raise InputError(
-                        f"{self.folder} holds a sweep of {difference}: "
-                        "give another folder, or remove this one."
-                    )
+                    what = f"{self.folder} holds a sweep of {difference}"
+                    raise InputError(f"{what}: give another folder, or remove this one.")
             agreed["threads"] = kept.get("threads", agreed.get("threads"))
         MANIFEST.write(self.folder, agreed)
         return agreed
@@ -151,30 +134,25 @@ class Store:
         """Read what is done, and cut off a last line that a kill left incomplete."""
         path, kept = self.folder / LINES, 0
         if path.stat().st_size > _MAX_BYTES:
-            raise InputError(
-                f"{path} is larger than {_MAX_BYTES >> 30} GiB: it was not written by a sweep."
-            )
+            raise InputError(f"{path} is larger than a sweep writes it.")
         for record, size in _records(path):
             self.records[Point.from_dict(record["point"])] = record
             kept += size
         os.truncate(path, kept)
 
     def _write_table(self) -> None:
-        rows = self.rows
+        rows = [record["row"] for record in self._sorted()]
         self._columns = columns_of(rows)
         write_file(self.folder / TABLE, csv_of(rows) if rows else b"")
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
-        """Turn an error of the disk into an InputError."""
         try:
             yield
         except OSError as error:
-            done = len(self.records)
-            kept = f"The {done} points that are done are kept" if done else "Nothing was lost"
             raise InputError(
                 f"The sweep could not be written to {self.folder}: {error.strerror or error}. "
-                f"{kept}: make room and start it again."
+                f"{len(self.records)} points are done and kept: make room and start it again."
             ) from error
 
 
@@ -235,20 +213,16 @@ def _lock(file: BinaryIO, folder: Path) -> None:
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the columns of all rows, those of the longest row first."""
-    longest = max(rows, key=len, default={})
-    return list(dict.fromkeys([*longest, *(name for row in rows for name in row)]))
+    return list(dict.fromkeys([*max(rows, key=len, default={}), *(k for row in rows for k in row)]))
 
 
 def csv_of(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, *, header: bool = True
 ) -> bytes:
     """Return rows as CSV in UTF-8; a cell that a row lacks is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns or columns_of(rows), lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    # As objects: in a column of numbers a whole number beside an empty cell would get a ".0".
+    table = pd.DataFrame(list(rows), columns=columns or columns_of(rows), dtype=object)
+    return table.to_csv(index=False, header=header, lineterminator="\n").encode()
 
 
 def plain(value: Any) -> Any:

@@ -29,7 +29,7 @@ from vits_prune.studio.request import (
     PRUNING,
     spec_of,
 )
-from vits_prune.study.tables import PART_NAMES
+from vits_prune.study.comparison import PART_NAMES
 from vits_prune.synthesis.speak import MAX_SEED
 from vits_prune.ui.events import Page
 from vits_prune.ui.widgets import Made

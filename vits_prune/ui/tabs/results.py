@@ -16,7 +16,7 @@ from vits_prune.pruning.spec import in_words
 from vits_prune.studio import plots, speaking, workbench
 from vits_prune.studio.descriptions import heard_words, lesson_words
 from vits_prune.studio.request import SPEAKING, Request, request_of
-from vits_prune.study import tables
+from vits_prune.study import comparison as tables
 from vits_prune.ui.controls import LOADED, VOICE_SHOWN, load_voice
 from vits_prune.ui.events import LANES, QUIET, Page, tickets
 from vits_prune.ui.widgets import Made, source, widget
