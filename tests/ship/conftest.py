@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import cache
+from types import MappingProxyType
+
 import pytest
 
 from tests.voices import piper_factory
@@ -9,23 +13,35 @@ from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, load_voice, prune
 from vits_prune.pruning import Shape
 from vits_prune.pruning.structured.cut import choose, cut
+from vits_prune.ship.formats import export_voice
+from vits_prune.voices.voice import Origin
 
-KINDS = (
-    "plain",
-    "plain-durations",
-    "speakers",
-    "smaller",
-    "narrow",
-    "piper-medium",
-    "piper-high",
-    "piper-speakers",
-    "sparse",
-)
+KINDS = {
+    "plain": ("onnx", "fp32"),
+    "plain-durations": ("piper", "fp32"),
+    "speakers": ("onnx", "fp16"),
+    "smaller": ("onnx", "fp32"),
+    "narrow": ("piper", "int8"),
+    "piper-medium": ("piper", "fp32"),
+    "piper-high": ("piper", "fp16"),
+    "piper-speakers": ("piper", "fp32"),
+    "sparse": ("onnx", "int8"),
+}
+"""Kinds of voices, and the format and precision in which each is exported once a session."""
+HEALED = {"steps": 12, "teacher": "joe"}
+
+
+def with_history(voice):
+    """The voice as if published under a licence, pruned and healed."""
+    pruned = [{"method": "magnitude", "amount": 0.5, "parts": ["flow"]}]
+    recipe = {**voice.recipe, "pruned": pruned, "healed": HEALED}
+    origin = Origin(voice.origin.family, f"owner/{voice.name}", "0123abc", "cc-by-nc-4.0")
+    return dataclasses.replace(voice, recipe=MappingProxyType(recipe), origin=origin)
 
 
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory):
-    """Stochastic and plain durations, one speaker and several, ResBlock1 and ResBlock2, cut and pruned."""
+    """Both duration predictors, one speaker and several, both ResBlocks, cut and pruned."""
     place = tmp_path_factory.mktemp("shipped")
     plain = load_voice(make_checkpoint(place / "plain"))
     piper = {
@@ -42,7 +58,7 @@ def shipped(tmp_path_factory):
         multiple=2,
     )
     narrow = Shape(resblock_width=0.5, multiple=2)
-    return {
+    kinds = {
         "plain": plain,
         "plain-durations": load_voice(
             make_checkpoint(place / "plain-durations", stochastic=False, window_size=2)
@@ -55,6 +71,25 @@ def shipped(tmp_path_factory):
         "piper-speakers": piper["SPEAKERS"],
         "sparse": prune(plain, PruneSpec(scope="local", amount=0.5)),
     }
+    return {kind: with_history(voice) for kind, voice in kinds.items()}
+
+
+@pytest.fixture(scope="session")
+def exported(shipped, tmp_path_factory):
+    """Exports of these voices by kind, each written once; tests copy what they change."""
+
+    @cache
+    def export(kind):
+        place = tmp_path_factory.mktemp("exported") / "out"
+        return export_voice(shipped[kind], place, *KINDS[kind])
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def joe_export(joe, tmp_path_factory):
+    """The real voice as Piper's runtime and sherpa-onnx read it, written once."""
+    return export_voice(joe, tmp_path_factory.mktemp("joe") / "out", "piper")
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,10 @@ from vits_prune.ship.reproduce import reproduce
 from vits_prune.voices.voice import Origin
 
 HUB = Origin("hugging-face", "facebook/mms-tts-eng", "a" * 40, "cc-by-nc-4.0")
-HOSTILE = "</td>|`x`<script>alert(1)</script>\n---\nlicense: mit\n\n# [click](http://evil.example) www.evil.example ![x](http://a/b)\x1b[31m\u202e\"'"
+HOSTILE = (
+    "</td>|`x`<script>alert(1)</script>\n---\nlicense: mit\n\n# [click](http://evil.example) "
+    "www.evil.example ![x](http://a/b)\x1b[31m\u202e\"'"
+)
 SPEC = PruneSpec(method="magnitude", scope="local", amount=0.5)
 
 
@@ -69,10 +72,14 @@ def rendered(card):
 
 def evidence_of(voice, value=0.03):
     figure = {
-        "metric": "cer", "unit": "", "verdict": "no difference found", "floor": {"low": -0.01, "high": 0.01, "values": [0.01]},
-        "original": {"value": 0.02, "low": 0.01, "high": 0.03, "count": 2}, "pruned": {"value": value, "low": 0.0, "high": 0.1, "count": 2},
+        "metric": "cer",
+        "unit": "",
+        "verdict": "no difference found",
+        "floor": {"low": -0.01, "high": 0.01, "values": [0.01]},
+        "original": {"value": 0.02, "low": 0.01, "high": 0.03, "count": 2},
+        "pruned": {"value": value, "low": 0.0, "high": 0.1, "count": 2},
         "difference": {"value": 0.01, "low": -0.02, "high": 0.04, "count": 2},
-    }  # fmt: skip
+    }
     spread = {"median": 0.01, "low": 0.009, "high": 0.02}
     timed = {
         "stage_seconds": dict.fromkeys(("text", "durations", "flow", "decoder", "total"), spread),
@@ -143,10 +150,8 @@ def test_plain_transformers_does_what_the_card_says(facts, monkeypatch):
 
 def test_evidence_becomes_tables_and_results(facts):
     card = model_card(dataclasses.replace(facts, evidence=evidence_of(facts.voice)))
-    assert (
-        "| character error rate | 0.02 | 0.03 | +0.01 [-0.02, +0.04] | -0.01 to 0.01 | no difference found |"
-        in card
-    )
+    cells = ("character error rate", "0.02", "0.03", "+0.01 [-0.02, +0.04]", "-0.01 to 0.01")
+    assert f"| {' | '.join(cells)} | no difference found |" in card
     assert "2 held-out Harvard sentences" in card
     assert "| **all stages** (ms) | 10 (9 to 20) | 10 (9 to 20) |" in card
     assert "silence: 1 of 2" in card
@@ -159,11 +164,11 @@ def test_evidence_becomes_tables_and_results(facts):
     )
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.1", None, True, 10**400])
-def test_evidence_that_is_no_number_is_left_out(facts, value):
-    card = model_card(dataclasses.replace(facts, evidence=evidence_of(facts.voice, value)))
-    assert "character error rate |" not in card
-    assert ModelCard(card).data.eval_results is None
+def test_evidence_that_is_not_a_number_is_left_out(facts):
+    for value in (float("nan"), float("inf"), "0.1", None, True, 10**400):
+        card = model_card(dataclasses.replace(facts, evidence=evidence_of(facts.voice, value)))
+        assert "character error rate |" not in card
+        assert ModelCard(card).data.eval_results is None
 
 
 def test_evidence_of_another_voice_is_refused(pruned):
@@ -226,15 +231,22 @@ def test_strangers_words_stay_words(tiny, tmp_path):
     evidence["figures"]["cer"]["verdict"] = HOSTILE
     plain = facts_of(tiny, tmp_path / "out")
     facts = dataclasses.replace(
-        plain, voice=voice, licence=licence_of(voice), reproduction=reproduce(voice), evidence=evidence,
-        samples=(Sample(HOSTILE, "samples/1-pruned.wav", None),), pictures=(Picture("healing.png", HOSTILE, "Drawn."),),
-    )  # fmt: skip
+        plain,
+        voice=voice,
+        licence=licence_of(voice),
+        reproduction=reproduce(voice),
+        evidence=evidence,
+        samples=(Sample(HOSTILE, "samples/1-pruned.wav", None),),
+        pictures=(Picture("healing.png", HOSTILE, "Drawn."),),
+    )
     card = model_card(facts)
     page = rendered(card)
     assert not re.search(r"<(script|/td>\|)|\x1b|\u202e", page.replace("</td>\n", ""))
     assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {
-        "https://arxiv.org/abs/2106.06103", "https://huggingface.co/me/small/resolve/main/samples/1-pruned.wav", "healing.png",
-    }  # fmt: skip
+        "https://arxiv.org/abs/2106.06103",
+        "https://huggingface.co/me/small/resolve/main/samples/1-pruned.wav",
+        "healing.png",
+    }
     assert "://evil" not in re.sub(
         r"<code>.*?</code>", "", page
     )  # where a renderer would make links of its own
@@ -332,9 +344,16 @@ def test_words_of_every_step(facts):
     )
     card = model_card(dataclasses.replace(facts, voice=voice, reproduction=reproduce(voice)))
     for words in (
-        "second order, 80%, by sensitivity, decoder only, floor 10%, 3 steps", "Not pruned: `duration_predictor`",
-        "1 text of its maker's", "What was pruned (decoder) was trained", "100 steps, 5 minutes, 40 sentences, batches of 4",
-        "step 90 was the best", "Discriminators", "bf16", "3 recordings", "--calibration-texts calibration-texts.txt",
-    ):  # fmt: skip
+        "second order, 80%, by sensitivity, decoder only, floor 10%, 3 steps",
+        "Not pruned: `duration_predictor`",
+        "1 text of its maker's",
+        "What was pruned (decoder) was trained",
+        "100 steps, 5 minutes, 40 sentences, batches of 4",
+        "step 90 was the best",
+        "Discriminators",
+        "bf16",
+        "3 recordings",
+        "--calibration-texts calibration-texts.txt",
+    ):
         assert words in card
     assert "<script" not in card

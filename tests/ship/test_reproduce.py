@@ -1,4 +1,4 @@
-"""The recipe of a voice as commands: what the real parser makes of them must be the recipe again."""
+"""The recipe of a voice as commands, which the real parser reads as the same recipe."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_pruning_is_parsed_back(tiny, spec):
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.method}-{spec.amount:g}")
 @pytest.mark.parametrize("plan", PLANS[:2])
 def test_gradual_healing_is_parsed_back(tiny, spec, plan):
-    """One command prunes and heals behind each step; what minutes came to in steps cannot be said where there are several."""
+    """One command prunes and heals after each step, with minutes rather than training steps."""
     count = len(spec.schedule_amounts())
     healed = [(plan.share(index, count), None) for index in range(count)]
     (line,) = reproduce(made(tiny, [spec], healed)).lines()
@@ -164,9 +164,15 @@ def test_original_on_the_hub_is_named_with_its_commit_and_speaker(tiny):
 
 @pytest.mark.parametrize(
     ("family", "reference", "revision"),
-    [("piper", "amy.onnx", None), ("hugging-face", "joe", None), ("hugging-face", "../../etc", None), ("hugging-face", "a/b", "--out=x"),
-     ("piper", "facebook/mms-tts-eng", None), ("hugging-face", "a/b; rm -rf ~", None)],
-)  # fmt: skip
+    [
+        ("piper", "amy.onnx", None),
+        ("hugging-face", "joe", None),
+        ("hugging-face", "../../etc", None),
+        ("hugging-face", "a/b", "--out=x"),
+        ("piper", "facebook/mms-tts-eng", None),
+        ("hugging-face", "a/b; rm -rf ~", None),
+    ],
+)
 def test_original_of_somebodys_own_is_not_named(tiny, family, reference, revision):
     again = reproduce(made(tiny, [PruneSpec()], origin=Origin(family, reference, revision)))
     assert parsed(again.lines()[0]).voice == ORIGINAL

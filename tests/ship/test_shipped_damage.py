@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.voices import piper_factory
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from vits_prune import InputError, load_voice, save_voice
 from vits_prune.cli import main as cli
@@ -28,36 +27,27 @@ def with_one(voice, value):
     return voice.with_weights({WEIGHT: weight})
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """A voice of each family by the format that it was exported in, and the folder with both exports."""
-    place = tmp_path_factory.mktemp("written")
-    hub, piper = (
-        load_voice(make_checkpoint(place / "plain")),
-        load_voice(piper_factory.make_voice(place, piper_factory.MEDIUM, "medium")),
-    )
-    export_voice(hub, place / "exports" / "onnx", "onnx")
-    export_voice(piper, place / "exports" / "piper", "piper")
-    return {"onnx": hub, "piper": piper}, place / "exports"
-
-
 @pytest.fixture
-def exported(written, tmp_path):
-    """Copies of both exports, by format."""
-    return {name: Path(shutil.copytree(written[1] / name, tmp_path / name)) for name in written[0]}
+def copies(exported, tmp_path):
+    """Copies of an export in each format."""
+    kinds = {"onnx": "plain", "piper": "piper-medium"}
+    return {
+        name: Path(shutil.copytree(exported(kind).folder, tmp_path / name))
+        for name, kind in kinds.items()
+    }
 
 
-@pytest.mark.parametrize("format", ["dense", "sparse", "onnx"])
-def test_weights_that_are_no_numbers_are_not_written(tiny, format, tmp_path):
-    with pytest.raises(InputError, match="NaN or infinity"):
-        export_voice(with_one(tiny, float("nan")), tmp_path / "out", format)
+def test_weights_that_are_not_numbers_are_not_written(tiny, tmp_path):
+    for format in ("dense", "sparse", "onnx"):
+        with pytest.raises(InputError, match="NaN or infinity"):
+            export_voice(with_one(tiny, float("nan")), tmp_path / "out", format)
     with pytest.raises(InputError, match="NaN or infinity"):
         save_voice(with_one(tiny, float("nan")), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_voice_that_speaks_no_numbers_is_told_apart_from_its_file(tiny, exported):
-    [model] = exported["onnx"].glob("*.onnx")
+def test_a_voice_that_speaks_no_numbers_is_not_taken_for_its_file(tiny, copies):
+    [model] = copies["onnx"].glob("*.onnx")
     with pytest.raises(InputError, match="does not speak"):
         check_onnx(model, with_one(tiny, float("nan")))
 
@@ -78,19 +68,19 @@ def test_weights_too_large_for_fp16_are_not_written():
         GraphWriter("fp16").weight("w", torch.full((40, 40), 70_000.0))
 
 
-@pytest.mark.parametrize("format", ["onnx", "dense", "sparse"])
-def test_a_folder_of_somebody_else_stays(tiny, format, tmp_path):
+def test_a_folder_of_somebody_else_stays(tiny, tmp_path):
     theirs = tmp_path / "theirs"
     (theirs / ".git").mkdir(parents=True)
     (theirs / "export.json").write_text('{"format": "csv"}')
-    with pytest.raises(InputError, match="is not a saved voice"):
-        export_voice(tiny, theirs, format)
+    for format in ("onnx", "dense", "sparse"):
+        with pytest.raises(InputError, match="is not a saved voice"):
+            export_voice(tiny, theirs, format)
     assert {path.name for path in theirs.iterdir()} == {".git", "export.json"}
 
 
 @pytest.mark.parametrize("first", ["onnx", "piper"])
-def test_what_lies_beside_an_export_stays(written, exported, first):
-    folder, voice = exported[first], written[0]["piper"]
+def test_what_lies_next_to_an_export_stays(shipped, copies, first):
+    folder, voice = copies[first], shipped["piper-medium"]
     (folder / "notes.txt").write_text("mine")
     for format in ("onnx", "sparse"):
         with pytest.raises(InputError, match=r"notes\.txt"):
@@ -134,22 +124,22 @@ def test_an_export_json_of_another_program_does_not_hide_a_checkpoint(tmp_path):
     assert load_voice(folder).origin.family == "hugging-face"
 
 
-def test_another_table_of_symbols_is_refused(exported):
-    [settings] = exported["piper"].glob("*.onnx.json")
+def test_another_table_of_symbols_is_refused(copies):
+    [settings] = copies["piper"].glob("*.onnx.json")
     values = json.loads(settings.read_text())
     inference = {**values["inference"], "length_scale": 1.5}
     edit_json(settings, inference=inference)  # pace and names may be edited
-    assert load_voice(exported["piper"]).model.speaking_rate == pytest.approx(1 / 1.5)
+    assert load_voice(copies["piper"]).model.speaking_rate == pytest.approx(1 / 1.5)
     symbols = dict(values["phoneme_id_map"])
     one, other = [symbol for symbol in symbols if symbol not in "_^$"][:2]
     symbols[one], symbols[other] = symbols[other], symbols[one]
     edit_json(settings, phoneme_id_map=symbols)
     with pytest.raises(InputError, match="does not read text as it did"):
-        load_voice(exported["piper"])
+        load_voice(copies["piper"])
 
 
-def test_another_vocabulary_is_refused_without_export_json_too(exported):
-    folder = exported["onnx"]
+def test_another_vocabulary_is_refused_without_export_json_too(copies):
+    folder = copies["onnx"]
     [model] = folder.glob("*.onnx")
     (folder / "export.json").unlink()
     assert load_voice(model).name
@@ -167,8 +157,8 @@ def test_saved_weights_without_their_manifest_are_refused(tiny, tmp_path):
         load_voice(folder)
 
 
-def test_the_model_of_an_export_is_not_its_largest_file(written, tmp_path, monkeypatch):
-    voice = written[0]["onnx"]
+def test_the_model_of_an_export_is_not_its_largest_file(tiny, tmp_path, monkeypatch):
+    voice = tiny
     monkeypatch.setattr(type(voice.tokenizer), "save", fat_save(type(voice.tokenizer).save))
     assert export_voice(voice, tmp_path / "out", "onnx").model.suffix == ".onnx"
 
