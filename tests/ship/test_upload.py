@@ -180,7 +180,7 @@ def test_how_a_repository_may_be_named(hub):
 def test_no_name_of_a_repository(hub):
     names = ("", "a b", "../x", "ann/voice/more", "datasets/voice", "x.git", "a--b", "é")
     for repo in (*names, "https://example.com/ann/voice"):
-        text = refused(partial(check_destination, repo, ANN), "is no name for a repository")
+        text = refused(partial(check_destination, repo, token=ANN), "is no name for a repository")
         assert NOTHING in text
 
 
