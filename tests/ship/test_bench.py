@@ -25,8 +25,8 @@ from vits_prune.ship.bench import (
     run,
     table,
 )
-from vits_prune.ship.bench_folder import bench_saved
 from vits_prune.ship.formats import export_voice
+from vits_prune.ship.torch_reference import bench_saved
 
 
 @pytest.fixture(scope="module")

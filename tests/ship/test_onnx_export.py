@@ -15,9 +15,9 @@ from tests.ship.conftest import KINDS
 from vits_prune import InputError, load_voice, speak
 from vits_prune.progress import Progress
 from vits_prune.ship.formats import export_voice
-from vits_prune.ship.onnx_check import TOLERANCE, check_onnx
 from vits_prune.ship.onnx_graph import write_onnx
 from vits_prune.ship.onnx_writer import quantise
+from vits_prune.ship.torch_reference import TOLERANCE, check_onnx
 from vits_prune.synthesis.speak import Delivery
 
 

@@ -14,8 +14,8 @@ from tests.voices.hf_factory import edit_json, make_checkpoint
 from vits_prune import InputError, load_voice, save_voice
 from vits_prune.cli import main as cli
 from vits_prune.ship.formats import export_voice
-from vits_prune.ship.onnx_check import check_onnx, difference
 from vits_prune.ship.onnx_writer import GraphWriter
+from vits_prune.ship.torch_reference import check_onnx, difference
 from vits_prune.voices.onnx_load import is_export
 
 WEIGHT = "text_encoder.encoder.layers.0.attention.k_proj.weight"

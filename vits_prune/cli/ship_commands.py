@@ -88,7 +88,7 @@ def _bench(options: argparse.Namespace) -> None:
     folder = Path(options.model or "")
     try:
         if options.model and folder.is_dir() and not list(folder.glob("*.onnx")):
-            from vits_prune.ship.bench_folder import bench_saved
+            from vits_prune.ship.torch_reference import bench_saved
 
             bench.run(options, bench_saved)
         else:

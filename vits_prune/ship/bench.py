@@ -4,9 +4,8 @@
     python bench.py --merge laptop.json board.json
 
 An export puts a copy of this file next to the model, so it imports nothing of vits_prune. Each
-number of threads gets a process of its own, so that load time and peak memory are its own. There is
-no phonemiser here: sentences are read as ids from the model's `.bench.json`, else from the model
-itself; a stock Piper voice is given the symbols of its .json.
+number of threads gets a process of its own, for its load time and peak memory. Sentences are read
+as ids, from the model's `.bench.json` or the model itself; a stock Piper voice says its symbols.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,46 +47,14 @@ class BenchError(Exception):
     """The model, the sentences or the options cannot be used; the message says what to do."""
 
 
-class OnnxEngine:
-    """An ONNX file with Piper's inputs, run by onnxruntime on the processor."""
-
-    def __init__(self, path: Path, threads: int, plan: dict[str, Any]) -> None:
-        import numpy
-        import onnxruntime
-
-        self._numpy, self._session = numpy, _session(path, threads=threads)
-        self._inputs = {given.name for given in self._session.get_inputs()}
-        if not {"input", "input_lengths", "scales"} <= self._inputs:
-            raise BenchError(
-                f"{path.name} does not take the inputs of a Piper voice: give an .onnx that "
-                "vits_prune or Piper exported."
-            )
-        self._scales = numpy.array(plan["scales"], numpy.float32)
-        self._speaker = int(plan.get("speaker") or 0)
-        self.versions = {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}
-
-    def say(self, ids: list[int]) -> int:
-        """Speak a sentence and return the number of samples."""
-        ints = self._numpy.int64
-        feed = {
-            "input": self._numpy.array([ids], ints),
-            "input_lengths": self._numpy.array([len(ids)], ints),
-            "scales": self._scales,
-        }
-        if "sid" in self._inputs:
-            feed["sid"] = self._numpy.array([self._speaker], ints)
-        try:
-            return int(self._session.run(None, feed)[0].size)
-        except Exception as error:
-            raise BenchError(
-                f"onnxruntime cannot speak with these ids ({_reason(error)}): take model and "
-                "sentences from one export."
-            ) from error
-
-
-def _session(path: Path, threads: int | None = None) -> Any:
+def _session(path: Path, threads: int = 0) -> Any:
     """A session to speak with; without threads, one that only reads the metadata."""
-    onnxruntime = _onnxruntime()
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BenchError(
+            "onnxruntime is not installed here: pip install onnxruntime numpy."
+        ) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
@@ -101,33 +69,50 @@ def _session(path: Path, threads: int | None = None) -> Any:
         ) from error
 
 
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise BenchError(
-            "onnxruntime is not installed here: pip install onnxruntime numpy."
-        ) from None
-    return onnxruntime
-
-
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def find_model(path: Path) -> Path:
-    """Return the file, or the .onnx in a folder that an export wrote.
+class OnnxEngine:
+    """An ONNX file with Piper's inputs, run by onnxruntime on the processor."""
 
-    Raises:
-        BenchError: there is none, or several.
-    """
+    def __init__(self, path: Path, threads: int, plan: dict[str, Any]) -> None:
+        import numpy
+        import onnxruntime
+
+        self._session = _session(path, threads)
+        inputs = {given.name for given in self._session.get_inputs()}
+        if not {"input", "input_lengths", "scales"} <= inputs:
+            raise BenchError(
+                f"{path.name} does not take the inputs of a Piper voice: give an .onnx that "
+                "vits_prune or Piper exported."
+            )
+        self._fixed = {"scales": numpy.array(plan["scales"], numpy.float32)}
+        if "sid" in inputs:
+            self._fixed["sid"] = numpy.array([int(plan.get("speaker") or 0)], numpy.int64)
+        self._ints = lambda values: numpy.array(values, numpy.int64)
+        self.versions = {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}
+
+    def say(self, ids: list[int]) -> int:
+        """Speak a sentence and return the number of samples."""
+        feed = {"input": self._ints([ids]), "input_lengths": self._ints([len(ids)]), **self._fixed}
+        try:
+            return int(self._session.run(None, feed)[0].size)
+        except Exception as error:
+            raise BenchError(
+                f"onnxruntime cannot speak with these ids ({_reason(error)}): take model and "
+                "sentences from one export."
+            ) from error
+
+
+def find_model(path: Path) -> Path:
+    """Return the file, or the one .onnx of a folder."""
     if not path.exists():
         raise BenchError(f"There is no file or folder {str(path)[:200]!r}: check the path.")
     found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
     if not found:
         raise BenchError(
-            f"{path.resolve().name} holds no exported voice: give the folder that export wrote, or "
-            "its .onnx."
+            f"{path.resolve().name} holds no exported voice: give the folder that export wrote."
         )
     if len(found) > 1:
         raise BenchError(
@@ -138,36 +123,21 @@ def find_model(path: Path) -> Path:
 
 
 def check_whole(model: Path, plan: dict[str, Any]) -> None:
-    """Compare an .onnx with the checksum that the export wrote with its sentences, if it did.
-
-    Raises:
-        BenchError: it is another file or a damaged one.
-    """
-    wanted = plan.get("sha256")
-    if not isinstance(wanted, str):
-        return
-    digest = hashlib.sha256()
+    """Raise BenchError if an .onnx is not the one that its sentences were exported with."""
     try:
-        with open(model, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        if "sha256" in plan and hashlib.sha256(model.read_bytes()).hexdigest() != plan["sha256"]:
+            raise BenchError(
+                f"{model.name} is damaged, or its sentences are of another export: copy both "
+                "files again."
+            )
     except OSError as error:
         raise BenchError(
             f"{model.name} cannot be read ({error.strerror}): check the file."
         ) from None
-    if digest.hexdigest() != wanted:
-        raise BenchError(
-            f"{model.name} is damaged, or its sentences are of another export: copy both files "
-            "again."
-        )
 
 
 def read_json(path: str | Path) -> Any:
-    """Return the JSON in a file.
-
-    Raises:
-        BenchError: it cannot be read, is larger than 4 MiB or is not JSON.
-    """
+    """Return the JSON in a file of at most 4 MiB."""
     advice = "give a file that the export or --json wrote."
     try:
         with open(path, "rb") as file:
@@ -189,10 +159,7 @@ def sentences_beside(model: Path) -> Path:
 def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
     """Return what to say: sentences as ids, scales, speaker and sampling rate.
 
-    Args:
-        model: the .onnx.
-        sentences: the file that says it, by default `<model>.bench.json`, else `bench.json` in the
-            same folder, else the model itself.
+    It is in `sentences`, by default `<model>.bench.json`, else `bench.json`, else the model itself.
 
     Raises:
         BenchError: there is none, or it does not say that.
@@ -202,8 +169,7 @@ def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
     plan = read_json(path) if path else _plan_inside(model) or _plan_of_piper(model)
     if plan is None:
         raise BenchError(
-            f"There is no {usual[0].name} next to {model.name}: copy it from the export, or name "
-            "one with --sentences."
+            f"There is no {usual[0].name} next to {model.name}: copy it from the export."
         )
     try:
         sound = plan["sentences"] and all(
@@ -253,7 +219,7 @@ def _plan_of_piper(model: Path) -> Any:
         }
     except (KeyError, TypeError, AttributeError):
         raise BenchError(
-            f"{path.name} is not that of a Piper voice: name a file of sentences with --sentences."
+            f"{path.name} is not that of a Piper voice: give a file with --sentences."
         ) from None
 
 
@@ -296,9 +262,8 @@ def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dic
 def peak_memory() -> int | None:
     """Return the largest resident memory of this process in bytes, None if it is not known."""
     # Linux counts the program that started a process into its getrusage, which may be a large one.
-    for line in _text("/proc/self/status").splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
+    if found := re.search(r"^VmHWM:\s*(\d+)", _text("/proc/self/status"), re.MULTILINE):
+        return 1024 * int(found[1])
     try:
         import resource
     except ImportError:  # Windows
@@ -339,11 +304,7 @@ class Rapl:
 
 def machine() -> dict[str, Any]:
     """Return a description of this machine."""
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in _text("/proc/cpuinfo").splitlines()
-        if line.lower().startswith(("model name", "hardware"))
-    ]
+    names = re.findall(r"(?im)^(?:model name|hardware)\s*:\s*(.*\S)", _text("/proc/cpuinfo"))
     board = _text("/proc/device-tree/model").strip("\0\n ")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
@@ -352,7 +313,7 @@ def machine() -> dict[str, Any]:
         memory = None
     return {
         "name": platform.node(),
-        "processor": board or (names[0] if names else platform.processor() or platform.machine()),
+        "processor": board or next(iter(names), platform.processor() or platform.machine()),
         "architecture": platform.machine(),
         "cores": usable,
         "memory_bytes": memory,
@@ -364,7 +325,7 @@ def machine() -> dict[str, Any]:
 def bench(
     model: str | Path, threads: list[int], runs: int = 5, sentences: str | Path | None = None
 ) -> dict[str, Any]:
-    """Measure an ONNX file, each number of threads in a process of its own.
+    """Measure an .onnx or the folder of an export, each number of threads in its own process.
 
     Args:
         model: an .onnx, or the folder of an export.
@@ -377,7 +338,6 @@ def bench(
     """
     path = find_model(Path(model))
     check_counts(threads, runs)
-    _onnxruntime()
     plan = read_plan(path, None if sentences is None else Path(sentences))
     if sentences is None:  # those of another export may be given on purpose
         check_whole(path, plan)
@@ -396,12 +356,7 @@ def check_counts(threads: list[int], runs: int) -> None:
 
 
 def measure_in_processes(
-    model: Path,
-    size: int,
-    plan: dict[str, Any],
-    threads: list[int],
-    runs: int,
-    command: Sequence[str],
+    model: Path, size: int, plan: dict[str, Any], threads: list[int], runs: int, command: list[str]
 ) -> dict[str, Any]:
     """Return the result of a bench; `command` starts a process that calls `answer`."""
     rows = []
@@ -439,22 +394,15 @@ def answer(engine: Callable[[Path, int, dict[str, Any]], Any]) -> None:
 
 
 def merge(paths: list[str]) -> list[dict[str, Any]]:
-    """Return the results in several files.
-
-    Raises:
-        BenchError: a file was not written by --json.
-    """
+    """Return the results that --json wrote to several files."""
     found = []
     for path in paths:
         result = read_json(path)
         for one in result if isinstance(result, list) else [result]:
-            rows = one.get("rows") if isinstance(one, dict) else None
+            about = one if isinstance(one, dict) else {}
+            rows, where = about.get("rows"), about.get("machine")
             sound = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-            if (
-                not sound
-                or one.get("vits_prune_bench") != 1
-                or not isinstance(one.get("machine"), dict)
-            ):
+            if not sound or about.get("vits_prune_bench") != 1 or not isinstance(where, dict):
                 raise BenchError(
                     f"{path} was not written by bench --json of this version: bench again."
                 )
@@ -501,15 +449,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = bench) -> None:
-    """Do what the options say and print the table.
-
-    Args:
-        options: those of `add_arguments`.
-        bench: what measures the model.
-
-    Raises:
-        BenchError: it cannot be done.
-    """
+    """Do what the options of `add_arguments` say, with `bench`, and print the table."""
     if (options.model is None) == (options.merge is None):
         raise BenchError(
             "Give an .onnx file or a folder to bench, or --merge with files that --json wrote."
@@ -518,21 +458,18 @@ def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = benc
         threads = [int(count) for count in options.threads.split(",")]
     except ValueError:
         raise BenchError(
-            f"--threads {options.threads[:40]!r} is not a list of whole numbers: give "
-            "--threads 1,2."
+            f"--threads {options.threads[:40]!r} is no list of whole numbers: give --threads 1,2."
         ) from None
-    results = (
-        merge(options.merge)
-        if options.merge
-        else [bench(options.model, threads, options.runs, options.sentences)]
-    )
+    if options.merge:
+        results = found = merge(options.merge)
+    else:
+        found = bench(options.model, threads, options.runs, options.sentences)
+        results = [found]
     print(table(results))
-    measured = [] if options.merge else results[0]["rows"]
-    if measured and all(row["joules_per_audio_second"] is None for row in measured):
-        print("\nEnergy: no counter can be read on this machine.")
+    if all(row.get("joules_per_audio_second") is None for one in results for row in one["rows"]):
+        print("\nEnergy: no counter was read.")
     if options.json:
-        part = f"{options.json}.part"
-        content = json.dumps(results if options.merge else results[0], indent=2) + "\n"
+        part, content = f"{options.json}.part", json.dumps(found, indent=2) + "\n"
         try:
             Path(part).write_text(content, encoding="utf-8")
             os.replace(part, options.json)
@@ -547,9 +484,8 @@ def main() -> int:
 
         answer(OnnxEngine)
         return 0
-    parser = argparse.ArgumentParser(
-        prog="bench", description="Measure an exported VITS voice on this machine."
-    )
+    about = "Measure an exported VITS voice on this machine."
+    parser = argparse.ArgumentParser(prog="bench", description=about)
     add_arguments(parser)
     try:
         run(parser.parse_args())

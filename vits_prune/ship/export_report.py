@@ -17,8 +17,8 @@ from vits_prune.measure.closeness import log_mel, measure_rhythm
 from vits_prune.measure.weights import Size, measure_size
 from vits_prune.progress import SILENT, Progress
 from vits_prune.ship import bench as standalone
-from vits_prune.ship.bench_folder import plan_of
 from vits_prune.ship.formats import Export, write_float32_twin
+from vits_prune.ship.torch_reference import plan_of
 from vits_prune.synthesis.speak import speak
 from vits_prune.voices.voice import Voice
 

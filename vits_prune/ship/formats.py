@@ -16,10 +16,9 @@ from vits_prune.errors import InputError
 from vits_prune.files import write_json
 from vits_prune.progress import SILENT, Progress
 from vits_prune.ship import bench as standalone
-from vits_prune.ship.bench_folder import plan_of
-from vits_prune.ship.onnx_check import check_onnx
 from vits_prune.ship.onnx_graph import write_onnx
 from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_file
+from vits_prune.ship.torch_reference import check_onnx, plan_of
 from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 from vits_prune.voices.checkpoint import require_finite
 from vits_prune.voices.load import load_folder

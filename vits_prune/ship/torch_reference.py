@@ -1,19 +1,35 @@
-"""Compare an ONNX file with the voice that it was made of: same ids, no noise, same waveform."""
+"""Speak given ids in torch: for the bench, and to check an ONNX file against its voice.
+
+The check gives onnxruntime and torch the same ids without noise, and compares the waveforms.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from vits_prune.errors import InputError
-from vits_prune.ship.bench_folder import plan_of, waveform_of
-from vits_prune.synthesis.stages import Scales, encode, log_durations, speaker_embedding
-from vits_prune.voices.voice import Voice
+from vits_prune.ship.bench import check_counts, measure_in_processes, read_plan
+from vits_prune.synthesis.speak import read_text
+from vits_prune.synthesis.stages import (
+    Scales,
+    encode,
+    log_durations,
+    predict_durations,
+    sample_latents,
+    speaker_embedding,
+)
+from vits_prune.synthesis.texts import load_texts
+from vits_prune.voices.load import load_folder
+from vits_prune.voices.voice import Voice, draw_texts, spoken_language
 
+SENTENCES = 5
 TOLERANCE = 1e-4
 """Largest difference of two samples; full scale is 1."""
 _LENGTHS = (1, 2, 9, 40)
@@ -23,18 +39,78 @@ _UNDECIDED = 1e-4
 runtime, and says nothing about the graph."""
 
 
-def check_onnx(path: Path, voice: Voice) -> float:
-    """Speak sentences of several lengths in onnxruntime and in torch.
+def plan_of(voice: Voice, count: int = SENTENCES) -> dict[str, Any]:
+    """Return what a bench says with a voice, as `read_plan` does.
 
-    Args:
-        path: the ONNX file.
-        voice: what it was made of, with the weights that it computes with.
+    English sentences that were never tuned on, or draws from the vocabulary of another language.
+    Durations are without noise, so that every run of a sentence has the same length.
+    """
+    texts = (
+        load_texts(count) if spoken_language(voice) == "en" else draw_texts(voice, count, seed=0)
+    )
+    found = [sentence for text in texts for sentence in read_text(voice, text)[0]]
+    model = voice.model
+    return {
+        "sampling_rate": voice.sampling_rate,
+        "scales": [float(model.noise_scale), 1 / float(model.speaking_rate), 0.0],
+        "speaker": voice.speaker,
+        "sentences": [{"text": sentence.text, "ids": list(sentence.ids)} for sentence in found],
+    }
 
-    Returns:
-        The largest difference of two samples.
+
+def waveform_of(voice: Voice, ids: tuple[int, ...], pace: Scales) -> np.ndarray:
+    """Return one sentence's waveform, float32 [samples], with the noise of seed 0."""
+    with torch.inference_mode():
+        conditioning = speaker_embedding(voice)
+        hidden, means, log_variances = encode(voice, ids)
+        durations, _ = predict_durations(voice, hidden, conditioning, (0, 0), pace, 1 << 30)
+        latents = sample_latents(
+            voice, means, log_variances, durations, conditioning, (0, 0), pace.noise_scale
+        )
+        return voice.model.decoder(latents, conditioning)[0, 0].float().cpu().numpy()
+
+
+class FolderEngine:
+    """A saved voice, run by torch on the processor."""
+
+    def __init__(self, folder: Path, threads: int, plan: dict[str, Any]) -> None:
+        torch.set_num_threads(threads)
+        self._voice = load_folder(folder)
+        if self._voice.speakers and plan.get("speaker") is not None:
+            self._voice = self._voice.with_speaker(plan["speaker"])
+        noise, length, duration_noise = plan["scales"]
+        self._pace = Scales(1 / length, noise, duration_noise)
+        self.versions = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
+
+    def say(self, ids: list[int]) -> int:
+        """Speak a sentence and return the number of samples."""
+        return len(waveform_of(self._voice, tuple(ids), self._pace))
+
+
+def bench_saved(
+    folder: str | Path, threads: list[int], runs: int = 5, sentences: str | Path | None = None
+) -> dict[str, Any]:
+    """Measure the folder of a saved voice as `bench` does an ONNX file.
 
     Raises:
-        InputError: they differ by more than TOLERANCE, or either gives something else than numbers.
+        BenchError: the sentences cannot be used.
+        InputError: the folder holds no voice.
+    """
+    path = Path(folder)
+    check_counts(threads, runs)
+    plan = read_plan(path, Path(sentences)) if sentences else plan_of(load_folder(path))
+    size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    root = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.insert(0, {root!r}); import {__name__} as it; "
+    code += "it.answer(it.FolderEngine)"
+    return measure_in_processes(path, size, plan, threads, runs, [sys.executable, "-c", code])
+
+
+def check_onnx(path: Path, voice: Voice) -> float:
+    """Return the largest difference of two samples of an ONNX file and the voice that it computes.
+
+    Raises:
+        InputError: it is more than TOLERANCE, or either gives something else than numbers.
     """
     import onnxruntime
 
@@ -57,9 +133,8 @@ def check_onnx(path: Path, voice: Voice) -> float:
             "input": np.array([ids], np.int64),
             "input_lengths": np.array([len(ids)], np.int64),
             "scales": np.array([0, 1 / scales.speaking_rate, 0], np.float32),
+            **({} if speaker is None else {"sid": np.array([speaker], np.int64)}),
         }
-        if speaker is not None:
-            feed["sid"] = np.array([speaker], np.int64)
         ours = _spoken(dataclasses.replace(voice, speaker=speaker), ids, scales)
         if ours is None:
             continue
