@@ -35,7 +35,7 @@ from vits_prune.ship.hub_destination import (
     pushable_files,
 )
 from vits_prune.ship.hub_push import push_folder
-from vits_prune.ship.push_errors import one_line
+from vits_prune.ship.hub_transfer import one_line
 
 ROOT = Path(__file__).parents[2]
 ANN = "hf_" + "a" * 34

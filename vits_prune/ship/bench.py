@@ -460,16 +460,15 @@ def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = benc
         raise BenchError(
             f"--threads {options.threads[:40]!r} is no list of whole numbers: give --threads 1,2."
         ) from None
-    if options.merge:
-        results = found = merge(options.merge)
-    else:
-        found = bench(options.model, threads, options.runs, options.sentences)
-        results = [found]
+    results = merge(options.merge or [])
+    if not options.merge:
+        results = [bench(options.model, threads, options.runs, options.sentences)]
     print(table(results))
     if all(row.get("joules_per_audio_second") is None for one in results for row in one["rows"]):
         print("\nEnergy: no counter was read.")
     if options.json:
-        part, content = f"{options.json}.part", json.dumps(found, indent=2) + "\n"
+        part = f"{options.json}.part"
+        content = json.dumps(results if options.merge else results[0], indent=2) + "\n"
         try:
             Path(part).write_text(content, encoding="utf-8")
             os.replace(part, options.json)

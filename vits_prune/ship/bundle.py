@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -17,14 +18,7 @@ from vits_prune.measure.weights import measure_size, measure_sparsity
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.registry import METHODS
 from vits_prune.ship import formats
-from vits_prune.ship.card import (
-    SAMPLES,
-    Facts,
-    Picture,
-    Sample,
-    is_card,
-    model_card,
-)
+from vits_prune.ship.card import SAMPLES, Facts, Picture, Sample, is_card, model_card
 from vits_prune.ship.card_figures import check_evidence, code
 from vits_prune.ship.formats import Export, export_voice
 from vits_prune.ship.licence import Licence, licence_of
@@ -86,7 +80,6 @@ def write_bundle(
         curve: the folder of a sweep, or of a healing (with curve.csv).
         samples: sentences to listen to, 0 to 10.
         seed: of their noise.
-        progress: told of the progress; it may raise to cancel.
 
     Raises:
         InputError: what does not fit together, or the folder cannot be written.
@@ -132,27 +125,19 @@ def write_bundle(
         for name, content in {**again.files, CARD: card}.items():
             (beside / name).write_text(content, encoding="utf-8")
     progress.report("written", 1.0)
-    return Bundle(
-        target,
-        card,
-        dataclasses.replace(export, folder=target, model=target / export.model.name),
-        licence,
-    )
+    export = dataclasses.replace(export, folder=target, model=target / export.model.name)
+    return Bundle(target, card, export, licence)
 
 
 def check_place(folder: Path) -> str:
-    """Check that a bundle may be written to a folder.
-
-    Returns:
-        The file by which an earlier bundle there is known.
+    """Return the file by which an earlier bundle is known.
 
     Raises:
         InputError: the folder holds something else.
     """
     manifests = [name for name in (SAVED, formats.MANIFEST) if (folder / name).is_file()]
     if manifests and is_card(folder / CARD):
-        others = _others_in(folder)
-        if others:
+        if others := _others_in(folder):
             raise InputError(
                 f"{folder} holds {min(others)[:80]!r}, which no bundle has and which would be "
                 "removed: give the name of a new folder, or take it out."
@@ -173,28 +158,18 @@ def check_place(folder: Path) -> str:
 def _others_in(folder: Path) -> set[str]:
     """What is in the folder of an earlier bundle that no bundle writes."""
     ours = formats.files_of_ours(folder) | {CARD}
-    found = {
-        path.name
-        for path in folder.iterdir()
-        if path.name not in ours and not _OURS.fullmatch(path.name)
-    }
+    names = {path.name for path in folder.iterdir()} - ours
+    found = {name for name in names if not _OURS.fullmatch(name)}
     samples = folder / SAMPLES
     if SAMPLES in found and samples.is_dir() and not samples.is_symlink():
         found.remove(SAMPLES)
-        found |= {
-            f"{SAMPLES}/{path.name}"
-            for path in samples.iterdir()
-            if not _SAMPLE.fullmatch(path.name)
-        }
+        names = {path.name for path in samples.iterdir()}
+        found |= {f"{SAMPLES}/{name}" for name in names if not _SAMPLE.fullmatch(name)}
     return found
 
 
 def _fitting(voice: Voice, original: Voice) -> Voice:
-    """The original, with the speaker of the voice.
-
-    Raises:
-        InputError: it cannot have been the original.
-    """
+    """The original, with the speaker of the voice; InputError if the voice was not made of it."""
     if original.recipe:
         raise InputError(
             f"{original.name} was itself pruned or healed: give the voice that {voice.name} "
@@ -215,18 +190,12 @@ def _fitting(voice: Voice, original: Voice) -> Voice:
 
 
 def sample_texts(voice: Voice, count: int) -> tuple[str, ...]:
-    """Return English sentences that were never tuned on, for samples.
-
-    For other languages draws from the vocabulary, none if there is none.
-    """
-    if not count:
-        return ()
-    if spoken_language(voice) == "en":
+    """Return English sentences that were never tuned on, or draws from another vocabulary."""
+    if count and spoken_language(voice) == "en":
         return load_texts(count)
-    try:
-        return draw_texts(voice, count, seed=0)
-    except InputError:
-        return ()
+    with contextlib.suppress(InputError):
+        return draw_texts(voice, count, seed=0) if count else ()
+    return ()
 
 
 def _speak(
@@ -253,15 +222,9 @@ def _speak(
 
 
 def check_curve(source: Path, voice: Voice | None = None) -> None:
-    """Check that a folder has a curve, and one that a voice can have.
-
-    Raises:
-        InputError: it has none, or that of a healing and the voice was not healed.
-    """
-    if not any(
-        (source / name).is_file()
-        for name in ("curve.csv", *(f"curve-{metric}.png" for metric in _SHOWN))
-    ):
+    """Raise InputError if a folder has no curve, or a healing's and the voice was not healed."""
+    names = ("curve.csv", *(f"curve-{metric}.png" for metric in _SHOWN))
+    if not any((source / name).is_file() for name in names):
         raise InputError(
             f"{source} has no curve: give the folder of a `sweep`, or the one that `heal` keeps "
             "with its voice (DIR-healing)."
@@ -274,11 +237,7 @@ def check_curve(source: Path, voice: Voice | None = None) -> None:
 
 
 def copy_curves(source: Path, folder: Path) -> tuple[Picture, ...]:
-    """Put the pictures of a sweep's folder, or the curve of a healing, into a bundle.
-
-    Raises:
-        InputError: the folder has neither.
-    """
+    """Put the pictures of a sweep's folder, or the curve of a healing, into a bundle."""
     check_curve(source)
     found: list[Picture] = []
     for metric in _SHOWN:
@@ -307,46 +266,32 @@ def _healing(source: Path, folder: Path) -> Picture:
     rows = [{name: row[name] for name in names if name in row} for row in rows]
     if len(names) < 2 or "step" not in names:
         raise unreadable
-    name = "healing.png"
-    title = (
-        "losses by step; below, changes from the original on the sentences that the checkpoint was "
-        "chosen by"
-    )
+    name, title = "healing.png", "losses by step; below, changes from the original in quality"
     try:
         curve_figure(rows, title).savefig(folder / name)
     except (ValueError, OverflowError) as error:  # numbers that cannot be drawn
         raise unreadable from error
-    return Picture(
-        name,
-        "losses against steps",
-        "The course of its healing: each loss, and what was measured of the checkpoints.",
-    )
+    words = "The course of its healing: each loss, and what was measured of the checkpoints."
+    return Picture(name, "losses against steps", words)
 
 
 def _words_of_sweep(source: Path) -> str:
     """What a sweep's pictures show, as Markdown."""
-    try:
+    manifest: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(_read(source / "sweep.json", _MAX_TEXT_BYTES))
-    except (ValueError, RecursionError):
-        found = {}
-    manifest = found if isinstance(found, dict) else {}
+        manifest = found if isinstance(found, dict) else {}
     voice, texts = manifest.get("voice"), manifest.get("texts")
     name = voice.get("name") if isinstance(voice, dict) else None
     count = f" over {len(texts)} sentences" if isinstance(texts, list) else ""
     of = f" of {code(name, 80)}" if name else ""
-    methods = ", ".join(METHODS[method].title for method in _methods(source))
+    used: set[str | None] = set()
+    with contextlib.suppress(ValueError, csv.Error):
+        text = _read(source / "sweep.csv", _MAX_TEXT_BYTES).decode("utf-8")
+        used = {row.get("method") for row in csv.DictReader(text.splitlines())}
+    methods = ", ".join(METHODS[method].title for method in METHODS if method in used)
     by = f" by {methods}" if methods else ""
     return f"A sweep of amounts{of}{count}: pruned{by} to each amount on its own, without healing."
-
-
-def _methods(source: Path) -> tuple[str, ...]:
-    """The pruning methods of a sweep."""
-    try:
-        text = _read(source / "sweep.csv", _MAX_TEXT_BYTES).decode("utf-8")
-        found = {row.get("method") for row in csv.DictReader(text.splitlines())}
-    except (ValueError, csv.Error):
-        return ()
-    return tuple(name for name in METHODS if name in found)
 
 
 def _read(path: Path, most: int) -> bytes:

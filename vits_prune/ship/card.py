@@ -96,9 +96,7 @@ def model_card(facts: Facts) -> str:
         "every zero, a sparse one leaves them out.\n\n"
         + card_figures.size_table(facts.size, facts.original_size, facts.export),
         "Measured": _measured(facts),
-        "Curves" if len(facts.pictures) > 1 else "Curve": "\n\n".join(
-            map(_picture, facts.pictures)
-        ),
+        "Curves": "\n\n".join(map(_picture, facts.pictures)),
         "Licence": _licence(facts.licence),
     }
     body = [
@@ -209,19 +207,14 @@ def _listen(facts: Facts) -> str:
         return ""
     both = any(one.original for one in facts.samples)
     source = f"{HUB}/{facts.repo_id}/resolve/main"
-    rows = [
-        [text(one.text)]
-        + [
-            f'<audio controls src="{source}/{file}"></audio>'
-            for file in ([one.original] if both else []) + [one.pruned]
-        ]
-        for one in facts.samples
-    ]
-    words = (
-        f"Both speak with the same noise (seed {facts.seed})."
-        if both
-        else "The original was not at hand for a comparison."
-    )
+    rows = []
+    for one in facts.samples:
+        files = [one.original, one.pruned] if both else [one.pruned]
+        players = (f'<audio controls src="{source}/{file}"></audio>' for file in files)
+        rows.append([text(one.text), *players])
+    words = "The original was not at hand for a comparison."
+    if both:
+        words = f"Both speak with the same noise (seed {facts.seed})."
     titles = ["text", *(["original"] if both else []), "this voice"]
     return f"{words}\n\n{table(titles, rows, numbers=False)}"
 
@@ -255,9 +248,7 @@ with torch.no_grad():
 
 def _why_not_plain(export: Export) -> str:
     if export.format == "sparse":
-        why = (
-            "the file leaves the zeros out. `vits_prune export --format dense` writes them in again"
-        )
+        why = "the file leaves the zeros out. `vits_prune export --format dense` writes them"
     elif export.shipped.origin.family == "piper":
         why = "Piper's voices have other layers"
     else:
@@ -340,25 +331,21 @@ def _healed(one: HealRecord) -> str:
     parts = f" ({', '.join(part.replace('_', ' ') for part in one.trained)})" if one.trained else ""
     count = one.steps or one.plan.steps
     minutes = one.plan.minutes if one.plan.steps is None else None
-    words = [
+    taken = (
+        f"{f'{count:,}' if count else 'some'} steps{f', {minutes:g} minutes' if minutes else ''}"
+    )
+    ended = "It ended early: a loss was not a finite number, and the last good checkpoint was kept."
+    words = {
         f"**Healed.** What was pruned{parts} was trained on the original's own speech "
         "(self-distillation: its durations, priors, latents and waveform for the same noise): "
-        f"{f'{count:,}' if count else 'some'} steps{f', {minutes:g} minutes' if minutes else ''}, "
-        f"{one.sentences:,} sentences, batches of {one.plan.batch}."
-    ]
-    if one.kept_early:
-        words.append(f"The voice of step {one.kept:,} was the best and was kept.")
-    if one.plan.adversarial:
-        words.append("Discriminators joined in.")
-    if one.plan.precision != "no":
-        words.append(f"Arithmetic in {one.plan.precision}.")
-    if one.recordings:
-        words.append(f"{one.recordings:,} recordings of its maker were used as well.")
-    if one.stopped:
-        words.append(
-            "It ended early: a loss was not a finite number, and the last good checkpoint was kept."
-        )
-    return " ".join(words)
+        f"{taken}, {one.sentences:,} sentences, batches of {one.plan.batch}.": True,
+        f"The voice of step {one.kept or 0:,} was the best and was kept.": one.kept_early,
+        "Discriminators joined in.": one.plan.adversarial,
+        f"Arithmetic in {one.plan.precision}.": one.plan.precision != "no",
+        f"{one.recordings:,} recordings of its maker were used as well.": one.recordings,
+        ended: one.stopped,
+    }
+    return " ".join(sentence for sentence, holds in words.items() if holds)
 
 
 def _measured(facts: Facts) -> str:

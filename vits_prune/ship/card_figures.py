@@ -42,13 +42,10 @@ Evidence = Mapping[str, Any]
 def check_evidence(evidence: Evidence, voice: Voice, original: Voice | None = None) -> None:
     """Check that `evaluate --json` or `compare` wrote this about a voice.
 
-    Its recipe, its origin and its speaker must be the same.
-
     Args:
         evidence: one file's content, or several in one of which each was checked.
-        voice: that is to be shipped.
-        original: what it is compared with, if that has another name than the one that the voice
-            came from.
+        voice: that is to be shipped: its recipe, its origin and its speaker must be the same.
+        original: what it is compared with, if that is not the voice's origin.
 
     Raises:
         InputError: it is about another voice, or is something else.
@@ -57,14 +54,12 @@ def check_evidence(evidence: Evidence, voice: Voice, original: Voice | None = No
         isinstance(evidence.get(key), Mapping) for key in ("figures", "latency")
     ):
         raise InputError(
-            "The evidence is not what `evaluate --json` or `compare` writes (report.json): give "
-            "such a file."
+            "The evidence is not what `evaluate --json` or `compare` writes: give that."
         )
     measured = evidence.get("recipe")
     if not isinstance(measured, Mapping) or _listed(measured) != _listed(voice.recipe):
         raise InputError(
-            "The evidence was measured of a voice with another recipe: measure this one, or give "
-            "its own file."
+            "The evidence was measured of a voice with another recipe: give its own file."
         )
     voices = evidence.get("voices")
     if not isinstance(voices, Mapping):
@@ -75,7 +70,7 @@ def check_evidence(evidence: Evidence, voice: Voice, original: Voice | None = No
     if voices["original"].get("changed") is True:
         raise InputError(
             "The evidence was measured against a voice that was itself pruned or healed: measure "
-            "against the one that all began with."
+            "against the original."
         )
 
 
@@ -87,10 +82,7 @@ def _listed(value: Any) -> Any:
 
 
 def _require_same(measured: Any, voices: Sequence[Voice | None]) -> None:
-    """Refuse an identity in a report that is of none of these voices.
-
-    A revision that is not known may be any.
-    """
+    """Refuse the identity of another voice; a revision that is not known may be any."""
     if not isinstance(measured, Mapping) or not isinstance(measured.get("reference"), str):
         raise InputError(
             "The evidence does not say which voice was measured: measure it again with "
@@ -108,8 +100,7 @@ def _require_same(measured: Any, voices: Sequence[Voice | None]) -> None:
     for name in ("revision", "speaker"):
         said += [f"{name} {plain(measured[name], 40)}"] if measured.get(name) is not None else []
     raise InputError(
-        f"The evidence was measured of another voice ({', '.join(said)}): measure this one, or "
-        "give its own file."
+        f"The evidence was measured of another voice ({', '.join(said)}): give its own file."
     )
 
 
@@ -222,21 +213,22 @@ def results(evidence: Evidence) -> list[EvalResult]:
     """Return the figures that the hub's own table takes."""
     from huggingface_hub import EvalResult
 
-    found, (words, identifier) = [], _texts(evidence)
-    for name in ("wer", "cer"):
-        value = _number(evidence, "figures", name, "pruned", "value")
-        if value is not None:
-            found.append(
-                EvalResult(
-                    task_type="text-to-speech",
-                    dataset_type=identifier,
-                    dataset_name=words,
-                    metric_type=name,
-                    metric_name=f"{METRICS[name].title} (of a speech recogniser)",
-                    metric_value=round(value, 5),
-                )
-            )
-    return found
+    words, identifier = _texts(evidence)
+    values = {
+        name: _number(evidence, "figures", name, "pruned", "value") for name in ("wer", "cer")
+    }
+    return [
+        EvalResult(
+            task_type="text-to-speech",
+            dataset_type=identifier,
+            dataset_name=words,
+            metric_type=name,
+            metric_name=f"{METRICS[name].title} (of a speech recogniser)",
+            metric_value=round(value, 5),
+        )
+        for name, value in values.items()
+        if value is not None
+    ]
 
 
 def _texts(evidence: Evidence) -> tuple[str, str]:

@@ -96,20 +96,15 @@ def measure_export(
     float32: ExportRow | None = None,
     progress: Progress = SILENT,
 ) -> list[ExportRow]:
-    """Measure an export, with the sizes of the plain files of the same voice for scale.
-
-    A rounded ONNX file is compared with the speed of the float32 one.
+    """Measure an export; rows of the plain files' sizes come first, for scale, its own row last.
 
     Args:
         voice: what was exported.
         export: what `export_voice` made of it.
         runs: counted runs of every sentence in the timing of an ONNX file, over all timings.
-        float32: the row of the same voice's float32 ONNX export, if that was measured a moment ago:
-            a rounded one is compared with it, and no float32 file is written and timed again.
+        float32: the row of the voice's float32 ONNX export, if that was just measured: a rounded
+            export is compared with it, and no float32 file is written and timed again.
         progress: of the measuring.
-
-    Returns:
-        Rows of sizes for scale, the export's own last.
 
     Raises:
         InputError: the ONNX file cannot be timed.

@@ -92,8 +92,7 @@ def export_voice(
         InputError: no such format or precision, the voice does not fit the format, what was written
             does not say what the voice says, or the folder cannot be written.
     """
-    progress = Progress.of(progress)
-    kind = FORMATS.get(format)
+    progress, kind = Progress.of(progress), FORMATS.get(format)
     if kind is None:
         raise InputError(f"There is no format {str(format)[:20]!r}: choose {', '.join(FORMATS)}.")
     if precision not in kind.precisions:
@@ -136,12 +135,8 @@ def _graph(form: Literal["onnx", "piper"]) -> Callable[..., Written]:
             if not settings:
                 voice.tokenizer.save(str(place))
             plan = plan_of(voice)
-            graph = write_onnx(
-                voice,
-                precision,
-                most_frames=_most_frames(voice),
-                facts=_metadata(voice, precision, settings, place, plan),
-            )
+            facts = _metadata(voice, precision, settings, place, plan)
+            graph = write_onnx(voice, precision, most_frames=_most_frames(voice), facts=facts)
             model = place / f"{file_stem(voice.name)}.onnx"
             model.write_bytes(graph.data)
             progress.report("comparing it with the voice, in onnxruntime", 0.2)
@@ -191,12 +186,7 @@ def _metadata(
 
 
 def check_export_place(folder: Path) -> None:
-    """Refuse a folder that an export would take something from: what it replaces it removes.
-
-    Raises:
-        InputError: the folder holds anything but what an earlier export or save wrote, or cannot be
-            read.
-    """
+    """Raise InputError if a folder holds anything but what an earlier export or save wrote."""
     try:
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         others = held - files_of_ours(folder) if held else set()
@@ -206,8 +196,7 @@ def check_export_place(folder: Path) -> None:
         ) from error
     if others and others == held:
         raise InputError(
-            f"{folder} exists and is not a saved voice: give the name of a folder that is new, "
-            "empty or was saved before."
+            f"{folder} exists and is not a saved voice: give the name of a new folder."
         )
     if others:
         raise InputError(
@@ -217,15 +206,7 @@ def check_export_place(folder: Path) -> None:
 
 
 def check_own_place(reference: str, folder: Path) -> None:
-    """Refuse to write an export over the folder of the voice that is exported.
-
-    Args:
-        reference: what the voice was loaded from.
-        folder: where the export is to go.
-
-    Raises:
-        InputError: it is the voice's own folder, or the one with its file.
-    """
+    """Raise InputError if the voice that is exported was loaded from this folder."""
     source = Path(reference).expanduser()
     own = (source.resolve(), source.resolve().parent)
     if source.exists() and folder.exists() and folder.resolve() in own:

@@ -7,13 +7,13 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import HubError, InputError, LoginError
 from vits_prune.progress import SILENT
-from vits_prune.ship.hub_transfer import Meter
-from vits_prune.ship.push_errors import PushState, UnreadableAnswer, plain_push_errors
+from vits_prune.ship.hub_transfer import Meter, PushState, UnreadableAnswer, plain_push_errors
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.manifest import EXPORT, SAVED
 from vits_prune.voices.onnx_load import describes_export
@@ -49,17 +49,15 @@ def pushable_files(folder: str | Path) -> dict[str, Path]:
         InputError: it is no folder with a voice of this library, holds something that is not
             pushed, or is too large.
     """
-    root = Path(folder)
+    root, none = Path(folder), "nothing was published."
     if not root.is_dir():
         raise InputError(
-            f"There is no folder {str(folder)[:200]!r}: give one that an export wrote; nothing was "
-            "published."
+            f"There is no folder {str(folder)[:200]!r}: give one that an export wrote; {none}"
         )
     if not any((root / name).is_file() for name in MANIFESTS):
         raise InputError(
             f"{root.name} is no voice that vits_prune saved (it has no "
-            f"{' and no '.join(MANIFESTS)}): export the voice, and push that folder; nothing was "
-            "published."
+            f"{' and no '.join(MANIFESTS)}): export the voice, and push that folder; {none}"
         )
     files: dict[str, Path] = {}
     try:
@@ -68,31 +66,22 @@ def pushable_files(folder: str | Path) -> dict[str, Path]:
                 name = one.relative_to(root).as_posix()
                 if one.name.startswith(".") or name == RECORD:
                     continue
-                why = _why_not(root, one)
-                if why:
-                    shown = "".join(c if c.isprintable() else "?" for c in name)[:80]
+                if why := _why_not(root, one):
                     raise InputError(
-                        f"{shown!r} in {root.name} {why}: take it out and push again; nothing was "
-                        "published."
+                        f"{shown(name)!r} in {root.name} {why}: take it out and push again; {none}"
                     )
                 if one.is_file():
                     files[name] = one
         size = sum(path.stat().st_size for path in files.values())
     except OSError as error:
         raise InputError(
-            f"{root.name} cannot be read ({error.strerror}): check the folder; nothing was "
-            "published."
+            f"{root.name} cannot be read ({error.strerror}): check the folder; {none}"
         ) from error
-    if len(files) > MAX_FILES:
-        raise InputError(
-            f"{root.name} holds more than {MAX_FILES} files: take out what is not the voice; "
-            "nothing was published."
-        )
-    if size > MAX_BYTES:
-        raise InputError(
-            f"{root.name} is {size / 2**20:,.0f} MiB, more than the {MAX_BYTES / 2**20:,.0f} MiB "
-            "of a push: take out what is not the voice; nothing was published."
-        )
+    if len(files) > MAX_FILES or size > MAX_BYTES:
+        found = f"is {size / 2**20:,.0f} MiB, more than the {MAX_BYTES / 2**20:,.0f} MiB of a push"
+        if len(files) > MAX_FILES:
+            found = f"holds more than {MAX_FILES} files"
+        raise InputError(f"{root.name} {found}: take out what is not the voice; {none}")
     return dict(sorted(files.items()))
 
 
@@ -112,10 +101,7 @@ def _why_not(root: Path, path: Path) -> str:
     if not path.is_file():
         return "is no plain file"
     if path.suffix.lower() in _PICKLES:
-        return (
-            "is of a kind that can run code when it is opened, and voices are safetensors, ONNX "
-            "and JSON"
-        )
+        return "is of a kind that can run code when it is opened"
     if not is_plain(path.relative_to(root).as_posix()):
         return "has a name that a repository does not take"
     return ""
@@ -125,14 +111,8 @@ def is_plain(name: Any) -> bool:
     """Whether this names a file of a repository or of a folder in it, not a hidden one."""
     if not isinstance(name, str) or not 0 < len(name) <= 200 or not name.isprintable():
         return False
-    parts = PurePosixPath(name).parts
-    return (
-        "/".join(parts) == name
-        and len(parts) <= 2
-        and "\\" not in name
-        and not any(re.match(r"[.\s]|.*\s$", part) for part in parts)
-        and name[0] != "/"
-    )
+    parts = name.split("/")
+    return len(parts) <= 2 and all(re.fullmatch(r"(?![.\s])[^\\]*[^\\\s]", part) for part in parts)
 
 
 def voice_named_in(manifest: bytes | None) -> str:
@@ -158,14 +138,10 @@ def record_of(files: Iterable[str]) -> bytes:
 def files_of_earlier_push(
     holds: Iterable[str], record: bytes | None, manifest: bytes | None
 ) -> set[str]:
-    """Return the files of a repository that an earlier push put there.
+    """Return those of the files that a repository holds that an earlier push put there.
 
-    Those in its record, or else in the manifest of a saved voice that was put there by hand.
-
-    Args:
-        holds: the files that the repository has.
-        record: the content of its RECORD, None if there is none.
-        manifest: the content of its vits_prune.json, None if there is none.
+    They are in its RECORD, or in the vits_prune.json of a saved voice that was put there by hand;
+    each is given as its content, None if there is none.
     """
     for content, name in ((record, RECORD), (manifest, SAVED.name)):
         if content is None or len(content) > _MAX_RECORD_BYTES:
@@ -184,7 +160,6 @@ class Destination:
     """What a repository is and holds."""
 
     repo_id: str
-    """ "owner/name"."""
     url: str
     user: str
     """Who is logged in."""
@@ -201,16 +176,11 @@ class Destination:
         return bool(self.voice) and self.voice != shown(name)
 
     def require_same(self, name: str) -> None:
-        """Refuse to put a voice in the place of a different one.
-
-        Raises:
-            InputError: the repository holds a voice of another name.
-        """
+        """Raise InputError if the repository holds a voice of another name."""
         if self.holds_another(name):
             raise InputError(
                 f"{self.repo_id} holds the voice {self.voice!r}, and this is {shown(name)!r}: "
-                "choose another name, or push with replace (--replace), which puts this voice in "
-                "its place; nothing was published."
+                "choose another name, or push with replace (--replace); nothing was published."
             )
 
 
@@ -266,10 +236,8 @@ def look(repo: str, token: str | bool | None, state: PushState, meter: Meter) ->
 
     named = _repository_name(repo, state)
     if token is False or token == "":
-        raise state.refusal(
-            "Nobody is logged in to Hugging Face: log in with write permission, then push",
-            LoginError,
-        )
+        what = "Nobody is logged in to Hugging Face: log in with write permission, then push"
+        raise state.refusal(what, LoginError)
     api = HfApi(endpoint=constants.ENDPOINT, token=token if isinstance(token, str) else get_token())
     who = meter.wait(api.whoami)
     if not isinstance(who, dict) or not isinstance(who.get("name"), str):
@@ -277,10 +245,9 @@ def look(repo: str, token: str | bool | None, state: PushState, meter: Meter) ->
     state.user = parse_repo_id(f"{who['name']}/x")[0].partition("/")[0]
     state.repo_id = named if "/" in named else parse_repo_id(f"{state.user}/{named}")[0]
     _require_rights(who, state)
+    ask = partial(api.model_info, files_metadata=True, timeout=LOOK_SECONDS)
     try:
-        info = meter.wait(
-            lambda: api.model_info(state.repo_id, files_metadata=True, timeout=LOOK_SECONDS)
-        )
+        info = meter.wait(lambda: ask(state.repo_id))
     except RepositoryNotFoundError:
         info = None
     if info is not None and str(info.id) != state.repo_id:
@@ -312,20 +279,15 @@ def _repository_name(repo: Any, state: PushState) -> str:
 
 
 def _require_rights(who: dict[str, Any], state: PushState) -> None:
-    """Refuse what is known to fail before anything is sent; what is not known the hub will say.
+    """Raise LoginError if the token only reads, HubError if the owner is somebody else.
 
-    Raises:
-        LoginError: the token only reads.
-        HubError: the owner is neither this user nor one of their organisations.
+    What is not known the hub will say.
     """
     access = (who.get("auth") or {}).get("accessToken") or {}
     role = access.get("role") if isinstance(access, dict) else None
     scopes = (access.get("fineGrained") or {}).get("scoped") if role == "fineGrained" else None
-    writable = [
-        scope.get("entity") or {}
-        for scope in scopes or ()
-        if "repo.write" in (scope.get("permissions") or ())
-    ]
+    able = [scope for scope in scopes or () if "repo.write" in (scope.get("permissions") or ())]
+    writable = [scope.get("entity") or {} for scope in able]
     if role == "read" or (isinstance(scopes, list) and not writable):
         raise state.refusal(
             f"The access token of {state.user} may only read: make one with write permission at "
@@ -352,9 +314,8 @@ def _require_rights(who: dict[str, Any], state: PushState) -> None:
 
 def _with_contents(place: Place) -> Place:
     """The place, with what it holds and the name of the voice."""
-    names, contents = place.files.keys(), {}
-    for name in MANIFESTS:
-        contents[name] = small_file(place, name, MAX_MANIFEST_BYTES)
+    names = place.files.keys()
+    contents = {name: small_file(place, name, MAX_MANIFEST_BYTES) for name in MANIFESTS}
     # Other programs write files called export.json too: what it says decides.
     if not names & {SAVED.name, RECORD} and not _is_export(contents[EXPORT.name]):
         holds, voice = "other" if names - _BARE else "", ""
@@ -380,12 +341,8 @@ def small_file(place: Place, name: str, most: int = _MAX_RECORD_BYTES) -> bytes 
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    url = hf_hub_url(
-        place.destination.repo_id,
-        name,
-        revision=place.info.sha if place.info else None,
-        endpoint=place.api.endpoint,
-    )
+    revision, endpoint = place.info.sha if place.info else None, place.api.endpoint
+    url = hf_hub_url(place.destination.repo_id, name, revision=revision, endpoint=endpoint)
     content, headers = b"", build_hf_headers(token=place.api.token)
     with get_session().stream("GET", url, headers=headers) as answer:
         hf_raise_for_status(answer)

@@ -8,9 +8,7 @@ match files of somebody else. Own code is kept for what a caller is promised:
   leaves files out without a word, is refused; if the answer to the commit is lost, the hub is asked
   whether it was made.
 - Nobody's files are removed: a record in the repository says what the last push put there.
-- No token in a message: errors are put in our own words (push_errors.py).
-- A push that was cut off can be repeated, and it can be cancelled at any moment before the commit
-  (hub_transfer.py).
+- No token in a message. A push can be repeated, and cancelled before its commit (hub_transfer.py).
 """
 
 from __future__ import annotations
@@ -38,17 +36,23 @@ from vits_prune.ship.hub_destination import (
     small_file,
     voice_named_in,
 )
-from vits_prune.ship.hub_transfer import CountedFile, Meter, counted, offers_chunks, send_in_chunks
-from vits_prune.ship.push_errors import PushStalled, PushState, plain_push_errors
+from vits_prune.ship.hub_transfer import (
+    CountedFile,
+    Meter,
+    PushStalled,
+    PushState,
+    counted,
+    offers_chunks,
+    plain_push_errors,
+    send_in_chunks,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 _PLAIN_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 _LARGE = (".safetensors", ".onnx", ".wav", ".png")
 """Kinds of files that the hub keeps outside git."""
@@ -80,20 +84,15 @@ def push_folder(
 ) -> Pushed:
     """Publish a folder that `save_voice` or `export_voice` wrote, in one commit on the main branch.
 
-    Large files are sent first and seen by nobody. Then one commit names all files, takes away those
-    of the earlier push that this one lacks, and is refused by the hub if the repository was changed
-    meanwhile. A push that is cut off is repeated as it is: what had arrived is not sent again. A
-    repository that it made stays, empty; none is ever deleted.
+    Large files are sent first and seen by nobody. Then one commit names all files and takes away
+    those of the earlier push that this one lacks. A push that is cut off is repeated as it is: what
+    had arrived is not sent again. A repository that it made stays, empty; none is ever deleted.
 
     Args:
         folder: files in it and one level below are pushed; hidden ones are left out, pickles and
             links that lead outside refused.
-        repo: "name" (a repository of one's own), "owner/name" or the address of a model's page;
-            made if it does not exist.
-        token: access token with write permission; None for the usual one (HF_TOKEN or
-            `hf auth login`), False for none.
-        private: make a new repository private. An existing one stays as it is, and is refused if it
-            is public.
+        repo, token: as `check_destination` takes them; a repository that does not exist is made.
+        private: make a new repository private. An existing one that is public is refused.
         replace: push to a repository that holds something else or another voice, too. Of what
             vits_prune did not push, only files of the same names are written over.
         message: title of the commit.
@@ -129,8 +128,7 @@ def _require_willing(place: Place, state: PushState, private: bool, replace: boo
     if destination.holds == "other" and not replace:
         raise state.refusal(
             f"{destination.repo_id} holds something else than a voice of vits_prune: choose "
-            "another name, or push with replace (--replace), which writes over files of the same "
-            "names and leaves the others"
+            "another name, or push with replace (--replace), which leaves files of other names"
         )
     if destination.exists and private and not destination.private:
         raise state.refusal(
@@ -160,11 +158,8 @@ def _create(place: Place, state: PushState, meter: Meter, private: bool) -> Plac
             f"Hugging Face made {state.repo_id} public though it was to be private: make it "
             f"private at {place.destination.url}/settings"
         )
-    return replace(
-        place,
-        destination=replace(place.destination, exists=True, private=bool(info.private)),
-        info=info,
-    )
+    made = replace(place.destination, exists=True, private=bool(info.private))
+    return replace(place, destination=made, info=info)
 
 
 def _send(files: dict[str, Path], place: Place, meter: Meter, message: str) -> str:
@@ -252,10 +247,7 @@ def _commit(
     meter: Meter,
     message: str,
 ) -> str:
-    """Publish on top of the commit that was looked at; its hash.
-
-    If the answer is lost, ask the hub whether the commit was made.
-    """
+    """Publish on top of the commit that was looked at, or ask whether it was done; its hash."""
     import httpx2
     from huggingface_hub import CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError
@@ -282,9 +274,8 @@ def _commit(
             info = meter.wait(lambda: place.look_again(), listen=False)
         except Exception:
             raise HubError(
-                "The connection was lost at the last step, so it is not known whether "
-                f"{repo_id} has the voice: look at {place.destination.url}, and push again if it "
-                "has not, which sends only what is missing."
+                f"The connection was lost at the end, so it is not known whether {repo_id} has the "
+                f"voice: look at {place.destination.url}, and push again if it has not."
             ) from error
         held = replace(place, info=info).files
         if set(removed) & held.keys() or not all(
