@@ -71,21 +71,19 @@ def write_onnx(
     if voice.model.config.num_speakers > 1:
         inputs["sid"] = (TensorProto.INT64, [1])
     outputs: dict[str, tuple[int, list]] = {"output": (TensorProto.FLOAT, [1, 1, 1, "samples"])}
-    data, rounded = network.g.model(inputs, outputs, facts or {}), {}
-    for name, parameter in voice.model.named_parameters():
-        found = network.g.rounded.get(network.names.get(name, ""))
-        if found is not None:
-            rounded[name] = found.reshape(parameter.shape)
-    return OnnxVoice(data, rounded)
+    rounded = {
+        name: network.g.rounded[theirs].reshape(voice.model.get_parameter(name).shape)
+        for name, theirs in network.names.items()
+        if theirs in network.g.rounded
+    }
+    return OnnxVoice(network.g.model(inputs, outputs, facts or {}), rounded)
 
 
 class VoiceGraph:
     """Writes the modules of a VitsModel into a graph."""
 
     def __init__(self, model: nn.Module, writer: GraphWriter) -> None:
-        self.model = model
-        self.config = model.config
-        self.g = writer
+        self.model, self.config, self.g = model, model.config, writer
         self.names: dict[str, str] = {}
         """Names of parameters in the model -> in the graph."""
 
@@ -112,23 +110,18 @@ class VoiceGraph:
         g.op("Unsqueeze", self.decoder(self.flow(latents, speaker), speaker), 1, name="output")
 
     def parameter(
-        self,
-        name: str,
-        theirs: str,
-        channels: int | None = None,
-        shape: tuple[int, ...] | None = None,
+        self, name: str, theirs: str, channels: int | None = None, linear: bool = False
     ) -> Value:
         """Add a parameter of the model under its name in Piper's export."""
         tensor = self.model.get_parameter(name).detach().float().cpu()
         self.names[name] = theirs
-        return self.g.weight(theirs, tensor if shape is None else tensor.reshape(shape), channels)
+        return self.g.weight(theirs, tensor[..., None] if linear else tensor, channels)
 
     def conv(self, name: str, x: Value) -> Value:
         """Add a Conv1d, ConvTranspose1d or Linear, all of them convolutions in Piper's export."""
         module, path = self.model.get_submodule(name), piper_name(name)
         transposed, linear = (isinstance(module, kind) for kind in (nn.ConvTranspose1d, nn.Linear))
-        shape = (*module.weight.shape, 1) if linear else None
-        inputs = [x, self.parameter(f"{name}.weight", f"{path}.weight", int(transposed), shape)]
+        inputs = [x, self.parameter(f"{name}.weight", f"{path}.weight", int(transposed), linear)]
         if module.bias is not None:
             inputs.append(self.parameter(f"{name}.bias", f"{path}.bias"))
         if linear:
@@ -189,8 +182,7 @@ class VoiceGraph:
     def by_position(self, x: Value, window: int, tokens: Value, twice: Value) -> Value:
         """[H, T, 2 window + 1] by distance of the other token -> [H, T, T] by its position.
 
-        It is zero beyond the window. Rows of 2T written without a gap and read again as rows of
-        2T - 1 shift by one place from each row to the next.
+        Rows of 2T written without a gap and read as rows of 2T - 1 shift by one place each.
         """
         g, last = self.g, tokens - 1
         wide = x.padded(tokens, tokens, 3)
@@ -348,16 +340,11 @@ class VoiceGraph:
 def inverse_spline(
     x: Value, widths: Value, heights: Value, slopes: Value, bins: int, bound: float
 ) -> Value:
-    """Return the input of a spline whose output is x; beyond the bound it is the identity.
+    """Return the input [1, 1, tokens] of a spline whose output is x.
 
-    Monotonic rational-quadratic splines with linear tails (Durkan et al. 2019, arXiv:1906.04032).
-
-    Args:
-        x: what the spline gave, [1, 1, tokens].
-        widths, heights: of the bins, before normalisation, [1, tokens, bins].
-        slopes: at the inner knots, before normalisation, [1, tokens, bins - 1].
-        bins: their number.
-        bound: the spline lies between -bound and bound.
+    Monotonic rational-quadratic splines with linear tails (Durkan et al. 2019, arXiv:1906.04032),
+    the identity beyond -bound and bound. All are before normalisation: widths and heights of the
+    bins [1, tokens, bins], slopes at the inner knots [1, tokens, bins - 1].
     """
     g = x.graph
     low, high = g.constant(-bound), g.constant(bound)

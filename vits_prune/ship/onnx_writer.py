@@ -129,12 +129,7 @@ class GraphWriter:
         return (operand if isinstance(operand, Value) else self.constant(operand)).name
 
     def constant(self, value: int | float | tuple[int, ...] | np.integer[Any]) -> Value:
-        """Return a constant; equal ones are stored once.
-
-        Args:
-            value: a float becomes a float32, integers the int64 list that shapes and axes are given
-                as, and one of numpy's integers an int64.
-        """
+        """Return a float32, a list of int64 or, of numpy's integers, one int64; stored once."""
         if isinstance(value, (int, tuple)):
             array = np.atleast_1d(np.asarray(value, np.int64))
         else:
@@ -149,19 +144,11 @@ class GraphWriter:
         self._initializers[name] = numpy_helper.from_array(array, name)
 
     def weight(self, name: str, tensor: torch.Tensor, channels: int | None = None) -> Value:
-        """Add a weight under its own name, stored in the writer's precision, computed as float32.
+        """Add a float32 weight, stored in the writer's precision; InputError if fp16 is too small.
 
         Rounded weights are followed by the node that makes float32 of them, which onnxruntime runs
-        once, when it loads the file: speed is that of float32 on every processor.
-
-        Args:
-            name: of the weight, unique.
-            tensor: float32.
-            channels: axis of the output channels, which have a scale each in int8; None keeps the
-                tensor out of int8.
-
-        Raises:
-            InputError: the precision is fp16, which does not hold the weight.
+        once, when it loads the file: speed is that of float32 on every processor. `channels` is the
+        axis of the output channels, each with a scale in int8; None keeps the tensor out of int8.
         """
         if name in self.rounded or name in self._initializers:
             return Value(name, self)
@@ -194,10 +181,8 @@ class GraphWriter:
     ) -> bytes:
         """Return the finished file.
 
-        Args:
-            inputs: name -> (ONNX element type, shape with names for dynamic sides).
-            outputs: the same.
-            facts: for the file's metadata. A checksum is added if they are those of a voice.
+        Inputs and outputs are name -> (ONNX element type, shape with names for dynamic sides). A
+        checksum is added to the metadata, `facts`, if they are those of a voice.
         """
         graph = helper.make_graph(
             self._nodes,

@@ -15,22 +15,18 @@ _MOST_DROPPED = 0.01
 
 
 def piper_settings(voice: Voice) -> dict[str, Any]:
-    """Return the contents of the .json.
-
-    Language, data set and quality are those that a Piper voice's own .json states.
+    """Return the contents of the .json, with what a Piper voice's own .json states.
 
     Raises:
-        InputError: the Piper runtime cannot read text to this voice; the sentence says why.
+        InputError: the Piper runtime cannot read text to this voice.
     """
     config, own = voice.model.config, voice.tokenizer.piper_settings()
-    if own["phoneme_type"] == "espeak" and _is_converted(voice, own):
-        _require_symbols(voice, own)
+    if own["phoneme_type"] == "espeak":
+        symbols = {symbol: list(ids) for symbol, ids in voice.tokenizer.symbols.items()}
+        if own["phoneme_id_map"] != symbols:  # made for the export, not the voice's own
+            _require_symbols(voice, own)
     return {
-        "audio": {
-            "sample_rate": voice.sampling_rate,
-            "quality": "custom",
-            **own.get("audio", {}),
-        },
+        "audio": {"sample_rate": voice.sampling_rate, "quality": "custom", **own.get("audio", {})},
         "phoneme_type": own["phoneme_type"],
         "espeak": own.get("espeak", {"voice": ""}),
         "phoneme_id_map": own["phoneme_id_map"],
@@ -50,11 +46,6 @@ def piper_settings(voice: Voice) -> dict[str, Any]:
         "dataset": own.get("dataset", voice.name),
         "piper_version": own.get("piper_version", "1.0.0"),
     }
-
-
-def _is_converted(voice: Voice, own: dict[str, Any]) -> bool:
-    """Return whether the settings were made for the export, and are not the voice's own."""
-    return own["phoneme_id_map"] != {s: list(ids) for s, ids in voice.tokenizer.symbols.items()}
 
 
 def _require_symbols(voice: Voice, reading: dict[str, Any]) -> None:
@@ -90,18 +81,13 @@ def tokens_file(settings: dict[str, Any]) -> str:
     blank if the voice has none. A voice of characters has those apart (see `sherpa_facts`), and
     sherpa-onnx reads its text in lower case.
     """
-    symbols = {
-        symbol: ids or settings["phoneme_id_map"][_BLANK]
-        for symbol, ids in settings["phoneme_id_map"].items()
-    }
-    if settings["phoneme_type"] == "text":
-        symbols = {
-            symbol: ids for symbol, ids in symbols.items() if symbol not in (_BLANK, _BEGIN, _END)
-        }
-    readable = (
-        symbol for symbol in symbols if symbol == " " or len(symbol) == len(symbol.strip()) == 1
+    ids = settings["phoneme_id_map"]
+    apart = (_BLANK, _BEGIN, _END) if settings["phoneme_type"] == "text" else ()
+    return "".join(
+        f"{symbol} {(ids[symbol] or ids[_BLANK])[0]}\n"
+        for symbol in ids
+        if symbol not in apart and (symbol == " " or len(symbol) == len(symbol.strip()) == 1)
     )
-    return "".join(f"{symbol} {symbols[symbol][0]}\n" for symbol in readable)
 
 
 def sherpa_facts(voice: Voice, settings: dict[str, Any]) -> dict[str, str]:

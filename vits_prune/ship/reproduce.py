@@ -33,8 +33,7 @@ class Reproduction:
     """How to make a voice again."""
 
     commands: tuple[Arguments, ...]
-    """The arguments after `python -m vits_prune`, in the order of the commands; empty if the recipe
-    cannot be repeated."""
+    """Arguments after `python -m vits_prune`, in order; none if the recipe cannot be repeated."""
     notes: tuple[str, ...]
     """What the commands do not say, in sentences; nothing in them is from strangers."""
     files: Mapping[str, str]
@@ -46,10 +45,7 @@ class Reproduction:
 
 
 def published(voice: Voice) -> tuple[str, str | None] | None:
-    """Return what `load_voice` takes to fetch the original of a voice, and its revision.
-
-    None if it was somebody's file or folder.
-    """
+    """Return the published original of a voice, as `load_voice` takes it, and its revision."""
     origin = voice.origin
     if origin.family == "piper":
         return ("joe", None) if origin.reference == "joe" else None
@@ -63,14 +59,10 @@ def published(voice: Voice) -> tuple[str, str | None] | None:
 
 
 def reproduce(voice: Voice, format: str = "dense", precision: str = "fp32") -> Reproduction:
-    """Return the commands that make a voice from its original, and export it.
+    """Return the commands that make a voice from its original, and export it unless dense fp32.
 
-    One command if one can say it; a voice pruned or healed several times takes one for each.
-
-    Args:
-        voice: whose recipe to read. It may come from strangers: all of it is checked.
-        format: of the export at the end, dense fp32 for none.
-        precision: of the same.
+    One command if one can say it; a voice pruned or healed several times takes one for each. The
+    recipe may come from strangers: all of it is checked.
     """
     try:
         specs, healings = read_recipe(voice.recipe)
@@ -104,34 +96,24 @@ class HealRecord:
     kept: int | None
     """The training step whose voice was kept."""
     recordings: int
-    stopped: bool
     sentences: int
     """Sentences that the original spoke for it."""
+    stopped: bool
     trained: tuple[str, ...]
     """The parts that learnt."""
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> HealRecord:
-        """Return what an entry says.
-
-        Raises:
-            InputError: it is none.
-        """
+        """Return what an entry says; InputError if it is none."""
         values = entry.get("plan", {})
         if not isinstance(values, dict):
             raise InputError("A healing's plan is a JSON object.")
-        names = ("of", "steps", "recordings", "lessons")
-        steps, kept, recordings, sentences = (_count(entry.get(name)) for name in names)
+        steps, kept = _count(entry.get("of")), _count(entry.get("steps"))
+        counts = (_count(entry.get(name)) or 0 for name in ("recordings", "lessons"))
         learnt = entry.get("trained")
-        return cls(
-            plan=HealPlan.from_dict(values),
-            steps=steps,
-            kept=kept,
-            recordings=recordings or 0,
-            stopped="stopped" in entry,
-            sentences=sentences or 0,
-            trained=tuple(part for part in PARTS if isinstance(learnt, list) and part in learnt),
-        )
+        trained = tuple(part for part in PARTS if isinstance(learnt, list) and part in learnt)
+        plan = HealPlan.from_dict(values)
+        return cls(plan, steps, kept, *counts, "stopped" in entry, trained)
 
     @property
     def kept_early(self) -> bool:
@@ -164,8 +146,7 @@ class _Chain:
         self._original += ["--speaker", str(voice.speaker)] if voice.speaker else []
         if not source:
             self.notes.append(
-                "The original is not one that can be fetched by name: put its folder or file in "
-                f"the place of {ORIGINAL}."
+                f"The original cannot be fetched by name: put its folder or file for {ORIGINAL}."
             )
 
     def run(self, command: str, *options: str, pruned: bool = False) -> None:
@@ -173,8 +154,7 @@ class _Chain:
         if not self._last and pruned:
             self._last = "PRUNED"
             self.notes.append(
-                "The recipe does not say how the voice was pruned: put its folder in the place of "
-                "PRUNED."
+                "The recipe does not say how the voice was pruned: put its folder for PRUNED."
             )
         named = ["--voice", self._last] if self._last and not pruned else self._original
         given = ["--pruned", self._last] if pruned else []
@@ -211,8 +191,7 @@ class _Chain:
         lines = tuple(line.strip() for line in content.splitlines())
         if lines != tuple(texts) or "\0" in content or len(content.encode()) > _MAX_TEXTS_BYTES:
             self.notes.append(
-                "It was calibrated on texts of its maker's own that are not one line each: they "
-                "are in the recipe, in its files."
+                "It was calibrated on texts that are not one line each: they are in its recipe."
             )
             return []
         name = f"calibration-texts{f'-{len(self.files) + 1}' if self.files else ''}.txt"
@@ -259,10 +238,7 @@ def _changed(one: Any, usual: Any, names: Sequence[str] = ()) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """A value that is read back as the same.
-
-    A number has no exponent: "0.00001" is an amount, "1e-05" would be a number of steps.
-    """
+    """A value that is read back as the same, without an exponent."""
     return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
 
 
@@ -298,11 +274,7 @@ def _same(one: HealPlan, other: HealPlan) -> bool:
 
 
 def read_recipe(recipe: Mapping[str, Any]) -> tuple[list[PruneSpec], list[HealRecord]]:
-    """Return what was done to a voice, checked: a recipe may come from strangers.
-
-    Raises:
-        InputError: it is none, or of more than MAX_ENTRIES prunings or healings.
-    """
+    """Return what was done to a voice; InputError if it cannot be read or is too long."""
     try:
         specs = [PruneSpec.from_dict(one) for one in _entries(recipe.get("pruned", ()))]
         healings = [HealRecord.read(one) for one in _entries(recipe.get("healed", ()))]
@@ -318,10 +290,7 @@ def read_recipe(recipe: Mapping[str, Any]) -> tuple[list[PruneSpec], list[HealRe
 
 
 def _entries(entries: Any) -> list[dict[str, Any]]:
-    if (
-        not isinstance(entries, (list, tuple))
-        or len(entries) > MAX_ENTRIES
-        or not all(isinstance(one, dict) for one in entries)
-    ):
+    listed = isinstance(entries, (list, tuple)) and len(entries) <= MAX_ENTRIES
+    if not listed or not all(isinstance(one, dict) for one in entries):
         raise ValueError("not the list of a recipe")
     return list(entries)
