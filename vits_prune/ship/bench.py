@@ -47,14 +47,17 @@ class BenchError(Exception):
     """The model, the sentences or the options cannot be used; the message says what to do."""
 
 
-def _session(path: Path, threads: int = 0) -> Any:
-    """A session to speak with; without threads, one that only reads the metadata."""
+def _onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise BenchError(
-            "onnxruntime is not installed here: pip install onnxruntime numpy."
-        ) from None
+        raise BenchError("Install onnxruntime: pip install onnxruntime numpy.") from None
+    return onnxruntime
+
+
+def _session(path: Path, threads: int = 0) -> Any:
+    """A session to speak with; without threads, one that only reads the metadata."""
+    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
@@ -115,25 +118,19 @@ def find_model(path: Path) -> Path:
             f"{path.resolve().name} holds no exported voice: give the folder that export wrote."
         )
     if len(found) > 1:
-        raise BenchError(
-            f"{path.name} holds several .onnx files: name one of them, such as "
-            f"{found[0].name[:60]}."
-        )
+        names = f"name one of them, such as {found[0].name[:60]}"
+        raise BenchError(f"{path.name} holds several .onnx files: {names}.")
     return found[0]
 
 
 def check_whole(model: Path, plan: dict[str, Any]) -> None:
     """Raise BenchError if an .onnx is not the one that its sentences were exported with."""
     try:
-        if "sha256" in plan and hashlib.sha256(model.read_bytes()).hexdigest() != plan["sha256"]:
-            raise BenchError(
-                f"{model.name} is damaged, or its sentences are of another export: copy both "
-                "files again."
-            )
+        found = hashlib.sha256(model.read_bytes()).hexdigest()
     except OSError as error:
-        raise BenchError(
-            f"{model.name} cannot be read ({error.strerror}): check the file."
-        ) from None
+        raise BenchError(f"{model.name} cannot be read: {error.strerror}.") from None
+    if plan.get("sha256", found) != found:
+        raise BenchError(f"{model.name} is damaged, or of another export: copy both files again.")
 
 
 def read_json(path: str | Path) -> Any:
@@ -168,9 +165,7 @@ def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
     path = sentences or next((file for file in usual if file.is_file()), None)
     plan = read_json(path) if path else _plan_inside(model) or _plan_of_piper(model)
     if plan is None:
-        raise BenchError(
-            f"There is no {usual[0].name} next to {model.name}: copy it from the export."
-        )
+        raise BenchError(f"There is no {usual[0].name} next to {model.name}: copy it there.")
     try:
         sound = plan["sentences"] and all(
             sentence["ids"] and all(type(i) is int and i >= 0 for i in sentence["ids"])
@@ -182,8 +177,7 @@ def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
         sound = False
     if not sound:
         raise BenchError(
-            f"{path or model.name} does not hold sentences as ids: give the .bench.json that the "
-            "export wrote."
+            f"{path or model.name} does not hold sentences as ids: give an export's .bench.json."
         )
     return plan
 
@@ -283,9 +277,8 @@ class Rapl:
     """Joules of the processor packages from now on, including those of other programs."""
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
-        self._packages = [
-            path for path in sorted(powercap.glob("intel-rapl:*")) if path.name.count(":") == 1
-        ]
+        found = sorted(powercap.glob("intel-rapl:*"))
+        self._packages = [path for path in found if path.name.count(":") == 1]
         self._before = self._read("energy_uj")
 
     def joules(self) -> float | None:
@@ -338,6 +331,7 @@ def bench(
     """
     path = find_model(Path(model))
     check_counts(threads, runs)
+    _onnxruntime()
     plan = read_plan(path, None if sentences is None else Path(sentences))
     if sentences is None:  # those of another export may be given on purpose
         check_whole(path, plan)

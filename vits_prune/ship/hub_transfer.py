@@ -116,15 +116,9 @@ def _push_error(state: PushState, cause: Exception) -> tuple[type[InputError], s
     if isinstance(cause, errors.OfflineModeIsEnabled):
         return HubError, "HF_HUB_OFFLINE is set: unset it to push"
     if isinstance(cause, errors.HFValidationError):
-        return InputError, (
-            f"{repo_id[:96]!r} is no name for a repository: "
-            "write owner/name with letters, digits, dots and dashes"
-        )
+        return InputError, f"{repo_id[:96]!r} is no name for a repository: write owner/name"
     if isinstance(cause, PushStalled):
-        return (
-            HubError,
-            f"Hugging Face did not answer for minutes: check the connection and {again}",
-        )
+        return HubError, f"Hugging Face did not answer for minutes: check the network and {again}"
     connection = (httpx2.HTTPError, ConnectionError, TimeoutError)
     if isinstance(cause, connection) and state.step == "look":
         return HubError, "Hugging Face cannot be reached: check the connection and try again"
@@ -133,25 +127,17 @@ def _push_error(state: PushState, cause: Exception) -> tuple[type[InputError], s
         return InputError, f"{name!r} cannot be read ({cause.strerror}): check the folder"
     if isinstance(cause, ValueError) and isinstance(cause.__cause__, errors.BadRequestError):
         said = one_line(str(cause).partition("\n")[2].removeprefix("- "))  # of the model card
-        return HubError, (
-            f"Hugging Face does not accept the front matter of README.md ({said}): "
-            "correct it and push again"
-        )
+        what = f"does not accept the front matter of README.md ({said}): correct it"
+        return HubError, f"Hugging Face {what}"
     if type(cause).__name__ == "XetAuthenticationError":  # of hf_xet, which may not be installed
-        return LoginError, (
-            f"The storage of Hugging Face does not let {state.user or 'this token'} write "
-            f"{repo_id}: log in again and push again"
-        )
+        return LoginError, f"The storage of Hugging Face refuses to write {repo_id}: log in again"
     by_client = raised_by_client(cause)
-    if isinstance(cause, (httpx2.HTTPError, OSError)) or (
-        isinstance(cause, RuntimeError) and by_client
-    ):
+    broken = isinstance(cause, RuntimeError) and by_client
+    if broken or isinstance(cause, (httpx2.HTTPError, OSError)):
         return HubError, f"The connection was lost while sending {repo_id}: {again}"
     if isinstance(cause, UnreadableAnswer) or (isinstance(cause, UNREADABLE) and by_client):
-        return HubError, (
-            f"The hub gave an answer about {repo_id} that cannot be read: "
-            "check HF_ENDPOINT, or try again later"
-        )
+        what = f"gave an answer about {repo_id} that cannot be read"
+        return HubError, f"The hub {what}: check HF_ENDPOINT, or try again later"
     return None
 
 

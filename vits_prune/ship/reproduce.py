@@ -109,11 +109,11 @@ class HealRecord:
         if not isinstance(values, dict):
             raise InputError("A healing's plan is a JSON object.")
         steps, kept = _count(entry.get("of")), _count(entry.get("steps"))
-        counts = (_count(entry.get(name)) or 0 for name in ("recordings", "lessons"))
+        recorded, spoken = (_count(entry.get(name)) or 0 for name in ("recordings", "lessons"))
         learnt = entry.get("trained")
         trained = tuple(part for part in PARTS if isinstance(learnt, list) and part in learnt)
         plan = HealPlan.from_dict(values)
-        return cls(plan, steps, kept, *counts, "stopped" in entry, trained)
+        return cls(plan, steps, kept, recorded, spoken, "stopped" in entry, trained)
 
     @property
     def kept_early(self) -> bool:
