@@ -11,6 +11,7 @@ import pytest
 
 from vits_prune import load_voice
 from vits_prune.cli.main import main
+from vits_prune.progress import Progress
 from vits_prune.ship import export_report as report
 from vits_prune.ship.export_report import ExportRow, measure_closeness, measure_export
 from vits_prune.ship.formats import export_voice
@@ -83,17 +84,16 @@ def test_the_words_say_what_is_worse(joe, tmp_path):
 
 
 def test_a_rounded_export_is_held_against_the_float32_row_at_hand(tiny, tmp_path, monkeypatch):
-    """No other is written and timed: one of another machine, as it were, decides what the words say."""
+    """No other is written and timed: the row that was given decides what the words say."""
     monkeypatch.setattr(report, "ROUNDS", 1)
     export = export_voice(tiny, tmp_path / "out", "onnx", "int8")
-    there, told = ExportRow("onnx fp32", 1.0, 1.0, timings=((1e-6, 1e6),)), []
-    *_, row = measure_export(
-        tiny, export, float32=there, progress=lambda what, _share: told.append(what)
-    )
+    there, messages = ExportRow("onnx fp32", 1.0, 1.0, timings=((1e-6, 1e6),)), []
+    progress = Progress(lambda what, _share: messages.append(what))
+    *_, row = measure_export(tiny, export, float32=there, progress=progress)
     assert "faster than fp32 (0.00 to 0.00" in row.words
     assert "slower to load than fp32" in row.words
-    assert "timing, round 1 of 1" in told
-    assert not any("fp32" in what for what in told)
+    assert "timing, round 1 of 1" in messages
+    assert not any("fp32" in what for what in messages)
     assert (1e3 * row.timings[0][0], row.timings[0][1]) == (row.load_ms, row.real_time_factor)
 
 

@@ -84,7 +84,7 @@ def write_bundle(
     Raises:
         InputError: what does not fit together, or the folder cannot be written.
     """
-    target, progress = Path(folder), Progress.of(progress)
+    target = Path(folder)
     repo_id, revision = parse_repo_id(repo_id)
     if revision is not None:
         raise InputError("A push goes to the main branch: leave the revision out of the name.")

@@ -108,11 +108,8 @@ def model_card(facts: Facts) -> str:
 def opens_in_transformers(export: Export) -> bool:
     """Whether plain `VitsModel.from_pretrained` opens what was exported."""
     voice = export.shipped
-    return (
-        export.format == "dense"
-        and voice.origin.family == "hugging-face"
-        and in_plain_layout(voice.model.config)
-    )
+    dense = export.format == "dense" and voice.origin.family == "hugging-face"
+    return dense and in_plain_layout(voice.model.config)
 
 
 def _metadata(facts: Facts) -> str:
@@ -153,9 +150,9 @@ def _metadata(facts: Facts) -> str:
 def _head(facts: Facts) -> str:
     voice, size, before = facts.voice, facts.size, facts.original_size
     short = _made_in_short(voice.recipe)
-    left = f"{size.parameters / 1e6:.2f} million parameters"
-    if before and before.parameters > size.parameters:
-        left = f"{size.parameters / 1e6:.2f} of {before.parameters / 1e6:.2f} million parameters"
+    fewer = before and before.parameters > size.parameters
+    of = f" of {before.parameters / 1e6:.2f}" if before and fewer else ""
+    left = f"{size.parameters / 1e6:.2f}{of} million parameters"
     if facts.sparsity.overall >= 0.001:
         left += f", {100 * facts.sparsity.overall:.1f}% of the prunable weights are zero"
     megabytes = f"{facts.export.bytes / 1e6:.1f} MB"
@@ -265,15 +262,10 @@ def _use_graph(facts: Facts) -> str:
     else:
         words = "One ONNX graph for onnxruntime; the files beside it turn text into ids."
     bench = f"cd voice && python bench.py {model} --threads 1,2"
-    return "\n\n".join(
-        [
-            words,
-            block(lines, "sh"),
-            '`vits_prune` reads the folder too: `load_voice("voice")`.',
-            "How fast it is on the machine that is to speak:",
-            block(["pip install onnxruntime numpy", bench], "sh"),
-        ]
-    )
+    timing = block(["pip install onnxruntime numpy", bench], "sh")
+    ours = '`vits_prune` reads the folder too: `load_voice("voice")`.'
+    speed = "How fast it is on the machine that is to speak:"
+    return "\n\n".join([words, block(lines, "sh"), ours, speed, timing])
 
 
 def _made(facts: Facts) -> str:
@@ -302,9 +294,8 @@ def _made_in_short(recipe: Mapping[str, Any]) -> str:
         specs, healings = read_recipe(recipe)
     except InputError:
         return ""
-    methods = list(dict.fromkeys(METHODS[spec.method].title for spec in specs))
-    pruned = [f"pruned ({', '.join(methods)})"] if specs else []
-    return ", ".join(pruned + ["healed"] * bool(healings))
+    methods = ", ".join(dict.fromkeys(METHODS[spec.method].title for spec in specs))
+    return ", ".join([f"pruned ({methods})"] * bool(specs) + ["healed"] * bool(healings))
 
 
 def _pruned(spec: PruneSpec) -> str:
@@ -357,10 +348,7 @@ def _measured(facts: Facts) -> str:
     }
     words = [f"**{title}.** {found}" for title, found in tables.items() if found]
     if facts.rounded:
-        words.append(
-            "The figures are those of the voice before its weights were rounded to "
-            f"{facts.rounded}."
-        )
+        words.append(f"The figures are those before the weights were rounded to {facts.rounded}.")
     return "\n\n".join(words)
 
 

@@ -79,10 +79,8 @@ def measure_closeness(voice: Voice, shipped: Voice) -> Closeness:
     for sentence in plan_of(voice, _SENTENCES)["sentences"]:
         first = speak(voice, sentence["text"])
         aligned = speak(shipped, sentence["text"], timing=first)
-        ours, others = (
-            log_mel(np.nan_to_num(speech.waveform), voice.sampling_rate)
-            for speech in (first, aligned)
-        )
+        pair = (np.nan_to_num(speech.waveform) for speech in (first, aligned))
+        ours, others = (log_mel(waveform, voice.sampling_rate) for waveform in pair)
         levels.append(float(np.mean(np.abs(ours - others)) * 20 / np.log(10)))
         drifts.append(measure_rhythm(first, speak(shipped, sentence["text"])).duration_drift or 0.0)
     return Closeness(float(np.mean(levels)), float(np.mean(drifts)))
@@ -109,18 +107,14 @@ def measure_export(
     Raises:
         InputError: the ONNX file cannot be timed.
     """
-    progress = Progress.of(progress)
     progress.report("measuring sizes", 0.0)
     size = measure_size(voice)
     dense = size.dense_fp32_bytes
-    kinds = {
-        "dense fp32": dense,
-        "dense fp16": size.dense_fp16_bytes,
-        "sparse fp32": size.sparse_fp32_bytes,
-    }
-    rows = [
-        ExportRow(f"for scale: {kind}", count / 1e6, count / dense) for kind, count in kinds.items()
-    ]
+    rows = []
+    for kind in ("dense_fp32", "dense_fp16", "sparse_fp32"):
+        count = getattr(size, f"{kind}_bytes")
+        what = f"for scale: {kind.replace('_', ' ')}"
+        rows.append(ExportRow(what, count / 1e6, count / dense))
     progress.report("comparing the sound", 0.2)
     closeness = measure_closeness(voice, export.shipped)
     words = [*_rounding_words(closeness), *_size_words(export, size)]
@@ -131,12 +125,9 @@ def measure_export(
         loads, factors = zip(*timings, strict=True)
         load, factor = 1e3 * statistics.median(loads), statistics.median(factors)
         words += _speed_words(ratios)
-    what = f"{export.format} {export.precision}"
-    megabytes, share = export.bytes / 1e6, export.bytes / dense
-    return [
-        *rows,
-        ExportRow(what, megabytes, share, load, factor, closeness, "; ".join(words), timings),
-    ]
+    what, said = f"{export.format} {export.precision}", "; ".join(words)
+    sizes = (export.bytes / 1e6, export.bytes / dense)
+    return [*rows, ExportRow(what, *sizes, load, factor, closeness, said, timings)]
 
 
 def _rounding_words(closeness: Closeness) -> list[str]:

@@ -92,7 +92,7 @@ def export_voice(
         InputError: no such format or precision, the voice does not fit the format, what was written
             does not say what the voice says, or the folder cannot be written.
     """
-    progress, kind = Progress.of(progress), FORMATS.get(format)
+    kind = FORMATS.get(format)
     if kind is None:
         raise InputError(f"There is no format {str(format)[:20]!r}: choose {', '.join(FORMATS)}.")
     if precision not in kind.precisions:

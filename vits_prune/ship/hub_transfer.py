@@ -229,7 +229,6 @@ class Meter:
             except BaseException as error:
                 future.set_exception(error)
 
-        # Not an executor: its threads would keep a cancelled program from ending.
         threading.Thread(target=work, name="push", daemon=True).start()
         try:
             self._until(future, listen)
@@ -327,17 +326,16 @@ def send_in_chunks(api: HfApi, repo_id: str, files: dict[str, Path], meter: Mete
         nonlocal latest
         shard = getattr(report, "shard", None)
         checked = getattr(shard, "total_shard_validation_entries_completed", 0)
-        reached = (report.total_bytes_completed, report.total_transfer_bytes_completed, checked)
+        read, sent = report.total_bytes_completed, report.total_transfer_bytes_completed
+        reached = (read, sent, checked)
         if reached == latest:
             return
         latest = reached
-        # What was read runs ahead of what was sent, of which some is on the hub already: the lesser
-        # share is shown.
-        share = report.total_bytes_completed / max(report.total_bytes, sum(sizes.values()), 1)
+        # Reading runs ahead of sending, and some is on the hub already: show the lesser share.
+        share = read / max(report.total_bytes, sum(sizes.values()), 1)
         if report.total_transfer_bytes:
-            sent = report.total_transfer_bytes_completed / report.total_transfer_bytes
-            share = min(share, sent)
-        meter.sent["chunks"] = report.total_transfer_bytes_completed
+            share = min(share, sent / report.total_transfer_bytes)
+        meter.sent["chunks"] = sent
         for name, size in sizes.items():
             meter.arrived(name, int(min(share, 1.0) * size))
 

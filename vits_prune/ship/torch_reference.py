@@ -40,14 +40,12 @@ runtime, and says nothing about the graph."""
 
 
 def plan_of(voice: Voice, count: int = SENTENCES) -> dict[str, Any]:
-    """Return what a bench says with a voice, as `read_plan` does.
+    """Return what a bench says with a voice, as `read_plan` does; durations are without noise.
 
     English sentences that were never tuned on, or draws from the vocabulary of another language.
-    Durations are without noise, so that every run of a sentence has the same length.
     """
-    texts = (
-        load_texts(count) if spoken_language(voice) == "en" else draw_texts(voice, count, seed=0)
-    )
+    english = spoken_language(voice) == "en"
+    texts = load_texts(count) if english else draw_texts(voice, count, seed=0)
     found = [sentence for text in texts for sentence in read_text(voice, text)[0]]
     model = voice.model
     return {
@@ -90,12 +88,7 @@ class FolderEngine:
 def bench_saved(
     folder: str | Path, threads: list[int], runs: int = 5, sentences: str | Path | None = None
 ) -> dict[str, Any]:
-    """Measure the folder of a saved voice as `bench` does an ONNX file.
-
-    Raises:
-        BenchError: the sentences cannot be used.
-        InputError: the folder holds no voice.
-    """
+    """Measure the folder of a saved voice as `bench` does an ONNX file."""
     path = Path(folder)
     check_counts(threads, runs)
     plan = read_plan(path, Path(sentences)) if sentences else plan_of(load_folder(path))
@@ -120,10 +113,9 @@ def check_onnx(path: Path, voice: Voice) -> float:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
         raise failed("load", error) from error
     differences = []
@@ -144,10 +136,8 @@ def check_onnx(path: Path, voice: Voice) -> float:
             raise failed("run", error) from error
         differences.append(difference(voice.name, ours, theirs))
     if not differences:
-        raise InputError(
-            f"The ONNX file of {voice.name} could not be compared with it: its durations are too "
-            "near to whole numbers."
-        )
+        what = "could not be compared with it: its durations are too near to whole numbers"
+        raise InputError(f"The ONNX file of {voice.name} {what}.")
     return max(differences)
 
 
