@@ -86,10 +86,8 @@ class OnnxEngine:
         self._session = _session(path, threads)
         inputs = {given.name for given in self._session.get_inputs()}
         if not {"input", "input_lengths", "scales"} <= inputs:
-            raise BenchError(
-                f"{path.name} does not take the inputs of a Piper voice: give an .onnx that "
-                "vits_prune or Piper exported."
-            )
+            what = "does not take the inputs of a Piper voice"
+            raise BenchError(f"{path.name} {what}: give an .onnx of vits_prune or Piper.")
         self._fixed = {"scales": numpy.array(plan["scales"], numpy.float32)}
         if "sid" in inputs:
             self._fixed["sid"] = numpy.array([int(plan.get("speaker") or 0)], numpy.int64)
@@ -102,10 +100,8 @@ class OnnxEngine:
         try:
             return int(self._session.run(None, feed)[0].size)
         except Exception as error:
-            raise BenchError(
-                f"onnxruntime cannot speak with these ids ({_reason(error)}): take model and "
-                "sentences from one export."
-            ) from error
+            why = f"onnxruntime cannot speak with these ids ({_reason(error)})"
+            raise BenchError(f"{why}: take model and sentences from one export.") from error
 
 
 def find_model(path: Path) -> Path:
@@ -114,9 +110,7 @@ def find_model(path: Path) -> Path:
         raise BenchError(f"There is no file or folder {str(path)[:200]!r}: check the path.")
     found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
     if not found:
-        raise BenchError(
-            f"{path.resolve().name} holds no exported voice: give the folder that export wrote."
-        )
+        raise BenchError(f"{path.resolve().name} holds no exported voice: give another folder.")
     if len(found) > 1:
         names = f"name one of them, such as {found[0].name[:60]}"
         raise BenchError(f"{path.name} holds several .onnx files: {names}.")
@@ -212,9 +206,8 @@ def _plan_of_piper(model: Path) -> Any:
             "sentences": [{"ids": sentence} for sentence in ids],
         }
     except (KeyError, TypeError, AttributeError):
-        raise BenchError(
-            f"{path.name} is not that of a Piper voice: give a file with --sentences."
-        ) from None
+        what = f"{path.name} is not that of a Piper voice"
+        raise BenchError(f"{what}: give a file with --sentences.") from None
 
 
 def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dict[str, Any]:
@@ -343,10 +336,8 @@ def check_counts(threads: list[int], runs: int) -> None:
     """Raise BenchError if there are too few or too many threads or runs."""
     sound = threads and all(1 <= count <= MAX_THREADS for count in threads)
     if not sound or not 1 <= runs <= MAX_RUNS:
-        raise BenchError(
-            f"Threads are whole numbers from 1 to {MAX_THREADS} and runs from 1 to {MAX_RUNS}: "
-            "give --threads 1,2 --runs 5."
-        )
+        most = f"{MAX_THREADS} --threads and {MAX_RUNS} --runs"
+        raise BenchError(f"Give at least one and at most {most}, as in --threads 1,2 --runs 5.")
 
 
 def measure_in_processes(
@@ -397,9 +388,7 @@ def merge(paths: list[str]) -> list[dict[str, Any]]:
             rows, where = about.get("rows"), about.get("machine")
             sound = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
             if not sound or about.get("vits_prune_bench") != 1 or not isinstance(where, dict):
-                raise BenchError(
-                    f"{path} was not written by bench --json of this version: bench again."
-                )
+                raise BenchError(f"{path} was not written by this bench --json: bench again.")
             found.append(one)
     return found
 
@@ -414,10 +403,8 @@ def table(results: list[dict[str, Any]]) -> str:
         for row in result["rows"]:
             rows.append([*first, *(_shown(row.get(key), factor) for _, key, factor in COLUMNS)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    lines = (map(str.ljust, row, widths) for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def _shown(value: Any, factor: float) -> str:
@@ -445,9 +432,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = bench) -> None:
     """Do what the options of `add_arguments` say, with `bench`, and print the table."""
     if (options.model is None) == (options.merge is None):
-        raise BenchError(
-            "Give an .onnx file or a folder to bench, or --merge with files that --json wrote."
-        )
+        raise BenchError("Give an .onnx file or a folder, or --merge with files of --json.")
     try:
         threads = [int(count) for count in options.threads.split(",")]
     except ValueError:

@@ -96,17 +96,13 @@ def export_voice(
     if kind is None:
         raise InputError(f"There is no format {str(format)[:20]!r}: choose {', '.join(FORMATS)}.")
     if precision not in kind.precisions:
-        raise InputError(
-            f"The format {format} has the precisions {', '.join(kind.precisions)}, not "
-            f"{str(precision)[:20]!r}."
-        )
+        known = ", ".join(kind.precisions)
+        raise InputError(f"The format {format} has the precisions {known}, not {precision!r:.22}.")
     target = Path(folder)
     check_export_place(target)
     manifest = SAVED if format in WEIGHTS else MANIFEST
     if target.is_dir() and any(target.iterdir()) and not (target / manifest).is_file():
-        raise InputError(
-            f"{target} holds an export of another format: give the name of a new folder."
-        )
+        raise InputError(f"{target} holds an export of another format: give a new folder's name.")
     voice = voice.to("cpu")
     require_finite(voice.model, voice.name)
     model, shipped, error = kind.write(voice, target, precision, progress)
@@ -249,20 +245,15 @@ def file_stem(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip(".-")[:80] or "voice"
 
 
+_PLAIN, _ROUNDED = ("fp32", "fp16"), ("fp32", "fp16", "int8")
+_DENSE = "safetensors, which load_voice and, for that family, VitsModel.from_pretrained open"
+_SPARSE = "safetensors without the zeros, for load_voice"
+_ONNX = "one ONNX graph, for onnxruntime"
+_PIPER = "an ONNX graph with what the Piper runtime and sherpa-onnx read"
 FORMATS = {
-    "dense": Format(
-        "safetensors, which load_voice and, for that family, VitsModel.from_pretrained open",
-        ("fp32", "fp16"),
-        _folder("dense"),
-    ),
-    "sparse": Format(
-        "safetensors without the zeros, for load_voice", ("fp32", "fp16"), _folder("sparse")
-    ),
-    "onnx": Format("one ONNX graph, for onnxruntime", ("fp32", "fp16", "int8"), _graph("onnx")),
-    "piper": Format(
-        "an ONNX graph with what the Piper runtime and sherpa-onnx read",
-        ("fp32", "fp16", "int8"),
-        _graph("piper"),
-    ),
+    "dense": Format(_DENSE, _PLAIN, _folder("dense")),
+    "sparse": Format(_SPARSE, _PLAIN, _folder("sparse")),
+    "onnx": Format(_ONNX, _ROUNDED, _graph("onnx")),
+    "piper": Format(_PIPER, _ROUNDED, _graph("piper")),
 }
 """The formats by name."""

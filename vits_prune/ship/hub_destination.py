@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -269,10 +270,8 @@ def _repository_name(repo: Any, state: PushState) -> str:
     try:
         named, revision = parse_repo_id(f"own/{text.rstrip('/')}" if bare else text)
     except InputError:
-        raise state.refusal(
-            f"{state.repo_id!r} is no name for a repository: write name or owner/name with "
-            "letters, digits, dots, dashes and underscores"
-        ) from None
+        what = f"{state.repo_id!r} is no name for a repository"
+        raise state.refusal(f"{what}: write name or owner/name") from None
     if revision is not None:
         raise state.refusal("A push goes to the main branch: leave the revision out of the name")
     return named.removeprefix("own/") if bare else named
@@ -316,21 +315,14 @@ def _with_contents(place: Place) -> Place:
     """The place, with what it holds and the name of the voice."""
     names = place.files.keys()
     contents = {name: small_file(place, name, MAX_MANIFEST_BYTES) for name in MANIFESTS}
-    # Other programs write files called export.json too: what it says decides.
-    if not names & {SAVED.name, RECORD} and not _is_export(contents[EXPORT.name]):
-        holds, voice = "other" if names - _BARE else "", ""
-    else:
-        holds = "voice"
-        voice = next(filter(None, map(voice_named_in, contents.values())), "")
+    ours = bool(names & {SAVED.name, RECORD})
+    with contextlib.suppress(ValueError, RecursionError):
+        # Other programs write files called export.json too: what it says decides.
+        ours = ours or describes_export(json.loads(contents[EXPORT.name] or b"null"))
+    voice = next(filter(None, map(voice_named_in, contents.values())), "") if ours else ""
+    holds = "voice" if ours else "other" if names - _BARE else ""
     found = dataclasses.replace(place.destination, holds=holds, voice=voice)
     return dataclasses.replace(place, destination=found)
-
-
-def _is_export(content: bytes | None) -> bool:
-    try:
-        return content is not None and describes_export(json.loads(content))
-    except (ValueError, RecursionError):
-        return False
 
 
 def small_file(place: Place, name: str, most: int = _MAX_RECORD_BYTES) -> bytes | None:

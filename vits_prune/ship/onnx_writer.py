@@ -8,7 +8,7 @@ names by which Piper's tools find the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -30,6 +30,11 @@ Operand: TypeAlias = "Value | str | int | float | tuple[int, ...] | np.integer[A
 """A value, the name of one, or a constant: see `GraphWriter.constant`."""
 
 
+def _node(kind: str) -> Callable[[Value, Operand], Value]:
+    """An operator that adds a node of two inputs."""
+    return lambda one, other: one.graph.op(kind, one, other)
+
+
 @dataclass(frozen=True)
 class Value:
     """A tensor in a graph; arithmetic with it adds nodes."""
@@ -37,29 +42,12 @@ class Value:
     name: str
     graph: GraphWriter
 
-    def __add__(self, other: Operand) -> Value:
-        return self.graph.op("Add", self, other)
-
-    def __sub__(self, other: Operand) -> Value:
-        return self.graph.op("Sub", self, other)
-
-    def __mul__(self, other: Operand) -> Value:
-        return self.graph.op("Mul", self, other)
-
-    def __truediv__(self, other: Operand) -> Value:
-        return self.graph.op("Div", self, other)
-
-    def __matmul__(self, other: Operand) -> Value:
-        return self.graph.op("MatMul", self, other)
+    __add__, __sub__, __mul__ = _node("Add"), _node("Sub"), _node("Mul")
+    __truediv__, __matmul__ = _node("Div"), _node("MatMul")
+    __ge__, __le__ = _node("GreaterOrEqual"), _node("LessOrEqual")
 
     def __neg__(self) -> Value:
         return self.graph.op("Neg", self)
-
-    def __ge__(self, other: Operand) -> Value:
-        return self.graph.op("GreaterOrEqual", self, other)
-
-    def __le__(self, other: Operand) -> Value:
-        return self.graph.op("LessOrEqual", self, other)
 
     @property
     def swapped(self) -> Value:
