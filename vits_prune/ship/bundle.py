@@ -89,10 +89,8 @@ def write_bundle(
     if revision is not None:
         raise InputError("A push goes to the main branch: leave the revision out of the name.")
     if isinstance(samples, bool) or not isinstance(samples, int) or not 0 <= samples <= MAX_SAMPLES:
-        raise InputError(
-            f"The number of samples must be a whole number from 0 to {MAX_SAMPLES}, "
-            f"not {str(samples)[:40]!r}."
-        )
+        what = f"a whole number from 0 to {MAX_SAMPLES}, not {str(samples)[:40]!r}"
+        raise InputError(f"The number of samples must be {what}.")
     seed, voice = checked_seed(seed), voice.to("cpu")
     if original is not None:
         original = _fitting(voice, original.to("cpu"))
@@ -138,20 +136,15 @@ def check_place(folder: Path) -> str:
     manifests = [name for name in (SAVED, formats.MANIFEST) if (folder / name).is_file()]
     if manifests and is_card(folder / CARD):
         if others := _others_in(folder):
-            raise InputError(
-                f"{folder} holds {min(others)[:80]!r}, which no bundle has and which would be "
-                "removed: give the name of a new folder, or take it out."
-            )
+            what = f"{folder} holds {min(others)[:80]!r}, which no bundle has"
+            raise InputError(f"{what} and which would be removed: give a new folder's name.")
         return manifests[0]
     try:
         free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     except OSError:
         free = False
     if not free:
-        raise InputError(
-            f"{folder} exists and is no earlier bundle: give the name of a folder that is new or "
-            "empty."
-        )
+        raise InputError(f"{folder} exists and is no earlier bundle: give a new folder's name.")
     return SAVED
 
 
@@ -171,10 +164,8 @@ def _others_in(folder: Path) -> set[str]:
 def _fitting(voice: Voice, original: Voice) -> Voice:
     """The original, with the speaker of the voice; InputError if the voice was not made of it."""
     if original.recipe:
-        raise InputError(
-            f"{original.name} was itself pruned or healed: give the voice that {voice.name} "
-            "was made of in the first place, or none."
-        )
+        what = f"{original.name} was itself pruned or healed"
+        raise InputError(f"{what}: give the first original of {voice.name}, or none.")
     facts = {
         "sampling rate": (voice.sampling_rate, original.sampling_rate),
         "vocabulary": (voice.model.config.vocab_size, original.model.config.vocab_size),
@@ -225,10 +216,8 @@ def check_curve(source: Path, voice: Voice | None = None) -> None:
     """Raise InputError if a folder has no curve, or a healing's and the voice was not healed."""
     names = ("curve.csv", *(f"curve-{metric}.png" for metric in _SHOWN))
     if not any((source / name).is_file() for name in names):
-        raise InputError(
-            f"{source} has no curve: give the folder of a `sweep`, or the one that `heal` keeps "
-            "with its voice (DIR-healing)."
-        )
+        what = f"{source} has no curve"
+        raise InputError(f"{what}: give the folder of a `sweep`, or of a healing (DIR-healing).")
     if voice is not None and (source / "curve.csv").is_file() and not voice.recipe.get("healed"):
         raise InputError(
             f"{source} has the course of a healing, and {voice.name} was not healed: leave the "

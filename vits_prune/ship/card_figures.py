@@ -68,10 +68,8 @@ def check_evidence(evidence: Evidence, voice: Voice, original: Voice | None = No
     _require_same(voices.get("pruned"), (voice,))
     _require_same(voices.get("original"), (voice, original))
     if voices["original"].get("changed") is True:
-        raise InputError(
-            "The evidence was measured against a voice that was itself pruned or healed: measure "
-            "against the original."
-        )
+        what = "The evidence was measured against a voice that was itself pruned or healed"
+        raise InputError(f"{what}: measure against the original.")
 
 
 def _listed(value: Any) -> Any:
@@ -84,10 +82,8 @@ def _listed(value: Any) -> Any:
 def _require_same(measured: Any, voices: Sequence[Voice | None]) -> None:
     """Refuse the identity of another voice; a revision that is not known may be any."""
     if not isinstance(measured, Mapping) or not isinstance(measured.get("reference"), str):
-        raise InputError(
-            "The evidence does not say which voice was measured: measure it again with "
-            "`evaluate --json` or `compare`."
-        )
+        what = "The evidence does not say which voice was measured"
+        raise InputError(f"{what}: use `evaluate --json` or `compare` again.")
     for voice in filter(None, voices):
         revisions = {measured.get("revision"), voice.origin.revision}
         if (
@@ -254,10 +250,8 @@ def _cost(evidence: Evidence) -> list[str]:
     before, after = (_number(evidence, "cost", which, name) for which in _BOTH)
     if before is None or after is None:
         return []
-    return [
-        f"A second of speech took {before:.3g} processor seconds (original) and {after:.3g} (this "
-        "voice)."
-    ]
+    took = f"{before:.3g} processor seconds (original) and {after:.3g} (this voice)"
+    return [f"A second of speech took {took}."]
 
 
 def _inside(values: Any, *path: str) -> Mapping[str, Any]:

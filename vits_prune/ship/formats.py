@@ -82,7 +82,7 @@ def export_voice(
     """Write a voice in a format. The folder appears whole or not at all.
 
     Args:
-        voice: any voice, pruned or not.
+        voice: any voice.
         folder: new, empty, or of an earlier export with nothing else in it, which is replaced.
         format: one of FORMATS.
         precision: of the stored weights, one that the format has.
@@ -187,18 +187,15 @@ def check_export_place(folder: Path) -> None:
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         others = held - files_of_ours(folder) if held else set()
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be read ({error.strerror}): give the name of a new folder."
-        ) from error
+        what = f"{folder} cannot be read ({error.strerror})"
+        raise InputError(f"{what}: give a new folder's name.") from error
     if others and others == held:
         raise InputError(
             f"{folder} exists and is not a saved voice: give the name of a new folder."
         )
     if others:
-        raise InputError(
-            f"{folder} holds {min(others)[:80]!r}, which no export wrote and which would be "
-            "removed: give the name of a new folder, or take it out."
-        )
+        what = f"{folder} holds {min(others)[:80]!r}, which no export wrote"
+        raise InputError(f"{what} and which would be removed: give a new folder's name.")
 
 
 def check_own_place(reference: str, folder: Path) -> None:
@@ -206,10 +203,8 @@ def check_own_place(reference: str, folder: Path) -> None:
     source = Path(reference).expanduser()
     own = (source.resolve(), source.resolve().parent)
     if source.exists() and folder.exists() and folder.resolve() in own:
-        raise InputError(
-            f"{folder} is the folder of the voice itself, which would be removed: give the name of "
-            "a new folder."
-        )
+        what = f"{folder} is the folder of the voice itself, which would be removed"
+        raise InputError(f"{what}: give a new folder's name.")
 
 
 def files_of_ours(folder: Path) -> set[str]:

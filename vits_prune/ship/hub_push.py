@@ -67,7 +67,6 @@ class Pushed:
     commit: str
     """The commit that holds the voice now, 40 hexadecimal digits."""
     files: int
-    """Files of the folder that the commit holds."""
     bytes_sent: int
     """Bytes of large files that this push sent, without those that were on the hub already."""
 
@@ -131,10 +130,8 @@ def _require_willing(place: Place, state: PushState, private: bool, replace: boo
             "another name, or push with replace (--replace), which leaves files of other names"
         )
     if destination.exists and private and not destination.private:
-        raise state.refusal(
-            f"{destination.repo_id} is public: make it private at {destination.url}/settings "
-            "first, choose another name, or push without private"
-        )
+        first = f"make it private at {destination.url}/settings"
+        raise state.refusal(f"{destination.repo_id} is public: {first}, or choose another name")
 
 
 def name_in(files: Mapping[str, Path]) -> str:
@@ -154,10 +151,8 @@ def _create(place: Place, state: PushState, meter: Meter, private: bool) -> Plac
     state.created, state.step = True, "send"
     info = meter.wait(lambda: place.look_again())
     if private and not info.private:
-        raise state.refusal(
-            f"Hugging Face made {state.repo_id} public though it was to be private: make it "
-            f"private at {place.destination.url}/settings"
-        )
+        what = f"Hugging Face made {state.repo_id} public though it was to be private"
+        raise state.refusal(f"{what}: make it private at {place.destination.url}/settings")
     made = replace(place.destination, exists=True, private=bool(info.private))
     return replace(place, destination=made, info=info)
 
@@ -179,10 +174,8 @@ def _send(files: dict[str, Path], place: Place, meter: Meter, message: str) -> s
         additions = meter.wait(lambda: _sent(new, place, meter, opened))
         ignored = [one.path_in_repo for one in additions if getattr(one, "_should_ignore", False)]
         if ignored:  # huggingface_hub keeps what the hub answered there, and says it nowhere else
-            raise state.refusal(
-                f"The .gitignore of {state.repo_id} leaves out {ignored[0][:80]!r}: remove it "
-                "there and push again"
-            )
+            what = f"The .gitignore of {state.repo_id} leaves out {ignored[0][:80]!r}"
+            raise state.refusal(f"{what}: remove it there and push again")
         for name, path in files.items():
             meter.arrived(name, path.stat().st_size)
         meter.report()  # the last moment to cancel

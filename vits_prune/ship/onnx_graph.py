@@ -216,10 +216,8 @@ class VoiceGraph:
             return x * self.g.op("Sigmoid", x)
         if kind in ("relu", "sigmoid", "tanh"):
             return self.g.op(kind.capitalize(), x)
-        raise InputError(
-            f"This voice has the activation {kind[:20]!r}, which the ONNX export cannot write: "
-            "export it dense or sparse."
-        )
+        what = f"This voice has the activation {kind[:20]!r}, which the ONNX export cannot write"
+        raise InputError(f"{what}: export it dense or sparse.")
 
     def token_of_frame(self, durations: Value, tokens: Value, most_frames: int) -> Value:
         """The token of each frame, int64 [frames], of durations [1, 1, tokens]; NaN is a frame."""

@@ -144,10 +144,8 @@ class GraphWriter:
         if self.precision == "fp16" and rounds:
             half = tensor.half()
             if not bool(torch.isfinite(half).all()):
-                raise InputError(
-                    f"The voice has weights beyond 65,504 ({name}), more than fp16 holds: "
-                    "export it with precision fp32."
-                )
+                what = f"The voice has weights beyond 65,504 ({name}), more than fp16 holds"
+                raise InputError(f"{what}: export it with precision fp32.")
             self._store(f"{name}.half", half.numpy())
             self.rounded[name] = half.float()
             return self.op("Cast", f"{name}.half", name=name, to=TensorProto.FLOAT)

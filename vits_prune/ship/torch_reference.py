@@ -142,11 +142,7 @@ def check_onnx(path: Path, voice: Voice) -> float:
 
 
 def difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return the largest difference of two samples of one sentence, [samples] each.
-
-    Raises:
-        InputError: it is more than TOLERANCE, or a sample is not a number.
-    """
+    """Return the largest difference of two waveforms [samples]; InputError if over TOLERANCE."""
     if ours.size != theirs.size:
         what = f"they differ in length, {theirs.size} samples to {ours.size}"
     elif not np.isfinite(theirs).all():
@@ -156,17 +152,13 @@ def difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
         if off <= TOLERANCE:
             return off
         what = f"they differ by {off:.1e}"
-    raise InputError(
-        f"The ONNX file of {name} does not say what the voice says ({what}), so it is not written."
-    )
+    said = f"The ONNX file of {name} does not say what the voice says"
+    raise InputError(f"{said} ({what}), so it is not written.")
 
 
 def _spoken(voice: Voice, ids: tuple[int, ...], scales: Scales) -> np.ndarray | None:
     """What the voice says in torch, [samples]; None if a duration could be rounded either way."""
-    mute = InputError(
-        f"{voice.name} does not speak: its weights lead to what is not a number. Prune or heal its "
-        "original again."
-    )
+    mute = InputError(f"{voice.name} does not speak (NaN): prune or heal its original again.")
     try:
         said = waveform_of(voice, ids, scales) if _decided(voice, ids, scales) else None
     except InputError:
