@@ -53,14 +53,10 @@ def check_evidence(evidence: Evidence, voice: Voice, original: Voice | None = No
     if not isinstance(evidence, Mapping) or not any(
         isinstance(evidence.get(key), Mapping) for key in ("figures", "latency")
     ):
-        raise InputError(
-            "The evidence is not what `evaluate --json` or `compare` writes: give that."
-        )
+        raise InputError("The evidence is not a file of `evaluate --json` or `compare`: give one.")
     measured = evidence.get("recipe")
     if not isinstance(measured, Mapping) or _listed(measured) != _listed(voice.recipe):
-        raise InputError(
-            "The evidence was measured of a voice with another recipe: give its own file."
-        )
+        raise InputError("The evidence is of a voice with another recipe: give its own file.")
     voices = evidence.get("voices")
     if not isinstance(voices, Mapping):
         _require_same(evidence, (voice,))
@@ -95,9 +91,7 @@ def _require_same(measured: Any, voices: Sequence[Voice | None]) -> None:
     said = [plain(measured["reference"], 60)]
     for name in ("revision", "speaker"):
         said += [f"{name} {plain(measured[name], 40)}"] if measured.get(name) is not None else []
-    raise InputError(
-        f"The evidence was measured of another voice ({', '.join(said)}): give its own file."
-    )
+    raise InputError(f"The evidence is of another voice ({', '.join(said)}): give its own file.")
 
 
 def sparsity_table(sparsity: Sparsity, original: Sparsity | None) -> str:

@@ -190,9 +190,7 @@ def check_export_place(folder: Path) -> None:
         what = f"{folder} cannot be read ({error.strerror})"
         raise InputError(f"{what}: give a new folder's name.") from error
     if others and others == held:
-        raise InputError(
-            f"{folder} exists and is not a saved voice: give the name of a new folder."
-        )
+        raise InputError(f"{folder} exists and is not a saved voice: give a new folder.")
     if others:
         what = f"{folder} holds {min(others)[:80]!r}, which no export wrote"
         raise InputError(f"{what} and which would be removed: give a new folder's name.")

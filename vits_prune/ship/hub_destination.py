@@ -50,16 +50,16 @@ def pushable_files(folder: str | Path) -> dict[str, Path]:
         InputError: it is no folder with a voice of this library, holds something that is not
             pushed, or is too large.
     """
-    root, none = Path(folder), "nothing was published."
+    root = Path(folder)
+
+    def wrong(what: str) -> InputError:
+        return InputError(f"{what}; nothing was published.")
+
     if not root.is_dir():
-        raise InputError(
-            f"There is no folder {str(folder)[:200]!r}: give one that an export wrote; {none}"
-        )
+        raise wrong(f"There is no folder {str(folder)[:200]!r}: give one that an export wrote")
     if not any((root / name).is_file() for name in MANIFESTS):
-        raise InputError(
-            f"{root.name} is no voice that vits_prune saved (it has no "
-            f"{' and no '.join(MANIFESTS)}): export the voice, and push that folder; {none}"
-        )
+        lacks = f"no voice that vits_prune saved (it has no {' and no '.join(MANIFESTS)})"
+        raise wrong(f"{root.name} is {lacks}: export the voice, and push that folder")
     files: dict[str, Path] = {}
     try:
         for path in sorted(root.iterdir()):
@@ -68,21 +68,17 @@ def pushable_files(folder: str | Path) -> dict[str, Path]:
                 if one.name.startswith(".") or name == RECORD:
                     continue
                 if why := _why_not(root, one):
-                    raise InputError(
-                        f"{shown(name)!r} in {root.name} {why}: take it out and push again; {none}"
-                    )
+                    raise wrong(f"{shown(name)!r} in {root.name} {why}: take it out and push again")
                 if one.is_file():
                     files[name] = one
         size = sum(path.stat().st_size for path in files.values())
     except OSError as error:
-        raise InputError(
-            f"{root.name} cannot be read ({error.strerror}): check the folder; {none}"
-        ) from error
+        raise wrong(f"{root.name} cannot be read ({error.strerror}): check the folder") from error
     if len(files) > MAX_FILES or size > MAX_BYTES:
         found = f"is {size / 2**20:,.0f} MiB, more than the {MAX_BYTES / 2**20:,.0f} MiB of a push"
         if len(files) > MAX_FILES:
             found = f"holds more than {MAX_FILES} files"
-        raise InputError(f"{root.name} {found}: take out what is not the voice; {none}")
+        raise wrong(f"{root.name} {found}: take out what is not the voice")
     return dict(sorted(files.items()))
 
 
@@ -288,11 +284,9 @@ def _require_rights(who: dict[str, Any], state: PushState) -> None:
     able = [scope for scope in scopes or () if "repo.write" in (scope.get("permissions") or ())]
     writable = [scope.get("entity") or {} for scope in able]
     if role == "read" or (isinstance(scopes, list) and not writable):
-        raise state.refusal(
-            f"The access token of {state.user} may only read: make one with write permission at "
-            "huggingface.co/settings/tokens and log in with it (hf auth login)",
-            LoginError,
-        )
+        what = f"The access token of {state.user} may only read: log in (hf auth login) with one "
+        what += "that has write permission, from huggingface.co/settings/tokens"
+        raise state.refusal(what, LoginError)
     owner, _, name = state.repo_id.partition("/")
     own = {state.user.lower(), *(str(entity.get("name", "")).lower() for entity in writable)}
     roles = {
@@ -304,11 +298,8 @@ def _require_rights(who: dict[str, Any], state: PushState) -> None:
     if owner.lower() in own or (member and roles[owner.lower()] != "read"):
         return
     what = "may only read there" if member else "does not belong to it"
-    raise state.refusal(
-        f"{state.user} cannot push to {owner} ({what}): push to {state.user}/{name}, or ask "
-        f"{owner} for write permission",
-        HubError,
-    )
+    advice = f"push to {state.user}/{name}, or ask {owner} for write permission"
+    raise state.refusal(f"{state.user} cannot push to {owner} ({what}): {advice}", HubError)
 
 
 def _with_contents(place: Place) -> Place:

@@ -57,10 +57,8 @@ def _require_symbols(voice: Voice, reading: dict[str, Any]) -> None:
             said += len(sentence.ids) // 2
             dropped += len(sentence.dropped)
     if dropped > _MOST_DROPPED * said:
-        raise InputError(
-            f"{voice.name} lacks symbols for many of espeak-ng's phonemes, which Piper reads: "
-            "export it as onnx."
-        )
+        what = f"{voice.name} lacks symbols for many of espeak-ng's phonemes, which Piper reads"
+        raise InputError(f"{what}: export it as onnx.")
 
 
 def _language(voice: Voice) -> str:

@@ -284,9 +284,8 @@ def read_recipe(recipe: Mapping[str, Any]) -> tuple[list[PruneSpec], list[HealRe
         why: Exception | None = None
     except (InputError, TypeError, ValueError, OverflowError) as error:
         why = error
-    raise InputError(
-        "The recipe that came with the voice is not one that this version can repeat."
-    ) from why
+    what = "The recipe that came with the voice is not one that this version can repeat."
+    raise InputError(what) from why
 
 
 def _entries(entries: Any) -> list[dict[str, Any]]:
