@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vits_prune.errors import InputError
-from vits_prune.ship.bench import check_counts, measure_in_processes, read_plan
+from vits_prune.ship.bench import answer, check_counts, measure_in_processes, read_plan
 from vits_prune.synthesis.speak import read_text
 from vits_prune.synthesis.stages import (
     Scales,
@@ -94,9 +94,13 @@ def bench_saved(
     plan = read_plan(path, Path(sentences)) if sentences else plan_of(load_folder(path))
     size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     root = str(Path(__file__).resolve().parents[2])
-    code = f"import sys; sys.path.insert(0, {root!r}); import {__name__} as it; "
-    code += "it.answer(it.FolderEngine)"
+    code = f"import sys; sys.path.insert(0, {root!r}); import {__name__} as it; it.main()"
     return measure_in_processes(path, size, plan, threads, runs, [sys.executable, "-c", code])
+
+
+def main() -> None:
+    """Answer one job of a bench, in a process of its own."""
+    answer(FolderEngine)
 
 
 def check_onnx(path: Path, voice: Voice) -> float:
