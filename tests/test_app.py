@@ -13,7 +13,8 @@ import app, gradio
 from vits_prune.studio import workbench
 assert isinstance(app.demo, gradio.Blocks)
 assert not workbench.bench.is_loaded("joe")
-names = {function.api_name for function in app.demo.fns.values() if function.api_visibility == "public"}
+public = [one for one in app.demo.fns.values() if one.api_visibility == "public"]
+names = {one.api_name for one in public}
 assert names == {"compare", "sparsity"}, names
 import os
 print("built in", os.getcwd())

@@ -216,13 +216,16 @@ def pruned_facts(voice, spec):
 SPECS = (
     "{}",
     '{"method": "magnitude", "scope": "local", "amount": 0.5, "parts": ["flow", "decoder"]}',
-    '{"method": "magnitude", "scope": "global", "amount": 0.5, "parts": ["decoder"], "pattern": "2:4", "protect": []}',
-    '{"method": "random", "scope": "global", "amount": 0.3, "parts": ["text_encoder", "duration_predictor", "flow", "decoder"], "seed": 5}',
+    '{"method": "magnitude", "scope": "global", "amount": 0.5, '
+    '"parts": ["decoder"], "pattern": "2:4", "protect": []}',
+    '{"method": "random", "scope": "global", "amount": 0.3, '
+    '"parts": ["text_encoder", "duration_predictor", "flow", "decoder"], "seed": 5}',
     '{"method": "second_order", "scope": "sensitivity", "amount": 0.6, '
     '"parts": ["decoder"], "protect": ["decoder.conv_pre"], '
     '"floor": 0.1, "amounts": [0.3, 0.5, 0.6], "texts": ["hello"]}',
     '{"method": "activation", "amount": 0.6, "steps": 4, "schedule": "linear"}',
-    '{"method": "structured", "scope": "local", "amount": 0.5, "importance": "weight_norm", "steps": 2}',
+    '{"method": "structured", "scope": "local", "amount": 0.5, '
+    '"importance": "weight_norm", "steps": 2}',
     '{"method": "structured", "shape": {"decoder_width": 0.5, "branches": 2, '
     '"resblock_width": 0.75, "ffn_width": 0.5, '
     '"encoder_layers": 4, "flows": 2, "wavenet_layers": 3, "multiple": 4}}',

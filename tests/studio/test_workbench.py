@@ -1,4 +1,4 @@
-"""The caches behind the page: what they keep for whom, and what crosses to another process pickles."""
+"""The caches behind the page: what they keep for whom, and what can be pickled."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_nobody_waits_to_hear_in_a_worker():
 
 
 def test_what_a_worker_spoke_is_kept_by_the_page(bench, monkeypatch):
-    """Only what comes out of a ZeroGPU worker reaches the page: the original need not speak again for another amount."""
+    """The page keeps what a ZeroGPU worker returns: the original does not speak again."""
     request = Request(TINY, TEXT, PruneSpec(amount=0.3))
     worker, page = bench, Workbench()
     spoken = heard(worker, request)

@@ -1,4 +1,4 @@
-"""The real app as a process of its own, with a hub on the loopback interface behind it and a secret of its owner around it."""
+"""The real app as a process of its own, with a loopback hub and a secret of its owner."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def running(port: int, hub_url: str, base: Path, log: Path, more: dict[str, str]
         "OMP_NUM_THREADS": str(
             THREADS
         ),  # as many as tests/conftest.py gives torch, so that samples may be compared to the bit
-        "OMP_WAIT_POLICY": "PASSIVE",  # on a machine with other work, threads that spin while they wait cost ten times the time
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait are slow on a busy machine
         "NO_PROXY": "127.0.0.1,localhost",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))),
         "TMPDIR": str(base / "tmp"),

@@ -354,7 +354,7 @@ def test_a_visitor_names_nothing_but_hub_repositories(client, server):
 
 
 def test_folders_of_the_server_are_no_voices(client, server):
-    """Paths that load_voice would take: absolute, and relative to where the app runs in the shape of a hub id."""
+    """Refuse paths that load_voice would take: absolute, or relative and shaped like a hub id."""
     absolute = str(server.folders[TINY])
     assert "no model of the Hugging Face hub" in refusal(client, voice=absolute)
     assert "There is no model vits_prune/voices on Hugging Face" in refusal(

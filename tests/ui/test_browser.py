@@ -44,7 +44,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def visit(browser, server):
-    """Open the page as a new visitor; at the end of the module no page may have complained in its console."""
+    """Open the page as a new visitor; at the end no page may have complained in its console."""
     complaints, contexts = [], []
 
     def visit(path: str = "/", **options) -> Page:
@@ -78,7 +78,7 @@ def page(visit):
 
 @pytest.fixture(scope="module")
 def done(visit) -> Page:
-    """A page on which "Speak with both" has run through with what it starts with. Tests on it only look and listen."""
+    """A page on which "Speak with both" has run with the defaults. Tests only look and listen."""
     page = visit()
     speak_through(page)
     return page
@@ -98,7 +98,7 @@ def choose_voice(page: Page, name: str) -> None:
 
 
 def players(page: Page) -> list[tuple[np.ndarray, int]]:
-    """What the two players hold: int16 samples and their rate, from the files behind their download links."""
+    """Return what the two players hold: int16 samples and their rate, from their downloads."""
     sounds = []
     for name in ("original", "pruned"):
         link = page.locator(f"#{name}-audio a[download]").first
