@@ -1,7 +1,7 @@
 """Draw the package from its imports, and print the figures that keep it readable.
 
     python benchmarks/house.py                     # figures as a table
-    python benchmarks/house.py --picture house.svg # and a picture: layers from top to bottom
+    python benchmarks/house.py --picture FILE.svg  # and a picture: layers from top to bottom
 
 An arrow is an import, those inside functions included. Every arrow should point down.
 Needs import-linter, which tests/requirements.txt installs.
@@ -28,7 +28,6 @@ LAYERS = (
     ("study",),
     ("measure",),
     ("healing",),
-    ("kernels",),
     ("pruning",),
     ("synthesis",),
     ("voices",),

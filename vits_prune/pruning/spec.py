@@ -88,7 +88,7 @@ class PruneSpec(Options):
     protect: tuple[str, ...] | None = option(
         None,
         'layers that are left alone: names, beginnings of names, "*" for one piece of a name; '
-        "None for the method's own list",
+        "by default the method's own list",
         low=1,
         high=200,
         most=1_000,

@@ -170,7 +170,7 @@ def _push_refused(state: PushState, error: Exception) -> tuple[type[InputError],
         **dict.fromkeys((400, 413, 422), refused),
         402: f"Hugging Face takes no more files from {repo_id.partition('/')[0]}{said}: "
         "see its plan and storage at huggingface.co/settings/billing",
-        429: "Hugging Face had too many requests: push again in a few minutes",
+        429: "Hugging Face received too many requests: push again in a few minutes",
     }
     later = "push again later, which sends only what is missing"
     return HubError, known.get(status, f"Hugging Face answered {status} for {repo_id}: {later}")

@@ -42,7 +42,7 @@ class Settings:
 
     seed: int = option(0, "seed of the noise and of the intervals", int, low=0, high=MAX_SEED)
     metrics: tuple[str, ...] = option(
-        FAMILIES, "families of metrics", choices=FAMILIES, most=100, noun="metric"
+        FAMILIES, "families of metrics", choices=FAMILIES, most=100, noun="family of metrics"
     )
     recogniser: Recogniser = field(default_factory=Recogniser)
     noise_seeds: int = option(

@@ -109,7 +109,7 @@ def _refused(repo_id: str, status: int) -> HubError:
         return LoginError(logins[status])
     if status == 429:
         return HubError(
-            f"Hugging Face had too many requests and refuses {repo_id} for now: "
+            f"Hugging Face received too many requests and refuses {repo_id} for now: "
             "try again in a few minutes."
         )
     return HubError(f"Hugging Face answered {status} for {repo_id}: try again later.")

@@ -48,7 +48,7 @@ def heal_tab() -> dict[str, Any]:
     )
     made = _settings()
     made["heal_status"] = gr.Markdown("", elem_id="heal-status", min_height=44)
-    made["heal_course"] = widget("course", "heal-course")
+    made["heal_course"] = widget("training", "heal-course")
     made["heal_csv"] = gr.DownloadButton(
         "Download healing.csv", size="sm", interactive=False, elem_id="heal-csv"
     )
@@ -186,7 +186,7 @@ def _cleared() -> dict[str, Any]:
     return {
         **{name: gr.Audio(None, visible=False) for name in _PLAYERS},
         "heal_key": None,
-        "heal_course": {"hint": WAITING["course"]},
+        "heal_course": {"hint": WAITING["training"]},
         "heal_csv": gr.DownloadButton(interactive=False),
         "heal_checkpoint": gr.Radio([], value=None, visible=False),
         "heal_heard": "",

@@ -12,10 +12,10 @@ WAITING = {
     "fader": "Press the button above, then drag from one amount to the next.",
     "curve": "Points appear as they are measured; press one to hear it.",
     "heat": "Cells appear as they are measured; press one to hear it.",
-    "course": "Losses appear here as the voice learns.",
+    "training": "Losses appear here as the voice learns.",
 }
 """What each widget says before there is anything to show."""
-_PICTURES = ("curve", "heat", "course")
+_PICTURES = ("curve", "heat", "training")
 """Widgets that draw measurements: they share picture.css and picture.js."""
 
 
