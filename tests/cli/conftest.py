@@ -1,3 +1,3 @@
-"""Fixtures of other packages that the commands' tests share."""
+"""What the commands' tests share with those of other packages."""
 
-from tests.healing.conftest import sparse  # noqa: F401 (a fixture)
+from tests.healing.conftest import little_text  # noqa: F401 (a fixture)

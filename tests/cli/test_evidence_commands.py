@@ -1,4 +1,4 @@
-"""The commands evaluate, sweep, knee and sensitivity: what they write and print, and how they end."""
+"""The commands evaluate, sweep, knee and sensitivity: what they write, print and refuse."""
 
 from __future__ import annotations
 
@@ -178,8 +178,8 @@ def test_points_that_fail_end_with_2(tiny_folder, texts, tmp_path, capsys, monke
     )
     error = capsys.readouterr().err
     assert (
-        "Not measured: method magnitude, scope global, parts all, amount 0.3: ZeroDivisionError: a bug"
-        in error
+        "Not measured: method magnitude, scope global, parts all, amount 0.3: "
+        "ZeroDivisionError: a bug" in error
     )
     assert "1 points could not be measured" in error
 

@@ -1,4 +1,4 @@
-"""The command line of every field of a PruneSpec, and `prune`: gradual, with its steps, stopped at the knee."""
+"""Every field of a PruneSpec as an option, and `prune`: gradual, with its steps, to the knee."""
 
 from __future__ import annotations
 
@@ -80,12 +80,27 @@ def test_calibration_texts_from_a_file(tmp_path):
 
 
 BAD = [
-    "--decoder-width 0.5", "--method structured --decoder-width 0", "--method structured --branches 0", "--pattern 4:2", "--pattern two",
-     "--pattern 2:4 --amount 0.3", "--pattern 2:4 --steps 2", "--steps 0", "--steps 0.5,0.3", "--steps 0.3,x", "--steps many",
-     "--method structured --flows 2 --amount 0.5", "--method structured --flows 2 --parts decoder", "--importance weight_norm",
-     "--method structured --importance beauty", "--steps 0.3,0.5 --amount 0.6", "--schedule square", "--floor 2", "--prune-seed -1",
-     "--calibration-texts nowhere.txt"
-]  # fmt: skip
+    "--decoder-width 0.5",
+    "--method structured --decoder-width 0",
+    "--method structured --branches 0",
+    "--pattern 4:2",
+    "--pattern two",
+    "--pattern 2:4 --amount 0.3",
+    "--pattern 2:4 --steps 2",
+    "--steps 0",
+    "--steps 0.5,0.3",
+    "--steps 0.3,x",
+    "--steps many",
+    "--method structured --flows 2 --amount 0.5",
+    "--method structured --flows 2 --parts decoder",
+    "--importance weight_norm",
+    "--method structured --importance beauty",
+    "--steps 0.3,0.5 --amount 0.6",
+    "--schedule square",
+    "--floor 2",
+    "--prune-seed -1",
+    "--calibration-texts nowhere.txt",
+]
 
 
 def test_what_cannot_be_is_one_sentence():
@@ -115,10 +130,13 @@ def test_a_shape(tiny_folder, tiny, tmp_path, capsys):
         "0.5",
         "--multiple",
         "1",
+        "--importance",
+        "weight_norm",
     ]
     assert main([*line, "--out", str(tmp_path / "saved")]) == 0
     assert "million parameters" in capsys.readouterr().out
-    spec = PruneSpec(method="structured", shape=Shape(ffn_width=0.5, multiple=1))
+    shape = Shape(ffn_width=0.5, multiple=1)
+    spec = PruneSpec(method="structured", shape=shape, importance="weight_norm")
     assert np.array_equal(
         speak(load_voice(tmp_path / "saved"), TEXT).waveform,
         speak(prune(tiny, spec), TEXT).waveform,
@@ -231,7 +249,7 @@ def test_compare_takes_them_too(tiny_folder, tmp_path):
             [
                 *line,
                 "--method",
-                "activation",
+                "random",
                 "--amount",
                 "0.5",
                 "--protect",
@@ -243,6 +261,6 @@ def test_compare_takes_them_too(tiny_folder, tmp_path):
         )
         == 0
     )
-    spec = PruneSpec(method="activation", amount=0.5, protect=("flow",), parts=("flow", "decoder"))
+    spec = PruneSpec(method="random", amount=0.5, protect=("flow",), parts=("flow", "decoder"))
     assert json.loads((tmp_path / "out" / "report.json").read_text())["spec"] == spec.to_dict()
     assert spec.parts != PARTS

@@ -1,4 +1,4 @@
-"""The command push: cheap checks first, consent to the licence, a dry run, and the whole way to a hub on the loopback interface."""
+"""The command push: cheap checks first, consent, a dry run, and the way to a loopback hub."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def test_interrupted_while_it_is_published_it_is_not_known(hub, folder, capsys, 
 
 
 def terminal(hub, folder, typed, *more):
-    """The command in a terminal of its own, with its answer; gives the exit code and what was shown."""
+    """Answer the command in a terminal of its own; return the exit code and what was shown."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.url,

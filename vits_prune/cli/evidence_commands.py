@@ -53,12 +53,8 @@ def add_commands(commands: Any) -> None:
         help="measure what pruning did to a voice: words, naturalness, closeness, rhythm, loudness",
     )
     add_voice(evaluate)
-    add_flag(
-        evaluate,
-        "--against DIR|REF",
-        "the pruned voice: a folder that `prune` wrote, or what --voice takes",
-        required=True,
-    )
+    words = "the pruned voice: a folder that `prune` wrote, or what --voice takes"
+    add_flag(evaluate, "--against DIR|REF", words, required=True)
     _add_measuring(evaluate)
     add_flag(evaluate, "--json FILE", "write all measurements, sentence by sentence", Path)
     evaluate.set_defaults(run=_evaluate)
@@ -70,13 +66,8 @@ def add_commands(commands: Any) -> None:
     add_voice(sweep, many=True)
     add_spec(sweep, ("method", "scope"), many=("method", "scope"))
     _add_amounts(sweep, "0:0.9:0.1")
-    add_flag(
-        sweep,
-        "--parts GROUP",
-        "all, decoder, flow+decoder: one curve each (default: all)",
-        default=["all"],
-        nargs="+",
-    )
+    words = "all, decoder, flow+decoder: one curve each"
+    add_flag(sweep, "--parts GROUP", words, default=["all"], nargs="+")
     add_spec(sweep, CHOICES)
     _add_measuring(sweep)
     _add_engine(sweep)
@@ -88,12 +79,8 @@ def add_commands(commands: Any) -> None:
     add_voice(sensitivity)
     add_spec(sensitivity, ("method", "scope"))
     _add_amounts(sensitivity, "0.3,0.5,0.7")
-    add_flag(
-        sensitivity,
-        "--layers NAME",
-        "layers instead of parts: names or their beginnings; none for all",
-        nargs="*",
-    )
+    words = "layers instead of parts: names or their beginnings; none for all"
+    add_flag(sensitivity, "--layers NAME", words, nargs="*")
     add_spec(sensitivity, CHOICES)
     _add_measuring(sensitivity)
     _add_engine(sensitivity)
@@ -108,23 +95,14 @@ def _add_knee(commands: Any) -> None:
     add_voice(knee)
     add_spec(knee, ("method", "scope"))
     add_flag(knee, "--parts GROUP", "all, decoder, flow+decoder", default="all")
-    add_flag(
-        knee,
-        "--limit METRIC=CHANGE",
-        "how much may be lost, such as wer=0.05 (default: cer=+0.02 dnsmos_ovrl=-0.1)",
-        nargs="+",
-    )
-    add_flag(
-        knee, "--strict", "whole intervals must keep the limits, not the estimates alone", bool
-    )
+    words = "how much may be lost, such as wer=0.05 (default: cer=+0.02 dnsmos_ovrl=-0.1)"
+    add_flag(knee, "--limit METRIC=CHANGE", words, nargs="+")
+    words = "whole intervals must keep the limits, not the estimates alone"
+    add_flag(knee, "--strict", words, bool)
     add_spec(knee, CHOICES)
     _add_measuring(knee, ("noise_seeds",), noise_seeds={"default": 0})
-    add_flag(
-        knee,
-        "--json FILE",
-        "write the amounts that were tried and the intervals that decided",
-        Path,
-    )
+    words = "write the amounts that were tried and the intervals that decided"
+    add_flag(knee, "--json FILE", words, Path)
     knee.set_defaults(run=_knee)
 
 
@@ -143,11 +121,8 @@ def _add_measuring(
     parser: Any, names: Sequence[str] = ("noise_seeds", "metrics"), **changes: Any
 ) -> None:
     add_texts(parser, "how many sentences (default: 20 of the built-in ones, or the whole file)")
-    add_flag(
-        parser,
-        "--half",
-        "which of the built-in sentences: tuning, held-out or all (default: held-out)",
-    )
+    words = "which of the built-in sentences: tuning, held-out or all (default: held-out)"
+    add_flag(parser, "--half", words)
     add_settings(parser, names, **changes)
 
 

@@ -50,11 +50,8 @@ def add_commands(commands: Any) -> None:
         "heal", help="train a pruned voice back on the original's own speech"
     )
     add_voice(parser)
-    add_flag(
-        parser,
-        "--pruned DIR",
-        "the voice to heal, a folder that `prune` wrote (or say below how to prune)",
-    )
+    words = "the voice to heal, a folder that `prune` wrote (or say below how to prune)"
+    add_flag(parser, "--pruned DIR", words)
     add_spec(parser, steps="--prune-steps")
     add_fields(parser, HealPlan)
     add_fields(parser, JudgeSettings, texts={"flag": "--evaluation-texts"})
@@ -65,11 +62,7 @@ def add_commands(commands: Any) -> None:
 
 
 def plan_of(options: argparse.Namespace) -> HealPlan:
-    """Return the HealPlan that was typed.
-
-    Raises:
-        InputError: a value is out of range, or two do not fit together.
-    """
+    """Return the HealPlan that was typed; raise InputError if two values do not fit together."""
     from vits_prune.healing import HealPlan
 
     given = typed_fields(options, HealPlan)
@@ -81,11 +74,7 @@ def plan_of(options: argparse.Namespace) -> HealPlan:
 
 
 def spec_to_heal(options: argparse.Namespace) -> PruneSpec | None:
-    """Return the PruneSpec that was typed, None with --pruned.
-
-    Raises:
-        InputError: both were given, or neither.
-    """
+    """Return the PruneSpec that was typed, None with --pruned; raise InputError without either."""
     from vits_prune.pruning import Shape
 
     if options.recordings is not None and not options.pruned:

@@ -35,11 +35,8 @@ def add_flag(
     """Add one flag; its help names the default.
 
     Args:
-        parser: gets it.
         flag: "--csv", or with what stands for its value "--json FILE".
-        help: what it does.
         kind: turns what is typed into a value; bool for a flag without a value.
-        default: where it is not typed.
         more: other arguments of `add_argument`.
     """
     name, _, metavar = flag.partition(" ")
@@ -69,8 +66,6 @@ def add_fields(
     The value is None unless it is typed, so that the dataclass alone holds the default.
 
     Args:
-        parser: gets them.
-        kind: the dataclass.
         names: fields that get a flag; None for all.
         changes: for a field, other arguments of `add_argument`; "flag" is the name of the flag.
     """
@@ -147,7 +142,6 @@ def add_spec(
     """Add the options of a PruneSpec.
 
     Args:
-        parser: gets them.
         names: fields that get a flag; None for all, and for the levers of a Shape.
         steps: the flag for the steps of gradual pruning.
         many: fields that take several values, for a grid.
@@ -176,11 +170,7 @@ def add_spec(
 
 
 def spec_of(options: argparse.Namespace) -> PruneSpec:
-    """Return the PruneSpec that was typed in full.
-
-    Raises:
-        InputError: a value is out of range, or two do not fit together.
-    """
+    """Return the PruneSpec that was typed; raise InputError if two values do not fit together."""
     from vits_prune.pruning import PruneSpec, Shape
 
     fields, levers = _spec_fields(options), typed_fields(options, Shape)
@@ -210,11 +200,7 @@ def says_how_to_prune(options: argparse.Namespace) -> str:
 
 
 def base_of(options: argparse.Namespace) -> PruneSpec:
-    """Return what all points of a grid have in common.
-
-    Raises:
-        InputError: a value is out of range.
-    """
+    """Return what all points of a grid have in common; raise InputError if it is out of range."""
     from vits_prune.pruning import PruneSpec
 
     shared = (*CHOICES, "amounts")
@@ -298,11 +284,7 @@ def add_settings(
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """Return the Settings that were typed.
-
-    Raises:
-        InputError: a value is out of range.
-    """
+    """Return the Settings that were typed; raise InputError if one is out of range."""
     from vits_prune.measure.recognition import Recogniser
     from vits_prune.study.evaluation import Settings
 

@@ -52,13 +52,8 @@ def add_commands(commands: Any) -> None:
     add_spec(compare)
     add_flag(compare, "--text", "what to say", default="The birch canoe slid on the smooth planks.")
     add_flag(compare, "--seed", "seed of the noise", int, default=0)
-    add_flag(
-        compare,
-        "--timing",
-        "durations of the pruned voice: its own, or locked to the original's (default: own)",
-        default="own",
-        choices=("own", "locked"),
-    )
+    words = "durations of the pruned voice: its own, or locked to the original's"
+    add_flag(compare, "--timing", words, default="own", choices=("own", "locked"))
     add_fields(compare, Delivery)
     add_flag(compare, "--runs", "timed runs of each voice", int, default=5)
     add_out(compare, "folder for the sound, the report and the tables")
@@ -94,23 +89,14 @@ def _compare(options: argparse.Namespace) -> None:
     from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text, write_wav
     from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 
-    # bad input answers before the voice loads
     spec, delivery = spec_of(options), Delivery(**typed_fields(options, Delivery))
     text, seed = checked_text(options.text), checked_seed(options.seed)
     voice = load(options)
     with ProgressLine() as progress:
         pruned = prune(voice, spec, progress=progress)
     with ProgressLine() as progress:
-        comparison = compare(
-            voice,
-            pruned,
-            text,
-            seed,
-            timing=options.timing,
-            delivery=delivery,
-            runs=options.runs,
-            progress=progress,
-        )
+        how = {"timing": options.timing, "delivery": delivery, "runs": options.runs}
+        comparison = compare(voice, pruned, text, seed, progress=progress, **how)
     tables, report = comparison.tables(), comparison.report()
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)

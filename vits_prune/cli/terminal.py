@@ -26,10 +26,6 @@ class ProgressLine:
         gently: the first Ctrl-C ends the work at its next report and not at once, so that a
             checkpoint is written; the second ends it at once. Elsewhere than in the main thread,
             which alone gets Ctrl-C, this has no effect.
-
-    Example:
-        >>> with ProgressLine() as progress:
-        ...     progress.report("pruning", 0.5)
     """
 
     def __init__(self, gently: bool = False) -> None:

@@ -87,8 +87,8 @@ class PruneSpec(Options):
     )
     protect: tuple[str, ...] | None = option(
         None,
-        'layers that are left alone: names, beginnings of names, "*" for one piece of a name; '
-        "by default the method's own list",
+        'layers that are left alone: names, beginnings of names, "*" for one piece of a name; an '
+        "empty list for no layer, by default the method's own list",
         low=1,
         high=200,
         most=1_000,
