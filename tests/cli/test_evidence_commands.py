@@ -136,6 +136,8 @@ def test_sweep_of_two_voices(tiny_folder, texts, tmp_path, capsys):
         "--amount",
         "0.0,0.5",
         *CHEAP,
+        "--metrics",
+        "loudness",
     ]
     command += ["--out", str(out)]
     capsys.readouterr()
