@@ -198,10 +198,7 @@ def test_evidence_of_compare_and_evaluate_together(folder, tiny_folder, tmp_path
         )
         == 2
     )
-    assert (
-        "other.json: The evidence was measured of a voice with another recipe"
-        in capsys.readouterr().err
-    )
+    assert "other.json: The evidence is of a voice with another recipe" in capsys.readouterr().err
 
 
 def test_the_whole_way(hub, folder, tiny_folder, tmp_path, capsys):
