@@ -40,11 +40,6 @@ class Progress:
     ) -> None:
         self._listener, self._cancelled = listener, cancelled
 
-    @classmethod
-    def of(cls, given: Progress | Callable[[str, float], object] | None) -> Progress:
-        """Return a Progress for what callers give while the package is being converted."""
-        return given if isinstance(given, Progress) else cls(given)
-
     def report(self, message: str, fraction: float) -> None:
         """Say what is being done and the fraction that is done, 0 to 1.
 
@@ -54,9 +49,6 @@ class Progress:
         self.raise_if_cancelled()
         if self._listener:
             self._listener(message, fraction)
-
-    def __call__(self, message: str, fraction: float) -> None:
-        self.report(message, fraction)
 
     def raise_if_cancelled(self) -> None:
         """Raise Cancelled if the work is no longer wanted."""
