@@ -72,7 +72,7 @@ def running(port: int, hub_url: str, base: Path, log: Path, more: dict[str, str]
         "OMP_NUM_THREADS": str(
             THREADS
         ),  # as many as tests/conftest.py gives torch, so that samples may be compared to the bit
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait are slow on a busy machine
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads are slow on a busy machine
         "NO_PROXY": "127.0.0.1,localhost",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))),
         "TMPDIR": str(base / "tmp"),
