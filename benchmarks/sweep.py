@@ -1,4 +1,4 @@
-"""What a sweep takes beside the sum of its parts measured alone: synthesis, recogniser, predictors.
+"""Time of a sweep over the sum of its parts alone: synthesis, recogniser, predictors.
 
     python benchmarks/sweep.py --out DIR [--texts 20] [--amount 0:0.9:0.1]
 
@@ -86,7 +86,7 @@ def main() -> None:
         f"{len(timed)} points, {len(texts)} sentences: sweep {whole:.0f} s, "
         f"parts alone {parts:.0f} s, ratio {whole / parts:.2f}"
     )
-    print(f"a point beside its parts: {describe(points)}")
+    print(f"a point over its parts: {describe(points)}")
     without = parts - sum(alone["melody"] for _, alone in timed)
     print(f"without the melody tracker among the parts: {whole / without:.2f}")
 

@@ -36,7 +36,7 @@ _ROW_EVERY = 10
 _CURVE = "curve.csv"
 _PLACES = {
     "--texts FILE": "sentences to learn from, one a line (default: built in, or random)",
-    "--recordings FOLDER": "your own recordings besides, with transcripts (metadata.csv)",
+    "--recordings FOLDER": "your own recordings too, with transcripts (metadata.csv)",
     "--workdir DIR": "folder of checkpoints and the original's speech (default: OUT-healing)",
 }
 
@@ -47,7 +47,9 @@ def add_commands(commands: Any) -> None:
     from vits_prune.study.judge import JudgeSettings
 
     parser = commands.add_parser(
-        "heal", help="train a pruned voice back on the original's own speech"
+        "heal",
+        help="train a pruned voice back on the original's own speech",
+        epilog="Several processes: torchrun --nproc_per_node 2 -m vits_prune heal ...",
     )
     add_voice(parser)
     words = "the voice to heal, a folder that `prune` wrote (or say below how to prune)"
@@ -127,8 +129,9 @@ def _heal(options: argparse.Namespace) -> None:
         log.finish(healed, judge.measured_on if judge else "")
         if healed.stopped:
             print(f"Stopped early: {healed.stopped}. This is the last good checkpoint.")
+        done = "was healed for part of" if healed.stopped else "healed in"
         print(
-            f"{healed.voice.name} {'was to be ' * bool(healed.stopped)}healed in {healed.of} steps "
+            f"{healed.voice.name} {done} {healed.of} steps "
             f"on {healed.sentences} sentences ({', '.join(healed.trained)}); the voice of step "
             f"{healed.step} is saved to {saved}; the losses of all steps are in {work / _CURVE}"
         )
