@@ -337,3 +337,31 @@ def test_one_who_waits_for_the_same_pruned_voice_can_leave(bench, monkeypatch):
         finally:
             go_on.set()
         assert len(first.result(60)) == 1
+
+
+def test_one_who_waits_for_the_same_loading_voice_can_leave(bench, monkeypatch):
+    inside, go_on = threading.Event(), threading.Event()
+    load = bench._load
+
+    def slow(*args):
+        inside.set()
+        assert go_on.wait(60)
+        return load(*args)
+
+    class Gone(Exception):
+        pass
+
+    def leave(what, share):
+        assert what == "waiting for the same voice"
+        raise Gone
+
+    monkeypatch.setattr(bench, "_load", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(bench.voice, TINY)
+        try:
+            assert inside.wait(60)
+            with pytest.raises(Gone):
+                bench.voice(TINY, progress=Progress(leave))
+        finally:
+            go_on.set()
+        assert first.result(60).name

@@ -139,11 +139,15 @@ class Workbench:
             example = "facebook/mms-tts-eng"
             raise InputError(f"Choose a voice: joe, or a Hugging Face model such as {example}.")
         key, where = (reference, trace(token)), device or self.device
+
+        def waiting() -> None:
+            progress.report("waiting for the same voice", 0.0)
+
         voice = on_cpu = self._voices.get_or_make(
-            (*key, "cpu"), lambda: self._load(reference, token, progress)
+            (*key, "cpu"), lambda: self._load(reference, token, progress), waiting
         )
         if where != "cpu":
-            voice = self._voices.get_or_make((*key, where), lambda: on_cpu.to(where))
+            voice = self._voices.get_or_make((*key, where), lambda: on_cpu.to(where), waiting)
         return voice.with_speaker(speaker) if speaker not in (None, "") else voice
 
     def voice_of(
