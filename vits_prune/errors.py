@@ -20,6 +20,10 @@ class HubError(InputError):
     """The Hugging Face hub refuses, answers with an error, or cannot be reached."""
 
 
+class NotFoundError(HubError):
+    """The hub has no such model or revision, or does not show it to this user."""
+
+
 class LoginError(HubError):
     """Nobody is logged in to the hub, or the access token lacks the rights that are needed."""
 

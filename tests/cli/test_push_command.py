@@ -280,6 +280,19 @@ def test_original_that_cannot_be_had_is_said(hub, tmp_path, capsys):
     assert "no original to measure against" in capsys.readouterr().err
 
 
+def test_original_that_the_hub_does_not_hand_over_now_ends_the_push(hub, tmp_path, capsys):
+    source = make_checkpoint(tmp_path / "first")
+    hub.repositories["someone/first"] = [Repository(source, licence="mit")]
+    half = str(tmp_path / "half")
+    assert main(["prune", "--voice", "someone/first", "--amount", "0.5", "--out", half]) == 0
+    for status in (401, 429):
+        hub.faults.append(Fault("GET", "models/someone/first", status=status, times=1_000))
+        assert push(half, "--repo", "small") == 2
+        assert "Hugging Face" in capsys.readouterr().err
+        hub.faults.clear()
+    assert "me/small" not in hub.repositories
+
+
 def test_rights_are_looked_at_before_anything_is_written(
     hub, folder, tmp_path, capsys, monkeypatch
 ):

@@ -19,7 +19,7 @@ from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Account, Fault, Repository, serving
 from vits_prune import HealPlan, PruneSpec, load_voice, prune, speak
-from vits_prune.errors import InputError
+from vits_prune.errors import HubError, InputError, LoginError, NotFoundError
 from vits_prune.progress import SILENT, Cancelled, Progress
 from vits_prune.ship import export_report
 from vits_prune.ship.formats import FORMATS
@@ -359,7 +359,7 @@ def test_a_voice_that_was_pruned_before_is_compared_with_its_first_original(hub,
 
     def voice(reference, *_, **__):
         if reference not in voices:
-            raise InputError("It is gone.")
+            raise NotFoundError("It is gone.")
         return voices[reference]
 
     monkeypatch.setattr(workbench.bench, "voice", voice)
@@ -376,6 +376,24 @@ def test_a_voice_that_was_pruned_before_is_compared_with_its_first_original(hub,
     assert "Its card has no figures: its original cannot be loaded. It is gone." in words
     assert "| duration ratio |" not in hub.files("visitor/small")["README.md"].decode()
     assert "samples/1-original.wav" not in hub.files("visitor/small")
+
+
+def test_an_original_that_the_hub_does_not_hand_over_now_ends_the_push(hub, tiny, monkeypatch):
+    first = dataclasses.replace(tiny, origin=Origin("hugging-face", "someone/first", None, "mit"))
+    half = prune(first, PruneSpec("random", amount=0.5))
+
+    def voice(reference, *_, **__):
+        if reference == "someone/half":
+            return half
+        raise trouble
+
+    monkeypatch.setattr(workbench.bench, "voice", voice)
+    asked = {"voice": "someone/half", "ship_noticed": "someone/half", "amount": 0.0}
+    for trouble in (HubError("The connection was lost."), LoginError("Log in again.")):
+        with pytest.raises(type(trouble), match=str(trouble)):
+            push(ship_repo="other", **asked)
+    assert "visitor/other" not in hub.repositories
+    assert left_behind() == []
 
 
 def test_only_a_voice_that_cannot_be_measured_is_pushed_without_figures(hub, monkeypatch):

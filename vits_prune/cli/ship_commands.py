@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vits_prune.cli.options import add_flag, add_flags, add_out, add_voice, load, texts_of
 from vits_prune.cli.terminal import ProgressLine
-from vits_prune.errors import InputError
+from vits_prune.errors import InputError, NotFoundError
 from vits_prune.progress import Progress
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ def _require_consent(licence: Licence, options: argparse.Namespace) -> None:
 
 
 def _original(voice: Voice, options: argparse.Namespace) -> Voice | None:
-    """Return the voice to compare with; None if there is none, or if it cannot be loaded."""
+    """Return the voice to compare with; None if there is none, or if it is not to be found."""
     from vits_prune.ship.reproduce import published
     from vits_prune.voices.load import load_voice
 
@@ -326,7 +326,7 @@ def _original(voice: Voice, options: argparse.Namespace) -> Voice | None:
     if source is not None:
         try:
             return load_voice(source[0], revision=source[1])
-        except InputError as error:
+        except NotFoundError as error:
             why = str(error)
     print(
         f"The original of {voice.name} is not at hand, and the card compares with nothing: {why}",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.errors import InputError, LoginError, UnmeasurableError
+from vits_prune.errors import InputError, LoginError, NotFoundError, UnmeasurableError
 from vits_prune.progress import Cancelled, Progress
 from vits_prune.ship.licence import licence_of
 from vits_prune.studio import heal_jobs, workbench
@@ -267,7 +267,10 @@ def measured(
 def _first(voice: Voice, request: Request, token: str) -> tuple[Voice | None, Request, str]:
     """Return the voice that a loaded voice was pruned from and the request for it.
 
-    It is None if it cannot be loaded; then the third value says why.
+    It is None if it is not to be found; then the third value says why.
+
+    Raises:
+        InputError: it is there but cannot be loaded, as when the connection is lost.
     """
     from vits_prune.ship.reproduce import published
 
@@ -277,6 +280,6 @@ def _first(voice: Voice, request: Request, token: str) -> tuple[Voice | None, Re
     request = dataclasses.replace(request, reference="@".join(filter(None, source)))
     try:
         first = workbench.bench.voice(request.reference, request.speaker, token, device="cpu")
-    except InputError as error:
+    except NotFoundError as error:
         return None, request, f"its original cannot be loaded. {error}"
     return first, request, ""

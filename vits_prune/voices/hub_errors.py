@@ -7,7 +7,7 @@ import errno
 import traceback
 from collections.abc import Callable, Iterator
 
-from vits_prune.errors import HubError, InputError, LoginError
+from vits_prune.errors import HubError, InputError, LoginError, NotFoundError
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, AssertionError)
 """What huggingface_hub raises for an answer that is not the hub's. Our own bugs raise it too."""
@@ -60,11 +60,11 @@ def _download_error(repo_id: str, revision: str | None, error: Exception) -> Inp
             f"{repo_id} is gated: accept its licence at https://huggingface.co/{repo_id}, "
             "then log in (hf auth login) or give a token."
         ),
-        errors.RepositoryNotFoundError: HubError(
+        errors.RepositoryNotFoundError: NotFoundError(
             f"There is no model {repo_id} on Hugging Face, or it is private: "
             "check the name, or log in."
         ),
-        errors.RevisionNotFoundError: HubError(
+        errors.RevisionNotFoundError: NotFoundError(
             f"{repo_id} has no revision {revision!r}: give one of its branches, tags or commits."
         ),
         errors.LocalEntryNotFoundError: lost,
