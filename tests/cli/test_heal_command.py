@@ -18,8 +18,8 @@ import torch
 from tests.healing.conftest import TEXTS, same_weights
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
-from vits_prune.cli.heal_command import TrainingLog, how_to_resume, warn_of_measuring
-from vits_prune.cli.main import main
+from vits_prune.cli.heal_command import TrainingLog, how_to_resume, typed_judge, warn_of_measuring
+from vits_prune.cli.main import main, make_parser
 from vits_prune.cli.terminal import ProgressLine
 from vits_prune.healing import HealPlan, TrainingStep
 from vits_prune.study.judge import Judgement
@@ -150,6 +150,18 @@ def test_evaluations_lie_evenly_over_the_training(same, tmp_path, capsys, monkey
     rows = curve_of(tmp_path / "out-healing")
     assert [row["step"] for row in rows if row["measured_duration_ratio"]] == ["2", "4"]
     assert load_voice(tmp_path / "out").recipe["healed"][0]["steps"] in (2, 4)
+
+
+def test_the_judge_of_a_german_voice_says_what_it_leaves_out(tmp_path, capsys):
+    voice = load_voice(make_checkpoint(tmp_path / "german", language="deu", stochastic=False))
+    typed = ["heal", "--voice", "x", "--pruned", "x", "--out", "x", "--evaluations", "2"]
+    options = make_parser().parse_args([*typed, "--evaluation-texts", "1"])
+    judge = typed_judge(options, HealPlan(steps=4), voice, None)
+    assert "does not know the language 'de'" in capsys.readouterr().err
+    assert judge.evaluations == 2
+    assert len(judge.reference.texts) == 1
+    assert set(judge.reference.listener.families) == {"naturalness", "rhythm"}
+    assert set(judge.judgement(2, voice, 4).changes()) == {"dnsmos_ovrl", "duration_ratio"}
 
 
 @pytest.mark.slow

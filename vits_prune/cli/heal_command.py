@@ -112,7 +112,7 @@ def _heal(options: argparse.Namespace) -> None:
     voice = load(options)
     start = spec or _load_pruned(options, voice)
     data = HealData(texts, _recordings(options, plan, voice))
-    judge = _judge(options, plan, voice, texts)
+    judge = typed_judge(options, plan, voice, texts)
     if judge and is_main_process():
         healings = 1 if spec is None else len(spec.schedule_amounts())
         warn_of_measuring(plan.share(healings - 1, healings), judge.seconds)
@@ -176,10 +176,13 @@ def _learnt(healed: HealResult) -> HealResult:
     return healed
 
 
-def _judge(
+def typed_judge(
     options: argparse.Namespace, plan: HealPlan, voice: Voice, texts: Sequence[str] | None
 ) -> CheckpointJudge | None:
-    """Measure the original once, which shows how long measuring takes."""
+    """Return the judge that was typed, None without evaluations; print what it leaves out.
+
+    It measures the original once, which shows how long measuring takes.
+    """
     from vits_prune.study.judge import JudgeSettings, judge_of
 
     given = typed_fields(options, JudgeSettings, {"texts": "evaluation_texts"})
