@@ -24,6 +24,12 @@ def test_every_public_name_resolves():
         "compare",
         "Comparison",
         "save_voice",
+        "heal",
+        "HealData",
+        "HealPlan",
+        "HealResult",
+        "HealRun",
+        "JudgeSettings",
     } <= set(vits_prune.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         vits_prune.nothing  # noqa: B018

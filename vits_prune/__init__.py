@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vits_prune.errors import InputError
-    from vits_prune.healing.plan import HealPlan
+    from vits_prune.healing.plan import HealData, HealPlan, HealResult, HealRun
     from vits_prune.measure import measure_latency, measure_size, measure_sparsity
     from vits_prune.pruning import Layer, PruneSpec, Shape, layers, prune, prune_steps
     from vits_prune.study.comparison import Comparison, compare
-    from vits_prune.study.judge import heal, heal_steps
+    from vits_prune.study.judge import JudgeSettings, heal, heal_steps
     from vits_prune.synthesis.speak import Delivery, Speech, speak
     from vits_prune.voices.load import load_voice
     from vits_prune.voices.saved import save_voice
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "Comparison": "vits_prune.study.comparison",
     "Delivery": "vits_prune.synthesis.speak",
+    "HealData": "vits_prune.healing.plan",
     "HealPlan": "vits_prune.healing.plan",
+    "HealResult": "vits_prune.healing.plan",
+    "HealRun": "vits_prune.healing.plan",
     "InputError": "vits_prune.errors",
+    "JudgeSettings": "vits_prune.study.judge",
     "Layer": "vits_prune.pruning",
     "PARTS": "vits_prune.voices.voice",
     "PruneSpec": "vits_prune.pruning",
@@ -51,8 +55,12 @@ __all__ = [
     "PARTS",
     "Comparison",
     "Delivery",
+    "HealData",
     "HealPlan",
+    "HealResult",
+    "HealRun",
     "InputError",
+    "JudgeSettings",
     "Layer",
     "PruneSpec",
     "Shape",
