@@ -17,6 +17,7 @@ from typing import Any
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.healing import best
+from vits_prune.healing.plan import judging_seconds
 from vits_prune.healing.training_curve import Curve
 from vits_prune.progress import SILENT, Cancelled, Progress
 from vits_prune.studio import heal_stretch, workbench
@@ -27,12 +28,12 @@ from vits_prune.studio.jobs import Update, calls_are_limited, until_halted
 from vits_prune.studio.request import Order, Request
 from vits_prune.studio.speaking import timed_text
 from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
-from vits_prune.study.judge import METRICS, CheckpointJudge, tuning_texts
+from vits_prune.study.judge import METRICS, CheckpointJudge, JudgeSettings, tuning_texts
 from vits_prune.synthesis.speak import Speech
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import Voice, spoken_language
 
-EVALUATIONS = 5
+EVALUATIONS = JudgeSettings.evaluations
 """How often quality is measured on the way."""
 _BYTES = 512 << 20
 _STATUS_SECONDS, _PICTURE_SECONDS = 0.25, 1.0
@@ -230,8 +231,7 @@ def _prepare(job: HealJob, token: str | None, progress: Progress) -> tuple[Check
     judgement = judge.judgement(0, pruned, name="the pruned voice")
     job.checkpoints.append(heal_stretch.heard(judgement, pruned, _shortened(request), original))
     seconds = EVALUATIONS * (time.perf_counter() - start)
-    reserve = min(seconds, 30.0 * (order.plan.minutes or 0.0))
-    return CheckpointJudge(reference, EVALUATIONS, reserve), original
+    return CheckpointJudge(reference, EVALUATIONS, judging_seconds(order.plan, seconds)), original
 
 
 def _train(
