@@ -13,7 +13,7 @@ import pytest
 from vits_prune import InputError, PruneSpec
 from vits_prune.errors import DamagedFileError
 from vits_prune.study.sweep_grid import Point
-from vits_prune.study.sweep_store import LINES, MANIFEST, TABLE, Store
+from vits_prune.study.sweep_store import LINES, SWEEP_MANIFEST, TABLE, Store
 
 POINTS = [Point(PruneSpec(amount=amount)) for amount in (0.0, 0.1, 0.2, 0.3)]
 ABOUT = {
@@ -58,7 +58,7 @@ def test_rows_come_back_exactly_and_in_order(tmp_path):
         assert again.records[POINTS[0]]["details"] == {"deep": [None, [1]]}
         again.append(POINTS[3], {"amount": 0.3, "wer": 1.0, "note": ""}, {})
         assert table(folder) == [0.0, 0.1, 0.2, 0.3]  # at once, not at the end
-    assert {path.name for path in folder.iterdir()} == {MANIFEST.name, LINES, TABLE}
+    assert {path.name for path in folder.iterdir()} == {SWEEP_MANIFEST.name, LINES, TABLE}
 
 
 @pytest.mark.parametrize("torn", [1, 30, -1])
@@ -114,7 +114,7 @@ def test_a_folder_of_something_else(tmp_path):
 
 def test_the_manifest_of_a_newer_version(tmp_path):
     folder = fill(tmp_path / "sweep", [0])
-    (folder / MANIFEST.name).write_text(json.dumps({"format": 99}))
+    (folder / SWEEP_MANIFEST.name).write_text(json.dumps({"format": 99}))
     with pytest.raises(InputError, match="of another version"):
         store(folder)
 

@@ -22,7 +22,7 @@ from tests.voices.hf_factory import SMALL, edit_json, make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.voices import saved
 from vits_prune.voices.architecture import PiperVitsConfig, PiperVitsModel, fold_and_cut
-from vits_prune.voices.manifest import FORMAT_VERSION, MANIFEST, MARK
+from vits_prune.voices.manifest import FORMAT_VERSION, MARK, SAVED_FILE
 
 TEXT = "the birch canoe slid"
 LOCAL = PruneSpec(scope="local", amount=0.9)
@@ -271,7 +271,7 @@ def truncate(path):
         Path.unlink,
     ],
 )
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", MANIFEST])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", SAVED_FILE])
 def test_damaged_files(folder, name, spoil):
     spoil(folder / name)
     refused(lambda: load_voice(folder))
@@ -294,7 +294,7 @@ def test_weights_that_do_not_fit(folder, change, request):
     save_file({**tensors, **wrong}, path, metadata={"format": "pt"})
     if (
         "integers" in request.node.name
-        and json.loads((folder / MANIFEST).read_text())["family"] == "piper"
+        and json.loads((folder / SAVED_FILE).read_text())["family"] == "piper"
     ):
         assert all(
             parameter.dtype == torch.float32 for parameter in load_voice(folder).model.parameters()
@@ -327,7 +327,7 @@ def test_weights_that_do_not_fit(folder, change, request):
     ids=str,
 )
 def test_damaged_manifests(folder, change):
-    edit_json(folder / MANIFEST, crc32=..., **change)  # a stranger's folder need not have it
+    edit_json(folder / SAVED_FILE, crc32=..., **change)  # a stranger's folder need not have it
     refused(lambda: load_voice(folder))
 
 
@@ -337,12 +337,12 @@ def test_damaged_manifests(folder, change):
     ids=lambda text: ascii(text)[:12],
 )
 def test_manifests_that_are_no_object(folder, text):
-    (folder / MANIFEST).write_text(text)
+    (folder / SAVED_FILE).write_text(text)
     refused(lambda: load_voice(folder), "damaged")
 
 
 def test_a_newer_format(folder):
-    edit_json(folder / MANIFEST, format_version=FORMAT_VERSION + 1)
+    edit_json(folder / SAVED_FILE, format_version=FORMAT_VERSION + 1)
     refused(lambda: load_voice(folder), "newer")
 
 
@@ -364,7 +364,7 @@ def test_the_weights_file_is_plain_safetensors(whole):
         with safe_open(folder / "model.safetensors", "pt") as file:
             assert file.metadata() == {"format": "pt", **MARK}
         assert not list(folder.glob("*.bin"))
-        assert {"config.json", "model.safetensors", MANIFEST, "prune_spec.json"} <= {
+        assert {"config.json", "model.safetensors", SAVED_FILE, "prune_spec.json"} <= {
             path.name for path in folder.iterdir()
         }
 
@@ -375,7 +375,7 @@ def test_what_a_user_put_beside_a_saved_voice_is_not_removed(tiny, tmp_path):
     (folder / "notes.txt").write_text("mine")
     for damage in (False, True):
         if damage:
-            (folder / MANIFEST).write_text("{")
+            (folder / SAVED_FILE).write_text("{")
         with pytest.raises(InputError, match=r"notes\.txt.*would be removed"):
             save_voice(tiny, folder)
         assert (folder / "notes.txt").read_text() == "mine"
@@ -386,11 +386,11 @@ def test_what_a_user_put_beside_a_saved_voice_is_not_removed(tiny, tmp_path):
 
 def test_a_folder_of_a_first_version_is_replaced_and_one_of_a_newer_is_not(tiny, tmp_path):
     folder = save_voice(tiny, tmp_path / "voice")
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = json.loads((folder / SAVED_FILE).read_text())
     first = {name: value for name, value in manifest.items() if name not in ("files", "crc32")}
-    (folder / MANIFEST).write_text(json.dumps(first))
+    (folder / SAVED_FILE).write_text(json.dumps(first))
     save_voice(tiny, folder)
-    (folder / MANIFEST).write_text(json.dumps({**first, "format_version": FORMAT_VERSION + 1}))
+    (folder / SAVED_FILE).write_text(json.dumps({**first, "format_version": FORMAT_VERSION + 1}))
     with pytest.raises(InputError, match="saved by a newer vits_prune"):
         save_voice(tiny, folder)
     assert (folder / "model.safetensors").is_file()

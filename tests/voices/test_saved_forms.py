@@ -18,7 +18,7 @@ from tests.voices.test_saved import LOCAL, TEXT, refused, same_voice
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.pruning import Shape
 from vits_prune.pruning.structured.cut import choose, cut
-from vits_prune.voices.manifest import FORMAT_VERSION, MANIFEST, facts_of
+from vits_prune.voices.manifest import FORMAT_VERSION, SAVED_FILE, facts_of
 
 SPARSE = "model.sparse.safetensors"
 NARROW = Shape(decoder_width=0.5, resblock_width=0.5, multiple=2)
@@ -49,11 +49,11 @@ def test_a_sparse_folder_speaks_the_same_samples(voices, kind, tmp_path):
     voice = voices[kind]
     folder = save_voice(voice, tmp_path / "sparse", "sparse")
     assert same_voice(voice, load_voice(folder))
-    assert json.loads((folder / MANIFEST).read_text())["format_version"] == 3
+    assert json.loads((folder / SAVED_FILE).read_text())["format_version"] == 3
     assert not (folder / "model.safetensors").exists()
     dense = save_voice(voice, tmp_path / "dense")
     assert (folder / SPARSE).stat().st_size < 0.6 * (dense / "model.safetensors").stat().st_size
-    assert json.loads((dense / MANIFEST).read_text())["format_version"] == (
+    assert json.loads((dense / SAVED_FILE).read_text())["format_version"] == (
         2 if kind == "narrow" else 1
     )
 
@@ -189,7 +189,7 @@ def test_missing_and_truncated_weights(folder):
 def test_files_of_another_voice(folder, voices, tmp_path):
     """Each file is sound, but they do not belong together."""
     kind = "plain" if (folder / "vocab.json").exists() else "piper"
-    form = json.loads((folder / MANIFEST).read_text())["form"]
+    form = json.loads((folder / SAVED_FILE).read_text())["form"]
     other = save_voice(prune(voices[kind], PruneSpec(amount=0.97)), tmp_path / "other", form)
     [weights], [others] = folder.glob("model*"), other.glob("model*")
     shutil.copy(others, weights)
@@ -197,24 +197,24 @@ def test_files_of_another_voice(folder, voices, tmp_path):
 
 
 def test_an_edited_manifest_and_a_newer_one(folder):
-    manifest = json.loads((folder / MANIFEST).read_text())
-    edit_json(folder / MANIFEST, name="another")
+    manifest = json.loads((folder / SAVED_FILE).read_text())
+    edit_json(folder / SAVED_FILE, name="another")
     refused(lambda: load_voice(folder), "damaged")
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "format_version": FORMAT_VERSION + 1}))
+    (folder / SAVED_FILE).write_text(json.dumps({**manifest, "format_version": FORMAT_VERSION + 1}))
     refused(lambda: load_voice(folder), "newer")
-    edit_json(folder / MANIFEST, format_version=1, form="zip", crc32=...)
+    edit_json(folder / SAVED_FILE, format_version=1, form="zip", crc32=...)
     refused(lambda: load_voice(folder), "damaged")
 
 
 def test_a_manifest_names_no_file_elsewhere(folder, tmp_path):
     (tmp_path / "secret").write_text("")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    edit_json(folder / MANIFEST, files={**manifest["files"], "../secret": "00000000"}, crc32=...)
+    manifest = json.loads((folder / SAVED_FILE).read_text())
+    edit_json(folder / SAVED_FILE, files={**manifest["files"], "../secret": "00000000"}, crc32=...)
     refused(lambda: load_voice(folder), "its secret is not the file")
 
 
 def test_folders_of_before_checksums_open(folder):
-    edit_json(folder / MANIFEST, files=..., crc32=..., precision=...)
+    edit_json(folder / SAVED_FILE, files=..., crc32=..., precision=...)
     assert speak(load_voice(folder), "a b").waveform.size
 
 

@@ -24,7 +24,7 @@ from vits_prune.voices.architecture import (
     PiperVitsModel,
     empty_model,
 )
-from vits_prune.voices.manifest import MANIFEST
+from vits_prune.voices.manifest import SAVED_FILE
 
 PLAIN = Shape(
     decoder_width=0.5,
@@ -61,7 +61,7 @@ def test_a_uniform_cut_is_a_plain_vits_model(tmp_path, options, zeros):
     again = load_voice(folder)
     assert same_voice(voice, again)
     assert type(again.model) is VitsModel
-    assert json.loads((folder / MANIFEST).read_text())["format_version"] == 1
+    assert json.loads((folder / SAVED_FILE).read_text())["format_version"] == 1
 
     plain, told = VitsModel.from_pretrained(folder, output_loading_info=True)
     assert not any(
@@ -114,7 +114,7 @@ def test_piper_voices_come_back(piper_voices, tmp_path, kind, shape):
     assert same_voice(voice, again)
     assert type(again.model) is PiperVitsModel
     assert again.model.config.resblock_inner_channels == ([4, 2] if shape is NARROW else None)
-    assert json.loads((folder / MANIFEST).read_text())["format_version"] == (
+    assert json.loads((folder / SAVED_FILE).read_text())["format_version"] == (
         2 if shape is NARROW else 1
     )
 
@@ -122,7 +122,7 @@ def test_piper_voices_come_back(piper_voices, tmp_path, kind, shape):
 def test_what_older_code_wrote_still_loads(piper_voices, tmp_path):
     folder = save_voice(piper_voices["two"], tmp_path / "saved")
     edit_json(folder / "config.json", resblock_inner_channels=...)
-    edit_json(folder / MANIFEST, format_version=1, files=..., crc32=...)
+    edit_json(folder / SAVED_FILE, format_version=1, files=..., crc32=...)
     assert same_voice(piper_voices["two"], load_voice(folder))
 
 
@@ -187,7 +187,7 @@ def test_plain_transformers_refuses_what_its_config_cannot_say(narrow):
 )
 def test_inner_channels_that_do_not_fit(narrow, channels):
     edit_json(narrow / "config.json", resblock_inner_channels=channels)
-    edit_json(narrow / MANIFEST, files=..., crc32=...)  # a stranger's folder need not have them
+    edit_json(narrow / SAVED_FILE, files=..., crc32=...)  # a stranger's folder need not have them
     refused(lambda: load_voice(narrow))
 
 
@@ -209,7 +209,7 @@ def test_inner_channels_that_do_not_fit(narrow, channels):
 )
 def test_configurations_of_another_shape(narrow, change):
     edit_json(narrow / "config.json", **change)
-    edit_json(narrow / MANIFEST, files=..., crc32=...)
+    edit_json(narrow / SAVED_FILE, files=..., crc32=...)
     refused(lambda: load_voice(narrow))
 
 
@@ -219,12 +219,12 @@ def test_configurations_of_another_shape(narrow, change):
     ids=str,
 )
 def test_manifests_of_another_voice(narrow, change):
-    edit_json(narrow / MANIFEST, **{"crc32": ..., **change})
+    edit_json(narrow / SAVED_FILE, **{"crc32": ..., **change})
     refused(lambda: load_voice(narrow))
 
 
 def test_without_its_manifest_it_is_no_voice(narrow):
-    (narrow / MANIFEST).unlink()
+    (narrow / SAVED_FILE).unlink()
     refused(lambda: load_voice(narrow), "lacks its vits_prune.json")
 
 

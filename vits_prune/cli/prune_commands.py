@@ -195,13 +195,13 @@ def check_out(folder: Path, steps: bool = False) -> None:
         folder: where to save.
         steps: whether the voices of the steps go there too.
     """
-    from vits_prune.voices.manifest import MANIFEST
+    from vits_prune.voices.manifest import SAVED_FILE
     from vits_prune.voices.saved import check_save_place
 
     if not folder.is_symlink() and not steps:
         check_save_place(folder)
     if folder.is_dir() and (
-        not any(folder.iterdir()) or ((folder / MANIFEST).is_file() and not steps)
+        not any(folder.iterdir()) or ((folder / SAVED_FILE).is_file() and not steps)
     ):
         return
     if folder.exists() or folder.is_symlink():
@@ -253,12 +253,12 @@ def _until_knee(
 
 def _save_into(voice: Voice, folder: Path) -> None:
     """Save into a folder that holds the steps already: file by file, the manifest last."""
-    from vits_prune.voices.manifest import MANIFEST
+    from vits_prune.voices.manifest import SAVED_FILE
     from vits_prune.voices.saved import save_voice
 
     with tempfile.TemporaryDirectory(prefix=".final.", dir=folder) as beside:
         saved = save_voice(voice, Path(beside) / "voice")
-        for path in sorted(saved.iterdir(), key=lambda path: path.name == MANIFEST):
+        for path in sorted(saved.iterdir(), key=lambda path: path.name == SAVED_FILE):
             os.replace(path, folder / path.name)
 
 

@@ -26,7 +26,7 @@ from vits_prune.ship.reproduce import reproduce
 from vits_prune.synthesis.speak import checked_seed, speak, write_wav
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.hub import parse_repo_id
-from vits_prune.voices.manifest import MANIFEST as SAVED
+from vits_prune.voices.manifest import SAVED_FILE
 from vits_prune.voices.saved import written_whole
 from vits_prune.voices.voice import Voice, draw_texts, spoken_language
 
@@ -133,7 +133,7 @@ def check_place(folder: Path) -> str:
     Raises:
         InputError: the folder holds something else.
     """
-    manifests = [name for name in (SAVED, formats.MANIFEST) if (folder / name).is_file()]
+    manifests = [name for name in (SAVED_FILE, formats.EXPORT_FILE) if (folder / name).is_file()]
     if manifests and is_card(folder / CARD):
         if others := _others_in(folder):
             what = f"{folder} holds {min(others)[:80]!r}, which no bundle has"
@@ -145,7 +145,7 @@ def check_place(folder: Path) -> str:
         free = False
     if not free:
         raise InputError(f"{folder} exists and is no earlier bundle: give a new folder's name.")
-    return SAVED
+    return SAVED_FILE
 
 
 def _others_in(folder: Path) -> set[str]:

@@ -22,14 +22,13 @@ from vits_prune.ship.torch_reference import check_onnx, plan_of
 from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 from vits_prune.voices.checkpoint import require_finite
 from vits_prune.voices.load import load_folder
-from vits_prune.voices.manifest import EXPORT, facts_of, files_of_save, reading_of
-from vits_prune.voices.manifest import MANIFEST as SAVED
+from vits_prune.voices.manifest import EXPORT, SAVED_FILE, facts_of, files_of_save, reading_of
 from vits_prune.voices.onnx_load import checksums_in, is_export, model_in
 from vits_prune.voices.piper_text import TOKENIZER_FILE, PiperTokenizer
 from vits_prune.voices.saved import WEIGHTS, save_voice, written_whole
 from vits_prune.voices.voice import Voice
 
-MANIFEST = EXPORT.name
+EXPORT_FILE = EXPORT.name
 """In a folder that an ONNX export wrote; what has it may be replaced by another export."""
 
 
@@ -100,7 +99,7 @@ def export_voice(
         raise InputError(f"The format {format} has the precisions {known}, not {precision!r:.22}.")
     target = Path(folder)
     check_export_place(target)
-    manifest = SAVED if format in WEIGHTS else MANIFEST
+    manifest = SAVED_FILE if format in WEIGHTS else EXPORT_FILE
     if target.is_dir() and any(target.iterdir()) and not (target / manifest).is_file():
         raise InputError(f"{target} holds an export of another format: give a new folder's name.")
     voice = voice.to("cpu")
@@ -126,7 +125,7 @@ def _graph(form: Literal["onnx", "piper"]) -> Callable[..., Written]:
 
     def write(voice: Voice, folder: Path, precision: str, progress: Progress) -> Written:
         settings = piper_settings(voice) if form == "piper" else None
-        with written_whole(folder, MANIFEST) as place:
+        with written_whole(folder, EXPORT_FILE) as place:
             progress.report("writing the graph", 0.05)
             if not settings:
                 voice.tokenizer.save(str(place))
@@ -207,14 +206,14 @@ def check_own_place(reference: str, folder: Path) -> None:
 
 def files_of_ours(folder: Path) -> set[str]:
     """Return the files of a folder that a save or an export wrote; none for any other folder."""
-    if (folder / SAVED).is_file():
+    if (folder / SAVED_FILE).is_file():
         return files_of_save(folder)
-    if (folder / MANIFEST).is_file() and is_export(folder):
+    if (folder / EXPORT_FILE).is_file() and is_export(folder):
         with contextlib.suppress(InputError):
             model = model_in(folder)
             if model is not None:
                 sentences = standalone.sentences_beside(model).name
-                others = {f"{model.name}.json", "tokens.txt", sentences, "bench.py", MANIFEST}
+                others = {f"{model.name}.json", "tokens.txt", sentences, "bench.py", EXPORT_FILE}
                 return {*checksums_in(folder), *others}
     return set()
 

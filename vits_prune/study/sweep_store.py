@@ -17,7 +17,7 @@ from vits_prune.files import Manifest, write_file
 from vits_prune.study.sweep_grid import Point
 
 LINES, TABLE = "sweep.jsonl", "sweep.csv"
-MANIFEST = Manifest("sweep.json")
+SWEEP_MANIFEST = Manifest("sweep.json")
 FORMAT_VERSION = 1
 _MAX_BYTES = 1 << 30
 _DIFFERENCES = {
@@ -117,7 +117,7 @@ class Store:
     def _agree(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest if it is of the same sweep as the folder's own."""
         agreed = plain({"format": FORMAT_VERSION, **manifest})
-        kept = MANIFEST.read(self.folder)
+        kept = SWEEP_MANIFEST.read(self.folder)
         if kept is not None:
             if kept.get("format") != FORMAT_VERSION:
                 what = f"The sweep in {self.folder} is of another version of vits_prune"
@@ -127,7 +127,7 @@ class Store:
                     what = f"{self.folder} holds a sweep of {difference}"
                     raise InputError(f"{what}: give another folder, or remove this one.")
             agreed["threads"] = kept.get("threads", agreed.get("threads"))
-        MANIFEST.write(self.folder, agreed)
+        SWEEP_MANIFEST.write(self.folder, agreed)
         return agreed
 
     def _read(self) -> None:
@@ -158,7 +158,7 @@ class Store:
 
 def holds_sweep(folder: Path) -> bool:
     """Return whether a folder is that of a sweep."""
-    return (folder / MANIFEST.name).exists()
+    return (folder / SWEEP_MANIFEST.name).exists()
 
 
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:

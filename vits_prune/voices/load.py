@@ -91,7 +91,7 @@ def load_hub(
     """
     from vits_prune.voices.checkpoint import load_checkpoint
     from vits_prune.voices.hub import MAX_BYTES, fetch_snapshot, parse_repo_id
-    from vits_prune.voices.manifest import MANIFEST
+    from vits_prune.voices.manifest import SAVED_FILE
     from vits_prune.voices.onnx_load import is_export
 
     repo_id, named = parse_repo_id(ref)
@@ -100,7 +100,7 @@ def load_hub(
         repo_id, revision or named, token, max_bytes=most, progress=progress, cache_dir=cache_dir
     )
     folder = snapshot.folder
-    if (folder / MANIFEST).is_file() or is_export(folder):  # it says itself where it came from
+    if (folder / SAVED_FILE).is_file() or is_export(folder):  # it says itself where it came from
         try:
             return load_folder(folder, speaker)
         except InputError as error:

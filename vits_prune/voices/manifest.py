@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from vits_prune.voices.piper_text import PiperTokenizer
 
-MANIFEST = "vits_prune.json"
+SAVED_FILE = "vits_prune.json"
 MAX_MANIFEST_BYTES = 16 << 20
 """More than the recipe of one pruning takes: at most 1,000 texts of 1,000 characters."""
-SAVED = Manifest(MANIFEST, checksum=crc32_of, max_bytes=MAX_MANIFEST_BYTES)
+SAVED = Manifest(SAVED_FILE, checksum=crc32_of, max_bytes=MAX_MANIFEST_BYTES)
 """Of a folder that `save_voice` wrote."""
 EXPORT = Manifest("export.json", entry="sha256", max_bytes=2 * MAX_MANIFEST_BYTES, indent=1)
 """Of a folder that an export to ONNX wrote."""
@@ -203,7 +203,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             raise ValueError("damaged")
     except _BROKEN as error:
         raise DamagedFileError(
-            f"{folder.name} is damaged: its {MANIFEST} cannot be read. Save the voice again."
+            f"{folder.name} is damaged: its {SAVED_FILE} cannot be read. Save the voice again."
         ) from error
     return manifest
 
@@ -218,7 +218,7 @@ def files_of_save(folder: Path) -> set[str]:
     except DamagedFileError:
         listed = {}
     found = listed or ("config.json", "piper.json", *_WEIGHTS, *_READING)
-    return {*found, MANIFEST, "prune_spec.json", "healing.json"}
+    return {*found, SAVED_FILE, "prune_spec.json", "healing.json"}
 
 
 def check_files(folder: Path, manifest: dict[str, Any], weights: Path) -> None:
@@ -229,10 +229,10 @@ def check_files(folder: Path, manifest: dict[str, Any], weights: Path) -> None:
 
 def require_manifest(folder: Path, weights: Path, name: str) -> None:
     """Raise DamagedFileError for weights that `save_voice` wrote if their manifest is gone."""
-    gone = not (folder / MANIFEST).exists() and weights.is_file()
+    gone = not (folder / SAVED_FILE).exists() and weights.is_file()
     if gone and _marked(weights, unreadable=False):
         raise DamagedFileError(
-            f"{name} is not whole: it lacks its {MANIFEST}. Copy all files that were saved."
+            f"{name} is not whole: it lacks its {SAVED_FILE}. Copy all files that were saved."
         )
 
 

@@ -31,8 +31,8 @@ from vits_prune.voices.architecture import (
 from vits_prune.voices.checkpoint import load_checkpoint, require_finite
 from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.manifest import (
-    MANIFEST,
     MARK,
+    SAVED_FILE,
     Facts,
     check_files,
     config_of,
@@ -77,7 +77,7 @@ def save_voice(
                 f"A saved voice has the {what} {' or '.join(known)}, not {str(given)[:20]!r}."
             )
     check_save_place(target)
-    with written_whole(target, MANIFEST) as new:
+    with written_whole(target, SAVED_FILE) as new:
         _write(voice, new, form, precision)
     return target
 
@@ -85,7 +85,7 @@ def save_voice(
 def check_save_place(folder: Path) -> None:
     """Raise InputError if other files are in the folder of a save: another would remove them."""
     try:
-        if not (folder / MANIFEST).is_file():
+        if not (folder / SAVED_FILE).is_file():
             return  # `written_whole` refuses all but new and empty ones
         others = {path.name for path in folder.iterdir()} - files_of_save(folder)
     except OSError as error:
@@ -203,7 +203,7 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError(f"{folder.name} is not a saved voice: it has no {MANIFEST}.")
+        raise InputError(f"{folder.name} is not a saved voice: it has no {SAVED_FILE}.")
     facts = Facts.parse(manifest, tuple(WEIGHTS))
     weights = folder / WEIGHTS[facts.form]
     if not weights.is_file():
