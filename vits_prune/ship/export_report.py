@@ -45,7 +45,7 @@ class Timing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Closeness:
+class RoundingError:
     """How far the weights of an export are from the voice's, in its speech."""
 
     log_mel_db: float
@@ -64,17 +64,17 @@ class ExportRow:
     """Of a dense float32 file of the same voice."""
     load_ms: float | None = None
     real_time_factor: float | None = None
-    closeness: Closeness | None = None
+    closeness: RoundingError | None = None
     words: str = ""
     timings: tuple[Timing, ...] = ()
     """Of an ONNX file, that the two figures are the medians of."""
 
 
-def measure_closeness(voice: Voice, shipped: Voice) -> Closeness:
+def measure_closeness(voice: Voice, shipped: Voice) -> RoundingError:
     """Compare what two voices of the same shape say."""
     theirs = dict(shipped.model.named_parameters())
     if all(bool((one == theirs[name]).all()) for name, one in voice.model.named_parameters()):
-        return Closeness(0.0, 0.0)
+        return RoundingError(0.0, 0.0)
     levels, drifts = [], []
     for sentence in plan_of(voice, _SENTENCES)["sentences"]:
         first = speak(voice, sentence["text"])
@@ -83,7 +83,7 @@ def measure_closeness(voice: Voice, shipped: Voice) -> Closeness:
         ours, others = (log_mel(waveform, voice.sampling_rate) for waveform in pair)
         levels.append(float(np.mean(np.abs(ours - others)) * 20 / np.log(10)))
         drifts.append(measure_rhythm(first, speak(shipped, sentence["text"])).duration_drift or 0.0)
-    return Closeness(float(np.mean(levels)), float(np.mean(drifts)))
+    return RoundingError(float(np.mean(levels)), float(np.mean(drifts)))
 
 
 def measure_export(
@@ -130,8 +130,8 @@ def measure_export(
     return [*rows, ExportRow(what, *sizes, load, factor, closeness, said, timings)]
 
 
-def _rounding_words(closeness: Closeness) -> list[str]:
-    if closeness == Closeness(0.0, 0.0):
+def _rounding_words(closeness: RoundingError) -> list[str]:
+    if closeness == RoundingError(0.0, 0.0):
         return ["the same weights"]
     worse = []
     if closeness.log_mel_db > _AUDIBLE_DB:
