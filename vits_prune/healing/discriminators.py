@@ -29,7 +29,7 @@ _SCALE_LAYERS = (
 """Channels, kernel size, stride and groups."""
 _seeding = ForkSafeLock()
 
-Judgement: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
+DiscriminatorOutput: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
 """Score [batch, places], 1 for real and 0 for made, and features [_, channels, places] by layer."""
 
 
@@ -52,7 +52,7 @@ class _Discriminator(nn.Module):
             inputs = outputs
         self.score = norm(nn.Conv1d(inputs, 1, 3, padding=1))
 
-    def forward(self, states: torch.Tensor) -> Judgement:
+    def forward(self, states: torch.Tensor) -> DiscriminatorOutput:
         features = []
         for layer in self.layers:
             states = functional.leaky_relu(layer(states), _SLOPE)
@@ -73,7 +73,7 @@ class PeriodDiscriminator(_Discriminator):
         super().__init__(_PERIOD_LAYERS, width, spectral=False)
         self.period = period
 
-    def forward(self, waveform: torch.Tensor) -> Judgement:
+    def forward(self, waveform: torch.Tensor) -> DiscriminatorOutput:
         batch, _, samples = waveform.shape
         missing = -samples % self.period
         if missing:  # a waveform shorter than what is missing has nothing to mirror
@@ -111,8 +111,8 @@ class Discriminators(nn.Module):
                 _Discriminator(_SCALE_LAYERS, width, spectral=index == 0) for index in range(scales)
             )
 
-    def forward(self, waveform: torch.Tensor) -> list[Judgement]:
-        """Return a judgement of [batch, 1, samples] by each discriminator, periods first.
+    def forward(self, waveform: torch.Tensor) -> list[DiscriminatorOutput]:
+        """Return the output for [batch, 1, samples] of each discriminator, periods first.
 
         Raises:
             ValueError: the waveform has another shape or no sample.
@@ -120,15 +120,17 @@ class Discriminators(nn.Module):
         shape = list(waveform.shape)
         if len(shape) != 3 or shape[1] != 1 or not shape[2]:
             raise ValueError(f"The waveform must be [batch, 1, samples], not {shape}.")
-        judgements = [discriminator(waveform) for discriminator in self.periods]
+        outputs = [discriminator(waveform) for discriminator in self.periods]
         for index, discriminator in enumerate(self.scales):
             if index:
                 waveform = functional.avg_pool1d(waveform, 4, 2, padding=2)
-            judgements.append(discriminator(waveform))
-        return judgements
+            outputs.append(discriminator(waveform))
+        return outputs
 
 
-def discriminator_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> torch.Tensor:
+def discriminator_loss(
+    real: Sequence[DiscriminatorOutput], fake: Sequence[DiscriminatorOutput]
+) -> torch.Tensor:
     """Return what the discriminators minimise (least squares, Mao et al. 2017, arXiv:1611.04076).
 
     `fake` judges the student's waveforms, detached from the student.
@@ -139,12 +141,14 @@ def discriminator_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> 
     )
 
 
-def generator_loss(fake: Sequence[Judgement]) -> torch.Tensor:
+def generator_loss(fake: Sequence[DiscriminatorOutput]) -> torch.Tensor:
     """Return what the student minimises for its waveforms to pass as real."""
     return _total((1 - score.float()).square().mean() for score, _ in fake)
 
 
-def feature_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> torch.Tensor:
+def feature_loss(
+    real: Sequence[DiscriminatorOutput], fake: Sequence[DiscriminatorOutput]
+) -> torch.Tensor:
     """Return the feature matching loss: mean absolute differences, summed over all layers.
 
     No gradient goes to the real waveform. The paper weighs this by 2, and log-mel by 45.

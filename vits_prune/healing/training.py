@@ -13,8 +13,8 @@ from torch import nn
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.healing.batches import Batch, Window
 from vits_prune.healing.discriminators import (
+    DiscriminatorOutput,
     Discriminators,
-    Judgement,
     discriminator_loss,
     feature_loss,
     generator_loss,
@@ -246,13 +246,15 @@ class _Adversary:
         _load_optimizer(self._optimizer, named, "adversary_optimizer", state)
 
 
-def _halves(judgements: list[Judgement]) -> tuple[list[Judgement], list[Judgement]]:
-    """Split the judgements of a batch in two; periods are folded into the batch."""
+def _halves(
+    outputs: list[DiscriminatorOutput],
+) -> tuple[list[DiscriminatorOutput], list[DiscriminatorOutput]]:
+    """Split the outputs of a batch in two; periods are folded into the batch."""
 
-    def _half(half: int) -> list[Judgement]:
+    def _half(half: int) -> list[DiscriminatorOutput]:
         return [
             (score.chunk(2)[half], [one.chunk(2)[half] for one in features])
-            for score, features in judgements
+            for score, features in outputs
         ]
 
     return _half(0), _half(1)
