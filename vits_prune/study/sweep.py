@@ -52,7 +52,7 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedPoint:
     """A point of which nothing could be measured."""
 
     point: Point
@@ -66,7 +66,7 @@ class SweepResult:
     folder: Path
     rows: tuple[dict[str, Any], ...]
     """Of all points in the order of the grid, those of earlier runs included."""
-    failures: tuple[Failure, ...]
+    failures: tuple[FailedPoint, ...]
     """The same sweep, started again, tries them again."""
     measured: int
     """How many points this run added."""
@@ -129,7 +129,7 @@ def run_sweep(
     # A branch of a hub may move while the sweep runs.
     ref = dataclasses.replace(ref, revision=voice.origin.revision or ref.revision)
     manifest = _manifest(kind, voice, texts, settings, points)
-    failures: list[Failure] = []
+    failures: list[FailedPoint] = []
     with Store(out, manifest, points) as store, contextlib.ExitStack() as connected:
         before = len(store.records)
         left = [point for point in points if point not in store.records]
@@ -149,7 +149,7 @@ def run_sweep(
             for index, found in measure_points(engine, jobs, work, voice, firsts, pieces):
                 for point in groups[index]:
                     if isinstance(found, str):
-                        failures.append(Failure(point, found))
+                        failures.append(FailedPoint(point, found))
                         continue
                     columns = {"voice": voice.name, **point.columns(), **found.columns}
                     row = store.append(point, columns, found.details)
