@@ -16,7 +16,7 @@ from vits_prune import PARTS, InputError, PruneSpec, measure_sparsity, prune, sp
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import in_words
 from vits_prune.studio import evidence
-from vits_prune.studio.evidence import Point, Points
+from vits_prune.studio.evidence import CurvePoint, Points
 from vits_prune.studio.plots import curve_value, heat_value, tried_table
 from vits_prune.studio.request import at_amount
 from vits_prune.study.evaluation import Settings, evaluate, evaluate_against, prepare_reference
@@ -124,7 +124,7 @@ def test_a_cell_is_the_change_that_a_limit_is_held_against(tiny):
     reference = prepare_reference(tiny, ["the birch canoe slid"], settings)
     spec = PruneSpec(amount=0.7, parts=("decoder",))
     found = evaluate_against(reference, prune(tiny, spec))
-    value = heat_value(Points((Point(spec, 0.5, found),), 1, "note"), [0.3, 0.7])
+    value = heat_value(Points((CurvePoint(spec, 0.5, found),), 1, "note"), [0.3, 0.7])
     (row,) = value["rows"]
     assert row["cells"][0] is None
     for name, figure in found.figures.items():
@@ -185,7 +185,7 @@ def test_the_knee_of_the_curve_is_before_the_first_lost_limit():
             self.figures, self.to_row = dict.fromkeys(("cer", "dnsmos_ovrl")), lambda: row
 
     points = tuple(
-        Point(PruneSpec(amount=i / 10), i / 20, Found(row)) for i, row in enumerate(rows)
+        CurvePoint(PruneSpec(amount=i / 10), i / 20, Found(row)) for i, row in enumerate(rows)
     )
     assert Points(points, 4, "").knee == 0.05
     assert Points(points[:2], 4, "").knee is None

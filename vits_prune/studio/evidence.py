@@ -46,7 +46,7 @@ _SHOWN = {"cer": "CER", "wer": "WER", "dnsmos_ovrl": "DNSMOS", "duration_ratio":
 """What the fader shows of what the curve has measured."""
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """One measured pruning."""
 
     spec: PruneSpec
@@ -67,14 +67,14 @@ class Measured(NamedTuple):
 
 
 _references: Bounded[Measured, Reference] = Bounded(8, lambda _: 1)
-_points: Bounded[tuple[Measured, PruneSpec], Point] = Bounded(400, lambda _: 1)
+_points: Bounded[tuple[Measured, PruneSpec], CurvePoint] = Bounded(400, lambda _: 1)
 
 
 @dataclass(frozen=True)
 class Points:
     """The points that are measured so far."""
 
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     total: int
     note: str
     """On which sentences they are measured."""
@@ -211,13 +211,15 @@ def _key(
 
 def _point(
     key: Measured, reference: Reference, request: Request, token: str | None, progress: Progress
-) -> Point:
+) -> CurvePoint:
     """Return one measured point, from the cache where it was measured before."""
 
-    def make() -> Point:
+    def make() -> CurvePoint:
         pruned = workbench.bench.pruned(request, token, progress)
         sparsity = _taken(workbench.bench.voice_of(request, token), pruned)
-        return Point(request.spec, sparsity, evaluate_against(reference, pruned, progress=progress))
+        return CurvePoint(
+            request.spec, sparsity, evaluate_against(reference, pruned, progress=progress)
+        )
 
     waiting = "waiting for another measurement of this point"
     return _points.get_or_make((key, request.spec), make, lambda: progress.report(waiting, 0.0))
@@ -300,7 +302,7 @@ def fader_renditions(
 
 def measured_before(
     request: Request, token: str | None, voice: Voice, specs: Sequence[PruneSpec]
-) -> dict[PruneSpec, Point]:
+) -> dict[PruneSpec, CurvePoint]:
     """Return what the curve last found for this visitor's voice, speaker, text and delivery."""
     for (key, spec), _ in reversed(_points.items()):
         settings = dataclasses.replace(key.settings, seed=request.seed, delivery=request.delivery)
