@@ -55,7 +55,7 @@ class CurvePoint(NamedTuple):
     evaluation: Evaluation
 
 
-class Measured(NamedTuple):
+class MeasurementKey(NamedTuple):
     """What a measured original depends on: the key of the caches."""
 
     reference: str
@@ -66,8 +66,8 @@ class Measured(NamedTuple):
     settings: Settings
 
 
-_references: Bounded[Measured, Reference] = Bounded(8, lambda _: 1)
-_points: Bounded[tuple[Measured, PruneSpec], CurvePoint] = Bounded(400, lambda _: 1)
+_references: Bounded[MeasurementKey, Reference] = Bounded(8, lambda _: 1)
+_points: Bounded[tuple[MeasurementKey, PruneSpec], CurvePoint] = Bounded(400, lambda _: 1)
 
 
 @dataclass(frozen=True)
@@ -205,12 +205,16 @@ def _settings(request: Request, metrics: tuple[str, ...], noise_seeds: int) -> S
 
 def _key(
     request: Request, token: str | None, voice: Voice, texts: tuple[str, ...], settings: Settings
-) -> Measured:
-    return Measured(request.reference, trace(token), voice.speaker, texts, settings)
+) -> MeasurementKey:
+    return MeasurementKey(request.reference, trace(token), voice.speaker, texts, settings)
 
 
 def _point(
-    key: Measured, reference: Reference, request: Request, token: str | None, progress: Progress
+    key: MeasurementKey,
+    reference: Reference,
+    request: Request,
+    token: str | None,
+    progress: Progress,
 ) -> CurvePoint:
     """Return one measured point, from the cache where it was measured before."""
 

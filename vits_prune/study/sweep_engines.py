@@ -69,14 +69,14 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PointResult:
     """What was measured of one point: columns of its row, and more for its record."""
 
     columns: dict[str, Any]
     details: dict[str, Any]
 
 
-Outcome = tuple[int, Measured | str]
+Outcome = tuple[int, PointResult | str]
 """Index of a point, and what was measured, or a sentence that says why nothing was."""
 
 
@@ -103,14 +103,14 @@ def load_same(ref: VoiceRef, expected: str) -> Voice:
 
 def measure_point(
     reference: Reference, voice: Voice, point: Point, progress: Progress = SILENT
-) -> Measured:
+) -> PointResult:
     """Prune the voice and measure it against the original."""
     pruned = point.apply(voice)
     found = evaluate_against(reference, pruned, progress=progress)
     sparsity, whole = measure_sparsity(pruned), found.to_dict()
     details = {name: whole[name] for name in _DETAILS}
     details["sparsity"] = {"overall": sparsity.overall, **sparsity.parts}
-    return Measured({"sparsity": sparsity.overall, **found.to_row()}, details)
+    return PointResult({"sparsity": sparsity.overall, **found.to_row()}, details)
 
 
 def failure_words(error: Exception) -> str:
@@ -151,7 +151,7 @@ def measure_points(
         yield from run_processes(work, points, jobs, pieces)
         return
     for i, point in enumerate(points):
-        found: Measured | str
+        found: PointResult | str
         try:
             with torch_threads(work.threads):
                 found = measure_point(work.reference, voice, point, pieces.of(i))
@@ -250,7 +250,7 @@ def _serve(pipe: Connection, work: Work) -> None:
             pipe.send(("done", _measure(work, pipe.recv(), Progress(report))))
 
 
-def _measure(work: Work, point: Point, progress: Progress = SILENT) -> Measured | str:
+def _measure(work: Work, point: Point, progress: Progress = SILENT) -> PointResult | str:
     """Measure a point with the voice loaded where this runs."""
     try:
         with torch_threads(work.threads):
