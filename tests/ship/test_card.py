@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from vits_prune import HealPlan, PruneSpec, prune
 from vits_prune.measure import measure_size, measure_sparsity
-from vits_prune.ship.card import MARK, Facts, Picture, Sample, model_card
+from vits_prune.ship.card import MARK, CardFacts, Picture, Sample, model_card
 from vits_prune.ship.card_figures import block, check_evidence, code, table, text
 from vits_prune.ship.formats import export_voice
 from vits_prune.ship.licence import licence_of
@@ -38,7 +38,7 @@ def facts_of(voice, folder, original=None, format="dense", precision="fp32", **m
         }
     )
     again = reproduce(voice, format, precision)
-    return Facts(
+    return CardFacts(
         "me/small",
         voice,
         export,

@@ -18,7 +18,7 @@ from vits_prune.measure.weights import measure_size, measure_sparsity
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.registry import METHODS
 from vits_prune.ship import formats
-from vits_prune.ship.card import SAMPLES, Facts, Picture, Sample, is_card, model_card
+from vits_prune.ship.card import SAMPLES, CardFacts, Picture, Sample, is_card, model_card
 from vits_prune.ship.card_figures import check_evidence, code
 from vits_prune.ship.formats import Export, export_voice
 from vits_prune.ship.licence import Licence, licence_of
@@ -103,7 +103,7 @@ def write_bundle(
         export = export_voice(voice, beside, format, precision, progress=progress.part(0, 0.4))
         progress.report("measuring sizes", 0.4)
         speaking = progress.part(0.5, 0.95)
-        facts = Facts(
+        facts = CardFacts(
             repo_id=repo_id,
             voice=voice,
             export=export,

@@ -57,7 +57,7 @@ class Picture:
 
 
 @dataclass(frozen=True, eq=False)
-class Facts:
+class CardFacts:
     """Everything that a card says."""
 
     repo_id: str
@@ -84,7 +84,7 @@ class Facts:
         return self.export.format in ("onnx", "piper")
 
 
-def model_card(facts: Facts) -> str:
+def model_card(facts: CardFacts) -> str:
     """Return the card."""
     sections = {
         "": _head(facts),
@@ -112,7 +112,7 @@ def opens_in_transformers(export: Export) -> bool:
     return dense and in_plain_layout(voice.model.config)
 
 
-def _metadata(facts: Facts) -> str:
+def _metadata(facts: CardFacts) -> str:
     """The YAML at the head of the card. Whatever the values hold stays within its value."""
     from huggingface_hub import ModelCardData
 
@@ -147,7 +147,7 @@ def _metadata(facts: Facts) -> str:
     return f"---\n{card.to_yaml()}\n---\n\n"
 
 
-def _head(facts: Facts) -> str:
+def _head(facts: CardFacts) -> str:
     voice, size, before = facts.voice, facts.size, facts.original_size
     short = _made_in_short(voice.recipe)
     fewer = before and before.parameters > size.parameters
@@ -198,7 +198,7 @@ def _source(voice: Voice) -> str:
     return f"[{text(name)}]({HUB}/{name}){at}"
 
 
-def _listen(facts: Facts) -> str:
+def _listen(facts: CardFacts) -> str:
     """Players side by side."""
     if not facts.samples:
         return ""
@@ -216,11 +216,11 @@ def _listen(facts: Facts) -> str:
     return f"{words}\n\n{table(titles, rows, numbers=False)}"
 
 
-def _words_to_say(facts: Facts) -> str:
+def _words_to_say(facts: CardFacts) -> str:
     return _SENTENCE if spoken_language(facts.voice) == "en" else "a text in its language"
 
 
-def _use_folder(facts: Facts) -> str:
+def _use_folder(facts: CardFacts) -> str:
     repo, words = facts.repo_id, _words_to_say(facts)
     ours = f"""\
 from vits_prune import load_voice, speak
@@ -253,7 +253,7 @@ def _why_not_plain(export: Export) -> str:
     return f"Plain `VitsModel` cannot read it: {why}."
 
 
-def _use_graph(facts: Facts) -> str:
+def _use_graph(facts: CardFacts) -> str:
     model, lines = facts.export.model.name, [f"hf download {facts.repo_id} --local-dir voice"]
     if facts.export.format == "piper":
         words = "With the Piper runtime (`pip install piper-tts`):"
@@ -268,7 +268,7 @@ def _use_graph(facts: Facts) -> str:
     return "\n\n".join([words, block(lines, "sh"), ours, speed, timing])
 
 
-def _made(facts: Facts) -> str:
+def _made(facts: CardFacts) -> str:
     lines, notes = facts.reproduction.lines(), facts.reproduction.notes
     words = _made_words(facts.voice.recipe)
     if lines:
@@ -339,7 +339,7 @@ def _healed(one: HealRecord) -> str:
     return " ".join(sentence for sentence, holds in words.items() if holds)
 
 
-def _measured(facts: Facts) -> str:
+def _measured(facts: CardFacts) -> str:
     if facts.evidence is None:
         return "Nothing was measured of its speech when it was pushed."
     tables = {
