@@ -142,7 +142,7 @@ def test_bad_input_is_one_sentence(plain_folder, pruned_folder, tmp_path, capsys
 
 
 def test_evaluations_lie_evenly_over_the_training(same, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vits_prune.study.judge.METRICS", ("rhythm",))
+    monkeypatch.setattr("vits_prune.study.judge.JUDGED_FAMILIES", ("rhythm",))
     typed = ["--evaluations", 2, "--evaluation-texts", 1, "--checkpoint-every", 3]
     assert run(*same, "--steps", 4, *typed, "--out", tmp_path / "out") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "duration_ratio" in line]

@@ -37,7 +37,7 @@ ONE_TEXT = JudgeSettings(texts=1)
 @pytest.fixture
 def quick(monkeypatch):
     """Without a recogniser: a tiny voice's noise has no words."""
-    monkeypatch.setattr(module, "METRICS", ("rhythm", "naturalness"))
+    monkeypatch.setattr(module, "JUDGED_FAMILIES", ("rhythm", "naturalness"))
 
 
 @pytest.fixture

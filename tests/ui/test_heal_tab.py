@@ -42,7 +42,7 @@ def bench(tiny):
         bench = workbench.Workbench()
         patch.setattr(workbench, "bench", bench)
         patch.setattr(bench, "voice", lambda *_, **__: tiny)
-        patch.setattr(heal_jobs, "METRICS", ("naturalness", "rhythm"))
+        patch.setattr(heal_jobs, "JUDGED_FAMILIES", ("naturalness", "rhythm"))
         patch.setattr(heal_jobs, "EVALUATIONS", 2)
         yield bench
         heal_jobs.jobs.clear()
@@ -59,7 +59,7 @@ def order(bench):
 @pytest.fixture
 def quick(monkeypatch):
     """Measure rhythm only: what is tested is not the choice of the best."""
-    monkeypatch.setattr(heal_jobs, "METRICS", ("rhythm",))
+    monkeypatch.setattr(heal_jobs, "JUDGED_FAMILIES", ("rhythm",))
 
 
 def never(_presses=1):
@@ -94,7 +94,7 @@ def updates(order):
 def whole(order, tiny, bench):
     """The same by the library in one go, with the page's own measure."""
     said = tuning_texts(tiny, order.texts).texts
-    settings = Settings(seed=order.request.seed, metrics=heal_jobs.METRICS, noise_seeds=0)
+    settings = Settings(seed=order.request.seed, metrics=heal_jobs.JUDGED_FAMILIES, noise_seeds=0)
     judge = CheckpointJudge(prepare_reference(tiny, said, settings), heal_jobs.EVALUATIONS)
     return heal_voice(bench.pruned(order.request), tiny, plan=PLAN, judge=judge).voice
 
@@ -285,7 +285,7 @@ def test_a_full_disk_loses_nothing(order, quick, monkeypatch):
         yield from train(stretch, token)
 
     monkeypatch.setattr(heal_stretch, "train", filling)
-    monkeypatch.setattr(heal_jobs, "METRICS", ("naturalness",))  # there is a best
+    monkeypatch.setattr(heal_jobs, "JUDGED_FAMILIES", ("naturalness",))  # there is a best
     shown = shown_by(other(order, steps=4, checkpoint_every=2))[-1]
     assert "The voice of step 2 of 4 is kept" in shown["heal_status"]
     assert "best.safetensors could not be written" in shown["heal_status"]

@@ -50,7 +50,7 @@ def bench(tiny):
         patch.setattr(workbench, "bench", bench)
         patch.setattr(bench, "voice", lambda *_, **__: tiny)
         patch.setattr(bench, "is_loaded", lambda *_: True)
-        patch.setattr(heal_jobs, "METRICS", ("rhythm", "loudness"))  # need no recogniser
+        patch.setattr(heal_jobs, "JUDGED_FAMILIES", ("rhythm", "loudness"))  # need no recogniser
         patch.setattr(export_report, "ROUNDS", 1)
         yield bench
         heal_jobs.jobs.clear()

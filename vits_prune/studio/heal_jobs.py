@@ -28,7 +28,12 @@ from vits_prune.studio.jobs import Update, calls_are_limited, until_halted
 from vits_prune.studio.request import Order, Request
 from vits_prune.studio.speaking import timed_text
 from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
-from vits_prune.study.judge import METRICS, CheckpointJudge, JudgeSettings, tuning_texts
+from vits_prune.study.judge import (
+    JUDGED_FAMILIES,
+    CheckpointJudge,
+    JudgeSettings,
+    tuning_texts,
+)
 from vits_prune.synthesis.speak import Speech
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import Voice, spoken_language
@@ -141,7 +146,9 @@ def _healed(job: HealJob) -> Voice:
 
 
 def _settings(request: Request) -> Settings:
-    return Settings(seed=request.seed, metrics=METRICS, noise_seeds=0, delivery=request.delivery)
+    return Settings(
+        seed=request.seed, metrics=JUDGED_FAMILIES, noise_seeds=0, delivery=request.delivery
+    )
 
 
 def _shortened(request: Request) -> Request:

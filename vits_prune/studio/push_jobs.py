@@ -257,7 +257,10 @@ def measured(
 
         said = sample_texts(original, _TEXTS)  # the page's own text is English
     settings = Settings(
-        seed=request.seed, metrics=heal_jobs.METRICS, noise_seeds=1, delivery=request.delivery
+        seed=request.seed,
+        metrics=heal_jobs.JUDGED_FAMILIES,
+        noise_seeds=1,
+        delivery=request.delivery,
     )
     reference = measured_original(request, token, original, said, settings, told.part(0.0, 0.5))
     pruned = voice.to(original.device)

@@ -24,7 +24,7 @@ from vits_prune.study.knee import LIMITS
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.voice import Voice, spoken_language
 
-METRICS = ("intelligibility", "naturalness", "rhythm")
+JUDGED_FAMILIES = ("intelligibility", "naturalness", "rhythm")
 _SCORE_STEP = 0.5
 """Scores are multiples of it: in ten sentences one vowel is half a limit of CER, and of voices
 between which such a vowel would decide the one that learnt longest is kept."""
@@ -194,7 +194,7 @@ def judge_of(
     said = tuning_texts(voice, settings.texts, texts, seed)
     if not is_main_process():
         return CheckpointJudge(None, settings.evaluations, measured_on=said.words)
-    start, how = time.perf_counter(), Settings(metrics=METRICS, noise_seeds=0)
+    start, how = time.perf_counter(), Settings(metrics=JUDGED_FAMILIES, noise_seeds=0)
     try:
         reference = prepare_reference(voice, said.texts, how, progress=progress.part(0.0, 0.5))
     except UnmeasurableError as error:
