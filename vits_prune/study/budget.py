@@ -33,7 +33,7 @@ RULE = (
     "with the same number of frames. Candidates are chosen on the tuning sentences and calibrated "
     "on others; the verdict is that of the held-out ones, by the estimates."
 )
-STAGES = {
+STAGE_LEVERS = {
     "decoder": ("decoder_width", "branches", "resblock_width"),
     "flow": ("flows", "wavenet_layers"),
     "text": ("ffn_width", "encoder_layers"),
@@ -309,10 +309,10 @@ def estimate_shapes(
     counts = {stage: count_parameters(voice, part) for stage, part in _PARTS.items()}
     rest, whole = 1 - sum(shares.values()), count_parameters(voice)
     estimates = []
-    for chosen in itertools.product(*(_combinations(levers[stage]) for stage in STAGES)):
+    for chosen in itertools.product(*(_combinations(levers[stage]) for stage in STAGE_LEVERS)):
         time, count, lost = rest, float(whole), 0.0
         values: dict[str, Any] = {}
-        for stage, some in zip(STAGES, chosen, strict=True):
+        for stage, some in zip(STAGE_LEVERS, chosen, strict=True):
             time += shares[stage] * math.prod(one.time for one in some)
             count -= counts[stage] * (1 - math.prod(one.size for one in some))
             lost += sum(one.lost for one in some)
@@ -341,15 +341,15 @@ def _estimate_levers(
     """
     values = {
         stage: [(lever, value) for lever in levers for value in _values(voice, lever)]
-        for stage, levers in STAGES.items()
+        for stage, levers in STAGE_LEVERS.items()
     }
-    found: dict[str, list[LeverEstimate]] = {stage: [] for stage in STAGES}
-    shares: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    found: dict[str, list[LeverEstimate]] = {stage: [] for stage in STAGE_LEVERS}
+    shares: dict[str, list[float]] = {stage: [] for stage in STAGE_LEVERS}
     for cuts in progress.track(list(itertools.zip_longest(*values.values())), "timing cut"):
         small = cut(voice, choose(voice, _shape(dict(filter(None, cuts)))))
         latency = measure_latency(voice, small, text, seed, runs=RUNS)
         before, after = latency.original.stage_seconds, latency.pruned.stage_seconds
-        for stage, one in zip(STAGES, cuts, strict=True):
+        for stage, one in zip(STAGE_LEVERS, cuts, strict=True):
             shares[stage].append(before[stage].median / before["total"].median)
             if one:
                 time = min(1.0, after[stage].median / before[stage].median)
