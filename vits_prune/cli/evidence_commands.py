@@ -193,7 +193,7 @@ def _knee(options: argparse.Namespace) -> None:
 
 
 def _print_knee(knee: Knee) -> None:
-    from vits_prune.study.knee import RULE
+    from vits_prune.study.knee import KNEE_RULE
     from vits_prune.study.sweep_grid import parts_name
 
     rows = [
@@ -212,7 +212,7 @@ def _print_knee(knee: Knee) -> None:
     where = f"{knee.voice}, {knee.spec.method}, {knee.spec.scope}, {parts_name(knee.spec.parts)}"
     print(
         f"\nKnee: amount {knee.amount:.2f} ({where}; {knee.texts} sentences, seed {knee.seed})\n"
-        f"{RULE}"
+        f"{KNEE_RULE}"
     )
 
 

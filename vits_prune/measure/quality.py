@@ -18,7 +18,7 @@ FAMILIES = ("intelligibility", "naturalness", "closeness", "rhythm", "loudness")
 NO_DIFFERENCE = "no difference found"
 TOO_FEW = "too few sentences for a verdict"
 NO_FLOOR = "no noise floor was measured"
-RULE = (
+VERDICT_RULE = (
     "A difference is claimed only where the whole 95% interval lies beyond the noise floor: "
     "beyond the largest change, in either direction, that another seed makes to the original's own "
     "figure; for distances, beyond the distance of the farthest other seed. "
@@ -102,7 +102,7 @@ class Figure:
     shifts, minus the neutral value."""
     floor: Floor | None
     verdict: str
-    """NO_DIFFERENCE, "worse", "better", "higher", "lower", TOO_FEW or NO_FLOOR; by RULE."""
+    """NO_DIFFERENCE, "worse", "better", "higher", "lower", TOO_FEW or NO_FLOOR; by VERDICT_RULE."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
@@ -177,7 +177,7 @@ def _symmetric(changes: list[float]) -> Floor | None:
 
 
 def _verdict(metric: Metric, difference: Interval | None, floor: Floor | None) -> str:
-    """Apply RULE."""
+    """Apply VERDICT_RULE."""
     if floor is None or difference is None:
         return NO_FLOOR
     if difference.low is None or difference.high is None:

@@ -27,7 +27,7 @@ from vits_prune.pruning.structured.importance import importance
 from vits_prune.study.knee import LIMITS, Limit
 from vits_prune.voices.voice import Voice
 
-RULE = (
+BUDGET_RULE = (
     "Size is that of the smaller of two lossless files, plain float32 or sparse; MB are 1,000,000 "
     "bytes. The latency ratio is the median of runs in turn with the original, on one sentence "
     "with the same number of frames. Candidates are chosen on the tuning sentences and calibrated "
@@ -204,7 +204,7 @@ class Solution:
             "chosen": self.chosen.to_dict(),
             "tried": [one.to_dict() for one in self.tried],
             "texts": {"chosen on": self.texts[0], "verified on": self.texts[1]},
-            "rule": RULE,
+            "rule": BUDGET_RULE,
             "seconds": self.seconds,
         }
 

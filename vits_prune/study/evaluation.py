@@ -16,7 +16,7 @@ from vits_prune.errors import InputError, UnmeasurableError
 from vits_prune.fields import check_options, option
 from vits_prune.measure.closeness import PitchContour, measure_closeness, same_tokens, track_pitch
 from vits_prune.measure.cost import Cost, CostMeter
-from vits_prune.measure.quality import FAMILIES, METRICS, RULE, Figure, columns, conclude
+from vits_prune.measure.quality import FAMILIES, METRICS, VERDICT_RULE, Figure, columns, conclude
 from vits_prune.measure.recognition import Recogniser, why_unsupported
 from vits_prune.measure.statistics import METHOD
 from vits_prune.measure.utterances import FAILURES, Listener, Utterance, measure_utterance
@@ -122,7 +122,7 @@ class Evaluation:
             "recipe": self.recipe,
             "settings": {**settings, "metrics": list(self.settings.metrics)},
             "interval": METHOD,
-            "rule": RULE,
+            "rule": VERDICT_RULE,
             "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
             "alarms": self.failures,
             "alarms_of_original": self.failures_of_original,

@@ -19,7 +19,7 @@ from vits_prune.study.evaluation import Reference, Settings, evaluate_against, p
 from vits_prune.voices.voice import Voice
 
 RESOLUTION = 0.01
-RULE = (
+KNEE_RULE = (
     "An amount is kept where the estimate of every limited metric is within its limit (with "
     "--strict: its whole 95% interval). Bisection presumes that quality falls as the amount grows: "
     "amounts that were not tried are not known. Where an interval covers a limit, more sentences "
@@ -114,7 +114,7 @@ class Knee:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able values."""
         found = {**dataclasses.asdict(self), "spec": self.spec.to_dict()}
-        return {**found, "steps": found.pop("trials"), "amount": self.amount, "rule": RULE}
+        return {**found, "steps": found.pop("trials"), "amount": self.amount, "rule": KNEE_RULE}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each amount and limit, sorted by amount."""

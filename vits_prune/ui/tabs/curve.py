@@ -14,7 +14,7 @@ from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.studio import evidence, plots
 from vits_prune.studio.request import PRUNING, SPEAKING, request_of, values_of
 from vits_prune.studio.speaking import csv
-from vits_prune.study.knee import RULE, Limit
+from vits_prune.study.knee import KNEE_RULE, Limit
 from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS
 from vits_prune.ui.events import QUIET, Page, sentences
 from vits_prune.ui.widgets import Made, widget
@@ -142,7 +142,7 @@ def find_knee(values: Values, token: str | None, progress: Progress) -> Shown:
     limits += [Limit("dnsmos_ovrl", -float(dnsmos))] if dnsmos is not None else []
     found, note = evidence.find_knee(request_of(values), token, int(texts), limits, progress)
     amount, rows = f"{found.amount:.2f}", found.rows()
-    rule = RULE.replace(" (with --strict: its whole 95% interval)", "")
+    rule = KNEE_RULE.replace(" (with --strict: its whole 95% interval)", "")
     tried, words = plots.tried_table(rows), in_words(found.spec, amount=False)
     yield {
         "knee_words": f"**Knee: amount {amount}** ({words}, {note}). {rule}",
