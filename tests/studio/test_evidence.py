@@ -149,7 +149,7 @@ def test_the_knee_is_bisected_within_the_limits(request_, tiny):
     assert [words.split(",")[0] for words in table["limit is"]] == [
         "kept" if float(amount) <= found.amount else "broken" for amount in table["amount"]
     ]
-    texts = evidence.texts_for(tiny, TEXT, 2)[0]
+    texts = evidence.measuring_texts(tiny, TEXT, 2)[0]
     settings = Settings(seed=2, metrics=("loudness",), noise_seeds=0)
     for amount, kept in ((found.amount, True), (found.amount + RESOLUTION, False)):
         pruned = prune(tiny, PruneSpec(scope="local", amount=round(amount, 2)))

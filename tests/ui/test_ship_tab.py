@@ -398,7 +398,7 @@ def test_an_original_that_the_hub_does_not_hand_over_now_ends_the_push(hub, tiny
 
 def test_only_a_voice_that_cannot_be_measured_is_pushed_without_figures(hub, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(push_jobs, "texts_for", lambda *_: (("🙂",), "nothing"))
+        patch.setattr(push_jobs, "measuring_texts", lambda *_: (("🙂",), "nothing"))
         words = push()
     assert "Pushed to" in words
     assert "Its card has no figures: " in words

@@ -107,7 +107,7 @@ class Points:
         return pd.DataFrame(rows)
 
 
-def texts_for(voice: Voice, text: str, count: int) -> tuple[tuple[str, ...], str]:
+def measuring_texts(voice: Voice, text: str, count: int) -> tuple[tuple[str, ...], str]:
     """Return sentences to measure on, and what they are."""
     if spoken_language(voice) == "en":
         return load_texts(count), f"{count} held-out Harvard sentences"
@@ -189,7 +189,7 @@ def measure_points(
     voice = workbench.bench.voice_of(request, token)
     specs = _reachable(voice, wanted)
     left_out = tuple(spec for spec in wanted if spec not in specs)
-    said, note = texts_for(voice, request.text, texts)
+    said, note = measuring_texts(voice, request.text, texts)
     reference = measured_original(request, token, voice, said, settings, progress)
     key, points = _key(request, token, voice, said, settings), []
     for i, spec in enumerate(specs):
@@ -255,7 +255,7 @@ def find_knee(
     if not limits:
         raise InputError("Give at least one limit: of character errors, or of DNSMOS.")
     voice = workbench.bench.voice_of(request, token)
-    said, note = texts_for(voice, request.text, texts)
+    said, note = measuring_texts(voice, request.text, texts)
     families = tuple({METRICS[one.metric].family for one in limits})
     settings = _settings(request, families, noise_seeds=0)
     reference = measured_original(request, token, voice, said, settings, progress)
@@ -311,7 +311,7 @@ def measured_before(
     for (key, spec), _ in reversed(_points.items()):
         settings = dataclasses.replace(key.settings, seed=request.seed, delivery=request.delivery)
         same_voice = spec in specs and key == _key(request, token, voice, key.texts, settings)
-        if same_voice and key.texts == texts_for(voice, request.text, len(key.texts))[0]:
+        if same_voice and key.texts == measuring_texts(voice, request.text, len(key.texts))[0]:
             return {one: point for (its_key, one), point in _points.items() if its_key == key}
     return {}
 

@@ -22,7 +22,7 @@ from vits_prune.healing.training_curve import Curve
 from vits_prune.progress import SILENT, Cancelled, Progress
 from vits_prune.studio import heal_stretch, workbench
 from vits_prune.studio.descriptions import check_size
-from vits_prune.studio.evidence import measured_original, texts_for
+from vits_prune.studio.evidence import measured_original, measuring_texts
 from vits_prune.studio.heal_stretch import Checkpoint, StepMade, Stretch, StretchEnd
 from vits_prune.studio.jobs import Update, calls_are_limited, until_halted
 from vits_prune.studio.request import Order, Request
@@ -365,7 +365,7 @@ def compare(
     """
     request = job.order.request
     voice, pruned = _voices(request, token)
-    said, note = texts_for(voice, request.text, job.order.texts)
+    said, note = measuring_texts(voice, request.text, job.order.texts)
     reference = measured_original(request, token, voice, said, _settings(request), progress)
 
     def measured(one: Voice, when: str, start: float) -> Evaluation:

@@ -16,7 +16,7 @@ from vits_prune.progress import Cancelled, Progress
 from vits_prune.ship.licence import licence_of
 from vits_prune.studio import heal_jobs, workbench
 from vits_prune.studio.descriptions import plain
-from vits_prune.studio.evidence import measured_original, texts_for
+from vits_prune.studio.evidence import measured_original, measuring_texts
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.jobs import Update, in_background
 from vits_prune.studio.request import Request
@@ -251,7 +251,7 @@ def measured(
         return heal_jobs.compare(job, token, told)[1].to_dict()
     original = workbench.bench.voice(request.reference, request.speaker, token)
     original = original.with_speaker(voice.speaker) if original.speakers else original
-    said, _ = texts_for(original, request.text, _TEXTS)
+    said, _ = measuring_texts(original, request.text, _TEXTS)
     if spoken_language(original) != "en" and request.text == DEFAULT_TEXT:
         from vits_prune.ship.bundle import sample_texts
 
