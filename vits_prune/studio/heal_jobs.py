@@ -25,8 +25,8 @@ from vits_prune.studio.descriptions import check_size
 from vits_prune.studio.evidence import measured_original, measuring_texts
 from vits_prune.studio.heal_stretch import Checkpoint, StepMade, Stretch, StretchEnd
 from vits_prune.studio.jobs import Update, calls_are_limited, until_halted
+from vits_prune.studio.renditions import timed_text
 from vits_prune.studio.request import Order, Request
-from vits_prune.studio.speaking import timed_text
 from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.study.judge import (
     JUDGED_FAMILIES,

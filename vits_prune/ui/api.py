@@ -11,8 +11,8 @@ from vits_prune.progress import SILENT
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.scores import sparsity_preview
 from vits_prune.studio import workbench
+from vits_prune.studio.renditions import hear, time_both, wav
 from vits_prune.studio.request import request_of
-from vits_prune.studio.speaking import hear, time_both, wav
 from vits_prune.study.comparison import DEFAULT_TEXT, Comparison
 from vits_prune.ui.events import LANES, sentences
 from vits_prune.voices.load import EMBEDDED

@@ -12,8 +12,8 @@ from vits_prune.measure.quality import FAMILIES
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.studio import evidence, plots
+from vits_prune.studio.renditions import csv
 from vits_prune.studio.request import PRUNING, SPEAKING, request_of, values_of
-from vits_prune.studio.speaking import csv
 from vits_prune.study.knee import KNEE_RULE, Limit
 from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS
 from vits_prune.ui.events import QUIET, Page, sentences

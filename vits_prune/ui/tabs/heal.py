@@ -12,7 +12,7 @@ from vits_prune.errors import InputError
 from vits_prune.measure.quality import METRICS
 from vits_prune.measure.statistics import Interval
 from vits_prune.progress import SILENT, Progress
-from vits_prune.studio import heal_jobs, plots, speaking, workbench
+from vits_prune.studio import heal_jobs, plots, renditions, workbench
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.jobs import until_halted
 from vits_prune.studio.request import MINUTES, SPEAKING, TEXTS, Order, order_of, request_of
@@ -169,7 +169,7 @@ def hear_checkpoint(values: Values, token: str | None = None) -> dict[str, Any]:
     if speech is None:
         raise InputError("Choose one of the checkpoints.")
     label = f"{_named(step)}, with the original's durations"
-    path = speaking.wav(speech, f"step-{step}")
+    path = renditions.wav(speech, f"step-{step}")
     return {"heal_audio": gr.Audio(path, label=label, visible=True)}
 
 
@@ -177,7 +177,7 @@ def save(values: Values, token: str | None = None) -> dict[str, Any]:
     """Show the healed voice's folder as a zip file."""
     order = values["heal_key"]
     voice = heal_jobs.voice_of(order)
-    path = speaking.zipped(voice, f"{order.request.spec.method}-healed")
+    path = renditions.zipped(voice, f"{order.request.spec.method}-healed")
     return {"heal_saved": gr.File(path, visible=True)}
 
 
@@ -243,7 +243,7 @@ def _spoken(order: Order, speeches: list[Speech]) -> dict[str, Any]:
         "heal_heard": f"**{seconds[0]:.2f} s** original, {seconds[1]:.2f} s pruned,"
         f" {seconds[2]:.2f} s healed: {timing}.",
         **{
-            f"heal_{name}": gr.Audio(speaking.wav(one, name), visible=True)
+            f"heal_{name}": gr.Audio(renditions.wav(one, name), visible=True)
             for name, one in zip(names, speeches, strict=True)
         },
     }
@@ -287,7 +287,7 @@ def _compared(before: Evaluation, after: Evaluation, note: str) -> dict[str, Any
     ]
     if "dnsmos_ovrl" in after.figures:
         words.append("DNSMOS was trained on noisy speech, not on synthesis.")
-    table, file = pd.DataFrame(shown), speaking.csv(pd.DataFrame(rows), "healed")
+    table, file = pd.DataFrame(shown), renditions.csv(pd.DataFrame(rows), "healed")
     return {
         "heal_compared": " ".join([*words, *after.unmeasured.values()]),
         "heal_table": gr.Dataframe(table, visible=True, column_widths=_WIDTHS),

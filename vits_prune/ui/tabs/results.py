@@ -13,7 +13,7 @@ from vits_prune.errors import InputError
 from vits_prune.progress import Progress
 from vits_prune.pruning.registry import METHODS
 from vits_prune.pruning.spec import in_words
-from vits_prune.studio import plots, speaking, workbench
+from vits_prune.studio import plots, renditions, workbench
 from vits_prune.studio.descriptions import heard_words, lesson_words
 from vits_prune.studio.request import SPEAKING, Request, request_of
 from vits_prune.study import comparison as tables
@@ -122,12 +122,12 @@ def prune(values: Values, token: str | None, progress: Progress) -> Shown:
 def hear(values: Values, token: str | None, progress: Progress) -> Shown:
     """Show the sound and its sparsity; clear what was measured for other settings."""
     request = values["asked"]
-    spoken = speaking.hear(request, token, progress)
+    spoken = renditions.hear(request, token, progress)
     yield {
         "status": "Both have spoken; measuring comes next.",
         "summary": heard_words(request, spoken),
-        "original": speaking.wav(spoken.original, "original"),
-        "pruned": speaking.wav(spoken.pruned, "pruned"),
+        "original": renditions.wav(spoken.original, "original"),
+        "pruned": renditions.wav(spoken.pruned, "pruned"),
         "flip": {"aligned": spoken.aligned, "hint": _HINTS[spoken.aligned]},
         "rendition": _renditions(request),
         "rendition_audio": gr.Audio(None, visible=False),
@@ -151,8 +151,8 @@ def hear_step(values: Values, token: str | None, progress: Progress) -> Shown:
     request, index = values["asked"], values["rendition"]
     if isinstance(index, bool) or not isinstance(index, int):
         raise InputError("Choose one of the steps.")
-    speech = speaking.hear_step(request, index, token, progress)
-    step, path = index + 1, speaking.wav(speech, f"step-{index + 1}")
+    speech = renditions.hear_step(request, index, token, progress)
+    step, path = index + 1, renditions.wav(speech, f"step-{index + 1}")
     label = f"Step {step} of {len(request.spec.schedule_amounts())}, with the original's durations"
     audio = gr.Audio(path, label=label, visible=True)
     yield {"status": f"Done: step {step} speaks.", "rendition_audio": audio}
@@ -161,7 +161,7 @@ def hear_step(values: Values, token: str | None, progress: Progress) -> Shown:
 def draw(values: Values, token: str | None, progress: Progress) -> Shown:
     """Draw the spectrograms, the layers, the weights, and one weight matrix."""
     progress.report("drawing", 0.0)
-    spoken, before, after, weights = speaking.measure_both(values["asked"], token, progress)
+    spoken, before, after, weights = renditions.measure_both(values["asked"], token, progress)
     yield {
         "spectrograms": plots.spectrograms(before, after, spoken.aligned),
         "bars": plots.layer_bars(spoken.sparsity[1]),
@@ -178,9 +178,9 @@ def draw_matrix(values: Values, token: str | None, progress: Progress) -> Shown:
 def _matrix(
     request: Request, token: str | None, layer: str | None, progress: Progress
 ) -> dict[str, Any]:
-    names = speaking.matrix_layers(request, token)
-    layer = layer if layer in names else speaking.telling_layer(names)
-    found = speaking.matrix_pair(request, token, layer, progress)
+    names = renditions.matrix_layers(request, token)
+    layer = layer if layer in names else renditions.telling_layer(names)
+    found = renditions.matrix_pair(request, token, layer, progress)
     tap = f" (tap {found.tap + 1} of {found.taps})" if found.taps > 1 else ""
     below = f"Below: a corner of `{layer}`{tap}, before and after {in_words(request.spec)}."
     choice = gr.Dropdown(names, value=layer, visible=True)
@@ -197,8 +197,8 @@ def weigh(values: Values, token: str | None, progress: Progress) -> Shown:
 def time_both(values: Values, token: str | None, progress: Progress) -> Shown:
     """Show the latency of both voices."""
     request = values["asked"]
-    found = speaking.time_both(request, token, progress)
-    whole = speaking.timed_text(request.text) == request.text.strip()
+    found = renditions.time_both(request, token, progress)
+    whole = renditions.timed_text(request.text) == request.text.strip()
     runs = f"{found.runs} runs of each voice" + " on the beginning of the text" * (not whole)
     status = f"Done. Latency: {runs}, {found.threads} threads, {found.device}."
     table = tables.latency_table(found, request.spec.pattern)
@@ -206,7 +206,7 @@ def time_both(values: Values, token: str | None, progress: Progress) -> Shown:
 
 
 def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
-    csv = gr.DownloadButton(value=speaking.csv(table, name), interactive=True)
+    csv = gr.DownloadButton(value=renditions.csv(table, name), interactive=True)
     return {name: table, f"{name}_csv": csv}
 
 

@@ -12,7 +12,7 @@ from vits_prune.progress import Progress
 from vits_prune.pruning.spec import in_words
 from vits_prune.ship.formats import FORMATS, file_stem
 from vits_prune.ship.licence import licence_of
-from vits_prune.studio import push_jobs, ship_jobs, speaking, workbench
+from vits_prune.studio import push_jobs, renditions, ship_jobs, workbench
 from vits_prune.studio.descriptions import plain
 from vits_prune.studio.jobs import until_halted
 from vits_prune.studio.push_jobs import PushRequest
@@ -257,7 +257,7 @@ def _table(lines: list[Line]) -> dict[str, Any]:
     shown, rows = ship_jobs.tables(lines)
     return {
         "ship_table": gr.Dataframe(shown, visible=True, column_widths=_WIDTHS),
-        "ship_csv": gr.DownloadButton(value=speaking.csv(rows, "formats"), visible=True),
+        "ship_csv": gr.DownloadButton(value=renditions.csv(rows, "formats"), visible=True),
     }
 
 

@@ -17,7 +17,7 @@ from vits_prune.measure import measure_sparsity
 from vits_prune.progress import Cancelled, Progress
 from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.scores import sparsity_preview
-from vits_prune.studio import descriptions, speaking, workbench
+from vits_prune.studio import descriptions, renditions, workbench
 from vits_prune.studio.descriptions import forecast_words, readout
 from vits_prune.studio.jobs import Update, in_background
 from vits_prune.studio.request import Request
@@ -47,7 +47,7 @@ def shown(work, request, **values):
 
 def test_wav_keeps_the_level(tiny):
     speech = speak(tiny, "hi there")
-    path = speaking.wav(speech, "original")
+    path = renditions.wav(speech, "original")
     heard, rate = soundfile.read(path, dtype="int16")
     np.testing.assert_array_equal(heard, speech.pcm16())
     assert (rate, Path(path).name) == (16_000, "original.wav")
@@ -56,7 +56,7 @@ def test_wav_keeps_the_level(tiny):
 
 def test_csv_holds_the_table():
     table = pd.DataFrame({"what": ["a, b", "c"], "n": [1, 2]})
-    path = Path(speaking.csv(table, "sizes"))
+    path = Path(renditions.csv(table, "sizes"))
     assert path.name == "sizes.csv"
     pd.testing.assert_frame_equal(pd.read_csv(path), table)
 
@@ -121,9 +121,9 @@ def test_what_comes_from_outside_is_only_text_in_markdown():
 
 def test_latency_is_measured_on_the_beginning_of_a_long_text():
     long = "The birch canoe slid on the smooth planks. " * 40
-    assert 0 < len(speaking.timed_text(long)) <= speaking.MAX_TIMED_CHARACTERS + 40
-    assert long.startswith(speaking.timed_text(long))
-    assert speaking.timed_text(" One sentence. And two. ") == "One sentence. And two."
+    assert 0 < len(renditions.timed_text(long)) <= renditions.MAX_TIMED_CHARACTERS + 40
+    assert long.startswith(renditions.timed_text(long))
+    assert renditions.timed_text(" One sentence. And two. ") == "One sentence. And two."
 
 
 # Speaking
@@ -208,19 +208,19 @@ def test_a_structured_voice_goes_through_all_that_speak_sets_off(upload):
 def test_the_matrix_shows_zeros_and_what_is_gone(upload):
     for spec in (PruneSpec(amount=0.5), PruneSpec("structured", amount=0.5, texts=SHORT)):
         request = Request(upload, "hi", spec)
-        for name in speaking.matrix_layers(request, None):
-            pair = speaking.matrix_pair(request, None, name)
+        for name in renditions.matrix_layers(request, None):
+            pair = renditions.matrix_pair(request, None, name)
             gone, structured = np.isnan(pair.after), spec.method == "structured"
             assert gone.any() == (structured and pair.shape_after != pair.layer.shape)
             if not structured:
                 kept = pair.after != 0
                 np.testing.assert_array_equal(pair.after[kept], pair.before[kept])
         with pytest.raises(InputError, match="no layer"):
-            speaking.matrix_pair(request, None, "/etc/passwd")
+            renditions.matrix_pair(request, None, "/etc/passwd")
 
 
 def test_what_was_forgotten_is_spoken_again(upload):
     request = Request(upload, "hi", PruneSpec(amount=0.4), seed=9)
     assert workbench.bench.recall(request) is None
-    spoken = speaking.heard_before(request, None)
-    assert speaking.heard_before(request, None) is spoken
+    spoken = renditions.heard_before(request, None)
+    assert renditions.heard_before(request, None) is spoken
