@@ -7,6 +7,7 @@ import hashlib
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -340,6 +341,7 @@ def test_one_who_waits_for_the_same_pruned_voice_can_leave(bench, monkeypatch):
 
 
 def test_one_who_waits_for_the_same_loading_voice_can_leave(bench, monkeypatch):
+    request = Request(TINY, TEXT, PruneSpec(amount=0.3))
     inside, go_on = threading.Event(), threading.Event()
     load = bench._load
 
@@ -360,8 +362,9 @@ def test_one_who_waits_for_the_same_loading_voice_can_leave(bench, monkeypatch):
         first = pool.submit(bench.voice, TINY)
         try:
             assert inside.wait(60)
-            with pytest.raises(Gone):
-                bench.voice(TINY, progress=Progress(leave))
+            for ask in (partial(bench.voice, TINY), partial(bench.steps, request)):
+                with pytest.raises(Gone):
+                    ask(progress=Progress(leave))
         finally:
             go_on.set()
         assert first.result(60).name

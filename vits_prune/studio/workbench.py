@@ -151,10 +151,14 @@ class Workbench:
         return voice.with_speaker(speaker) if speaker not in (None, "") else voice
 
     def voice_of(
-        self, request: Request, token: str | None = None, device: str | None = None
+        self,
+        request: Request,
+        token: str | None = None,
+        device: str | None = None,
+        progress: Progress = SILENT,
     ) -> Voice:
         """Return the voice that a request names, with its speaker."""
-        return self.voice(request.reference, request.speaker, token, device=device)
+        return self.voice(request.reference, request.speaker, token, progress, device)
 
     def is_loaded(self, reference: str, token: str | None = None) -> bool:
         """Return whether a voice is there without loading."""
@@ -254,7 +258,8 @@ class Workbench:
         return self.steps(request, token, progress)[-1][1]
 
     def _prune(self, request: Request, token: str | None, progress: Progress) -> Steps:
-        voice, spec = self.voice_of(request, token, "cpu"), request.spec
+        loading, spec = progress.part(0.0, 0.1), request.spec
+        voice = self.voice_of(request, token, "cpu", loading)
         if spec.amount == 0 and spec.shape is None:  # nothing to listen for
             recipe = {**voice.recipe, "pruned": [*voice.recipe.get("pruned", ()), spec.to_dict()]}
             return ((0.0, voice.with_weights({}, recipe=MappingProxyType(recipe))),)
@@ -289,7 +294,8 @@ class Workbench:
     ) -> Spoken:
         """Prune, then speak with the original (once for all amounts) and the pruned voice."""
         progress.report("loading the voice", 0.0)
-        voice, key = self.voice_of(request, token), _original_key(request, token)
+        voice = self.voice_of(request, token, progress=progress.part(0.0, 0.1))
+        key = _original_key(request, token)
         slow = listens(request.spec) or len(request.spec.schedule_amounts()) > 1
         start, half = (0.8, 0.9) if slow else (0.1, 0.55)
         pruned_voice = self.pruned(request, token, progress.part(0.0, start))
