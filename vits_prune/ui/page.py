@@ -59,7 +59,8 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": gr.themes.Soft(**hues, **fonts),
         # Gradio confines what it is given as css to the inside of the page's content.
-        "head": f"<style>\n{source('theme.css')}</style>\n<script>\n{source('run.js')}</script>",
+        "head": f"<style>\n{source('theme.css')}</style>\n"
+        f"<script>\n{source('speak_button.js')}</script>",
         "max_file_size": "160mb",
         "show_error": False,
         "ssr_mode": False,

@@ -215,7 +215,7 @@ def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
 _START, _SPEAK, _STOP, _ENDED = (
     f"() => speakRun.{name}()" for name in ("start", "speak", "stop", "ended")
 )
-"""Functions of widgets/run.js."""
+"""Functions of widgets/speak_button.js."""
 _MATRIX = ("lesson", "matrix_layer", "matrix")
 _HEARD = (
     "summary", "original", "pruned", "flip", "rendition", "rendition_audio",
