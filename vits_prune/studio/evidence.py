@@ -193,8 +193,8 @@ def measure_points(
     reference = measured_original(request, token, voice, said, settings, progress)
     key, points = _key(request, token, voice, said, settings), []
     for i, spec in enumerate(specs):
-        told = progress.part(0.0, 1.0, f"{what} {i + 1} of {len(specs)}, {in_words(spec)}: ")
-        points.append(_point(key, reference, request.at(spec), token, told))
+        part = progress.part(0.0, 1.0, f"{what} {i + 1} of {len(specs)}, {in_words(spec)}: ")
+        points.append(_point(key, reference, request.at(spec), token, part))
         yield Points(tuple(points), len(specs), note, left_out)
 
 
@@ -262,9 +262,9 @@ def find_knee(
     check_measured(limits, reference)
 
     def measure(spec: PruneSpec) -> Any:
-        told = progress.part(0.0, 1.0, f"looking for the knee: amount {spec.amount:.2f}: ")
-        pruned = workbench.bench.pruned(request.at(spec), token, told)
-        return evaluate_against(reference, pruned, progress=told).figures
+        part = progress.part(0.0, 1.0, f"looking for the knee: amount {spec.amount:.2f}: ")
+        pruned = workbench.bench.pruned(request.at(spec), token, part)
+        return evaluate_against(reference, pruned, progress=part).figures
 
     spec, tried = bisect(at_amount(request.spec, 0.0), limits, measure)
     return Knee(voice.name, spec, tuple(limits), False, tried, len(said), settings.seed), note
@@ -292,9 +292,9 @@ def fader_renditions(
     word, points = "zeros or gone" if METHODS[request.spec.method].structured else "zeros", []
     for i, spec in enumerate(specs):
         at, of = f"{in_words(spec)}, {i + 1} of {len(specs)}: ", len(specs)
-        told = progress.part(i / of, (i + 1) / of, at)
-        pruned = workbench.bench.pruned(request.at(spec), token, told)
-        told.report("speaking", 0.5)
+        part = progress.part(i / of, (i + 1) / of, at)
+        pruned = workbench.bench.pruned(request.at(spec), token, part)
+        part.report("speaking", 0.5)
         speech = workbench.say(pruned, request, original, SILENT)
         figures = known[spec].evaluation.figures if spec in known else {}
         numbers = {word: f"{100 * _taken(voice, pruned):.1f}%"}

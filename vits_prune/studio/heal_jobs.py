@@ -211,8 +211,8 @@ def _speak_again(known: HealJob, order: Order, token: str | None, progress: Prog
     original = workbench.say(voice, request, "own", progress.part(0.0, 0.3, "original: "))
     speeches = {}
     for step, one in ((0, pruned), (known.kept, _healed(known))):
-        told = progress.part(0.3, 1.0, f"step {step}: ")
-        speeches[step] = workbench.say(one, request, original, told)
+        part = progress.part(0.3, 1.0, f"step {step}: ")
+        speeches[step] = workbench.say(one, request, original, part)
     heard = [dataclasses.replace(one, speech=speeches.get(one.step)) for one in known.checkpoints]
     return dataclasses.replace(known, order=order, checkpoints=heard)
 
@@ -350,8 +350,8 @@ def speak_all(
         (("original", voice), ("pruned", pruned), ("healed", _healed(job)))
     ):
         timing: Any = speeches[0] if speeches and request.timing == "locked" else "own"
-        told = progress.part(i / 3, (i + 1) / 3, f"speaking: {who}, ")
-        speeches.append(workbench.say(one, request, timing, told))
+        part = progress.part(i / 3, (i + 1) / 3, f"speaking: {who}, ")
+        speeches.append(workbench.say(one, request, timing, part))
     return speeches
 
 

@@ -115,8 +115,8 @@ def push(
             " again."
         )
 
-    def run(told: Progress) -> Published:
-        return _push(at_hand, *made, asked, token, Progress(told.report, halted))
+    def run(progress: Progress) -> Published:
+        return _push(at_hand, *made, asked, token, Progress(progress.report, halted))
 
     try:
         with contextlib.closing(in_background(run)) as found:
@@ -246,9 +246,9 @@ def measured(
     Raises:
         UnmeasurableError: there are no sentences that the voice can say.
     """
-    told = progress.part(0.0, 1.0, "measuring for the card: ")
+    progress = progress.part(0.0, 1.0, "measuring for the card: ")
     if job:
-        return heal_jobs.compare(job, token, told)[1].to_dict()
+        return heal_jobs.compare(job, token, progress)[1].to_dict()
     original = workbench.bench.voice(request.reference, request.speaker, token)
     original = original.with_speaker(voice.speaker) if original.speakers else original
     said, _ = measuring_texts(original, request.text, _TEXTS)
@@ -262,9 +262,9 @@ def measured(
         noise_seeds=1,
         delivery=request.delivery,
     )
-    reference = measured_original(request, token, original, said, settings, told.part(0.0, 0.5))
+    reference = measured_original(request, token, original, said, settings, progress.part(0.0, 0.5))
     pruned = voice.to(original.device)
-    return evaluate_against(reference, pruned, progress=told.part(0.5, 1.0)).to_dict()
+    return evaluate_against(reference, pruned, progress=progress.part(0.5, 1.0)).to_dict()
 
 
 def _first(voice: Voice, request: Request, token: str) -> tuple[Voice | None, Request, str]:

@@ -96,8 +96,8 @@ def hear_step(
     steps = workbench.bench.steps(request, token, progress)
     if not 0 <= index < len(steps):
         raise InputError(f"This voice was pruned in {len(steps)} steps: choose one of them.")
-    told = progress.part(0.0, 1.0, f"step {index + 1}: ")
-    return workbench.say(steps[index][1], request, original, told)
+    part = progress.part(0.0, 1.0, f"step {index + 1}: ")
+    return workbench.say(steps[index][1], request, original, part)
 
 
 def measure_both(

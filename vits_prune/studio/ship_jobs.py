@@ -133,8 +133,8 @@ def write_all(voice: Voice, halted: Callable[[], bool], progress: Progress) -> I
             lines.append(Line(name, precision, None, why))
         else:
             count = len(CHOICES)
-            told = progress.part(i / count, (i + 1) / count, f"{name} {precision}: ")
-            line = until_halted(partial(write_line, voice, name, precision, lines), halted, told)
+            part = progress.part(i / count, (i + 1) / count, f"{name} {precision}: ")
+            line = until_halted(partial(write_line, voice, name, precision, lines), halted, part)
             if line is None:
                 return
             lines.append(line)

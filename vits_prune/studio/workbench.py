@@ -299,11 +299,11 @@ class Workbench:
         slow = listens(request.spec) or len(request.spec.schedule_amounts()) > 1
         start, half = (0.8, 0.9) if slow else (0.1, 0.55)
         pruned_voice = self.pruned(request, token, progress.part(0.0, start))
-        told = progress.part(start, half, "original: ")
+        part = progress.part(start, half, "original: ")
         original = self._originals.get_or_make(
             key,
-            lambda: say(voice, request, "own", told),
-            lambda: told.report("waiting for another run", 0.0),
+            lambda: say(voice, request, "own", part),
+            lambda: part.report("waiting for another run", 0.0),
         )
         timing: Any = original if request.timing == "locked" else "own"
         pruned = say(pruned_voice, request, timing, progress.part(half, 1.0, "pruned: "))

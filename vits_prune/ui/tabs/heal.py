@@ -145,7 +145,7 @@ def heal(
     result = {"heal_key": order, **_found(job), **_spoken(order, speeches)}
     yield result
     measured = until_halted(
-        lambda told: heal_jobs.compare(job, token, told),
+        lambda part: heal_jobs.compare(job, token, part),
         lambda: pressed(presses),
         progress.part(0.0, 1.0, "Healed; measuring: "),
     )

@@ -114,8 +114,8 @@ def _savings() -> str:
 def prune(values: Values, token: str | None, progress: Progress) -> Shown:
     """Prune in the page's own process, so that all that follows finds the voice."""
     request = request_of(values)
-    told = progress.part(0.0, 1.0, f"{in_words(request.spec)}: ")
-    workbench.bench.pruned(request, token, told)
+    part = progress.part(0.0, 1.0, f"{in_words(request.spec)}: ")
+    workbench.bench.pruned(request, token, part)
     yield {"status": "pruned; speaking comes next …", "asked": request}
 
 

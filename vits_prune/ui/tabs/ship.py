@@ -223,7 +223,7 @@ def _request(values: Values) -> Any:
 
 def _make(at_hand: AtHand, token: str | None, halted: Halted, progress: Progress) -> Any:
     """Return the voice and its original, None if it is halted."""
-    return until_halted(lambda told: at_hand.make(token, told), halted, progress)
+    return until_halted(lambda part: at_hand.make(token, part), halted, progress)
 
 
 def _at_hand(values: Values) -> AtHand:
@@ -273,7 +273,7 @@ def zip_file(values: Values, token: str | None, halted: Halted, progress: Progre
         if made is not None:
             voice, name = made[0], at_hand.name(made[0])
             packed = until_halted(
-                lambda told: ship_jobs.write_zip(voice, name, format, precision, told),
+                lambda part: ship_jobs.write_zip(voice, name, format, precision, part),
                 halted,
                 progress,
             )
