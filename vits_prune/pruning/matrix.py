@@ -17,7 +17,7 @@ FIT_WINDOWS = 24_000
 FIT_DAMPING = 0.003
 """How firmly a layer keeps its weights when fitted, as a share of its inputs' mean energy."""
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+SignalBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Inputs of a layer, the outputs that are wanted, and positions without padding (None for all)."""
 
 
@@ -242,7 +242,7 @@ def overlap(matrix: LayerMatrix, inputs: torch.Tensor) -> bool:
 
 
 def fit_layer(
-    module: nn.Module, batches: Iterable[Batch], count: int, random: torch.Generator
+    module: nn.Module, batches: Iterable[SignalBatch], count: int, random: torch.Generator
 ) -> None:
     """Give a layer the weights that best make what `count` batches want, near those that it has.
 

@@ -60,7 +60,7 @@ MAX_ZEROS = 0.95
 ZERO_TRIES = 4
 _FINE = 0.001
 Specs = tuple[PruneSpec, ...]
-Shapes = Sequence[ShapeEstimate]
+ShapeEstimates = Sequence[ShapeEstimate]
 
 
 def solve_budget(
@@ -121,7 +121,7 @@ class BudgetSearch:
     """What was tried so far to keep a budget."""
 
     def __init__(
-        self, voice: Voice, budget: Budget, reference: Reference, shapes: Shapes = ()
+        self, voice: Voice, budget: Budget, reference: Reference, shapes: ShapeEstimates = ()
     ) -> None:
         """Begin with the original; `reference` is of the texts that candidates are compared on."""
         self.tried: list[Candidate] = []
