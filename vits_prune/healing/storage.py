@@ -30,7 +30,7 @@ _NAME = re.compile(r"checkpoint-\d{8}\.safetensors$")
 _UNFINISHED = re.compile(r"\.(checkpoint-\d{8}|best|scored)\.safetensors\.")
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
-State: TypeAlias = tuple[dict[str, torch.Tensor], dict[str, Any]]
+StoredState: TypeAlias = tuple[dict[str, torch.Tensor], dict[str, Any]]
 """Tensors by name, and facts."""
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def write_tensors(path: Path, tensors: Tensors, facts: Mapping[str, Any]) -> Non
         ) from error
 
 
-def read_tensors(path: Path, max_bytes: int) -> State | None:
+def read_tensors(path: Path, max_bytes: int) -> StoredState | None:
     """Return what `write_tensors` wrote; None if it is missing, too large, damaged or foreign."""
     try:
         if not path.is_file() or path.stat().st_size > max_bytes:
@@ -119,7 +119,7 @@ class Checkpoints:
         found = read_tensors(self.folder / _SCORED, _MAX_FACTS)
         return int(found[1].get("step", 0)) if found else 0
 
-    def newest(self) -> State | None:
+    def newest(self) -> StoredState | None:
         """Return the newest checkpoint that is whole, None if there are no checkpoints.
 
         Raises:
@@ -136,7 +136,7 @@ class Checkpoints:
             )
         return None
 
-    def best(self) -> State | None:
+    def best(self) -> StoredState | None:
         """Return the best weights, None if none were judged.
 
         Raises:
@@ -150,7 +150,7 @@ class Checkpoints:
             )
         return found
 
-    def kept(self) -> State | None:
+    def kept(self) -> StoredState | None:
         """Return the best weights, or the newest if none can be read as the best.
 
         Raises:

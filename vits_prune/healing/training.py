@@ -21,7 +21,7 @@ from vits_prune.healing.discriminators import (
 )
 from vits_prune.healing.losses import Distillation, weighted_sum
 from vits_prune.healing.plan import HealPlan
-from vits_prune.healing.storage import WEIGHTS, Checkpoints, State, Tensors
+from vits_prune.healing.storage import WEIGHTS, Checkpoints, StoredState, Tensors
 from vits_prune.healing.student import masks, restored
 from vits_prune.voices.voice import PARTS, Voice
 
@@ -313,7 +313,7 @@ def everywhere(accelerator: Accelerator, value: T) -> list[T]:
     return gather_object([value])
 
 
-def newest_checkpoint(accelerator: Accelerator, checkpoints: Checkpoints) -> State | None:
+def newest_checkpoint(accelerator: Accelerator, checkpoints: Checkpoints) -> StoredState | None:
     """Return the newest checkpoint, the same one in all processes.
 
     Raises:

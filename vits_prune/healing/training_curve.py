@@ -23,7 +23,7 @@ _COLOURS = ("#2f7ed8", "#e4572e", "#2a9d6f", "#8d6cc9", "#c98a00", "#d6478f", "#
 _GREY = "#7d8590"
 """Readable on a light and on a dark page: backgrounds are transparent."""
 
-Row: TypeAlias = dict[str, Any]
+CurveRow: TypeAlias = dict[str, Any]
 
 
 class Curve:
@@ -33,7 +33,7 @@ class Curve:
         self._every = every
         self._sums: dict[str, float] = {}
         self._count = 0
-        self.rows: list[Row] = []
+        self.rows: list[CurveRow] = []
 
     def add(self, step: TrainingStep) -> bool:
         """Count a step in; return whether that completed a row."""
