@@ -26,7 +26,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Give torch its number of threads again: the recogniser's library changes it for its caller."""
+    """Give torch its number of threads again: the recogniser's library changes it."""
     if torch.get_num_threads() != THREADS:
         torch.set_num_threads(THREADS)
 
