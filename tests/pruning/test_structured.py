@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.nearly import nearly
 from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, load_voice, speak
@@ -231,7 +232,7 @@ def test_nothing_to_cut(voices, kind):
     voice = voices[kind]
     assert dict(choose(voice, Shape()).kept) == {}
     same_size = cut(voice, choose(voice, Shape()))
-    assert np.array_equal(speak(voice, TEXT, 3).waveform, speak(same_size, TEXT, 3).waveform)
+    assert nearly(speak(voice, TEXT, 3).waveform, speak(same_size, TEXT, 3).waveform)
     old, new = dict(voice.model.named_parameters()), dict(same_size.model.named_parameters())
     assert old.keys() == new.keys()
     assert all(old[name] is new[name] for name in old)

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 
+from tests.nearly import nearly
 from tests.ship.conftest import HEALED, KINDS
 from vits_prune import InputError, load_voice, save_voice, speak
 from vits_prune.ship.bench import BenchError, bench
@@ -40,7 +41,7 @@ def check_read_back(voice, export):
     assert again.origin == dataclasses.replace(voice.origin, family=family)
     assert dict(again.recipe) == dict(voice.recipe)
     waves = [speak(one, "the birch canoe", seed=3).waveform for one in (again, export.shipped)]
-    assert np.array_equal(*waves)
+    assert nearly(*waves)
 
 
 @pytest.mark.parametrize("kind", KINDS)

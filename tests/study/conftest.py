@@ -27,7 +27,14 @@ def numbers(rows):
 
 def table(folder):
     with (folder / "sweep.csv").open(encoding="utf-8", newline="") as file:
-        return numbers(csv.DictReader(file))
+        return [{k: _number(v) for k, v in row.items()} for row in numbers(csv.DictReader(file))]
+
+
+def _number(cell):
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 @pytest.fixture(scope="session")

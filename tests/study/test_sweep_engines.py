@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import THREADS
+from tests.nearly import nearly
 from tests.study.conftest import CHEAP, GRID, TEXTS, numbers, table
 from vits_prune import InputError, PruneSpec, prune
 from vits_prune.progress import SILENT, Pieces, Progress
@@ -24,14 +25,6 @@ from vits_prune.study.sweep_engines import TRIES, VoiceRef, Work, fingerprint, r
 from vits_prune.study.sweep_grid import Grid, Point
 
 FEW = Grid(amounts=(0.0, 0.5))
-
-
-def nearly(row):
-    """The same row, up to the rounding that other loaded libraries change."""
-    return {
-        name: pytest.approx(value, rel=1e-6, abs=1e-9) if isinstance(value, float) else value
-        for name, value in row.items()
-    }
 
 
 def test_two_processes_and_one_that_is_killed(whole, tiny, tiny_folder):
@@ -51,7 +44,7 @@ def test_two_processes_and_one_that_is_killed(whole, tiny, tiny_folder):
     assert sorted(found) == [0, 1, 2]
     for i, row in enumerate(numbers(whole.rows[1:4])):
         (columns,) = numbers([found[i].columns])
-        assert columns == nearly({key: row[key] for key in columns})
+        assert nearly(columns, {key: row[key] for key in columns})
 
 
 class _Deadly:
@@ -121,8 +114,7 @@ def ray():
 def test_voices_on_ray_give_the_numbers_of_one_machine(ray, refs, tmp_path):
     there = run_voices(refs[:2], FEW, TEXTS, CHEAP, tmp_path / "ray", engine="ray")
     here = run_voices(refs[:2], FEW, TEXTS, CHEAP, tmp_path / "local")
-    for one, other in zip(numbers(there.rows), numbers(here.rows), strict=True):
-        assert one == nearly(other)
+    assert nearly(numbers(there.rows), numbers(here.rows))
     assert len(table(there.folder)) == len(there.rows) == 2
     assert all(sweep.failures == () for sweep in there.sweeps.values())
     assert there.failures == here.failures

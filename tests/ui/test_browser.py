@@ -14,6 +14,7 @@ import pytest
 import soundfile
 from playwright.sync_api import Page, expect, sync_playwright
 
+from tests.nearly import nearly
 from tests.ui.conftest import CROWD, TINY
 from vits_prune import PruneSpec, load_voice, prune, speak
 from vits_prune.measure import measure_sparsity
@@ -165,7 +166,7 @@ def test_both_players_hold_what_the_library_says(done, joe):
     for (heard, rate), speech in zip(players(done), (original, pruned), strict=True):
         assert rate == 22_050
         assert np.abs(heard).max() > 1_000
-        np.testing.assert_array_equal(heard, speech.pcm16())
+        assert nearly(heard, speech.pcm16())
     expect(done.locator("#summary")).to_contain_text("30.0%")
 
 
@@ -269,7 +270,7 @@ def a_voice_with_speakers_offers_them(page, server):
     page.locator("#text textarea").fill("hi there")
     speak_through(page)
     crowd = load_voice(server.folders[CROWD], speaker=2)
-    np.testing.assert_array_equal(players(page)[0][0], speak(crowd, "hi there").pcm16())
+    assert nearly(players(page)[0][0], speak(crowd, "hi there").pcm16())
 
 
 def test_stop_stops(page):
@@ -510,7 +511,7 @@ def test_uploading_a_piper_voice(page):
     expect(page.locator("#facts")).to_contain_text("your voice", timeout=PATIENCE)
     page.locator("#text textarea").fill("Hi.")
     page.locator("#speak").click()
-    np.testing.assert_array_equal(players(page)[0][0], speak(load_voice("joe"), "Hi.").pcm16())
+    assert nearly(players(page)[0][0], speak(load_voice("joe"), "Hi.").pcm16())
 
 
 def a_wrong_file_gets_a_sentence(page, tmp_path):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import VitsConfig, VitsModel, VitsTokenizer
 
+from tests.nearly import nearly
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from vits_prune.errors import InputError
 from vits_prune.voices.architecture import read_config
@@ -71,7 +72,7 @@ def test_the_samples_of_plain_transformers(tmp_path, options, speaker):
     condition = {} if speaker is None else {"speaker_id": speaker}
     spoken = wave(voice.model, ids, **condition)
     torch.testing.assert_close(spoken, wave(plain, ids, **condition), rtol=0, atol=1e-5)
-    assert not torch.equal(spoken, wave(plain, ids, seed=6, **condition))
+    assert not nearly(spoken, wave(plain, ids, seed=6, **condition))
     assert (voice.speaker, voice.speakers) == (speaker, () if speaker is None else ("0", "1", "2"))
     assert torch.equal(voice.tokenizer(TEXT, return_tensors="pt")["input_ids"], ids)
     before = sum(parameter.numel() for parameter in plain.parameters())
@@ -121,7 +122,7 @@ def test_older_names_of_weight_norm(original, folder):
 
     rewrite(folder, older)
     ids = torch.arange(1, 12).unsqueeze(0)
-    assert torch.equal(wave(load(folder).model, ids), wave(load(original).model, ids))
+    assert nearly(wave(load(folder).model, ids), wave(load(original).model, ids))
 
 
 def test_half_precision_loads_as_fp32(folder):
@@ -143,7 +144,7 @@ def test_what_never_runs_may_be_missing_and_strangers_may_be_there(original, fol
 
     rewrite(folder, cut)
     ids = torch.arange(1, 12).unsqueeze(0)
-    assert torch.equal(wave(load(folder).model, ids), wave(load(original).model, ids))
+    assert nearly(wave(load(folder).model, ids), wave(load(original).model, ids))
 
 
 def test_an_adapter_and_custom_code_are_never_followed(folder, tmp_path):
