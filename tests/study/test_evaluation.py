@@ -68,16 +68,16 @@ def test_the_original_against_itself_from_a_pickled_reference(reference, joe):
     """Pickled, as for another process: the same numbers; only times may differ."""
     found = evaluate_against(reference, joe)
     again = evaluate_against(pickle.loads(pickle.dumps(reference)), joe)
-    assert nearly(numbers(again), numbers(found), 1e-4)
+    assert nearly(numbers(again), numbers(found), 1e-3)
     assert list(found.figures) == list(METRICS)
     assert {figure.verdict for figure in found.figures.values()} == {NO_DIFFERENCE}
     for name, figure in found.figures.items():
         if METRICS[name].kind == "voice":
-            assert nearly(figure.difference.value, 0.0, 1e-4)
+            assert nearly(figure.difference.value, 0.0, 1e-3)
             both = dataclasses.asdict(figure.original), dataclasses.asdict(figure.pruned)
-            assert nearly(*both, 1e-4)
+            assert nearly(*both, 1e-3)
         else:
-            assert nearly(figure.pruned.value, METRICS[name].neutral, 1e-4)
+            assert nearly(figure.pruned.value, METRICS[name].neutral, 1e-3)
     assert found.figures["mcd_db"].floor.low > 0.5
 
 
