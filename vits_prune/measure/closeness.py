@@ -95,36 +95,22 @@ def measure_closeness(
     contour: PitchContour | None = None,
     threads: int | None = None,
 ) -> Closeness:
-    """Return the distances of the second sound from the first.
+    """Return the distances of the second sound, float [samples], from the first, as many.
 
-    Args:
-        first: float [samples].
-        second: float [samples], as many.
-        sampling_rate: of both.
-        contour: of the first, where it is known already.
-        threads: of the F0 network; None for its own choice.
+    `contour` is that of the first, where it is known already; `threads` are of the F0 network.
     """
     if first.shape != second.shape:
-        raise ValueError(
-            "Closeness needs two sounds of the same length: "
-            "speak the second with the first's timing."
+        words = (
+            "Closeness needs two sounds of one length: speak the second with the first's timing."
         )
+        raise ValueError(words)
     one, two = finite(first), finite(second)
     mel = log_mel(one, sampling_rate), log_mel(two, sampling_rate)
     convergence, magnitude = multi_resolution_stft(one, two)
-    cents, error, both = compare_pitch(
-        contour or track_pitch(one, sampling_rate, threads),
-        track_pitch(two, sampling_rate, threads),
-    )
-    return Closeness(
-        mcd_db=mel_cepstral_distortion(*mel),
-        log_mel_db=float(np.mean(np.abs(mel[0] - mel[1])) * 20 / np.log(10)),
-        spectral_convergence=convergence,
-        log_stft_magnitude=magnitude,
-        f0_rmse_cents=cents,
-        voicing_error=error,
-        voiced_frames=both,
-    )
+    contour = contour or track_pitch(one, sampling_rate, threads)
+    pitch = compare_pitch(contour, track_pitch(two, sampling_rate, threads))
+    levels = float(np.mean(np.abs(mel[0] - mel[1])) * 20 / np.log(10))
+    return Closeness(mel_cepstral_distortion(*mel), levels, convergence, magnitude, *pitch)
 
 
 def log_mel(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
@@ -196,14 +182,13 @@ def compare_pitch(first: PitchContour, second: PitchContour) -> tuple[float | No
 
 def measure_rhythm(first: Speech, second: Speech) -> Rhythm:
     """Compare the durations of two speeches, each with the voice's own timing."""
-    drift = shift = None
-    tokens = 0
-    if same_tokens(first, second):
-        # A token of a sentence that was cut short may have no frame.
-        relative = (second.durations - first.durations) / np.maximum(first.durations, 1)
-        drift, shift = float(np.mean(np.abs(relative))), float(np.mean(relative))
-        tokens = len(relative)
-    return Rhythm(first.audio_seconds, second.audio_seconds, drift, shift, tokens)
+    seconds = first.audio_seconds, second.audio_seconds
+    if not same_tokens(first, second):
+        return Rhythm(*seconds, None, None, 0)
+    # A token of a sentence that was cut short may have no frame.
+    relative = (second.durations - first.durations) / np.maximum(first.durations, 1)
+    drift, shift = float(np.mean(np.abs(relative))), float(np.mean(relative))
+    return Rhythm(*seconds, drift, shift, len(relative))
 
 
 def same_tokens(first: Speech, second: Speech) -> bool:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +21,10 @@ from vits_prune.synthesis.speak import STAGES, Delivery, Speech, join, speak, sp
 from vits_prune.voices.voice import Voice
 
 DEFAULT_RUNS = 5
-POWERCAP = Path("/sys/class/powercap")
+RAPL = Path("/sys/class/powercap")
+"""Where Linux shows the processor's energy counters."""
+_Run = tuple[Speech, float]
+"""One run and its processor seconds."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,6 @@ class Latency:
     device: str
 
 
-@dataclass(frozen=True)
-class _Run:
-    speech: Speech
-    cpu_seconds: float
-
-    @property
-    def total(self) -> float:
-        return sum(self.speech.seconds.values())
-
-
 def measure_latency(
     original: Voice,
     pruned: Voice,
@@ -98,39 +89,34 @@ def measure_latency(
     keeps the original's durations. Otherwise a voice whose durations run away would look faster
     per second of speech.
 
-    Args:
-        original: the voice to compare with.
-        pruned: the voice compared with it.
-        text: the text that both speak.
-        seed: of the noise.
-        delivery: speaking rate and noise scales.
-        runs: counted runs of each voice, at least 1.
-        progress: reports each pair of runs.
+    `runs` counts those of each voice.
 
     Raises:
         InputError: the text cannot be spoken, or `runs` is below 1.
     """
     if runs < 1:
         raise InputError("runs must be at least 1.")
+    first, original_macs = count_macs(original, text, seed, delivery=delivery)
+    _, pruned_macs = count_macs(pruned, text, seed, timing=first, delivery=delivery)
+    pair: list[tuple[int, Voice, Any]] = [(0, original, "own"), (1, pruned, first)]
     timed: tuple[list[_Run], list[_Run]] = ([], [])
-    for run in range(runs):
-        progress.report(f"run {run + 1} of {runs}", run / runs)
-        if run == 0:
-            first, original_macs = count_macs(original, text, seed, delivery=delivery)
-            _, pruned_macs = count_macs(pruned, text, seed, timing=first, delivery=delivery)
-            pair: list[tuple[int, Voice, Any]] = [(0, original, "own"), (1, pruned, first)]
+    for run in progress.track(range(runs), "run"):
         for which, voice, timing in pair if run % 2 == 0 else reversed(pair):
             cpu = time.process_time()
             speech = _speak_with_prediction(voice, text, seed, timing, delivery)
-            timed[which].append(_Run(speech, time.process_time() - cpu))
+            timed[which].append((speech, time.process_time() - cpu))
     return Latency(
         original=_summary(timed[0], *original_macs),
         pruned=_summary(timed[1], *pruned_macs),
-        speed_up=Spread.of([a.total / b.total for a, b in zip(*timed, strict=True)]),
+        speed_up=Spread.of([_total(a) / _total(b) for a, b in zip(*timed, strict=True)]),
         runs=runs,
         threads=torch.get_num_threads(),
         device=original.device.type,
     )
+
+
+def _total(run: _Run) -> float:
+    return sum(run[0].seconds.values())
 
 
 def _speak_with_prediction(
@@ -143,12 +129,12 @@ def _speak_with_prediction(
 
 
 def _summary(runs: list[_Run], dense_macs: int, nonzero_macs: int) -> VoiceLatency:
-    seconds = runs[0].speech.audio_seconds
-    stages = {stage: Spread.of([run.speech.seconds[stage] for run in runs]) for stage in STAGES}
+    seconds = runs[0][0].audio_seconds
+    stages = {stage: Spread.of([run[0].seconds[stage] for run in runs]) for stage in STAGES}
     return VoiceLatency(
-        stage_seconds={**stages, "total": Spread.of([run.total for run in runs])},
-        real_time_factor=Spread.of([run.total / seconds for run in runs]),
-        cpu_seconds_per_audio_second=Spread.of([run.cpu_seconds / seconds for run in runs]),
+        stage_seconds={**stages, "total": Spread.of([_total(run) for run in runs])},
+        real_time_factor=Spread.of([_total(run) / seconds for run in runs]),
+        cpu_seconds_per_audio_second=Spread.of([cpu / seconds for _, cpu in runs]),
         audio_seconds=seconds,
         dense_macs=dense_macs,
         nonzero_macs=nonzero_macs,
@@ -173,14 +159,7 @@ def count_macs(
         The Speech and (all, those with a weight that is not zero).
     """
     counts = [0, 0]
-    copy = voice.with_weights({})  # another thread may be speaking with this voice
-    with _counting(copy.model, counts):
-        speech = _speak_with_prediction(copy, text, seed, timing, delivery)
-    return speech, (counts[0], counts[1])
 
-
-@contextmanager
-def _counting(model: nn.Module, counts: list[int]) -> Iterator[None]:
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if isinstance(module, nn.Linear):
             positions = output.numel() // output.shape[-1]
@@ -190,13 +169,11 @@ def _counting(model: nn.Module, counts: list[int]) -> Iterator[None]:
         counts[0] += positions * module.weight.numel()
         counts[1] += positions * int(torch.count_nonzero(module.weight))
 
-    kinds = (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    copy = voice.with_weights({})  # another thread may be speaking with this voice
+    for module in copy.model.modules():
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)):
+            module.register_forward_hook(count)
+    return _speak_with_prediction(copy, text, seed, timing, delivery), (counts[0], counts[1])
 
 
 @dataclass(frozen=True)
@@ -212,13 +189,7 @@ class Energy:
 class EnergyMeter:
     """Reads the machine's energy counters: RAPL for the processor, NVML for an NVIDIA GPU."""
 
-    def __init__(self, device: str = "cpu", powercap: Path = POWERCAP) -> None:
-        """Find the counters.
-
-        Args:
-            device: where the voice speaks, "cpu" or "cuda".
-            powercap: where Linux shows RAPL.
-        """
+    def __init__(self, device: str = "cpu", powercap: Path = RAPL) -> None:
         self._gpu = _nvml_device() if device == "cuda" else None
         self._packages = [] if device == "cuda" else _packages(powercap)
         self.restart()
@@ -229,20 +200,15 @@ class EnergyMeter:
 
     def read(self) -> Energy:
         """Return the energy since the last restart."""
-        now = self._read()
-        if now is None or self._before is None:
-            return Energy(
-                None,
-                "no energy counter can be read on this machine "
-                "(neither RAPL under /sys/class/powercap nor NVML)",
-            )
+        now, before = self._read(), self._before
+        if now is None or before is None:
+            where = "neither RAPL under /sys/class/powercap nor NVML"
+            return Energy(None, f"no energy counter can be read on this machine ({where})")
         if self._gpu is not None:
-            joules = (now[0] - self._before[0]) / 1e3
-            return Energy(joules, "NVML: the whole GPU, other programs on it included")
-        micro = sum(
-            (after - before) % (limit + 1)
-            for before, after, (_, limit) in zip(self._before, now, self._packages, strict=True)
-        )
+            what = "NVML: the whole GPU, other programs on it included"
+            return Energy((now[0] - before[0]) / 1e3, what)
+        wraps = [limit + 1 for _, limit in self._packages]
+        micro = sum((b - a) % wrap for a, b, wrap in zip(before, now, wraps, strict=True))
         what = "RAPL: the whole processor package, other programs on it included"
         return Energy(micro / 1e6, what)
 
@@ -308,25 +274,22 @@ class CostMeter:
     """
 
     def __init__(self, voice: Voice) -> None:
-        self._voice = voice
-        self._energy = EnergyMeter(voice.device.type)
-        self._runs: list[tuple[float, float, float | None]] = []
-        self._method = ""
+        self._voice, self._meter = voice, EnergyMeter(voice.device.type)
+        self._runs: list[tuple[float, float, Energy]] = []
 
     def speak(self, text: str, seed: int, delivery: Delivery) -> Speech:
         """Speak a text with the voice's own timing."""
-        self._energy.restart()
+        self._meter.restart()
         before = time.process_time()
         speech = speak(self._voice, text, seed, delivery)
-        cpu, energy = time.process_time() - before, self._energy.read()
-        self._runs.append((speech.audio_seconds, cpu, energy.joules))
-        self._method = energy.method
+        cpu, energy = time.process_time() - before, self._meter.read()
+        self._runs.append((speech.audio_seconds, cpu, energy))
         return speech
 
     def cost(self) -> Cost:
         """Return the cost of all texts so far, at least one."""
-        seconds, cpu, joules = zip(*(self._runs[1:] or self._runs), strict=True)
-        audio = sum(seconds)
-        known = [value for value in joules if value is not None]
-        per_second = sum(known) / audio if len(known) == len(joules) else None
-        return Cost(sum(run[0] for run in self._runs), sum(cpu) / audio, per_second, self._method)
+        seconds, cpu, energy = zip(*(self._runs[1:] or self._runs), strict=True)
+        audio, joules = sum(seconds), [one.joules for one in energy]
+        per_second = None if None in joules else sum(joules) / audio
+        whole = sum(run[0] for run in self._runs)
+        return Cost(whole, sum(cpu) / audio, per_second, energy[-1].method)

@@ -134,12 +134,8 @@ def conclude(
 ) -> Figure | None:
     """Return a metric's figure; None where no sentence could be measured.
 
-    Args:
-        metric: the metric.
-        original: of the original, for a metric of kind "voice".
-        pruned: of the pruned voice, or of the pruned voice against the original.
-        others: the same of the original with each other seed.
-        seed: of the bootstrap.
+    `original` is only for a metric of kind "voice". `pruned` is of the pruned voice, or of it
+    against the original; `others` are the same of the original with each other seed.
     """
     estimate = bootstrap_ratio(pruned, seed)
     if estimate is None:

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "tiny.en"
 _UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")
 """Languages without spaces. Whisper's own evaluation counts their characters as words."""
-_models: Bounded[tuple[str, str, str, int], WhisperModel] = Bounded(
-    2, lambda _: 1, survives_fork=False
-)
+_Key = tuple[str, str, str, int]
+_models: Bounded[_Key, WhisperModel] = Bounded(2, lambda _: 1, survives_fork=False)
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,8 @@ def transcribe(
     Args:
         waveform: float [samples].
         sampling_rate: samples per second.
-        language: as Whisper names it.
-        recogniser: the model and its options.
-
-    Raises:
-        InputError: the recogniser cannot be loaded.
+        language: as Whisper names it ("en", "de").
+        recogniser: the model and its options; InputError if it cannot be loaded.
     """
     segments, _ = load_recogniser(recogniser).transcribe(
         at_16_khz(waveform, sampling_rate),
@@ -113,13 +109,7 @@ def transcribe(
 def measure_word_errors(text: str, transcript: str, language: str) -> WordErrors | None:
     """Align a transcript with its text, both in Whisper's normalised spelling.
 
-    Args:
-        text: the text that was spoken.
-        transcript: of the speech.
-        language: as Whisper names it.
-
-    Returns:
-        None where the text has no words.
+    Returns None where the text has no words. `language` is as Whisper names it.
     """
     import jiwer
 
@@ -129,14 +119,16 @@ def measure_word_errors(text: str, transcript: str, language: str) -> WordErrors
         return None
     words = jiwer.process_words(reference, hypothesis)
     characters = jiwer.process_characters(reference, hypothesis)
-    chunks = words.alignments[0]
-    deleted = [chunk for chunk in chunks if chunk.type == "delete"]
-    inserted = [chunk for chunk in chunks if chunk.type == "insert"]
+    deleted = [chunk for chunk in words.alignments[0] if chunk.type == "delete"]
+    inserted = [chunk for chunk in words.alignments[0] if chunk.type == "insert"]
+    errors, wrong = (
+        one.substitutions + one.deletions + one.insertions for one in (words, characters)
+    )
     return WordErrors(
         reference=tuple(words.references[0]),
         hypothesis=tuple(words.hypotheses[0]),
-        word_errors=words.substitutions + words.deletions + words.insertions,
-        character_errors=characters.substitutions + characters.deletions + characters.insertions,
+        word_errors=errors,
+        character_errors=wrong,
         characters=characters.hits + characters.substitutions + characters.deletions,
         missing=tuple(i for c in deleted for i in range(c.ref_start_idx, c.ref_end_idx)),
         inserted=tuple((chunk.hyp_start_idx, chunk.hyp_end_idx) for chunk in inserted),
@@ -146,13 +138,8 @@ def measure_word_errors(text: str, transcript: str, language: str) -> WordErrors
 def why_unsupported(recogniser: Recogniser, language: str | None, name: str) -> str | None:
     """Return why word errors of a voice cannot be measured, in a sentence; None where they can.
 
-    Args:
-        recogniser: the recogniser, which is loaded.
-        language: of the voice, as Whisper names it.
-        name: of the voice, for the sentence.
-
-    Raises:
-        InputError: the recogniser cannot be loaded.
+    It loads the recogniser, and raises InputError if it cannot. `name` is the voice's, for the
+    sentence.
     """
     if language is None:
         return (
@@ -171,11 +158,7 @@ def why_unsupported(recogniser: Recogniser, language: str | None, name: str) -> 
 
 
 def load_recogniser(recogniser: Recogniser) -> WhisperModel:
-    """Return the Whisper model, loaded once for each process.
-
-    Raises:
-        InputError: it is not installed, not on disk and cannot be downloaded.
-    """
+    """Return the Whisper model, loaded once per process; raise InputError if it is not found."""
     threads = recogniser.threads or available_cores()
     key = (recogniser.model, recogniser.device, recogniser.compute_type, threads)
     return _models.get_or_make(key, lambda: _load(*key))

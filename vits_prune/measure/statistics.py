@@ -41,12 +41,7 @@ Pairs = Sequence[tuple[float, float]]
 
 
 def bootstrap_ratio(pairs: Pairs, seed: int = 0) -> Interval | None:
-    """Return the sum of numerators over the sum of denominators; None if these are all zero.
-
-    Args:
-        pairs: one for each sentence.
-        seed: of the resampling.
-    """
+    """Return the sum of numerators over the sum of denominators; None if these are all zero."""
     table = _table(pairs)
     measured = int(np.count_nonzero(table[:, 1]))
     if not measured:
@@ -58,12 +53,7 @@ def bootstrap_ratio(pairs: Pairs, seed: int = 0) -> Interval | None:
 def bootstrap_difference(first: Pairs, second: Pairs, seed: int = 0) -> Interval | None:
     """Return the second ratio minus the first, paired: each resample takes the same sentences.
 
-    A sentence that was not measured on both sides is left out.
-
-    Args:
-        first: one for each sentence.
-        second: the same sentences in the same order.
-        seed: of the resampling.
+    A sentence that was not measured on both sides is left out. Both have the same sentences.
     """
     one, two = _table(first), _table(second)
     if one.shape != two.shape:
@@ -90,9 +80,7 @@ def _weights(count: int, seed: int) -> np.ndarray:
     """Return how often each resample holds each sentence, float64 [RESAMPLES, count]."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, count))))
     drawn = generator.multinomial(count, np.full(count, 1.0 / count), size=RESAMPLES)
-    weights = drawn.astype(np.float64)
-    weights.flags.writeable = False
-    return weights
+    return drawn.astype(np.float64)
 
 
 def _ratios(table: np.ndarray, weights: np.ndarray) -> np.ndarray:

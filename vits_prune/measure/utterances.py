@@ -96,36 +96,29 @@ class Utterance:
 
 
 def measure_utterance(
-    speech: Speech,
-    text: str,
-    listener: Listener,
-    original: tuple[Speech, Utterance] | None = None,
+    speech: Speech, text: str, listener: Listener, original: tuple[Speech, Utterance] | None = None
 ) -> Utterance:
-    """Measure an utterance, all but closeness.
+    """Measure an utterance with the voice's own timing, all but closeness.
 
-    Args:
-        speech: with the voice's own timing.
-        text: the text that was spoken.
-        listener: what to measure.
-        original: the original's utterance of this text and its measurements; None if this is it.
+    `original` is the original's utterance of this text and its measurements; None if this is it.
     """
-    first = original[1] if original else None
-    if (
-        original
-        and first
-        and speech.sampling_rate == original[0].sampling_rate
-        and np.array_equal(speech.waveform, original[0].waveform)
-    ):
+    spoken, first = original or (None, None)
+    if first and spoken and _same_samples(speech, spoken):
         found = first  # the same samples have the same measurements
     else:
         found = _measure_alone(speech, text, listener)
     failures, rhythm = sound_failures(speech, first.buzz if first else 0.0), None
     if found.words:
         failures += word_failures(found.words, first.words if first else None)
-    if original and "rhythm" in listener.families:
-        rhythm = measure_rhythm(original[0], speech)
+    if spoken and "rhythm" in listener.families:
+        rhythm = measure_rhythm(spoken, speech)
         failures += rhythm_failures(rhythm.duration_ratio, speech.cut_short)
     return dataclasses.replace(found, failures=failures, rhythm=rhythm, closeness=None)
+
+
+def _same_samples(one: Speech, other: Speech) -> bool:
+    same_rate = one.sampling_rate == other.sampling_rate
+    return same_rate and np.array_equal(one.waveform, other.waveform)
 
 
 def _measure_alone(speech: Speech, text: str, listener: Listener) -> Utterance:
@@ -145,9 +138,7 @@ def _measure_alone(speech: Speech, text: str, listener: Listener) -> Utterance:
 def sound_failures(speech: Speech, buzz_of_original: float = 0.0) -> tuple[Failure, ...]:
     """Return the failures in the waveform: not a number, silence, clipping, buzz.
 
-    Args:
-        speech: the utterance.
-        buzz_of_original: `buzz_share` of the original on the same text, 0 if this is the original.
+    `buzz_of_original` is its `buzz_share` on the same text, 0 if this is the original.
     """
     found, samples = [], finite(speech.waveform)
     count, rate = len(samples), speech.sampling_rate
@@ -175,9 +166,7 @@ def rhythm_failures(duration_ratio: float, cut_short: bool) -> tuple[Failure, ..
 def word_failures(errors: WordErrors, original: WordErrors | None = None) -> tuple[Failure, ...]:
     """Return the failures in the transcript: dropped words, repeated words.
 
-    Args:
-        errors: of the utterance.
-        original: of the original on the same text. What fails there too is not counted.
+    What fails in the original's utterance of the text too is not counted.
     """
     found = []
     dropped = [i for i in errors.missing if not original or i not in original.missing]

@@ -48,15 +48,7 @@ def finite(waveform: np.ndarray) -> np.ndarray:
 
 
 def at_16_khz(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Resample by soxr's "HQ" recipe.
-
-    Args:
-        waveform: float [samples].
-        sampling_rate: samples per second.
-
-    Returns:
-        float32 [samples at 16 kHz], in [-1, 1], at least one sample.
-    """
+    """Resample by soxr's "HQ" recipe, to float32 in [-1, 1], at least one sample."""
     import soxr
 
     samples = finite(waveform).astype(np.float32)
@@ -69,10 +61,6 @@ def measure_lufs(waveform: np.ndarray, sampling_rate: int) -> float:
     """Return the integrated loudness in LUFS (ITU-R BS.1770-4), at least SILENCE_LUFS.
 
     Speech under 0.4 s, the block of the standard, is one block of its own length.
-
-    Args:
-        waveform: float [samples].
-        sampling_rate: samples per second.
     """
     import pyloudnorm
 
@@ -105,30 +93,20 @@ def measure_dnsmos(waveform: np.ndarray, sampling_rate: int, threads: int | None
     """Score a waveform by the non-personalised DNSMOS P.835, as Microsoft's implementation does.
 
     A short utterance is repeated to at least 9.01 s. Windows of 9.01 s, a second apart, are scored
-    one by one, so that a score depends on its own sound alone, and averaged.
-
-    Args:
-        waveform: float [samples].
-        sampling_rate: samples per second.
-        threads: windows scored at a time; None for the number of cores.
+    one by one, so that a score depends on its own sound alone, and averaged. `threads` windows are
+    scored at a time; None for the number of cores.
 
     Raises:
         InputError: the predictor is not installed.
     """
     threads = threads or available_cores()
     session = _sessions.get_or_make("", _open_dnsmos)
-    pool = _pools.get_or_make(
-        threads, lambda: ThreadPoolExecutor(threads, thread_name_prefix="dnsmos")
-    )
+    pool = _pools.get_or_make(threads, lambda: ThreadPoolExecutor(threads, "dnsmos"))
     windows = _windows(at_16_khz(waveform, sampling_rate))
     scores = pool.map(lambda window: session.run(None, {"input_1": window[None]})[0], windows)
-    raw = np.concatenate(list(scores)).astype(np.float64)
-    return Dnsmos(
-        *(
-            float(np.mean(np.polyval(curve, raw[:, i])))
-            for i, curve in enumerate((_SIG, _BAK, _OVRL))
-        )
-    )
+    raw = np.concatenate(list(scores)).astype(np.float64).T
+    curves = zip((_SIG, _BAK, _OVRL), raw, strict=True)
+    return Dnsmos(*(float(np.mean(np.polyval(curve, row))) for curve, row in curves))
 
 
 def _windows(audio: np.ndarray) -> np.ndarray:
@@ -168,13 +146,7 @@ class Spectrogram:
 
 
 def measure_spectrogram(speech: Speech, window: int = 1024, most_frames: int = 1200) -> Spectrogram:
-    """Return a Hann-windowed spectrogram of a speech.
-
-    Args:
-        speech: the sound.
-        window: samples of a window.
-        most_frames: limit on the frames; longer sound gets longer hops.
-    """
+    """Return a Hann-windowed spectrogram; a sound of too many frames gets longer hops."""
     samples = torch.from_numpy(np.nan_to_num(speech.waveform)).float()
     hop = max(window // 4, len(samples) // most_frames + 1)
     padded = torch.nn.functional.pad(samples, (window // 2, window // 2))
@@ -201,10 +173,6 @@ def buzz_share(samples: np.ndarray, hop_length: int) -> float:
     the power of the mean frame over the mean power is 1 for such a tone, 1/8 for noise, and low for
     speech, whose periods drift against the frame. A block counts above 1/2. Digital silence does
     not count.
-
-    Args:
-        samples: float [samples].
-        hop_length: samples per frame.
     """
     blocks = len(samples) // (_BUZZ_FRAMES * hop_length)
     if not blocks:

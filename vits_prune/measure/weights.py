@@ -67,17 +67,13 @@ class Sparsity:
 
 def measure_sparsity(voice: Voice) -> Sparsity:
     """Count the zeros of every layer of a voice."""
-    parameters = dict(voice.model.named_parameters())
-    history = voice.recipe.get("pruned", ())
+    parameters, history = dict(voice.model.named_parameters()), voice.recipe.get("pruned", ())
     chosen = {part for pruning in history for part in pruning.get("parts", PARTS)}
     rows = []
     for layer in layers(voice):
-        tensor = parameters[layer.parameter]
-        note = layer.reason
-        if not note and chosen and layer.part not in chosen:
-            note = "its part was not chosen"
-        elif not note:
-            note = why_protected(layer, history)
+        tensor, left = parameters[layer.parameter], chosen and layer.part not in chosen
+        skipped = "its part was not chosen" if left else why_protected(layer, history)
+        note = layer.reason or skipped
         rows.append(LayerSparsity(layer, tensor.numel() - int(torch.count_nonzero(tensor)), note))
     return Sparsity(tuple(rows))
 
@@ -216,8 +212,7 @@ def measure_matrix(
     """Return the corner of one layer in both voices.
 
     Args:
-        original: the voice that was pruned.
-        pruned: the pruned voice.
+        original, pruned: the two voices.
         name: of the layer in the original.
         now: name of the layer in the pruned voice, None where it was removed.
         kept: for each dimension of the weight that lost something, the indices that stayed.
@@ -227,10 +222,8 @@ def measure_matrix(
     """
     layer = next((layer for layer in prunable_layers(original) if layer.name == name), None)
     if layer is None:
-        raise InputError(
-            f"This voice has no layer {str(name)[:80]!r} that can be pruned: "
-            "choose one from the list."
-        )
+        what = f"This voice has no layer {str(name)[:80]!r} that can be pruned"
+        raise InputError(f"{what}: choose one from the list.")
     weight = original.model.get_parameter(layer.parameter).detach().cpu().float()
     module = original.model.get_submodule(name)
     after, left = torch.full_like(weight, float("nan")), None

@@ -21,14 +21,7 @@ from vits_prune.measure.recognition import Recogniser, why_unsupported
 from vits_prune.measure.statistics import METHOD
 from vits_prune.measure.utterances import FAILURES, Listener, Utterance, measure_utterance
 from vits_prune.progress import SILENT, Progress
-from vits_prune.synthesis.speak import (
-    MAX_SEED,
-    Delivery,
-    Speech,
-    checked_text,
-    read_text,
-    speak,
-)
+from vits_prune.synthesis.speak import MAX_SEED, Delivery, Speech, checked_text, read_text, speak
 from vits_prune.voices.voice import Voice, spoken_language
 
 
