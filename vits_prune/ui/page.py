@@ -10,7 +10,7 @@ import gradio as gr
 from vits_prune.ui.api import add_endpoints
 from vits_prune.ui.controls import control_components, wire_controls
 from vits_prune.ui.events import Page
-from vits_prune.ui.tabs import curve, heal, results, ship
+from vits_prune.ui.tabs import curve, heal, learn, results, ship
 from vits_prune.ui.widgets import source
 
 _TITLE = """# vits_prune: hear what pruning does
@@ -30,6 +30,8 @@ def build() -> gr.Blocks:
             with gr.Column(scale=7, min_width=300, elem_classes="outputs"):
                 made |= results.player_components()
                 with gr.Tabs():
+                    with gr.Tab("Learn", id="learn"):
+                        made |= learn.learn_tab()
                     made |= results.result_tabs()
                     # What does not fit into the row lies under "More tabs": what takes minutes.
                     with gr.Tab("Heal", id="heal-tab"):
@@ -47,6 +49,7 @@ def build() -> gr.Blocks:
         running = [*results.wire_results(page), *curve.wire_evidence(page)]
         ship.wire_ship(demo, page, heal.wire_heal(page))
         results.wire_stop(page, running)
+        learn.wire_learn(page)
         add_endpoints()
     return demo.queue(max_size=64, default_concurrency_limit=1)
 

@@ -1,0 +1,267 @@
+"""The tab Learn: a lesson in eight short pages that drives the stage."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from vits_prune.errors import InputError
+from vits_prune.pruning import PruneSpec
+from vits_prune.studio import lesson_pictures as pictures
+from vits_prune.studio import workbench
+from vits_prune.studio.request import PRUNING, SPEAKING, Request, request_of, spec_of, values_of
+from vits_prune.ui.events import QUIET, Page
+from vits_prune.ui.widgets import Made, source
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One page of the lesson."""
+
+    label: str
+    """In one or two words, for the list of pages."""
+    title: str
+    settings: Mapping[str, Any]
+    """Values of controls, by name. All other controls of the pruning get their first value."""
+    listen: str
+    """What to listen for."""
+    question: str
+    answer: str
+    picture: Callable[[Request, str | None], str]
+    opens: str = ""
+    """The tab that the page's button opens."""
+
+    def controls(self) -> dict[str, Any]:
+        """Return the values of all controls that the page's button sets, by name."""
+        return {"timing": "locked"} | values_of(spec_of(self.settings)) | dict(self.settings)
+
+
+LESSONS = (
+    Lesson(
+        "Original",
+        "Hear the original",
+        {"amount": 0.0},
+        "A voice like this is a long list of numbers, called weights. To speak, the computer"
+        " multiplies by them. Nothing is pruned yet, so both players hold the same sound: listen to"
+        " the melody, to the hiss of s and sh, and to how long each word takes.",
+        "The voice uses noise, so that it sounds alive. How do we know that a difference comes from"
+        " pruning and not from the noise?",
+        "Both voices get exactly the same noise. It is made from one number, the seed. As long as"
+        " no weight changes, not one sample of the sound changes. So whatever you hear on the next"
+        " pages, pruning did it.",
+        pictures.weights_by_part,
+    ),
+    Lesson(
+        "30% gone",
+        "Take 30% of the weights away",
+        {"amount": 0.3},
+        "The 30% of the weights that lie nearest to zero are now exactly zero. One ranking over the"
+        " whole voice decides which (global). Switch between original and pruned while it plays,"
+        " and listen for roughness in the vowels and for words that blur.",
+        "Only the smallest weights went. Why can pruning them be heard at all?",
+        "The signal passes through dozens of layers, and each adds its own small error. And size is"
+        " not importance: a small weight that meets a strong signal does more than a large one that"
+        " meets a weak signal. joe: a speech recogniser gets 7.5 letters in a hundred wrong; with"
+        " the original it is 3.3. Distill-MOS, a program that predicts how natural listeners find"
+        " speech (1 to 5), falls from 4.35 to 2.75.",
+        pictures.threshold,
+    ),
+    Lesson(
+        "File size",
+        "Why the file did not shrink",
+        {"amount": 0.3},
+        "The sound is the one of page 2. Now look at the table Size: the ordinary file is as large"
+        " as before, although almost a third of its numbers are zero.",
+        "How could a file be written so that the zeros save space?",
+        "An ordinary (dense) file takes four bytes for every number, and zero is a number. A sparse"
+        " file first says, with one bit for each weight, where the zeros are, and then lists only"
+        " the numbers that stayed. Nothing is lost. But look at the last bar too: half precision,"
+        " two bytes for each number instead of four, halves the file without any pruning.",
+        pictures.file_sizes,
+    ),
+    Lesson(
+        "Speed",
+        "Why it is not faster",
+        {"amount": 0.9},
+        "Now 90% of the weights are zero, and of the speech little or nothing is left. Look at the"
+        " table Latency, which says how long computing takes: about as long as before.",
+        "Most multiplications are now by zero. Why does the computer not skip them?",
+        "A processor multiplies whole rows of numbers at once, without looking at them. To test"
+        " each number first would cost more than to multiply. joe: with 90% zeros it ran 1.00 times"
+        " as fast as with none. To save time takes a program that was written for zeros, or a"
+        " smaller network: see page 7.",
+        pictures.multiplications,
+    ),
+    Lesson(
+        "Rhythm",
+        "Global against local, and why the rhythm breaks",
+        {"amount": 0.4, "scope": "local", "timing": "own"},
+        "Local means that every layer loses the same share, here 40%. The pruned voice also decides"
+        " for itself how long each sound lasts (timing: own). Listen to the rhythm: do sounds drag,"
+        " do pauses grow?",
+        "Why can local pruning break the rhythm where global pruning keeps it?",
+        "One small part, the duration predictor, says how long each sound lasts. It predicts the"
+        " logarithm of the length, so a small error multiplies the length. Local takes 40% from it"
+        " as from all others. joe: global takes far less from it. So joe at 40% local takes 1.7"
+        " times as long, and 4 letters in a hundred are heard wrong; at 40% global the rhythm"
+        " stays, and 51 in a hundred are wrong, because global takes more from other parts.",
+        pictures.global_against_local,
+    ),
+    Lesson(
+        "Better choice",
+        "A better choice: 75% of the weights",
+        {"amount": 0.75, "method": "second_order", "scope": "sensitivity"},
+        "This method listens to the voice first, which takes up to a minute. It removes weights"
+        " whose work others can take over, adjusts those others, and takes less where errors do"
+        " more to the speech. 75% are gone: compare it with page 2, where 30% went.",
+        "Why can this method take so much more than the one of page 2?",
+        "Page 2 looks at the size of each weight alone. Second order looks at the signals that meet"
+        " in a layer, and so at pairs of weights: where two do similar work, one can go and the"
+        " other takes over. joe: a speech recogniser finds no clear difference from the original"
+        " (letters wrong in a hundred: +0.1, somewhere between -3.1 and +3.2). That does not mean"
+        " that nobody hears one. Distill-MOS does: 3.99, where the original has 4.35. DNSMOS, which"
+        " was trained on noisy calls, hardly does. Your ears decide.",
+        pictures.criteria,
+    ),
+    Lesson(
+        "Channels",
+        "Channels instead of weights",
+        {"amount": 0.3, "method": "structured", "parts": ["decoder"]},
+        "The decoder is the part that makes the sound. Here 30% of its channels go as a whole, and"
+        " what stays is fitted to their work; the method listens first, for up to a minute. Listen"
+        " for a rough or buzzing sound, and then look at Latency: this time less is computed.",
+        "Why does removing a channel save time, when zeros do not?",
+        "A channel is a row in one table of weights and a column in the next. Without it both"
+        " tables are smaller, so any computer has less to multiply, and the ordinary file shrinks"
+        " too. The price: a channel takes its important weights with it. joe, with 176 of 256"
+        " channels: 0.48 of the decoder's multiplications are left, and a speech recogniser gets"
+        " 2.8 letters more in a hundred wrong (somewhere between -0.8 and +6.3).",
+        pictures.channels,
+    ),
+    Lesson(
+        "Healing",
+        "Healing",
+        {"amount": 0.5, "method": "structured", "parts": ["decoder"]},
+        "Half of the decoder's channels are gone, and you can hear the damage. The button also"
+        " opens the tab Heal: there the pruned voice is trained, and the original is its teacher."
+        " Press Heal there, and listen to the checkpoints while it learns.",
+        "Training needs examples. Where do they come from, if there are no recordings?",
+        "The original speaks sentences, and shows the pruned voice what each of its parts should"
+        " put out. So it needs no recordings. What was removed stays removed. joe, with half of the"
+        " channels, healed for 15 minutes: a speech recogniser gets 0.8 letters more in a hundred"
+        " wrong than with the original (somewhere between -2.2 and +3.6), at 2.15 times the speed."
+        " Not everything comes back: Distill-MOS gives it 3.63, and the original 4.35.",
+        pictures.healing,
+        opens="Heal",
+    ),
+)
+_COUNT = len(LESSONS)
+_READS = tuple(name for name in SPEAKING if name not in PRUNING)
+_SPEAK = "document.querySelector('#speak').click();"
+_OPEN_TAB = """
+  [...document.querySelectorAll('[role=tab], .overflow-dropdown button')]
+    .find(tab => tab.textContent.trim() === '%s')?.click();"""
+_GO = """() => {
+  setTimeout(() => document.querySelector('#lesson-%d')?.focus(), 100);
+  return {__type__: 'update', selected: %d};
+}"""
+"""Go to a page and put the focus on its title: the button that was pressed is gone."""
+_ADDRESS = """() => {
+  // Page 1 is also "selected" when the site opens, whatever its address asks for.
+  if (%d === 1 && !globalThis.lessonMoved) return;
+  globalThis.lessonMoved = true;
+  const here = new URL(location);
+  here.searchParams.set('tab', 'learn');
+  here.searchParams.set('page', %d);
+  history.replaceState(history.state, '', here);
+}"""
+
+
+# Components
+
+
+def learn_tab() -> Made:
+    """Make the lesson's components."""
+    made, css = Made(), {"css_template": source("lesson.css")}
+    made["learn_at"] = gr.State(1)
+    with gr.Walkthrough(selected=1, elem_id="learn") as made["learn"]:
+        for number, lesson in enumerate(LESSONS, start=1):
+            name = f"learn_{number}"
+            with gr.Step(lesson.label, id=number, elem_id=f"learn-{number}") as made[name]:
+                with gr.Row():
+                    with gr.Column(scale=3, min_width=300):
+                        made.add(f"{name}_words", gr.HTML, _words(number, lesson), **css)
+                        label = f"Play page {number}" + f" and open {lesson.opens}" * bool(
+                            lesson.opens
+                        )
+                        made.add(f"{name}_play", gr.Button, label, variant="primary")
+                        made.add(f"{name}_question", gr.HTML, _question(lesson), **css)
+                    with gr.Column(scale=2, min_width=300):
+                        empty = "<figure><figcaption>Drawing …</figcaption></figure>"
+                        made.add(f"{name}_picture", gr.HTML, empty, **css)
+                with gr.Row():
+                    first, last = number == 1, number == _COUNT
+                    made.add(f"{name}_back", gr.Button, "Back", interactive=not first)
+                    made.add(f"{name}_next", gr.Button, "Next", interactive=not last)
+    return made
+
+
+def open_page(number: Any) -> Any:
+    """Return the update that opens a page of the lesson; page 1 for what is no page."""
+    known = str(number) in {str(page) for page in range(1, _COUNT + 1)}
+    return gr.Walkthrough(selected=int(number) if known else 1)
+
+
+def _words(number: int, lesson: Lesson) -> str:
+    title = f'<h3 id="lesson-{number}" tabindex="-1">{number}. {escape(lesson.title)}</h3>'
+    return f"{title}<p>{escape(lesson.listen)}</p>"
+
+
+def _question(lesson: Lesson) -> str:
+    asked = f"<summary>{escape(lesson.question)}</summary>"
+    return f"<details>{asked}<p>{escape(lesson.answer)}</p></details>"
+
+
+# Events
+
+
+def wire_learn(page: Page) -> None:
+    """Wire the buttons of each page, its picture, and its number in the address."""
+    pictured = [f"learn_{number}_picture" for number in range(1, _COUNT + 1)]
+    for number, lesson in enumerate(LESSONS, start=1):
+        name = f"learn_{number}"
+        for button, to in (("back", number - 1), ("next", number + 1)):
+            page[f"{name}_{button}"].click(None, None, page["learn"], js=_GO % (to, to), **QUIET)
+
+        settings = lambda _values, _token, lesson=lesson: lesson.controls()  # noqa: E731
+        played = page[f"{name}_play"].click(**page.event(settings, (), ("timing", *PRUNING)))
+        opened = _OPEN_TAB % lesson.opens if lesson.opens else ""
+        played.success(None, js=f"() => {{ {_SPEAK}{opened} }}", **QUIET)
+        page[name].select(None, js=_ADDRESS % (number, number), **QUIET)
+        drawn = page.event(
+            functools.partial(draw, number=number), _READS, ("learn_at", f"{name}_picture"),
+            "look", show_progress="hidden",
+        )  # fmt: skip
+        page[name].select(**drawn)
+    again = page.event(
+        draw, ("learn_at", *_READS), ("learn_at", *pictured), "look", show_progress="hidden"
+    )
+    page["facts"].change(**again)
+
+
+def draw(values: dict[str, Any], token: str | None, number: int = 0) -> dict[str, Any]:
+    """Draw the picture of a page, by default the one that is open, once the voice is loaded."""
+    number = number or values["learn_at"]
+    found: dict[str, Any] = {"learn_at": number}
+    if workbench.bench.is_loaded((values["voice"] or "").strip(), token):
+        try:
+            drawn = LESSONS[number - 1].picture(request_of(values, PruneSpec()), token)
+        except InputError as error:
+            drawn = f"<figure><p>{escape(str(error))}</p></figure>"
+        found[f"learn_{number}_picture"] = drawn
+    return found
