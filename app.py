@@ -1,8 +1,10 @@
 """The Space's entry: build the page and launch it."""
 
 from vits_prune.ui.page import build, launch_options
+from vits_prune.ui.stage import prepare
 
 demo = build()
 
 if __name__ == "__main__":
+    prepare()
     demo.launch(**launch_options())

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 
 from vits_prune.errors import InputError
+from vits_prune.measure import Latency, Size
+from vits_prune.measure.closeness import log_mel
+from vits_prune.measure.waveform import finite
 from vits_prune.pruning.layers import Layer, chosen_layers, prunable_layers
 from vits_prune.pruning.masks import zeros_wanted
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.registry import METHODS, SCOPES
 from vits_prune.pruning.scores import sparsity_preview
-from vits_prune.pruning.spec import PruneSpec, in_words
+from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import sizes, sizes_of
 from vits_prune.pruning.structured.shrink import shape_for
 from vits_prune.studio import workbench
-from vits_prune.studio.request import Request
 from vits_prune.studio.workbench import Spoken, listens
 from vits_prune.study.comparison import PART_NAMES
 from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
@@ -74,29 +79,78 @@ def voice_words(voice: Voice) -> str:
     )
 
 
-def heard_words(request: Request, spoken: Spoken) -> str:
-    """Return one line on what was spoken."""
-    before, after = spoken.original.audio_seconds, spoken.pruned.audio_seconds
-    whole, left = (found.weights() for found in spoken.sparsity)
-    what = f"**{100 * spoken.sparsity[1].overall:.1f}%** of the voice's weights are zero"
+def happened(
+    spoken: Spoken, size: tuple[Size, Size] | None = None, latency: Latency | None = None
+) -> str:
+    """Say what pruning did: to the weights, the file, the time and the sound.
+
+    Args:
+        spoken: what both voices said.
+        size: of both, where it is measured.
+        latency: of both, where it is measured.
+    """
+    found = [_weights_words(spoken)]
+    if size:
+        found.append(_size_words(*size))
+    if latency:
+        found.append(_speed_words(latency))
+    return " ".join([*found, *_sound_words(spoken)])
+
+
+def _weights_words(spoken: Spoken) -> str:
+    (whole, left), after = (one.weights() for one in spoken.sparsity), spoken.sparsity[1]
     if left != whole:
-        what = (
-            f"**{100 * (1 - left / whole):.1f}%** of the voice's weights are gone with their"
-            f" channels and layers ({left / 1e6:.1f} M are left)"
-        )
-    words = [f"{what}, by {in_words(request.spec)}."]
-    if request.timing == "locked":
-        words.append(f"Both last {before:.2f} s: the pruned voice uses the original's durations.")
+        counts = f"{left / 1e6:.1f} of {whole / 1e6:.1f} million are left"
+        return f"{1 - left / whole:.0%} of the weights are gone: {counts}."
+    zeros = after.zeros()
+    counts = f"{zeros / 1e6:.1f} of {whole / 1e6:.1f} million"
+    return (
+        f"{after.overall:.0%} of the weights are zero: {counts}." if zeros else "No weight is zero."
+    )
+
+
+def _size_words(before: Size, after: Size) -> str:
+    dense, pruned, sparse = (
+        count / 1e6
+        for count in (before.dense_fp32_bytes, after.dense_fp32_bytes, after.sparse_fp32_bytes)
+    )
+    if pruned < 0.995 * dense:
+        return f"The file shrinks from {dense:.1f} to {pruned:.1f} MB ({pruned / dense - 1:+.0%})."
+    words = f"The plain file stays at {dense:.1f} MB"
+    if sparse < 0.995 * dense:
+        words += f"; the sparse format takes {sparse:.1f} MB ({sparse / dense - 1:+.0%})"
+    return f"{words}."
+
+
+def _speed_words(latency: Latency) -> str:
+    before, after = (
+        one.stage_seconds["total"].median for one in (latency.original, latency.pruned)
+    )
+    speed = before / after
+    if latency.speed_up.low > 1.0 and speed >= 1.05:
+        return f"It speaks {speed:.1f} times as fast."
+    if latency.pruned.dense_macs < latency.original.dense_macs:
+        return f"It is not clearly faster ({speed:.2f} times the speed)."
+    return f"It is not faster ({speed:.2f} times the speed): a zero costs what any number costs."
+
+
+def _sound_words(spoken: Spoken) -> Iterator[str]:
+    original, pruned = spoken.original, spoken.pruned
+    if spoken.aligned:
+        rate = original.sampling_rate
+        first, second = (log_mel(finite(one.waveform), rate) for one in (original, pruned))
+        moved = 20 / np.log(10) * float(np.abs(second - first).mean())
+        yield f"The sound moved {moved:.1f} dB from the original (mean of its mel bands)."
+    elif change := round(100 * (pruned.audio_seconds / original.audio_seconds - 1)):
+        yield f"It lasts {abs(change)}% {'longer' if change > 0 else 'shorter'} than the original."
     else:
-        change = 100 * (after / before - 1)
-        words.append(f"Original {before:.2f} s, pruned {after:.2f} s ({change:+.0f}%).")
-    if spoken.original.dropped:
-        symbols = " ".join(symbol.strip() or "␣" for symbol in spoken.original.dropped[:40])
-        words.append(f"The voice has no symbol for: {symbols}")
-    if spoken.pruned.cut_short:
+        yield "It lasts as long as the original."
+    if original.dropped:
+        symbols = " ".join(symbol.strip() or "␣" for symbol in original.dropped[:40])
+        yield f"The voice has no symbol for: {symbols}"
+    if pruned.cut_short:
         most = f"{MAX_SENTENCE_SECONDS:.0f} seconds"
-        words.append(f"The pruned voice's durations ran away: a sentence was cut at {most}.")
-    return " ".join(words)
+        yield f"The pruned voice's durations ran away: a sentence was cut at {most}."
 
 
 # Before pruning

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import io
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
-import soundfile
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
@@ -18,12 +14,11 @@ from vits_prune.measure import measure_sparsity
 from vits_prune.measure.quality import METRICS
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
-from vits_prune.pruning.registry import METHODS
 from vits_prune.pruning.spec import in_words
 from vits_prune.studio import workbench
 from vits_prune.studio.descriptions import check_feasible
 from vits_prune.studio.request import Request, at_amount
-from vits_prune.studio.workbench import listens, trace
+from vits_prune.studio.workbench import trace
 from vits_prune.study.evaluation import (
     Evaluation,
     Reference,
@@ -33,17 +28,9 @@ from vits_prune.study.evaluation import (
 )
 from vits_prune.study.knee import LIMITS, Knee, Limit, bisect, check_measured, last_before
 from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS
-from vits_prune.synthesis.speak import Speech
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import PARTS, Voice, spoken_language
-
-FADER_AMOUNTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-FEWER_AMOUNTS = (0.0, 0.3, 0.5, 0.7, 0.9)
-"""For methods that listen first: each amount takes seconds to a minute."""
-MAX_FADER_SECONDS = 12.0
-_SHOWN = {"cer": "CER", "wer": "WER", "dnsmos_ovrl": "DNSMOS", "duration_ratio": "duration ×"}
-"""What the fader shows of what the curve has measured."""
 
 
 class CurvePoint(NamedTuple):
@@ -268,56 +255,3 @@ def find_knee(
 
     spec, tried = bisect(at_amount(request.spec, 0.0), limits, measure)
     return Knee(voice.name, spec, tuple(limits), False, tried, len(said), settings.seed), note
-
-
-# The fader
-
-
-def fader_renditions(
-    request: Request, token: str | None, progress: Progress = SILENT
-) -> dict[str, Any]:
-    """Speak one text at a row of amounts with the original's durations; return the fader's value.
-
-    Raises:
-        InputError: the text is too long to loop.
-    """
-    voice = workbench.bench.voice_of(request, token)
-    original = workbench.say(voice, request, "own", SILENT)
-    if original.audio_seconds > MAX_FADER_SECONDS:
-        most = f"{MAX_FADER_SECONDS:.0f} seconds"
-        raise InputError(f"The fader loops one sentence of at most {most}: shorten the text.")
-    wanted = FEWER_AMOUNTS if listens(request.spec) else FADER_AMOUNTS
-    specs = _reachable(voice, [at_amount(request.spec, amount) for amount in wanted])
-    known = measured_before(request, token, voice, specs)
-    word, points = "zeros or gone" if METHODS[request.spec.method].structured else "zeros", []
-    for i, spec in enumerate(specs):
-        at, of = f"{in_words(spec)}, {i + 1} of {len(specs)}: ", len(specs)
-        part = progress.part(i / of, (i + 1) / of, at)
-        pruned = workbench.bench.pruned(request.at(spec), token, part)
-        part.report("speaking", 0.5)
-        speech = workbench.say(pruned, request, original, SILENT)
-        figures = known[spec].evaluation.figures if spec in known else {}
-        numbers = {word: f"{100 * _taken(voice, pruned):.1f}%"}
-        for name in (name for name in figures if name in _SHOWN):
-            numbers[_SHOWN[name]] = f"{figures[name].pruned.value:.2f}"
-        points.append({"amount": round(spec.amount, 4), "wav": _wav(speech), "numbers": numbers})
-    return {"points": points, "hint": "Drag, or use the arrow keys: the sentence loops."}
-
-
-def measured_before(
-    request: Request, token: str | None, voice: Voice, specs: Sequence[PruneSpec]
-) -> dict[PruneSpec, CurvePoint]:
-    """Return what the curve last found for this visitor's voice, speaker, text and delivery."""
-    for (key, spec), _ in reversed(_points.items()):
-        settings = dataclasses.replace(key.settings, seed=request.seed, delivery=request.delivery)
-        same_voice = spec in specs and key == _key(request, token, voice, key.texts, settings)
-        if same_voice and key.texts == measuring_texts(voice, request.text, len(key.texts))[0]:
-            return {one: point for (its_key, one), point in _points.items() if its_key == key}
-    return {}
-
-
-def _wav(speech: Speech) -> str:
-    """Return a 16-bit WAV as base64, to travel inside the component's value."""
-    file = io.BytesIO()
-    soundfile.write(file, speech.pcm16(), speech.sampling_rate, format="WAV", subtype="PCM_16")
-    return base64.b64encode(file.getvalue()).decode()

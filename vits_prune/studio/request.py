@@ -12,7 +12,9 @@ from vits_prune.errors import InputError
 from vits_prune.healing import HealPlan
 from vits_prune.pruning import PruneSpec, Shape
 from vits_prune.pruning.registry import METHODS
+from vits_prune.study.comparison import DEFAULT_TEXT
 from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text
+from vits_prune.voices.load import EMBEDDED
 
 MAX_CHARACTERS = 2_000
 MAX_STEPS = 8
@@ -33,8 +35,15 @@ PRUNING = (
 _DELIVERY = tuple(one.name for one in dataclasses.fields(Delivery))
 SPEAKING = ("voice", "speaker", "text", "seed", "timing", *_DELIVERY, *PRUNING)
 """The controls that make a Request."""
-_FIRST: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(PruneSpec)}
-_FIRST |= {"by_lever": False, **{name: getattr(Shape(), name) for name in LEVERS}}
+_SPEC: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(PruneSpec)}
+_SPEC |= {"by_lever": False, **{name: getattr(Shape(), name) for name in LEVERS}}
+FIRST: dict[str, Any] = {
+    **{"voice": EMBEDDED, "speaker": None, "text": DEFAULT_TEXT, "seed": 0, "timing": "locked"},
+    **dict.fromkeys(_DELIVERY),
+    **{name: _SPEC[name] for name in PRUNING},
+    **{"protect": [], "parts": list(PruneSpec.parts), **dict.fromkeys(COUNTED, ALL)},
+}
+"""What the controls hold at first."""
 
 MINUTES = (0.5, 30.0)
 TEXTS = (2, 20)
@@ -114,7 +123,7 @@ def spec_of(values: Mapping[str, Any]) -> PruneSpec:
     Raises:
         InputError: one of them cannot be used.
     """
-    found = _FIRST | dict(values)
+    found = _SPEC | dict(values)
     method = found["method"]
     plain = PruneSpec(method, found["scope"], found["amount"], found["parts"] or ())
     if METHODS[plain.method].structured:
@@ -135,7 +144,7 @@ def spec_of(values: Mapping[str, Any]) -> PruneSpec:
 
 def values_of(spec: PruneSpec) -> dict[str, Any]:
     """Return what the controls show for a spec."""
-    names = [name for name in PRUNING if name in _FIRST and hasattr(spec, name)]
+    names = [name for name in PRUNING if name in _SPEC and hasattr(spec, name)]
     found = {name: getattr(spec, name) for name in names}
     found["parts"] = list(spec.parts)
     found["protect"] = [] if spec.protect is None else list(spec.protect) or [NOTHING]

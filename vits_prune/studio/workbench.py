@@ -295,19 +295,23 @@ class Workbench:
         """Prune, then speak with the original (once for all amounts) and the pruned voice."""
         progress.report("loading the voice", 0.0)
         voice = self.voice_of(request, token, progress=progress.part(0.0, 0.1))
-        key = _original_key(request, token)
         slow = listens(request.spec) or len(request.spec.schedule_amounts()) > 1
         start, half = (0.8, 0.9) if slow else (0.1, 0.55)
         pruned_voice = self.pruned(request, token, progress.part(0.0, start))
-        part = progress.part(start, half, "original: ")
-        original = self._originals.get_or_make(
-            key,
-            lambda: say(voice, request, "own", part),
-            lambda: part.report("waiting for another run", 0.0),
-        )
+        original = self.original(request, token, progress.part(start, half, "original: "))
         timing: Any = original if request.timing == "locked" else "own"
         pruned = say(pruned_voice, request, timing, progress.part(half, 1.0, "pruned: "))
         return Spoken(original, pruned, (measure_sparsity(voice), measure_sparsity(pruned_voice)))
+
+    def original(
+        self, request: Request, token: str | None = None, progress: Progress = SILENT
+    ) -> Speech:
+        """Let the original speak, once for all amounts."""
+        return self._originals.get_or_make(
+            _original_key(request, token),
+            lambda: say(self.voice_of(request, token), request, "own", progress),
+            lambda: progress.report("waiting for another run", 0.0),
+        )
 
     def remember(self, request: Request, spoken: Spoken, token: str | None = None) -> None:
         """Keep what was spoken; in the page's own process, as a ZeroGPU worker's caches end."""

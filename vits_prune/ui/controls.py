@@ -14,7 +14,7 @@ from vits_prune.errors import InputError
 from vits_prune.progress import Progress
 from vits_prune.pruning import Shape
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
-from vits_prune.pruning.spec import MAX_AMOUNT, PruneSpec
+from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import sizes_of
 from vits_prune.pruning.structured.shrink import shape_for
 from vits_prune.studio import workbench
@@ -29,7 +29,7 @@ from vits_prune.studio.request import (
     PRUNING,
     spec_of,
 )
-from vits_prune.study.comparison import PART_NAMES
+from vits_prune.study.comparison import DEFAULT_TEXT, PART_NAMES
 from vits_prune.synthesis.speak import MAX_SEED
 from vits_prune.ui.events import Page
 from vits_prune.ui.widgets import Made
@@ -41,12 +41,12 @@ VOICES: list[str | tuple[str, str]] = [
     *(f"facebook/mms-tts-{language}" for language in ("eng", "deu", "fra", "spa")),
     *(f"kakao-enterprise/vits-{corpus}" for corpus in ("ljs", "vctk")),
 ]
-EXAMPLES = [
-    "The birch canoe slid on the smooth planks.",
-    "Glue the sheet to the dark blue background.",
-    "These days a chicken leg is a rare dish. Rice is often served in round bowls.",
-    "The juice of lemons makes fine punch, and four hours of steady work faced us.",
-]
+EXAMPLES = {
+    "Tongue twister": "She sells seashells by the seashore, and those shells are seashells.",
+    "Question": "Did you really walk all the way home in the rain?",
+    "Numbers": "The 8:45 train to platform 17 costs 12 dollars and 60 cents.",
+    "Two sentences": "These days a chicken leg is a rare dish. Rice is served in round bowls.",
+}
 LOADED = ("voice", "speaker", *PRUNING)
 VOICE_SHOWN = ("facts", "speaker", "readout")
 """What loading a voice reads and shows."""
@@ -78,63 +78,59 @@ _GAINS = {
 
 
 def control_components() -> Made:
-    """Make what the visitor sets, by name."""
+    """Make what is set most often, by name, in the order of the work; the amount is the stage's."""
     made = Made()
-    info = "joe, or a Hugging Face model of type VITS: owner/name or owner/name@revision"
     custom = {"allow_custom_value": True}
-    made.add("voice", gr.Dropdown, EMBEDDED, "Voice", choices=VOICES, info=info, **custom)
-    made.add("facts", gr.Markdown, "")
+    label = "Voice: choose one, or type a Hugging Face id (owner/name)"
+    made.add("voice", gr.Dropdown, EMBEDDED, label, choices=VOICES, **custom)
     made.add("speaker", gr.Dropdown, None, "Speaker", choices=[], visible=False, **custom)
-    info = "Shift+Enter speaks"
-    made.add("text", gr.Textbox, EXAMPLES[0], "Text", lines=3, max_lines=8, info=info)
-    with gr.Row():
-        made.add("speak", gr.Button, "Speak with both", variant="primary", scale=3)
-        made.add("go", gr.Button, "Go", visible="hidden")  # pressed once the run before has ended
-        made.add("stop", gr.Button, "Stop", scale=1, min_width=80)
+    made.add("text", gr.Textbox, DEFAULT_TEXT, "Text", lines=3, max_lines=6, max_length=20_000)
+    samples = [[text] for text in EXAMPLES.values()]
+    look = {"samples": samples, "sample_labels": list(EXAMPLES), "components": ["textbox"]}
+    made["examples"] = gr.Dataset(label="Examples", elem_id="examples", **look)
+    methods = [(method.title, name) for name, method in METHODS.items()]
+    made.add("method", gr.Dropdown, PruneSpec.method, "Method", choices=methods, filterable=False)
+    scopes = [(name.capitalize(), name) for name in SCOPES]
+    made.add("scope", gr.Radio, PruneSpec.scope, "Scope", choices=scopes)
+    made.add("method_words", gr.Markdown, method_words(PruneSpec.method, PruneSpec.scope))
+    return made
+
+
+def option_components() -> Made:
+    """Make what is set more rarely."""
+    made = Made()
+    made.add("facts", gr.Markdown, "", min_height=24)
+    made.add("readout", gr.Markdown, "Sparsity is shown once the voice is loaded.")
     _add_pruning(made)
-    timings = [("own: hear rhythm break", "own"), ("locked: flip between the two", "locked")]
-    made.add("timing", gr.Radio, "locked", "Timing of the pruned voice", choices=timings)
-    with gr.Accordion("Seed, speaking rate, noise", open=False):
-        made.add("seed", gr.Number, 0, "Seed", precision=0, minimum=0, maximum=MAX_SEED)
-        for name, label, limits in (
-            ("speaking_rate", "Speaking rate", "0.25 to 4"),
-            ("noise_scale", "Noise of the sound", "0 to 2"),
-            ("noise_scale_duration", "Noise of the rhythm", "0 to 2"),
-        ):
-            info = f"{limits}; empty: the voice's own"
-            made.add(name, gr.Number, None, label, info=info, step=0.05)
-    gr.Examples([[example] for example in EXAMPLES], inputs=[made["text"]], label="Examples")
-    with gr.Accordion("Upload a Piper voice", open=False):
-        files = {"file_count": "multiple", "file_types": [".onnx", ".json"], "height": 120}
-        made.add("upload", gr.File, None, "Its two files: .onnx and .onnx.json", **files)
-    made.add("ticket", gr.Textbox, None, visible="hidden")  # of the run under way
+    timings = [
+        ("The original's rhythm: switch while it plays", "locked"),
+        ("Its own: hear the rhythm break", "own"),
+    ]
+    made.add("timing", gr.Radio, "locked", "Rhythm of the pruned voice", choices=timings)
+    made.add("seed", gr.Number, 0, "Seed", precision=0, minimum=0, maximum=MAX_SEED)
+    for name, label, limits in (
+        ("speaking_rate", "Speaking rate", "0.25 to 4"),
+        ("noise_scale", "Noise of the sound", "0 to 2"),
+        ("noise_scale_duration", "Noise of the rhythm", "0 to 2"),
+    ):
+        info = f"{limits}; empty: the voice's own"
+        made.add(name, gr.Number, None, label, info=info, step=0.05)
+    files = {"file_count": "multiple", "file_types": [".onnx", ".json"], "height": 120}
+    label = "Upload a Piper voice: its .onnx and .onnx.json"
+    made.add("upload", gr.File, None, label, **files)
     return made
 
 
 def _add_pruning(made: Made) -> None:
-    methods = [(method.title, name) for name, method in METHODS.items()]
-    made.add("method", gr.Dropdown, PruneSpec.method, "Method", choices=methods, filterable=False)
-    made.add("method_words", gr.Markdown, method_words(PruneSpec.method, PruneSpec.scope))
-    more = {"sensitivity": " (calibrated: listens to the voice first)"}
-    scopes = [(f"{name}: {words}{more.get(name, '')}", name) for name, words in SCOPES.items()]
-    made.add(
-        "scope", gr.Radio, PruneSpec.scope, "Scope: how the amount is shared out", choices=scopes
-    )
-    how = {"maximum": MAX_AMOUNT, "step": 0.01, "info": "Share of the weights that become zero"}
-    made.add("amount", gr.Slider, PruneSpec.amount, "Amount", minimum=0, **how)
     parts = [(PART_NAMES[part], part) for part in PARTS]
     made.add("parts", gr.CheckboxGroup, list(PruneSpec.parts), "Parts to prune", choices=parts)
-    made.add("readout", gr.Markdown, "Sparsity is shown once the voice is loaded.")
-    title = "More: protect, floor, pattern, steps"
-    with gr.Accordion(title, open=False, elem_id="more") as made["more"]:
+    with gr.Group(elem_id="more") as made["more"]:
         how = {"choices": _PROTECTABLE, "multiselect": True, "allow_custom_value": True}
-        made.add(
-            "protect", gr.Dropdown, [], "Leave alone", info=_protect_info(PruneSpec.method), **how
-        )
+        info = _protect_info(PruneSpec.method)
+        made.add("protect", gr.Dropdown, [], "Layers to protect", info=info, **how)
         patterns = [("none", ""), *((name, name) for name in PATTERNS)]
-        made.add(
-            "pattern", gr.Radio, PruneSpec.pattern, "Pattern (N of every M stay)", choices=patterns
-        )
+        label = "Pattern (N of every M stay)"
+        made.add("pattern", gr.Radio, PruneSpec.pattern, label, choices=patterns)
         made.add("pattern_words", gr.Markdown, "", visible=False)
         how = {"step": 0.05, "info": "Share of its weights that every layer keeps at least"}
         made.add("floor", gr.Slider, PruneSpec.floor, "Floor", minimum=0, maximum=1, **how)
@@ -144,8 +140,7 @@ def _add_pruning(made: Made) -> None:
         made.add("schedule", gr.Radio, PruneSpec.schedule, "How the amount grows", **how)
     how["choices"] = [(f"{n.replace('_', ' ')}: {words}", n) for n, words in IMPORTANCES.items()]
     made.add("importance", gr.Radio, PruneSpec.importance, "What a channel is judged by", **how)
-    title = "Levers: what of the structure stays"
-    with gr.Accordion(title, open=False, visible=False, elem_id="levers") as made["levers"]:
+    with gr.Group(visible=False, elem_id="levers") as made["levers"]:
         made.add("by_lever", gr.Checkbox, False, "Set each lever myself, instead of by the amount")
         for name, label in _LEVER_WORDS.items():
             kind: Any = gr.Slider
@@ -160,9 +155,7 @@ def _add_pruning(made: Made) -> None:
 
 def wire_controls(demo: gr.Blocks, page: Page) -> None:
     """Load the chosen voice, and keep the controls and the line under the slider up to date."""
-    load = page.event(load_voice, LOADED, VOICE_SHOWN, "load", bar="facts")
-    demo.load(**load)
-    page["voice"].change(**load)
+    page["voice"].change(**page.event(load_voice, LOADED, VOICE_SHOWN, "load", bar="facts"))
     page["upload"].upload(**page.event(keep_upload, ["upload"], ["voice", "upload"], "load"))
 
     def read(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:

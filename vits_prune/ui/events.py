@@ -15,7 +15,7 @@ from vits_prune.errors import InputError
 from vits_prune.studio.jobs import Tickets, Update, stream
 
 QUIET: dict[str, Any] = {"api_visibility": "private"}
-_LIMITS = {"load": 2, "prune": 4, "work": 1, "measure": 1, "look": 2, "heal": 1}
+_LIMITS = {"load": 2, "prune": 4, "work": 1, "measure": 1, "fill": 1, "look": 2, "heal": 1}
 LANES: dict[str, dict[str, Any]] = {
     "at once": {"queue": False, "show_progress": "hidden"},
     **{lane: {"concurrency_id": lane, "concurrency_limit": most} for lane, most in _LIMITS.items()},

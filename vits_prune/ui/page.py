@@ -1,70 +1,96 @@
-"""The page: where its components are, how it looks, and which tab wires which events."""
+"""The page: where its components are, how it looks, and which part wires which events."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
 import gradio as gr
 
+from vits_prune.ui import stage, tables
 from vits_prune.ui.api import add_endpoints
-from vits_prune.ui.controls import control_components, wire_controls
+from vits_prune.ui.controls import control_components, option_components, wire_controls
 from vits_prune.ui.events import Page
-from vits_prune.ui.tabs import curve, heal, learn, results, ship
+from vits_prune.ui.tabs import curve, heal, learn, ship
 from vits_prune.ui.widgets import source
 
-_TITLE = """# vits_prune: hear what pruning does
-Take weights, channels or layers out of a text-to-speech voice. Both voices speak the same text with
-the same noise; the tables show sparsity, size and speed."""
+_TITLE = "# vits_prune: hear what pruning does to a voice"
 
 
 def build() -> gr.Blocks:
     """Return the whole page, ready for `launch(**launch_options())`."""
     with gr.Blocks(title="vits_prune", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
-        gr.Markdown(_TITLE, elem_id="title")
-        if os.environ.get("OAUTH_CLIENT_ID"):
-            gr.LoginButton("Log in: private and gated voices, push to the hub", size="sm")
-        with gr.Row(elem_classes="halves"):
-            with gr.Column(scale=4, min_width=300):
+        with gr.Row(elem_id="title"):
+            gr.Markdown(_TITLE)
+            if os.environ.get("OAUTH_CLIENT_ID"):
+                gr.LoginButton("Log in: private voices, push to the hub", size="sm", scale=0)
+        with gr.Row(elem_id="halves"):
+            with gr.Column(scale=4, min_width=300, elem_id="controls"):
                 made = control_components()
-            with gr.Column(scale=7, min_width=300, elem_classes="outputs"):
-                made |= results.player_components()
-                with gr.Tabs():
-                    with gr.Tab("Learn", id="learn"):
-                        made |= learn.learn_tab()
-                    made |= results.result_tabs()
-                    # What does not fit into the row lies under "More tabs": what takes minutes.
-                    with gr.Tab("Heal", id="heal-tab"):
-                        made |= heal.heal_tab()
-                    with gr.Tab("Ship", id="ship-tab") as made["ship_tab"]:
-                        made |= ship.ship_tab()
-                    with gr.Tab("Curve", id="curve-tab"):
-                        made |= curve.curve_tab()
-                    with gr.Tab("Sensitivity", id="sensitivity-tab"):
-                        made |= curve.sensitivity_tab()
-                    with gr.Tab("Fader", id="fader-tab"):
-                        made |= curve.fader_tab()
+                made |= stage.run_components()
+                with gr.Accordion("More options", open=False, elem_id="options"):
+                    made |= option_components()
+                with gr.Accordion("Copy code", open=False, elem_id="code"):
+                    made |= stage.code_components()
+            with gr.Column(scale=7, min_width=300, elem_id="listening"):
+                made |= stage.stage_components()
+        made |= tables.tables_components()
+        with gr.Tabs(elem_id="tabs") as made["tabs"]:
+            with gr.Tab("Learn", id="learn"):
+                made |= learn.learn_tab()
+            with gr.Tab("Curve", id="curve"):
+                made |= curve.curve_tab()
+                made |= curve.sensitivity_tab()
+            with gr.Tab("Heal", id="heal"):
+                made |= heal.heal_tab()
+            with gr.Tab("Export", id="export") as made["ship_tab"]:
+                made |= ship.ship_tab()
         page = Page(made)
         wire_controls(demo, page)
-        running = [*results.wire_results(page), *curve.wire_evidence(page)]
-        ship.wire_ship(demo, page, heal.wire_heal(page))
-        results.wire_stop(page, running)
+        running = [*stage.wire_stage(demo, page), *curve.wire_evidence(page)]
+        running += tables.wire_quality(page)
         learn.wire_learn(page)
+        ship.wire_ship(demo, page, heal.wire_heal(page))
+        stage.wire_stop(page, running)
         add_endpoints()
     return demo.queue(max_size=64, default_concurrency_limit=1)
 
 
 def launch_options() -> dict[str, Any]:
-    """Return the arguments of `launch`: theme, style, and the cap on what is uploaded."""
-    hues = {"primary_hue": "orange", "secondary_hue": "blue", "neutral_hue": "slate"}
+    """Return the arguments of `launch`: theme, style, MCP, and the cap on what is uploaded."""
+    hues = {"primary_hue": "blue", "secondary_hue": "slate", "neutral_hue": "slate"}
     # Fonts come with the system, so that nothing is fetched.
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    theme = gr.themes.Base(**hues, **fonts, text_size="md", radius_size="md", spacing_size="md")
     return {
-        "theme": gr.themes.Soft(**hues, **fonts),
+        "theme": theme.set(
+            block_background_fill="*background_fill_primary",
+            block_background_fill_dark="*background_fill_primary",
+            block_border_width="0px",
+            block_label_background_fill="transparent",
+            block_label_background_fill_dark="transparent",
+            block_label_text_color="*body_text_color",
+            block_title_text_color="*body_text_color",
+            block_title_text_weight="600",
+            block_info_text_color="*body_text_color_subdued",
+            body_text_color_subdued="*neutral_600",
+            block_padding="4px 0",
+            form_gap_width="0px",
+            input_border_width="1px",
+            input_border_width_dark="1px",
+            input_border_color="*neutral_300",
+            input_background_fill="*background_fill_primary",
+            button_primary_background_fill="*primary_600",
+            button_primary_background_fill_dark="*primary_600",
+            button_primary_background_fill_hover="*primary_700",
+            button_primary_text_color="white",
+        ),
         # Gradio confines what it is given as css to the inside of the page's content.
-        "head": f"<style>\n{source('theme.css')}</style>\n"
-        f"<script>\n{source('speak_button.js')}</script>",
+        "head": f"<style>\n{source('theme.css')}{source('table.css')}</style>\n"
+        f"<script>\n{source('run.js')}</script>",
         "max_file_size": "160mb",
+        "mcp_server": importlib.util.find_spec("mcp") is not None,
         "show_error": False,
         "ssr_mode": False,
         "footer_links": ["api", "settings"],

@@ -1,4 +1,4 @@
-"""The tabs Curve, Sensitivity and Fader: quality against the amount, and pruning as one motion."""
+"""The tab Curve: quality against the amount, and how sensitive each part is."""
 
 from __future__ import annotations
 
@@ -80,18 +80,6 @@ def sensitivity_tab() -> Made:
     return made
 
 
-def fader_tab() -> Made:
-    """Make the Fader tab's components."""
-    made = Made()
-    gr.Markdown(
-        "One sentence at a row of amounts, all with the original's durations: it loops, and as you"
-        " drag, one amount fades into the next."
-    )
-    made.add("fader_start", gr.Button, "Speak at a row of amounts")
-    made["fader"] = widget("fader")
-    return made
-
-
 def _add_texts(made: Made, of: str, count: int) -> None:
     limits = {"minimum": 2, "maximum": _MOST_TEXTS, "step": 1}
     made.add(f"{of}_texts", gr.Slider, count, "Sentences", **limits)
@@ -152,14 +140,6 @@ def find_knee(values: Values, token: str | None, progress: Progress) -> Shown:
     }
 
 
-def fade(values: Values, token: str | None, progress: Progress) -> Shown:
-    """Speak at a row of amounts; the fader works once all are spoken."""
-    yield {
-        "fader": evidence.fader_renditions(request_of(values), token, progress),
-        "status": "Ready: press play in the fader and drag.",
-    }
-
-
 def _filled(name: str, table: pd.DataFrame) -> gr.DownloadButton:
     return gr.DownloadButton(value=csv(table, name), interactive=True, visible=True)
 
@@ -177,7 +157,6 @@ def wire_evidence(page: Page) -> list[Any]:
         ("curve", measure_curve, _CURVE, ("curve", "curve_csv"), "measure"),
         ("knee", find_knee, _KNEE, ("knee_words", "knee_table", "knee_csv"), "measure"),
         ("heat", measure_parts, _HEAT, ("heat", "heat_csv"), "measure"),
-        ("fader", fade, (), ("fader",), "work"),
     ):
         event = page.event(work, (*SPEAKING, *chosen), ("status", *fills), lane)
         wired.append(page[f"{name}_start"].click(**event))

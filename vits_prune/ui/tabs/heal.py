@@ -19,8 +19,7 @@ from vits_prune.studio.request import MINUTES, SPEAKING, TEXTS, Order, order_of,
 from vits_prune.study.evaluation import Evaluation
 from vits_prune.synthesis.speak import Speech
 from vits_prune.ui.events import QUIET, Page, tickets
-from vits_prune.ui.tabs.results import player
-from vits_prune.ui.widgets import WAITING, widget
+from vits_prune.ui.widgets import WAITING, player, widget
 
 Values = dict[str, Any]
 Shown = Iterator[dict[str, Any]]

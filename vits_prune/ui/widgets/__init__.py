@@ -8,8 +8,7 @@ from typing import Any
 import gradio as gr
 
 WAITING = {
-    "flip": "Speak first. With timing “locked” you can flip between the two voices as they play.",
-    "fader": "Press the button above, then drag from one amount to the next.",
+    "stage": "The voice is being made ready …",
     "curve": "Points appear as they are measured; press one to hear it.",
     "heat": "Cells appear as they are measured; press one to hear it.",
     "training": "Losses appear here as the voice learns.",
@@ -50,3 +49,10 @@ def widget(name: str, elem_id: str = "") -> gr.HTML:
         js_on_load="\n".join(source(f"{one}.js") for one in names),
         elem_id=elem_id or name,
     )
+
+
+def player(label: str, elem_id: str, colour: str, **options: Any) -> gr.Audio:
+    """Return a player with a download button, and a waveform of one colour."""
+    waves = gr.WaveformOptions(waveform_color="#b8c0cc", waveform_progress_color=colour)
+    options |= {"interactive": False, "buttons": ["download"], "waveform_options": waves}
+    return gr.Audio(label=label, elem_id=elem_id, **options)

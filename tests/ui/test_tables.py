@@ -1,0 +1,128 @@
+"""The tables as HTML: digits, signs, words, and that nothing measured is lost."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from vits_prune import PruneSpec, prune
+from vits_prune.measure import Latency, Spread, measure_size, measure_sparsity
+from vits_prune.measure.cost import VoiceLatency
+from vits_prune.measure.quality import METRICS, NO_DIFFERENCE, Figure, Floor
+from vits_prune.measure.statistics import Interval
+from vits_prune.studio.verdicts import figure_words
+from vits_prune.study.comparison import latency_table, size_table, sparsity_table
+from vits_prune.synthesis.speak import STAGES
+from vits_prune.ui import tables
+
+
+def cells(page: str) -> dict[str, list[str]]:
+    """Return the cells of each row by its name, without tags."""
+    rows = re.findall(r"<tr><th scope='row'>(.*?)</th>(.*?)</tr>", page)
+    return {
+        name: [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?</td>", rest)]
+        for name, rest in rows
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0, "0 MB"), (15546.208, "15,500 MB"), (999.6, "1,000 MB"), (62.18, "62.2 MB"),
+        (9.999, "10.0 MB"), (0.00123, "0.00123 MB"), (-1.5, "−1.50 MB"), (float("nan"), "–"),
+    ],
+)  # fmt: skip
+def test_numbers_have_three_digits_separators_and_a_unit(value, words):
+    assert tables.number(value, "MB") == words
+
+
+@pytest.mark.parametrize(
+    ("ratio", "claimed", "words", "kind"),
+    [
+        (0.7, True, "−30.0% smaller", "good"),
+        (1.125, True, "+12.5% larger", "bad"),
+        (1.0, False, "no smaller", "bad"),
+    ],
+)
+def test_changes_have_a_sign_and_a_word(ratio, claimed, words, kind):
+    row = tables.SIZE_ROWS["file, dense fp32 (MB)"]
+    assert tables.change(ratio, row, claimed) == (words, kind)
+
+
+def latency(seconds: float, spread: float = 0.01, macs: int = 10**9) -> VoiceLatency:
+    def runs(value: float) -> Spread:
+        return Spread(value, value * (1 - spread), value * (1 + spread))
+
+    stages = {stage: runs(seconds) for stage in STAGES} | {"total": runs(seconds * len(STAGES))}
+    return VoiceLatency(stages, runs(seconds), runs(seconds), 1.0, macs, macs)
+
+
+def test_speed_is_claimed_only_where_the_runs_agree():
+    fast = Latency(latency(0.2), latency(0.1, macs=5 * 10**8), Spread(2, 1.9, 2.1), 5, 1, "cpu")
+    found = cells(tables.html("latency", latency_table(fast)))
+    assert found["All stages"] == ["800 ms", "400 ms", "−50.0% faster"]
+    assert found["Decoder"] == ["200 ms", "100 ms", "−50.0% faster"]
+    assert found["Multiply-adds"] == ["1.00 G", "0.500 G", "−50.0% fewer"]
+    same = Latency(latency(0.2), latency(0.199), Spread(1, 0.9, 1.1), 5, 1, "cpu")
+    page = tables.html("latency", latency_table(same))
+    assert cells(page)["All stages"][2] == cells(page)["Flow"][2] == "not faster"
+    assert "Not faster: 1.01× the speed (run by run: 0.90 to 1.10); same kernels" in page
+    slow = Latency(latency(0.1), latency(0.2), Spread(0.5, 0.5, 0.5), 5, 1, "cpu")
+    assert cells(tables.html("latency", latency_table(slow)))["Flow"][2] == "+100% slower"
+
+
+def test_every_row_of_the_frames_is_shown_and_none_waits_empty(tiny):
+    pruned = prune(tiny, PruneSpec(amount=0.5))
+    size = size_table(measure_size(tiny), measure_size(pruned))
+    times = latency_table(Latency(latency(1), latency(1), Spread(1, 1, 1), 5, 1, "cpu"))
+    assert set(size["what"]) == set(tables.SIZE_ROWS)
+    assert set(times["what"]) == {*tables.LATENCY_ROWS, *tables.COSTS}
+    page = tables.html("size", size)
+    assert cells(page)["File, dense fp32"][2] == "no smaller"
+    assert "only another format makes the file smaller" in page
+    for name in ("sparsity", "size", "latency", "quality"):
+        empty = cells(tables.html(name))
+        assert empty
+        assert all(cell == "–" for row in empty.values() for cell in row)
+
+
+def test_sparsity_says_what_is_zero_and_what_is_gone(tiny):
+    before = measure_sparsity(tiny)
+    zeros = measure_sparsity(prune(tiny, PruneSpec(amount=0.5)))
+    page = tables.html("sparsity", sparsity_table(before, zeros))
+    assert cells(page)["Whole voice"][2] == "50.0% zero"
+    assert f"{zeros.zeros():,} of {zeros.weights():,} weights are zero." in page
+    gone = measure_sparsity(prune(tiny, PruneSpec("structured", amount=0.5)))
+    page = tables.html("sparsity", sparsity_table(before, gone))
+    share = 100 * (1 - gone.weights() / before.weights())
+    assert f"{share:.1f}% gone" in cells(page)["Whole voice"][2]
+
+
+def figure(name: str, values: tuple[float, float], floor: float, verdict: str) -> Figure:
+    metric, (before, after) = METRICS[name], values
+    known = Interval(before, before, before, 5)
+    change = Interval(after - before, after - before - 0.01, after - before + 0.01, 5)
+    noise = Floor(floor if metric.kind == "distance" else -floor, floor, (floor,))
+    own = None if metric.kind == "distance" else known
+    return Figure(metric, own, Interval(after, after, after, 5), change, noise, verdict)
+
+
+def test_verdicts_are_sentences():
+    same = figure_words(figure("cer", (0.012, 0.012), 0.004, NO_DIFFERENCE))
+    assert same == (
+        "Words: 1.2 of 100 letters are misheard, as with the original; "
+        "another seed changes it by 0.4: no difference found."
+    )
+    worse = figure_words(figure("dnsmos_ovrl", (3.9, 3.2), 0.05, "worse"))
+    assert worse == (
+        "Naturalness: 3.20 of 5 points predicted, 0.70 below the original; "
+        "another seed changes it by 0.05: worse."
+    )
+    far = figure_words(figure("mcd_db", (0.0, 6.0), 1.6, "worse"))
+    assert far == (
+        "Closeness: 6 dB away from the original; another seed of the original is 1.6 away: worse."
+    )
+    unsure = figure_words(figure("wer", (0.1, 0.2), 0.05, NO_DIFFERENCE))
+    assert "10.0 more than the original" in unsure
+    assert "leaves room for chance" in unsure

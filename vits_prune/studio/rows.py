@@ -1,0 +1,149 @@
+"""Rows: one text spoken at a row of amounts, so that a page can go from one to the next at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vits_prune.caches import Bounded
+from vits_prune.errors import InputError
+from vits_prune.measure import measure_sparsity
+from vits_prune.progress import SILENT, Progress
+from vits_prune.pruning.prune import prune
+from vits_prune.studio import workbench
+from vits_prune.studio.descriptions import check_feasible, happened
+from vits_prune.studio.request import Request, at_amount
+from vits_prune.studio.workbench import Spoken, listens, trace
+from vits_prune.synthesis.speak import Speech, write_wav
+
+AMOUNTS = tuple(round(0.05 * i, 2) for i in range(20))
+FEWER_AMOUNTS = (0.0, 0.3, 0.5, 0.7, 0.9)
+"""For methods that listen first: each amount takes seconds to a minute."""
+MAX_ROW_SECONDS = 15.0
+"""A longer speech is made at the chosen amount only."""
+_ROW_BYTES = 128 << 20
+_PREFIX = "vits_prune-row-"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What the voice pruned by one amount says."""
+
+    amount: float
+    sound: Path
+    """A 16-bit WAV file, which lives as long as the row."""
+    words: str
+    """What pruning by this amount did."""
+
+
+@dataclass(eq=False)
+class Row:
+    """One text at the amounts that are made so far. Threads share it."""
+
+    request: Request
+    points: dict[float, Point] = field(default_factory=dict)
+    original: Path | None = None
+    seconds: float = 0.0
+    folder: Any = field(default_factory=lambda: tempfile.TemporaryDirectory(prefix=_PREFIX))
+
+    @property
+    def key(self) -> str:
+        """Name the row within this process."""
+        return Path(self.folder.name).name
+
+    @property
+    def amounts(self) -> tuple[float, ...]:
+        """The amounts that the row is to have: none where the speech is too long to repeat."""
+        spec = self.request.spec
+        if self.seconds > MAX_ROW_SECONDS or spec.shape or spec.pattern or spec.amounts:
+            return ()
+        return FEWER_AMOUNTS if listens(spec) else AMOUNTS
+
+    def add(self, amount: float, spoken: Spoken, words: str = "") -> Point:
+        """Keep what was spoken, with words that say what happened."""
+        if self.original is None:
+            self.seconds, self.original = (
+                spoken.original.audio_seconds,
+                self._write(spoken.original),
+            )
+        known = self.points.get(amount)
+        sound = known.sound if known else self._write(spoken.pruned)
+        words = words or (known.words if known else happened(spoken))
+        self.points[amount] = Point(amount, sound, words)
+        return self.points[amount]
+
+    def _write(self, speech: Speech) -> Path:
+        file = Path(tempfile.mkdtemp(dir=self.folder.name)) / "speech.wav"
+        write_wav(speech, file)
+        return file
+
+
+def _row_bytes(row: Row) -> float:
+    return (1 + len(AMOUNTS)) * 100_000 * max(row.seconds, 2.0) / 2
+
+
+_rows: Bounded[tuple[Request, str], Row] = Bounded(_ROW_BYTES, _row_bytes)
+_filling = threading.Lock()
+
+
+def row_of(request: Request, token: str | None = None) -> Row:
+    """Return the row that a request belongs to; it may be empty."""
+    spec = request.spec
+    fixed = spec.shape or spec.pattern or spec.amounts
+    plain = request if fixed else request.at(dataclasses.replace(spec, amount=0.0))
+    return _rows.get_or_make((plain, trace(token)), lambda: Row(plain))
+
+
+def fill(row: Row, token: str | None = None, progress: Progress = SILENT) -> Iterator[Row]:
+    """Make the amounts that are missing; yield the row after each.
+
+    An amount that the voice cannot be pruned by is left out. Whoever waits to hear goes first.
+    """
+    bench = workbench.bench
+    voice = bench.voice_of(row.request, token, progress=progress)
+    for i, amount in enumerate(row.amounts):
+        if amount in row.points:
+            continue
+        part = progress.part(i / len(row.amounts), (i + 1) / len(row.amounts))
+        part.report(f"amount {amount:.0%} for the slider", 0.0)
+        bench.let_hearing_pass()
+        request = row.request.at(at_amount(row.request.spec, amount))
+        try:
+            check_feasible(voice, request.spec)
+        except InputError:
+            continue
+        if listens(request.spec) and amount:  # dear: worth keeping
+            pruned = bench.pruned(request, token, part)
+        else:
+            pruned = prune(voice, request.spec)
+        original = bench.original(request, token)
+        timing: Any = original if request.timing == "locked" else "own"
+        speech = workbench.say(pruned, request, timing, SILENT)
+        row.add(
+            amount, Spoken(original, speech, (measure_sparsity(voice), measure_sparsity(pruned)))
+        )
+        yield row
+
+
+def warm_up(request: Request) -> None:
+    """Make a row in a thread, the request's own amount first, so that visitors find it made."""
+
+    def work() -> None:
+        from vits_prune.studio.renditions import hear
+
+        try:
+            row = row_of(request)
+            row.add(request.spec.amount, hear(request, None))
+            for _ in fill(row):
+                pass
+        except InputError:
+            log.exception("the first row cannot be made")
+
+    threading.Thread(target=work, daemon=True, name="warm-up").start()

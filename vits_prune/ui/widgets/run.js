@@ -1,0 +1,49 @@
+// The run that makes what the stage plays, one at a time on a page. A press during a run ends that run, and the next one
+// begins where it ends. Nothing is cancelled: in Gradio 6.31 what begins while something is being cancelled may get lost.
+// Functions that return a ticket end the run that has it. A ticket that begins with "p" wants to be heard at once.
+window.stageRun = {
+  now: null,
+  play: false,
+  start() {
+    const ticket = (this.play ? 'p' : 'q') + Date.now().toString(36) + Math.random().toString(36).slice(2);
+    this.now = { ticket, again: false };
+    this.play = false;
+    return ticket;
+  },
+  speak(play) {
+    this.play = this.play || play;
+    if (!this.now) {
+      document.querySelector('#go').click();
+      return '';
+    }
+    this.now.again = true;
+    document.querySelector('#end').click();
+    return this.now.ticket;
+  },
+  stop() {
+    if (!this.now) return '';
+    this.now.again = false;
+    return this.now.ticket;
+  },
+  ended() {
+    const again = this.now && this.now.again;
+    this.now = null;
+    if (again) document.querySelector('#go').click();
+  },
+};
+// What the stage shows is in the address, so that a link to it opens the same.
+window.stageAddress = (values) => {
+  const query = new URLSearchParams(location.search);
+  for (const [name, value] of Object.entries(values)) {
+    if (value === null || value === undefined || value === '') query.delete(name);
+    else query.set(name, Array.isArray(value) ? value.join(',') : String(value));
+  }
+  history.replaceState(null, '', `${location.pathname}?${query}`);
+};
+// What the controls hold, where it is no longer what they held at first: the others leave the address.
+window.stageChanges = (values, names, first, always) => Object.fromEntries(names.map((name, i) =>
+  [name, always.includes(name) || String(first[name]) !== String(values[i]) ? values[i] : null]));
+window.stageTab = () => {
+  const tab = document.querySelector('#tabs [role=tab][aria-selected=true]');
+  if (tab) stageAddress({ tab: tab.textContent.trim().toLowerCase().replace(/ .*/, '') });
+};
