@@ -1,14 +1,15 @@
-"""Distances against librosa, auraloss and theory; durations by hand."""
+"""Distances against transformers, librosa, auraloss and theory; durations by hand."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import auraloss
-import librosa
 import numpy as np
 import pytest
 import torch
+from scipy.fft import dct
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from vits_prune import speak
 from vits_prune.measure.closeness import (
@@ -36,38 +37,39 @@ def pair(joe):
     return first.waveform.astype(np.float64), second.waveform.astype(np.float64)
 
 
-def by_librosa(waveform, rate=RATE):
-    filters = librosa.filters.mel(
-        sr=rate,
-        n_fft=1024,
-        n_mels=MEL_BANDS,
-        fmin=0,
-        fmax=8000,
-        htk=False,
-        norm=None,
-        dtype=np.float64,
-    )
-    magnitudes = (
-        np.abs(librosa.stft(waveform, n_fft=1024, hop_length=256, center=True, pad_mode="constant"))
-        * 2
-        / 1024
-    )
-    return np.log(np.maximum((filters / filters.sum(axis=1, keepdims=True)) @ magnitudes, 1e-5))
+def log_bands(filters, magnitudes):
+    """Return log levels, as this library defines them."""
+    shares = filters / filters.sum(axis=1, keepdims=True)
+    return np.log(np.maximum(shares @ (magnitudes * 2 / 1024), 1e-5))
 
 
-def test_log_mel_equals_librosas(pair):
-    expected = by_librosa(pair[0])
-    assert log_mel(pair[0], RATE) == pytest.approx(expected, abs=2e-3)
+def by_transformers(waveform):
+    filters = mel_filter_bank(513, MEL_BANDS, 0, 8000, RATE, norm=None, mel_scale="slaney").T
+    window = window_function(1024, "hann")
+    return log_bands(filters, spectrogram(waveform, window, 1024, 256, pad_mode="constant"))
 
 
-def test_mel_cepstral_distortion_equals_librosas_mfccs(pair):
-    """Orthonormal MFCCs are sqrt(bands / 2) times the coefficients of the definition."""
-    mfccs = [
-        librosa.feature.mfcc(
-            S=by_librosa(w), n_mfcc=MEL_COEFFICIENTS + 1, dct_type=2, norm="ortho"
-        )[1:]
-        for w in pair
-    ]
+def by_librosa(waveform):
+    import librosa  # takes seconds
+
+    bands = {"n_mels": MEL_BANDS, "fmin": 0, "fmax": 8000, "norm": None, "dtype": np.float64}
+    filters = librosa.filters.mel(sr=RATE, n_fft=1024, **bands)
+    spectrum = librosa.stft(waveform, n_fft=1024, hop_length=256, pad_mode="constant")
+    return log_bands(filters, np.abs(spectrum))
+
+
+LIBRARIES = [by_transformers, pytest.param(by_librosa, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("log_mel_of", LIBRARIES)
+def test_log_mel_equals_that_of_other_libraries(pair, log_mel_of):
+    assert log_mel(pair[0], RATE) == pytest.approx(log_mel_of(pair[0]), abs=2e-3)
+
+
+@pytest.mark.parametrize("log_mel_of", LIBRARIES)
+def test_mel_cepstral_distortion_equals_that_of_orthonormal_mfccs(pair, log_mel_of):
+    """They are sqrt(bands / 2) times the coefficients of the definition."""
+    mfccs = [dct(log_mel_of(w), norm="ortho", axis=0)[1 : MEL_COEFFICIENTS + 1] for w in pair]
     difference = (mfccs[0] - mfccs[1]) / np.sqrt(MEL_BANDS / 2)
     expected = np.mean(10 / np.log(10) * np.sqrt(2 * np.sum(difference**2, axis=0)))
     found = mel_cepstral_distortion(*(log_mel(w, RATE) for w in pair))
@@ -126,8 +128,11 @@ def test_melody_of_known_pitch():
     assert not track_pitch(np.zeros(RATE), RATE).voiced.any()
 
 
+@pytest.mark.slow
 def test_melody_of_real_speech_agrees_with_yin(pair):
     """librosa's YIN is another algorithm. They agree where the voice is steady."""
+    import librosa
+
     found = track_pitch(pair[0], RATE)
     hertz = librosa.yin(
         librosa.resample(pair[0], orig_sr=RATE, target_sr=16_000),

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from vits_prune import InputError, speak
 from vits_prune.measure.recognition import (
@@ -29,7 +30,8 @@ def test_real_speech_is_understood(spoken):
         measure_word_errors("The juice of lemons makes fine punch.", heard, "en").word_errors == 0
     )
     assert transcribe(spoken.waveform, spoken.sampling_rate, "en") == heard
-    assert measure_word_errors("A large size in stockings is hard to sell.", heard, "en").wer > 0.7
+    errors = measure_word_errors("A large size in stockings is hard to sell.", heard, "en")
+    assert errors.word_errors > 0.7 * errors.count
 
 
 def test_broken_sound_is_transcribed_without_an_error():
@@ -43,7 +45,7 @@ def test_counts_by_hand():
         found.reference == ("one", "cat", "sat", "on", "the", "mat") or found.reference[0] == "1"
     )  # numbers are written as figures
     assert found.word_errors == 3
-    assert found.wer == pytest.approx(3 / 6)
+    assert (found.word_errors, found.count) == (3, 6)
     assert found.missing == (4,)
     assert [found.hypothesis[slice(*span)] for span in found.inserted] == [("sat",)]
 
@@ -88,7 +90,8 @@ def test_spelling_is_no_error(said, heard, language):
 
 
 def test_a_language_without_spaces_counts_characters():
-    assert measure_word_errors("你好世界", "你坏世界", "zh").wer == pytest.approx(1 / 4)
+    chinese = measure_word_errors("你好世界", "你坏世界", "zh")
+    assert (chinese.word_errors, chinese.count) == (1, 4)
 
 
 def test_a_text_without_words_cannot_be_measured():
@@ -117,6 +120,13 @@ def test_a_folder_is_a_recogniser_too(spoken):
         Recogniser(model=str(get_model_path()), beam_size=1),
     )
     assert "lemons" in heard
+
+
+def test_loading_leaves_the_threads_of_torch_alone():
+    """Sums depend on them: CTranslate2 sets the number of its own for both."""
+    before = torch.get_num_threads()
+    load_recogniser(Recogniser(threads=before + 2))
+    assert torch.get_num_threads() == before
 
 
 def test_threads_share_one_model(monkeypatch):

@@ -198,8 +198,8 @@ def test_less_time(tiny):
     assert found.chosen in found.tried
     assert found.kept == (found.budget.broken(found.chosen) == ())
     assert found.chosen.macs_ratio < 1
-    assert [spec.method for spec in found.specs] == ["structured"]
-    assert list(found.voice.recipe["pruned"]) == [spec.to_dict() for spec in found.specs]
+    assert [spec.method for spec in found.chosen.specs] == ["structured"]
+    assert list(found.voice.recipe["pruned"]) == [spec.to_dict() for spec in found.chosen.specs]
     assert found.texts == (2, 2)
 
 

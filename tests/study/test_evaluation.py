@@ -15,12 +15,13 @@ from vits_prune.progress import Progress
 from vits_prune.study import evaluation as module
 from vits_prune.study.evaluation import Settings, evaluate, evaluate_against, prepare_reference
 
+QUICK = Recogniser(beam_size=1)
 TEXTS = ("Hop over the fence and plunge in.", "What joy there is in living.")
 
 
 @pytest.fixture(scope="module")
 def reference(joe):
-    return prepare_reference(joe, TEXTS, Settings(seed=3, noise_seeds=1))
+    return prepare_reference(joe, TEXTS, Settings(seed=3, noise_seeds=1, recogniser=QUICK))
 
 
 @pytest.fixture(scope="module")

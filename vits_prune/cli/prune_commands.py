@@ -356,5 +356,5 @@ def _print_solution(solution: Solution) -> None:
     )
     for name, interval in chosen.quality.items():
         print(f"  {name} {interval_words(interval)}")
-    for spec in solution.specs:
+    for spec in solution.chosen.specs:
         print(f"  {spec.to_json()}")

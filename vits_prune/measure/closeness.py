@@ -40,7 +40,6 @@ class Closeness:
     """Distances between two aligned sounds; 0 where they are the same."""
 
     mcd_db: float
-    """Mel-cepstral distortion."""
     log_mel_db: float
     """Mean absolute difference of mel band levels."""
     spectral_convergence: float
@@ -59,12 +58,10 @@ class Closeness:
 
 @dataclass(frozen=True, eq=False)
 class PitchContour:
-    """Fundamental frequency over time."""
+    """Fundamental frequency by frame of 16 ms, and whether the frame is voiced (bool)."""
 
     hertz: np.ndarray
-    """float64 [frames of 16 ms]."""
     voiced: np.ndarray
-    """bool [frames]."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def measure_closeness(
     """
     if first.shape != second.shape:
         words = (
-            "Closeness needs two sounds of one length: speak the second with the first's timing."
+            "Closeness needs sounds of the same length: speak the second with the first's timing."
         )
         raise ValueError(words)
     one, two = finite(first), finite(second)

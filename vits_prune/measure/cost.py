@@ -33,12 +33,11 @@ class Spread:
 
     median: float
     low: float
-    """Smallest run."""
     high: float
-    """Largest run."""
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
+        """Return the spread of at least one run."""
         return cls(statistics.median(values), min(values), max(values))
 
 
@@ -53,7 +52,6 @@ class VoiceLatency:
     cpu_seconds_per_audio_second: Spread
     """Processor seconds, all threads together, per second of speech."""
     audio_seconds: float
-    """Length of the speech."""
     dense_macs: int
     """Multiply-accumulates of convolutions and linear layers for this text, zeros included."""
     nonzero_macs: int
@@ -258,7 +256,6 @@ class Cost:
     """The cost of speaking a set of texts. Times and joules differ from run to run."""
 
     audio_seconds: float
-    """Length of the speech."""
     cpu_seconds_per_audio_second: float
     """Processor seconds of this process, all threads together, per second of speech."""
     joules_per_audio_second: float | None

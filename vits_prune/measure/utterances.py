@@ -43,12 +43,10 @@ _DROPPED_SHARE, _CLIPPED_SHARE, _SILENCE_DBFS, _BUZZ_SHARE = 0.2, 1e-4, -50.0, 0
 
 @dataclass(frozen=True)
 class Failure:
-    """One thing that is wrong with an utterance."""
+    """One thing that is wrong with an utterance: one of FAILURES, and what was found, in words."""
 
     kind: str
-    """One of FAILURES."""
     detail: str
-    """What was found, in words."""
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,6 @@ class Spectrogram:
     decibels: np.ndarray
     """float32 [frequencies, frames], dB relative to a full-scale sine, at least -100."""
     seconds: float
-    """Length of the sound."""
     highest_hz: float
     """Frequency of the last row; the first is 0."""
 

@@ -121,9 +121,9 @@ class WeightHistogram:
     """Absolute values of the original's prunable weights, kept and zeroed ones apart."""
 
     edges: np.ndarray
-    """Bin edges, float [bins + 1]; the last bin takes everything above."""
+    """Of the bins, float [bins + 1]; the last bin takes everything above."""
     kept: np.ndarray
-    """Weights that stayed, int [bins]."""
+    """How many weights stayed, int [bins]."""
     zeroed: np.ndarray
     """Weights that became zero, or were removed with their channel or layer, int [bins]."""
     largest_zeroed: float

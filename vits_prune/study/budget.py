@@ -14,7 +14,6 @@ import numpy as np
 
 from vits_prune.errors import InputError
 from vits_prune.measure.cost import Spread, measure_latency
-from vits_prune.measure.quality import METRICS
 from vits_prune.measure.statistics import Interval
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import Shape
@@ -91,9 +90,8 @@ class Budget:
             found["size"] = candidate.mb / self.max_mb
         if self.max_latency_ratio is not None:
             found["latency"] = candidate.latency_ratio.median / self.max_latency_ratio
-        for limit in self.quality:
-            found[limit.metric] = used(limit, candidate.quality.get(limit.metric))
-        return found
+        quality = candidate.quality
+        return found | {one.metric: used(one, quality.get(one.metric)) for one in self.quality}
 
     def broken(self, candidate: Candidate) -> tuple[str, ...]:
         """Return the limits that a candidate does not keep, or that were not measured."""
@@ -116,9 +114,7 @@ def used(limit: Limit, interval: Interval | None) -> float:
     """Return the share of a limit that a change uses; 0 for an improvement."""
     if interval is None or math.isnan(interval.value):
         return math.nan
-    sign = {"neither": 0, "lower": 1, "higher": -1}[METRICS[limit.metric].better]
-    lost = max(0.0, sign * interval.value) if sign else abs(interval.value)
-    return 0.0 if lost == 0 else lost / max(abs(limit.change), 1e-9)
+    return max(0.0, limit.lost(interval.value)) / max(abs(limit.change), 1e-9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,11 +185,6 @@ class Solution:
     """On how many sentences it was chosen and verified."""
     seconds: float
 
-    @property
-    def specs(self) -> tuple[PruneSpec, ...]:
-        """What to do to the original, in order."""
-        return self.chosen.specs
-
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the voice as JSON-able values."""
         return {
@@ -228,11 +219,11 @@ def _conflicts(budget: Budget, measured: Sequence[Candidate]) -> list[str]:
     """Name the smallest sets of limits that nothing keeps, and what giving up one gives."""
     names = list(budget.loads(measured[0])) if measured else []
     found: list[tuple[str, ...]] = []
-    for size in range(1, len(names) + 1):
-        for some in itertools.combinations(names, size):
-            known = any(set(smaller) <= set(some) for smaller in found)
-            if not known and all(set(some) & set(budget.broken(one)) for one in measured):
-                found.append(some)
+    sets = (itertools.combinations(names, size) for size in range(1, len(names) + 1))
+    for some in itertools.chain(*sets):
+        known = any(set(smaller) <= set(some) for smaller in found)
+        if not known and all(set(some) & set(budget.broken(one)) for one in measured):
+            found.append(some)
     sentences = []
     for some in found:
         together = " together" if len(some) > 1 else ""
@@ -253,16 +244,17 @@ def _conflicts(budget: Budget, measured: Sequence[Candidate]) -> list[str]:
 
 @dataclass(frozen=True)
 class LeverEstimate:
-    """One lever at one value, measured and estimated alone."""
+    """One lever at one value, measured and estimated alone.
+
+    The time is of its stage, the size of its part, both over the original's; what is lost is by
+    `channel_sensitivity`, before anything is refitted.
+    """
 
     lever: str
     value: float | int
     time: float
-    """Of its stage, over the original's."""
     size: float
-    """Parameters of its part over the original's."""
     lost: float
-    """By `channel_sensitivity`, before anything is refitted."""
 
 
 @dataclass(frozen=True)
@@ -345,6 +337,7 @@ def _estimate_levers(
     }
     found: dict[str, list[LeverEstimate]] = {stage: [] for stage in STAGE_LEVERS}
     shares: dict[str, list[float]] = {stage: [] for stage in STAGE_LEVERS}
+    sizes_before = {stage: count_parameters(voice, part) for stage, part in _PARTS.items()}
     for cuts in progress.track(list(itertools.zip_longest(*values.values())), "timing cut"):
         small = cut(voice, choose(voice, _shape(dict(filter(None, cuts)))))
         latency = measure_latency(voice, small, text, seed, runs=RUNS)
@@ -353,8 +346,7 @@ def _estimate_levers(
             shares[stage].append(before[stage].median / before["total"].median)
             if one:
                 time = min(1.0, after[stage].median / before[stage].median)
-                part = _PARTS[stage]
-                size = count_parameters(small, part) / count_parameters(voice, part)
+                size = count_parameters(small, _PARTS[stage]) / sizes_before[stage]
                 lost = _lost(voice, scores, *one)
                 found[stage].append(LeverEstimate(one[0], one[1], time, size, lost))
     return found, {stage: float(np.median(ones)) if ones else 0.0 for stage, ones in shares.items()}

@@ -74,13 +74,8 @@ def solve_budget(
 ) -> Solution:
     """Return the least damaged voice that keeps a budget, or the nearest to it.
 
-    Args:
-        voice: the original.
-        budget: what it may cost and lose.
-        texts: what candidates are compared on.
-        held_out: what the verdict is made on; no sentence of `texts`.
-        settings: seed, recogniser and delivery; metrics and noise seeds are not used.
-        progress: may raise to cancel.
+    Candidates are compared on `texts`; the verdict is made on `held_out`, with no sentence of them.
+    Of the settings the seed, the recogniser and the delivery are used.
 
     Raises:
         InputError: nothing can be said, a limited metric cannot be measured on this voice, or no
@@ -141,9 +136,9 @@ class BudgetSearch:
     def run(self, progress: Progress) -> None:
         """Try shapes, slower ones if all lose too much, then zeros for the least damaged."""
         shapes = self._find_shapes(progress.part(0.0, 0.1))
+        part = progress.part(0.1, 0.5)
         for i, shape in enumerate(shapes):
-            start, length = 0.1 + 0.4 * i / len(shapes), 0.4 / len(shapes)
-            self._try_shape(shape, progress.part(start, start + length))
+            self._try_shape(shape, part.part(i / len(shapes), (i + 1) / len(shapes)))
         ratio = self._budget.max_latency_ratio
         if ratio and all(self._budget.damage(one) > 1 for one in self._measured):
             self._try_slower(ratio, progress.part(0.5, 0.65))
@@ -220,8 +215,8 @@ class BudgetSearch:
         small = prune(self._voice, spec, progress=part)
         known = next((one for one in self.tried if one.specs == (spec,)), None)
         if known:
-            timed = known.latency_ratio, known.macs_ratio
             self.tried.remove(known)
+            timed = known.latency_ratio, known.macs_ratio
         else:
             timed = time_against(self._voice, small, self._text, self._seed, 3)
         self._measure((spec,), small, timed, progress.part(0.6, 1.0))
@@ -242,16 +237,13 @@ class BudgetSearch:
         least damaged of the others among them; without a limit of time, the whole voice too.
         """
 
-        def too_slow(one: Candidate) -> bool:
-            return "latency" in self._budget.broken(one)
-
         large = [one for one in self._measured if one.mb > max_mb]
-        large.sort(key=lambda one: (too_slow(one), self._budget.damage(one)))
-        chosen = large[:ZEROED]
-        slow = next((one for one in large if too_slow(one)), None)
-        if slow and slow not in chosen:
-            chosen = [*chosen[: ZEROED - 1], slow]
-        bases: list[tuple[Voice, Specs, tuple[Spread, float]]] = [
+        large.sort(key=self._budget.damage)
+        slow = [one for one in large if "latency" in self._budget.broken(one)]
+        chosen = [*(one for one in large if one not in slow), *slow][:ZEROED]
+        if slow and slow[0] not in chosen:
+            chosen[-1] = slow[0]
+        bases = [
             (self.voices[one], one.specs, (one.latency_ratio, one.macs_ratio)) for one in chosen
         ]
         if self._budget.max_latency_ratio is None:
@@ -331,8 +323,7 @@ def check_empty(folder: Path) -> None:
 def save_solution(solution: Solution, folder: Path) -> list[Path]:
     """Write the voice, its sparse file if that is smaller, budget.json, tried.csv and the chart.
 
-    Returns:
-        What was written.
+    Return what was written.
 
     Raises:
         InputError: the disk does not take them, or the folder is not empty.

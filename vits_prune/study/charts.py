@@ -31,13 +31,8 @@ Rows = Sequence[Mapping[str, Any]]
 def curve_figure(rows: Rows, metric: str, limit: Limit | None = None) -> Figure:
     """Draw a metric against sparsity: a line with 95% intervals for each curve.
 
-    A band shows the noise floor, and a ring the knee of each curve.
-
-    Args:
-        rows: of a sweep, in any order.
-        metric: name of the metric.
-        limit: what the knee keeps; None for that of LIMITS, or else the last point without a
-            difference.
+    A band shows the noise floor, and a ring the knee of each curve: the last point within `limit`,
+    or within that of LIMITS, or else without a difference.
 
     Raises:
         InputError: no row has a value of this metric.
@@ -62,7 +57,7 @@ def curve_figure(rows: Rows, metric: str, limit: Limit | None = None) -> Figure:
     axis.set_ylabel(title_of(what))
     kept = f"{limit.metric} within {limit.change:+g}" if limit else "no difference found"
     set_title(axis, f"{rows[0]['voice']}: {what.title}. Rings: last point with {kept}")
-    axis.legend(frameon=False, fontsize=8, labelcolor=GREY)
+    axis.legend(**_LEGEND)
     return figure
 
 
@@ -138,11 +133,11 @@ def pareto_figure(solution: Solution) -> Figure:
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as SVG and as PNG, the same bytes for the same figure; return the files."""
-    written = [folder / f"{name}.svg", folder / f"{name}.png"]
+    svg, png = folder / f"{name}.svg", folder / f"{name}.png"
     with matplotlib.rc_context({"svg.hashsalt": "vits_prune"}):
-        figure.savefig(written[0], metadata={"Date": None})
-        figure.savefig(written[1])
-    return written
+        figure.savefig(svg, metadata={"Date": None})
+        figure.savefig(png)
+    return [svg, png]
 
 
 def save_plots(rows: Rows, folder: Path, *, sensitivity: bool = False) -> list[Path]:

@@ -140,11 +140,11 @@ class Comparison:
         }
 
     def __str__(self) -> str:
-        tables = self.tables()
         lines = [f"{self.voices[0].name}: {self.text}"]
-        for name in ("sparsity", "size", "latency"):
-            table = tables[name].dropna(axis="columns", how="all")
-            lines += ["", name, table.to_string(index=False, na_rep="")]
+        for name, table in self.tables().items():
+            if name != "layers":
+                shown = table.dropna(axis="columns", how="all")
+                lines += ["", name, shown.to_string(index=False, na_rep="")]
         return "\n".join(lines)
 
 
@@ -162,12 +162,9 @@ def compare(
     """Speak one text with two voices and measure both.
 
     Args:
-        original: the voice to compare with.
-        pruned: the voice that `prune` made from it.
-        text: what both speak.
-        seed: noise of both, 0 to 2**32 - 1.
+        original, pruned: a voice, and what `prune` made of it.
+        text, seed, delivery: what both speak and how; the seed is 0 to 2**32 - 1.
         timing: one of TIMINGS.
-        delivery: speaking rate and noise scales.
         runs: timed runs of each voice.
         progress: may raise to cancel.
 
@@ -178,16 +175,14 @@ def compare(
         raise InputError(f"timing must be one of {', '.join(TIMINGS)}, not {str(timing)[:40]!r}.")
     if isinstance(runs, bool) or not isinstance(runs, int) or not 1 <= runs <= 1000:
         raise InputError("runs must be a whole number from 1 to 1000.")
-    seed = checked_seed(seed)
-    part = progress.part(0.0, 0.2, "original: ")
-    first = speak(original, text, seed, delivery, progress=part)
+    seed, voices = checked_seed(seed), (original, pruned)
+    parts = [progress.part(0.0, 0.2, "original: "), progress.part(0.2, 0.4, "pruned: ")]
+    first = speak(original, text, seed, delivery, progress=parts[0])
     durations: Literal["own"] | Speech = first if timing == "locked" else "own"
-    part = progress.part(0.2, 0.4, "pruned: ")
-    second = speak(pruned, text, seed, delivery, timing=durations, progress=part)
+    second = speak(pruned, text, seed, delivery, timing=durations, progress=parts[1])
     progress.report("counting zeros and bytes", 0.4)
-    sparsity = (measure_sparsity(original), measure_sparsity(pruned))
-    size = (measure_size(original), measure_size(pruned))
-    part, voices = progress.part(0.5, 1.0, "timing: "), (original, pruned)
+    sparsity = measure_sparsity(original), measure_sparsity(pruned)
+    size, part = (measure_size(original), measure_size(pruned)), progress.part(0.5, 1.0, "timing: ")
     latency = measure_latency(*voices, text, seed, delivery=delivery, runs=runs, progress=part)
     return Comparison(text, seed, timing, voices, first, second, sparsity, size, latency)
 

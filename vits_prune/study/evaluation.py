@@ -260,7 +260,7 @@ def evaluate_against(
             f"{reference.name} and {pruned.name} are nowhere voiced at the same time."
         )
     rounds = (reference.utterances, *reference.others)
-    own = _count_failures(itertools.chain.from_iterable(rounds))
+    own = _count_failures(itertools.chain(*rounds))
     progress.report("done", 1.0)
     return Evaluation(
         names=(reference.name, pruned.name),

@@ -58,11 +58,10 @@ class JudgeSettings:
 
 @dataclass(frozen=True)
 class TuningTexts:
-    """Sentences that checkpoints are judged on."""
+    """Sentences that checkpoints are judged on, and in words, which they are."""
 
     texts: tuple[str, ...]
     words: str
-    """Which sentences they are, for people."""
 
 
 def tuning_texts(
@@ -161,10 +160,10 @@ class CheckpointJudge:
             raise UnmeasurableError("The original was not measured: there is nothing to compare.")
         share, before = step / of if of else 0.0, f"measuring {name or f'step {step}'}: "
 
-        def _report(message: str, _fraction: float) -> None:
+        def report(message: str, _fraction: float) -> None:
             self.progress.report(before + message.removeprefix("pruned: "), share)
 
-        figures = evaluate_against(self.reference, voice, progress=Progress(_report)).figures
+        figures = evaluate_against(self.reference, voice, progress=Progress(report)).figures
         found = Judgement(step, of, figures, None)
         return dataclasses.replace(found, score=score_of(found.changes()))
 
@@ -179,12 +178,8 @@ def judge_of(
 ) -> CheckpointJudge | None:
     """Measure the original, and return the judge of what is healed towards it.
 
-    Args:
-        voice: the original.
-        texts: what the voice is healed on, None for built-in or random sentences.
-        settings: how often and on how much to judge; without evaluations there is no judge.
-        seed: of random sentences.
-        progress: of measuring the original.
+    `texts` are what the voice is healed on, None for built-in or random sentences by `seed`.
+    Without evaluations there is no judge.
 
     Raises:
         InputError: the recogniser cannot be loaded.
@@ -223,13 +218,11 @@ def heal(
     at even distances on tuning sentences. A warning in the log says what cannot be measured.
 
     Args:
-        pruned: the voice to heal; it stays as it is.
-        teacher: the voice that it was made of.
+        pruned, teacher: the voice to heal, which stays as it is, and the voice it was made of.
         plan: how long and how.
         data: what to learn from. No recordings are needed.
         run: folder of checkpoints, device, observer.
-        judge: a judge of your own, or how often and on how much to judge; None keeps the last
-            checkpoint.
+        judge: your own, or how often and on how much to judge; None keeps the last checkpoint.
 
     Raises:
         InputError: as `vits_prune.healing.heal`, or the recogniser cannot be loaded.

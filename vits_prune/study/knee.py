@@ -46,21 +46,23 @@ class Limit:
         if self.metric not in METRICS:
             what = f"There is no metric {str(self.metric)[:40]!r} to limit"
             raise InputError(f"{what}: choose from {', '.join(METRICS)}.")
-        better = METRICS[self.metric].better
         number = isinstance(self.change, (int, float)) and not isinstance(self.change, bool)
-        sign = {"lower": 1, "higher": -1, "neither": 0}[better]
-        if not number or not 0 <= sign * self.change < math.inf:
-            right = {"lower": "0 or more", "higher": "0 or less", "neither": "a number"}[better]
+        if not number or not 0 <= self._sign * self.change < math.inf:
+            right = {1: "0 or more", -1: "0 or less", 0: "a number"}[self._sign]
             what = f"The limit of {self.metric} must be {right}, not {str(self.change)[:40]!r}"
             raise InputError(f"{what}: it says how much may be lost.")
 
+    @property
+    def _sign(self) -> int:
+        return {"lower": 1, "higher": -1, "neither": 0}[METRICS[self.metric].better]
+
+    def lost(self, value: float) -> float:
+        """Return what a change, or a distance, loses; below 0 where it is a gain."""
+        return self._sign * value if self._sign else abs(value)
+
     def keeps(self, value: float) -> bool:
         """Return whether a change, or a distance, is within the limit."""
-        better = METRICS[self.metric].better
-        if better == "neither":
-            return abs(value) <= abs(self.change) + _ROUNDING
-        sign = 1 if better == "lower" else -1
-        return sign * value <= sign * self.change + _ROUNDING
+        return self.lost(value) <= abs(self.change) + _ROUNDING
 
     def breaks(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row of a sweep is beyond the limit, or has no value."""
@@ -109,6 +111,7 @@ class Knee:
 
     @property
     def amount(self) -> float:
+        """The largest amount."""
         return self.spec.amount
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,6 +143,7 @@ class Gradual:
 
     @property
     def amount(self) -> float:
+        """Of the last step that kept the limits, 0 if none did."""
         return max((step.amount for step in self.steps if step.kept), default=0.0)
 
 
@@ -157,14 +161,12 @@ def find_knee(
     """Return the largest amount, to 0.01, that keeps limits.
 
     Args:
-        voice: the original.
-        base: what to prune, apart from the amount.
+        voice, base: the original, and what to prune of it, apart from the amount.
         limits: what must be kept.
         texts: what is spoken; not needed with a reference.
         settings: how to measure; None for no noise floor. The metrics are those of the limits.
         strict: whether the whole interval must keep a limit, and not the estimate alone.
         reference: the original measured earlier; its texts and settings are used.
-        progress: may raise to cancel.
 
     Raises:
         InputError: bad input, or a limited metric cannot be measured on this voice.
@@ -235,25 +237,19 @@ def prune_until_knee(
 ) -> Gradual:
     """Prune gradually, measure after each step, and stop where a limit breaks.
 
-    Args:
-        voice: the original.
-        spec: with at least two steps.
-        reference: the original measured on sentences that it is not calibrated on.
-        limits: what must be kept.
-        on_voice: called with each step's number, from 1, and its voice.
-        progress: may raise to cancel.
+    The reference is the original, measured on sentences that it is not calibrated on. `on_voice` is
+    called with the number of each step, from 1, and its voice.
 
     Raises:
         InputError: one step only, a limit that the reference cannot check, or as `prune`.
     """
-    count = len(spec.schedule_amounts())
+    steps: list[Trial] = []
+    last, count = None, len(spec.schedule_amounts())
     if count < 2:
         raise InputError("Only gradual pruning can stop at the knee: give steps or amounts.")
     check_measured(limits, reference)
-    steps: list[Trial] = []
-    last = None
-    for amount, pruned in prune_steps(voice, spec, progress=progress.part(0.0, 0.8)):
-        done = len(steps) + 1
+    pruning = prune_steps(voice, spec, progress=progress.part(0.0, 0.8))
+    for done, (amount, pruned) in enumerate(pruning, 1):
         if on_voice:
             on_voice(done, pruned)
         part = progress.part(0.8 * done / count, done / count)

@@ -25,6 +25,7 @@ from vits_prune.progress import SILENT, Pieces, Progress
 from vits_prune.study.evaluation import Settings
 from vits_prune.study.sweep_engines import (
     ENGINES,
+    Outcome,
     VoiceRef,
     failure_words,
     fingerprint,
@@ -79,7 +80,7 @@ class VoicesResult:
 
     folder: Path
     sweeps: dict[str, SweepResult]
-    """By the text of the voice's VoiceRef."""
+    """By the text of the VoiceRef."""
     failures: dict[str, str]
     """Voices without a sweep, and why; the same command tries them again."""
 
@@ -108,15 +109,12 @@ def run_sweep(
 
     Args:
         voice_ref: the original, as `load_voice` takes it.
-        grid: which pruned voices.
-        texts: what all of them speak.
-        settings: how to measure; None for the defaults.
+        grid, texts, settings: which pruned voices, what all of them speak, and how to measure.
         out: folder for sweep.json, sweep.jsonl and sweep.csv: new, empty, or of the same sweep.
         jobs: processes of this machine. Only the numbers of VARYING depend on it.
         engine: "local", or "ray" for a Ray cluster.
         kind: only a sweep of the same kind continues in a folder.
         on_point: called with each row that is added.
-        progress: may raise to cancel; what is done stays.
 
     Raises:
         InputError: bad input, a folder of another sweep, or a full disk; what is done stays.
@@ -124,19 +122,13 @@ def run_sweep(
     start, settings = time.perf_counter(), settings or Settings()
     _check_choices(jobs, engine)
     points = grid.points() if isinstance(grid, Grid) else tuple(grid)
-    ref = voice_ref if isinstance(voice_ref, VoiceRef) else VoiceRef(os.fspath(voice_ref))
-    voice = ref.load()
-    # A branch of a hub may move while the sweep runs.
-    ref = dataclasses.replace(ref, revision=voice.origin.revision or ref.revision)
+    ref, voice = _load(voice_ref)
     manifest = _manifest(kind, voice, texts, settings, points)
     failures: list[FailedPoint] = []
     with Store(out, manifest, points) as store, contextlib.ExitStack() as connected:
         before = len(store.records)
-        left = [point for point in points if point not in store.records]
-        # With amount 0 all are the original.
-        same = tuple(point for point in left if point.untouched)
-        groups = [same] if same else []
-        groups += [(point,) for point in left if not point.untouched]
+        groups = _groups([point for point in points if point not in store.records])
+        found: Iterable[Outcome] = ()
         if groups:
             if engine == "ray":
                 connected.enter_context(ray_cluster())
@@ -146,18 +138,31 @@ def run_sweep(
             work = prepare_work(engine, ref, voice, texts, settings, threads, part)
             pieces = Pieces(progress.part(middle, 1.0), len(groups), "point")
             firsts = [group[0] for group in groups]
-            for index, found in measure_points(engine, jobs, work, voice, firsts, pieces):
-                for point in groups[index]:
-                    if isinstance(found, str):
-                        failures.append(FailedPoint(point, found))
-                        continue
-                    columns = {"voice": voice.name, **point.columns(), **found.columns}
-                    row = store.append(point, columns, found.details)
-                    if on_point:
-                        on_point(row)
+            found = measure_points(engine, jobs, work, voice, firsts, pieces)
+        for point, result in ((point, one) for index, one in found for point in groups[index]):
+            if isinstance(result, str):
+                failures.append(FailedPoint(point, result))
+                continue
+            columns = {"voice": voice.name, **point.columns(), **result.columns}
+            row = store.append(point, columns, result.details)
+            if on_point:
+                on_point(row)
         rows = tuple(store.records[point]["row"] for point in points if point in store.records)
     added, seconds = len(store.records) - before, time.perf_counter() - start
     return SweepResult(Path(out), rows, tuple(failures), added, seconds)
+
+
+def _load(given: VoiceRef | str | os.PathLike[str]) -> tuple[VoiceRef, Voice]:
+    """Load a voice, and name its revision: a branch of a hub may move while the sweep runs."""
+    ref = given if isinstance(given, VoiceRef) else VoiceRef(os.fspath(given))
+    voice = ref.load()
+    return dataclasses.replace(ref, revision=voice.origin.revision or ref.revision), voice
+
+
+def _groups(points: Sequence[Point]) -> list[list[Point]]:
+    """Return points that are measured together: with amount 0 all are the original."""
+    same = [point for point in points if point.untouched]
+    return [same] * bool(same) + [[point] for point in points if not point.untouched]
 
 
 def run_voices(
@@ -174,12 +179,8 @@ def run_voices(
     """Sweep each voice into a folder of its own below `out`, and put all rows into one `sweep.csv`.
 
     With the engine ray as many voices are measured at once as the cluster has room for, else one
-    after the other. A voice that fails does not stop the others.
-
-    Args:
-        refs: the voices.
-        out: folder: new, or of the same command.
-        grid, texts, settings, jobs, engine, progress: as in `run_sweep`.
+    after the other. A voice that fails does not stop the others. `out` is a new folder, or that of
+    the same command; the other arguments are those of `run_sweep`.
 
     Raises:
         InputError: bad input, or the table cannot be written.
@@ -195,10 +196,10 @@ def run_voices(
     failures: dict[VoiceRef, str] = {}
 
     def sweep(ref: VoiceRef) -> SweepResult:
-        own = pieces.of(refs.index(ref), f"{ref}: ")
+        own, folder = pieces.of(refs.index(ref), f"{ref}: "), out / folder_name(ref)
         own.report("loading", 0.0)  # a voice that still waits when the sweep is cancelled ends here
-        run = functools.partial(run_sweep, jobs=jobs, engine=engine, progress=own)
-        return run(ref, grid, texts, settings, out / folder_name(ref))
+        how: dict[str, Any] = {"jobs": jobs, "engine": engine, "progress": own}
+        return run_sweep(ref, grid, texts, settings, folder, **how)
 
     with _started(refs, sweep, engine, pieces) as finished:
         for ref, result in finished:

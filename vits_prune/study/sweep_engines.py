@@ -54,6 +54,7 @@ class VoiceRef:
         return self.ref + revision + (f":{self.speaker}" if self.speaker is not None else "")
 
     def load(self) -> Voice:
+        """Load the voice; raise InputError if there is none."""
         return load_voice(self.ref, self.speaker, revision=self.revision)
 
 
@@ -128,7 +129,7 @@ def prepare_work(
     texts: Sequence[str],
     settings: Settings,
     threads: int,
-    progress: Progress = SILENT,
+    progress: Progress,
 ) -> Work:
     """Measure the original, with `threads` of torch; `voice` is what `ref` loads."""
     weights = fingerprint(voice)
@@ -194,9 +195,9 @@ def run_processes(
                 tries[index] += 1
                 if tries[index] < TRIES:
                     waiting.appendleft(index)
-                    continue
-                words = f"its process was killed {TRIES} times ({value}): "
-                yield index, words + "most often memory ran out, so try fewer --jobs"
+                else:
+                    words = f"its process was killed {TRIES} times ({value}): "
+                    yield index, words + "most often memory ran out, so try fewer --jobs"
     finally:
         for worker in workers:
             worker.stop()

@@ -124,6 +124,7 @@ class Grid:
         return tuple(dict.fromkeys(found))
 
     def points(self) -> tuple[Point, ...]:
+        """Return the same as points of a sweep."""
         return tuple(map(Point, self.specs()))
 
 
@@ -152,11 +153,8 @@ def layer_points(
 ) -> tuple[Point, ...]:
     """Return a point for each layer alone at each amount, protected layers included.
 
-    Args:
-        voice: whose layers.
-        amounts: shares of the layer's weights.
-        names: layers, or beginnings of names ("decoder.resblocks.0"); empty for all layers.
-        base: the other fields of every PruneSpec.
+    `names` are layers, or beginnings of names ("decoder.resblocks.0"); empty for all layers. `base`
+    has the other fields.
 
     Raises:
         InputError: no layer has such a name, or the method removes what layers share.

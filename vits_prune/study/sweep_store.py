@@ -41,10 +41,7 @@ class Store:
     ) -> None:
         """Make a folder for a sweep, or open the folder of the same sweep.
 
-        Args:
-            folder: new, empty, or of the same sweep.
-            manifest: what the numbers depend on; JSON-able.
-            points: in order. Points of the folder that are not here stay.
+        `manifest` is what the numbers depend on. Points of the folder that are not given stay.
 
         Raises:
             InputError: the folder holds something else, is in use, or cannot be written.
