@@ -21,7 +21,7 @@ from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.cli.main import main
 from vits_prune.cli.ship_commands import FORMAT_NAMES, PRECISION_NAMES
 from vits_prune.ship.formats import FORMATS
-from vits_prune.ship.hub_transfer import Meter
+from vits_prune.ship.hub_transfer import Push
 
 ME = Account("me", orgs={"readers": "read"})
 
@@ -327,15 +327,15 @@ def test_connection_lost_publishes_nothing_and_the_same_command_goes_on(hub, fol
 
 
 def test_interrupted_while_it_is_published_it_is_not_known(hub, folder, capsys, monkeypatch):
-    waiting = Meter.wait
+    waiting = Push.wait
 
-    def impatient(meter, call, *, listen=True):
-        found = waiting(meter, call, listen=listen)
+    def impatient(self, call, *, listen=True):
+        found = waiting(self, call, listen=listen)
         if not listen:  # the second Ctrl-C, before the answer to the commit
             raise KeyboardInterrupt
         return found
 
-    monkeypatch.setattr(Meter, "wait", impatient)
+    monkeypatch.setattr(Push, "wait", impatient)
     assert push(folder, "--repo", "small", "--yes") == 130
     said = capsys.readouterr().err
     assert "Nothing was published" not in said

@@ -468,7 +468,7 @@ def test_a_bug_of_our_own_is_not_reported_as_the_hubs(hub, folder, monkeypatch, 
         raise bug("a bug")
 
     if where == "read":  # a CountedFile, which huggingface_hub reads
-        monkeypatch.setattr(transfer.Meter, "arrived", broken)
+        monkeypatch.setattr(transfer.Push, "arrived", broken)
     else:
         monkeypatch.setattr(upload, where, broken)
     with pytest.raises(bug, match="a bug") as caught:

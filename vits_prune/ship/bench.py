@@ -4,13 +4,13 @@
     python bench.py --merge laptop.json board.json
 
 An export puts a copy of this file next to the model, so it imports nothing of vits_prune. Each
-number of threads gets a process of its own, for its load time and peak memory. Sentences are read
-as ids, from the model's `.bench.json` or the model itself; a stock Piper voice says its symbols.
+number of threads gets a process of its own, for its load time and peak memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -30,7 +30,6 @@ MAX_JSON_BYTES = 4 << 20
 METADATA = "vits_prune_bench"
 """In the model's own metadata: what `.bench.json` holds."""
 MAX_METADATA = 1 << 16
-POWERCAP = Path("/sys/class/powercap")
 COLUMNS = (
     ("threads", "threads", 1),
     ("load (ms)", "load_seconds", 1e3),
@@ -47,17 +46,12 @@ class BenchError(Exception):
     """The model, the sentences or the options cannot be used; the message says what to do."""
 
 
-def _onnxruntime() -> Any:
+def load_model(path: Path, threads: int = 0) -> Any:
+    """Return an onnxruntime session; without threads, one that only reads the metadata."""
     try:
         import onnxruntime
     except ImportError:
         raise BenchError("Install onnxruntime: pip install onnxruntime numpy.") from None
-    return onnxruntime
-
-
-def _session(path: Path, threads: int = 0) -> Any:
-    """A session to speak with; without threads, one that only reads the metadata."""
-    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
@@ -67,9 +61,8 @@ def _session(path: Path, threads: int = 0) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise BenchError(
-            f"{path.name} cannot be loaded by onnxruntime ({_reason(error)}): export it again."
-        ) from error
+        what = f"{path.name} cannot be loaded by onnxruntime ({_reason(error)})"
+        raise BenchError(f"{what}: export it again.") from error
 
 
 def _reason(error: Exception) -> str:
@@ -80,18 +73,17 @@ class OnnxEngine:
     """An ONNX file with Piper's inputs, run by onnxruntime on the processor."""
 
     def __init__(self, path: Path, threads: int, plan: dict[str, Any]) -> None:
+        self._session = load_model(path, threads)
         import numpy
         import onnxruntime
 
-        self._session = _session(path, threads)
         inputs = {given.name for given in self._session.get_inputs()}
         if not {"input", "input_lengths", "scales"} <= inputs:
-            what = "does not take the inputs of a Piper voice"
-            raise BenchError(f"{path.name} {what}: give an .onnx of vits_prune or Piper.")
-        self._fixed = {"scales": numpy.array(plan["scales"], numpy.float32)}
-        if "sid" in inputs:
-            self._fixed["sid"] = numpy.array([int(plan.get("speaker") or 0)], numpy.int64)
+            raise BenchError(f"{path.name} is no VITS voice: give an .onnx of vits_prune or Piper.")
         self._ints = lambda values: numpy.array(values, numpy.int64)
+        self._fixed: dict[str, Any] = {"scales": numpy.array(plan["scales"], numpy.float32)}
+        if "sid" in inputs:
+            self._fixed["sid"] = self._ints([int(plan.get("speaker") or 0)])
         self.versions = {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}
 
     def say(self, ids: list[int]) -> int:
@@ -112,34 +104,23 @@ def find_model(path: Path) -> Path:
     if not found:
         raise BenchError(f"{path.resolve().name} holds no exported voice: give another folder.")
     if len(found) > 1:
-        names = f"name one of them, such as {found[0].name[:60]}"
-        raise BenchError(f"{path.name} holds several .onnx files: {names}.")
+        raise BenchError(f"{path.name} holds several: name one, such as {found[0].name:.60}.")
     return found[0]
-
-
-def check_whole(model: Path, plan: dict[str, Any]) -> None:
-    """Raise BenchError if an .onnx is not the one that its sentences were exported with."""
-    try:
-        found = hashlib.sha256(model.read_bytes()).hexdigest()
-    except OSError as error:
-        raise BenchError(f"{model.name} cannot be read: {error.strerror}.") from None
-    if plan.get("sha256", found) != found:
-        raise BenchError(f"{model.name} is damaged, or of another export: copy both files again.")
 
 
 def read_json(path: str | Path) -> Any:
     """Return the JSON in a file of at most 4 MiB."""
-    advice = "give a file that the export or --json wrote."
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_JSON_BYTES + 1)
         if len(content) <= MAX_JSON_BYTES:
             return json.loads(content.decode("utf-8"))
+        why = f"is larger than {MAX_JSON_BYTES >> 20} MiB"
     except OSError as error:
-        raise BenchError(f"{path} cannot be read ({error.strerror}): {advice}") from None
+        why = f"cannot be read ({error.strerror})"
     except (ValueError, RecursionError):
-        raise BenchError(f"{path} is not JSON: {advice}") from None
-    raise BenchError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: {advice}")
+        why = "is not JSON"
+    raise BenchError(f"{path} {why}: give a file that the export or --json wrote.")
 
 
 def sentences_beside(model: Path) -> Path:
@@ -150,7 +131,8 @@ def sentences_beside(model: Path) -> Path:
 def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
     """Return what to say: sentences as ids, scales, speaker and sampling rate.
 
-    It is in `sentences`, by default `<model>.bench.json`, else `bench.json`, else the model itself.
+    It is in `sentences`, by default `<model>.bench.json`, else `bench.json`, else the model itself;
+    a stock Piper voice says the letters of its .json.
 
     Raises:
         BenchError: there is none, or it does not say that.
@@ -160,29 +142,21 @@ def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
     plan = read_json(path) if path else _plan_inside(model) or _plan_of_piper(model)
     if plan is None:
         raise BenchError(f"There is no {usual[0].name} next to {model.name}: copy it there.")
-    try:
-        sound = plan["sentences"] and all(
-            sentence["ids"] and all(type(i) is int and i >= 0 for i in sentence["ids"])
-            for sentence in plan["sentences"]
-        )
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        spoken = [sentence["ids"] for sentence in plan["sentences"]]
+        sound = all(ids and all(type(i) is int and i >= 0 for i in ids) for ids in spoken)
         scales = [float(scale) for scale in plan["scales"]]
-        sound = sound and len(scales) == 3 and int(plan["sampling_rate"]) > 0
-    except (KeyError, TypeError, ValueError, AttributeError):
-        sound = False
-    if not sound:
-        raise BenchError(
-            f"{path or model.name} does not hold sentences as ids: give an export's .bench.json."
-        )
-    return plan
+        if spoken and sound and len(scales) == 3 and int(plan["sampling_rate"]) > 0:
+            return plan
+    what = "does not hold sentences as ids"
+    raise BenchError(f"{path or model.name} {what}: give an export's .bench.json.")
 
 
 def _plan_inside(model: Path) -> Any:
     """The plan that an export wrote into the model, None if there is none."""
-    text = _session(model).get_modelmeta().custom_metadata_map.get(METADATA, "")
-    try:
-        return json.loads(text) if 0 < len(text) <= MAX_METADATA else None
-    except (ValueError, RecursionError):
-        return None
+    text = load_model(model).get_modelmeta().custom_metadata_map.get(METADATA, "")
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text) if len(text) <= MAX_METADATA else None
 
 
 def _plan_of_piper(model: Path) -> Any:
@@ -195,28 +169,24 @@ def _plan_of_piper(model: Path) -> Any:
         known, given = settings["phoneme_id_map"], settings["inference"]
         begin, blank, end = (known.get(symbol, []) for symbol in "^_$")
         letters = [symbol for symbol in sorted(known) if len(symbol) == 1 and symbol.isalpha()]
-        spoken = [known[symbol] for symbol in letters[:100]]
-        ids = [
-            [*begin, *blank, *(i for one in spoken[at : at + 20] for i in (*one, *blank)), *end]
-            for at in range(0, len(spoken), 20)
-        ]
-        return {
-            "sampling_rate": settings["audio"]["sample_rate"],
-            "scales": [given["noise_scale"], given["length_scale"], 0.0],
-            "sentences": [{"ids": sentence} for sentence in ids],
-        }
+        sentences = []
+        for at in range(0, min(100, len(letters)), 20):
+            ids = [i for letter in letters[at : at + 20] for i in (*known[letter], *blank)]
+            sentences.append({"ids": [*begin, *blank, *ids, *end]})
+        scales = [given["noise_scale"], given["length_scale"], 0.0]
+        rate = settings["audio"]["sample_rate"]
+        return {"sampling_rate": rate, "scales": scales, "sentences": sentences}
     except (KeyError, TypeError, AttributeError):
-        what = f"{path.name} is not that of a Piper voice"
-        raise BenchError(f"{what}: give a file with --sentences.") from None
+        advice = "give a file with --sentences"
+        raise BenchError(f"{path.name} is not that of a Piper voice: {advice}.") from None
 
 
 def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dict[str, Any]:
     """Return one row; `engine` was just made, and `started` is when that began (perf_counter)."""
     load = time.perf_counter() - started
-    sentences, rate = [sentence["ids"] for sentence in plan["sentences"]], plan["sampling_rate"]
-    begin = time.perf_counter()
+    sentences = [sentence["ids"] for sentence in plan["sentences"]]
     engine.say(sentences[0])
-    cold = time.perf_counter() - begin
+    first = time.perf_counter() - started
     for ids in sentences:  # each length once uncounted: kernels are prepared by shape
         engine.say(ids)
     meter = Rapl()
@@ -227,12 +197,12 @@ def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dic
             begin = time.perf_counter()
             samples += engine.say(ids)
             times.append(time.perf_counter() - begin)
-    joules, audio = meter.joules(), samples / rate
+    joules, audio = meter.joules(), samples / plan["sampling_rate"]
     medians = [statistics.median(times) for times in seconds]
     factors = [sum(times[run] for times in seconds) * runs / audio for run in range(runs)]
     return {
         "load_seconds": load,
-        "first_audio_seconds": load + cold,
+        "first_audio_seconds": first,
         "sentence_seconds": statistics.median(medians),
         "sentences_seconds": medians,
         "real_time_factor": statistics.median(factors),
@@ -269,7 +239,7 @@ def _text(path: str) -> str:
 class Rapl:
     """Joules of the processor packages from now on, including those of other programs."""
 
-    def __init__(self, powercap: Path = POWERCAP) -> None:
+    def __init__(self, powercap: Path = Path("/sys/class/powercap")) -> None:
         found = sorted(powercap.glob("intel-rapl:*"))
         self._packages = [path for path in found if path.name.count(":") == 1]
         self._before = self._read("energy_uj")
@@ -320,37 +290,36 @@ def bench(
         sentences: a .bench.json, by default the one next to the model.
 
     Raises:
-        BenchError: the model or the sentences cannot be used.
+        BenchError: the model or the sentences cannot be used, or are not of one export.
     """
     path = find_model(Path(model))
-    check_counts(threads, runs)
-    _onnxruntime()
     plan = read_plan(path, None if sentences is None else Path(sentences))
-    if sentences is None:  # those of another export may be given on purpose
-        check_whole(path, plan)
+    if sentences is None and "sha256" in plan:  # those of another export may be given on purpose
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise BenchError(f"{path.name} cannot be read: {error.strerror}.") from None
+        if plan["sha256"] != found:
+            raise BenchError(f"{path.name} is damaged, or of another export: copy both again.")
     command = [sys.executable, str(Path(__file__).resolve()), "--child"]
-    return measure_in_processes(path, path.stat().st_size, plan, threads, runs, command)
+    return measure_in_processes(path, plan, threads, runs, command)
 
 
-def check_counts(threads: list[int], runs: int) -> None:
-    """Raise BenchError if there are too few or too many threads or runs."""
+def measure_in_processes(
+    model: Path, plan: dict[str, Any], threads: list[int], runs: int, command: list[str]
+) -> dict[str, Any]:
+    """Return the result of a bench; `command` starts a process that calls `answer`."""
     sound = threads and all(1 <= count <= MAX_THREADS for count in threads)
     if not sound or not 1 <= runs <= MAX_RUNS:
         most = f"{MAX_THREADS} --threads and {MAX_RUNS} --runs"
         raise BenchError(f"Give at least one and at most {most}, as in --threads 1,2 --runs 5.")
-
-
-def measure_in_processes(
-    model: Path, size: int, plan: dict[str, Any], threads: list[int], runs: int, command: list[str]
-) -> dict[str, Any]:
-    """Return the result of a bench; `command` starts a process that calls `answer`."""
     rows = []
     for count in threads:
         job = {"model": str(model.resolve()), "threads": count, "runs": runs, "plan": plan}
         libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        environment = {**os.environ, **dict.fromkeys(libraries, str(count))}
+        own = {**os.environ, **dict.fromkeys(libraries, str(count))}
         done = subprocess.run(
-            command, input=json.dumps(job), capture_output=True, text=True, env=environment
+            command, input=json.dumps(job), capture_output=True, text=True, env=own
         )
         try:
             row = json.loads(done.stdout.splitlines()[-1])
@@ -362,6 +331,8 @@ def measure_in_processes(
         rows.append({"threads": count, **row})
     # The folder tells exports of one voice apart.
     label = "/".join(model.resolve().parts[-1 if model.is_dir() else -2 :])
+    files = model.iterdir() if model.is_dir() else [model]
+    size = sum(file.stat().st_size for file in files if file.is_file())
     about = {"vits_prune_bench": 1, "model": label, "bytes": size, "machine": machine()}
     return {**about, "rows": rows}
 
@@ -389,7 +360,7 @@ def merge(paths: list[str]) -> list[dict[str, Any]]:
             sound = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
             if not sound or about.get("vits_prune_bench") != 1 or not isinstance(where, dict):
                 raise BenchError(f"{path} was not written by this bench --json: bench again.")
-            found.append(one)
+            found.append(about)
     return found
 
 
@@ -436,11 +407,11 @@ def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = benc
     try:
         threads = [int(count) for count in options.threads.split(",")]
     except ValueError:
-        raise BenchError(
-            f"--threads {options.threads[:40]!r} is no list of whole numbers: give --threads 1,2."
-        ) from None
-    results = merge(options.merge or [])
-    if not options.merge:
+        what = f"--threads {options.threads[:40]!r} is no list of whole numbers"
+        raise BenchError(f"{what}: give --threads 1,2.") from None
+    if options.merge:
+        results = merge(options.merge)
+    else:
         results = [bench(options.model, threads, options.runs, options.sentences)]
     print(table(results))
     if all(row.get("joules_per_audio_second") is None for one in results for row in one["rows"]):
@@ -458,12 +429,11 @@ def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = benc
 def main() -> int:
     """Run the command line and return its exit code."""
     if sys.argv[1:2] == ["--child"]:
-        import onnxruntime  # noqa: F401 - not counted as loading the voice
-
+        with contextlib.suppress(ImportError):  # `load_model` explains it
+            import onnxruntime  # noqa: F401 - not counted as loading the voice
         answer(OnnxEngine)
         return 0
-    about = "Measure an exported VITS voice on this machine."
-    parser = argparse.ArgumentParser(prog="bench", description=about)
+    parser = argparse.ArgumentParser("bench", description=__doc__.partition("\n")[0])
     add_arguments(parser)
     try:
         run(parser.parse_args())

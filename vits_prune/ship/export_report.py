@@ -110,11 +110,14 @@ def measure_export(
     progress.report("measuring sizes", 0.0)
     size = measure_size(voice)
     dense = size.dense_fp32_bytes
-    rows = []
-    for kind in ("dense_fp32", "dense_fp16", "sparse_fp32"):
-        count = getattr(size, f"{kind}_bytes")
-        what = f"for scale: {kind.replace('_', ' ')}"
-        rows.append(ExportRow(what, count / 1e6, count / dense))
+    rows = [
+        ExportRow(f"for scale: {kind}", count / 1e6, count / dense)
+        for kind, count in (
+            ("dense fp32", dense),
+            ("dense fp16", size.dense_fp16_bytes),
+            ("sparse fp32", size.sparse_fp32_bytes),
+        )
+    ]
     progress.report("comparing the sound", 0.2)
     closeness = measure_closeness(voice, export.shipped)
     words = [*_rounding_words(closeness), *_size_words(export, size)]
@@ -190,11 +193,8 @@ def _speed_words(ratios: list[Timing]) -> list[str]:
     if not ratios:
         return []
     loads, times = zip(*ratios, strict=True)
-    verdict = "no faster"
-    if min(times) > 1 + _MARGIN:
-        verdict = "slower"
-    elif max(times) < 1 - _MARGIN:
-        verdict = "faster"
+    slower, faster = min(times) > 1 + _MARGIN, max(times) < 1 - _MARGIN
+    verdict = "slower" if slower else "faster" if faster else "no faster"
     words = [f"{verdict} than fp32 ({min(times):.2f} to {max(times):.2f} of its time)"]
     return words + ["slower to load than fp32"] * (min(loads) > 1 + _MARGIN)
 
@@ -203,17 +203,22 @@ def ship_table(rows: list[ExportRow]) -> pd.DataFrame:
     """Return the rows as the command `export` prints them; MB of 1,000,000 bytes."""
     import pandas as pd
 
-    shown = [
-        {
-            "what": row.what,
-            "MB": f"{row.megabytes:.2f}",
-            "of dense fp32": f"{100 * row.share:.1f}%",
-            "load (ms)": "" if row.load_ms is None else f"{row.load_ms:.0f}",
-            "RTF": "" if row.real_time_factor is None else f"{row.real_time_factor:.3f}",
-            "mel levels off (dB)": f"{row.closeness.log_mel_db:.2f}" if row.closeness else "",
-            "durations off": f"{100 * row.closeness.drift:.1f}%" if row.closeness else "",
-            "in words": row.words,
-        }
-        for row in rows
-    ]
+    def cell(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    shown = []
+    for row in rows:
+        sound = row.closeness
+        shown.append(
+            {
+                "what": row.what,
+                "MB": cell(row.megabytes, ".2f"),
+                "of dense fp32": cell(row.share, ".1%"),
+                "load (ms)": cell(row.load_ms, ".0f"),
+                "RTF": cell(row.real_time_factor, ".3f"),
+                "mel levels off (dB)": cell(sound.log_mel_db if sound else None, ".2f"),
+                "durations off": cell(sound.drift if sound else None, ".1%"),
+                "in words": row.words,
+            }
+        )
     return pd.DataFrame(shown)

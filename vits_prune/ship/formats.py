@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.files import write_json
@@ -66,8 +66,8 @@ class Format:
     words: str
     """What it is for."""
     precisions: tuple[str, ...]
-    write: Callable[[Voice, Path, str, Progress], Written]
-    """Writes a folder in a precision."""
+    write: Callable[[Voice, Path, str, Any, Progress], Written]
+    """Writes a folder in a format and a precision."""
 
 
 def export_voice(
@@ -104,80 +104,70 @@ def export_voice(
         raise InputError(f"{target} holds an export of another format: give a new folder's name.")
     voice = voice.to("cpu")
     require_finite(voice.model, voice.name)
-    model, shipped, error = kind.write(voice, target, precision, progress)
+    model, shipped, error = kind.write(voice, target, format, precision, progress)
     files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}
     progress.report("written", 1.0)
     return Export(format, precision, target, target / model, files, shipped, error)
 
 
-def _folder(form: Literal["dense", "sparse"]) -> Callable[..., Written]:
-    def write(voice: Voice, folder: Path, precision: Any, progress: Progress) -> Written:
-        progress.report(f"writing the {form} {precision} folder", 0.1)
-        save_voice(voice, folder, form, precision)
-        progress.report("reading it back", 0.7)
-        return WEIGHTS[form], load_folder(folder), None
-
-    return write
-
-
-def _graph(form: Literal["onnx", "piper"]) -> Callable[..., Written]:
-    """The ONNX file, what its readers need next to it, and the bench."""
-
-    def write(voice: Voice, folder: Path, precision: str, progress: Progress) -> Written:
-        settings = piper_settings(voice) if form == "piper" else None
-        with written_whole(folder, EXPORT_FILE) as place:
-            progress.report("writing the graph", 0.05)
-            if not settings:
-                voice.tokenizer.save(str(place))
-            plan = plan_of(voice)
-            facts = _metadata(voice, precision, settings, place, plan)
-            graph = write_onnx(voice, precision, most_frames=_most_frames(voice), facts=facts)
-            model = place / f"{file_stem(voice.name)}.onnx"
-            model.write_bytes(graph.data)
-            progress.report("comparing it with the voice, in onnxruntime", 0.2)
-            shipped = voice.with_weights(graph.rounded) if graph.rounded else voice
-            error = check_onnx(model, shipped)
-            progress.report("writing what goes with it", 0.9)
-            # The .json of the Piper runtime may be edited: it has no checksum.
-            checksums = EXPORT.checksums([model] if settings else place.iterdir())
-            if settings:
-                write_json(place / f"{model.name}.json", settings, indent=1)
-                (place / "tokens.txt").write_text(tokens_file(settings), encoding="utf-8")
-            sentences = {**plan, "sha256": checksums[model.name]}
-            write_json(standalone.sentences_beside(model), sentences, indent=1)
-            shutil.copyfile(Path(standalone.__file__), place / "bench.py")
-            about = {
-                "name": voice.name,
-                "format": form,
-                "precision": precision,
-                "waveform_error": error,
-                EXPORT.entry: checksums,
-                "origin": dataclasses.asdict(voice.origin),
-                "recipe": dict(voice.recipe),
-            }
-            EXPORT.write(place, about)
-        return model.name, shipped, error
-
-    return write
+def _write_folder(
+    voice: Voice, folder: Path, form: Any, precision: Any, progress: Progress
+) -> Written:
+    progress.report(f"writing the {form} {precision} folder", 0.1)
+    save_voice(voice, folder, form, precision)
+    progress.report("reading it back", 0.7)
+    return WEIGHTS[form], load_folder(folder), None
 
 
-def _metadata(
-    voice: Voice,
-    precision: str,
-    settings: dict[str, Any] | None,
-    folder: Path,
-    plan: dict[str, Any],
-) -> dict[str, str]:
-    """What the ONNX file says of itself, and what a bench speaks with it."""
+def _write_graph(
+    voice: Voice, folder: Path, form: str, precision: str, progress: Progress
+) -> Written:
+    """Write the ONNX file, what its readers need next to it, and the bench."""
+    settings = piper_settings(voice) if form == "piper" else {}
+    with written_whole(folder, EXPORT_FILE) as place:
+        progress.report("writing the graph", 0.05)
+        if not settings:
+            voice.tokenizer.save(str(place))
+        plan = plan_of(voice)
+        facts = facts_of(voice, form, precision, _reading(settings, place))
+        facts |= sherpa_facts(voice, settings) if settings else {}
+        inside = json.dumps(plan, ensure_ascii=False, separators=(",", ":"))
+        if len(inside) <= standalone.MAX_METADATA:
+            facts[standalone.METADATA] = inside
+        graph = write_onnx(voice, precision, most_frames=_most_frames(voice), facts=facts)
+        model = place / f"{file_stem(voice.name)}.onnx"
+        model.write_bytes(graph.data)
+        progress.report("comparing it with the voice, in onnxruntime", 0.2)
+        shipped = voice.with_weights(graph.rounded) if graph.rounded else voice
+        error = check_onnx(model, shipped)
+        progress.report("writing what goes with it", 0.9)
+        # The .json of the Piper runtime may be edited: it has no checksum.
+        checksums = EXPORT.checksums([model] if settings else place.iterdir())
+        if settings:
+            write_json(place / f"{model.name}.json", settings, indent=1)
+            (place / "tokens.txt").write_text(tokens_file(settings), encoding="utf-8")
+        sentences = {**plan, "sha256": checksums[model.name]}
+        write_json(standalone.sentences_beside(model), sentences, indent=1)
+        shutil.copyfile(Path(standalone.__file__), place / "bench.py")
+        about = {
+            "name": voice.name,
+            "format": form,
+            "precision": precision,
+            "waveform_error": error,
+            EXPORT.entry: checksums,
+            "origin": dataclasses.asdict(voice.origin),
+            "recipe": dict(voice.recipe),
+        }
+        EXPORT.write(place, about)
+    return model.name, shipped, error
+
+
+def _reading(settings: dict[str, Any], folder: Path) -> str:
+    """The checksum of what turns text into ids, in Piper's settings or the tokenizer's folder."""
     if settings:
-        reading = reading_of(PiperTokenizer(settings))
-    else:
-        own = (folder / TOKENIZER_FILE).is_file()
-        reading = reading_of(PiperTokenizer.load(folder) if own else folder)
-    facts = facts_of(voice, "piper" if settings else "onnx", precision, reading)
-    facts |= sherpa_facts(voice, settings) if settings else {}
-    inside = json.dumps(plan, ensure_ascii=False, separators=(",", ":"))
-    return facts | ({standalone.METADATA: inside} if len(inside) <= standalone.MAX_METADATA else {})
+        return reading_of(PiperTokenizer(settings))
+    own = (folder / TOKENIZER_FILE).is_file()
+    return reading_of(PiperTokenizer.load(folder) if own else folder)
 
 
 def check_export_place(folder: Path) -> None:
@@ -208,13 +198,11 @@ def files_of_ours(folder: Path) -> set[str]:
     """Return the files of a folder that a save or an export wrote; none for any other folder."""
     if (folder / SAVED_FILE).is_file():
         return files_of_save(folder)
-    if (folder / EXPORT_FILE).is_file() and is_export(folder):
-        with contextlib.suppress(InputError):
-            model = model_in(folder)
-            if model is not None:
-                sentences = standalone.sentences_beside(model).name
-                others = {f"{model.name}.json", "tokens.txt", sentences, "bench.py", EXPORT_FILE}
-                return {*checksums_in(folder), *others}
+    with contextlib.suppress(InputError):
+        if (folder / EXPORT_FILE).is_file() and is_export(folder) and (model := model_in(folder)):
+            sentences = standalone.sentences_beside(model).name
+            others = {f"{model.name}.json", "tokens.txt", sentences, "bench.py", EXPORT_FILE}
+            return {*checksums_in(folder), *others}
     return set()
 
 
@@ -243,9 +231,9 @@ _SPARSE = "safetensors without the zeros, for load_voice"
 _ONNX = "one ONNX graph, for onnxruntime"
 _PIPER = "an ONNX graph with what the Piper runtime and sherpa-onnx read"
 FORMATS = {
-    "dense": Format(_DENSE, _PLAIN, _folder("dense")),
-    "sparse": Format(_SPARSE, _PLAIN, _folder("sparse")),
-    "onnx": Format(_ONNX, _ROUNDED, _graph("onnx")),
-    "piper": Format(_PIPER, _ROUNDED, _graph("piper")),
+    "dense": Format(_DENSE, _PLAIN, _write_folder),
+    "sparse": Format(_SPARSE, _PLAIN, _write_folder),
+    "onnx": Format(_ONNX, _ROUNDED, _write_graph),
+    "piper": Format(_PIPER, _ROUNDED, _write_graph),
 }
 """The formats by name."""

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import HubError, InputError, LoginError
-from vits_prune.progress import SILENT
-from vits_prune.ship.hub_transfer import Meter, PushState, UnreadableAnswer, plain_push_errors
+from vits_prune.files import parse_json
+from vits_prune.ship.hub_transfer import Push, UnreadableAnswer
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.manifest import EXPORT, SAVED
 from vits_prune.voices.onnx_load import describes_export
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo
 
 RECORD = "vits_prune_push.json"
@@ -112,19 +108,23 @@ def is_plain(name: Any) -> bool:
     return len(parts) <= 2 and all(re.fullmatch(r"(?![.\s])[^\\]*[^\\\s]", part) for part in parts)
 
 
-def voice_named_in(manifest: bytes | None) -> str:
-    """Return the name of the voice in the content of one of MANIFESTS, "" if it says none."""
+def _parsed(content: bytes | None, most: int) -> dict[str, Any]:
+    """The JSON object in a file of a repository, an empty one if it cannot be read."""
     try:
-        sound = manifest and len(manifest) <= MAX_MANIFEST_BYTES
-        name = json.loads(manifest)["name"] if manifest and sound else ""
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
+        return parse_json(content or b"", "", most)
+    except InputError:
+        return {}
+
+
+def voice_named_in(manifest: dict[str, Any]) -> str:
+    """Return the name of the voice in one of MANIFESTS, "" if it says none."""
+    name = manifest.get("name")
     return shown(name) if isinstance(name, str) else ""
 
 
 def shown(name: Any) -> str:
     """Return a name of a voice or repository as it is shown and compared."""
-    return "".join(c if c.isprintable() else "?" for c in str(name).strip())[:80]
+    return "".join(c if c.isprintable() else "?" for c in str(name).strip()[:80])
 
 
 def record_of(files: Iterable[str]) -> bytes:
@@ -141,14 +141,9 @@ def files_of_earlier_push(
     each is given as its content, None if there is none.
     """
     for content, name in ((record, RECORD), (manifest, SAVED.name)):
-        if content is None or len(content) > _MAX_RECORD_BYTES:
-            continue
-        try:
-            listed = json.loads(content)["files"]
-            if len(listed) <= MAX_FILES:
-                return ({one for one in listed if is_plain(one)} | {name}) & set(holds)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
+        listed = _parsed(content, _MAX_RECORD_BYTES).get("files")
+        if isinstance(listed, (list, dict)) and len(listed) <= MAX_FILES:
+            return ({one for one in listed if is_plain(one)} | {name}) & set(holds)
     return set()
 
 
@@ -181,28 +176,6 @@ class Destination:
             )
 
 
-@dataclass(frozen=True)
-class Place:
-    """A destination with what is needed to push there."""
-
-    destination: Destination
-    api: HfApi
-    info: ModelInfo | None
-    """None if it does not exist."""
-
-    @property
-    def files(self) -> dict[str, Any]:
-        """What the hub says of each file there, by name."""
-        siblings = (self.info.siblings if self.info else None) or ()
-        return {sibling.rfilename: sibling for sibling in siblings}
-
-    def look_again(self) -> ModelInfo:
-        """Ask the hub what the main branch holds now."""
-        return self.api.model_info(
-            self.destination.repo_id, revision="main", files_metadata=True, timeout=LOOK_SECONDS
-        )
-
-
 def check_destination(repo: str, *, token: str | bool | None = None) -> Destination:
     """Return what a push to `repo` would find there; nothing is changed.
 
@@ -216,12 +189,12 @@ def check_destination(repo: str, *, token: str | bool | None = None) -> Destinat
         HubError: this user may not write there, or the hub cannot be reached.
         InputError: it is no name of a repository.
     """
-    state = PushState(shown(repo))
-    with plain_push_errors(state):
-        return look(repo, token, state, Meter(0, SILENT, state)).destination
+    push = Push(shown(repo))
+    with push.plain_errors():
+        return look(push, repo, token)
 
 
-def look(repo: str, token: str | bool | None, state: PushState, meter: Meter) -> Place:
+def look(push: Push, repo: str, token: str | bool | None) -> Destination:
     """Find out who is logged in, whether they may write to a repository, and what it holds.
 
     Raises:
@@ -231,33 +204,39 @@ def look(repo: str, token: str | bool | None, state: PushState, meter: Meter) ->
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    named = _repository_name(repo, state)
+    named = _repository_name(repo, push)
     if token is False or token == "":
         what = "Nobody is logged in to Hugging Face: log in with write permission, then push"
-        raise state.refusal(what, LoginError)
-    api = HfApi(endpoint=constants.ENDPOINT, token=token if isinstance(token, str) else get_token())
-    who = meter.wait(api.whoami)
+        raise push.refusal(what, LoginError)
+    token = token if isinstance(token, str) else get_token()
+    push.api = HfApi(endpoint=constants.ENDPOINT, token=token)
+    who = push.wait(push.api.whoami)
     if not isinstance(who, dict) or not isinstance(who.get("name"), str):
         raise UnreadableAnswer("it names no user")
-    state.user = parse_repo_id(f"{who['name']}/x")[0].partition("/")[0]
-    state.repo_id = named if "/" in named else parse_repo_id(f"{state.user}/{named}")[0]
-    _require_rights(who, state)
-    ask = partial(api.model_info, files_metadata=True, timeout=LOOK_SECONDS)
+    push.user = parse_repo_id(f"{who['name']}/x")[0].partition("/")[0]
+    push.repo_id = named if "/" in named else parse_repo_id(f"{push.user}/{named}")[0]
+    _require_rights(who, push)
     try:
-        info = meter.wait(lambda: ask(state.repo_id))
+        push.info = push.wait(lambda: ask(push))
     except RepositoryNotFoundError:
-        info = None
-    if info is not None and str(info.id) != state.repo_id:
+        return Destination(push.repo_id, push.url, push.user, False, None, "")
+    if str(push.info.id) != push.repo_id:
         # It was renamed, or is written with other capitals.
-        state.repo_id = parse_repo_id(str(info.id))[0]
-        _require_rights(who, state)
-    private = bool(info.private) if info is not None else None
-    url = f"{constants.ENDPOINT.rstrip('/')}/{state.repo_id}"
-    found = Destination(state.repo_id, url, state.user, info is not None, private, "")
-    return meter.wait(lambda: _with_contents(Place(found, api, info)))
+        push.repo_id = parse_repo_id(str(push.info.id))[0]
+        _require_rights(who, push)
+    private = bool(push.info.private)
+    holds, voice = push.wait(lambda: _contents(push))
+    return Destination(push.repo_id, push.url, push.user, True, private, holds, voice)
 
 
-def _repository_name(repo: Any, state: PushState) -> str:
+def ask(push: Push, revision: str | None = None) -> ModelInfo:
+    """Ask the hub what a repository holds."""
+    return push.api.model_info(
+        push.repo_id, revision=revision, files_metadata=True, timeout=LOOK_SECONDS
+    )
+
+
+def _repository_name(repo: Any, push: Push) -> str:
     """ "owner/name" or "name"."""
     from huggingface_hub import constants
 
@@ -266,14 +245,14 @@ def _repository_name(repo: Any, state: PushState) -> str:
     try:
         named, revision = parse_repo_id(f"own/{text.rstrip('/')}" if bare else text)
     except InputError:
-        what = f"{state.repo_id!r} is no name for a repository"
-        raise state.refusal(f"{what}: write name or owner/name") from None
+        what = f"{push.repo_id!r} is no name for a repository"
+        raise push.refusal(f"{what}: write name or owner/name") from None
     if revision is not None:
-        raise state.refusal("A push goes to the main branch: leave the revision out of the name")
+        raise push.refusal("A push goes to the main branch: leave the revision out of the name")
     return named.removeprefix("own/") if bare else named
 
 
-def _require_rights(who: dict[str, Any], state: PushState) -> None:
+def _require_rights(who: dict[str, Any], push: Push) -> None:
     """Raise LoginError if the token only reads, HubError if the owner is somebody else.
 
     What is not known the hub will say.
@@ -284,11 +263,11 @@ def _require_rights(who: dict[str, Any], state: PushState) -> None:
     able = [scope for scope in scopes or () if "repo.write" in (scope.get("permissions") or ())]
     writable = [scope.get("entity") or {} for scope in able]
     if role == "read" or (isinstance(scopes, list) and not writable):
-        what = f"The access token of {state.user} may only read: log in (hf auth login) with one "
+        what = f"The access token of {push.user} may only read: log in (hf auth login) with one "
         what += "that has write permission, from huggingface.co/settings/tokens"
-        raise state.refusal(what, LoginError)
-    owner, _, name = state.repo_id.partition("/")
-    own = {state.user.lower(), *(str(entity.get("name", "")).lower() for entity in writable)}
+        raise push.refusal(what, LoginError)
+    owner, _, name = push.repo_id.partition("/")
+    own = {push.user.lower(), *(str(entity.get("name", "")).lower() for entity in writable)}
     roles = {
         str(org.get("name", "")).lower(): org.get("roleInOrg")
         for org in who.get("orgs") or ()
@@ -298,35 +277,34 @@ def _require_rights(who: dict[str, Any], state: PushState) -> None:
     if owner.lower() in own or (member and roles[owner.lower()] != "read"):
         return
     what = "may only read there" if member else "does not belong to it"
-    advice = f"push to {state.user}/{name}, or ask {owner} for write permission"
-    raise state.refusal(f"{state.user} cannot push to {owner} ({what}): {advice}", HubError)
+    advice = f"push to {push.user}/{name}, or ask {owner} for write permission"
+    raise push.refusal(f"{push.user} cannot push to {owner} ({what}): {advice}", HubError)
 
 
-def _with_contents(place: Place) -> Place:
-    """The place, with what it holds and the name of the voice."""
-    names = place.files.keys()
-    contents = {name: small_file(place, name, MAX_MANIFEST_BYTES) for name in MANIFESTS}
-    ours = bool(names & {SAVED.name, RECORD})
-    with contextlib.suppress(ValueError, RecursionError):
-        # Other programs write files called export.json too: what it says decides.
-        ours = ours or describes_export(json.loads(contents[EXPORT.name] or b"null"))
-    voice = next(filter(None, map(voice_named_in, contents.values())), "") if ours else ""
-    holds = "voice" if ours else "other" if names - _BARE else ""
-    found = dataclasses.replace(place.destination, holds=holds, voice=voice)
-    return dataclasses.replace(place, destination=found)
+def _contents(push: Push) -> tuple[str, str]:
+    """What a repository holds and the name of the voice, as in a Destination."""
+    names = push.held.keys()
+    manifests = {
+        name: _parsed(small_file(push, name, MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES)
+        for name in MANIFESTS
+    }
+    # Other programs write files called export.json too: what it says decides.
+    if names & {SAVED.name, RECORD} or describes_export(manifests[EXPORT.name]):
+        return "voice", next(filter(None, map(voice_named_in, manifests.values())), "")
+    return "other" if names - _BARE else "", ""
 
 
-def small_file(place: Place, name: str, most: int = _MAX_RECORD_BYTES) -> bytes | None:
+def small_file(push: Push, name: str, most: int = _MAX_RECORD_BYTES) -> bytes | None:
     """Return a file of a repository, None if it is not there or larger than `most` bytes."""
-    size = getattr(place.files.get(name), "size", None)
+    size = getattr(push.held.get(name), "size", None)
     if not isinstance(size, int) or size > most:
         return None
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    revision, endpoint = place.info.sha if place.info else None, place.api.endpoint
-    url = hf_hub_url(place.destination.repo_id, name, revision=revision, endpoint=endpoint)
-    content, headers = b"", build_hf_headers(token=place.api.token)
+    revision, endpoint = push.info.sha if push.info else None, push.api.endpoint
+    url = hf_hub_url(push.repo_id, name, revision=revision, endpoint=endpoint)
+    content, headers = b"", build_hf_headers(token=push.api.token)
     with get_session().stream("GET", url, headers=headers) as answer:
         hf_raise_for_status(answer)
         for chunk in answer.iter_bytes():

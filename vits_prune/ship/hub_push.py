@@ -13,21 +13,23 @@ match files of somebody else. Own code is kept for what a caller is promised:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.errors import HubError
-from vits_prune.files import sha256_of
+from vits_prune.errors import HubError, InputError
+from vits_prune.files import read_json, sha256_of
 from vits_prune.progress import SILENT, Progress
 from vits_prune.ship.hub_destination import (
     MANIFESTS,
     MAX_MANIFEST_BYTES,
     RECORD,
-    Place,
+    Destination,
+    ask,
     files_of_earlier_push,
     look,
     pushable_files,
@@ -38,12 +40,10 @@ from vits_prune.ship.hub_destination import (
 )
 from vits_prune.ship.hub_transfer import (
     CountedFile,
-    Meter,
+    Push,
     PushStalled,
-    PushState,
     counted,
     offers_chunks,
-    plain_push_errors,
     send_in_chunks,
 )
 
@@ -105,90 +105,81 @@ def push_folder(
             the commit was lost and the hub cannot be asked, the message says that it is not known.
     """
     files = pushable_files(folder)
-    state = PushState(shown(repo))
-    meter = Meter(sum(path.stat().st_size for path in files.values()), progress, state)
-    with plain_push_errors(state):
-        place = look(repo, token, state, meter)
-        _require_willing(place, state, private, replace)
+    push = Push(shown(repo), sum(path.stat().st_size for path in files.values()), progress)
+    with push.plain_errors():
+        place = look(push, repo, token)
+        _require_willing(place, push, private, replace)
         if not replace:
-            place.destination.require_same(name_in(files) or place.destination.voice)
-        meter.report()
-        if not place.destination.exists:
-            place = _create(place, state, meter, private)
-        state.step = "send"
-        commit = _send(files, place, meter, message)
-    sent = sum(meter.sent.values())
-    return Pushed(place.destination.repo_id, place.destination.url, commit, len(files), sent)
+            place.require_same(name_in(files) or place.voice)
+        push.report()
+        if not place.exists:
+            _create(push, private)
+        push.step = "send"
+        commit = _send(push, files, message)
+    return Pushed(push.repo_id, push.url, commit, len(files), sum(push.sent.values()))
 
 
-def _require_willing(place: Place, state: PushState, private: bool, replace: bool) -> None:
+def _require_willing(place: Destination, push: Push, private: bool, replace: bool) -> None:
     """Refuse what the caller cannot have meant."""
-    destination = place.destination
-    if destination.holds == "other" and not replace:
-        raise state.refusal(
-            f"{destination.repo_id} holds something else than a voice of vits_prune: choose "
-            "another name, or push with replace (--replace), which leaves files of other names"
+    if place.holds == "other" and not replace:
+        raise push.refusal(
+            f"{place.repo_id} holds something else than a voice of vits_prune: choose another "
+            "name, or push with replace (--replace), which leaves files of other names"
         )
-    if destination.exists and private and not destination.private:
-        first = f"make it private at {destination.url}/settings"
-        raise state.refusal(f"{destination.repo_id} is public: {first}, or choose another name")
+    if place.exists and private and not place.private:
+        first = f"make it private at {place.url}/settings"
+        raise push.refusal(f"{place.repo_id} is public: {first}, or choose another name")
 
 
 def name_in(files: Mapping[str, Path]) -> str:
     """Return the name of the voice that is pushed, "" if its files are too long to be read."""
     for name in MANIFESTS:
         if name in files:
-            with files[name].open("rb") as file:
-                if found := voice_named_in(file.read(MAX_MANIFEST_BYTES + 1)):
+            with contextlib.suppress(InputError):
+                manifest = read_json(files[name], max_bytes=MAX_MANIFEST_BYTES)
+                if found := voice_named_in(manifest):
                     return found
     return ""
 
 
-def _create(place: Place, state: PushState, meter: Meter, private: bool) -> Place:
+def _create(push: Push, private: bool) -> None:
     """Make the repository, and look at what the hub put there."""
-    state.step = "create"
-    meter.wait(lambda: place.api.create_repo(state.repo_id, private=private))
-    state.created, state.step = True, "send"
-    info = meter.wait(lambda: place.look_again())
-    if private and not info.private:
-        what = f"Hugging Face made {state.repo_id} public though it was to be private"
-        raise state.refusal(f"{what}: make it private at {place.destination.url}/settings")
-    made = replace(place.destination, exists=True, private=bool(info.private))
-    return replace(place, destination=made, info=info)
+    push.step = "create"
+    push.wait(lambda: push.api.create_repo(push.repo_id, private=private))
+    push.created, push.step = True, "send"
+    push.info = push.wait(lambda: ask(push, "main"))
+    if private and not push.info.private:
+        what = f"Hugging Face made {push.repo_id} public though it was to be private"
+        raise push.refusal(f"{what}: make it private at {push.url}/settings")
 
 
-def _send(files: dict[str, Path], place: Place, meter: Meter, message: str) -> str:
+def _send(push: Push, files: dict[str, Path], message: str) -> str:
     """Send what the hub lacks and publish it; the commit that holds it all."""
-    state = meter.state
-    old = meter.wait(lambda: _earlier_files(place))
-    stays = [name for name in _PLAIN_WEIGHTS if name in place.files.keys() - files.keys() - old]
+    held = push.held
+    record, manifest = push.wait(lambda: [small_file(push, one) for one in (RECORD, MANIFESTS[0])])
+    old = files_of_earlier_push(held, record, manifest)
+    stays = [name for name in _PLAIN_WEIGHTS if name in held.keys() - files.keys() - old]
     if stays and _PLAIN_WEIGHTS[0] not in files:
-        raise state.refusal(
-            f"{state.repo_id} holds {stays[0]}, which other programs would go on loading in place "
+        raise push.refusal(
+            f"{push.repo_id} holds {stays[0]}, which other programs would go on loading in place "
             "of this voice: delete it there first, push the voice dense, or choose another name"
         )
     contents: dict[str, Path | bytes] = {RECORD: record_of(files), **files}
     removed = sorted(old - contents.keys())
-    new = {name: one for name, one in contents.items() if not _is_there(place.files, name, one)}
+    new = {name: one for name, one in contents.items() if not _is_there(held, name, one)}
     with ExitStack() as opened:
-        additions = meter.wait(lambda: _sent(new, place, meter, opened))
+        additions = push.wait(lambda: _sent(push, new, opened))
         ignored = [one.path_in_repo for one in additions if getattr(one, "_should_ignore", False)]
         if ignored:  # huggingface_hub keeps what the hub answered there, and says it nowhere else
-            what = f"The .gitignore of {state.repo_id} leaves out {ignored[0][:80]!r}"
-            raise state.refusal(f"{what}: remove it there and push again")
+            what = f"The .gitignore of {push.repo_id} leaves out {ignored[0][:80]!r}"
+            raise push.refusal(f"{what}: remove it there and push again")
         for name, path in files.items():
-            meter.arrived(name, path.stat().st_size)
-        meter.report()  # the last moment to cancel
-        state.step = "commit"
-        if place.info is not None and not additions and not removed:
-            return str(place.info.sha)
-        return _commit(additions, contents, removed, place, meter, message)
-
-
-def _earlier_files(place: Place) -> set[str]:
-    """The files that an earlier push left there."""
-    record, manifest = (small_file(place, name) for name in (RECORD, MANIFESTS[0]))
-    return files_of_earlier_push(place.files, record, manifest)
+            push.arrived(name, path.stat().st_size)
+        push.report()  # the last moment to cancel
+        push.step = "commit"
+        if push.info is not None and not additions and not removed:
+            return str(push.info.sha)
+        return _commit(push, additions, contents, removed, message)
 
 
 def _is_there(held: Mapping[str, Any], name: str, content: Path | bytes) -> bool:
@@ -204,40 +195,38 @@ def _is_there(held: Mapping[str, Any], name: str, content: Path | bytes) -> bool
 
 
 def _sent(
-    contents: Mapping[str, Path | bytes], place: Place, meter: Meter, opened: ExitStack
+    push: Push, contents: Mapping[str, Path | bytes], opened: ExitStack
 ) -> list[CommitOperationAdd]:
     """Send those files that the hub does not keep in git; what the commit will add."""
     from huggingface_hub import CommitOperationAdd
 
     files = {name: one for name, one in contents.items() if isinstance(one, Path)}
-    in_chunks = bool(files) and offers_chunks(place.api, place.destination.repo_id)
-    additions, read = [], []
+    in_chunks = bool(files) and offers_chunks(push)
+    additions = []
     for name, one in contents.items():
         source: Any = one.resolve() if isinstance(one, Path) else one
         if name in files and not in_chunks:
-            source = opened.enter_context(CountedFile(files[name], name, meter))
-            read.append(source)
+            source = opened.enter_context(CountedFile(files[name], name, push))
         additions.append(CommitOperationAdd(name, source))
-    large = {name: files[name] for name in files if files[name].suffix in _LARGE}
+    large = {name: path for name, path in files.items() if path.suffix in _LARGE}
     if in_chunks:
-        send_in_chunks(place.api, place.destination.repo_id, large, meter)
+        send_in_chunks(push, large)
     # One call for each large file: several in one would be sent by threads that outlive a cancel.
     calls = [[one] for one in additions if one.path_in_repo in large]
     calls.append([one for one in additions if one.path_in_repo not in large])
-    with counted(read):
+    with counted(push):
         for call in filter(None, calls):
-            place.api.preupload_lfs_files(
-                place.destination.repo_id, call, revision="main", num_threads=1, free_memory=False
+            push.api.preupload_lfs_files(
+                push.repo_id, call, revision="main", num_threads=1, free_memory=False
             )
     return additions
 
 
 def _commit(
+    push: Push,
     additions: list[CommitOperationAdd],
     contents: Mapping[str, Path | bytes],
     removed: list[str],
-    place: Place,
-    meter: Meter,
     message: str,
 ) -> str:
     """Publish on top of the commit that was looked at, or ask whether it was done; its hash."""
@@ -246,33 +235,32 @@ def _commit(
     from huggingface_hub.errors import HfHubHTTPError
 
     operations = [*additions, *(CommitOperationDelete(name, is_folder=False) for name in removed)]
-    repo_id = place.destination.repo_id
 
     def publish() -> str:
-        made = place.api.create_commit(
-            repo_id,
+        made = push.api.create_commit(
+            push.repo_id,
             operations,
             commit_message=" ".join(str(message).split())[:200] or "Voice from vits_prune",
             revision="main",
-            parent_commit=place.info.sha if place.info else None,
+            parent_commit=push.info.sha if push.info else None,
         )
         return str(made.oid)
 
     try:
-        return meter.wait(publish, listen=False)
+        return push.wait(publish, listen=False)
     except (httpx2.TransportError, HfHubHTTPError, PushStalled) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise
         try:
-            info = meter.wait(lambda: place.look_again(), listen=False)
+            push.info = push.wait(lambda: ask(push, "main"), listen=False)
         except Exception:
             raise HubError(
-                f"The connection was lost at the end, so it is not known whether {repo_id} has the "
-                f"voice: look at {place.destination.url}, and push again if it has not."
+                "The connection was lost at the end, so it is not known whether "
+                f"{push.repo_id} has the voice: look at {push.url}, and push again if it has not."
             ) from error
-        held = replace(place, info=info).files
+        held = push.held
         if set(removed) & held.keys() or not all(
             _is_there(held, name, one) for name, one in contents.items()
         ):
             raise
-        return str(info.sha)
+        return str(push.info.sha)

@@ -1,7 +1,7 @@
 """Wait for the hub's client, count what it sends, send in chunks, and explain what goes wrong.
 
 The client (huggingface_hub) decides which files travel, sends and commits them. It neither hears a
-caller that cancels while it waits, nor gives up a hub that is silent (`Meter.wait`), nor reports
+caller that cancels while it waits, nor gives up a hub that is silent (`Push.wait`), nor reports
 bytes as they leave (`CountedFile`, `send_in_chunks`).
 """
 
@@ -13,19 +13,19 @@ import io
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vits_prune.errors import HubError, InputError, LoginError
-from vits_prune.progress import Progress
+from vits_prune.progress import SILENT, Cancelled, Progress
 from vits_prune.voices.hub_errors import UNREADABLE, explained, raised_by_client
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo
 
 Result = TypeVar("Result")
 
@@ -34,10 +34,6 @@ STALL_SECONDS = 150.0
 its own retries."""
 _TICK_SECONDS = 0.1
 _TOKEN = re.compile(r"\b(?:hf|api)_[\w.\-]{6,}|[Bb]earer\s+\S+")
-
-
-class PushStopped(Exception):
-    """The caller of a push has gone: what still reads a file for it ends here."""
 
 
 class UnreadableAnswer(Exception):
@@ -55,142 +51,72 @@ def one_line(text: str) -> str:
     return text[:160].rstrip(".: ")
 
 
-@dataclass
-class PushState:
-    """How far a push has come, for what is said when it fails."""
+class Push:
+    """A push under way: what the hub holds, how far it has come, and who waits for it."""
 
-    repo_id: str
-    user: str = ""
+    api: HfApi
+    info: ModelInfo | None = None
+    """What the hub says of the repository; None if it does not exist."""
+    user = ""
     step: Literal["look", "create", "send", "commit"] = "look"
-    created: bool = False
+    created = False
     """Whether this push made the repository, which is empty until the commit."""
     cancelled: BaseException | None = None
     """What the caller raised to cancel, which passes as it is."""
+    stopped = False
+    """Whether the caller has gone: what still reads a file for it ends."""
+    counting = False
+    """False while files are only read for their checksums or as a part of the commit."""
+    abort: Callable[[], None] | None = None
+    """Ends a transfer that does not read its files through `CountedFile`."""
 
-    def refusal(self, what: str, kind: type[InputError] = InputError) -> InputError:
-        """Return the error that says what is wrong, what to do, and that nothing was published."""
-        made = f": {self.repo_id} was made and is empty, and the same push again goes on"
-        more = made if self.created else ""
-        return kind(f"{what}; nothing was published{more}.")
-
-
-@contextlib.contextmanager
-def plain_push_errors(state: PushState) -> Iterator[None]:
-    """Turn what huggingface_hub raises during a push into one plain sentence without any token.
-
-    Errors of other code pass as they are.
-
-    Raises:
-        LoginError: nobody is logged in, or the hub wants another log-in.
-        HubError: the hub refuses or cannot be reached.
-        InputError: the folder cannot be read, or the name is not one of a repository.
-    """
-
-    def explain(error: Exception) -> Exception | None:
-        if error is state.cancelled:
-            return None
-        # huggingface_hub wraps what happened to a large file into a RuntimeError.
-        cause = error.__cause__ if isinstance(error, RuntimeError) else None
-        found = _push_error(state, cause if isinstance(cause, Exception) else error)
-        if found is not None:
-            return state.refusal(found[1], found[0])
-        return cause if isinstance(cause, Exception) else None
-
-    with explained(explain):
-        yield
-
-
-def _push_error(state: PushState, cause: Exception) -> tuple[type[InputError], str] | None:
-    """Return the type of error and what it says, None if it is not the hub's."""
-    import httpx2
-    from huggingface_hub import errors
-
-    repo_id, again = state.repo_id, "push again, which sends only what is missing"
-    if isinstance(cause, errors.HfHubHTTPError):
-        return _push_refused(state, cause)
-    if isinstance(cause, errors.LocalTokenNotFoundError):
-        return LoginError, (
-            "Nobody is logged in to Hugging Face: run hf auth login, set HF_TOKEN or give a token "
-            "with write permission"
-        )
-    if isinstance(cause, errors.OfflineModeIsEnabled):
-        return HubError, "HF_HUB_OFFLINE is set: unset it to push"
-    if isinstance(cause, errors.HFValidationError):
-        return InputError, f"{repo_id[:96]!r} is no name for a repository: write owner/name"
-    if isinstance(cause, PushStalled):
-        return HubError, f"Hugging Face did not answer for minutes: check the network and {again}"
-    connection = (httpx2.HTTPError, ConnectionError, TimeoutError)
-    if isinstance(cause, connection) and state.step == "look":
-        return HubError, "Hugging Face cannot be reached: check the connection and try again"
-    if isinstance(cause, OSError) and cause.filename is not None:
-        name = str(cause.filename)[-80:]
-        return InputError, f"{name!r} cannot be read ({cause.strerror}): check the folder"
-    if isinstance(cause, ValueError) and isinstance(cause.__cause__, errors.BadRequestError):
-        said = one_line(str(cause).partition("\n")[2].removeprefix("- "))  # of the model card
-        what = f"does not accept the front matter of README.md ({said}): correct it"
-        return HubError, f"Hugging Face {what}"
-    if type(cause).__name__ == "XetAuthenticationError":  # of hf_xet, which may not be installed
-        return LoginError, f"The storage of Hugging Face refuses to write {repo_id}: log in again"
-    by_client = raised_by_client(cause)
-    broken = isinstance(cause, RuntimeError) and by_client
-    if broken or isinstance(cause, (httpx2.HTTPError, OSError)):
-        return HubError, f"The connection was lost while sending {repo_id}: {again}"
-    if isinstance(cause, UnreadableAnswer) or (isinstance(cause, UNREADABLE) and by_client):
-        what = f"gave an answer about {repo_id} that cannot be read"
-        return HubError, f"The hub {what}: check HF_ENDPOINT, or try again later"
-    return None
-
-
-def _push_refused(state: PushState, error: Exception) -> tuple[type[InputError], str]:
-    """Return what an HTTP status means at this point of a push."""
-    from huggingface_hub import errors
-
-    assert isinstance(error, errors.HfHubHTTPError)
-    status, repo_id, who = error.response.status_code, state.repo_id, state.user or "this token"
-    said = f" (it says: {said})" if (said := one_line(error.server_message or "")) else ""
-    unknown = isinstance(error, errors.RepositoryNotFoundError)
-    if status == 401 and not (state.user and unknown):
-        return LoginError, (
-            "Hugging Face does not accept the access token: log in again (hf auth login) with one "
-            "that has write permission"
-        )
-    if status == 403:
-        return LoginError, (
-            f"Hugging Face does not let {who} write to {repo_id}{said}: use a token with write "
-            "permission for it, or push to a repository of your own"
-        )
-    if status == 409 and state.step == "create":
-        return HubError, f"The name {repo_id} is taken (unseen by {who}): choose another name"
-    gone = f"{repo_id} is not there any more: check whether it was deleted or renamed"
-    changed = f"{repo_id} was changed by another push meanwhile: look at what it holds, push again"
-    refused = f"Hugging Face refuses the files or the name of {repo_id}{said}: change them"
-    known = {
-        **dict.fromkeys((401, 404), gone),
-        **dict.fromkeys((409, 412), changed),
-        **dict.fromkeys((400, 413, 422), refused),
-        402: f"Hugging Face takes no more files from {repo_id.partition('/')[0]}{said}: "
-        "see its plan and storage at huggingface.co/settings/billing",
-        429: "Hugging Face received too many requests: push again in a few minutes",
-    }
-    later = "push again later, which sends only what is missing"
-    return HubError, known.get(status, f"Hugging Face answered {status} for {repo_id}: {later}")
-
-
-class Meter:
-    """Counts what a push has sent, and keeps its caller informed while the client works."""
-
-    def __init__(self, total: int, progress: Progress, state: PushState) -> None:
-        self.total = total
-        self.state = state
+    def __init__(self, repo_id: str, total: int = 0, progress: Progress = SILENT) -> None:
+        self.repo_id, self.total, self._progress = repo_id, total, progress
         self.done: dict[str, int] = {}
         """Bytes of each file that are on the hub."""
         self.sent: dict[str, int] = {}
         """Bytes of each large file that this push sent."""
-        self.stopped = False
-        self.abort: Callable[[], None] | None = None
-        """Ends a transfer that does not read its files through `CountedFile`."""
-        self._progress = progress
         self._alive = time.monotonic()
+
+    @property
+    def url(self) -> str:
+        """Address of the repository's page."""
+        return f"{self.api.endpoint.rstrip('/')}/{self.repo_id}"
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """What the hub says of each file in the repository, by name."""
+        siblings = (self.info.siblings if self.info else None) or ()
+        return {sibling.rfilename: sibling for sibling in siblings}
+
+    def refusal(self, what: str, kind: type[InputError] = InputError) -> InputError:
+        """Return the error that says what is wrong, what to do, and that nothing was published."""
+        made = f": {self.repo_id} was made and is empty, and the same push again goes on"
+        return kind(f"{what}; nothing was published{made if self.created else ''}.")
+
+    @contextlib.contextmanager
+    def plain_errors(self) -> Iterator[None]:
+        """Turn what huggingface_hub raises into one plain sentence without any token.
+
+        Errors of other code pass as they are.
+
+        Raises:
+            LoginError: nobody is logged in, or the hub wants another log-in.
+            HubError: the hub refuses or cannot be reached.
+            InputError: the folder cannot be read, or the name is not one of a repository.
+        """
+
+        def explain(error: Exception) -> Exception | None:
+            if error is self.cancelled:
+                return None
+            # huggingface_hub wraps what happened to a large file into a RuntimeError.
+            wrapped = error.__cause__ if isinstance(error, RuntimeError) else None
+            cause = wrapped if isinstance(wrapped, Exception) else None
+            found = _push_error(self, cause or error)
+            return self.refusal(found[1], found[0]) if found else cause
+
+        with explained(explain):
+            yield
 
     def alive(self) -> None:
         """Note a sign of life of the other side."""
@@ -208,7 +134,7 @@ class Meter:
         try:
             self._progress.report(message, done / max(1, self.total))
         except BaseException as error:
-            self.state.cancelled = error
+            self.cancelled = error
             raise
 
     def wait(self, call: Callable[[], Result], *, listen: bool = True) -> Result:
@@ -256,31 +182,104 @@ class Meter:
                 patient = False
 
 
+def _push_error(push: Push, cause: Exception) -> tuple[type[InputError], str] | None:
+    """Return the type of error and what it says, None if it is not the hub's."""
+    import httpx2
+    from huggingface_hub import errors
+
+    repo_id, again = push.repo_id, "push again, which sends only what is missing"
+    if isinstance(cause, errors.HfHubHTTPError):
+        return _push_refused(push, cause)
+    if isinstance(cause, errors.LocalTokenNotFoundError):
+        return LoginError, (
+            "Nobody is logged in to Hugging Face: run hf auth login, set HF_TOKEN or give a token "
+            "with write permission"
+        )
+    if isinstance(cause, errors.OfflineModeIsEnabled):
+        return HubError, "HF_HUB_OFFLINE is set: unset it to push"
+    if isinstance(cause, errors.HFValidationError):
+        return InputError, f"{repo_id[:96]!r} is no name for a repository: write owner/name"
+    if isinstance(cause, PushStalled):
+        return HubError, f"Hugging Face did not answer for minutes: check the network and {again}"
+    connection = (httpx2.HTTPError, ConnectionError, TimeoutError)
+    if isinstance(cause, connection) and push.step == "look":
+        return HubError, "Hugging Face cannot be reached: check the connection and try again"
+    if isinstance(cause, OSError) and cause.filename is not None:
+        name = str(cause.filename)[-80:]
+        return InputError, f"{name!r} cannot be read ({cause.strerror}): check the folder"
+    if isinstance(cause, ValueError) and isinstance(cause.__cause__, errors.BadRequestError):
+        said = one_line(str(cause).partition("\n")[2].removeprefix("- "))  # of the model card
+        what = f"does not accept the front matter of README.md ({said}): correct it"
+        return HubError, f"Hugging Face {what}"
+    if type(cause).__name__ == "XetAuthenticationError":  # of hf_xet, which may not be installed
+        return LoginError, f"The storage of Hugging Face refuses to write {repo_id}: log in again"
+    by_client = raised_by_client(cause)
+    broken = isinstance(cause, RuntimeError) and by_client
+    if broken or isinstance(cause, (httpx2.HTTPError, OSError)):
+        return HubError, f"The connection was lost while sending {repo_id}: {again}"
+    if isinstance(cause, UnreadableAnswer) or (isinstance(cause, UNREADABLE) and by_client):
+        what = f"gave an answer about {repo_id} that cannot be read"
+        return HubError, f"The hub {what}: check HF_ENDPOINT, or try again later"
+    return None
+
+
+def _push_refused(push: Push, error: Any) -> tuple[type[InputError], str]:
+    """Return what an HTTP status means at this point of a push."""
+    from huggingface_hub import errors
+
+    status, repo_id, who = error.response.status_code, push.repo_id, push.user or "this token"
+    said = f" (it says: {said})" if (said := one_line(error.server_message or "")) else ""
+    unknown = isinstance(error, errors.RepositoryNotFoundError)
+    if status == 401 and not (push.user and unknown):
+        return LoginError, (
+            "Hugging Face does not accept the access token: log in again (hf auth login) with one "
+            "that has write permission"
+        )
+    if status == 403:
+        return LoginError, (
+            f"Hugging Face does not let {who} write to {repo_id}{said}: use a token with write "
+            "permission for it, or push to a repository of your own"
+        )
+    if status == 409 and push.step == "create":
+        return HubError, f"The name {repo_id} is taken (unseen by {who}): choose another name"
+    gone = f"{repo_id} is not there any more: check whether it was deleted or renamed"
+    changed = f"{repo_id} was changed by another push meanwhile: look at what it holds, push again"
+    refused = f"Hugging Face refuses the files or the name of {repo_id}{said}: change them"
+    known = {
+        **dict.fromkeys((401, 404), gone),
+        **dict.fromkeys((409, 412), changed),
+        **dict.fromkeys((400, 413, 422), refused),
+        402: f"Hugging Face takes no more files from {repo_id.partition('/')[0]}{said}: "
+        "see its plan and storage at huggingface.co/settings/billing",
+        429: "Hugging Face received too many requests: push again in a few minutes",
+    }
+    later = "push again later, which sends only what is missing"
+    return HubError, known.get(status, f"Hugging Face answered {status} for {repo_id}: {later}")
+
+
 class CountedFile(io.BufferedReader):
-    """A file that tells a Meter how far it was sent, and raises once the push was stopped.
+    """A file that tells a Push how far it was sent, and raises Cancelled once that was stopped.
 
     The client sends a file object over plain HTTP (LFS) only.
     """
 
-    def __init__(self, path: Path, name: str, meter: Meter) -> None:
+    def __init__(self, path: Path, name: str, push: Push) -> None:
         super().__init__(io.FileIO(path))
-        self.sending = False
-        """False while the file is only read for its checksum or as a part of the commit."""
-        self._name, self._meter = name, meter
+        self._name, self._push = name, push
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if self._meter.stopped:
-            raise PushStopped
+        if self._push.stopped:
+            raise Cancelled
         data = super().read(size)
-        if self.sending:
-            self._meter.sent[self._name] = max(self._meter.sent.get(self._name, 0), self.tell())
-            self._meter.arrived(self._name, self.tell())
+        if self._push.counting:
+            self._push.sent[self._name] = max(self._push.sent.get(self._name, 0), self.tell())
+            self._push.arrived(self._name, self.tell())
         else:
-            self._meter.alive()
+            self._push.alive()
         return data
 
 
-def offers_chunks(api: HfApi, repo_id: str) -> bool:
+def offers_chunks(push: Push) -> bool:
     """Whether this machine and the hub can send in chunks (xet), of which only new ones travel.
 
     Raises:
@@ -291,8 +290,8 @@ def offers_chunks(api: HfApi, repo_id: str) -> bool:
 
     if constants.HF_HUB_DISABLE_XET or _hf_xet() is None:
         return False
-    headers = build_hf_headers(token=api.token)
-    answer = get_session().get(_chunk_token_url(api, repo_id), headers=headers)
+    headers = build_hf_headers(token=push.api.token)
+    answer = get_session().get(_chunk_token_url(push), headers=headers)
     if answer.status_code in (401, 403):
         hf_raise_for_status(answer)
     named = constants.HUGGINGFACE_HEADER_X_XET_ENDPOINT in answer.headers
@@ -306,19 +305,19 @@ def _hf_xet() -> Any:
         return hf_xet if hasattr(hf_xet, "XetSession") else None
 
 
-def _chunk_token_url(api: HfApi, repo_id: str) -> str:
-    return f"{api.endpoint}/api/models/{repo_id}/xet-write-token/main"
+def _chunk_token_url(push: Push) -> str:
+    return f"{push.api.endpoint}/api/models/{push.repo_id}/xet-write-token/main"
 
 
-def send_in_chunks(api: HfApi, repo_id: str, files: dict[str, Path], meter: Meter) -> None:
+def send_in_chunks(push: Push, files: dict[str, Path]) -> None:
     """Send files through hf_xet itself; the client then finds their chunks and sends none again."""
     from huggingface_hub.utils import build_hf_headers
 
     if not files:
         return
-    headers = build_hf_headers(token=api.token)
+    headers = build_hf_headers(token=push.api.token)
     session = _hf_xet().XetSession()
-    meter.abort = session.sigint_abort
+    push.abort = session.sigint_abort
     sizes = {name: path.stat().st_size for name, path in files.items()}
     latest: Any = None
 
@@ -327,51 +326,48 @@ def send_in_chunks(api: HfApi, repo_id: str, files: dict[str, Path], meter: Mete
         shard = getattr(report, "shard", None)
         checked = getattr(shard, "total_shard_validation_entries_completed", 0)
         read, sent = report.total_bytes_completed, report.total_transfer_bytes_completed
-        reached = (read, sent, checked)
-        if reached == latest:
+        if (read, sent, checked) == latest:
             return
-        latest = reached
+        latest = read, sent, checked
         # Reading runs ahead of sending, and some is on the hub already: show the lesser share.
         share = read / max(report.total_bytes, sum(sizes.values()), 1)
         if report.total_transfer_bytes:
             share = min(share, sent / report.total_transfer_bytes)
-        meter.sent["chunks"] = sent
+        push.sent["chunks"] = sent
         for name, size in sizes.items():
-            meter.arrived(name, int(min(share, 1.0) * size))
+            push.arrived(name, int(min(share, 1.0) * size))
 
     # The storage has a token of its own.
     plain = {key: value for key, value in headers.items() if key.lower() != "authorization"}
     try:
         with session.new_upload_commit(
-            token_refresh_url=_chunk_token_url(api, repo_id),
+            token_refresh_url=_chunk_token_url(push),
             token_refresh_headers=headers,
             custom_headers=plain,
             progress_callback=listen,
         ) as commit:
             for path in files.values():
-                if meter.stopped:
-                    raise PushStopped
+                if push.stopped:
+                    raise Cancelled
                 commit.start_upload_file(str(path.resolve()))
     except RuntimeError as error:  # how hf_xet reports a broken connection
         raise ConnectionError("hf_xet could not send all") from error
     finally:
-        meter.abort = None
+        push.abort = None
 
 
 @contextlib.contextmanager
-def counted(files: Iterable[CountedFile]) -> Iterator[None]:
+def counted(push: Push) -> Iterator[None]:
     """Count what is read of the files as sent, and hide the client's own bars meanwhile."""
     from huggingface_hub import utils
 
-    opened, hidden = list(files), utils.are_progress_bars_disabled()
+    hidden = utils.are_progress_bars_disabled()
     if not hidden:
         utils.disable_progress_bars()
-    for file in opened:
-        file.sending = True
+    push.counting = True
     try:
         yield
     finally:
-        for file in opened:
-            file.sending = False
+        push.counting = False
         if not hidden:
             utils.enable_progress_bars()

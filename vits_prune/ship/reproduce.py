@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,6 @@ from vits_prune.pruning.registry import METHODS
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.voice import PARTS, Voice
 
-PROGRAM = ("python", "-m", "vits_prune")
 ORIGINAL = "ORIGINAL"
 """Stands for a voice that cannot be fetched by its name."""
 MAX_ENTRIES = 8
@@ -25,14 +25,12 @@ MAX_ENTRIES = 8
 _LAYER = re.compile(r"[A-Za-z0-9_*][A-Za-z0-9_.*]*")
 _MAX_TEXTS_BYTES = 1 << 20
 
-Arguments = tuple[str, ...]
-
 
 @dataclass(frozen=True)
 class Reproduction:
     """How to make a voice again."""
 
-    commands: tuple[Arguments, ...]
+    commands: tuple[tuple[str, ...], ...]
     """Arguments after `python -m vits_prune`, in order; none if the recipe cannot be repeated."""
     notes: tuple[str, ...]
     """What the commands do not say, in sentences; nothing in them is from strangers."""
@@ -41,7 +39,7 @@ class Reproduction:
 
     def lines(self) -> tuple[str, ...]:
         """Return the commands as they are typed into a shell."""
-        return tuple(shlex.join((*PROGRAM, *arguments)) for arguments in self.commands)
+        return tuple(f"python -m vits_prune {shlex.join(one)}" for one in self.commands)
 
 
 def published(voice: Voice) -> tuple[str, str | None] | None:
@@ -78,9 +76,8 @@ def reproduce(voice: Voice, format: str = "dense", precision: str = "fp32") -> R
         for one in healings:
             chain.run("heal", *chain.plan(one.exact(), [one]), pruned=True)
         if len(specs) > 1 and healings:
-            chain.notes.append(
-                "The recipe does not keep in which order pruning and healing took turns."
-            )
+            note = "The recipe does not keep in which order pruning and healing took turns."
+            chain.notes.append(note)
     if (format, precision) != ("dense", "fp32"):
         chain.run("export", "--format", format, "--precision", precision)
     return Reproduction(tuple(chain.commands), tuple(dict.fromkeys(chain.notes)), chain.files)
@@ -136,7 +133,7 @@ class _Chain:
     """Commands, each of which begins with what the one before has written."""
 
     def __init__(self, voice: Voice) -> None:
-        self.commands: list[Arguments] = []
+        self.commands: list[tuple[str, ...]] = []
         self.files: dict[str, str] = {}
         self.notes: list[str] = []
         self._last = ""
@@ -176,10 +173,9 @@ class _Chain:
             found += [] if spec.parts == PARTS else ["--parts", *spec.parts]
         if spec.protect is not None:
             found += ["--protect", *spec.protect]
-        if spec.amounts:
-            found += [f"--{steps}", ",".join(map(_shown, spec.amounts))]
-        elif spec.steps > 1:
-            found += [f"--{steps}", str(spec.steps)]
+        if spec.amounts or spec.steps > 1:
+            amounts = ",".join(map(_shown, spec.amounts or ()))
+            found += [f"--{steps}", amounts or str(spec.steps)]
         found += _changed(spec, PruneSpec(), ("floor", "pattern", "schedule", "importance"))
         found += ["--prune-seed", str(spec.seed)] if spec.seed else []
         return found + self._texts(spec.texts)
@@ -190,9 +186,8 @@ class _Chain:
         content = "".join(f"{one}\n" for one in texts)
         lines = tuple(line.strip() for line in content.splitlines())
         if lines != tuple(texts) or "\0" in content or len(content.encode()) > _MAX_TEXTS_BYTES:
-            self.notes.append(
-                "It was calibrated on texts that are not one line each: they are in its recipe."
-            )
+            note = "It was calibrated on texts that are not one line each: they are in its recipe."
+            self.notes.append(note)
             return []
         name = f"calibration-texts{f'-{len(self.files) + 1}' if self.files else ''}.txt"
         self.files[name] = content
@@ -201,22 +196,21 @@ class _Chain:
 
     def plan(self, plan: HealPlan, healings: Sequence[HealRecord]) -> list[str]:
         """The options of `heal` for a HealPlan; what they leave out is noted."""
-        found = ["--minutes", _shown(plan.minutes or 0.05)]
-        if plan.steps is not None:
+        if plan.steps is None:
+            found = ["--minutes", _shown(plan.minutes or 0.05)]
+        else:
             found = ["--steps", str(plan.steps)]
-        names = [field.name for field in dataclasses.fields(plan)]
-        names = [name for name in names if name not in ("minutes", "steps")]
-        found += _changed(plan, HealPlan(), names)
+        found += _changed(dataclasses.replace(plan, minutes=1.0, steps=None), HealPlan(minutes=1.0))
         minutes = sum(one.plan.minutes or 0 for one in healings)
         recordings = sum(one.recordings for one in healings)
         timed = plan.steps is not None and healings[0].plan.steps is None
+        early = any(one.kept_early for one in healings)
+        stopped = any(one.stopped for one in healings)
         notes = {
             f"The {plan.steps} steps are what {minutes:g} minutes came to.": timed,
             "The best checkpoint was kept, not the last; which one that is depends on when quality "
-            "was measured.": any(one.kept_early for one in healings),
-            "A healing was stopped by a loss that was not a finite number.": any(
-                one.stopped for one in healings
-            ),
+            "was measured.": early,
+            "A healing was stopped by a loss that was not a finite number.": stopped,
             f"It was also healed on {recordings} recordings of its maker's own, which are not "
             "published.": recordings,
             "If its maker gave sentences of their own to learn from (`--texts`), the recipe does "
@@ -251,12 +245,11 @@ def _plan_of_both(specs: Sequence[PruneSpec], healings: Sequence[HealRecord]) ->
         return None
     for plans in ([one.exact() for one in healings], [one.plan for one in healings]):
         steps = [one.steps for one in plans if one.steps is not None]
-        minutes = round(sum(one.minutes or 0 for one in plans), 6)
+        whole: dict[str, Any] = {"steps": sum(steps), "minutes": None}
+        if len(steps) < count:
+            whole = {"minutes": round(sum(one.minutes or 0 for one in plans), 6)}
         try:
-            if len(steps) == count:
-                total = dataclasses.replace(plans[-1], steps=sum(steps), minutes=None)
-            else:
-                total = dataclasses.replace(plans[-1], minutes=minutes)
+            total = dataclasses.replace(plans[-1], **whole)
         except InputError:
             continue
         if all(_same(total.share(index, count), one) for index, one in enumerate(plans)):
@@ -265,12 +258,10 @@ def _plan_of_both(specs: Sequence[PruneSpec], healings: Sequence[HealRecord]) ->
 
 
 def _same(one: HealPlan, other: HealPlan) -> bool:
-    """Whether two plans are the same but for rounding."""
+    """Whether two plans are the same but for rounding of the minutes."""
     if dataclasses.replace(one, minutes=1.0) != dataclasses.replace(other, minutes=1.0):
         return False
-    if one.minutes is None or other.minutes is None:
-        return True
-    return abs(one.minutes - other.minutes) < 1e-3 * other.minutes
+    return math.isclose(one.minutes or 0, other.minutes or 0, rel_tol=1e-3)
 
 
 def read_recipe(recipe: Mapping[str, Any]) -> tuple[list[PruneSpec], list[HealRecord]]:

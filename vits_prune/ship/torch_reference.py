@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vits_prune.errors import InputError
-from vits_prune.ship.bench import answer, check_counts, measure_in_processes, read_plan
+from vits_prune.ship.bench import answer, measure_in_processes, read_plan
 from vits_prune.synthesis.speak import read_text
 from vits_prune.synthesis.stages import (
     Scales,
@@ -90,12 +90,10 @@ def bench_saved(
 ) -> dict[str, Any]:
     """Measure the folder of a saved voice as `bench` does an ONNX file."""
     path = Path(folder)
-    check_counts(threads, runs)
     plan = read_plan(path, Path(sentences)) if sentences else plan_of(load_folder(path))
-    size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     root = str(Path(__file__).resolve().parents[2])
     code = f"import sys; sys.path.insert(0, {root!r}); import {__name__} as it; it.main()"
-    return measure_in_processes(path, size, plan, threads, runs, [sys.executable, "-c", code])
+    return measure_in_processes(path, plan, threads, runs, [sys.executable, "-c", code])
 
 
 def main() -> None:
