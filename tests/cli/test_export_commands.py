@@ -13,7 +13,7 @@ from vits_prune import load_voice
 from vits_prune.cli.main import main
 from vits_prune.progress import Progress
 from vits_prune.ship import export_report as report
-from vits_prune.ship.export_report import ExportRow, measure_closeness, measure_export
+from vits_prune.ship.export_report import ExportRow, measure_export, measure_rounding
 from vits_prune.ship.formats import export_voice
 
 
@@ -22,7 +22,7 @@ from vits_prune.ship.formats import export_voice
     [("dense", "fp32"), ("dense", "fp16"), ("sparse", "fp32"), ("onnx", "int8"), ("piper", "fp32")],
 )
 def test_export(tiny_folder, tmp_path, capsys, monkeypatch, format, precision):
-    monkeypatch.setattr(report, "ROUNDS", 1)
+    monkeypatch.setattr(report, "TIMING_ROUNDS", 1)
     out = tmp_path / "out"
     arguments = [
         "export",
@@ -70,7 +70,7 @@ def test_what_cannot_be_exported(tiny_folder, tmp_path, capsys):
 
 
 def test_the_words_say_what_is_worse(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "ROUNDS", 1)
+    monkeypatch.setattr(report, "TIMING_ROUNDS", 1)
     export = export_voice(tiny, tmp_path / "sparse", "sparse")
     *scale, row = measure_export(tiny, export)
     assert [one.what for one in scale] == [
@@ -82,12 +82,12 @@ def test_the_words_say_what_is_worse(tiny, tmp_path, monkeypatch):
     assert row.closeness.log_mel_db == row.closeness.drift == 0
     name = "decoder.conv_pre.weight"
     other = tiny.with_weights({name: 0.5 * tiny.model.get_parameter(name)})
-    assert measure_closeness(tiny, other).log_mel_db > 1
+    assert measure_rounding(tiny, other).log_mel_db > 1
 
 
 def test_a_rounded_export_is_held_against_the_float32_row_at_hand(tiny, tmp_path, monkeypatch):
     """No other is written and timed: the row that was given decides what the words say."""
-    monkeypatch.setattr(report, "ROUNDS", 1)
+    monkeypatch.setattr(report, "TIMING_ROUNDS", 1)
     export = export_voice(tiny, tmp_path / "out", "onnx", "int8")
     there, messages = ExportRow("onnx fp32", 1.0, 1.0, timings=((1e-6, 1e6),)), []
     progress = Progress(lambda what, _share: messages.append(what))

@@ -16,9 +16,10 @@ import pytest
 from vits_prune import InputError, PruneSpec, prune, save_voice
 from vits_prune.ship.bench import (
     BenchError,
-    Rapl,
     bench,
+    energy,
     find_model,
+    joules,
     machine,
     merge,
     read_plan,
@@ -151,10 +152,10 @@ def test_energy_counters(tmp_path):
     (tmp_path / "intel-rapl:0:0").mkdir()
     for name, value in (("energy_uj", 900), ("max_energy_range_uj", 999)):
         (package / name).write_text(str(value))
-    meter = Rapl(tmp_path)
+    before = energy(tmp_path)
     (package / "energy_uj").write_text("100")  # it began again from 0
-    assert meter.joules() == pytest.approx(200e-6)
-    assert Rapl(tmp_path / "nothing").joules() is None
+    assert joules(before, energy(tmp_path)) == pytest.approx(200e-6)
+    assert joules(energy(tmp_path / "nothing"), energy(tmp_path)) is None
 
 
 def test_what_cannot_be_benched(model, tmp_path):

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from vits_prune import HealPlan, PruneSpec, prune
 from vits_prune.measure import measure_sparsity
-from vits_prune.ship.card import MARK, CardFacts, Picture, Sample, model_card
+from vits_prune.ship.card import CARD_MARK, CardFacts, Picture, Sample, model_card
 from vits_prune.ship.card_figures import block, check_evidence, code, table, text
 from vits_prune.ship.formats import export_voice
 from vits_prune.voices.voice import Origin
@@ -114,7 +114,7 @@ def test_what_it_says(facts):
     assert f"**{facts.export.bytes / 1e6:.2f}**" in card
     assert "forbids commercial use" in card
     assert "Nothing was measured" in card
-    assert card.endswith(f"{MARK}\n")
+    assert card.endswith(f"{CARD_MARK}\n")
     assert rendered(card).count("<table>") == 3
 
 

@@ -37,6 +37,7 @@ from vits_prune.ship.hub_destination import (
 )
 from vits_prune.ship.hub_push import push_folder
 from vits_prune.ship.hub_transfer import one_line
+from vits_prune.voices.manifest import EXPORT
 
 ROOT = Path(__file__).parents[2]
 ANN = "hf_" + "a" * 34
@@ -837,6 +838,7 @@ def test_a_token_that_may_not_write_chunks(chunked, noise):
     )
 
 
+@pytest.mark.slow
 def test_end_to_end_in_a_process_of_its_own(hub, folder, tmp_path):
     """With HF_ENDPOINT, HF_HOME and HF_TOKEN as a user sets them, it prints the address only."""
     script = (
@@ -867,6 +869,6 @@ def test_end_to_end_in_a_process_of_its_own(hub, folder, tmp_path):
 def test_a_file_too_long_to_name_a_voice_is_not_read_whole(tmp_path, monkeypatch):
     path = tmp_path / upload.MANIFESTS[0]
     with path.open("wb") as file:
-        file.truncate(3 * upload.MAX_MANIFEST_BYTES)
+        file.truncate(3 * EXPORT.max_bytes)
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read whole"))
     assert upload.name_in({upload.MANIFESTS[0]: path}) == ""

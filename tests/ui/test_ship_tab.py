@@ -52,7 +52,7 @@ def bench(tiny):
         patch.setattr(bench, "voice", lambda *_, **__: tiny)
         patch.setattr(bench, "is_loaded", lambda *_: True)
         patch.setattr(heal_jobs, "JUDGED_FAMILIES", ("rhythm", "loudness"))  # need no recogniser
-        patch.setattr(export_report, "ROUNDS", 1)
+        patch.setattr(export_report, "TIMING_ROUNDS", 1)
         yield bench
         heal_jobs.jobs.clear()
 

@@ -24,9 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MAX_THREADS = 256
+MOST_THREADS = 256
 MAX_RUNS = 1000
-MAX_JSON_BYTES = 4 << 20
+MAX_RESULT_BYTES = 4 << 20
 METADATA = "vits_prune_bench"
 """In the model's own metadata: what `.bench.json` holds."""
 MAX_METADATA = 1 << 16
@@ -46,7 +46,7 @@ class BenchError(Exception):
     """The model, the sentences or the options cannot be used; the message says what to do."""
 
 
-def load_model(path: Path, threads: int = 0) -> Any:
+def open_model(path: Path, threads: int = 0) -> Any:
     """Return an onnxruntime session; without threads, one that only reads the metadata."""
     try:
         import onnxruntime
@@ -73,7 +73,7 @@ class OnnxEngine:
     """An ONNX file with Piper's inputs, run by onnxruntime on the processor."""
 
     def __init__(self, path: Path, threads: int, plan: dict[str, Any]) -> None:
-        self._session = load_model(path, threads)
+        self._session = open_model(path, threads)
         import numpy
         import onnxruntime
 
@@ -108,14 +108,14 @@ def find_model(path: Path) -> Path:
     return found[0]
 
 
-def read_json(path: str | Path) -> Any:
+def read_result(path: str | Path) -> Any:
     """Return the JSON in a file of at most 4 MiB."""
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)
-        if len(content) <= MAX_JSON_BYTES:
+            content = file.read(MAX_RESULT_BYTES + 1)
+        if len(content) <= MAX_RESULT_BYTES:
             return json.loads(content.decode("utf-8"))
-        why = f"is larger than {MAX_JSON_BYTES >> 20} MiB"
+        why = f"is larger than {MAX_RESULT_BYTES >> 20} MiB"
     except OSError as error:
         why = f"cannot be read ({error.strerror})"
     except (ValueError, RecursionError):
@@ -139,7 +139,7 @@ def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
     """
     usual = [sentences_beside(model), model.with_name("bench.json")]
     path = sentences or next((file for file in usual if file.is_file()), None)
-    plan = read_json(path) if path else _plan_inside(model) or _plan_of_piper(model)
+    plan = read_result(path) if path else _plan_inside(model) or _plan_of_piper(model)
     if plan is None:
         raise BenchError(f"There is no {usual[0].name} next to {model.name}: copy it there.")
     with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
@@ -154,7 +154,7 @@ def read_plan(model: Path, sentences: Path | None = None) -> dict[str, Any]:
 
 def _plan_inside(model: Path) -> Any:
     """The plan that an export wrote into the model, None if there is none."""
-    text = load_model(model).get_modelmeta().custom_metadata_map.get(METADATA, "")
+    text = open_model(model).get_modelmeta().custom_metadata_map.get(METADATA, "")
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text) if len(text) <= MAX_METADATA else None
 
@@ -164,7 +164,7 @@ def _plan_of_piper(model: Path) -> Any:
     path = model.with_name(f"{model.name}.json")
     if not path.is_file():
         return None
-    settings = read_json(path)
+    settings = read_result(path)
     try:
         known, given = settings["phoneme_id_map"], settings["inference"]
         begin, blank, end = (known.get(symbol, []) for symbol in "^_$")
@@ -189,7 +189,7 @@ def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dic
     first = time.perf_counter() - started
     for ids in sentences:  # each length once uncounted: kernels are prepared by shape
         engine.say(ids)
-    meter = Rapl()
+    counters = energy()
     seconds: list[list[float]] = [[] for _ in sentences]
     samples, processor = 0, time.process_time()
     for _ in range(runs):
@@ -197,7 +197,7 @@ def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dic
             begin = time.perf_counter()
             samples += engine.say(ids)
             times.append(time.perf_counter() - begin)
-    joules, audio = meter.joules(), samples / plan["sampling_rate"]
+    used, audio = joules(counters, energy()), samples / plan["sampling_rate"]
     medians = [statistics.median(times) for times in seconds]
     factors = [sum(times[run] for times in seconds) * runs / audio for run in range(runs)]
     return {
@@ -210,7 +210,7 @@ def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dic
         "processor_seconds_per_audio_second": (time.process_time() - processor) / audio,
         "audio_seconds": audio / runs,
         "peak_memory_bytes": peak_memory(),
-        "joules_per_audio_second": None if joules is None else joules / audio,
+        "joules_per_audio_second": None if used is None else used / audio,
         "runs": runs,
         "versions": engine.versions,
     }
@@ -236,26 +236,25 @@ def _text(path: str) -> str:
         return ""
 
 
-class Rapl:
-    """Joules of the processor packages from now on, including those of other programs."""
+def energy(powercap: Path = Path("/sys/class/powercap")) -> list[tuple[int, int]]:
+    """Return the counter of each processor package and its greatest value, in microjoules.
 
-    def __init__(self, powercap: Path = Path("/sys/class/powercap")) -> None:
-        found = sorted(powercap.glob("intel-rapl:*"))
-        self._packages = [path for path in found if path.name.count(":") == 1]
-        self._before = self._read("energy_uj")
+    It counts other programs too; the list is empty if no counter can be read.
+    """
+    packages = [path for path in powercap.glob("intel-rapl:*") if path.name.count(":") == 1]
+    names = ("energy_uj", "max_energy_range_uj")
+    try:
+        found = [[int((path / name).read_text()) for name in names] for path in sorted(packages)]
+    except (OSError, ValueError):  # the file is for root only
+        return []
+    return [(now, most) for now, most in found]
 
-    def joules(self) -> float | None:
-        """Return them, None if no counter can be read."""
-        now, limits = self._read("energy_uj"), self._read("max_energy_range_uj")
-        counters = zip(self._before, now, limits, strict=False)
-        used = [(after - before) % (limit + 1) for before, after, limit in counters]
-        return sum(used) / 1e6 if used else None
 
-    def _read(self, name: str) -> list[int]:
-        try:
-            return [int((package / name).read_text()) for package in self._packages]
-        except (OSError, ValueError):  # the file is for root only
-            return []
+def joules(before: list[tuple[int, int]], after: list[tuple[int, int]]) -> float | None:
+    """Return the energy between two readings in joules, None if there was no counter."""
+    pairs = zip(before, after, strict=False)
+    used = [(now - earlier) % (most + 1) for (earlier, _), (now, most) in pairs]
+    return sum(used) / 1e6 if used else None
 
 
 def machine() -> dict[str, Any]:
@@ -283,11 +282,7 @@ def bench(
 ) -> dict[str, Any]:
     """Measure an .onnx or the folder of an export, each number of threads in its own process.
 
-    Args:
-        model: an .onnx, or the folder of an export.
-        threads: numbers of threads, in turn.
-        runs: counted runs of every sentence.
-        sentences: a .bench.json, by default the one next to the model.
+    Every sentence of the .bench.json, by default that next to the model, is spoken `runs` times.
 
     Raises:
         BenchError: the model or the sentences cannot be used, or are not of one export.
@@ -309,9 +304,9 @@ def measure_in_processes(
     model: Path, plan: dict[str, Any], threads: list[int], runs: int, command: list[str]
 ) -> dict[str, Any]:
     """Return the result of a bench; `command` starts a process that calls `answer`."""
-    sound = threads and all(1 <= count <= MAX_THREADS for count in threads)
+    sound = threads and all(1 <= count <= MOST_THREADS for count in threads)
     if not sound or not 1 <= runs <= MAX_RUNS:
-        most = f"{MAX_THREADS} --threads and {MAX_RUNS} --runs"
+        most = f"{MOST_THREADS} --threads and {MAX_RUNS} --runs"
         raise BenchError(f"Give at least one and at most {most}, as in --threads 1,2 --runs 5.")
     rows = []
     for count in threads:
@@ -353,7 +348,7 @@ def merge(paths: list[str]) -> list[dict[str, Any]]:
     """Return the results that --json wrote to several files."""
     found = []
     for path in paths:
-        result = read_json(path)
+        result = read_result(path)
         for one in result if isinstance(result, list) else [result]:
             about = one if isinstance(one, dict) else {}
             rows, where = about.get("rows"), about.get("machine")
@@ -429,7 +424,7 @@ def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = benc
 def main() -> int:
     """Run the command line and return its exit code."""
     if sys.argv[1:2] == ["--child"]:
-        with contextlib.suppress(ImportError):  # `load_model` explains it
+        with contextlib.suppress(ImportError):  # `open_model` explains it
             import onnxruntime  # noqa: F401 - not counted as loading the voice
         answer(OnnxEngine)
         return 0

@@ -27,7 +27,7 @@ from vits_prune.voices.voice import Voice, spoken_language
 
 HUB = "https://huggingface.co"
 PAPER = "https://arxiv.org/abs/2106.06103"
-MARK = "<!-- written by vits_prune push -->"
+CARD_MARK = "<!-- written by vits_prune push -->"
 """The last line of a card: a folder with such a card may be written over."""
 SAMPLES = "samples"
 _SENTENCE = "The birch canoe slid on the smooth planks."
@@ -98,10 +98,10 @@ def model_card(facts: CardFacts) -> str:
         "Listen": _listen(facts),
         "Use it": _use_graph(facts) if facts.is_graph else _use_folder(facts),
         "How it was made": _made(facts),
-        "What is left": card_figures.sparsity_table(zeros, zeros_before),
+        "What is left": card_figures.sparsity_markdown(zeros, zeros_before),
         "Size": "Files that were written and counted; MB of 1,000,000 bytes. A dense file holds "
         "every zero, a sparse one leaves them out.\n\n"
-        + card_figures.size_table(size, size_before, facts.export),
+        + card_figures.size_markdown(size, size_before, facts.export),
         "Measured": _measured(facts),
         "Curves": "\n\n".join(map(_picture, facts.pictures)),
         "Licence": _licence(facts.licence),
@@ -109,7 +109,7 @@ def model_card(facts: CardFacts) -> str:
     body = [
         f"## {title}\n\n{words}" if title else words for title, words in sections.items() if words
     ]
-    return "\n\n".join([f"{_metadata(facts)}{body[0]}", *body[1:], f"{MARK}\n"])
+    return "\n\n".join([f"{_metadata(facts)}{body[0]}", *body[1:], f"{CARD_MARK}\n"])
 
 
 def opens_in_transformers(export: Export) -> bool:
@@ -361,6 +361,6 @@ def is_card(path: Path) -> bool:
     """Whether a file is a card of this kind."""
     try:
         with path.open("rb") as file:
-            return MARK.encode() in file.read(1 << 20)
+            return CARD_MARK.encode() in file.read(1 << 20)
     except OSError:
         return False

@@ -17,6 +17,7 @@ from vits_prune.errors import InputError
 from vits_prune.measure.quality import METRICS, NO_DIFFERENCE, NO_FLOOR, TOO_FEW
 from vits_prune.measure.weights import Size, Sparsity
 from vits_prune.ship.formats import Export
+from vits_prune.study.sweep_store import plain as jsonable
 from vits_prune.synthesis.speak import STAGES
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.voice import Voice
@@ -55,7 +56,7 @@ def check_evidence(evidence: Evidence, voice: Voice, original: Voice | None = No
     ):
         raise InputError("The evidence is not a file of `evaluate --json` or `compare`: give one.")
     measured = evidence.get("recipe")
-    if not isinstance(measured, Mapping) or _listed(measured) != _listed(voice.recipe):
+    if not isinstance(measured, Mapping) or jsonable(measured) != jsonable(voice.recipe):
         raise InputError("The evidence is of a voice with another recipe: give its own file.")
     voices = evidence.get("voices")
     if not isinstance(voices, Mapping):
@@ -66,13 +67,6 @@ def check_evidence(evidence: Evidence, voice: Voice, original: Voice | None = No
     if voices["original"].get("changed") is True:
         what = "The evidence was measured against a voice that was itself pruned or healed"
         raise InputError(f"{what}: measure against the original.")
-
-
-def _listed(value: Any) -> Any:
-    """The same with lists for tuples, as it comes out of JSON."""
-    if isinstance(value, Mapping):
-        return {key: _listed(one) for key, one in value.items()}
-    return [_listed(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _require_same(measured: Any, voices: Sequence[Voice | None]) -> None:
@@ -94,55 +88,50 @@ def _require_same(measured: Any, voices: Sequence[Voice | None]) -> None:
     raise InputError(f"The evidence is of another voice ({', '.join(said)}): give its own file.")
 
 
-def sparsity_table(sparsity: Sparsity, original: Sparsity | None) -> str:
+def sparsity_markdown(sparsity: Sparsity, original: Sparsity | None) -> str:
     """Return the weights and zeros of each part."""
     zeros = sparsity.zeros() > 0
-    titles = ["part", *(["weights of the original"] if original else []), "weights"]
-    titles += ["of them zero", "sparsity"] if zeros else []
+    titles = ["part", *["weights of the original"] * bool(original), "weights"]
+    titles += ["of them zero", "sparsity"] * zeros
     rows = []
     for part in (None, *sparsity.parts):
         weights, none = sparsity.weights(part), sparsity.zeros(part)
         row = ["**whole voice**" if part is None else part.replace("_", " ")]
         row += [f"{original.weights(part):,}"] if original else []
         row.append(f"{weights:,}")
-        row += [f"{none:,}", f"{100 * none / max(1, weights):.1f}%"] if zeros else []
+        row += [f"{none:,}", f"{100 * none / max(1, weights):.1f}%"] * zeros
         rows.append(row)
     return table(titles, rows)
 
 
-def size_table(size: Size, original: Size | None, export: Export) -> str:
+def size_markdown(size: Size, original: Size | None, export: Export) -> str:
     """Return the sizes of the voice in the plain formats, and of the file here."""
-    sizes = [original, size] if original else [size]
+    both = [original] * bool(original)
     rows = [
-        [title, *(f"{getattr(one, name) / 1e6:.2f}" for one in sizes)]
+        [title, *(f"{getattr(one, name) / 1e6:.2f}" for one in (*both, size))]
         for name, title in _SIZES.items()
     ]
     here = f"**here: {export.format} {export.precision} (MB)**"
-    rows.append([here, *([""] if original else []), f"**{export.bytes / 1e6:.2f}**"])
-    return table(["", *(["original"] if original else []), "this voice"], rows)
+    rows.append([here, *[""] * len(both), f"**{export.bytes / 1e6:.2f}**"])
+    return table(["", *["original"] * len(both), "this voice"], rows)
 
 
 def quality(evidence: Evidence) -> str:
     """Return the figures of `evaluate`, "" if there are none."""
-    rows: dict[bool, list[list[str]]] = {True: [], False: []}
+    first: list[list[str]] = []
+    more: list[list[str]] = []
     for name, metric in METRICS.items():
         figure = _inside(evidence, "figures", name)
         before, after = (_number(figure, which, "value") for which in _BOTH)
         if after is None:
             continue
         low, high = (_number(figure, "floor", end) for end in ("low", "high"))
-        verdict = figure.get("verdict")
-        rows[name in _FIRST].append(
-            [
-                metric.title + (f" ({metric.unit})" if metric.unit else ""),
-                _plain(before),
-                _plain(after),
-                _interval(_inside(figure, "difference")),
-                "" if low is None or high is None else f"{low:.3g} to {high:.3g}",
-                verdict if verdict in _VERDICTS else "",
-            ]
-        )
-    if not any(rows.values()):
+        row = [metric.title + (f" ({metric.unit})" if metric.unit else "")]
+        row += [_plain(before), _plain(after), _interval(_inside(figure, "difference"))]
+        row.append("" if low is None or high is None else f"{low:.3g} to {high:.3g}")
+        row.append(verdict if (verdict := figure.get("verdict")) in _VERDICTS else "")
+        (first if name in _FIRST else more).append(row)
+    if not first and not more:
         return ""
     titles = ["metric", "original", "this voice", "change [95% interval]", "noise floor", "verdict"]
     model = text(_inside(evidence, "settings", "recogniser").get("model", "?"), 60)
@@ -153,10 +142,10 @@ def quality(evidence: Evidence) -> str:
         "to the original's own figure; a difference is claimed only if the whole interval lies "
         "beyond it."
     ]
-    words += [table(titles, rows[True])] if rows[True] else []
-    if rows[False]:
-        more = table(titles, rows[False])
-        words.append(f"<details><summary>More figures</summary>\n\n{more}\n\n</details>")
+    words += [table(titles, first)] if first else []
+    if more:
+        folded = f"<summary>More figures</summary>\n\n{table(titles, more)}\n\n"
+        words.append(f"<details>{folded}</details>")
     return "\n\n".join([*words, *_alarms(evidence), *_cost(evidence)])
 
 
@@ -173,16 +162,16 @@ def in_short(evidence: Evidence) -> str:
 def latency(evidence: Evidence) -> str:
     """Return the timings of `compare`, "" if there are none."""
     found = _inside(evidence, "latency")
-    timed: dict[str, tuple[tuple[str, ...], float]] = {
-        f"{stage} (ms)": (("stage_seconds", stage), 1e3) for stage in STAGES
-    }
-    timed["**all stages** (ms)"] = (("stage_seconds", "total"), 1e3)
+    stages = {stage: f"{stage} (ms)" for stage in STAGES}
+    stages |= {"text": "text encoder (ms)", "total": "**all stages** (ms)"}
+    timed: dict[str, tuple[tuple[str, ...], float]]
+    timed = {title: (("stage_seconds", stage), 1e3) for stage, title in stages.items()}
     timed["real-time factor (seconds a second of speech)"] = (("real_time_factor",), 1.0)
     timed["processor seconds a second of speech"] = (("cpu_seconds_per_audio_second",), 1.0)
     rows = []
     for title, (path, factor) in timed.items():
         spans = [_spread(_inside(found, which, *path), factor) for which in _BOTH]
-        rows += [[title.replace("text (", "text encoder ("), *spans]] if all(spans) else []
+        rows += [[title, *spans]] if all(spans) else []
     before, after = (_number(found, which, "dense_macs") for which in _BOTH)
     if before is not None and after is not None:
         rows.append(["multiply-accumulates (G)", f"{before / 1e9:.3g}", f"{after / 1e9:.3g}"])
@@ -204,21 +193,15 @@ def results(evidence: Evidence) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     words, identifier = _texts(evidence)
-    values = {
-        name: _number(evidence, "figures", name, "pruned", "value") for name in ("wer", "cer")
-    }
-    return [
-        EvalResult(
-            task_type="text-to-speech",
-            dataset_type=identifier,
-            dataset_name=words,
-            metric_type=name,
-            metric_name=f"{METRICS[name].title} (of a speech recogniser)",
-            metric_value=round(value, 5),
-        )
-        for name, value in values.items()
-        if value is not None
-    ]
+    found = []
+    for name in ("wer", "cer"):
+        value = _number(evidence, "figures", name, "pruned", "value")
+        title = f"{METRICS[name].title} (of a speech recogniser)"
+        if value is not None:
+            figures = name, round(value, 5)
+            task = "text-to-speech"
+            found.append(EvalResult(task, identifier, words, *figures, metric_name=title))
+    return found
 
 
 def _texts(evidence: Evidence) -> tuple[str, str]:
@@ -236,7 +219,7 @@ def _alarms(evidence: Evidence) -> list[str]:
     count = len(rows) if isinstance(rows, list) else 0
     numbers = {text(kind, 40): _number(alarms, kind) for kind in list(alarms)[:20]}
     raised = [f"{kind}: {number:g} of {count}" for kind, number in numbers.items() if number]
-    return [f"Speech failures: {', '.join(raised)}."] if raised else []
+    return [f"Speech failures: {', '.join(raised)}."] * bool(raised)
 
 
 def _cost(evidence: Evidence) -> list[str]:

@@ -18,19 +18,18 @@ from vits_prune.measure.weights import Size, measure_size
 from vits_prune.progress import SILENT, Progress
 from vits_prune.ship import bench as standalone
 from vits_prune.ship.formats import Export, write_float32_twin
-from vits_prune.ship.torch_reference import plan_of
+from vits_prune.ship.torch_reference import bench_plan
 from vits_prune.synthesis.speak import speak
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SENTENCES = 3
 _AUDIBLE_DB = 1.0
 """Mean difference of mel levels above which an export is called worse; another seed of the noise
 moves joe's by several dB."""
 _DRIFT = 0.02
-ROUNDS = 3
+TIMING_ROUNDS = 3
 """Times that an ONNX file is timed, each in a process of its own; a rounded one in turn with its
 float32 twin."""
 _MARGIN = 0.05
@@ -70,13 +69,13 @@ class ExportRow:
     """Of an ONNX file, that the two figures are the medians of."""
 
 
-def measure_closeness(voice: Voice, shipped: Voice) -> RoundingError:
+def measure_rounding(voice: Voice, shipped: Voice) -> RoundingError:
     """Compare what two voices of the same shape say."""
     theirs = dict(shipped.model.named_parameters())
     if all(bool((one == theirs[name]).all()) for name, one in voice.model.named_parameters()):
         return RoundingError(0.0, 0.0)
     levels, drifts = [], []
-    for sentence in plan_of(voice, _SENTENCES)["sentences"]:
+    for sentence in bench_plan(voice, 3)["sentences"]:
         first = speak(voice, sentence["text"])
         aligned = speak(shipped, sentence["text"], timing=first)
         pair = (np.nan_to_num(speech.waveform) for speech in (first, aligned))
@@ -119,7 +118,7 @@ def measure_export(
         )
     ]
     progress.report("comparing the sound", 0.2)
-    closeness = measure_closeness(voice, export.shipped)
+    closeness = measure_rounding(voice, export.shipped)
     words = [*_rounding_words(closeness), *_size_words(export, size)]
     load = factor = None
     timings: tuple[Timing, ...] = ()
@@ -167,8 +166,8 @@ def _timings(
             progress.report("writing fp32 for comparison", 0.3)
             models.append(write_float32_twin(voice, export, Path(folder)))
         timed = []
-        for _ in progress.part(0.4, 1.0).track(range(ROUNDS), "timing, round"):
-            timed.append([_timed(model, max(1, runs // ROUNDS)) for model in models])
+        for _ in progress.part(0.4, 1.0).track(range(TIMING_ROUNDS), "timing, round"):
+            timed.append([_timed(model, max(1, runs // TIMING_ROUNDS)) for model in models])
     ours = tuple(one[0] for one in timed)
     if export.precision == "fp32":
         return ours, []

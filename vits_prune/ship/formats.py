@@ -18,7 +18,7 @@ from vits_prune.progress import SILENT, Progress
 from vits_prune.ship import bench as standalone
 from vits_prune.ship.onnx_graph import write_onnx
 from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_file
-from vits_prune.ship.torch_reference import check_onnx, plan_of
+from vits_prune.ship.torch_reference import bench_plan, check_onnx
 from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 from vits_prune.voices.checkpoint import require_finite
 from vits_prune.voices.load import load_folder
@@ -128,7 +128,7 @@ def _write_graph(
         progress.report("writing the graph", 0.05)
         if not settings:
             voice.tokenizer.save(str(place))
-        plan = plan_of(voice)
+        plan = bench_plan(voice)
         facts = facts_of(voice, form, precision, _reading(settings, place))
         facts |= sherpa_facts(voice, settings) if settings else {}
         inside = json.dumps(plan, ensure_ascii=False, separators=(",", ":"))

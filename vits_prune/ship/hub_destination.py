@@ -24,9 +24,8 @@ RECORD = "vits_prune_push.json"
 lacks, and nothing of anybody else."""
 MANIFESTS = (SAVED.name, EXPORT.name)
 """A folder or a repository with one of these holds a voice that vits_prune wrote."""
-MAX_MANIFEST_BYTES = EXPORT.max_bytes
 MAX_FILES = 200
-MAX_BYTES = 4 << 30
+MAX_PUSH_BYTES = 4 << 30
 """Of one push: twice what `load_voice` would fetch again."""
 LOOK_SECONDS = 30.0
 """How long the hub may take to say what a repository holds."""
@@ -58,39 +57,34 @@ def pushable_files(folder: str | Path) -> dict[str, Path]:
         raise wrong(f"{root.name} is {lacks}: export the voice, and push that folder")
     files: dict[str, Path] = {}
     try:
-        for path in sorted(root.iterdir()):
-            for one in [path, *(sorted(path.iterdir()) if _is_open(path) else ())]:
-                name = one.relative_to(root).as_posix()
-                if one.name.startswith(".") or name == RECORD:
-                    continue
-                if why := _why_not(root, one):
-                    raise wrong(f"{shown(name)!r} in {root.name} {why}: take it out and push again")
-                if one.is_file():
-                    files[name] = one
+        folders = [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
+        open_folders = [root, *(path for path in folders if not path.name.startswith("."))]
+        for path in sorted(path for folder in open_folders for path in folder.iterdir()):
+            name = path.relative_to(root).as_posix()
+            if name == RECORD or any(part.startswith(".") for part in name.split("/")):
+                continue
+            if why := _why_not(root, path):
+                raise wrong(f"{shown(name)!r} in {root.name} {why}: take it out and push again")
+            if path.is_file():
+                files[name] = path
         size = sum(path.stat().st_size for path in files.values())
     except OSError as error:
         raise wrong(f"{root.name} cannot be read ({error.strerror}): check the folder") from error
-    if len(files) > MAX_FILES or size > MAX_BYTES:
-        found = f"is {size / 2**20:,.0f} MiB, more than the {MAX_BYTES / 2**20:,.0f} MiB of a push"
-        if len(files) > MAX_FILES:
-            found = f"holds more than {MAX_FILES} files"
+    found = f"is {size / 2**20:,.0f} MiB, more than the {MAX_PUSH_BYTES / 2**20:,.0f} MiB of a push"
+    if len(files) > MAX_FILES:
+        found = f"holds more than {MAX_FILES} files"
+    if len(files) > MAX_FILES or size > MAX_PUSH_BYTES:
         raise wrong(f"{root.name} {found}: take out what is not the voice")
     return dict(sorted(files.items()))
-
-
-def _is_open(path: Path) -> bool:
-    """Whether a push looks into this folder."""
-    return path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
 
 
 def _why_not(root: Path, path: Path) -> str:
     """Why an entry of a folder is not pushed, "" if it is, or is a folder to look into."""
     if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
         return "is a link that leads out of the folder"
-    if path.is_dir() and path.parent == root and not path.is_symlink():
-        return ""
     if path.is_dir():
-        return "is a folder in a folder, and a push goes one level deep"
+        deep = path.parent != root or path.is_symlink()
+        return "is a folder in a folder, and a push goes one level deep" if deep else ""
     if not path.is_file():
         return "is no plain file"
     if path.suffix.lower() in _PICKLES:
@@ -137,8 +131,7 @@ def files_of_earlier_push(
 ) -> set[str]:
     """Return those of the files that a repository holds that an earlier push put there.
 
-    They are in its RECORD, or in the vits_prune.json of a saved voice that was put there by hand;
-    each is given as its content, None if there is none.
+    They are in the content of its RECORD, or in that of the vits_prune.json of a saved voice.
     """
     for content, name in ((record, RECORD), (manifest, SAVED.name)):
         listed = _parsed(content, _MAX_RECORD_BYTES).get("files")
@@ -198,8 +191,7 @@ def look(push: Push, repo: str, token: str | bool | None) -> Destination:
     """Find out who is logged in, whether they may write to a repository, and what it holds.
 
     Raises:
-        InputError: it is no name, nobody is logged in, or they may not write there; other errors
-            are huggingface_hub's.
+        InputError: as for `check_destination`; other errors are huggingface_hub's.
     """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -263,9 +255,11 @@ def _require_rights(who: dict[str, Any], push: Push) -> None:
     able = [scope for scope in scopes or () if "repo.write" in (scope.get("permissions") or ())]
     writable = [scope.get("entity") or {} for scope in able]
     if role == "read" or (isinstance(scopes, list) and not writable):
-        what = f"The access token of {push.user} may only read: log in (hf auth login) with one "
-        what += "that has write permission, from huggingface.co/settings/tokens"
-        raise push.refusal(what, LoginError)
+        raise push.refusal(
+            f"The access token of {push.user} may only read: log in (hf auth login) with one that "
+            "has write permission, from huggingface.co/settings/tokens",
+            LoginError,
+        )
     owner, _, name = push.repo_id.partition("/")
     own = {push.user.lower(), *(str(entity.get("name", "")).lower() for entity in writable)}
     roles = {
@@ -285,7 +279,7 @@ def _contents(push: Push) -> tuple[str, str]:
     """What a repository holds and the name of the voice, as in a Destination."""
     names = push.held.keys()
     manifests = {
-        name: _parsed(small_file(push, name, MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES)
+        name: _parsed(small_file(push, name, EXPORT.max_bytes), EXPORT.max_bytes)
         for name in MANIFESTS
     }
     # Other programs write files called export.json too: what it says decides.

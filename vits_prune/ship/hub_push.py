@@ -1,14 +1,13 @@
 """A folder -> a model repository of the Hugging Face hub, in one commit.
 
-huggingface_hub does the work: `preupload_lfs_files` sends what the hub keeps outside git, and
-`create_commit` with `parent_commit` publishes. Not `upload_folder`, whose delete patterns could
-match files of somebody else. Own code is kept for what a caller is promised:
+huggingface_hub sends the files (`preupload_lfs_files`) and publishes (`create_commit`). Not its
+`upload_folder`, whose delete patterns could match files of somebody else. A caller is promised:
 
 - One commit or nothing, and every file is in it: a .gitignore in the repository, by which the hub
   leaves files out without a word, is refused; if the answer to the commit is lost, the hub is asked
   whether it was made.
 - Nobody's files are removed: a record in the repository says what the last push put there.
-- No token in a message. A push can be repeated, and cancelled before its commit (hub_transfer.py).
+- No token in a message. A push can be repeated, and cancelled before its commit.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from vits_prune.files import read_json, sha256_of
 from vits_prune.progress import SILENT, Progress
 from vits_prune.ship.hub_destination import (
     MANIFESTS,
-    MAX_MANIFEST_BYTES,
     RECORD,
     Destination,
     ask,
@@ -46,6 +44,7 @@ from vits_prune.ship.hub_transfer import (
     offers_chunks,
     send_in_chunks,
 )
+from vits_prune.voices.manifest import EXPORT
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -136,7 +135,7 @@ def name_in(files: Mapping[str, Path]) -> str:
     for name in MANIFESTS:
         if name in files:
             with contextlib.suppress(InputError):
-                manifest = read_json(files[name], max_bytes=MAX_MANIFEST_BYTES)
+                manifest = read_json(files[name], max_bytes=EXPORT.max_bytes)
                 if found := voice_named_in(manifest):
                     return found
     return ""

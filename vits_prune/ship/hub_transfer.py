@@ -1,8 +1,7 @@
 """Wait for the hub's client, count what it sends, send in chunks, and explain what goes wrong.
 
-The client (huggingface_hub) decides which files travel, sends and commits them. It neither hears a
-caller that cancels while it waits, nor gives up a hub that is silent (`Push.wait`), nor reports
-bytes as they leave (`CountedFile`, `send_in_chunks`).
+The client (huggingface_hub) neither hears a caller that cancels while it waits, nor gives up a hub
+that is silent (`Push.wait`), nor reports bytes as they leave (`CountedFile`, `send_in_chunks`).
 """
 
 from __future__ import annotations
@@ -182,7 +181,7 @@ class Push:
                 patient = False
 
 
-def _push_error(push: Push, cause: Exception) -> tuple[type[InputError], str] | None:
+def _push_error(push: Push, cause: Any) -> tuple[type[InputError], str] | None:
     """Return the type of error and what it says, None if it is not the hub's."""
     import httpx2
     from huggingface_hub import errors
@@ -190,11 +189,13 @@ def _push_error(push: Push, cause: Exception) -> tuple[type[InputError], str] | 
     repo_id, again = push.repo_id, "push again, which sends only what is missing"
     if isinstance(cause, errors.HfHubHTTPError):
         return _push_refused(push, cause)
+    if isinstance(cause, ValueError) and isinstance(cause.__cause__, errors.BadRequestError):
+        said = one_line(str(cause).partition("\n")[2].removeprefix("- "))  # of the model card
+        what = f"does not accept the front matter of README.md ({said}): correct it"
+        return HubError, f"Hugging Face {what}"
     if isinstance(cause, errors.LocalTokenNotFoundError):
-        return LoginError, (
-            "Nobody is logged in to Hugging Face: run hf auth login, set HF_TOKEN or give a token "
-            "with write permission"
-        )
+        what = "run hf auth login, set HF_TOKEN or give a token with write permission"
+        return LoginError, f"Nobody is logged in to Hugging Face: {what}"
     if isinstance(cause, errors.OfflineModeIsEnabled):
         return HubError, "HF_HUB_OFFLINE is set: unset it to push"
     if isinstance(cause, errors.HFValidationError):
@@ -207,10 +208,6 @@ def _push_error(push: Push, cause: Exception) -> tuple[type[InputError], str] | 
     if isinstance(cause, OSError) and cause.filename is not None:
         name = str(cause.filename)[-80:]
         return InputError, f"{name!r} cannot be read ({cause.strerror}): check the folder"
-    if isinstance(cause, ValueError) and isinstance(cause.__cause__, errors.BadRequestError):
-        said = one_line(str(cause).partition("\n")[2].removeprefix("- "))  # of the model card
-        what = f"does not accept the front matter of README.md ({said}): correct it"
-        return HubError, f"Hugging Face {what}"
     if type(cause).__name__ == "XetAuthenticationError":  # of hf_xet, which may not be installed
         return LoginError, f"The storage of Hugging Face refuses to write {repo_id}: log in again"
     by_client = raised_by_client(cause)
@@ -231,26 +228,23 @@ def _push_refused(push: Push, error: Any) -> tuple[type[InputError], str]:
     said = f" (it says: {said})" if (said := one_line(error.server_message or "")) else ""
     unknown = isinstance(error, errors.RepositoryNotFoundError)
     if status == 401 and not (push.user and unknown):
-        return LoginError, (
-            "Hugging Face does not accept the access token: log in again (hf auth login) with one "
-            "that has write permission"
-        )
+        what = "log in again (hf auth login) with one that has write permission"
+        return LoginError, f"Hugging Face does not accept the access token: {what}"
     if status == 403:
-        return LoginError, (
-            f"Hugging Face does not let {who} write to {repo_id}{said}: use a token with write "
-            "permission for it, or push to a repository of your own"
-        )
+        what = f"Hugging Face does not let {who} write to {repo_id}{said}"
+        advice = "use a token with write permission for it, or push to a repository of your own"
+        return LoginError, f"{what}: {advice}"
     if status == 409 and push.step == "create":
         return HubError, f"The name {repo_id} is taken (unseen by {who}): choose another name"
     gone = f"{repo_id} is not there any more: check whether it was deleted or renamed"
     changed = f"{repo_id} was changed by another push meanwhile: look at what it holds, push again"
     refused = f"Hugging Face refuses the files or the name of {repo_id}{said}: change them"
+    full = f"Hugging Face takes no more files from {repo_id.partition('/')[0]}{said}"
     known = {
         **dict.fromkeys((401, 404), gone),
         **dict.fromkeys((409, 412), changed),
         **dict.fromkeys((400, 413, 422), refused),
-        402: f"Hugging Face takes no more files from {repo_id.partition('/')[0]}{said}: "
-        "see its plan and storage at huggingface.co/settings/billing",
+        402: f"{full}: see its plan and storage at huggingface.co/settings/billing",
         429: "Hugging Face received too many requests: push again in a few minutes",
     }
     later = "push again later, which sends only what is missing"

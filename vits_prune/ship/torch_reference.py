@@ -29,7 +29,6 @@ from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.load import load_folder
 from vits_prune.voices.voice import Voice, draw_texts, spoken_language
 
-SENTENCES = 5
 TOLERANCE = 1e-4
 """Largest difference of two samples; full scale is 1."""
 _LENGTHS = (1, 2, 9, 40)
@@ -39,7 +38,7 @@ _UNDECIDED = 1e-4
 runtime, and says nothing about the graph."""
 
 
-def plan_of(voice: Voice, count: int = SENTENCES) -> dict[str, Any]:
+def bench_plan(voice: Voice, count: int = 5) -> dict[str, Any]:
     """Return what a bench says with a voice, as `read_plan` does; durations are without noise.
 
     English sentences that were never tuned on, or draws from the vocabulary of another language.
@@ -90,7 +89,7 @@ def bench_saved(
 ) -> dict[str, Any]:
     """Measure the folder of a saved voice as `bench` does an ONNX file."""
     path = Path(folder)
-    plan = read_plan(path, Path(sentences)) if sentences else plan_of(load_folder(path))
+    plan = read_plan(path, Path(sentences)) if sentences else bench_plan(load_folder(path))
     root = str(Path(__file__).resolve().parents[2])
     code = f"import sys; sys.path.insert(0, {root!r}); import {__name__} as it; it.main()"
     return measure_in_processes(path, plan, threads, runs, [sys.executable, "-c", code])
@@ -176,7 +175,7 @@ def _cases(voice: Voice) -> Iterator[tuple[int | None, tuple[int, ...]]]:
     """Speakers and sentences: the first and the last speaker take turns."""
     random, size = np.random.default_rng(0), voice.model.config.vocab_size
     drawn = [tuple(map(int, random.integers(size, size=length))) for length in _LENGTHS]
-    spoken = sorted((tuple(one["ids"]) for one in plan_of(voice)["sentences"]), key=len)
+    spoken = sorted((tuple(one["ids"]) for one in bench_plan(voice)["sentences"]), key=len)
     last = len(voice.speakers) - 1
     for place, ids in enumerate([*drawn, spoken[0], spoken[-1]]):
         yield (place % 2 * last if voice.speakers else None), ids
