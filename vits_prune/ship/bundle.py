@@ -17,7 +17,7 @@ from vits_prune.measure.quality import METRICS
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.registry import METHODS
 from vits_prune.ship import formats
-from vits_prune.ship.card import SAMPLES, CardFacts, Picture, Sample, is_card, model_card
+from vits_prune.ship.card import CARD_MARK, SAMPLES, CardFacts, Picture, Sample, model_card
 from vits_prune.ship.card_figures import check_evidence, code
 from vits_prune.ship.formats import Export, export_voice
 from vits_prune.synthesis.speak import checked_seed, speak, write_wav
@@ -119,7 +119,7 @@ def check_place(folder: Path) -> str:
         InputError: the folder holds something else.
     """
     manifests = [name for name in (SAVED_FILE, formats.EXPORT_FILE) if (folder / name).is_file()]
-    if manifests and is_card(folder / CARD):
+    if manifests and CARD_MARK.encode() in _read(folder / CARD, _MAX_TEXT_BYTES):
         if others := _others_in(folder):
             what = f"{folder} holds {min(others)[:80]!r}, which no bundle has"
             raise InputError(f"{what} and which would be removed: give a new folder's name.")
@@ -149,16 +149,15 @@ def _fitting(voice: Voice, original: Voice) -> Voice:
         what = f"{original.name} was itself pruned or healed"
         raise InputError(f"{what}: give the first original of {voice.name}, or none.")
     facts = {
-        "sampling rate": (voice.sampling_rate, original.sampling_rate),
-        "vocabulary": (voice.model.config.vocab_size, original.model.config.vocab_size),
-        "number of speakers": (len(voice.speakers), len(original.speakers)),
+        "sampling rate": lambda one: one.sampling_rate,
+        "vocabulary": lambda one: one.model.config.vocab_size,
+        "number of speakers": lambda one: len(one.speakers),
     }
-    for what, (mine, other) in facts.items():
+    for what, fact in facts.items():
+        mine, other = fact(voice), fact(original)
         if mine != other:
-            raise InputError(
-                f"{voice.name} was not made of {original.name}: its {what} is {mine}, "
-                f"not {other}. Give its own original, or none."
-            )
+            why = f"{voice.name} was not made of {original.name}"
+            raise InputError(f"{why} (its {what} is {mine}, not {other}): give its own, or none.")
     return original.with_speaker(voice.speaker)
 
 
@@ -195,15 +194,13 @@ def _speak(
 
 def check_curve(source: Path, voice: Voice | None = None) -> None:
     """Raise InputError if a folder has no curve, or a healing's and the voice was not healed."""
-    names = ("curve.csv", *(f"curve-{metric}.png" for metric in _SHOWN))
-    if not any((source / name).is_file() for name in names):
+    course = (source / "curve.csv").is_file()
+    if not course and not any((source / f"curve-{name}.png").is_file() for name in _SHOWN):
         what = f"{source} has no curve"
         raise InputError(f"{what}: give the folder of a `sweep`, or of a healing (DIR-healing).")
-    if voice is not None and (source / "curve.csv").is_file() and not voice.recipe.get("healed"):
-        raise InputError(
-            f"{source} has the course of a healing, and {voice.name} was not healed: leave the "
-            "curve out, or push the healed voice."
-        )
+    if course and voice is not None and not voice.recipe.get("healed"):
+        what = f"{source} has the course of a healing, and {voice.name} was not healed"
+        raise InputError(f"{what}: leave the curve out, or push the healed voice.")
 
 
 def copy_curves(source: Path, folder: Path) -> tuple[Picture, ...]:
@@ -224,9 +221,8 @@ def _healing(source: Path, folder: Path) -> Picture:
     """The curve drawn from its curve.csv: a picture of strangers could hold a script."""
     from vits_prune.healing.training_curve import MAX_ROWS, Curve, curve_figure
 
-    unreadable = InputError(
-        f"{source / 'curve.csv'} is not the course of a healing: give the folder that `heal` wrote."
-    )
+    what = f"{source / 'curve.csv'} is not the course of a healing"
+    unreadable = InputError(f"{what}: give the folder that `heal` wrote.")
     try:
         rows = Curve.read(source / "curve.csv", max_rows=10 * MAX_ROWS).rows
     except DamagedFileError as error:

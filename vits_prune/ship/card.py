@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
@@ -355,12 +354,3 @@ def _licence(licence: Licence) -> str:
 def _picture(one: Picture) -> str:
     words = f"{one.words}\n\n" if one.words else ""
     return f"{words}![{text(one.shows, 80)}]({one.file})"
-
-
-def is_card(path: Path) -> bool:
-    """Whether a file is a card of this kind."""
-    try:
-        with path.open("rb") as file:
-            return CARD_MARK.encode() in file.read(1 << 20)
-    except OSError:
-        return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from vits_prune.ship import bench as standalone
 from vits_prune.ship.formats import Export, write_float32_twin
 from vits_prune.ship.torch_reference import bench_plan
 from vits_prune.synthesis.speak import speak
+from vits_prune.threads import available_cores
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
@@ -178,10 +178,8 @@ def _timings(
 
 def _timed(model: Path, runs: int) -> Timing:
     """A timing on all cores."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     try:
-        row = standalone.bench(model, [cores], runs)["rows"][0]
+        row = standalone.bench(model, [available_cores()], runs)["rows"][0]
     except standalone.BenchError as error:
         raise InputError(str(error)) from error
     return Timing(row["load_seconds"], row["real_time_factor"])

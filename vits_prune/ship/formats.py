@@ -19,7 +19,6 @@ from vits_prune.ship import bench as standalone
 from vits_prune.ship.onnx_graph import write_onnx
 from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_file
 from vits_prune.ship.torch_reference import bench_plan, check_onnx
-from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 from vits_prune.voices.checkpoint import require_finite
 from vits_prune.voices.load import load_folder
 from vits_prune.voices.manifest import EXPORT, SAVED_FILE, facts_of, files_of_save, reading_of
@@ -134,7 +133,7 @@ def _write_graph(
         inside = json.dumps(plan, ensure_ascii=False, separators=(",", ":"))
         if len(inside) <= standalone.MAX_METADATA:
             facts[standalone.METADATA] = inside
-        graph = write_onnx(voice, precision, most_frames=_most_frames(voice), facts=facts)
+        graph = write_onnx(voice, precision, facts)
         model = place / f"{file_stem(voice.name)}.onnx"
         model.write_bytes(graph.data)
         progress.report("comparing it with the voice, in onnxruntime", 0.2)
@@ -209,15 +208,11 @@ def files_of_ours(folder: Path) -> set[str]:
 def write_float32_twin(voice: Voice, export: Export, folder: Path) -> Path:
     """Write the float32 graph of an exported voice with the export's sentences, to be timed."""
     model = folder / export.model.name
-    model.write_bytes(write_onnx(voice.to("cpu"), most_frames=_most_frames(voice)).data)
+    model.write_bytes(write_onnx(voice.to("cpu")).data)
     plan = standalone.read_plan(export.model)
     plan.pop("sha256", None)
     write_json(standalone.sentences_beside(model), plan, indent=1)
     return model
-
-
-def _most_frames(voice: Voice) -> int:
-    return int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)
 
 
 def file_stem(name: str) -> str:

@@ -91,13 +91,15 @@ class Licence:
                 f"The publisher of the original states the licence as {self.id!r}: read its terms "
                 "on the original's page before you share."
             )
+        shared_alike = any(_SHARE_ALIKE.search(_words(one)) for one in self.id.split(","))
         notices = {
             "It forbids derivatives: a changed voice, as a pruned one is, may not be shared "
             "without its publisher's consent.": "derivatives" in self.forbids,
-            "It forbids commercial use, of what is made of the voice too.": "commerce"
-            in self.forbids,
+            "It forbids commercial use, of what is made of the voice too.": (
+                "commerce" in self.forbids
+            ),
             "What is made of the voice may be shared under the same licence only: the model "
-            "card states it.": any(_SHARE_ALIKE.search(_words(one)) for one in self.id.split(",")),
+            "card states it.": shared_alike,
             "It is not one that this program knows: read its terms before you share.": (
                 not self.known
             ),

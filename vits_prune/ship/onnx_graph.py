@@ -18,6 +18,7 @@ from torch import nn
 
 from vits_prune.errors import InputError
 from vits_prune.ship.onnx_writer import GraphWriter, Value
+from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 from vits_prune.voices.piper_model import piper_name
 
 if TYPE_CHECKING:
@@ -42,9 +43,8 @@ class OnnxVoice:
 def write_onnx(
     voice: Voice,
     precision: str = "fp32",
-    *,
-    most_frames: int,
     facts: Mapping[str, str] | None = None,
+    most_frames: int | None = None,
 ) -> OnnxVoice:
     """Write the whole voice as one graph.
 
@@ -55,14 +55,15 @@ def write_onnx(
     Args:
         voice: any VITS voice, on the CPU.
         precision: of the stored weights, "fp32", "fp16" or "int8"; all of them compute in float32.
-        most_frames: where a sentence whose durations run away ends.
         facts: for the file's metadata.
+        most_frames: where a sentence whose durations run away ends, by default as in `speak`.
 
     Raises:
         InputError: an unknown activation function, or weights that fp16 does not hold.
     """
     network = VoiceGraph(voice.model, GraphWriter(precision))
-    network.write(most_frames)
+    longest = int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)
+    network.write(most_frames or longest)
     inputs: dict[str, tuple[int, list]] = {
         "input": (TensorProto.INT64, [1, "phonemes"]),
         "input_lengths": (TensorProto.INT64, [1]),
@@ -70,13 +71,13 @@ def write_onnx(
     }
     if voice.model.config.num_speakers > 1:
         inputs["sid"] = (TensorProto.INT64, [1])
-    outputs: dict[str, tuple[int, list]] = {"output": (TensorProto.FLOAT, [1, 1, 1, "samples"])}
     rounded = {
         name: network.g.rounded[theirs].reshape(voice.model.get_parameter(name).shape)
         for name, theirs in network.names.items()
         if theirs in network.g.rounded
     }
-    return OnnxVoice(network.g.model(inputs, outputs, facts or {}), rounded)
+    output = "output", (TensorProto.FLOAT, [1, 1, 1, "samples"])
+    return OnnxVoice(network.g.model(inputs, output, facts or {}), rounded)
 
 
 class VoiceGraph:

@@ -162,21 +162,18 @@ class GraphWriter:
     def model(
         self,
         inputs: Mapping[str, tuple[int, list]],
-        outputs: Mapping[str, tuple[int, list]],
+        output: tuple[str, tuple[int, list]],
         facts: Mapping[str, str],
     ) -> bytes:
         """Return the finished file.
 
-        Inputs and outputs are name -> (ONNX element type, shape with names for dynamic sides). A
+        Inputs and output are name -> (ONNX element type, shape with names for dynamic sides). A
         checksum is added to the metadata, `facts`, if they are those of a voice.
         """
-        graph = helper.make_graph(
-            self._nodes,
-            "vits",
-            [helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items()],
-            [helper.make_tensor_value_info(name, *kind) for name, kind in outputs.items()],
-            list(self._initializers.values()),
-        )
+        given = [helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items()]
+        made = [helper.make_tensor_value_info(output[0], *output[1])]
+        weights = list(self._initializers.values())
+        graph = helper.make_graph(self._nodes, "vits", given, made, weights)
         checksum = checksum_of(graph, facts)
         model = helper.make_model(
             graph,

@@ -114,9 +114,8 @@ def check_onnx(path: Path, voice: Voice) -> float:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:
         raise failed("load", error) from error
     differences = []
@@ -159,16 +158,17 @@ def difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def _spoken(voice: Voice, ids: tuple[int, ...], scales: Scales) -> np.ndarray | None:
     """What the voice says in torch, [samples]; None if a duration could be rounded either way."""
-    mute = InputError(f"{voice.name} does not speak (NaN): prune or heal its original again.")
     try:
-        said = waveform_of(voice, ids, scales) if _decided(voice, ids, scales) else None
+        if not _decided(voice, ids, scales):
+            return None
+        said = waveform_of(voice, ids, scales)
+        if np.isfinite(said).all():
+            return said
     except InputError:
         raise
-    except (ValueError, RuntimeError, AssertionError) as error:  # torch's own, about NaN
-        raise mute from error
-    if said is not None and not np.isfinite(said).all():
-        raise mute
-    return said
+    except (ValueError, RuntimeError, AssertionError):  # torch's own, about NaN
+        pass
+    raise InputError(f"{voice.name} does not speak (NaN): prune or heal its original again.")
 
 
 def _cases(voice: Voice) -> Iterator[tuple[int | None, tuple[int, ...]]]:
