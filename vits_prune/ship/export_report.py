@@ -30,8 +30,7 @@ _AUDIBLE_DB = 1.0
 moves joe's by several dB."""
 _DRIFT = 0.02
 TIMING_ROUNDS = 3
-"""Times that an ONNX file is timed, each in a process of its own; a rounded one in turn with its
-float32 twin."""
+"""Times that an ONNX file is timed, each in a process of its own."""
 _MARGIN = 0.05
 """A verdict on speed needs every timing beyond this."""
 
@@ -99,9 +98,8 @@ def measure_export(
         voice: what was exported.
         export: what `export_voice` made of it.
         runs: counted runs of every sentence in the timing of an ONNX file, over all timings.
-        float32: the row of the voice's float32 ONNX export, if that was just measured: a rounded
-            export is compared with it, and no float32 file is written and timed again.
-        progress: of the measuring.
+        float32: the row of the voice's float32 ONNX export, if that was just measured; without it
+            a float32 file is written and timed in turn with a rounded one.
 
     Raises:
         InputError: the ONNX file cannot be timed.
@@ -155,10 +153,7 @@ def _size_words(export: Export, size: Size) -> list[str]:
 def _timings(
     voice: Voice, export: Export, runs: int, float32: ExportRow | None, progress: Progress
 ) -> tuple[tuple[Timing, ...], list[Timing]]:
-    """The timings of an export, and the ratios of a rounded one's to those of float32.
-
-    Each is compared with the one taken in turn with it, or with each of an earlier float32's.
-    """
+    """The timings of an export, and the ratios of a rounded one's to those of float32."""
     before = float32.timings if float32 else ()
     with tempfile.TemporaryDirectory(prefix="vits_prune-fp32-") as folder:
         models = [export.model]

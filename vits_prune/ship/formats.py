@@ -82,13 +82,12 @@ def export_voice(
     Args:
         voice: any voice.
         folder: new, empty, or of an earlier export with nothing else in it, which is replaced.
-        format: one of FORMATS.
-        precision: of the stored weights, one that the format has.
+        format, precision: one of FORMATS, and one of its precisions for the stored weights.
         progress: of the writing.
 
     Raises:
-        InputError: no such format or precision, the voice does not fit the format, what was written
-            does not say what the voice says, or the folder cannot be written.
+        InputError: the voice does not fit the format, what was written does not say what the voice
+            says, or the folder cannot be written.
     """
     kind = FORMATS.get(format)
     if kind is None:

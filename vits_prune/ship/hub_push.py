@@ -87,21 +87,18 @@ def push_folder(
     had arrived is not sent again. A repository that it made stays, empty; none is ever deleted.
 
     Args:
-        folder: files in it and one level below are pushed; hidden ones are left out, pickles and
-            links that lead outside refused.
+        folder: files in it and one level below are pushed; hidden ones are left out.
         repo, token: as `check_destination` takes them; a repository that does not exist is made.
         private: make a new repository private. An existing one that is public is refused.
         replace: push to a repository that holds something else or another voice, too. Of what
             vits_prune did not push, only files of the same names are written over.
         message: title of the commit.
-        progress: bytes of all files, several times a second in the calling thread; nothing is
-            published if it is cancelled. It is silent once the commit is being made.
+        progress: bytes of all files, several times a second in the calling thread.
 
     Raises:
-        InputError: see `check_destination`; the folder is no voice or holds something that is not
-            pushed; the repository holds something else or another voice, is public, or was changed
-            meanwhile; the connection was lost. Nothing was published then. If only the answer to
-            the commit was lost and the hub cannot be asked, the message says that it is not known.
+        InputError: see `check_destination` and `pushable_files`; or the repository holds something
+            else, is public, or was changed meanwhile. Nothing was published then, unless the
+            message says that it is not known.
     """
     files = pushable_files(folder)
     push = Push(shown(repo), sum(path.stat().st_size for path in files.values()), progress)
