@@ -195,7 +195,7 @@ def test_figures_of_weights_before_rounding_are_no_results(pruned, tmp_path):
 
 def test_strangers_words_stay_words(tiny, tmp_path):
     origin = Origin("hugging-face", HOSTILE, HOSTILE, HOSTILE)
-    recipe = {"pruned": [{"method": HOSTILE, "protect": [HOSTILE]}], HOSTILE: HOSTILE}
+    recipe = {"pruned": [{"protect": [HOSTILE]}], HOSTILE: HOSTILE}
     voice = dataclasses.replace(
         tiny, name=HOSTILE, origin=origin, recipe=recipe, speakers=(HOSTILE,) * 2
     )
