@@ -200,7 +200,7 @@ def test_a_hub_id_is_read_from_its_snapshot(folders, tmp_path, monkeypatch):
             "HUGGINGFACE_CO_URL_TEMPLATE",
             hub.url + "/{repo_id}/resolve/{revision}/{filename}",
         )
-        there = load_posterior("someone/one@main", token=False)
+        there = load_posterior("someone/one@main")
     assert there.name == "one"
     assert torch.equal(
         posterior_latents(there, _speech()),

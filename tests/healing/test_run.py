@@ -58,9 +58,9 @@ def learns(teacher, pruned, steps=50):
 SPECS = {"sparse": PruneSpec(amount=0.5), "smaller": PruneSpec(method="structured", shape=SMALLER)}
 
 
-@pytest.mark.parametrize(("kind", "spec"), [("speakers", "sparse"), ("piper-medium", "smaller")])
-def test_it_learns_and_what_was_pruned_stays_pruned(families, kind, spec):
-    learns(families[kind], prune(families[kind], SPECS[spec]), steps=30)
+def test_it_learns_and_what_was_pruned_stays_pruned(families, tiny, smaller):
+    learns(families["speakers"], prune(families["speakers"], SPECS["sparse"]), steps=30)
+    learns(tiny, smaller, steps=30)
 
 
 @pytest.mark.slow

@@ -236,11 +236,7 @@ def _recordings(options: argparse.Namespace, plan: HealPlan, voice: Voice) -> Se
 
     with ProgressLine() as progress:
         found, posterior = open_recordings(
-            options.recordings,
-            options.voice,
-            voice,
-            revision=options.revision,
-            progress=progress,
+            options.recordings, options.voice, voice, options.revision, progress=progress
         )
     if is_main_process():
         for one in found.skipped:

@@ -1,13 +1,14 @@
-"""Batches: what one step sees. A function of seed, step and process, so nothing is remembered."""
+"""Batches: what one step sees, a function of seed, step and process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from vits_prune.healing.storage import digest
 from vits_prune.healing.teacher import (
@@ -43,7 +44,7 @@ class Window:
     """How much of a sentence a step sees, in frames of `hop` samples.
 
     The decoder is judged on `segment` frames with `decoder` frames of context on each side; the
-    flow has `flow` more on each side of those.
+    flow has `flow` more on each side of those. So they are given `decoded` and `flowed` frames.
     """
 
     segment: int
@@ -53,17 +54,16 @@ class Window:
 
     @classmethod
     def of(cls, voice: Voice, segment: int) -> Window:
+        """Return the window of a voice's network."""
         config = voice.model.config
         return cls(segment, decoder_context(config), flow_context(config), voice.hop_length)
 
     @property
     def decoded(self) -> int:
-        """Frames that the decoder is given."""
         return self.segment + 2 * self.decoder
 
     @property
     def flowed(self) -> int:
-        """Frames that the flow is given."""
         return self.decoded + 2 * self.flow
 
 
@@ -139,11 +139,7 @@ def _start(frames: int, segment: int, random: np.random.Generator) -> int:
 
 def _cut(tensor: torch.Tensor, start: int, length: int) -> torch.Tensor:
     """Return columns [rows, length] of a tensor [rows, columns], zeros outside of it."""
-    columns = tensor.shape[1]
-    low, high = min(max(start, 0), columns), min(max(start + length, 0), columns)
-    found = tensor.new_zeros(tensor.shape[0], length)
-    found[:, low - start : high - start] = tensor[:, low:high]
-    return found
+    return pad(tensor, (-start, start + length - tensor.shape[1]))
 
 
 def _padded_length(sentences: Sequence[Sized]) -> int:
@@ -153,20 +149,17 @@ def _padded_length(sentences: Sequence[Sized]) -> int:
 def _by_token(chosen: Sequence[TeacherUtterance]) -> Batch:
     length = _padded_length([one.ids for one in chosen])
 
-    def _padded(rows: list[torch.Tensor], axis: int = 0) -> torch.Tensor:
-        shape = list(rows[0].shape)
-        shape[axis] = length
-        found = rows[0].new_zeros(len(rows), *shape)
-        for row, tensor in zip(found, rows, strict=True):
-            row.narrow(axis, 0, tensor.shape[axis]).copy_(tensor)
-        return found
+    def _padded(rows: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Return rows [tokens, ...] as one tensor [rows, length, ...]."""
+        return torch.stack([pad(row.t(), (0, length - len(row))).t() for row in rows])
 
     names = ("ids", "hidden", "means", "log_variances", "log_durations")
-    weights = [one.durations / one.durations.float().mean().clamp_min(1e-3) for one in chosen]
-    return {name: _padded([getattr(one, name) for one in chosen]) for name in names} | {
-        "token_mask": _padded([torch.ones(len(one.ids)) for one in chosen]),
+    weights = (one.durations / one.durations.float().mean().clamp_min(1e-3) for one in chosen)
+    noise = _padded(one.duration_noise.T for one in chosen)
+    return {name: _padded(getattr(one, name) for one in chosen) for name in names} | {
+        "token_mask": _padded(torch.ones(len(one.ids)) for one in chosen),
         "weights": _padded(weights),
-        "duration_noise": _padded([one.duration_noise for one in chosen], 1),
+        "duration_noise": noise.transpose(1, 2).contiguous(),
     }
 
 
@@ -174,18 +167,19 @@ def _by_frame(
     drawn: Sequence[tuple[TeacherUtterance, int]], window: Window, noise_scale: float
 ) -> Batch:
     """Return what goes by frame, zero outside the sentence."""
-    rows = []
+    rows, length = [], window.flowed
     for one, segment in drawn:
-        start, length = segment - window.decoder - window.flow, window.flowed
+        start = segment - window.decoder - window.flow
         tokens = torch.repeat_interleave(torch.arange(len(one.ids)), one.durations)
         noise = draw_prior_noise(one.key, one.frames, one.latents.shape[0])[0]
-        row = {
-            "frame_tokens": _cut(tokens[None], start, length)[0],
-            "frame_mask": _cut(torch.ones(1, one.frames), start, length),
-            "noise": _cut(noise, start, length) * noise_scale,
-            "flow_latents": _cut(one.latents, start, length),
-        }
-        rows.append(row)
+        rows.append(
+            {
+                "frame_tokens": _cut(tokens[None], start, length)[0],
+                "frame_mask": _cut(torch.ones(1, one.frames), start, length),
+                "noise": _cut(noise, start, length) * noise_scale,
+                "flow_latents": _cut(one.latents, start, length),
+            }
+        )
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -203,30 +197,23 @@ class TextOnlySentences:
         self._teacher, self._speakers = teacher, tuple(speakers)
         self._pace = Delivery().for_voice(teacher)
 
+    @torch.no_grad()
     def draw(self, size: int, key: Key) -> Batch:
         """Return inputs and targets of text encoder and durations, on the teacher's device.
 
         Names are those of `draw_batch` behind TEXT_ONLY. InputError: an output is not finite.
         """
-        random = np.random.default_rng((*key, _TEXT_SEED))
+        random, voice = np.random.default_rng((*key, _TEXT_SEED)), self._teacher
         chosen = [self.sentences[i] for i in random.integers(len(self.sentences), size=size)]
-        length = _padded_length(chosen)
-        ids, mask = torch.zeros(size, length, dtype=torch.int64), torch.zeros(size, length)
-        for row, sentence in enumerate(chosen):
-            ids[row, : len(sentence)] = torch.tensor(sentence)
-            mask[row, : len(sentence)] = 1.0
+        length, model = _padded_length(chosen), voice.model
+        rows = [pad(torch.tensor(one), (0, length - len(one))) for one in chosen]
+        ids = torch.stack(rows).to(voice.device)
+        masks = [(torch.arange(length) < len(one)).float() for one in chosen]
+        mask = torch.stack(masks).to(voice.device)
         drawn = random.integers(len(self._speakers), size=size)
-        speakers = torch.tensor([self._speakers[i] for i in drawn])
+        speakers = torch.tensor([self._speakers[i] for i in drawn], device=voice.device)
         seeds = [(int(random.integers(2**31)), row) for row in range(size)]
-        noise = torch.stack([draw_duration_noise(seed, length)[0] for seed in seeds])
-        given = (tensor.to(self._teacher.device) for tensor in (ids, mask, speakers, noise))
-        return {f"{TEXT_ONLY}{name}": tensor for name, tensor in self._read(*given).items()}
-
-    @torch.no_grad()
-    def _read(
-        self, ids: torch.Tensor, mask: torch.Tensor, speakers: torch.Tensor, noise: torch.Tensor
-    ) -> Batch:
-        model = self._teacher.model
+        noise = torch.cat([draw_duration_noise(seed, length) for seed in seeds]).to(voice.device)
         table = getattr(model, "embed_speaker", None)
         conditioning = None if table is None else table(speakers).unsqueeze(-1)
         read = model.text_encoder(
@@ -238,14 +225,14 @@ class TextOnlySentences:
         else:
             noise = noise[:, :0]
         # The spline of a stochastic predictor refuses infinite inputs.
-        require_finite(self._teacher, hidden, read.prior_means, read.prior_log_variances)
+        require_finite(voice, hidden, read.prior_means, read.prior_log_variances)
         logarithms = predict_log_durations(
             model, hidden.transpose(1, 2), mask[:, None], conditioning, noise
         )[:, 0]
-        require_finite(self._teacher, logarithms)
+        require_finite(voice, logarithms)
         frames = torch.exp(logarithms.clamp(max=6.0)) * mask
         tokens = mask.sum(1, keepdim=True)
-        return {
+        found = {
             "hidden": hidden * mask[..., None],
             "means": read.prior_means * mask[..., None],
             "log_variances": read.prior_log_variances * mask[..., None],
@@ -256,3 +243,4 @@ class TextOnlySentences:
             "log_durations": logarithms * mask,
             "weights": frames * tokens / frames.sum(1, keepdim=True).clamp_min(1e-3),
         }
+        return {f"{TEXT_ONLY}{name}": tensor for name, tensor in found.items()}

@@ -1,7 +1,7 @@
 """Discriminators of several periods and scales, with feature matching (HiFi-GAN).
 
-Kong et al. 2020, arXiv:2010.05646, section 2.3 and appendix B. They are needed while a voice is
-healed, never when it speaks. A GPU affords the paper's width, two CPU cores a narrow set.
+Kong et al. 2020, arXiv:2010.05646, section 2.3 and appendix B. A GPU affords the paper's width, two
+CPU cores a narrow set.
 """
 
 from __future__ import annotations
@@ -64,9 +64,8 @@ class _Discriminator(nn.Module):
 class PeriodDiscriminator(_Discriminator):
     """Sees every `period`-th sample, and so what repeats.
 
-    The paper folds the waveform into [batch, 1, samples / period, period] and convolves along one
-    axis. The columns do not see each other, so here they are rows of a batch of one-dimensional
-    convolutions: the same numbers, faster.
+    The paper folds the waveform into two dimensions and convolves along one of them. Here the
+    columns are rows of a batch of one-dimensional convolutions: the same numbers, faster.
     """
 
     def __init__(self, period: int, width: float) -> None:
@@ -75,8 +74,7 @@ class PeriodDiscriminator(_Discriminator):
 
     def forward(self, waveform: torch.Tensor) -> DiscriminatorOutput:
         batch, _, samples = waveform.shape
-        missing = -samples % self.period
-        if missing:  # a waveform shorter than what is missing has nothing to mirror
+        if missing := -samples % self.period:  # a shorter waveform has nothing to mirror
             mode = "reflect" if missing < samples else "replicate"
             waveform = functional.pad(waveform, (0, missing), mode)
         columns = waveform.view(batch, -1, self.period).transpose(1, 2)
@@ -88,22 +86,17 @@ class Discriminators(nn.Module):
     """The discriminators of all periods and scales.
 
     Args:
-        width: share of the paper's channels, 1 (70 million parameters) or less (1/8: 1.1
-            million); each layer gets a multiple of 16 channels.
+        width: share of the paper's channels, above 0 to 1 (70 million parameters); each layer gets
+            a multiple of 16 channels.
         periods: one discriminator each.
         scales: number of scales, each at half the rate of the one before.
         seed: of the first weights; torch's global generator is left as it was.
-
-    Raises:
-        ValueError: a width outside (0, 1], a period below 1, or no discriminator at all.
     """
 
     def __init__(
         self, width: float = 1.0, periods: Sequence[int] = PERIODS, scales: int = 3, seed: int = 0
     ) -> None:
         super().__init__()
-        if not 0 < width <= 1 or min(periods, default=1) < 1 or not (len(periods) + scales > 0):
-            raise ValueError("Discriminators need a width in (0, 1], and a period or a scale.")
         with _seeding, torch.random.fork_rng(devices=[]):  # all threads share torch's generator
             torch.default_generator.manual_seed(seed)
             self.periods = nn.ModuleList(PeriodDiscriminator(period, width) for period in periods)
@@ -112,14 +105,7 @@ class Discriminators(nn.Module):
             )
 
     def forward(self, waveform: torch.Tensor) -> list[DiscriminatorOutput]:
-        """Return the output for [batch, 1, samples] of each discriminator, periods first.
-
-        Raises:
-            ValueError: the waveform has another shape or no sample.
-        """
-        shape = list(waveform.shape)
-        if len(shape) != 3 or shape[1] != 1 or not shape[2]:
-            raise ValueError(f"The waveform must be [batch, 1, samples], not {shape}.")
+        """Return the output for [batch, 1, samples] of each discriminator, periods first."""
         outputs = [discriminator(waveform) for discriminator in self.periods]
         for index, discriminator in enumerate(self.scales):
             if index:

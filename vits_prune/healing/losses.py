@@ -30,9 +30,8 @@ Prior: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 class SpectralLoss(nn.Module):
     """Log-mel L1, and the multi-resolution STFT loss of Parallel WaveGAN.
 
-    Yamamoto et al. 2020, arXiv:1910.11480, section 2.2.
-
-    Windows longer than the `samples` of a waveform are shortened to that.
+    Yamamoto et al. 2020, arXiv:1910.11480, section 2.2. Windows longer than the `samples` of a
+    waveform are shortened to that.
     """
 
     def __init__(self, sampling_rate: int, samples: int) -> None:
@@ -92,10 +91,9 @@ def level_loss(spoken: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 def prior_loss(ours: Prior, wanted: Prior, weights: torch.Tensor) -> torch.Tensor:
     """Return the errors of the prior, L1 and half of the MSE; means in units of the deviation.
 
-    `weights` are those of the tokens, [size, tokens].
+    `weights` [size, tokens] are those of the tokens.
     """
-    errors = [(ours[0] - wanted[0]) * torch.exp(-wanted[1]), ours[1] - wanted[1]]
-    error = torch.cat(errors, -1)
+    error = torch.cat([(ours[0] - wanted[0]) * torch.exp(-wanted[1]), ours[1] - wanted[1]], -1)
     each = (error.abs() + 0.5 * error.square()).mean(-1)
     return (each * weights).sum() / weights.sum().clamp_min(1e-6)
 
@@ -104,7 +102,7 @@ def duration_loss(ours: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) 
     """Return the errors of durations, given as natural logarithms of frames [size, tokens].
 
     The sum of the frames' Poisson deviance, the L1 of the logarithms, and the error of each
-    sentence's length. The deviance is smallest at the mean. L1 alone is content with medians, and
+    sentence's length. The deviance is smallest at the mean: L1 alone is content with medians, and
     a sentence of medians is too short.
     """
     ours, wanted = ours.clamp(max=6.0), wanted.clamp(max=6.0)
@@ -112,17 +110,14 @@ def duration_loss(ours: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) 
     errors = ours - wanted
     deviance = frames - wanted_frames - wanted_frames * errors
     each = ((3 * deviance + 0.25 * errors.abs()) * mask).sum() / mask.sum().clamp_min(1e-6)
-    wanted_length = wanted_frames.sum(1)
-    lengths = (frames.sum(1) - wanted_length).abs() / wanted_length.clamp_min(1.0)
-    return each + lengths.mean()
+    length = wanted_frames.sum(1)
+    return each + ((frames.sum(1) - length).abs() / length.clamp_min(1.0)).mean()
 
 
 def weighted_sum(losses: Losses) -> torch.Tensor:
     """Return the loss that is trained on."""
-    weighted = [
-        WEIGHTS.get(name.removeprefix("recorded_"), 1.0) * loss for name, loss in losses.items()
-    ]
-    return torch.stack(weighted).sum()
+    shares = {name: WEIGHTS.get(name.removeprefix("recorded_"), 1.0) for name in losses}
+    return torch.stack([shares[name] * loss for name, loss in losses.items()]).sum()
 
 
 class Distillation(nn.Module):
@@ -137,26 +132,21 @@ class Distillation(nn.Module):
         super().__init__()
         self.student, self.trained, self.window = student, frozenset(trained), window
         self.spectral = SpectralLoss(sampling_rate, window.segment * window.hop)
-
-    @property
-    def needs_text(self) -> bool:
+        self.needs_text = self.trained != {"decoder"}
         """Whether a batch must hold what comes before the decoder."""
-        return self.trained != {"decoder"}
 
     def forward(self, batch: Batch, joint: bool = False) -> tuple[Losses, torch.Tensor | None]:
         """Return the losses, and the decoder's waveform [size, segment * hop] if it learns.
 
-        Args:
-            batch: of `draw_batch`, `TextOnlySentences.draw` and `draw_recordings`.
-            joint: whether the student's own stages feed its decoder, not the teacher's.
+        The batch is of `draw_batch`, `TextOnlySentences.draw` and `draw_recordings`. With `joint`
+        the student's own stages feed its decoder, not the teacher's.
         """
         conditioning = self._conditioning(batch["speaker"])
         joint = joint and self.needs_text and "decoder" in self.trained
         losses, prior = self._text_losses(batch, joint)
         latents = self._flow(batch, prior, conditioning) if joint else batch["latents"]
         if "flow" in self.trained:
-            # On the teacher's prior: the flow cannot make up for errors of the student's, and
-            # would learn to blur.
+            # On the teacher's prior, or the flow would learn to blur the errors of the student's.
             made = self._flow(batch, None, conditioning)
             frames = self._inside(batch["frame_mask"]).sum().clamp_min(1)
             error = (made.float() - batch["latents"]).abs().sum()
@@ -171,7 +161,11 @@ class Distillation(nn.Module):
             # 90% zeros became 3.8 dB quieter).
             losses["waveform"] = waveform_loss(spoken, batch["waveform"])
         if "recorded_latents" in batch:
-            losses |= self._recorded_losses(batch)
+            # Spectra alone, for the phase of a recording is the microphone's.
+            conditioning = self._conditioning(batch["recorded_speaker"])
+            recorded = self._speak(batch["recorded_latents"], conditioning)
+            compared = self.spectral(recorded, batch["recorded_waveform"])
+            losses |= {f"recorded_{name}": loss for name, loss in compared.items()}
         return losses, spoken
 
     def _text_losses(self, batch: Batch, joint: bool) -> tuple[Losses, Prior | None]:
@@ -248,10 +242,3 @@ class Distillation(nn.Module):
         edge = self.window.decoder * self.window.hop
         spoken = self.student.decoder(latents, conditioning)[:, 0]
         return spoken[:, edge : spoken.shape[1] - edge]
-
-    def _recorded_losses(self, batch: Batch) -> Losses:
-        """Compare spectra with recordings: the phase of their waveform is the microphone's."""
-        conditioning = self._conditioning(batch["recorded_speaker"])
-        spoken = self._speak(batch["recorded_latents"], conditioning)
-        losses = self.spectral(spoken, batch["recorded_waveform"])
-        return {f"recorded_{name}": loss for name, loss in losses.items()}

@@ -102,43 +102,49 @@ class HealPlan(Options):
 
 @dataclass(frozen=True, eq=False)
 class HealData:
-    """What a voice learns from."""
+    """What a voice learns from.
+
+    The teacher says `texts`; None for built-in sentences or, in other languages, random ones.
+    `recordings` are of (latents [flow_size, frames], waveform [frames * hop]). Several healings
+    can share the `speech` of the texts.
+    """
 
     texts: Sequence[str] | None = None
-    """What the teacher says; None for built-in sentences or, in other languages, random ones."""
     recordings: Sequence[RecordedPair] = ()
-    """Recorded speech, each (latents [flow_size, frames], waveform [frames * hop])."""
     speech: TeacherSpeech | None = None
-    """Of the texts, where several healings share it."""
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """One step of the training, for whoever watches it."""
+    """One step of the training, for whoever watches it.
+
+    `of` is None until the minutes have been turned into steps. The losses have their weighted sum
+    as "total". The seconds count from the begin of the healing, over all its runs.
+    """
 
     step: int
     of: int | None
-    """Steps in all; None until the minutes have been turned into steps."""
     losses: Mapping[str, float]
-    """By name, and their weighted sum as "total"."""
     seconds: float
-    """Since the healing began, over all its runs."""
 
 
 @dataclass(frozen=True)
 class HealRun:
-    """Where a healing runs and who watches it. Nothing here changes what is learnt."""
+    """Where a healing runs and who watches it. Nothing here changes what is learnt.
+
+    Args:
+        folder: keeps the teacher's speech and the checkpoints; None for memory alone.
+        resume: go on from the newest checkpoint in the folder, if there is one.
+        cpu: stay on the CPU although there is a GPU.
+        observer: is given each step. If it raises, a checkpoint is written and the error goes on.
+        progress: of the pruning between the healings of `heal_steps`.
+    """
 
     folder: str | Path | None = None
-    """Keeps the teacher's speech and the checkpoints; None for memory alone."""
     resume: bool = False
-    """Go on from the newest checkpoint in the folder, if there is one."""
     cpu: bool = False
-    """Stay on the CPU although there is a GPU."""
     observer: Callable[[TrainingStep], object] | None = None
-    """Is given each step. If it raises, a checkpoint is written and the error goes on."""
     progress: Progress = SILENT
-    """Of the pruning between the healings of `heal_steps`."""
 
     @property
     def path(self) -> Path | None:
@@ -147,24 +153,27 @@ class HealRun:
 
 @dataclass(frozen=True, eq=False)
 class HealResult:
-    """A healed voice and how it came about."""
+    """A healed voice and how it came about.
+
+    Args:
+        step: training step of the voice; 0 if no step gave a better voice than the pruned one.
+        of: steps of the whole training.
+        sentences: how many the teacher had spoken by then.
+        trained: parts of the voice that learnt.
+        score: the judge's; None where nobody judged.
+        seconds: of training, over all runs.
+        stopped: why the training ended early; empty if it did not.
+    """
 
     voice: Voice
     step: int
-    """Training step of the voice; 0 if no step gave a better voice than the pruned one."""
     of: int | None
-    """Steps of the whole training."""
     sentences: int
-    """Sentences that the teacher had spoken by then."""
     trained: tuple[str, ...]
-    """Parts of the voice that learnt."""
     score: float | None = None
-    """The judge's score of the voice; None where nobody judged."""
     seconds: float = 0.0
-    """Of training, over all runs."""
     recordings: int = 0
     stopped: str = ""
-    """Why the training ended early; empty if it did not."""
 
     @classmethod
     def from_entry(
@@ -230,20 +239,17 @@ class Clock:
     def estimate(
         self, took: float, sentences: int, rehearse: Callable[[float], object]
     ) -> int | None:
-        """Count a step; return how many there can be in all once enough have been timed.
+        """Count a step of `took` seconds; return how many there can be once enough were timed.
 
-        Args:
-            took: seconds of the step.
-            sentences: how many the teacher will speak.
-            rehearse: does the work of a step at a share of the training, without learning.
+        `rehearse` does the work of a step at a share of the training, without learning. The teacher
+        will speak so many sentences.
         """
         self._steps.append(took)
         done = len(self._steps)
         if done < WARM_UP + TIMED:
             return None
-        step = 0.0
-        for low, high in phases(self._plan):
-            step += (high - low) * self._seconds_of_a_step(low, high, rehearse)
+        spans = phases(self._plan)
+        step = sum((high - low) * self._seconds_of(low, high, rehearse) for low, high in spans)
         self._steps = []
         left = self._seconds - self._judging - (time.perf_counter() - self._start)
         to_speak = max(0, sentences - sentences_at(done, sentences))
@@ -252,9 +258,7 @@ class Clock:
             steps = left / (step + self.sentence / STEPS_PER_SENTENCE)
         return done + max(1, int(steps))
 
-    def _seconds_of_a_step(
-        self, low: float, high: float, rehearse: Callable[[float], object]
-    ) -> float:
+    def _seconds_of(self, low: float, high: float, rehearse: Callable[[float], object]) -> float:
         """Return the median of the steps that were timed, or of rehearsals of a later phase."""
         if low == 0:
             return statistics.median(self._steps[WARM_UP:])
@@ -265,13 +269,10 @@ class Clock:
         return statistics.median(end - start for start, end in itertools.pairwise(marks))
 
     def revise(self, took: float, step: int, of: int, seconds: float) -> int | None:
-        """Count a step; return how many there can be in all, None between two looks at the clock.
+        """Count a step of `took` seconds; return how many there can be, None if not looked at.
 
-        Args:
-            took: seconds of the step.
-            step: steps that are done.
-            of: steps that were planned. The answer is never higher.
-            seconds: since the healing began.
+        `step` of the planned `of` steps are done, in `seconds` since the healing began. The answer
+        is never higher than `of`.
         """
         self._steps.append(took)
         if self._plan.steps is not None or len(self._steps) < max(TIMED, of // _REVISIONS):

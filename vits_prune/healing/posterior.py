@@ -1,12 +1,12 @@
 """The posterior encoder of a checkpoint: recorded speech to latents that the decoder speaks from.
 
-`load_voice` leaves it out, since it never runs when a voice speaks. Healing on recordings reads it
-(Kim et al. 2021, arXiv:2106.06103, section 2.1.2): a waveform becomes a spectrogram, that becomes
-latents, and the decoder should give the waveform again.
+`load_voice` leaves it out, since it never runs when a voice speaks. Source: Kim et al. 2021,
+arXiv:2106.06103, section 2.1.2.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from vits_prune.voices.voice import Voice
 
-PREFIX = "posterior_encoder."
 _MAGNITUDE_FLOOR = 1e-6
 
 
@@ -48,17 +47,11 @@ class Posterior:
         return self.encoder.out_channels
 
 
-def load_posterior(
-    ref: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
-) -> Posterior:
+def load_posterior(ref: str | os.PathLike[str], *, revision: str | None = None) -> Posterior:
     """Return the posterior encoder of a voice, from the reference that `load_voice` takes.
 
-    A voice without one is refused before any weight is read.
-
-    Args:
-        ref: a hub id, or a folder in transformers' layout.
-        revision: branch, tag or commit of a hub id; `voice.origin.revision` is the loaded one.
-        token: access token for the hub.
+    A voice without one is refused before any weight is read. `revision` is the branch, tag or
+    commit of a hub id; `voice.origin.revision` is the loaded one.
 
     Raises:
         InputError: the voice has no posterior encoder (every Piper voice, every folder that
@@ -70,7 +63,7 @@ def load_posterior(
     from vits_prune.voices.checkpoint import weight_files
     from vits_prune.voices.manifest import read_manifest
 
-    folder, name = _locate(ref, revision, token)
+    folder, name = _locate(ref, revision)
     manifest = read_manifest(folder)
     if manifest is not None:
         original = str(manifest["origin"]["reference"])[:200]
@@ -80,18 +73,14 @@ def load_posterior(
     files = weight_files(folder, name)
     hop_length = math.prod(config.upsample_rates)
     filter_length = 2 * (config.spectrogram_bins - 1)
-    if not _has_posterior(files, name) or filter_length < max(hop_length, 2):
-        raise _has_none(name, "its checkpoint was saved without")
+    if filter_length < max(hop_length, 2):
+        raise _has_none(name, "its configuration leaves it out")
     encoder, embeddings = _read(files, config, name)
     return Posterior(encoder, name, config.sampling_rate, filter_length, hop_length, embeddings)
 
 
 def require_fit(posterior: Posterior, voice: Voice) -> None:
-    """Raise unless a voice's decoder speaks from the latents of a posterior encoder.
-
-    Raises:
-        InputError: they differ in sampling rate, frames, channels or speakers.
-    """
+    """Raise InputError unless a voice's decoder speaks from the latents of a posterior encoder."""
     speakers = 0 if posterior.speaker_embeddings is None else len(posterior.speaker_embeddings)
     for kind, one, other in (
         ("samples a second", posterior.sampling_rate, voice.sampling_rate),
@@ -113,8 +102,8 @@ def linear_spectrogram(waveform: torch.Tensor, filter_length: int, hop_length: i
     t hop to (t + 1) hop. It has `filter_length` samples or more.
 
     Returns:
-        [batch, filter_length / 2 + 1, samples // hop_length] (one frame less where the hop is odd
-        and divides the samples).
+        [batch, filter_length / 2 + 1, samples // hop_length], one frame less where an odd hop
+        divides the samples.
     """
     margin = (filter_length - hop_length) // 2
     padded = torch.nn.functional.pad(waveform[:, None], (margin, margin), "reflect")[:, 0]
@@ -126,10 +115,8 @@ def posterior_statistics(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return means and standard deviations [1, flow_size, frames] of the latents of speech.
 
-    Args:
-        posterior: the encoder.
-        waveform: [samples] in [-1, 1] at its sampling rate, `filter_length` samples or more.
-        speaker: index, for a voice with several; None for the first.
+    The waveform is [samples] in [-1, 1], `filter_length` or more. Without a speaker the first of
+    several is meant.
 
     Raises:
         InputError: the waveform is too short, or the voice has no such speaker.
@@ -137,13 +124,11 @@ def posterior_statistics(
     least = posterior.filter_length
     if waveform.dim() != 1 or len(waveform) < least:
         raise InputError(f"A recording for {posterior.name} must have {least} samples or more.")
-    encoder, conditioning, embeddings = posterior.encoder, None, posterior.speaker_embeddings
-    index = speaker or 0
-    count = 1 if embeddings is None else len(embeddings)
+    encoder, embeddings = posterior.encoder, posterior.speaker_embeddings
+    index, count = speaker or 0, 1 if embeddings is None else len(embeddings)
     if not 0 <= index < count:
         raise InputError(f"{posterior.name} has no speaker {index}: choose 0 to {count - 1}.")
-    if embeddings is not None:
-        conditioning = embeddings[index][None, :, None]
+    conditioning = None if embeddings is None else embeddings[index][None, :, None]
     with torch.no_grad():
         spectrogram = linear_spectrogram(waveform.float()[None], least, posterior.hop_length)
         mask = torch.ones(1, 1, spectrogram.shape[2])
@@ -167,50 +152,26 @@ def _has_none(name: str, why: str) -> InputError:
     )
 
 
-def _damaged(name: str) -> InputError:
-    return InputError(f"{name} has damaged weights: download or save them again.")
-
-
-def _locate(
-    ref: str | os.PathLike[str], revision: str | None, token: str | bool | None
-) -> tuple[Path, str]:
+def _locate(ref: str | os.PathLike[str], revision: str | None) -> tuple[Path, str]:
     """Return folder and name of a checkpoint. A folder wins over a hub id, as in `load_voice`."""
     from vits_prune.voices.hub import fetch_snapshot, parse_repo_id
 
     text = os.fspath(ref)
-    try:
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # too long, or with a NUL byte
         path = Path(text).expanduser()
-        is_folder = path.is_dir()
-    except (OSError, ValueError, RuntimeError):  # a name too long for a path, or with a NUL byte
-        is_folder = False
-    if is_folder:
-        return path, path.resolve().name
+        if path.is_dir():
+            return path, path.resolve().name
     if text == EMBEDDED or text.endswith(".onnx"):
         raise _has_none(Path(text).stem, "Piper's exports leave it out")
     repo_id, named = parse_repo_id(text)
-    snapshot = fetch_snapshot(repo_id, revision=revision or named, token=token)
-    return snapshot.folder, repo_id.partition("/")[2]
-
-
-def _has_posterior(files: list[Path], name: str) -> bool:
-    """Return whether a tensor belongs to a posterior encoder; only headers are read."""
-    from safetensors import SafetensorError, safe_open
-
-    keys: list[str] = []
-    try:
-        for file in files:
-            with safe_open(file, "pt") as handle:
-                keys += handle.keys()
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(name) from error
-    return any(key.removeprefix("vits.").startswith(PREFIX) for key in keys)
+    return fetch_snapshot(repo_id, revision or named).folder, repo_id.partition("/")[2]
 
 
 def _read(
     files: list[Path], config: VitsConfig, name: str
 ) -> tuple[VitsPosteriorEncoder, torch.Tensor | None]:
     """Return the encoder in fp32 with weight norm folded, and the speakers' embeddings."""
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from torch.nn.utils import parametrize
     from transformers.models.vits.modeling_vits import VitsPosteriorEncoder
 
@@ -228,11 +189,17 @@ def _read(
         raise InputError(f"The posterior encoder of {name} has too many weights: {millions}.")
     shapes = {key: tensor.shape for key, tensor in parts.state_dict().items()}
     try:
+        keys: list[str] = []
+        for file in files:
+            with safe_open(file, "pt") as handle:
+                keys += handle.keys()
+        if not any(key.removeprefix("vits.").startswith("posterior_encoder.") for key in keys):
+            raise _has_none(name, "its checkpoint was saved without")
         tensors = read_tensors(files, shapes, name)
     except InputError:
         raise
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise _damaged(name) from error
+        raise InputError(f"{name} has damaged weights: download or save them again.") from error
     parts.load_state_dict(tensors, assign=True)
     for module in list(parts.modules()):
         if parametrize.is_parametrized(module, "weight"):

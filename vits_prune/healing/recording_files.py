@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,23 +42,19 @@ class UnusableError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a transcript."""
+    """One line of a transcript; the name is a file's, or an id without folder and suffix."""
 
     name: str
-    """File name or LJSpeech id, as it is written: not to be trusted."""
     text: str
     by_id: bool
-    """Whether the name is an id, without folder and suffix."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """One that cannot be used."""
+    """A recording by its name, or a line of the transcript, and in a sentence why it is left."""
 
     name: str
-    """As in the transcript, or which line of it."""
     reason: str
-    """One sentence."""
 
 
 def read_rows(folder: Path) -> tuple[list[Row], list[Skipped]]:
@@ -67,37 +64,26 @@ def read_rows(folder: Path) -> tuple[list[Row], list[Skipped]]:
         InputError: there is no transcript, or it is too large, not text, or of no known layout.
     """
     if not folder.is_dir():
-        raise InputError(
-            f"There is no folder {str(folder)[:200]!r} with recordings: check the path."
-        )
+        raise InputError(f"There is no folder {str(folder)[:200]!r} of recordings: check the path.")
     readers = {"metadata.jsonl": _from_jsonl, "metadata.csv": _from_csv}
     name = next((name for name in readers if (folder / name).is_file()), None)
     if name is None:
         raise InputError(
             f"The folder {folder.name[:100]!r} has no transcript: put {_LAYOUTS} into it."
         )
-    rows: list[Row] = []
-    skipped: list[Skipped] = []
-    for found in readers[name](_transcript(folder / name)):
-        if len(rows) + len(skipped) == MAX_ROWS:
-            words = f"The transcript has more than {MAX_ROWS:,} lines"
-            raise InputError(f"{words}: give fewer recordings.")
-        if isinstance(found, Row):
-            rows.append(found)
-        else:
-            skipped.append(found)
-    return rows, skipped
+    found = list(itertools.islice(readers[name](_transcript(folder / name)), MAX_ROWS + 1))
+    if len(found) > MAX_ROWS:
+        words = f"The transcript has more than {MAX_ROWS:,} lines"
+        raise InputError(f"{words}: give fewer recordings.")
+    rows = [one for one in found if isinstance(one, Row)]
+    return rows, [one for one in found if isinstance(one, Skipped)]
 
 
 def find_audio(root: Path, row: Row) -> Path:
-    """Return the audio file of a row.
-
-    Args:
-        root: the folder, resolved. Nothing outside it is opened.
-        row: of its transcript.
+    """Return the audio file of a row, in the folder `root`, which is resolved.
 
     Raises:
-        UnusableError: there is none.
+        UnusableError: there is none, or it lies outside the folder.
     """
     names = [row.name]
     if row.by_id:
@@ -137,18 +123,19 @@ def _from_csv(text: str) -> Iterator[Row | Skipped]:
     try:
         header = next(csv.reader([first]), [])
         if _FILE_COLUMN in header and len(header) <= _MAX_COLUMNS:
-            yield from _from_columns(text)
+            if not set(header) & set(_TEXT_COLUMNS):
+                names = " or ".join(_TEXT_COLUMNS)
+                raise InputError(f"metadata.csv has no column of texts: name one {names}.")
+            reader = csv.DictReader(io.StringIO(text.lstrip()))
+            for values in reader:
+                yield _row(values, f"line {reader.line_num} of metadata.csv")
             return
     except csv.Error as error:
         why = str(error)[:100]
         raise InputError(f"metadata.csv cannot be read as CSV ({why}): save it again.") from error
     if "|" not in first:
         raise InputError(f"metadata.csv is of no known layout: give {_LAYOUTS}.")
-    yield from _from_pipes(text)
-
-
-def _from_pipes(text: str) -> Iterator[Row | Skipped]:
-    """Read LJSpeech's `id|text|normalised text`, without quotes: the last text was spoken."""
+    # LJSpeech's `id|text|normalised text`, without quotes: the last text was spoken.
     for number, line in enumerate(io.StringIO(text), 1):
         name, bar, rest = line.partition("|")
         if bar:
@@ -158,41 +145,23 @@ def _from_pipes(text: str) -> Iterator[Row | Skipped]:
             yield Skipped(f"line {number} of metadata.csv", "It has no | between id and text.")
 
 
-def _from_columns(text: str) -> Iterator[Row | Skipped]:
-    reader = csv.DictReader(io.StringIO(text.lstrip()))
-    column = next((name for name in _TEXT_COLUMNS if name in (reader.fieldnames or ())), None)
-    if column is None:
-        raise InputError(
-            f"metadata.csv has no column of texts: name one {' or '.join(_TEXT_COLUMNS)}."
-        )
-    for values in reader:
-        name, said = values[_FILE_COLUMN], values[column]
-        if name and said is not None:
-            yield Row(name, said.strip(), by_id=False)
-        else:
-            line = f"line {reader.line_num} of metadata.csv"
-            yield Skipped(line, "It has no file name or no text.")
-
-
 def _from_jsonl(text: str) -> Iterator[Row | Skipped]:
     for number, line in enumerate(io.StringIO(text), 1):
-        if not line.strip():
-            continue
-        values: Any = None
-        with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads(line)
-        known = values if isinstance(values, dict) else {}
-        name = known.get(_FILE_COLUMN)
-        said = next((known[key] for key in _TEXT_COLUMNS if key in known), None)
-        if isinstance(name, str) and isinstance(said, str):
-            said = said.encode("utf-8", "replace").decode()  # JSON can spell half a character
-            yield Row(name, said.strip(), by_id=False)
-        else:
-            why = "It is not a JSON object with file_name and transcription."
-            yield Skipped(f"line {number} of metadata.jsonl", why)
+        if line.strip():
+            values: Any = None
+            with contextlib.suppress(ValueError, RecursionError):
+                values = json.loads(line)
+            yield _row(values, f"line {number} of metadata.jsonl")
 
 
-# Audio
+def _row(values: Any, line: str) -> Row | Skipped:
+    known = values if isinstance(values, dict) else {}
+    name = known.get(_FILE_COLUMN)
+    said = next((known[key] for key in _TEXT_COLUMNS if key in known), None)
+    if not (name and isinstance(name, str) and isinstance(said, str)):
+        return Skipped(line, "It is not a row with a file_name and a transcription.")
+    # JSON can spell half a character.
+    return Row(name, said.encode("utf-8", "replace").decode().strip(), by_id=False)
 
 
 def read_samples(path: Path, min_rate: int, max_seconds: float) -> tuple[np.ndarray, int]:
@@ -213,9 +182,16 @@ def read_samples(path: Path, min_rate: int, max_seconds: float) -> tuple[np.ndar
         if _is_cut_off(path, size):
             raise UnusableError("The file is truncated.")
         with soundfile.SoundFile(path) as sound:
-            _check_header(sound, min_rate, max_seconds)
-            samples = _mono(sound, int(max_seconds * sound.samplerate))
             rate, promised = sound.samplerate, sound.frames
+            shown = f"{rate:,} samples a second"
+            if sound.channels > _MAX_CHANNELS:
+                raise UnusableError(f"It has {sound.channels} channels, more than {_MAX_CHANNELS}.")
+            if rate > _MAX_RATE:
+                raise UnusableError(f"It has {shown}, more than {_MAX_RATE:,}.")
+            if rate < min_rate:
+                why = f"the voice {min_rate:,}: it would sound muffled"
+                raise UnusableError(f"It has {shown} and {why}.")
+            samples = _mono(sound, max_seconds)
     except (OSError, RuntimeError, ValueError, TypeError) as error:  # libsndfile: RuntimeError
         raise UnusableError("It is not an audio file, or a damaged one.") from error
     if len(samples) < promised:
@@ -226,19 +202,7 @@ def read_samples(path: Path, min_rate: int, max_seconds: float) -> tuple[np.ndar
     return samples, rate
 
 
-def _check_header(sound: soundfile.SoundFile, min_rate: int, max_seconds: float) -> None:
-    rate = f"{sound.samplerate:,} samples a second"
-    if sound.channels > _MAX_CHANNELS:
-        raise UnusableError(f"It has {sound.channels} channels, more than {_MAX_CHANNELS}.")
-    if sound.samplerate > _MAX_RATE:
-        raise UnusableError(f"It has {rate}, more than {_MAX_RATE:,}.")
-    if sound.samplerate < min_rate:
-        raise UnusableError(f"It has {rate} and the voice {min_rate:,}: it would sound muffled.")
-    if sound.seekable() and sound.frames > max_seconds * sound.samplerate:
-        raise _too_long(max_seconds)
-
-
-def _mono(sound: soundfile.SoundFile, max_frames: int) -> np.ndarray:
+def _mono(sound: soundfile.SoundFile, max_seconds: float) -> np.ndarray:
     """Return the mean of the channels, read in blocks: a header may promise less than comes."""
     blocks, frames = [np.zeros(0, dtype=np.float32)], 0
     while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
@@ -247,14 +211,11 @@ def _mono(sound: soundfile.SoundFile, max_frames: int) -> np.ndarray:
         if np.abs(block).max() > _MAX_SAMPLE:
             raise UnusableError("Its samples go far beyond full scale: save it as 16-bit PCM.")
         frames += len(block)
-        if frames > max_frames:
-            raise _too_long(max_frames / sound.samplerate)
+        if frames > int(max_seconds * sound.samplerate):
+            words = f"It is longer than {max_seconds:g} seconds"
+            raise UnusableError(f"{words}: cut it into sentences.")
         blocks.append(block.mean(axis=1))
     return np.concatenate(blocks)
-
-
-def _too_long(max_seconds: float) -> UnusableError:
-    return UnusableError(f"It is longer than {max_seconds:g} seconds: cut it into sentences.")
 
 
 def _is_cut_off(path: Path, size: int) -> bool:

@@ -1,15 +1,13 @@
 """A user's recordings as a second source to learn from: which can be used, and their latents.
 
-The folder comes from a stranger. Every recording is read once from end to end before anything is
-trained; what cannot be used is skipped and listed. Each is read again when it is needed, so that
-memory stays bounded.
+The folder comes from a stranger. Every recording is read from end to end before anything is
+trained, and again when it is needed, so that memory stays bounded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import soxr
 import torch
 
+from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.healing.batches import RecordedPair
 from vits_prune.healing.posterior import (
@@ -40,10 +39,10 @@ from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import MAX_CHARACTERS
 from vits_prune.voices.voice import Voice
 
-LONGEST_SECONDS, MAX_SECONDS = 30.0, 120.0
-"""The longest recording that is used, unless asked otherwise and at most."""
-LIMIT, MAX_LIMIT = 1_000, 100_000
-"""How many recordings are used, unless asked otherwise and at most."""
+LONGEST_SECONDS = 30.0
+"""Longer recordings are left out."""
+LIMIT = 1_000
+"""How many recordings are used at most."""
 CACHE_BYTES = 512 << 20
 """Of encoded recordings in memory: some 40 minutes of speech at 22,050 Hz."""
 SILENCE = 10 ** (-50 / 20)
@@ -52,13 +51,12 @@ SILENCE = 10 ** (-50 / 20)
 
 @dataclass(frozen=True)
 class Recording:
-    """One that can be used."""
+    """One that can be used; `digest` is of its samples, 32 hexadecimal digits."""
 
     path: Path
     text: str
     seconds: float
     digest: str
-    """Of its samples: 32 hexadecimal digits."""
 
 
 @dataclass(frozen=True)
@@ -67,84 +65,62 @@ class Recordings:
 
     usable: tuple[Recording, ...]
     skipped: tuple[Skipped, ...] = ()
-    left: int = 0
-    """Recordings beyond the limit, which were not read."""
 
     @property
     def seconds(self) -> float:
-        """Of all usable ones together."""
         return sum(one.seconds for one in self.usable)
 
 
 def read_recordings(
-    folder: str | os.PathLike[str],
-    voice: Voice,
-    *,
-    longest_seconds: float = LONGEST_SECONDS,
-    limit: int = LIMIT,
-    progress: Progress = SILENT,
+    folder: str | os.PathLike[str], voice: Voice, *, progress: Progress = SILENT
 ) -> Recordings:
-    """Find the recordings of a folder that can be used to heal a voice.
+    """Find the recordings of a folder that can be used to heal a voice, at most LIMIT of them.
 
     Args:
         folder: in LJSpeech's layout (metadata.csv with `id|text` or `id|text|normalised text`, the
             audio in wavs/ or next to it), or a Hugging Face audio folder (metadata.csv or
             metadata.jsonl with file_name and transcription, text or sentence).
         voice: its sampling rate is the lowest that is accepted.
-        longest_seconds: longest recording that is used, 1 to MAX_SECONDS.
-        limit: number of usable recordings, 1 to MAX_LIMIT.
         progress: over the rows of the transcript.
 
     Raises:
-        InputError: there is no readable transcript or usable recording, or a bound is out of range.
+        InputError: there is no readable transcript or no usable recording.
     """
-    _check_bounds(longest_seconds, limit)
     folder = Path(folder)
     rows, skipped = read_rows(folder)
     root = folder.resolve()
     usable: list[Recording] = []
     seen: set[Path] = set()
-    done = 0
-    for row in progress.track(rows, "reading recording"):
-        if len(usable) == limit:
+    for number, row in enumerate(progress.track(rows, "reading recording")):
+        if len(usable) == LIMIT:
+            why = f"Only {LIMIT:,} recordings are used."
+            skipped.append(Skipped(f"{len(rows) - number} more", why))
             break
-        done += 1
         try:
             path = find_audio(root, row)
             if path in seen:
                 raise UnusableError("It is named twice.")
             seen.add(path)
-            usable.append(_examined(path, row, voice.sampling_rate, longest_seconds))
+            usable.append(_examined(path, row, voice.sampling_rate))
         except UnusableError as error:
             skipped.append(Skipped(_printable(row.name), str(error)))
     if not usable:
-        why = ": its transcript is empty."
-        if skipped:
-            why = f", for one {skipped[0].name}: {skipped[0].reason}"
+        first = [f", for one {one.name}: {one.reason}" for one in skipped[:1]]
+        why = first[0] if first else ": its transcript is empty."
         raise InputError(f"No recording in {folder.name[:100]!r} can be used{why}")
-    return Recordings(tuple(usable), tuple(skipped), len(rows) - done)
+    return Recordings(tuple(usable), tuple(skipped))
 
 
-def _examined(path: Path, row: Row, min_rate: int, longest_seconds: float) -> Recording:
+def _examined(path: Path, row: Row, min_rate: int) -> Recording:
     if not row.text:
         raise UnusableError("It has no text.")
     if len(row.text) > MAX_CHARACTERS:
         raise UnusableError(f"Its text has more than {MAX_CHARACTERS:,} characters.")
-    samples, rate = read_samples(path, min_rate, longest_seconds)
+    samples, rate = read_samples(path, min_rate, LONGEST_SECONDS)
     if float(np.abs(samples).max()) < SILENCE:
         raise UnusableError("It is silent.")
     found = hashlib.blake2b(samples.tobytes(), digest_size=16, key=str(rate).encode())
     return Recording(path, row.text, len(samples) / rate, found.hexdigest())
-
-
-def _check_bounds(longest_seconds: float, limit: int) -> None:
-    for what, value, kinds, most in (
-        ("seconds of the longest recording", longest_seconds, (int, float), MAX_SECONDS),
-        ("number of recordings", limit, (int,), MAX_LIMIT),
-    ):
-        if type(value) not in kinds or not 1 <= value <= most:
-            shown = str(value)[:40]
-            raise InputError(f"The {what} must be from 1 to {most:,.0f}, not {shown!r}.")
 
 
 def _printable(name: str) -> str:
@@ -159,11 +135,10 @@ def load_recording(recording: Recording, sampling_rate: int) -> np.ndarray:
         InputError: the file has changed and cannot be used any more.
     """
     try:
-        samples, rate = read_samples(recording.path, sampling_rate, MAX_SECONDS)
+        samples, rate = read_samples(recording.path, sampling_rate, LONGEST_SECONDS)
     except UnusableError as error:
         name = _printable(recording.path.name)
-        words = f"The recording {name} was changed while it was in use: {error}"
-        raise InputError(words) from error
+        raise InputError(f"The recording {name} was changed meanwhile: {error}") from error
     if rate != sampling_rate:
         samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
     return np.clip(samples, -1.0, 1.0)
@@ -172,9 +147,8 @@ def load_recording(recording: Recording, sampling_rate: int) -> np.ndarray:
 class RecordedPairs(Sequence[RecordedPair]):
     """Latents and samples of recordings by index, each read and encoded when it is needed.
 
-    An item is (latents [flow_size, frames], waveform [frames * hop_length]), float32 on the CPU.
-    The same index gives the same item, so a resumed healing sees what an uninterrupted one would.
-    `cache_bytes` of what was encoded are kept; beyond it the least recently used goes. InputError
+    An item is (latents [flow_size, frames], waveform [frames * hop_length]), float32 on the CPU,
+    and the same every time. `cache_bytes` of what was encoded are kept, the latest used. InputError
     if the posterior is not of the original of `voice`, whose speaker is heard.
     """
 
@@ -189,10 +163,10 @@ class RecordedPairs(Sequence[RecordedPair]):
     ) -> None:
         require_fit(posterior, voice)
         self._recordings, self._posterior = recordings.usable, posterior
-        self._speaker, self._seed, self._cache_bytes = voice.speaker, seed, cache_bytes
-        self._encoded: OrderedDict[int, tuple[torch.Tensor, ...]] = OrderedDict()
-        self.bytes = 0
-        """Of what is kept."""
+        self._speaker, self._seed = voice.speaker, seed
+        self._encoded: Bounded[int, tuple[torch.Tensor, ...]] = Bounded(
+            cache_bytes, lambda tensors: sum(tensor.nbytes for tensor in tensors)
+        )
 
     def __len__(self) -> int:
         return len(self._recordings)
@@ -200,7 +174,9 @@ class RecordedPairs(Sequence[RecordedPair]):
     def __getitem__(self, index: int) -> RecordedPair:  # type: ignore[override]  # no slices
         """Return latents and samples; raise InputError if the file has changed."""
         index = range(len(self))[index]
-        means, deviations, waveform = self._statistics(index)
+        means, deviations, waveform = self._encoded.get_or_make(
+            index, lambda: self._encode(self._recordings[index])
+        )
         return draw_latents(means, deviations, (self._seed, index, 0))[0], waveform
 
     @property
@@ -209,34 +185,22 @@ class RecordedPairs(Sequence[RecordedPair]):
         files = [(one.path.name, one.seconds, one.digest) for one in self._recordings]
         return digest(self._posterior.encoder.state_dict(), files, self._speaker, self._seed)
 
-    def _statistics(self, index: int) -> tuple[torch.Tensor, ...]:
+    def _encode(self, recording: Recording) -> tuple[torch.Tensor, ...]:
         """Return means, deviations [1, flow_size, frames] and samples of a recording."""
-        if index in self._encoded:
-            self._encoded.move_to_end(index)
-            return self._encoded[index]
         posterior = self._posterior
-        samples = torch.from_numpy(load_recording(self._recordings[index], posterior.sampling_rate))
+        samples = torch.from_numpy(load_recording(recording, posterior.sampling_rate))
         missing = max(0, posterior.filter_length - len(samples))  # of the spectrogram's window
         samples = torch.nn.functional.pad(samples, (0, missing))
         means, deviations = posterior_statistics(posterior, samples, self._speaker)
-        waveform = samples[: means.shape[2] * posterior.hop_length]
-        found = (means.cpu(), deviations.cpu(), waveform)
-        self._encoded[index] = found
-        self.bytes += sum(tensor.nbytes for tensor in found)
-        while self.bytes > self._cache_bytes and len(self._encoded) > 1:
-            _, oldest = self._encoded.popitem(last=False)
-            self.bytes -= sum(tensor.nbytes for tensor in oldest)
-        return found
+        return means, deviations, samples[: means.shape[2] * posterior.hop_length]
 
 
 def open_recordings(
     folder: str | os.PathLike[str],
     ref: str | os.PathLike[str],
     voice: Voice,
-    *,
     revision: str | None = None,
-    longest_seconds: float = LONGEST_SECONDS,
-    limit: int = LIMIT,
+    *,
     progress: Progress = SILENT,
 ) -> tuple[Recordings, Posterior]:
     """Return all that healing on recordings needs.
@@ -249,7 +213,4 @@ def open_recordings(
     """
     posterior = load_posterior(ref, revision=revision)
     require_fit(posterior, voice)
-    found = read_recordings(
-        folder, voice, longest_seconds=longest_seconds, limit=limit, progress=progress
-    )
-    return found, posterior
+    return read_recordings(folder, voice, progress=progress), posterior

@@ -33,7 +33,7 @@ from vits_prune.healing.plan import (
     TrainingStep,
     sentences_at,
 )
-from vits_prune.healing.storage import MAX_THREADS, Checkpoints, digest, unusable
+from vits_prune.healing.storage import Checkpoints, StoredState, Tensors, digest
 from vits_prune.healing.student import LengthMatcher, check_recordings, parts_to_train
 from vits_prune.healing.teacher import (
     SHARD,
@@ -58,7 +58,7 @@ from vits_prune.voices.voice import Voice
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT, _MAX_THREADS = 2, 4096
 """Of what a step does: a checkpoint of another format is not continued."""
 LENGTH_TEXTS = 64
 """Sentences on which a healed voice is made as long as the original: a second or two on a CPU."""
@@ -76,12 +76,10 @@ def heal(
     """Train a pruned voice on what the original says (self-distillation). No recordings are needed.
 
     Both voices get the same noise and the original's durations, so every stage has an exact
-    target. Zeros of the pruned voice stay zeros to the bit and removed channels stay removed. Only
-    the parts that differ from the original's learn. Under `accelerate launch` all processes call
-    this alike; each draws its own sentences, and the first one writes, judges and reports.
-
-    On a CPU a healing that was stopped and resumed gives the bits of an uninterrupted one. Torch
-    has the first run's number of threads meanwhile, which only the main thread can change.
+    target. Zeros stay zeros to the bit and removed channels stay removed. Only the parts that
+    differ from the original's learn. Under `accelerate launch` all processes call this alike; each
+    draws its own sentences, and the first one writes, judges and reports. On a CPU a healing that
+    was stopped and resumed gives the bits of an uninterrupted one.
 
     `teacher` is the voice that `pruned` was made of. The judge scores checkpoints, in at most half
     of the minutes; without one the last is kept. If a loss or gradient was not finite, the result
@@ -119,7 +117,7 @@ def heal_steps(
         plan: of all healings together; pruning takes its own time.
         data: as for `heal`, `texts` only.
         run: as for `heal`; each healing has its own folder inside `folder`.
-        judge: as for `heal`, of the last healing.
+        judge: of the last healing.
 
     Yields:
         Amount and result of each step. Leave the loop to stop there.
@@ -135,17 +133,27 @@ def heal_steps(
         results.append(heal(pruned, voice, share, data=shared, run=own, judge=scores))
         return results[-1].voice
 
-    first = Checkpoints(place / "step-1" / "checkpoints").newest() if place and run.resume else None
     # Calibrated pruning rounds by the number of threads: another number gives another voice.
-    known = first[1].get("threads") if first else None
-    threads = known and min(MAX_THREADS, max(1, int(known)))
+    first = Checkpoints(place / "step-1" / "checkpoints").newest() if place and run.resume else None
     steps = prune_steps(voice, spec, progress=run.progress, after_step=_healed)
     while True:
-        with torch_threads(threads or torch.get_num_threads()):  # not while the caller has control
+        with torch_threads(_threads_of(first, place)):  # not while the caller has control
             step = next(steps, None)
         if step is None:
             return
         yield step[0], results[-1]
+
+
+def _threads_of(found: StoredState | None, folder: Path | None) -> int:
+    """Return torch's threads of the run that wrote a checkpoint, those of now without one."""
+    threads = found[1].get("threads") if found else torch.get_num_threads()
+    if not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS:
+        raise _unusable(folder)
+    return threads
+
+
+def _unusable(folder: Path | None) -> InputError:
+    return InputError(f"The checkpoints in {folder} cannot be used: start without resuming.")
 
 
 def _teacher_speech(
@@ -198,6 +206,7 @@ class _Healing:
             "recordings": recordings_digest(data.recordings),
         }
         self._lengths: LengthMatcher | None = None
+        self._noise_scale = Delivery().for_voice(teacher).noise_scale
         self._step, self._of, self._seconds, self._stopped = 0, plan.steps, 0.0, ""
         self._best: tuple[int, float | None, Voice] = (0, None, self._pruned)
         self._weights_whole, self._saved = True, -1
@@ -212,12 +221,12 @@ class _Healing:
     @contextlib.contextmanager
     def resumed(self) -> Iterator[None]:
         """Continue from the newest checkpoint if asked, with the first run's threads meanwhile."""
-        found, threads = None, torch.get_num_threads()
+        found = None
         if self._run.resume and self._checkpoints:
             found = newest_checkpoint(self._accelerator, self._checkpoints)
-        if found is not None and self._checkpoints:
-            threads = self._checkpoints.threads(found[1], **self._owner)
-        with torch_threads(threads):
+            if found:
+                self._checkpoints.require(found[1], self._owner)
+        with torch_threads(_threads_of(found, self._run.path)):
             if "duration_predictor" in self._training.trained:
                 sentences, seed = self._others(LENGTH_TEXTS, self._plan.seed), self._plan.seed
                 self._lengths = LengthMatcher(self._teacher, sentences, seed)
@@ -230,21 +239,20 @@ class _Healing:
                 self._speech.tidy()
             yield
 
-    def _continue_from(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+    def _continue_from(self, tensors: Tensors, facts: Mapping[str, Any]) -> None:
         try:
             self._training.load(tensors)
             self._step, self._of = int(facts["step"]), int(facts["of"])
             self._seconds = float(facts["seconds"])
         except (KeyError, ValueError, TypeError) as error:
-            raise unusable(self._run.folder) from error
+            raise _unusable(self._run.path) from error
         self._saved = self._step
-        best = self._checkpoints.best() if self._checkpoints else None
-        if best is None:
-            self._best = (self._step, None, self._student())
-        else:
+        if best := self._checkpoints.best() if self._checkpoints else None:
             weights = {name: tensor.to(self._pruned.device) for name, tensor in best[0].items()}
             voice = self._pruned.with_weights(weights)
             self._best = (int(best[1]["step"]), float(best[1]["score"]), voice)
+        else:
+            self._best = (self._step, None, self._student())
 
     # Training
 
@@ -254,9 +262,8 @@ class _Healing:
         started, before = time.perf_counter(), self._seconds
         with self._saved_on_error():
             judged = self._written.scored() if self._judge and self._written else self._step
-            if (
-                judged < self._step and self._is_checkpoint()
-            ):  # it was stopped while this was judged
+            # It may have been stopped while this was judged.
+            if judged < self._step and self._is_checkpoint():
                 self._score()
             while self._of is None or self._step < self._of:
                 utterances, begun, at = self._utterances(clock), time.perf_counter(), self._step + 1
@@ -286,13 +293,13 @@ class _Healing:
 
     def _revise(self, clock: Clock, took: float, utterances: Sequence[TeacherUtterance]) -> bool:
         """Ask the clock how many steps there are to be; return whether that is a new number."""
-
-        def _rehearse(done: float) -> None:
-            self._training.step(self._batch(utterances), done, learn=False)
-
         before = self._of
         if before is None:
-            of = clock.estimate(took, len(self._speech), _rehearse)
+            of = clock.estimate(
+                took,
+                len(self._speech),
+                lambda done: self._training.step(self._batch(utterances), done, learn=False),
+            )
         else:
             of = clock.revise(took, self._step, before, self._seconds)
         if of is not None:
@@ -313,9 +320,8 @@ class _Healing:
     def _batch(self, utterances: Sequence[TeacherUtterance]) -> Batch:
         size = self._plan.batch
         key = (self._plan.seed, self._step, self._accelerator.process_index)
-        noise_scale = Delivery().for_voice(self._teacher).noise_scale
         text = self._training.needs_text
-        batch = draw_batch(utterances, size, key, self._window, text, noise_scale)
+        batch = draw_batch(utterances, size, key, self._window, text, self._noise_scale)
         if self._text_only:
             batch |= self._text_only.draw(size, key)
         if self._data.recordings:
@@ -358,11 +364,9 @@ class _Healing:
             score = self._judge.score(self._step, self._of, voice.to(self._home))
         if score is not None and math.isnan(score):
             score = math.inf
-        if score is None and best is None:
-            self._best = (self._step, None, voice)
-        elif score is not None and (best is None or score <= best):
+        if best is None or (score is not None and score <= best):
             self._best = (self._step, score, voice)
-            if self._written:
+            if score is not None and self._written:
                 weights = dict(voice.model.named_parameters())
                 learnt = {name: weights[name] for name in self._training.weights}
                 facts = {"score": score, "healed": self._entry(self._step)}

@@ -19,10 +19,9 @@ from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.files import replaced_file
 
 WEIGHTS = "weights."
-"""Prefix of the student's weights in a checkpoint, beside the optimiser's tensors."""
+"""Prefix of the student's weights in a checkpoint, next to the optimiser's tensors."""
 _FORMAT = 1
 _KEPT = 2
-MAX_THREADS = 4096
 _MAX_BYTES = 8 << 30
 _MAX_FACTS = 1 << 20
 _BEST, _SCORED = "best.safetensors", "scored.safetensors"
@@ -42,17 +41,22 @@ def write_tensors(path: Path, tensors: Tensors, facts: Mapping[str, Any]) -> Non
     Raises:
         InputError: the disk does not take it.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = _plain(tensors)
     words = json.dumps({"format": _FORMAT, **facts})
     about = {"facts": words, "checksum": _checksum(plain, words)}
     try:
         with replaced_file(path) as beside:
             save_file(plain, beside, metadata=about)
     except (OSError, SafetensorError) as error:
-        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
-        raise InputError(
-            f"{path.name} could not be written to {path.parent}: {reason}. Free some space."
-        ) from error
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: Exception) -> InputError:
+    """Return the error for a file that the disk does not take."""
+    reason = str(getattr(error, "strerror", None) or error).rstrip(".")
+    return InputError(
+        f"{path.name} could not be written to {path.parent}: {reason}. Free some space."
+    )
 
 
 def read_tensors(path: Path, max_bytes: int) -> StoredState | None:
@@ -76,8 +80,11 @@ def read_tensors(path: Path, max_bytes: int) -> StoredState | None:
 
 def digest(tensors: Tensors, *facts: Any) -> str:
     """Return 32 hexadecimal digits that stand for tensors and JSON values."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return _checksum(plain, json.dumps(facts))[:32]
+    return _checksum(_plain(tensors), json.dumps(facts))[:32]
+
+
+def _plain(tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _checksum(tensors: Tensors, words: str) -> str:
@@ -87,11 +94,6 @@ def _checksum(tensors: Tensors, words: str) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return found.hexdigest()
-
-
-def unusable(folder: str | Path | None) -> InputError:
-    """Return the error for checkpoints whose contents are wrong."""
-    return InputError(f"The checkpoints in {folder} cannot be used: start without resuming.")
 
 
 class Checkpoints:
@@ -145,9 +147,8 @@ class Checkpoints:
         path = self.folder / _BEST
         found = read_tensors(path, _MAX_BYTES)
         if found is None and path.exists():
-            raise DamagedFileError(
-                f"{path} is damaged: put a whole copy in its place, or remove it to go on without."
-            )
+            words = "put a whole copy in its place, or remove it to go on without"
+            raise DamagedFileError(f"{path} is damaged: {words}.")
         return found
 
     def kept(self) -> StoredState | None:
@@ -157,38 +158,31 @@ class Checkpoints:
             DamagedFileError: there are checkpoints, and none of them can be read.
         """
         try:
-            best = self.best()
+            if best := self.best():
+                return best
         except DamagedFileError as error:
             log.warning("%s The newest is taken.", error)
-            best = None
-        newest = None if best else self.newest()
+        newest = self.newest()
         if newest is None:
-            return best
+            return None
         start, tensors = len(WEIGHTS), newest[0].items()
         return {name[start:]: one for name, one in tensors if name.startswith(WEIGHTS)}, newest[1]
 
-    def threads(
-        self, facts: Mapping[str, Any], belongs: str, processes: int, recordings: str
-    ) -> int:
-        """Return torch's threads of the run that wrote a checkpoint with such facts.
+    def require(self, facts: Mapping[str, Any], owner: Mapping[str, Any]) -> None:
+        """Raise InputError if a checkpoint with such facts is of another healing.
 
-        Raises:
-            InputError: the checkpoint is of another healing.
+        `owner` is what a healing writes under "recordings", "belongs" and "processes".
         """
-        if facts.get("recordings", "") != recordings:
+        if facts.get("recordings", "") != owner["recordings"]:
             raise InputError(
                 f"The checkpoints in {self.folder} were made with other recordings: give the "
                 "recordings that the healing began with, or another folder."
             )
-        if (facts.get("belongs"), facts.get("processes")) != (belongs, processes):
+        if any(facts.get(name) != owner[name] for name in ("belongs", "processes")):
             raise InputError(
                 f"The checkpoints in {self.folder} belong to another healing (voice, speaker, "
                 "texts, plan or number of processes): give the same options, or another folder."
             )
-        threads = facts.get("threads")
-        if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-            raise unusable(self.folder.parent)
-        return threads
 
     def clear(self) -> None:
         """Remove what an earlier healing left."""

@@ -29,17 +29,15 @@ _SAME = {
 _UNLIKE = 0.05
 """Embeddings of two voices differ by more than this share of their size."""
 _FURTHEST = 0.2
-"""Logarithms of durations are moved by this much at most: beyond it the rhythm itself is broken."""
+"""Logarithms of durations are moved by this much at most."""
 _HALVINGS = 24
 
 
 def best(folder: str | Path, pruned: Voice, *, stopped: str = "") -> HealResult | None:
     """Return the best checkpoint in a folder, or the newest where none has a score; None for none.
 
-    Args:
-        folder: that `heal` was given.
-        pruned: the voice that `heal` was given.
-        stopped: why the healing ended early, for the recipe; empty if it did not.
+    `folder` and `pruned` are what `heal` was given; `stopped` says in the recipe why the healing
+    ended early.
 
     Raises:
         InputError: the checkpoints are of another voice.
@@ -64,10 +62,7 @@ def best(folder: str | Path, pruned: Voice, *, stopped: str = "") -> HealResult 
 
 
 def masks(voice: Voice) -> dict[str, torch.Tensor]:
-    """Return for each prunable layer with zeros a mask: 1 where a weight may learn, 0 at a zero.
-
-    Masks are float32 like the weights, since torch multiplies lists of one type at once.
-    """
+    """Return for each prunable layer with zeros a float32 mask: 0 at a zero, 1 elsewhere."""
     weights = dict(voice.model.named_parameters())
     names = [layer.parameter for layer in prunable_layers(voice)]
     found = {name: (weights[name] != 0).to(weights[name]) for name in names}
@@ -164,16 +159,15 @@ def _is_another(pruned: Voice, teacher: Voice) -> bool:
 def _equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     mine, theirs = one.state_dict(), other.state_dict()
     return mine.keys() == theirs.keys() and all(
-        mine[name].shape == theirs[name].shape and torch.equal(mine[name].cpu(), theirs[name].cpu())
-        for name in mine
+        torch.equal(tensor.cpu(), theirs[name].cpu()) for name, tensor in mine.items()
     )
 
 
 class LengthMatcher:
     """Makes a healed voice take as long as its teacher on sentences that nobody learnt from.
 
-    Durations that were learnt from some hundred sentences come out too even on others, and even
-    durations are too short ones. The speakers take turns.
+    Durations learnt from some hundred sentences are too even on others, and so too short. The
+    speakers take turns.
     """
 
     def __init__(self, teacher: Voice, sentences: Sequence[tuple[int, ...]], seed: int) -> None:
@@ -185,8 +179,7 @@ class LengthMatcher:
     def match(self, voice: Voice) -> Voice:
         """Return the voice with the length of the teacher's sentences, as far as that can be told.
 
-        The predictor's last layer is affine (stochastic: the first ElementwiseAffine, otherwise
-        the bias), so all logarithms move alike.
+        The predictor's last layer is affine, so that all logarithms move alike.
         """
         if not self._sentences:
             return voice
@@ -224,7 +217,7 @@ class LengthMatcher:
 
 
 def _with_longer_tokens(voice: Voice, added: float) -> dict[str, torch.Tensor]:
-    """Return the tensor that adds a number to the logarithm of every duration, by name."""
+    """Return the tensor, by name, that adds a number to the logarithm of every duration."""
     predictor = voice.model.duration_predictor
     if voice.model.config.use_stochastic_duration_prediction:
         affine = predictor.flows[0]  # inverted: (logarithms - translate) / exp(log_scale)

@@ -67,16 +67,11 @@ log = logging.getLogger(__name__)
 def training_texts(
     voice: Voice, texts: Sequence[str] | None, count: int, seed: int
 ) -> tuple[str, ...]:
-    """Return texts to learn from, in the order in which they are used.
+    """Return `count` texts to learn from, in the order in which they are used.
 
-    New sentences of the same words follow the given ones. Words in new orders teach sounds as well
-    as meaningful sentences, and there is no end to them.
-
-    Args:
-        voice: the teacher.
-        texts: a user's; None for built-in English sentences or, in other languages, random ones.
-        count: how many at most.
-        seed: of the order and of the words.
+    New sentences of the same words follow the given ones: words in new orders teach sounds as well
+    as meaningful sentences, and there is no end to them. Without texts they are built-in English
+    sentences or, in other languages, random ones.
 
     Raises:
         InputError: there are none, or the voice has no symbols to draw from.
@@ -94,10 +89,8 @@ def training_texts(
             len(given) - count, len(given), count,
         )  # fmt: skip
     new = _new_sentences(given, count - len(chosen), random)
-    if not new:
-        return tuple(chosen)
     mixed = [*chosen, *new]
-    return tuple(mixed[i] for i in random.permutation(len(mixed)))
+    return tuple(mixed[i] for i in random.permutation(len(mixed))) if new else tuple(chosen)
 
 
 def other_texts(
@@ -105,8 +98,7 @@ def other_texts(
 ) -> tuple[str, ...]:
     """Return texts like those of `training_texts` that are not among them.
 
-    They show how a voice does on what it did not learn from. Where a user's texts have too few
-    words to make others of, they are returned themselves.
+    Where a user's texts have too few words to make others of, they are returned themselves.
     """
     if texts is None and spoken_language(voice) != "en":
         return draw_texts(voice, count, seed + _OTHER_SEED)
@@ -123,13 +115,8 @@ def _new_sentences(
     given: Sequence[str], count: int, random: np.random.Generator
 ) -> tuple[str, ...]:
     """Return sentences of the words of others; none if they have too few words."""
-    words = [
-        word.strip(".,;:!?\"'()«»“”…。！？")
-        for text in given
-        if not _UNSPACED.search(text)
-        for word in text.split()
-    ]
-    words = [word for word in words if word]
+    spaced = " ".join(text for text in given if not _UNSPACED.search(text))
+    words = [word for one in spaced.split() if (word := one.strip(".,;:!?\"'()«»“”…。！？"))]
     if len(set(words)) < _ENOUGH_WORDS:
         return ()
     sentences = (random.integers(len(words), size=random.integers(*_WORDS)) for _ in range(count))
@@ -138,28 +125,32 @@ def _new_sentences(
 
 @dataclass(frozen=True, eq=False)
 class TeacherUtterance:
-    """One sentence as the teacher says it. Tensors are float32 unless noted, and on the CPU."""
+    """One sentence as the teacher says it. Tensors are float32 unless noted, and on the CPU.
+
+    Args:
+        key: seed and number of the sentence, from which its noise is drawn.
+        ids: int64 [tokens].
+        durations: frames of each token, int64 [tokens].
+        hidden: states of the text encoder, [tokens, hidden].
+        means: of the prior, [tokens, flow_size].
+        log_variances: VITS' name for logarithms of the prior's standard deviations.
+        log_durations: [tokens].
+        duration_noise: input of a stochastic predictor, [2, tokens]; otherwise [0, tokens].
+        latents: the flow's output for the sampled prior, [flow_size, frames].
+        waveform: the decoder's output for the latents with zeros around them, [samples].
+    """
 
     key: tuple[int, int]
-    """Seed and number of the sentence, from which its noise is drawn."""
     speaker: int
     ids: torch.Tensor
-    """int64 [tokens]"""
     durations: torch.Tensor
-    """Frames of each token, int64 [tokens]."""
     hidden: torch.Tensor
-    """States of the text encoder, [tokens, hidden]."""
     means: torch.Tensor
     log_variances: torch.Tensor
-    """Of the prior, [tokens, flow_size]: VITS' name for logarithms of standard deviations."""
     log_durations: torch.Tensor
-    """[tokens]"""
     duration_noise: torch.Tensor
-    """Input of a stochastic predictor, [2, tokens]; [0, tokens] for a deterministic one."""
     latents: torch.Tensor
-    """The flow's output for the sampled prior, [flow_size, frames]."""
     waveform: torch.Tensor
-    """The decoder's output for the latents with zeros around them, [samples]."""
 
     @property
     def frames(self) -> int:
@@ -200,8 +191,7 @@ class TeacherSpeech:
         self.sentences = [ids for ids in every if len(ids) <= MAX_TOKENS]
         if not self.sentences:
             raise InputError(f"All sentences have more than {MAX_TOKENS} symbols: shorten them.")
-        left_out = len(every) - len(self.sentences)
-        if left_out:
+        if left_out := len(every) - len(self.sentences):
             log.warning(
                 "%d of %d sentences have more than %d symbols and are left out.",
                 left_out, len(every), MAX_TOKENS,
@@ -209,9 +199,8 @@ class TeacherSpeech:
         count = len(self.sentences)
         random, own = np.random.default_rng((seed, 0x5E)), teacher.speaker or 0
         drawn = random.integers(max(1, len(teacher.speakers)), size=count).tolist()
-        self.speakers = [
-            own if speakers == "own" or index % 2 == 0 else drawn[index] for index in range(count)
-        ]
+        every_second = [own if index % 2 == 0 else one for index, one in enumerate(drawn)]
+        self.speakers = [own] * count if speakers == "own" else every_second
         self._made: list[TeacherUtterance] = []
         self._bytes, self._full = 0, False
 
@@ -278,13 +267,10 @@ class TeacherSpeech:
         names = {f"{number}.{name}" for number in numbers for name in _TENSORS}
         if read is None or set(read[0]) != names:
             return None
+        stored = ({name: read[0][f"{number}.{name}"] for name in _TENSORS} for number in numbers)
         return [
-            TeacherUtterance(
-                (self.seed, number),
-                self.speakers[number],
-                **{name: read[0][f"{number}.{name}"] for name in _TENSORS},
-            )
-            for number in numbers
+            TeacherUtterance((self.seed, number), self.speakers[number], **tensors)
+            for number, tensors in zip(numbers, stored, strict=True)
         ]
 
     @torch.no_grad()
@@ -351,11 +337,10 @@ def decoder_context(config: VitsConfig) -> int:
     for stride, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
         frames += math.ceil(kernel / stride / 2) / rate
         rate *= stride
-        widths = [
-            (size - 1) // 2 * sum(one + (not plain) for one in dilations)
+        frames += max(
+            (size - 1) // 2 * sum(one + (not plain) for one in dilations) / rate
             for size, dilations in blocks
-        ]
-        frames += max(widths) / rate
+        )
     return min(_MAX_CONTEXT, math.ceil(frames + 3 / rate))
 
 

@@ -33,11 +33,8 @@ T = TypeVar("T")
 WARM_UP = 20
 """Steps in which the learning rate rises."""
 RATES = {"text_encoder": 2.5, "duration_predictor": 0.1, "flow": 4.0, "decoder": 2.0}
-"""Learning rates of the parts, as shares of the plan's.
-
-Measured on joe at 80% and 90% zeros and at half the decoder's width. The duration predictor is
-seldom pruned, and with a higher rate it learns its sentences by heart.
-"""
+"""Learning rates of the parts, as shares of the plan's, measured on joe at 80% and 90% zeros and at
+half the decoder's width. With a higher rate the duration predictor learns sentences by heart."""
 ADVERSARIAL_RATE = 1.0
 """The decoder's share once discriminators judge it."""
 LOWEST_RATE = 0.02
@@ -84,10 +81,11 @@ class Training:
         self.weights = {name: one.requires_grad_(True) for name, one in named if name in copies}
         zeros = masks(pruned).items()
         self._masked = [(self.weights[name], mask) for name, mask in zeros if name in self.weights]
-        groups: list[dict[str, Any]] = []
-        for part in self.trained:
-            own = [one for name, one in self.weights.items() if name.startswith(f"{part}.")]
-            groups.append({"params": own, "part": part})
+        groups: list[dict[str, Any]] = [
+            {"params": [one for name, one in self.weights.items() if name.startswith(f"{part}.")]}
+            | {"part": part}
+            for part in self.trained
+        ]
         fused, rate = accelerator.device.type in ("cpu", "cuda"), plan.learning_rate
         optimizer = torch.optim.AdamW(groups, rate, BETAS, weight_decay=0.0, fused=fused)
         losses = Distillation(self.model, self.trained, window, pruned.sampling_rate)
@@ -100,16 +98,13 @@ class Training:
     def step(
         self, batch: Batch, done: float, warm: float = 1.0, learn: bool = True
     ) -> dict[str, float]:
-        """Learn from one batch.
+        """Learn from one batch; return the losses, averaged over all processes.
 
         Args:
             batch: on any device.
             done: share of the training that is over.
             warm: share of the learning rate, while it rises.
             learn: False does the same work for a clock and leaves all weights as they are.
-
-        Returns:
-            The losses, averaged over all processes.
 
         Raises:
             NotFiniteError: a loss or a gradient is not finite.
@@ -222,7 +217,8 @@ class _Adversary:
 
     def _train(self, real: torch.Tensor, spoken: torch.Tensor, learn: bool) -> None:
         # One pass over both: data-parallel wrappers want one forward before each backward.
-        loss = discriminator_loss(*_halves(self._module(torch.cat([real, spoken]))))
+        both = self._module(torch.cat([real, spoken]))
+        loss = discriminator_loss(_half(both, 0), _half(both, 1))
         # Averaged over the processes: if one ended alone, the others would wait for it.
         mean = self._accelerator.reduce(loss.detach().float(), reduction="mean")
         if not _all_finite([mean]):
@@ -246,18 +242,12 @@ class _Adversary:
         _load_optimizer(self._optimizer, named, "adversary_optimizer", state)
 
 
-def _halves(
-    outputs: list[DiscriminatorOutput],
-) -> tuple[list[DiscriminatorOutput], list[DiscriminatorOutput]]:
-    """Split the outputs of a batch in two; periods are folded into the batch."""
-
-    def _half(half: int) -> list[DiscriminatorOutput]:
-        return [
-            (score.chunk(2)[half], [one.chunk(2)[half] for one in features])
-            for score, features in outputs
-        ]
-
-    return _half(0), _half(1)
+def _half(outputs: list[DiscriminatorOutput], half: int) -> list[DiscriminatorOutput]:
+    """Return the outputs for one half of a batch; periods are folded into the batch."""
+    return [
+        (score.chunk(2)[half], [one.chunk(2)[half] for one in features])
+        for score, features in outputs
+    ]
 
 
 def _all_finite(tensors: Iterable[torch.Tensor]) -> bool:
@@ -275,15 +265,14 @@ def _optimizer_state(optimizer: Any, named: Tensors, prefix: str) -> dict[str, t
 
 def _load_optimizer(optimizer: Any, named: Tensors, prefix: str, state: Tensors) -> None:
     for name, tensor in named.items():
-        found = {}
-        for kind in ("step", "exp_avg", "exp_avg_sq"):
-            number = state.get(f"{prefix}.{kind}.{name}")
-            if number is not None:
-                if kind != "step":
-                    _require_shape(number, tensor, name)
-                found[kind] = number.to(tensor.device).clone()
+        kinds = {kind: f"{prefix}.{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq")}
+        found = {kind: state[key] for kind, key in kinds.items() if key in state}
+        for kind, number in found.items():
+            if kind != "step":
+                _require_shape(number, tensor, name)
         if found:  # else it has not learnt yet
-            optimizer.state[tensor] = found
+            copies = {kind: one.to(tensor.device).clone() for kind, one in found.items()}
+            optimizer.state[tensor] = copies
 
 
 @torch.no_grad()
@@ -314,11 +303,7 @@ def everywhere(accelerator: Accelerator, value: T) -> list[T]:
 
 
 def newest_checkpoint(accelerator: Accelerator, checkpoints: Checkpoints) -> StoredState | None:
-    """Return the newest checkpoint, the same one in all processes.
-
-    Raises:
-        InputError: none can be read, or the processes do not find the same one.
-    """
+    """Return the newest checkpoint; InputError unless all processes find the same one, whole."""
     found, damaged = None, None
     try:
         found = checkpoints.newest()

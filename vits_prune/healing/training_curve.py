@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.files import write_file
 from vits_prune.healing.plan import TrainingStep
+from vits_prune.healing.storage import not_written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,20 +32,20 @@ class Curve:
 
     def __init__(self, every: int = 10) -> None:
         self._every = every
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._losses: list[Mapping[str, float]] = []
         self.rows: list[CurveRow] = []
 
-    def add(self, step: TrainingStep) -> bool:
+    def add(self, made: TrainingStep) -> bool:
         """Count a step in; return whether that completed a row."""
-        for name, value in step.losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-        if step.step % self._every and step.step != step.of:
+        self._losses.append(made.losses)
+        if made.step % self._every and made.step != made.of:
             return False
-        means = {name: round(total / self._count, 5) for name, total in self._sums.items()}
-        self.rows.append({"step": step.step, "seconds": round(step.seconds, 1), **means})
-        self._sums, self._count = {}, 0
+        row = {"step": made.step, "seconds": round(made.seconds, 1)}
+        for name in dict.fromkeys(name for losses in self._losses for name in losses):
+            total = sum(losses.get(name, 0.0) for losses in self._losses)
+            row[name] = round(total / len(self._losses), 5)
+        self.rows.append(row)
+        self._losses = []
         return True
 
     def measured(self, step: int, figures: Mapping[str, float]) -> None:
@@ -63,15 +64,13 @@ class Curve:
         try:
             write_file(path, text.getvalue())
         except OSError as error:
-            raise _not_written(path, error) from error
+            raise not_written(path, error) from error
 
     @classmethod
     def read(
         cls, path: Path, step: int | None = None, every: int = 10, max_rows: int | None = None
     ) -> Curve:
-        """Return the curve that `write` wrote, an empty one if there is no file.
-
-        `step` is the last step to read.
+        """Return the curve that `write` wrote, up to a step; an empty one if there is no file.
 
         Raises:
             DamagedFileError: there is a file, and it cannot be read as a curve.
@@ -90,9 +89,9 @@ class Curve:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, OverflowError, csv.Error) as error:
+            words = "put a whole copy in its place, or move it elsewhere to go on without it"
             raise DamagedFileError(
-                f"{path} is damaged, or is not a training curve: put a whole copy in its place, "
-                "or move it elsewhere to go on without it."
+                f"{path} is damaged, or is not a training curve: {words}."
             ) from error
         return curve
 
@@ -106,9 +105,8 @@ def curve_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     names = dict.fromkeys(name for row in rows for name in row)
     metrics = [name for name in names if name.startswith("measured_")]
     losses = [name for name in names if name not in ("step", "seconds", "total", *metrics)]
-    size = (8.0, 5.6 if metrics else 3.6)
+    size, heights = (8.0, 5.6 if metrics else 3.6), (3, 2) if metrics else (1,)
     figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="none")
-    heights = (3, 2) if metrics else (1,)
     grid = figure.add_gridspec(len(heights), max(1, len(metrics)), height_ratios=heights)
     axis, shown = figure.add_subplot(grid[0, :]), rows[:: math.ceil(len(rows) / MAX_ROWS)]
     for number, name in enumerate(losses):
@@ -140,14 +138,7 @@ def save_figure(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> No
         with matplotlib.rc_context({"svg.hashsalt": "vits_prune"}):
             figure.savefig(path, metadata={"Date": None})
     except OSError as error:
-        raise _not_written(path, error) from error
-
-
-def _not_written(path: Path, error: OSError) -> InputError:
-    reason = error.strerror or error
-    return InputError(
-        f"{path.name} could not be written to {path.parent}: {reason}. Free some space."
-    )
+        raise not_written(path, error) from error
 
 
 def _line(number: int) -> dict[str, Any]:
