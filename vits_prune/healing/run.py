@@ -159,13 +159,10 @@ def _unusable(folder: Path | None) -> InputError:
 def _teacher_speech(
     teacher: Voice, texts: Sequence[str] | None, plan: HealPlan, folder: Path | None
 ) -> TeacherSpeech:
+    said = training_texts(teacher, texts, plan.lessons, plan.seed)
+    place = folder and folder / "lessons"
     return TeacherSpeech(
-        teacher,
-        training_texts(teacher, texts, plan.lessons, plan.seed),
-        seed=plan.seed,
-        segment=plan.segment,
-        speakers=plan.speakers,
-        folder=folder and folder / "lessons",
+        teacher, said, seed=plan.seed, segment=plan.segment, speakers=plan.speakers, folder=place
     )
 
 
@@ -288,8 +285,8 @@ class _Healing:
                 if self._run.observer and self._main:
                     self._run.observer(TrainingStep(self._step, self._of, losses, self._seconds))
         step, score, voice = self._best
-        entry = self._entry(step)
-        return HealResult.from_entry(voice.to(self._home), entry, score, self._seconds)
+        voice = voice.to(self._home)
+        return HealResult.from_entry(voice, self._entry(step), score, self._seconds)
 
     def _revise(self, clock: Clock, took: float, utterances: Sequence[TeacherUtterance]) -> bool:
         """Ask the clock how many steps there are to be; return whether that is a new number."""
@@ -318,9 +315,8 @@ class _Healing:
         return found
 
     def _batch(self, utterances: Sequence[TeacherUtterance]) -> Batch:
-        size = self._plan.batch
+        size, text = self._plan.batch, self._training.needs_text
         key = (self._plan.seed, self._step, self._accelerator.process_index)
-        text = self._training.needs_text
         batch = draw_batch(utterances, size, key, self._window, text, self._noise_scale)
         if self._text_only:
             batch |= self._text_only.draw(size, key)
@@ -333,11 +329,8 @@ class _Healing:
     # Checkpoints
 
     def _is_checkpoint(self) -> bool:
-        return (
-            self._step == self._of
-            or self._step % self._plan.checkpoint_every == 0
-            or (self._judge is not None and self._judge.wants(self._step, self._of))
-        )
+        planned = self._step == self._of or self._step % self._plan.checkpoint_every == 0
+        return planned or (self._judge is not None and self._judge.wants(self._step, self._of))
 
     @contextlib.contextmanager
     def _saved_on_error(self) -> Iterator[None]:
@@ -377,24 +370,16 @@ class _Healing:
     def _save(self) -> None:
         if not self._written or self._of is None:
             return
-        facts = self._owner | {
-            "of": self._of,
-            "seconds": self._seconds,
-            "threads": torch.get_num_threads(),
-            "healed": self._entry(self._step),
-        }
+        facts = {"of": self._of, "seconds": self._seconds, "healed": self._entry(self._step)}
+        facts |= self._owner | {"threads": torch.get_num_threads()}
         self._written.save(self._step, self._training.state(), facts)
         self._saved = self._step
 
     def _entry(self, step: int) -> dict[str, Any]:
         """Return what the recipe of the voice of a step says about this healing, as JSON values."""
-        entry: dict[str, Any] = {
-            "plan": self._plan.to_dict(),
-            "steps": step,
-            "of": self._of,
-            "lessons": sentences_at(max(0, step - 1), len(self._speech)),
-            "trained": list(self._training.trained),
-        }
+        sentences = sentences_at(max(0, step - 1), len(self._speech))
+        entry = {"plan": self._plan.to_dict(), "steps": step, "of": self._of, "lessons": sentences}
+        entry["trained"] = list(self._training.trained)
         if self._data.recordings:
             entry["recordings"] = len(self._data.recordings)
         if self._stopped:

@@ -128,15 +128,13 @@ class Checkpoints:
             DamagedFileError: there are checkpoints, and none of them can be read.
         """
         paths = self._paths()
-        for path in reversed(paths):
-            if state := read_tensors(path, _MAX_BYTES):
-                return state
-        if paths:
+        found = next(filter(None, (read_tensors(path, _MAX_BYTES) for path in paths[::-1])), None)
+        if paths and found is None:
             raise DamagedFileError(
                 f"The checkpoints in {self.folder} are damaged: put whole copies in their place, "
                 "or start anew in another folder."
             )
-        return None
+        return found
 
     def best(self) -> StoredState | None:
         """Return the best weights, None if none were judged.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -72,8 +71,9 @@ def masks(voice: Voice) -> dict[str, torch.Tensor]:
 def restored(weights: Mapping[str, torch.Tensor], pruned: Voice) -> dict[str, torch.Tensor]:
     """Return weights with the zeros of the pruned voice in place, to the bit."""
     before, found = dict(pruned.model.named_parameters()), dict(weights)
-    for name in (kept := masks(pruned)).keys() & weights.keys():
-        found[name] = torch.where(kept[name].bool(), weights[name], before[name].to(weights[name]))
+    for name, mask in masks(pruned).items():
+        if name in found:
+            found[name] = torch.where(mask.bool(), found[name], before[name].to(found[name]))
     return found
 
 
@@ -141,10 +141,8 @@ def _is_another(pruned: Voice, teacher: Voice) -> bool:
     Pruning leaves the embeddings of the symbols alone. Healing changes them; after it only two
     published names that differ prove anything.
     """
-    ours, theirs = (
-        voice.model.text_encoder.embed_tokens.weight.detach().cpu().float()
-        for voice in (pruned, teacher)
-    )
+    tables = (voice.model.text_encoder.embed_tokens.weight for voice in (pruned, teacher))
+    ours, theirs = (table.detach().cpu().float() for table in tables)
     if ours.shape != theirs.shape:
         return True
     # A voice that was saved with fewer bits differs a little and is still itself.
@@ -192,22 +190,19 @@ class LengthMatcher:
         low, high = -_FURTHEST, _FURTHEST
         for _ in range(_HALVINGS):  # frames, rounded up token by token, grow with what is added
             middle = (low + high) / 2
-            if self._frames(ours, middle) < self._wanted:
-                low = middle
-            else:
-                high = middle
+            short = self._frames(ours, middle) < self._wanted
+            low, high = (middle, high) if short else (low, middle)
         return voice.with_weights(_with_longer_tokens(voice, (low + high) / 2))
 
     def _log_durations(self, voice: Voice) -> np.ndarray:
         """Return the logarithms of the frames of all tokens, one sentence after the other."""
         found = [np.zeros(0)]
         for number, ids in enumerate(self._sentences):
-            speaker = number % len(voice.speakers) if voice.speakers else None
+            one = voice.with_speaker(number % len(voice.speakers)) if voice.speakers else voice
             with torch.inference_mode():
-                conditioning = speaker_embedding(dataclasses.replace(voice, speaker=speaker))
-                hidden, _, _ = encode(voice, ids)
-                key = (self._seed, number)
-                logarithms = log_durations(voice.model, hidden, conditioning, key, self._pace)
+                hidden, key = encode(one, ids)[0], (self._seed, number)
+                embedding = speaker_embedding(one)
+                logarithms = log_durations(voice.model, hidden, embedding, key, self._pace)
             found.append(logarithms.flatten().double().cpu().numpy())
         return np.concatenate(found)
 

@@ -51,7 +51,7 @@ _ROUND = 32
 _MAX_CONTEXT = 64
 """In frames. More costs more than the last few percent of exactness are worth."""
 _WORDS = (4, 10)
-"""Fewest words of a new sentence, and one more than the most: the length of a Harvard sentence."""
+"""Fewest words of a new sentence, and one more than the most: as in a Harvard sentence."""
 _ENOUGH_WORDS = 20
 _UNSPACED = re.compile(
     r"\[\[|[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf"
@@ -247,11 +247,11 @@ class TeacherSpeech:
             if path:
                 self._write(path, found)
         for utterance in found:
-            if self._made and self._bytes + utterance.bytes > MAX_BYTES:
-                self._full = True
+            self._bytes += utterance.bytes
+            self._full = bool(self._made) and self._bytes > MAX_BYTES
+            if self._full:
                 return
             self._made.append(utterance)
-            self._bytes += utterance.bytes
 
     def _write(self, path: Path, found: Sequence[TeacherUtterance]) -> None:
         tensors = {f"{one.key[1]}.{name}": getattr(one, name) for one in found for name in _TENSORS}
