@@ -6,7 +6,7 @@ import json
 import pytest
 
 from vits_prune import HealPlan, InputError
-from vits_prune.healing.plan import TIMED, WARM_UP, Clock, judging_seconds, phases, sentences_at
+from vits_prune.healing.plan import TIMED, UNTIMED, Clock, judging_seconds, phases, sentences_at
 
 
 def test_a_plan_goes_through_json_and_back():
@@ -52,10 +52,10 @@ def no_rehearsal(done):
 def estimate(minutes, seconds, sentences, sentence=0.0, judging=0.0):
     clock = Clock(HealPlan(minutes=minutes, joint=0.0), judging)
     clock.sentence = sentence
-    times = [9.0] * WARM_UP + [seconds] * TIMED
+    times = [9.0] * UNTIMED + [seconds] * TIMED
     *early, found = [clock.estimate(one, sentences, no_rehearsal) for one in times]
     assert set(early) == {None}
-    return found - WARM_UP - TIMED
+    return found - UNTIMED - TIMED
 
 
 def test_sentences_grow_with_the_steps_up_to_what_there_is():
@@ -84,7 +84,7 @@ def test_minutes_are_turned_into_steps():
 
 def test_later_phases_are_rehearsed():
     clock, rehearsed = Clock(HealPlan(minutes=1, joint=0.5), 0), []
-    for _ in range(WARM_UP + TIMED):
+    for _ in range(UNTIMED + TIMED):
         found = clock.estimate(1.0, 16, rehearsed.append)
     assert set(rehearsed) == {0.75}
     assert found == pytest.approx(12 + 60 / 0.5, abs=3), "the second half costs next to nothing"

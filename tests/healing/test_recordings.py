@@ -262,7 +262,7 @@ def test_folders_without_transcripts_and_bounds(tmp_path, voice, monkeypatch):
     with pytest.raises(InputError, match="has no transcript"):
         read_recordings(tmp_path, voice)
     folder = _ljspeech(tmp_path, ["a", "b", "c"])
-    monkeypatch.setattr(recording_files, "MAX_ROWS", 2)
+    monkeypatch.setattr(recording_files, "MAX_LINES", 2)
     with pytest.raises(InputError, match="more than 2 lines"):
         read_recordings(folder, voice)
     monkeypatch.setattr(recording_files, "MAX_TRANSCRIPT_BYTES", 20)

@@ -117,7 +117,7 @@ def test_other_lessons_and_what_was_never_finished_go(tiny, tmp_path):
 
 def test_no_more_are_held_than_memory_allows(tiny, monkeypatch):
     size = TeacherSpeech(tiny, TEXTS, seed=1, segment=16).first(1)[0].bytes
-    monkeypatch.setattr(teacher, "MAX_BYTES", 3 * size)
+    monkeypatch.setattr(teacher, "MAX_SPEECH_BYTES", 3 * size)
     found = TeacherSpeech(tiny, TEXTS * 4, seed=1, segment=16)
     there = found.first(24)
     assert 1 <= len(there) < 24

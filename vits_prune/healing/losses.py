@@ -14,7 +14,7 @@ from vits_prune.synthesis.stages import predict_log_durations
 
 RESOLUTIONS = (2048, 512, 128)
 """Windows of the multi-resolution STFT loss, in samples; each overlaps by three quarters."""
-WEIGHTS = {"waveform": 0.5}
+LOSS_WEIGHTS = {"waveform": 0.5}
 """Of the losses in their sum, where it is not 1; recordings count like the teacher."""
 _MEL_WINDOW, _MEL_BANDS = 1024, 80
 _QUIET = 1e-3
@@ -116,7 +116,7 @@ def duration_loss(ours: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) 
 
 def weighted_sum(losses: Losses) -> torch.Tensor:
     """Return the loss that is trained on."""
-    shares = {name: WEIGHTS.get(name.removeprefix("recorded_"), 1.0) for name in losses}
+    shares = {name: LOSS_WEIGHTS.get(name.removeprefix("recorded_"), 1.0) for name in losses}
     return torch.stack([shares[name] * loss for name, loss in losses.items()]).sum()
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vits_prune.healing.batches import RecordedPair
 
 
-WARM_UP, TIMED = 4, 8
+UNTIMED, TIMED = 4, 8
 """Steps in which torch prepares its kernels, and steps that are timed after them."""
 _REHEARSALS = 3
 _REVISIONS = 10
@@ -246,7 +246,7 @@ class Clock:
         """
         self._steps.append(took)
         done = len(self._steps)
-        if done < WARM_UP + TIMED:
+        if done < UNTIMED + TIMED:
             return None
         spans = phases(self._plan)
         step = sum((high - low) * self._seconds_of(low, high, rehearse) for low, high in spans)
@@ -261,7 +261,7 @@ class Clock:
     def _seconds_of(self, low: float, high: float, rehearse: Callable[[float], object]) -> float:
         """Return the median of the steps that were timed, or of rehearsals of a later phase."""
         if low == 0:
-            return statistics.median(self._steps[WARM_UP:])
+            return statistics.median(self._steps[UNTIMED:])
         marks = []
         for _ in range(1 + _REHEARSALS):
             rehearse((low + high) / 2)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import soundfile
 
 MAX_TRANSCRIPT_BYTES = 32 << 20
-MAX_ROWS = 200_000
+MAX_LINES = 200_000
 MAX_FILE_BYTES = 64 << 20
 MIN_SECONDS = 0.5
 _FILE_COLUMN = "file_name"
@@ -71,9 +71,9 @@ def read_rows(folder: Path) -> tuple[list[Row], list[Skipped]]:
         raise InputError(
             f"The folder {folder.name[:100]!r} has no transcript: put {_LAYOUTS} into it."
         )
-    found = list(itertools.islice(readers[name](_transcript(folder / name)), MAX_ROWS + 1))
-    if len(found) > MAX_ROWS:
-        words = f"The transcript has more than {MAX_ROWS:,} lines"
+    found = list(itertools.islice(readers[name](_transcript(folder / name)), MAX_LINES + 1))
+    if len(found) > MAX_LINES:
+        words = f"The transcript has more than {MAX_LINES:,} lines"
         raise InputError(f"{words}: give fewer recordings.")
     rows = [one for one in found if isinstance(one, Row)]
     return rows, [one for one in found if isinstance(one, Skipped)]

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.files import replaced_file
 
-WEIGHTS = "weights."
+WEIGHTS_PREFIX = "weights."
 """Prefix of the student's weights in a checkpoint, next to the optimiser's tensors."""
 _FORMAT = 1
 _KEPT = 2
@@ -163,8 +163,10 @@ class Checkpoints:
         newest = self.newest()
         if newest is None:
             return None
-        start, tensors = len(WEIGHTS), newest[0].items()
-        return {name[start:]: one for name, one in tensors if name.startswith(WEIGHTS)}, newest[1]
+        start, tensors = len(WEIGHTS_PREFIX), newest[0].items()
+        return {
+            name[start:]: one for name, one in tensors if name.startswith(WEIGHTS_PREFIX)
+        }, newest[1]
 
     def require(self, facts: Mapping[str, Any], owner: Mapping[str, Any]) -> None:
         """Raise InputError if a checkpoint with such facts is of another healing.

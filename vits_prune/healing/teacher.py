@@ -41,7 +41,7 @@ MAX_TOKENS = 400
 """Longer sentences are left out."""
 SHARD = 16
 """Sentences in a file."""
-MAX_BYTES = 1 << 30
+MAX_SPEECH_BYTES = 1 << 30
 """Of speech in memory; further sentences are not spoken."""
 _FORMAT = 2
 """Of the files: those of another format are not read."""
@@ -248,7 +248,7 @@ class TeacherSpeech:
                 self._write(path, found)
         for utterance in found:
             self._bytes += utterance.bytes
-            self._full = bool(self._made) and self._bytes > MAX_BYTES
+            self._full = bool(self._made) and self._bytes > MAX_SPEECH_BYTES
             if self._full:
                 return
             self._made.append(utterance)
@@ -263,7 +263,7 @@ class TeacherSpeech:
 
     def _read(self, path: Path, numbers: range) -> list[TeacherUtterance] | None:
         """Return the utterances of a file; None if it is missing or damaged."""
-        read = read_tensors(path, MAX_BYTES)
+        read = read_tensors(path, MAX_SPEECH_BYTES)
         names = {f"{number}.{name}" for number in numbers for name in _TENSORS}
         if read is None or set(read[0]) != names:
             return None

@@ -21,7 +21,7 @@ from vits_prune.healing.discriminators import (
 )
 from vits_prune.healing.losses import Distillation, weighted_sum
 from vits_prune.healing.plan import HealPlan
-from vits_prune.healing.storage import WEIGHTS, Checkpoints, StoredState, Tensors
+from vits_prune.healing.storage import WEIGHTS_PREFIX, Checkpoints, StoredState, Tensors
 from vits_prune.healing.student import masks, restored
 from vits_prune.voices.voice import PARTS, Voice
 
@@ -170,13 +170,13 @@ class Training:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return all that the next steps depend on, as tensors by name."""
-        found = {f"{WEIGHTS}{name}": tensor for name, tensor in self.weights.items()}
+        found = {f"{WEIGHTS_PREFIX}{name}": tensor for name, tensor in self.weights.items()}
         found |= _optimizer_state(self._optimizer, self.weights, "optimizer")
         return found | (self._adversary.state() if self._adversary else {})
 
     def load(self, state: Tensors) -> None:
         """Take over what `state` returned; KeyError: one is missing, ValueError: another shape."""
-        _copy_all(self.weights, state, WEIGHTS)
+        _copy_all(self.weights, state, WEIGHTS_PREFIX)
         _load_optimizer(self._optimizer, self.weights, "optimizer", state)
         if self._adversary:
             self._adversary.load(state)
