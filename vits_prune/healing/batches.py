@@ -77,13 +77,8 @@ def draw_batch(
 ) -> Batch:
     """Return the batch of a step.
 
-    Args:
-        utterances: long ones are drawn more often, so that all frames are equally likely.
-        size: sentences.
-        key: of the step.
-        window: how much of each.
-        text: whether to add the inputs and targets of the text encoder, durations and flow.
-        noise_scale: of the prior.
+    Long utterances are drawn more often, so that all frames are equally likely. With `text` it has
+    the inputs and targets of the text encoder, durations and flow too.
 
     Returns:
         Tensors on the CPU by name; C is the flow's size, T tokens, F = window.flowed:

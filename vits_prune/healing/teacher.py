@@ -168,7 +168,7 @@ class TeacherSpeech:
     """A teacher's utterances, each made when it is first needed, in a fixed order.
 
     Args:
-        teacher: who speaks; on the device where it is to run.
+        teacher: on the device where it is to run.
         texts: what to say; InputError if the voice can say none of them.
         seed: of the noise and of the speakers.
         segment: least frames of a waveform.
