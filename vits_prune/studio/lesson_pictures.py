@@ -53,7 +53,7 @@ def threshold(request: Request, token: str | None) -> str:
     place = 400 * found.largest_zeroed / found.edges[-1]
     drawn += f'<path d="M{place:.1f} 0V150" stroke="currentColor" stroke-dasharray="4 3"/>'
     share = 100 * found.zeroed.sum() / max(1, (found.zeroed + found.kept).sum())
-    limit = f"{found.largest_zeroed:.2g}"
+    limit = _digits(found.largest_zeroed)
     words = (
         f"Orange, left of the dashed line: the {share:.0f}% of the weights between -{limit} and"
         f" {limit}, which become zero. Blue: those that stay. The last column holds all that are"
@@ -100,10 +100,10 @@ def global_against_local(request: Request, token: str | None) -> str:
         for scope in ("global", "local")
     }
     for part in PARTS:
-        for scope, colour in (("global", "original"), ("local", "pruned")):
-            if part in shares[scope]:
-                share = 100 * shares[scope][part]
-                rows.append((f"{PART_NAMES[part]}, {scope}", share, f"{share:.0f}%", colour))
+        for scope, found in shares.items():
+            if part in found:
+                share = 100 * found[part]
+                rows.append((f"{PART_NAMES[part]}, {scope}", share, f"{share:.0f}%", "pruned"))
     local = PruneSpec(scope="local", amount=0.4)
     spoken = workbench.bench.hear(
         dataclasses.replace(_short(request), spec=local, timing="own"), token
@@ -121,7 +121,7 @@ def _short(request: Request) -> Request:
 
 
 def criteria(request: Request, token: str | None) -> str:
-    """Draw what a recogniser and a predictor of naturalness say of joe, method by method."""
+    """Draw how natural a predictor finds joe, method by method."""
     rows = [
         ("original", 4.35, "4.35", "original"),
         ("L1 global, 30% zeros", 2.75, "2.75", "pruned"),
@@ -137,7 +137,7 @@ def channels(request: Request, token: str | None) -> str:
     random, drawn = np.random.default_rng(0), ""
     for row, column in np.ndindex(8, 12):
         gone = random.random() < 0.3
-        drawn += _rect(15 * column, 18 * row, 13, 16, "" if gone else "pruned")
+        drawn += _rect(15 * column, 18 * row, 13, 16, "zero" if gone else "pruned")
         if row < 6 and column < 9:
             drawn += _rect(220 + 15 * column, 18 * row, 13, 16, "pruned")
     alt = (
@@ -155,9 +155,9 @@ def channels(request: Request, token: str | None) -> str:
 def healing(request: Request, token: str | None) -> str:
     """Draw how many letters a recogniser gets wrong more than with joe, before and after."""
     rows = [
-        ("half the channels, pruned", 37, "+37", "original"),
+        ("half the channels, pruned", 37, "+37", "pruned"),
         ("half the channels, healed", 0.8, "+0.8", "pruned"),
-        ("90% zeros, pruned", 41, "+41", "original"),
+        ("90% zeros, pruned", 41, "+41", "pruned"),
         ("90% zeros, healed", 3.2, "+3.2", "pruned"),
     ]
     note = (
@@ -178,8 +178,8 @@ def bars(
     rows = list(rows)
     top = high or max((value for _, value, _, _ in rows), default=0) or 1
     lines = "".join(
-        f'<tr><th scope="row">{escape(label)}</th><td aria-hidden="true"><span style="width:'
-        f'{100 * (value - low) / (top - low):.1f}%;background:var(--{colour})"></span></td>'
+        f'<tr><th scope="row">{escape(label)}</th><td aria-hidden="true"><span class="{colour}" '
+        f'style="width:{100 * (value - low) / (top - low):.1f}%"></span></td>'
         f"<td>{escape(shown)}</td></tr>"
         for label, value, shown, colour in rows
     )
@@ -195,11 +195,9 @@ def _svg(drawn: str, words: str) -> str:
     return f'<svg viewBox="0 0 400 150" role="img" aria-label="{escape(words)}">{drawn}</svg>'
 
 
-def _rect(x: float, y: float, width: float, height: float, colour: str) -> str:
-    fill = f"var(--{colour})" if colour else "none"
-    line = "" if colour else ' stroke="var(--pruned)" stroke-opacity="0.5"'
+def _rect(x: float, y: float, width: float, height: float, kind: str) -> str:
     place = f'x="{x:g}" y="{y:.1f}" width="{width:g}" height="{height:.1f}"'
-    return f'<rect {place} fill="{fill}"{line}/>'
+    return f'<rect class="{kind}" {place}/>'
 
 
 def _count(number: float) -> str:
