@@ -11,7 +11,7 @@ from playwright.sync_api import expect, sync_playwright
 from vits_prune.pruning import PruneSpec
 from vits_prune.studio import workbench
 from vits_prune.studio.descriptions import check_feasible
-from vits_prune.studio.request import SPEAKING, Request, request_of
+from vits_prune.studio.request import SPEAKING, request_of
 from vits_prune.study.comparison import DEFAULT_TEXT
 from vits_prune.ui.tabs.learn import LESSONS, draw, open_page
 from vits_prune.voices.voice import PARTS

@@ -90,7 +90,8 @@ LESSONS = (
         "Why it is not faster",
         {"amount": 0.9},
         "Now 90% of the weights are zero, and little or nothing is left of the speech (joe falls"
-        " silent). Look at the table Latency, which says how long computing takes: about as long as before.",
+        " silent). Look at the table Latency, which says how long computing takes: about as long as"
+        " before.",
         "Most multiplications are now by zero. Why does the computer not skip them?",
         "A processor multiplies whole rows of numbers at once, without looking at them. To test"
         " each number first would cost more than to multiply. joe: with 90% zeros it ran 1.00 times"
@@ -135,7 +136,8 @@ LESSONS = (
         {"amount": 0.3, "method": "structured", "parts": ["decoder"]},
         "The decoder is the part that makes the sound. Here 30% of its channels go as a whole, and"
         " what stays is fitted to their work; the method listens first, for up to a minute. Listen"
-        " for a rough or buzzing sound, and then look at Latency: this time there is less to compute.",
+        " for a rough or buzzing sound, and then look at Latency: this time there is less to"
+        " compute.",
         "Why does removing a channel save time, when zeros do not?",
         "A channel is a row in one table of weights and a column in the next. Without it both"
         " tables are smaller, so any computer has less to multiply, and the ordinary file shrinks"
@@ -188,7 +190,8 @@ _ADDRESS = """() => {
 
 def learn_tab() -> Made:
     """Make the lesson's components."""
-    made, look = Made(), {"css_template": source("lesson.css"), "padding": False}
+    made = Made()
+    look: dict[str, Any] = {"css_template": source("lesson.css"), "padding": False}
     made["learn_at"] = gr.State(1)
     with gr.Walkthrough(selected=1, elem_id="learn") as made["learn"]:
         for number, lesson in enumerate(LESSONS, start=1):
