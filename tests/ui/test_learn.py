@@ -81,10 +81,10 @@ def test_the_lesson_is_walked_by_keyboard(server):
         amount = page.locator("#amount input[type=range]")
         for number, lesson in enumerate(LESSONS, start=1):
             expect(page.locator(f"#lesson-{number}")).to_contain_text(lesson.title)
-            assert ("page=" in page.url) == (number > 1)
+            assert ("lesson=" in page.url) == (number > 1)
             if number > 1:
                 expect(page.locator(f"#lesson-{number}")).to_be_focused()
-                expect(page).to_have_url(re.compile(rf"tab=learn&page={number}$"))
+                expect(page).to_have_url(re.compile(rf"lesson={number}$"))
                 page.keyboard.press("Tab")
             else:
                 page.locator("#learn-1-play").focus()
@@ -106,5 +106,8 @@ def test_the_lesson_is_walked_by_keyboard(server):
                 page.keyboard.press("Enter")
         page.locator("#learn-3-button").press("Enter")
         expect(page.locator("#lesson-3")).to_be_visible()
-        expect(page).to_have_url(re.compile("page=3"))
+        expect(page).to_have_url(re.compile("lesson=3"))
+        link = browser.new_page()
+        link.goto(f"{server.url}/?tab=learn&lesson=5")
+        expect(link.locator("#lesson-5")).to_be_visible()
         browser.close()

@@ -213,8 +213,8 @@ def wire_stage(demo: gr.Blocks, page: Page) -> list[Any]:
                 shown["stage"] = stage_value(row, amount)
             if query.get("tab") in TABS:
                 shown["tabs"] = gr.Tabs(selected=query["tab"])
-            if "page" in query:
-                shown["learn"] = open_page(query["page"])
+            if "lesson" in query:
+                shown["learn"] = open_page(query["lesson"])
             return {page[name]: value for name, value in shown.items()}
 
     names = (*SPEAKING, "stage", "tabs", "learn")

@@ -179,8 +179,8 @@ _ADDRESS = """() => {
   if (%d === 1 && !globalThis.lessonMoved) return;
   globalThis.lessonMoved = true;
   const here = new URL(location);
-  here.searchParams.set('tab', 'learn');
-  here.searchParams.set('page', %d);
+  here.searchParams.set('tab', 'learn');  // "page" is a parameter of Gradio's own
+  here.searchParams.set('lesson', %d);
   history.replaceState(history.state, '', here);
 }"""
 
@@ -221,7 +221,7 @@ def open_page(number: Any) -> Any:
 
 
 def _words(number: int, lesson: Lesson) -> str:
-    title = f'<h3 id="lesson-{number}" tabindex="-1">{number}. {escape(lesson.title)}</h3>'
+    title = f'<h2 id="lesson-{number}" tabindex="-1">{number}. {escape(lesson.title)}</h2>'
     return f"{title}<p>{escape(lesson.listen)}</p>"
 
 
