@@ -104,8 +104,8 @@ LESSONS = (
         "Global against local, and why the rhythm breaks",
         {"amount": 0.4, "scope": "local", "timing": "own"},
         "Local means that every layer loses the same share, here 40%. The pruned voice also decides"
-        " for itself how long each sound lasts (its own rhythm). Listen to the rhythm: do sounds drag,"
-        " do pauses grow?",
+        " for itself how long each sound lasts (its own rhythm). Listen: do sounds drag, do pauses"
+        " grow?",
         "Why can local pruning break the rhythm where global pruning keeps it?",
         "One small part, the duration predictor, says how long each sound lasts. It predicts the"
         " logarithm of the length, so a small error multiplies the length. Local takes 40% from it"
