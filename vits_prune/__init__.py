@@ -24,71 +24,32 @@ if TYPE_CHECKING:
     from vits_prune.voices.voice import PARTS, Voice
 
 _HOMES = {
-    "Comparison": "vits_prune.study.comparison",
-    "Delivery": "vits_prune.synthesis.speak",
-    "HealData": "vits_prune.healing.plan",
-    "HealPlan": "vits_prune.healing.plan",
-    "HealResult": "vits_prune.healing.plan",
-    "HealRun": "vits_prune.healing.plan",
-    "InputError": "vits_prune.errors",
-    "JudgeSettings": "vits_prune.study.judge",
-    "Layer": "vits_prune.pruning",
-    "PARTS": "vits_prune.voices.voice",
-    "PruneSpec": "vits_prune.pruning",
-    "Shape": "vits_prune.pruning",
-    "Speech": "vits_prune.synthesis.speak",
-    "Voice": "vits_prune.voices.voice",
-    "compare": "vits_prune.study.comparison",
-    "heal": "vits_prune.study.judge",
-    "heal_steps": "vits_prune.study.judge",
-    "layers": "vits_prune.pruning",
-    "load_voice": "vits_prune.voices.load",
-    "measure_latency": "vits_prune.measure",
-    "measure_size": "vits_prune.measure",
-    "measure_sparsity": "vits_prune.measure",
-    "prune": "vits_prune.pruning",
-    "prune_steps": "vits_prune.pruning",
-    "save_voice": "vits_prune.voices.saved",
-    "speak": "vits_prune.synthesis.speak",
+    name: module
+    for module, names in {
+        "errors": "InputError",
+        "healing.plan": "HealData HealPlan HealResult HealRun",
+        "measure": "measure_latency measure_size measure_sparsity",
+        "pruning": "Layer PruneSpec Shape layers prune prune_steps",
+        "study.comparison": "Comparison compare",
+        "study.judge": "JudgeSettings heal heal_steps",
+        "synthesis.speak": "Delivery Speech speak",
+        "voices.load": "load_voice",
+        "voices.saved": "save_voice",
+        "voices.voice": "PARTS Voice",
+    }.items()
+    for name in names.split()
 }
-__all__ = [
-    "PARTS",
-    "Comparison",
-    "Delivery",
-    "HealData",
-    "HealPlan",
-    "HealResult",
-    "HealRun",
-    "InputError",
-    "JudgeSettings",
-    "Layer",
-    "PruneSpec",
-    "Shape",
-    "Speech",
-    "Voice",
-    "compare",
-    "heal",
-    "heal_steps",
-    "layers",
-    "load_voice",
-    "measure_latency",
-    "measure_size",
-    "measure_sparsity",
-    "prune",
-    "prune_steps",
-    "save_voice",
-    "speak",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use: `import vits_prune` alone loads no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -50,7 +50,6 @@ class Bounded(Generic[K, V]):
         self._bound, self._weigh, self._survives_fork = bound, weigh, survives_fork
         self._values: OrderedDict[Any, V] = OrderedDict()
         self._making: dict[Any, _Making[V]] = {}
-        self._gone: deque[weakref.ref[Any]] = deque()
         self._left: list[object] = []
         self._lock = threading.Lock()
         renew_in_forks(self)
@@ -124,9 +123,9 @@ class Bounded(Generic[K, V]):
         with self._locked():
             self._values[key] = value
             self._values.move_to_end(key)
-            while (
-                len(self._values) > 1 and sum(map(self._weigh, self._values.values())) > self._bound
-            ):
+            weights = {one: self._weigh(kept) for one, kept in self._values.items()}
+            while len(weights) > 1 and sum(weights.values()) > self._bound:
+                weights.pop(next(iter(self._values)))
                 forgotten.append(self._values.popitem(last=False)[1])
         return forgotten
 
@@ -154,9 +153,8 @@ class Bounded(Generic[K, V]):
             self._forget_gone()
             yield
 
-    def _owner_gone(self, owner: weakref.ref[Any]) -> None:
+    def _owner_gone(self, _owner: weakref.ref[Any]) -> None:
         """Forget the values of an owner. The garbage collector may call this under the lock."""
-        self._gone.append(owner)
         lock = self._lock
         if lock.acquire(blocking=False):
             try:
@@ -165,11 +163,9 @@ class Bounded(Generic[K, V]):
                 lock.release()
 
     def _forget_gone(self) -> None:
-        while self._gone:
-            owner = self._gone.popleft()
-            for key in [
-                key for key in self._values if isinstance(key, _Owned) and key.owner is owner
-            ]:
+        owned = [key for key in self._values if isinstance(key, _Owned)]
+        for key in owned:
+            if key.owner() is None:
                 del self._values[key]
 
 

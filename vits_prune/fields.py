@@ -25,12 +25,11 @@ def option(
 ) -> Any:
     """Return a dataclass field whose metadata says what it accepts.
 
-    A command-line flag or a control can be made of it: `dataclasses.fields(PruneSpec)` has the
-    arguments of this function in each field's `metadata`, under their names. None is accepted
-    where the field's type allows it.
+    Flags and controls are made of it: a field's `metadata` has the arguments of this function by
+    their names. None is accepted where the field's type allows it.
 
     Args:
-        default: the only place where it stands.
+        default: the value that stands here and nowhere else.
         help: what the option does, in a phrase.
         kind: float, int, bool or str, of each value where there are several.
         choices: the names that are accepted; a mapping gives what each means too.
@@ -39,8 +38,7 @@ def option(
         most: how many values are accepted; None for one value that stands alone.
         noun: what messages call the option, if not by its name.
     """
-    about = {"help": help, "kind": kind, "choices": choices, "low": low, "high": high}
-    about |= {"above": above, "most": most, "noun": noun}
+    about = {name: value for name, value in locals().items() if name != "default"}
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -109,6 +107,7 @@ class Options:
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
+        """Return the fields as JSON."""
         return json.dumps(self.to_dict())
 
     @classmethod
@@ -120,23 +119,16 @@ class Options:
         """
         known = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(fields, dict) or not set(fields) <= set(known):
-            raise InputError(
-                f"A {cls.__name__} is a JSON object with the fields {', '.join(known)} and no "
-                "others."
-            )
+            what = f"A {cls.__name__} is a JSON object"
+            raise InputError(f"{what} with the fields {', '.join(known)} and no others.")
         return cls(**fields)
 
     @classmethod
     def from_json(cls: type[T], text: str) -> T:
-        """Return the value that `to_json` wrote.
-
-        Raises:
-            InputError: not JSON, not such a value, or a field out of range.
-        """
+        """Return the value that `to_json` wrote, or raise as `from_dict` does."""
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError, TypeError) as error:
-            raise InputError(
-                f"This {cls.__name__} is not JSON: give the text that to_json() wrote."
-            ) from error
+            what = f"This {cls.__name__} is not JSON"
+            raise InputError(f"{what}: give the text that to_json() wrote.") from error
         return cls.from_dict(fields)

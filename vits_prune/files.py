@@ -47,19 +47,19 @@ def write_file(path: Path, content: bytes | str) -> None:
     """Write a file that is there whole or as it was before; text is written as UTF-8.
 
     Raises:
-        OSError: the disk does not take the file.
+        OSError: the disk does not take it.
     """
     with replaced_file(path) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, values: Any, indent: int = 2) -> None:
-    """Write JSON that is there whole or as it was before.
+    """Write JSON as `write_file` writes text."""
+    write_file(path, _json_text(values, indent))
 
-    Raises:
-        OSError: the disk does not take the file.
-    """
-    write_file(path, json.dumps(values, indent=indent, ensure_ascii=False) + "\n")
+
+def _json_text(values: Any, indent: int) -> str:
+    return json.dumps(values, indent=indent, ensure_ascii=False) + "\n"
 
 
 @contextlib.contextmanager
@@ -125,13 +125,10 @@ def _chunks(path: Path) -> Iterator[bytes]:
 def read_json(path: Path, name: str = "", max_bytes: int = 1 << 20) -> dict[str, Any]:
     """Return the JSON object in a file that may be hostile.
 
-    Args:
-        path: the file, in UTF-8 with or without a byte order mark.
-        name: what it belongs to, for the messages.
-        max_bytes: a larger file is refused before it is parsed.
+    It is UTF-8 with or without a byte order mark. Messages say that it belongs to `name`.
 
     Raises:
-        InputError: it is missing, too large, or not a JSON object.
+        InputError: it is missing, larger than `max_bytes`, or not a JSON object.
     """
     shown = f"The {path.name} of {name}" if name else path.name
     try:
@@ -142,20 +139,6 @@ def read_json(path: Path, name: str = "", max_bytes: int = 1 << 20) -> dict[str,
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{shown} cannot be read ({reason}): check the file.") from error
-    return parse_json(content, shown, max_bytes)
-
-
-def parse_json(content: bytes, shown: str, max_bytes: int = 1 << 20) -> dict[str, Any]:
-    """Return the JSON object in bytes that may be hostile.
-
-    Args:
-        content: UTF-8, with or without a byte order mark.
-        shown: what messages call it.
-        max_bytes: more is refused.
-
-    Raises:
-        InputError: it is too large or not a JSON object.
-    """
     if len(content) > max_bytes:
         raise InputError(f"{shown} is larger than {max_bytes >> 20} MiB: check the file.")
     try:
@@ -190,13 +173,8 @@ class Manifest:
         return {path.name: self.checksum(path) for path in sorted(files)}
 
     def write(self, folder: Path, values: dict[str, Any]) -> None:
-        """Write the manifest; it is there whole or as it was before.
-
-        Raises:
-            InputError: it is larger than `max_bytes`.
-            OSError: the disk does not take it.
-        """
-        content = (json.dumps(values, indent=self.indent, ensure_ascii=False) + "\n").encode()
+        """Write the manifest as `write_file` does, or raise InputError if it is too large."""
+        content = _json_text(values, self.indent).encode()
         if len(content) > self.max_bytes:
             raise InputError(
                 f"{self.name} would be larger than {self.max_bytes >> 20} MiB: "

@@ -58,14 +58,9 @@ class Progress:
     def part(self, start: float, end: float, before: str = "") -> Progress:
         """Return the progress of a piece of the work, from `start` to `end` of the whole.
 
-        It never goes back, even if the piece does some of its work twice.
-
-        Args:
-            start: fraction of the whole that is done when the piece begins.
-            end: fraction of the whole that is done when the piece ends.
-            before: put before each message of the piece.
+        It never goes back, even if the piece does some of its work twice. Each message of the
+        piece begins with `before`.
         """
-
         highest = 0.0
 
         def listen(message: str, fraction: float) -> None:
@@ -90,16 +85,10 @@ class Pieces:
     """Progress of pieces of work that may run at once, in several threads: the mean of theirs.
 
     If the listener raises, or the work is cancelled, then every piece ends at its next report.
+    With a `noun`, "noun 3 of 10" is reported in place of the messages of the pieces.
     """
 
     def __init__(self, progress: Progress, count: int, noun: str = "") -> None:
-        """Begin.
-
-        Args:
-            progress: of the whole.
-            count: of the pieces.
-            noun: report "noun 3 of 10" instead of the messages of the pieces.
-        """
         self.stopped = False
         """Whether the work was cancelled, or the listener raised."""
         self._progress, self._noun = progress, noun

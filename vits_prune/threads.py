@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
@@ -51,42 +51,39 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Renewable(Protocol):
-    def after_fork(self) -> None:
-        """Make the state anew that does not survive in a child process."""
-
-
 _owners: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def renew_in_forks(owner: Renewable) -> None:
+def renew_in_forks(owner: Any) -> None:
     """Call `owner.after_fork()` in every process forked from now on, while the owner lives."""
     _owners.add(owner)
 
 
-def _renew() -> None:
-    for owner in list(_owners):
-        owner.after_fork()
-
-
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(after_in_child=lambda: [owner.after_fork() for owner in list(_owners)])
 
 
 class ForkSafeLock:
     """A `threading.Lock` that is free in a forked process, whoever held it in the parent."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.after_fork()
         renew_in_forks(self)
 
+    def after_fork(self) -> None:
+        """Free the lock."""
+        self._lock = threading.Lock()
+
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take the lock as `threading.Lock.acquire` does."""
         return self._lock.acquire(blocking, timeout)
 
     def release(self) -> None:
+        """Free the lock."""
         self._lock.release()
 
     def locked(self) -> bool:
+        """Return whether somebody holds the lock."""
         return self._lock.locked()
 
     @contextlib.contextmanager
@@ -104,6 +101,3 @@ class ForkSafeLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
-
-    def after_fork(self) -> None:
-        self._lock = threading.Lock()

@@ -338,7 +338,7 @@ def test_what_does_not_fit_is_listened_to_again_with_the_same_result(
 ):
     voice = families["plain"]
     kept = dict(prune(voice, SPEC).model.named_parameters())
-    monkeypatch.setattr(calibration, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(calibration, "KEPT_COVARIANCE_BYTES", 1000)
     counted.clear()
     shares = []
     progress = Progress(lambda _what, share: shares.append(share))

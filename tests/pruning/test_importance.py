@@ -17,11 +17,11 @@ from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.registry import IMPORTANCES
 from vits_prune.pruning.structured.couplings import groups
+from vits_prune.pruning.structured.cut import weight_norm
 from vits_prune.pruning.structured.importance import (
     Reader,
     measure_importance,
     rank,
-    weight_norm,
 )
 from vits_prune.pruning.structured.shrink import chosen
 
@@ -59,7 +59,7 @@ def test_every_group_gets_a_number_a_member(families, kind, importance):
 def test_the_criterion_chooses(families, importance):
     voice = families["plain"]
     shape = Shape(decoder_width=0.5, ffn_width=0.5, multiple=4)
-    kept = {name: chosen(voice, spec_of(name), shape).kept for name in (importance, "sensitivity")}
+    kept = {name: chosen(voice, spec_of(name), shape) for name in (importance, "sensitivity")}
     assert kept[importance].keys() == kept["sensitivity"].keys()
     assert kept[importance] != kept["sensitivity"]
 
@@ -81,9 +81,7 @@ def test_the_same_from_the_recipe(families, kind):
 def heard(layer, inputs):
     """A layer's statistics of these windows, [windows, columns], with a 1 appended."""
     found = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
-    statistics = Statistics(
-        LayerMatrix(layer), torch.zeros(found.shape[1], found.shape[1]), torch.zeros(found.shape[1])
-    )
+    statistics = Statistics(LayerMatrix(layer))
     statistics.add(found)
     return statistics
 

@@ -17,9 +17,9 @@ from vits_prune.pruning import Shape
 from vits_prune.pruning.blocks import flow_blocks, own_durations, stretched
 from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.sensitivity import channel_sensitivity
-from vits_prune.pruning.structured.couplings import sizes, sizes_of
+from vits_prune.pruning.structured.couplings import groups, sizes, sizes_of
 from vits_prune.pruning.structured.cut import choose, cut, latents_are_flipped
-from vits_prune.pruning.structured.importance import importance
+from vits_prune.pruning.structured.importance import by_sensitivity
 from vits_prune.pruning.structured.shrink import shape_for
 from vits_prune.synthesis.speak import read_text
 from vits_prune.synthesis.stages import encode, speaker_embedding
@@ -48,7 +48,8 @@ def distance(original, other):
 
 def plain_cut(voice, shape):
     """The same channels gone and nothing fitted."""
-    return cut(voice, choose(voice, shape, importance(channel_sensitivity(voice, SENTENCES, 0))))
+    scores = by_sensitivity(channel_sensitivity(voice, SENTENCES, 0), groups(voice))
+    return cut(voice, choose(voice, shape, scores))
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from vits_prune.errors import InputError
 from vits_prune.pruning.layers import Layer
 from vits_prune.synthesis.speak import Delivery, read_text
 from vits_prune.synthesis.stages import (
-    draw_prior_noise,
     encode,
     log_durations,
     predict_durations,
+    sample_prior,
     speaker_embedding,
 )
 from vits_prune.voices.voice import Voice, copy_with_weights
@@ -86,9 +86,6 @@ def part_states(
     """Yield for each part, in the order of PARTS, its blocks and the states that enter the first.
 
     The caller replaces the states by what leaves each block: the decoder gets what left the flow.
-
-    Raises:
-        InputError: the voice can say none of the texts.
     """
     model, sentences = voice.model, sentence_ids(voice, texts)
     some = sentences[:: max(1, round(sum(map(len, sentences)) / READ_TOKENS))]
@@ -108,8 +105,9 @@ def part_states(
 
 def token_states(model: nn.Module, sentences: Sequence[tuple[int, ...]]) -> Iterator[State]:
     """Yield what enters the first layer of the text encoder, in batches of similar lengths."""
-    # The hook of _encoder_call goes on a copy: another thread may be speaking.
-    model = copy_with_weights(model, {})
+    # A copy, because another thread may be speaking.
+    text_encoder, first = copy_with_weights(model, {}).text_encoder, _FirstLayer()
+    text_encoder.encoder.layers = nn.ModuleList([first])
     ordered = sorted(sentences, key=len)
     while ordered:
         longest = len(ordered[-1])
@@ -119,28 +117,19 @@ def token_states(model: nn.Module, sentences: Sequence[tuple[int, ...]]) -> Iter
         for row, sentence in enumerate(batch):
             ids[row, : len(sentence)] = torch.tensor(sentence)
             mask[row, : len(sentence)] = 1
-        yield {"valid": mask.bool(), **_encoder_call(model, ids, mask)}
-
-
-class _Reached(Exception):
-    """Raised to stop a model at its first encoder layer."""
-
-
-def _encoder_call(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> State:
-    """Return what transformers gives the first encoder layer: hidden states and both masks."""
-    found: State = {}
-
-    def take(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        masks = {name: named[name] for name in ("attention_mask", "padding_mask")}
-        found.update(hidden=given[0], **masks)
-        raise _Reached
-
-    hook = model.text_encoder.encoder.layers[0].register_forward_pre_hook(take, with_kwargs=True)
-    with contextlib.suppress(_Reached), removing([hook]):
-        model.text_encoder(
+        text_encoder(
             input_ids=ids, padding_mask=mask[..., None], attention_mask=mask, return_dict=True
         )
-    return found
+        yield {"valid": mask.bool(), **first.given}
+
+
+class _FirstLayer(nn.Module):
+    """Keeps what transformers gives the first encoder layer: hidden states and both masks."""
+
+    def forward(self, hidden: torch.Tensor, **named: Any) -> tuple[torch.Tensor]:
+        masks = {name: named[name] for name in ("attention_mask", "padding_mask")}
+        self.given = {"hidden": hidden, **masks}
+        return (hidden,)
 
 
 @contextlib.contextmanager
@@ -195,12 +184,9 @@ def _encoder_blocks(model: nn.Module) -> Iterator[Block]:
 def spoken_states(
     voice: Voice, reader: Voice, sentences: Sequence[tuple[int, ...]], seed: int, most: int
 ) -> list[State]:
-    """Return what the reader's text encoder makes of `most` of the sentences, with durations.
+    """Return what the reader's text encoder makes of `most` of the sentences.
 
-    The voice's durations and noise; the reader is the voice itself or a pruned version of it.
-
-    Raises:
-        InputError: the voice makes numbers that are not finite.
+    Durations and noise are the voice's; the reader is the voice or a pruned version of it.
     """
     conditioning, found = speaker_embedding(reader), []
     for index, ids in enumerate(sentences[:: max(1, len(sentences) // most)][:most]):
@@ -217,7 +203,7 @@ def own_durations(voice: Voice, hidden: torch.Tensor, key: tuple[int, int]) -> n
     """Return the frames of each token, int64 [tokens], MAX_FRAMES together at most.
 
     Raises:
-        InputError: the text encoder or the duration predictor makes numbers that are not finite.
+        InputError: the voice makes numbers that are not finite.
     """
     pace, conditioning = Delivery().for_voice(voice), speaker_embedding(voice)
     broken = not_finite(voice, "what its text encoder reads")
@@ -231,14 +217,10 @@ def own_durations(voice: Voice, hidden: torch.Tensor, key: tuple[int, int]) -> n
 
 def stretched(state: State, voice: Voice) -> State:
     """Return what enters the flow: the prior of a spoken state, stretched and sampled."""
-    repeats = torch.from_numpy(state["durations"])
-    means, deviations = (
-        state[name][0].repeat_interleave(repeats, dim=0).T[None]
-        for name in ("means", "log_variances")
-    )
-    noise = draw_prior_noise(state["key"], means.shape[2], means.shape[1]).to(means)
-    latents = means + noise * torch.exp(deviations) * Delivery().for_voice(voice).noise_scale
-    mask = torch.ones(1, 1, latents.shape[2])
+    scale = Delivery().for_voice(voice).noise_scale
+    prior, durations = (state["means"], state["log_variances"]), state["durations"]
+    latents = sample_prior(*prior, durations, state["key"], scale)
+    mask = torch.ones_like(latents[:, :1])
     return {"latents": latents, "mask": mask, "conditioning": state["conditioning"]}
 
 

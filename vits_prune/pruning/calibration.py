@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ import torch
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.blocks import State, inputs_of, not_finite, part_states
+from vits_prune.pruning.blocks import inputs_of, not_finite, part_states
 from vits_prune.pruning.layers import Layer
 from vits_prune.pruning.matrix import MAX_COLUMNS, LayerMatrix, OverlapSums, overlap
 from vits_prune.pruning.spec import PruneSpec
@@ -26,24 +25,28 @@ from vits_prune.voices.voice import PARTS, Voice, draw_texts, spoken_language
 
 WINDOWS = (3_000, 16_000)
 """Fewest and most windows of a layer that are counted, 8 for each column between the two."""
-BLOCK_BYTES = 1 << 30
-"""Covariances of one block that are gathered at a time; a block with more is run several times."""
 DRAWN_TEXTS = 120
-KEPT_BYTES = 1 << 30
+KEPT_COVARIANCE_BYTES = 1 << 30
 """Covariances that are kept for another amount; those of a larger voice are gathered again."""
 KEPT_VOICES = 2
 
 
-@dataclass(eq=False)
 class Statistics:
-    """Sums over the windows x of a layer's input; where it has a bias, x ends with a 1."""
+    """Sums over the windows x of a layer's input; where it has a bias, x ends with a 1.
 
-    matrix: LayerMatrix
-    covariance: torch.Tensor | None
-    """Sum of x xᵀ, float32 [columns, columns]; None where only energies are wanted or exist."""
-    energy: torch.Tensor
-    """Sum of x², float32 [columns]; of a grouped convolution [channels of a group]."""
-    windows: int = 0
+    The sums of a grouped convolution are those of all groups together.
+    """
+
+    def __init__(self, matrix: LayerMatrix, covariances: bool = True) -> None:
+        dense, module = matrix.dense, matrix.module
+        columns = matrix.columns if dense else module.in_channels // module.groups
+        self.matrix, self.windows = matrix, 0
+        self.energy = torch.zeros(columns)
+        """Sum of x², float32 [columns]; of a grouped convolution [channels of a group]."""
+        wanted = covariances and dense
+        self.covariance = torch.zeros(columns, columns) if wanted else None
+        """Sum of x xᵀ, float32 [columns, columns]; None where only energies are wanted or exist."""
+        self._overlaps: OverlapSums | None = None
 
     def add(self, found: torch.Tensor) -> None:
         """Count in windows, [windows, columns]."""
@@ -52,19 +55,37 @@ class Statistics:
             self.covariance.addmm_(found.T, found)
         self.windows += len(found)
 
-    def add_overlaps(self, sums: OverlapSums) -> None:
-        """Count in a convolution's windows that are summed already."""
-        columns = self.matrix.shape[1]
+    def add_inputs(
+        self, inputs: torch.Tensor, valid: torch.Tensor | None, batches: int, draws: torch.Generator
+    ) -> None:
+        """Count in a sample of the windows of one of so many batches, or all where they are few."""
+        matrix, module = self.matrix, self.matrix.module
+        if not matrix.dense:
+            self.add(inputs.transpose(1, 2).reshape(-1, inputs.shape[1] // module.groups))
+            return
+        usable = matrix.usable(inputs, valid)
+        most = max(1, int(np.clip(8 * matrix.shape[1], *WINDOWS)) // batches)
+        if int(usable.sum()) > most or not overlap(matrix, inputs):
+            self.add(matrix.sample(inputs, usable.nonzero(), most, draws)[0])
+            return
+        self._overlaps = self._overlaps or OverlapSums(module, self.covariance is not None)
+        self._overlaps.add(inputs, usable)
+
+    def finish(self) -> Statistics:
+        """Add what was summed of overlapping windows, and return itself."""
+        sums, columns = self._overlaps, self.matrix.shape[1]
+        if sums is None:
+            return self
         self.windows += sums.windows
         self.energy[:columns] += sums.energy()
         self.energy[columns:] += sums.windows
-        if self.covariance is None:
-            return
-        self.covariance[:columns, :columns] += sums.covariance()
-        if len(self.energy) > columns:
-            self.covariance[:columns, columns] += sums.sums()
-            self.covariance[columns, :columns] += sums.sums()
-            self.covariance[columns, columns] += sums.windows
+        if self.covariance is not None:
+            self.covariance[:columns, :columns] += sums.covariance()
+            self.covariance[:columns, columns:] += sums.sums()[:, None]
+            self.covariance[columns:, :columns] += sums.sums()[None]
+            self.covariance[columns:, columns:] += sums.windows
+        self._overlaps = None
+        return self
 
 
 Found = tuple[tuple[Layer, Statistics], ...]
@@ -98,7 +119,7 @@ def calibrate(
     texts, names = texts_for(voice, spec), {layer.name for layer in layers}
     matrices = (LayerMatrix(voice.model.get_submodule(name)) for name in names)
     size = sum(4 * (matrix.shape[1] + 1) ** 2 for matrix in matrices if matrix.dense)
-    if covariances and size > KEPT_BYTES:
+    if covariances and size > KEPT_COVARIANCE_BYTES:
         yield from collect(voice, layers, texts, spec.seed, progress=progress)
         return
 
@@ -139,13 +160,11 @@ def collect(
     for name, matrix in matrices.items() if covariances else ():
         columns = matrix.shape[1]
         if matrix.dense and columns > MAX_COLUMNS:
-            raise InputError(
-                f"{name} of {voice.name} has {columns:,} inputs, whose covariance would take "
-                f"{4 * columns**2 / 1e9:.1f} GB: protect it, or prune by activation, which needs "
-                "none."
-            )
+            size = f"{columns:,} inputs, whose covariance would take {4 * columns**2 / 1e9:.1f} GB"
+            what = f"{name} of {voice.name} has {size}"
+            raise InputError(f"{what}: protect it, or prune by activation, which needs none.")
     # Each layer has its own draws, so that its numbers do not depend on which others are asked for.
-    random = {
+    draws = {
         name: torch.Generator().manual_seed(seed + (zlib.crc32(name.encode()) << 32))
         for name in matrices
     }
@@ -154,68 +173,16 @@ def collect(
         for block in blocks:
             mine = [layer for layer in layers if block.holds(layer.name)]
             progress.report(f"calibrating {block.name}", done / max(1, len(layers)))
-            after: list[State] = []
-            for some in _turns(mine, matrices) if covariances else [mine]:
-                sums = {
-                    one.name: _Sums(matrices[one.name], covariances, random[one.name])
-                    for one in some
-                }
-                after = []
-                for state in states:
-                    with inputs_of(voice.model, some) as inputs:
-                        after.append(block.run(state))
-                    for name, one in sums.items():
-                        one.add(inputs[name], state.get("valid"), len(states))
-                for layer in some:
-                    statistics = sums.pop(layer.name).statistics()
-                    if not bool(torch.isfinite(statistics.energy).all()):
-                        raise not_finite(voice, f"the input of {layer.name}")
-                    yield layer, statistics
-                    done += 1
-            states[:] = after
+            sums = {one.name: Statistics(matrices[one.name], covariances) for one in mine}
+            for index, state in enumerate(states):
+                with inputs_of(voice.model, mine) as inputs:
+                    states[index] = block.run(state)
+                for name, one in sums.items():
+                    one.add_inputs(inputs[name], state.get("valid"), len(states), draws[name])
+            for layer in mine:
+                statistics = sums.pop(layer.name).finish()
+                if not bool(torch.isfinite(statistics.energy).all()):
+                    raise not_finite(voice, f"the input of {layer.name}")
+                yield layer, statistics
+                done += 1
     progress.report("calibrated", 1.0)
-
-
-def _turns(layers: Sequence[Layer], matrices: Mapping[str, LayerMatrix]) -> Iterator[list[Layer]]:
-    """Yield a block's layers in turns whose covariances fit into BLOCK_BYTES, at least one each."""
-    some: list[Layer] = []
-    size = 0
-    for layer in layers:
-        mine = 4 * matrices[layer.name].shape[1] ** 2
-        if some and size + mine > BLOCK_BYTES:
-            yield some
-            some, size = [], 0
-        some.append(layer)
-        size += mine
-    yield some
-
-
-class _Sums:
-    """Adds up the inputs of one layer."""
-
-    def __init__(self, matrix: LayerMatrix, covariances: bool, random: torch.Generator) -> None:
-        self._matrix, self._random = matrix, random
-        module, dense = matrix.module, matrix.dense
-        columns = matrix.columns if dense else module.in_channels // module.groups
-        covariance = torch.zeros(columns, columns) if covariances and dense else None
-        self._found = Statistics(matrix, covariance, torch.zeros(columns))
-        self._overlaps: OverlapSums | None = None
-
-    def add(self, inputs: torch.Tensor, valid: torch.Tensor | None, batches: int) -> None:
-        """Count in a sample of the layer's windows, or all where they are few."""
-        matrix, module, found = self._matrix, self._matrix.module, self._found
-        if not matrix.dense:  # the sums are those of all groups together
-            found.add(inputs.transpose(1, 2).reshape(-1, inputs.shape[1] // module.groups))
-            return
-        usable = matrix.usable(inputs, valid)
-        most = max(1, int(np.clip(8 * matrix.shape[1], *WINDOWS)) // batches)
-        if int(usable.sum()) > most or not overlap(matrix, inputs):
-            found.add(matrix.sample(inputs, usable.nonzero(), most, self._random)[0])
-            return
-        self._overlaps = self._overlaps or OverlapSums(module, found.covariance is not None)
-        self._overlaps.add(inputs, usable)
-
-    def statistics(self) -> Statistics:
-        if self._overlaps is not None:
-            self._found.add_overlaps(self._overlaps)
-        return self._found

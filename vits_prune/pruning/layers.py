@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,37 +50,36 @@ class Layer:
 
     @property
     def prunable(self) -> bool:
+        """Whether its weights may become zero."""
         return not self.reason
 
 
 def layers(voice: Voice) -> tuple[Layer, ...]:
     """Return every weight tensor that runs when a voice speaks, in the model's order, no biases."""
-    return tuple(_walk(voice))
+    found = []
+    for name, module in voice.model.named_modules():
+        for short, parameter in module.named_parameters(recurse=False):
+            if short == "bias":
+                continue
+            kind = type(module).__name__ if short == "weight" else "Parameter"
+            prunable = short == "weight" and isinstance(module, PRUNABLE_KINDS)
+            part, full = name.partition(".")[0], f"{name}.{short}"
+            layer = Layer(
+                name=name if short == "weight" else full,
+                part=part if part in PARTS else "speaker",
+                kind=kind,
+                shape=tuple(parameter.shape),
+                weights=parameter.numel(),
+                parameter=full,
+                reason="" if prunable else _REASONS.get(kind, _REASONS["Parameter"]),
+            )
+            found.append(layer)
+    return tuple(found)
 
 
 def prunable_layers(voice: Voice, parts: tuple[str, ...] = PARTS) -> tuple[Layer, ...]:
     """Return the layers of the given parts whose weights may become zero."""
-    return tuple(layer for layer in _walk(voice) if layer.prunable and layer.part in parts)
-
-
-def _walk(voice: Voice) -> Iterator[Layer]:
-    for name, module in voice.model.named_modules():
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            if parameter_name == "bias":
-                continue
-            known = parameter_name == "weight"
-            kind = type(module).__name__ if known else "Parameter"
-            prunable = known and isinstance(module, PRUNABLE_KINDS)
-            path = name.partition(".")[0]
-            yield Layer(
-                name=name if known else f"{name}.{parameter_name}",
-                part=path if path in PARTS else "speaker",
-                kind=kind,
-                shape=tuple(parameter.shape),
-                weights=parameter.numel(),
-                parameter=f"{name}.{parameter_name}",
-                reason="" if prunable else _REASONS.get(kind, _REASONS["Parameter"]),
-            )
+    return tuple(layer for layer in layers(voice) if layer.prunable and layer.part in parts)
 
 
 def chosen_layers(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
@@ -92,15 +91,12 @@ def chosen_layers(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
     there = prunable_layers(voice)
     for pattern in spec.protect or ():
         if not any(begins_with(layer.name, pattern) for layer in there):
-            raise InputError(
-                f"{voice.name} has no layer {pattern[:80]!r} to protect: `layers` lists them."
-            )
+            what = f"{voice.name} has no layer {pattern[:80]!r} to protect"
+            raise InputError(f"{what}: `layers` lists them.")
     found = tuple(one for one in there if one.part in spec.parts and not spec.protects(one.name))
     if not found:
         parts = ", ".join(spec.parts)
-        raise InputError(
-            f"All layers of {parts} are protected, so nothing is left to prune: protect less."
-        )
+        raise InputError(f"All layers of {parts} are protected, nothing is left: protect less.")
     return found
 
 

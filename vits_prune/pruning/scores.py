@@ -25,9 +25,6 @@ from vits_prune.pruning.masks import weigh, zero_lowest
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import PARTS, Voice
 
-_SAMPLES, _SPACING = 2_000, 64
-"""Samples taken of each layer for the grid, and how many samples lie between two of its values."""
-
 
 def prune_weights(
     voice: Voice, spec: PruneSpec, progress: Progress = SILENT
@@ -36,10 +33,6 @@ def prune_weights(
 
     Of weights of equal score the first in memory order become zero. In local scope activation
     takes the same share from each output of a layer, as in the paper.
-
-    Raises:
-        InputError: the layers cannot lose so much, a pattern does not fit one, or the voice can say
-            none of the calibration texts.
     """
     if _sorting_suffices(spec):
         weights, cuts = dict(voice.model.named_parameters()), sorted_magnitudes(voice).cuts(spec)
@@ -87,6 +80,10 @@ def _sorting_suffices(spec: PruneSpec) -> bool:
     return spec.method == "magnitude" and not more
 
 
+_SPACING = 512
+"""Of the sorted magnitudes, one in so many says where about to cut."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """Where one layer is cut: smaller magnitudes become zero, and the first of equal ones."""
@@ -104,17 +101,8 @@ class SortedMagnitudes:
 
     def __init__(self, voice: Voice) -> None:
         self.layers = prunable_layers(voice)
-        self._sorted = {
-            name: np.sort(one.numpy(), axis=None)
-            for name, one in _magnitudes(voice, self.layers).items()
-        }
-        # How many weights of each layer lie at or below each of about 2,000 values spread over all:
-        # brackets any global threshold at once.
-        samples = [m[:: max(1, m.size // _SAMPLES)] for m in self._sorted.values()]
-        self._grid = np.unique(np.concatenate(samples))[::_SPACING]
-        self._counts = {
-            name: np.searchsorted(m, self._grid, side="right") for name, m in self._sorted.items()
-        }
+        magnitudes = _magnitudes(voice, self.layers)
+        self._sorted = {name: np.sort(one.numpy(), axis=None) for name, one in magnitudes.items()}
 
     def zeros(self, parameter: str) -> int:
         """Return how many weights of a layer are zero already."""
@@ -128,24 +116,12 @@ class SortedMagnitudes:
         mine = [layer.parameter for layer in self.layers if layer.part in spec.parts]
         chosen = {name: self._sorted[name] for name in mine}
         if spec.scope == "local":
-            return {name: _cut(m, round(spec.amount * m.size)) for name, m in chosen.items()}
-        zeros = round(spec.amount * sum(m.size for m in chosen.values()))
-        if not zeros:
-            return dict.fromkeys(chosen, Cut())
-        return _global_cuts(chosen, zeros, self._threshold(chosen, zeros))
-
-    def _threshold(self, chosen: Mapping[str, np.ndarray], rank: int) -> np.float32:
-        """The rank-th smallest, from 1, of the chosen layers' magnitudes together."""
-        totals = np.sum([self._counts[name] for name in chosen], axis=0)
-        # The first value of the grid with enough weights at or below it.
-        bracket = int(np.searchsorted(totals, rank))
-        between = []
-        for name, magnitudes in chosen.items():
-            first = self._counts[name][bracket - 1] if bracket else 0
-            last = self._counts[name][bracket] if bracket < len(totals) else magnitudes.size
-            between.append(magnitudes[first:last])
-        place = rank - 1 - (int(totals[bracket - 1]) if bracket else 0)
-        return np.partition(np.concatenate(between), place)[place]
+            counts = {name: round(spec.amount * m.size) for name, m in chosen.items()}
+        else:
+            counts = _smallest_of_all(
+                chosen, round(spec.amount * sum(map(np.size, chosen.values())))
+            )
+        return {name: _cut(m, counts[name]) for name, m in chosen.items()}
 
 
 _kept: Bounded[str, SortedMagnitudes] = Bounded(1, lambda _: 0)
@@ -184,22 +160,34 @@ def _cut(magnitudes: np.ndarray, zeros: int) -> Cut:
     return Cut(float(threshold), zeros, spared=at_most - zeros)
 
 
-def _global_cuts(
-    layers: Mapping[str, np.ndarray], zeros: int, threshold: np.float32
-) -> dict[str, Cut]:
-    """One threshold for all; ties at it go layer after layer until the number is exact."""
+def _smallest_of_all(layers: Mapping[str, np.ndarray], count: int) -> dict[str, int]:
+    """How many of each layer's sorted magnitudes are among the `count` smallest of all.
+
+    Ties go in the order of the layers.
+    """
+    if not count:
+        return dict.fromkeys(layers, 0)
+    # A sample brackets the largest of them: fewer than `count` are smaller than the sample's value
+    # at `first`, and at least so many are no larger than that at `last`.
+    every = [m[::_SPACING] for m in layers.values()]
+    sample = np.concatenate([*every, np.full(1, np.inf, np.float32)])
+    first = (count - 1) // _SPACING
+    last = min(first + 1 + len(layers), len(sample) - 1)
+    sample.partition([first, last])
+    bracket = [
+        (np.searchsorted(m, sample[first]), np.searchsorted(m, sample[last], side="right"))
+        for m in layers.values()
+    ]
+    between = [m[start:end] for m, (start, end) in zip(layers.values(), bracket, strict=True)]
+    place = count - 1 - int(sum(start for start, _ in bracket))
+    threshold = np.partition(np.concatenate(between), place)[place]
     below = {name: int(np.searchsorted(m, threshold, side="left")) for name, m in layers.items()}
-    ties_left = zeros - sum(below.values())
-    just_below = float(np.nextafter(threshold, np.float32(-1.0)))
-    cuts = {}
-    for name, magnitudes in layers.items():
-        ties = int(np.searchsorted(magnitudes, threshold, side="right")) - below[name]
-        taken = min(ties, ties_left)
-        ties_left -= taken
-        # Only one layer's ties are split; after it a threshold just below spares all at no cost.
-        spared, most = (ties - taken, float(threshold)) if taken else (0, just_below)
-        cuts[name] = Cut(most, below[name] + taken, spared)
-    return cuts
+    left = count - sum(below.values())
+    for name, m in layers.items():
+        taken = min(left, int(np.searchsorted(m, threshold, side="right")) - below[name])
+        below[name] += taken
+        left -= taken
+    return below
 
 
 def _apply(weight: torch.Tensor, cut: Cut) -> torch.Tensor:

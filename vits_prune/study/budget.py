@@ -22,7 +22,7 @@ from vits_prune.pruning.sensitivity import channel_sensitivity
 from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.pruning.structured.couplings import groups, sizes, sizes_of
 from vits_prune.pruning.structured.cut import choose, cut
-from vits_prune.pruning.structured.importance import importance
+from vits_prune.pruning.structured.importance import by_sensitivity
 from vits_prune.study.knee import LIMITS, Limit
 from vits_prune.voices.voice import Voice
 
@@ -296,7 +296,7 @@ def estimate_shapes(
     """
     texts = texts_for(voice, PruneSpec(seed=seed))
     sensitivity = channel_sensitivity(voice, texts, seed, progress=progress.part(0.0, 0.3))
-    scores = {group.name: importance(sensitivity)(voice, group) for group in groups(voice)}
+    scores = by_sensitivity(sensitivity, groups(voice))
     levers, shares = _estimate_levers(voice, scores, text, seed, progress.part(0.3, 1.0))
     counts = {stage: count_parameters(voice, part) for stage, part in _PARTS.items()}
     rest, whole = 1 - sum(shares.values()), count_parameters(voice)
@@ -368,7 +368,7 @@ def _values(voice: Voice, lever: str) -> list[float | int]:
 
 def _lost(voice: Voice, scores: dict[str, np.ndarray], lever: str, value: float | int) -> float:
     """Return the importance of what a lever removes."""
-    kept = choose(voice, _shape({lever: value}), scores).kept
+    kept = choose(voice, _shape({lever: value}), scores)
     return float(sum(scores[one].sum() - scores[one][list(kept[one])].sum() for one in kept))
 
 

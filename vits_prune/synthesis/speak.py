@@ -51,8 +51,6 @@ class Speech:
     """float32 [samples], in [-1, 1]."""
     sampling_rate: int
     """Samples per second."""
-    durations: np.ndarray
-    """Frames of each token of all sentences, int64 [tokens]."""
     hop_length: int
     """Samples per frame."""
     seconds: dict[str, float]
@@ -69,7 +67,13 @@ class Speech:
         return len(self.waveform) / self.sampling_rate
 
     @property
+    def durations(self) -> np.ndarray:
+        """Frames of each token of all sentences, int64 [tokens]."""
+        return np.concatenate([sentence.durations for sentence in self.sentences])
+
+    @property
     def tokens(self) -> tuple[str, ...]:
+        """Tokens of all sentences."""
         return tuple(token for sentence in self.sentences for token in sentence.tokens)
 
     def pcm16(self) -> np.ndarray:
@@ -105,13 +109,9 @@ class Delivery:
 
     def for_voice(self, voice: Voice) -> Scales:
         """Fill in the voice's own values, which may lie outside the range for users."""
-        asked = dataclasses.asdict(self)
-        return Scales(
-            **{
-                name: float(getattr(voice.model, name) if value is None else value)
-                for name, value in asked.items()
-            }
-        )
+        asked = dataclasses.asdict(self).items()
+        values = (getattr(voice.model, name) if one is None else one for name, one in asked)
+        return Scales(*map(float, values))
 
 
 def speak(
@@ -183,10 +183,8 @@ def join(pieces: list[Speech]) -> Speech:
     return dataclasses.replace(
         pieces[0],
         waveform=np.concatenate([piece.waveform for piece in pieces]),
-        durations=np.concatenate([piece.durations for piece in pieces]),
         seconds={stage: sum(piece.seconds[stage] for piece in pieces) for stage in STAGES},
         sentences=tuple(sentence for piece in pieces for sentence in piece.sentences),
-        dropped=tuple(dict.fromkeys(symbol for piece in pieces for symbol in piece.dropped)),
         cut_short=any(piece.cut_short for piece in pieces),
     )
 
@@ -199,17 +197,12 @@ def write_wav(speech: Speech, path: str | Path) -> None:
 
 
 def checked_seed(seed: Any) -> int:
-    """Return the seed as an int.
-
-    Raises:
-        InputError: it is not a whole number from 0 to MAX_SEED.
-    """
+    """Return the seed as an int; raise InputError if it is no whole number up to MAX_SEED."""
     number = isinstance(seed, (int, float, np.integer)) and not isinstance(seed, bool)
     if number and 0 <= seed <= MAX_SEED and seed == int(seed):
         return int(seed)
-    raise InputError(
-        f"The seed must be a whole number from 0 to {MAX_SEED}, not {str(seed)[:40]!r}."
-    )
+    span = f"from 0 to {MAX_SEED}"
+    raise InputError(f"The seed must be a whole number {span}, not {str(seed)[:40]!r}.")
 
 
 def checked_text(text: object) -> str:
@@ -225,10 +218,8 @@ def checked_text(text: object) -> str:
             "The text holds characters that are not valid Unicode: type it again, in UTF-8."
         )
     if len(text) > MAX_CHARACTERS:
-        raise InputError(
-            f"The text has {len(text):,} characters and the limit is {MAX_CHARACTERS:,}: "
-            "speak it in pieces."
-        )
+        size = f"{len(text):,} characters and the limit is {MAX_CHARACTERS:,}"
+        raise InputError(f"The text has {size}: speak it in pieces.")
     return text
 
 
@@ -294,15 +285,9 @@ def _speak_sentence(
         waveform = voice.model.decoder(latents, conditioning)[0, 0].float().cpu().numpy()
         times.append(_now(voice))
     spoken = SpokenSentence(sentence.text, sentence.tokens, durations, sentence.ids)
-    return Speech(
-        waveform=waveform,
-        sampling_rate=voice.sampling_rate,
-        durations=durations,
-        hop_length=voice.hop_length,
-        seconds=dict(zip(STAGES, np.diff(times).tolist(), strict=True)),
-        sentences=(spoken,),
-        cut_short=cut_short,
-    )
+    seconds = dict(zip(STAGES, np.diff(times).tolist(), strict=True))
+    rates = voice.sampling_rate, voice.hop_length
+    return Speech(waveform, *rates, seconds, (spoken,), cut_short=cut_short)
 
 
 def _now(voice: Voice) -> float:

@@ -35,11 +35,8 @@ class Scales:
 def draw_noise(key: int | tuple[int, ...], purpose: int, rows: int, columns: int) -> np.ndarray:
     """Return standard normal float32 [rows, columns]; more rows leave the first ones the same.
 
-    Args:
-        key: what the noise is for, such as (seed, number of the sentence).
-        purpose: DURATION_NOISE, PRIOR_NOISE or POSTERIOR_NOISE.
-        rows: tokens or frames.
-        columns: channels.
+    The key says what the noise is for, such as (seed, number of the sentence). The purpose is
+    DURATION_NOISE, PRIOR_NOISE or POSTERIOR_NOISE.
     """
     sequence = np.random.SeedSequence(key, spawn_key=(purpose,))
     generator = np.random.Generator(np.random.Philox(sequence))
@@ -98,9 +95,8 @@ def predict_durations(
         scales: speaking rate and noise.
         most_frames: limit on the sum, besides MAX_SENTENCE_SECONDS and MAX_ACTIVATION.
     """
-    mask = torch.ones(1, 1, hidden.shape[2], dtype=hidden.dtype, device=hidden.device)
     logarithms = log_durations(voice.model, hidden, conditioning, key, scales)
-    frames = torch.ceil(torch.exp(logarithms) * mask * (1.0 / scales.speaking_rate))[0, 0]
+    frames = torch.ceil(torch.exp(logarithms) * (1.0 / scales.speaking_rate))[0, 0]
     longest = int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)
     limit = max(1, min(most_frames, longest, MAX_ACTIVATION // _widest_frame(voice)))
     # A heavily pruned predictor may answer with anything. NaN becomes one frame.
@@ -121,8 +117,7 @@ def log_durations(
     scales: Scales,
 ) -> torch.Tensor:
     """Return `predict_log_durations` of one sentence with the noise of its key, [1, 1, tokens]."""
-    mask = torch.ones(1, 1, hidden.shape[2], dtype=hidden.dtype, device=hidden.device)
-    noise = None
+    mask, noise = torch.ones_like(hidden[:, :1]), None
     if model.config.use_stochastic_duration_prediction:
         noise = draw_duration_noise(key, hidden.shape[2]).to(hidden) * scales.noise_scale_duration
     return predict_log_durations(model, hidden, mask, conditioning, noise)
@@ -171,35 +166,37 @@ def sample_latents(
     key: tuple[int, int],
     noise_scale: float,
 ) -> torch.Tensor:
-    """Sample the prior, stretched to the durations, and run the flow backwards.
+    """Return `sample_prior` after the flow ran backwards over it, [1, flow_size, frames]."""
+    latents = sample_prior(means, log_variances, durations, key, noise_scale)
+    return voice.model.flow(latents, torch.ones_like(latents[:, :1]), conditioning, reverse=True)
+
+
+def sample_prior(
+    means: torch.Tensor,
+    log_variances: torch.Tensor,
+    durations: np.ndarray,
+    key: tuple[int, int],
+    noise_scale: float,
+) -> torch.Tensor:
+    """Return a sample of the prior, stretched to the durations, [1, flow_size, frames].
 
     Args:
-        voice: the voice that speaks.
-        means: of the prior, [1, tokens, flow_size].
-        log_variances: of the prior, [1, tokens, flow_size].
+        means, log_variances: of the prior, [1, tokens, flow_size].
         durations: frames of each token, int64 [tokens].
-        conditioning: of the speaker, [1, speaker_embedding_size, 1], or None.
         key: seed and number of the sentence.
         noise_scale: standard deviations of noise.
-
-    Returns:
-        [1, flow_size, frames].
     """
     repeats = torch.from_numpy(durations).to(means.device)
-    means = means[0].repeat_interleave(repeats, dim=0).T[None]
-    log_variances = log_variances[0].repeat_interleave(repeats, dim=0).T[None]
-    noise = draw_prior_noise(key, means.shape[2], means.shape[1]).to(means)
-    latents = means + noise * torch.exp(log_variances) * noise_scale
-    mask = torch.ones(1, 1, latents.shape[2], dtype=latents.dtype, device=latents.device)
-    return voice.model.flow(latents, mask, conditioning, reverse=True)
+    mean, deviation = (
+        one[0].repeat_interleave(repeats, dim=0).T[None] for one in (means, log_variances)
+    )
+    noise = draw_prior_noise(key, mean.shape[2], mean.shape[1]).to(mean)
+    return mean + noise * torch.exp(deviation) * noise_scale
 
 
 def _widest_frame(voice: Voice) -> int:
     """Return the numbers in the largest activation, per frame."""
     config = voice.model.config
-    samples, channels = 1, config.upsample_initial_channel
-    widest = max(config.flow_size, 2 * config.hidden_size, channels)
-    for rate in config.upsample_rates:
-        samples, channels = samples * rate, channels // 2
-        widest = max(widest, samples * channels)
-    return widest
+    initial, samples = config.upsample_initial_channel, np.cumprod(config.upsample_rates).tolist()
+    stages = (count * (initial // 2**stage) for stage, count in enumerate(samples, 1))
+    return max(config.flow_size, 2 * config.hidden_size, initial, *stages)

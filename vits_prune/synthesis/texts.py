@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import os
 from dataclasses import dataclass
 from importlib import resources
@@ -29,12 +30,10 @@ _MARKS = (  # the longer first: UTF-32's little-endian mark begins with UTF-16's
 
 @dataclass(frozen=True)
 class TextFile:
-    """The contents of a user's file."""
+    """The lines of a user's file that are not empty, and notes about how it was read."""
 
     texts: tuple[str, ...]
-    """The lines of the file that are not empty."""
     notes: tuple[str, ...]
-    """Sentences for the user about how the file was read."""
 
 
 def load_texts(count: int | None = DEFAULT_COUNT, half: str = "held-out") -> tuple[str, ...]:
@@ -51,19 +50,11 @@ def load_texts(count: int | None = DEFAULT_COUNT, half: str = "held-out") -> tup
         InputError: there is no such half, or it has fewer sentences.
     """
     if half not in (*HALVES, "all"):
-        raise InputError(
-            f"There is no half {str(half)[:40]!r} of the sentences: choose tuning, held-out or all."
-        )
+        asked = str(half)[:40]
+        raise InputError(f"There is no half {asked!r}: choose tuning, held-out or all.")
     halves = HALVES if half == "all" else (half,)
     texts = [line for name in halves for line in _data_lines(f"harvard-{name}.txt")]
-    if count is None:
-        return tuple(texts)
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(texts):
-        raise InputError(
-            f"The number of sentences must be a whole number from 1 to {len(texts)}, "
-            f"not {str(count)[:40]!r}."
-        )
-    return tuple(texts[:count])
+    return tuple(texts[: _checked(count, f" to {len(texts)}", len(texts))])
 
 
 def load_calibration_texts() -> tuple[str, ...]:
@@ -77,10 +68,8 @@ def load_calibration_texts() -> tuple[str, ...]:
 def read_text_file(path: str | os.PathLike[str], count: int | None = None) -> TextFile:
     """Read a user's sentences, one on each line.
 
-    Args:
-        path: a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Anything else is
-            read as Latin-1, with a note.
-        count: how many, from the start; None for all.
+    The file is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Anything else is read as
+    Latin-1, with a note. `count` is how many are read from the start; None for all.
 
     Raises:
         InputError: the file cannot be read, is not text, is too large, is empty, or has too many
@@ -91,45 +80,41 @@ def read_text_file(path: str | os.PathLike[str], count: int | None = None) -> Te
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"The text file {path.name[:100]!r} cannot be read: check the path."
-        ) from error
+        shown = f"The text file {path.name[:100]!r}"
+        raise InputError(f"{shown} cannot be read: check the path.") from error
     if len(content) > MAX_FILE_BYTES:
+        limit = f"{MAX_FILE_BYTES >> 20} MiB"
         raise InputError(
-            f"The text file is larger than {MAX_FILE_BYTES >> 20} MiB: "
-            f"write one sentence on each line, {MAX_TEXTS:,} at most."
+            f"The text file is larger than {limit}: give {MAX_TEXTS:,} sentences at most."
         )
     text, notes = _decoded(content)
     if "\0" in text:
-        raise InputError(
-            f"{path.name[:100]!r} is not a text file: give one with a sentence a line, in UTF-8."
-        )
+        shown = f"{path.name[:100]!r} is not a text file"
+        raise InputError(f"{shown}: give one with a sentence a line, in UTF-8.")
     lines = [line.strip() for line in text.splitlines()]
     texts = [line for line in lines if line]
     if not texts:
         raise InputError("The text file holds no sentence: write one on each line.")
     for number, line in enumerate(lines, 1):
         if len(line) > MAX_CHARACTERS:
-            raise InputError(
-                f"Line {number} of the text file has more than {MAX_CHARACTERS:,} characters: "
-                "put one sentence on each line."
-            )
-    if len(texts) > MAX_TEXTS and (count is None or count > MAX_TEXTS):
-        raise InputError(
-            f"The text file has {len(texts):,} sentences and the limit is {MAX_TEXTS:,}: "
-            "give fewer."
-        )
-    if count is not None:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(
-                f"The number of sentences must be a whole number from 1, not {str(count)[:40]!r}."
-            )
-        if count > len(texts):
-            notes.append(
-                f"The text file has {len(texts)} sentences, fewer than the {count} asked for: "
-                "all were used."
-            )
+            shown = f"Line {number} of the text file has more than {MAX_CHARACTERS:,} characters"
+            raise InputError(f"{shown}: put one sentence on each line.")
+    asked = _checked(count)
+    if len(texts) > MAX_TEXTS and (asked is None or asked > MAX_TEXTS):
+        there = f"The text file has {len(texts):,} sentences"
+        raise InputError(f"{there} and the limit is {MAX_TEXTS:,}: give fewer.")
+    if asked is not None and asked > len(texts):
+        there = f"The text file has {len(texts)} sentences"
+        notes.append(f"{there}, fewer than the {asked} asked for: all were used.")
     return TextFile(tuple(texts[:count]), tuple(notes))
+
+
+def _checked(count: int | None, span: str = "", most: float = math.inf) -> int | None:
+    whole = isinstance(count, int) and not isinstance(count, bool)
+    if count is None or (whole and 1 <= count <= most):
+        return count
+    what = f"The number of sentences must be a whole number from 1{span}"
+    raise InputError(f"{what}, not {str(count)[:40]!r}.")
 
 
 def _data_lines(name: str) -> list[str]:
@@ -144,12 +129,7 @@ def _decoded(content: bytes) -> tuple[str, list[str]]:
         return content.decode(encoding), []
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
-            raise InputError(
-                f"The text file begins as {encoding.removesuffix('-sig')} but is not: "
-                "save it again as UTF-8."
-            ) from error
-    # Latin-1 decodes any bytes.
-    return content.decode("latin-1"), [
-        "The text file is not UTF-8 and was read as Latin-1: "
-        "save it as UTF-8 where letters look wrong."
-    ]
+            shown = f"The text file begins as {encoding.removesuffix('-sig')} but is not"
+            raise InputError(f"{shown}: save it again as UTF-8.") from error
+    note = "The text file is not UTF-8 and was read as Latin-1"
+    return content.decode("latin-1"), [f"{note}: save it as UTF-8 where letters look wrong."]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -18,7 +18,8 @@ FLOWS = "flow.flows"
 BRANCHES = "decoder.branches"
 RESBLOCKS = "decoder.resblocks"
 
-
+Kept = Mapping[str, tuple[int, ...]]
+"""Group name -> indices that stay, ascending; a group that is not named stays whole."""
 _COUNTS = {
     "branches": "residual branches a stage",
     "encoder_layers": "encoder layers",
@@ -171,6 +172,11 @@ def group_counts(voice: Voice, sizes: Sizes) -> dict[str, int]:
 def groups(voice: Voice) -> tuple[Group, ...]:
     """Return every group of a voice, in the order in which they run."""
     return tuple(_walk(voice))
+
+
+def whole(voice: Voice, kept: Kept) -> dict[str, tuple[int, ...]]:
+    """Return what stays of every group, also of those that stay whole."""
+    return {one.name: kept.get(one.name, tuple(range(one.size))) for one in groups(voice)}
 
 
 def _walk(voice: Voice) -> Iterator[Group]:

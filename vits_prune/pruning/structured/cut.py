@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import numbers
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from vits_prune.errors import InputError
+from vits_prune.pruning.blocks import not_finite
 from vits_prune.pruning.spec import Shape
 from vits_prune.pruning.structured.couplings import (
     BRANCHES,
@@ -25,29 +22,15 @@ from vits_prune.pruning.structured.couplings import (
     FLOWS,
     RESBLOCKS,
     Group,
+    Kept,
     group_counts,
     groups,
     sizes,
     sizes_of,
-    stage_channels,
+    whole,
 )
 from vits_prune.voices.architecture import VitsConfig, empty_model, with_inner_channels
 from vits_prune.voices.voice import Voice
-
-Importance = Callable[[Voice, Group], np.ndarray]
-"""(voice, group) -> how much each member of the group matters, float64 [size]."""
-Kept = Mapping[str, tuple[int, ...]]
-"""Group name -> indices that stay, ascending."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What stays of a voice; of a group that is not named all stays."""
-
-    kept: Kept = field(default_factory=lambda: MappingProxyType({}))
-
-    def to_dict(self) -> dict[str, list[int]]:
-        return {name: list(indices) for name, indices in self.kept.items()}
 
 
 def weight_norm(voice: Voice, group: Group) -> np.ndarray:
@@ -71,46 +54,32 @@ def by_channel(tensor: torch.Tensor, dimension: int) -> np.ndarray:
     return rows.double().sum(1).cpu().numpy()
 
 
-def choose(
-    voice: Voice, shape: Shape, importance: Importance | Mapping[str, np.ndarray] = weight_norm
-) -> Choice:
+def choose(voice: Voice, shape: Shape, scores: Mapping[str, np.ndarray] | None = None) -> Kept:
     """Return what stays of a voice for a Shape: of every group the members that matter most.
 
-    Importance is a function of a voice and a group, or an array for each group's name; groups
-    without an array go by weight norm.
+    Groups that stay whole are left out. `scores` has an importance of each member by group name;
+    groups that it lacks go by weight norm.
 
     Raises:
-        InputError: the voice does not have a lever or so many layers, or an importance has another
-            length or is not finite.
+        InputError: the voice does not have a lever or so many layers, or is damaged.
     """
-    counts = group_counts(voice, sizes(voice.model.config, shape))
+    counts, scores = group_counts(voice, sizes(voice.model.config, shape)), scores or {}
     kept = {}
     for group in groups(voice):
         count = counts[group.name]
         if count == group.size:
             continue
-        scores = _scores(voice, group, importance)
-        if group.name == FLOWS:
-            kept[group.name] = _best_flows(scores, count)
-        elif group.lever == "wavenet_layers" and voice.model.config.wavenet_dilation_rate != 1:
-            kept[group.name] = tuple(range(count))
-        else:
-            kept[group.name] = tuple(sorted(np.argsort(-scores, kind="stable")[:count].tolist()))
-    return Choice(MappingProxyType(kept))
-
-
-def _scores(
-    voice: Voice, group: Group, importance: Importance | Mapping[str, np.ndarray]
-) -> np.ndarray:
-    if isinstance(importance, Mapping):
-        known = importance.get(group.name)
+        known = scores.get(group.name)
         found = weight_norm(voice, group) if known is None else known
-    else:
-        found = importance(voice, group)
-    scores = np.asarray(found, dtype=np.float64)
-    if scores.shape != (group.size,) or not np.isfinite(scores).all():
-        raise InputError(f"The importance of {group.name} must be {group.size} finite numbers.")
-    return scores
+        if not np.isfinite(found).all():
+            raise not_finite(voice, f"the importance of {group.name}")
+        if group.name == FLOWS:
+            kept[group.name] = _best_flows(found, count)
+        elif group.lever == "wavenet_layers" and voice.model.config.wavenet_dilation_rate != 1:
+            kept[group.name] = tuple(range(count))  # the dilation depends on the place
+        else:
+            kept[group.name] = tuple(sorted(np.argsort(-found, kind="stable")[:count].tolist()))
+    return kept
 
 
 def _best_flows(scores: np.ndarray, count: int) -> tuple[int, ...]:
@@ -136,24 +105,20 @@ def latents_are_flipped(original: Voice, cut: Voice) -> bool:
     return (flows[0] - flows[1]) % 2 == 1
 
 
-def cut(voice: Voice, choice: Choice, **changes: Any) -> Voice:
-    """Return a smaller voice of what was chosen to stay; the voice given stays as it is.
+def cut(voice: Voice, kept: Kept, **changes: Any) -> Voice:
+    """Return a smaller voice of what `choose` let stay; the voice given stays as it is.
 
     Removing a member is the same as setting what it contributes to zero: a channel's outputs, a
     branch's share of a stage's mean, the last convolution of a coupling or WaveNet layer. Only an
     encoder layer is skipped, as in a shorter encoder. Tensors that do not change are shared.
 
     `changes` are other fields of the new Voice, such as `recipe`.
-
-    Raises:
-        InputError: an index does not exist, or no VITS decoder, encoder or flow has such a shape.
     """
     config, model = voice.model.config, voice.model
-    there = groups(voice)
-    kept = _checked(choice, there)
+    kept = whole(voice, kept)
     smaller_model = empty_model(_smaller_config(config, kept))
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
-    for group in there:
+    for group in groups(voice):
         if group.blocks or len(kept[group.name]) == group.size:
             continue
         for name, dimension in group.slices(model):
@@ -172,84 +137,24 @@ def cut(voice: Voice, choice: Choice, **changes: Any) -> Voice:
     return dataclasses.replace(voice, model=smaller_model, **changes)
 
 
-def _checked(choice: Choice, there: Sequence[Group]) -> dict[str, tuple[int, ...]]:
-    """The indices that stay of every group."""
-    unknown = set(choice.kept) - {group.name for group in there}
-    if unknown:
-        raise InputError(f"This voice has no group {str(min(unknown, key=str))[:80]!r} to cut.")
-    kept = {}
-    for group in there:
-        indices = tuple(choice.kept.get(group.name, range(group.size)))
-        whole = all(isinstance(one, numbers.Integral) and type(one) is not bool for one in indices)
-        inside = whole and indices and set(indices) <= set(range(group.size))
-        if not inside or list(indices) != sorted(set(indices)):
-            raise InputError(
-                f"What stays of {group.name} must be indices from 0 to {group.size - 1}, "
-                "ascending, and at least one."
-            )
-        kept[group.name] = tuple(int(index) for index in indices)
-    return kept
-
-
 def _smaller_config(config: VitsConfig, kept: Kept) -> VitsConfig:
-    """The configuration of what stays, or InputError if none has these numbers."""
-    initial, stages = len(kept["decoder.conv_pre"]), len(config.upsample_rates)
-    widths = tuple(len(kept[f"decoder.upsampler.{stage}"]) for stage in range(stages))
-    uneven = initial % 2**stages and initial != config.upsample_initial_channel
-    if uneven or stage_channels(initial, stages) != widths:
-        raise InputError("What stays of the decoder must halve from stage to stage, as VITS does.")
-    inner = _inner_channels(config, kept)
-    flows = config.prior_encoder_num_flows
-    # Inference flips the channels before each coupling, the last coupling first. An odd number of
-    # flips must remain before each: two flips are none, so one flip does the same.
-    above = [*kept[FLOWS][1:], flows]
-    if not all((top - flow) % 2 for top, flow in zip(above, kept[FLOWS], strict=True)):
-        raise InputError(
-            f"Coupling layers {', '.join(map(str, kept[FLOWS]))} alone are no flow of VITS: an odd "
-            f"number of places must lie from each to the next, and from the last to {flows}."
-        )
-    steps = [kept[f"{FLOWS}.{flow}.wavenet"] for flow in range(flows)]
-    ends = all(indices == tuple(range(len(indices))) for indices in steps)
-    if config.wavenet_dilation_rate != 1 and not ends:
-        raise InputError(
-            "WaveNet layers of this voice are dilated by their place: only the last can be removed."
-        )
-    result = copy.deepcopy(config)
-    result.upsample_initial_channel = initial
+    """The configuration of what stays."""
+    result, now = copy.deepcopy(config), sizes_of(config)
+    result.upsample_initial_channel = len(kept["decoder.conv_pre"])
     for name in ("resblock_kernel_sizes", "resblock_dilation_sizes"):
         setattr(result, name, [getattr(config, name)[branch] for branch in kept[BRANCHES]])
     result.num_hidden_layers = len(kept[ENCODER_LAYERS])
+    result.ffn_dim = len(kept[f"{ENCODER_LAYERS}.0.feed_forward.conv_1"])
     result.prior_encoder_num_flows = len(kept[FLOWS])
-    result.prior_encoder_num_wavenet_layers = _same("WaveNet layers", list(map(len, steps)))
-    names = [f"{ENCODER_LAYERS}.{layer}" for layer in range(config.num_hidden_layers)]
-    feeds = [len(kept[f"{name}.feed_forward.conv_1"]) for name in names]
-    result.ffn_dim = _same("feed-forward layers", feeds)
-    return result if inner is None else with_inner_channels(result, inner)
-
-
-def _inner_channels(config: VitsConfig, kept: Kept) -> list[int] | None:
-    """Inner channels of the ResBlock1s by stage, None where they are as wide as their stage."""
-    now = sizes_of(config)
+    result.prior_encoder_num_wavenet_layers = len(kept[f"{FLOWS}.0.wavenet"])
     if now.inner_channels is None:
-        return None
-    inner, outer = [], []
-    for stage in range(len(now.stage_channels)):
-        first = stage * now.branches
-        blocks = tuple(f"{RESBLOCKS}.{first + branch}.convs1." for branch in kept[BRANCHES])
-        widths = [len(kept[name]) for name in kept if name.startswith(blocks)]
-        inner.append(_same("residual blocks of a stage", widths))
-        outer.append(len(kept[f"decoder.upsampler.{stage}"]))
-    if any(inside > outside for inside, outside in zip(inner, outer, strict=True)):
-        raise InputError("A residual block is wider inside than its stage: cut its inside too.")
-    narrow = getattr(config, "resblock_inner_channels", None)
-    return None if inner == outer and not narrow else inner
-
-
-def _same(what: str, counts: Sequence[int]) -> int:
-    if len(set(counts)) > 1:
-        least, most = min(counts), max(counts)
-        raise InputError(f"The {what} must all keep the same number, not {least} and {most}.")
-    return counts[0]
+        return result
+    stages = range(len(now.stage_channels))
+    first = [f"{RESBLOCKS}.{stage * now.branches}.convs1.0" for stage in stages]
+    inner = [len(kept[name]) for name in first]
+    outer = [len(kept[f"decoder.upsampler.{stage}"]) for stage in stages]
+    plain = inner == outer and not getattr(config, "resblock_inner_channels", None)
+    return result if plain else with_inner_channels(result, inner)
 
 
 def _without_branches(

@@ -15,12 +15,12 @@ from vits_prune.pruning.scores import output_errors
 from vits_prune.pruning.sensitivity import channel_sensitivity
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import Group, input_dimension
-from vits_prune.pruning.structured.cut import Importance, by_channel, weight_norm
+from vits_prune.pruning.structured.cut import by_channel, weight_norm
 from vits_prune.voices.voice import Voice
 
-ROUNDS = 32
+RANKING_ROUNDS = 32
 """In which channels are ranked by second order; after each the others replace those that went."""
-DAMPING = 0.01
+RANKING_DAMPING = 0.01
 """Added to a covariance's diagonal, as a share of its mean."""
 _ENDS = {"conv_post", "out_proj", "conv_2", "convs2", "convs", "res_skip_layers"}
 """Pieces of the names of layers that end a block."""
@@ -41,7 +41,7 @@ def measure_importance(
     heard = 0.4 if spec.importance == "second_order" else 1.0
     texts, part = texts_for(voice, spec), progress.part(0.0, heard)
     found = channel_sensitivity(voice, texts, spec.seed, progress=part)
-    scores = {group.name: importance(found)(voice, group) for group in wanted}
+    scores = by_sensitivity(found, wanted)
     if spec.importance == "sensitivity":
         return scores
     channels = [group for group in wanted if not group.blocks]
@@ -49,16 +49,19 @@ def measure_importance(
     return scores | second_order(voice, spec, channels, speech, progress.part(heard, 1.0))
 
 
-def importance(found: Mapping[str, np.ndarray]) -> Importance:
+def by_sensitivity(
+    found: Mapping[str, np.ndarray], wanted: Sequence[Group]
+) -> dict[str, np.ndarray]:
     """Return importance by `channel_sensitivity`: what is lost without a channel or block."""
+    return {group.name: _of_group(found, group, group.writers) for group in wanted}
 
-    def of(voice: Voice, group: Group) -> np.ndarray:
-        if group.blocks:
-            return np.array([_of_block(found, modules) for modules in group.blocks])
-        names = (f"{name}.weight" for name in group.writers)
-        return sum((found[name] for name in names if name in found), np.zeros(group.size))
 
-    return of
+def _of_group(found: Mapping[str, np.ndarray], group: Group, layers: Sequence[str]) -> np.ndarray:
+    """What each block, or each channel through some layers, contributes, float64 [size]."""
+    if group.blocks:
+        return np.array([_of_block(found, modules) for modules in group.blocks])
+    names = (f"{name}.weight" for name in layers)
+    return sum((found[name] for name in names if name in found), np.zeros(group.size))
 
 
 def _of_block(found: Mapping[str, np.ndarray], modules: Sequence[str]) -> float:
@@ -84,14 +87,8 @@ def activation(
     ]
     texts = texts_for(voice, spec)
     found = collect(voice, layers, texts, spec.seed, covariances=False, progress=progress)
-    energies = {layer.name: _energies(voice, layer, one) for layer, one in found}
-    totals = {f"{name}.weight": energy for name, energy in energies.items()}
-    return {
-        group.name: np.array([_of_block(totals, modules) for modules in group.blocks])
-        if group.blocks
-        else sum((energies[name] for name in group.readers), np.zeros(group.size))
-        for group in wanted
-    }
+    energies = {layer.parameter: _energies(voice, layer, one) for layer, one in found}
+    return {group.name: _of_group(energies, group, group.readers) for group in wanted}
 
 
 def _energies(voice: Voice, layer: Layer, statistics: Statistics) -> np.ndarray:
@@ -113,7 +110,7 @@ def second_order(
     channel at once, as in ZipLM (Kurtic et al. 2023, arXiv:2302.04089): the error in the output of
     a layer W is tr W_c ([H^-1]_cc)^-1 W_c^T with H the covariance of its inputs. Errors count as
     shares of a layer's output, times what such a share does to the speech. The channels go in
-    ROUNDS, the least important first; one that goes later counts at least as much.
+    RANKING_ROUNDS, the least important first; one that goes later counts at least as much.
 
     `speech` has, by parameter name, what a relative error of a layer's output does to the speech.
     """
@@ -133,8 +130,8 @@ def second_order(
 def rank(readers: Sequence[Reader], size: int) -> np.ndarray:
     """Return the importance of channels that go round by round, float64 [size]."""
     scores, left, least = np.zeros(size), np.arange(size), 0.0
-    for turn in range(ROUNDS):
-        count = round(size * (turn + 1) / ROUNDS) - (size - len(left))
+    for turn in range(RANKING_ROUNDS):
+        count = round(size * (turn + 1) / RANKING_ROUNDS) - (size - len(left))
         if not count:
             continue
         losses = sum((reader.losses() for reader in readers), np.zeros(size))[left]
@@ -162,7 +159,7 @@ class Reader:
         columns = target.shape[1]
         inputs = covariance[:columns, :columns]
         self._scale = weight / max(1e-30, float((target @ inputs * target).sum()))
-        covariance.diagonal().add_(DAMPING * inputs.diagonal().mean().clamp(min=1e-12))
+        covariance.diagonal().add_(RANKING_DAMPING * inputs.diagonal().mean().clamp(min=1e-12))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
         self._inverse = inverse[:columns, :columns].contiguous()
         self._target, self._taps = target, matrix.channels(target).shape[2]

@@ -25,14 +25,16 @@ from vits_prune.pruning.structured.couplings import (
     ENCODER_LAYERS,
     FLOWS,
     RESBLOCKS,
+    Kept,
     groups,
+    whole,
 )
-from vits_prune.pruning.structured.cut import Choice, latents_are_flipped
+from vits_prune.pruning.structured.cut import latents_are_flipped
 from vits_prune.voices.voice import Voice
 
 _RANK = 1e-4
 """Singular values of a coupling's last convolution below this share of the largest count as 0."""
-SPOKEN, SEGMENT = 60, 48
+FITTED_SENTENCES, FITTED_FRAMES = 60, 48
 """Sentences that the flow and decoder are fitted on, and frames of each for the decoder."""
 Streams = list[torch.Tensor]
 """What passes at one place, by sentence."""
@@ -41,7 +43,7 @@ Streams = list[torch.Tensor]
 def refit(
     original: Voice,
     smaller: Voice,
-    choice: Choice,
+    choice: Kept,
     texts: Sequence[str],
     seed: int,
     *,
@@ -60,16 +62,16 @@ def refit(
         InputError: the voice can say none of the texts.
     """
     original = original.with_weights({})  # hooks go on a copy: another thread may be speaking
-    there = groups(original)
-    kept = {group.name: choice.kept.get(group.name, tuple(range(group.size))) for group in there}
-    lost = {group.name.split(".")[0] for group in there if len(kept[group.name]) < group.size}
+    kept = whole(original, choice)
+    shorter = [one.name for one in groups(original) if len(kept[one.name]) < one.size]
+    lost = {name.split(".")[0] for name in shorter}
     random = torch.Generator().manual_seed(seed)
     sentences = blocks.sentence_ids(original, texts)
     if "text_encoder" in lost:
         layers = kept[ENCODER_LAYERS]
         _refit_encoder(original, smaller, layers, sentences, random, progress.part(0.0, 0.3))
     if lost & {"flow", "decoder"}:
-        spoken = blocks.spoken_states(original, smaller, sentences, seed, SPOKEN)
+        spoken = blocks.spoken_states(original, smaller, sentences, seed, FITTED_SENTENCES)
         states = [blocks.stretched(state, original) for state in spoken]
         if "flow" in lost:
             part = progress.part(0.3, 0.5)
@@ -79,7 +81,9 @@ def refit(
                 states = [block.run(state) for state in states]
     if "decoder" in lost:
         places, flipped = np.random.default_rng(seed), latents_are_flipped(original, smaller)
-        own = [blocks.stretch(state, int(places.integers(1 << 30)), SEGMENT) for state in states]
+        own = [
+            blocks.stretch(state, int(places.integers(1 << 30)), FITTED_FRAMES) for state in states
+        ]
         # Each decoder reads its own order of channels.
         flips = [{**one, "hidden": one["hidden"].flip(1)} if flipped else one for one in own]
         _DecoderFit(original, smaller, kept, random).run(flips, own, progress.part(0.5, 1.0))
@@ -183,7 +187,7 @@ class _DecoderFit:
         self,
         original: Voice,
         smaller: Voice,
-        kept: dict[str, tuple[int, ...]],
+        kept: Kept,
         random: torch.Generator,
     ) -> None:
         self._theirs, self._mine = original.model.decoder, smaller.model.decoder
@@ -265,7 +269,7 @@ class _DecoderFit:
 def _refit_flow(
     original: Voice,
     smaller: Voice,
-    kept: dict[str, tuple[int, ...]],
+    kept: Kept,
     states: Sequence[State],
     random: torch.Generator,
     progress: Progress,

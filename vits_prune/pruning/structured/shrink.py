@@ -15,12 +15,13 @@ from vits_prune.pruning.structured.couplings import (
     BRANCHES,
     RESBLOCKS,
     Group,
+    Kept,
     group_counts,
     groups,
     sizes,
     sizes_of,
 )
-from vits_prune.pruning.structured.cut import Choice, choose, cut, latents_are_flipped
+from vits_prune.pruning.structured.cut import choose, cut, latents_are_flipped
 from vits_prune.pruning.structured.importance import measure_importance
 from vits_prune.pruning.structured.refit import refit
 from vits_prune.voices.voice import Voice
@@ -49,18 +50,14 @@ def prune_voice(
         decoder = wanted.initial_channels / now.initial_channels
         ffn = wanted.ffn_channels / now.ffn_channels
         shape = dataclasses.replace(shape, decoder_width=decoder, ffn_width=ffn, multiple=1)
-    choice = chosen(voice, spec, shape, progress.part(0.0, 0.4))
-    smaller = cut(voice, choice, **changes)
-    refit(voice, smaller, choice, texts, spec.seed, progress=progress.part(0.4, 1.0))
+    kept = chosen(voice, spec, shape, progress.part(0.0, 0.4))
+    smaller = cut(voice, kept, **changes)
+    refit(voice, smaller, kept, texts, spec.seed, progress=progress.part(0.4, 1.0))
     return smaller
 
 
-def chosen(voice: Voice, spec: PruneSpec, shape: Shape, progress: Progress = SILENT) -> Choice:
-    """Return what stays of a voice for a Shape, by the spec's importance.
-
-    Raises:
-        InputError: as `prune_voice`.
-    """
+def chosen(voice: Voice, spec: PruneSpec, shape: Shape, progress: Progress = SILENT) -> Kept:
+    """Return what stays of a voice for a Shape, by the spec's importance."""
     counts = group_counts(voice, sizes(voice.model.config, shape))
     wanted = [group for group in groups(voice) if counts[group.name] < group.size]
     return choose(voice, shape, measure_importance(voice, spec, wanted, progress) if wanted else {})
@@ -96,23 +93,23 @@ class Survivor:
     """Dimension of the weight -> indices that stay, in their new order; others stay whole."""
 
 
-def choice_for(voice: Voice, spec: PruneSpec, progress: Progress = SILENT) -> Choice:
+def choice_for(voice: Voice, spec: PruneSpec, progress: Progress = SILENT) -> Kept:
     """Return what stays of a voice for a structured spec.
 
     Raises:
-        InputError: as `prune`, or the spec is gradual: each step chooses among what is left.
+        InputError: the spec is gradual: each step chooses among what is left.
     """
     if len(spec.schedule_amounts()) > 1:
         raise InputError("What stays of a voice is known for one cut only: leave the steps out.")
     return chosen(voice, spec, spec.shape or shape_for(voice, spec), progress)
 
 
-def survivor(original: Voice, pruned: Voice, choice: Choice, layer: str) -> Survivor | None:
+def survivor(original: Voice, pruned: Voice, choice: Kept, layer: str) -> Survivor | None:
     """Return what stays of one of the original's layers, None if all of it is removed."""
     name = layer
     kept: dict[int, tuple[int, ...]] = {}
     for group in groups(original):
-        stays = choice.kept.get(group.name)
+        stays = choice.get(group.name)
         if stays is None:
             continue
         for parameter, dimension in group.slices(original.model):
