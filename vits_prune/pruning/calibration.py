@@ -112,9 +112,6 @@ def calibrate(
     """Yield the statistics of layers; take them from memory if they were gathered before.
 
     The spec has the texts and the seed. Without covariances only energies are gathered.
-
-    Raises:
-        InputError: the voice can say none of the texts, or a covariance does not fit.
     """
     texts, names = texts_for(voice, spec), {layer.name for layer in layers}
     matrices = (LayerMatrix(voice.model.get_submodule(name)) for name in names)
@@ -153,7 +150,8 @@ def collect(
     The seed draws the noise and the sample of windows.
 
     Raises:
-        InputError: as `calibrate`, or the input of a layer is not finite.
+        InputError: the voice can say none of the texts, a covariance does not fit, or an input is
+            not finite.
     """
     voice = voice.with_weights({})  # hooks go on a copy: another thread may be speaking
     matrices = {one.name: LayerMatrix(voice.model.get_submodule(one.name)) for one in layers}

@@ -14,7 +14,7 @@ from vits_prune.pruning.blocks import not_finite
 from vits_prune.pruning.calibration import texts_for
 from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.pruning.sensitivity import output_sensitivity
+from vits_prune.pruning.sensitivity import channel_sensitivity
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import Voice
 
@@ -28,18 +28,14 @@ log-mel distance 1.17 with 1, 0.51 with 0.4, 0.46 with 0.2)."""
 
 
 def zeros_wanted(voice: Voice, spec: PruneSpec, chosen: Sequence[Layer]) -> int:
-    """Return how many weights the chosen layers lose: the amount of all weights of the parts.
-
-    Raises:
-        InputError: they do not have so many.
-    """
+    """Return how many weights the chosen layers lose: the amount of all weights of the parts."""
     everything = sum(layer.weights for layer in prunable_layers(voice, spec.parts))
     wanted = round(spec.amount * everything)
     most = sum(most_zeros(layer.weights, spec.floor) for layer in chosen)
     if wanted > most:
+        limit = f"unprotected layers can lose above the floor: {most / everything:.3f} is the most"
         raise InputError(
-            f"An amount of {spec.amount:g} is more than unprotected layers can lose above the "
-            f"floor: {most / everything:.3f} is the most here. Protect less, or prune less."
+            f"An amount of {spec.amount:g} is more than {limit} here. Protect less, or prune less."
         )
     return wanted
 
@@ -125,17 +121,12 @@ def pattern_mask(
     """Return which weights go so that of every M neighbouring input channels, at one tap, N stay.
 
     Those of the smallest scores go, [rows, columns]; `neighbours` are (N, M).
-
-    Raises:
-        InputError: the number of input channels is not a multiple of M.
     """
     keep, of = neighbours
     cube = matrix.channels(scores)
     if cube.shape[1] % of:
-        raise InputError(
-            f"{name} has {cube.shape[1]} input channels, which cannot be grouped by {of} for the "
-            f"pattern {keep}:{of}: protect it (--protect {name}), or its whole part."
-        )
+        what = f"{name} has {cube.shape[1]} input channels, which cannot be grouped by {of}"
+        raise InputError(f"{what} for {keep}:{of}: protect it (--protect {name}), or its part.")
     groups = cube.reshape(cube.shape[0], -1, of, cube.shape[2])
     order = groups.argsort(dim=2, stable=True).argsort(dim=2)
     return (order < of - keep).reshape(scores.shape)
@@ -161,8 +152,8 @@ def weigh(
     found = {name: one / one.sum().clamp(min=1e-30) for name, one in scores.items()}
     if spec.scope != "sensitivity":
         return found
-    weights = output_sensitivity(voice, texts_for(voice, spec), spec.seed, progress=progress)
-    return {name: one * weights[name] ** TEMPER for name, one in found.items()}
+    changes = channel_sensitivity(voice, texts_for(voice, spec), spec.seed, progress=progress)
+    return {name: one * float(changes[name].sum()) ** TEMPER for name, one in found.items()}
 
 
 def zero_lowest(
@@ -172,10 +163,6 @@ def zero_lowest(
 
     Scores must be comparable across layers. With `by_row`, the local scope takes the same share
     from each output.
-
-    Raises:
-        InputError: the layers cannot lose so much, a pattern does not fit one, or a score is not
-            finite.
     """
     weights = dict(voice.model.named_parameters())
     check_finite(voice, scores)

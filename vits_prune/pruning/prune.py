@@ -41,9 +41,6 @@ def prune_steps(
     its layers aim at what the original's would make of the same inputs.
 
     `after_step` is what each step's voice goes through before it is yielded, such as healing.
-
-    Raises:
-        InputError: as `prune`.
     """
     if not isinstance(spec, PruneSpec):
         raise InputError("prune takes a PruneSpec: PruneSpec(scope='global', amount=0.3).")

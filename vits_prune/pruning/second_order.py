@@ -24,10 +24,10 @@ from vits_prune.pruning.scores import output_errors
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import Voice
 
-DAMPING = 0.01
+COVARIANCE_DAMPING = 0.01
 """Added to the covariance's diagonal, as a share of its mean: what few sentences did not show is
 not to be trusted."""
-ROUNDS, ROUNDS_A_PENALTY = 16, 4
+ADMM_ROUNDS, ROUNDS_A_PENALTY = 16, 4
 """Of ADMM, and after how many of them the penalty grows."""
 SMALL = 1 << 14
 """Weights of a layer up to which it has twice the rounds, since they cost nothing."""
@@ -50,10 +50,6 @@ def prune_weights(
 
     Zeros of the voice stay zeros. In gradual pruning the aim is what the original would answer to
     the same inputs.
-
-    Raises:
-        InputError: the voice can say none of the calibration texts, a covariance does not fit, or
-            the layers cannot lose so much.
     """
     layers, aim = chosen_layers(voice, spec), original or voice
     counting = progress.part(0, _COUNTED)
@@ -113,7 +109,7 @@ def _pruned(
 def damped(covariance: torch.Tensor, windows: int = 1) -> torch.Tensor:
     """Return the mean over windows, with a little of its mean energy added on the diagonal."""
     found = covariance / windows
-    found.diagonal().add_(DAMPING * found.diagonal().mean().clamp(min=1e-12))
+    found.diagonal().add_(COVARIANCE_DAMPING * found.diagonal().mean().clamp(min=1e-12))
     return found
 
 
@@ -159,7 +155,7 @@ class LayerProblem:
         kept = before = self._mask(proposed, exactly=False)
         dual, pull = 0.0, proposed * kept
         longer = 2 if proposed.numel() <= SMALL else 1
-        for turn in range(1, longer * ROUNDS + 1):
+        for turn in range(1, longer * ADMM_ROUNDS + 1):
             half = torch.linalg.solve_triangular(
                 factor.T, torch.add(aim, pull, alpha=penalty), upper=True, left=False
             )
@@ -168,7 +164,7 @@ class LayerProblem:
             kept = self._mask(proposed, exactly=False)
             sparse = proposed * kept
             dual = proposed - sparse  # scaled by the penalty
-            if turn % (longer * ROUNDS_A_PENALTY) == 0 and turn < longer * ROUNDS:
+            if turn % (longer * ROUNDS_A_PENALTY) == 0 and turn < longer * ADMM_ROUNDS:
                 moved = float((kept != before).sum()) / max(1, int(kept.sum()))
                 if moved < SETTLED:
                     break

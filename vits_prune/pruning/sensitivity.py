@@ -28,7 +28,7 @@ from vits_prune.synthesis.stages import encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import Voice
 
 SENTENCES, DIRECTIONS = 8, 2
-KEPT_BYTES = 64 << 20
+KEPT_RESULT_BYTES = 64 << 20
 """Results that are kept: about 100 kB for each voice and choice of texts and seed."""
 MEL_SCALE, DURATION_SCALE = 0.5, 0.1
 """Errors that count as equal: half a neper of log-mel amplitude, a tenth of a token's duration."""
@@ -36,16 +36,8 @@ _BANDS, _SIZE, _HOP = 80, 1024, 256
 
 _Passed = dict[str, list[torch.Tensor]]
 _kept: Bounded[tuple[object, ...], dict[str, np.ndarray]] = Bounded(
-    KEPT_BYTES, lambda found: sum(one.nbytes for one in found.values())
+    KEPT_RESULT_BYTES, lambda found: sum(one.nbytes for one in found.values())
 )
-
-
-def output_sensitivity(
-    voice: Voice, texts: Sequence[str], seed: int, *, progress: Progress = SILENT
-) -> dict[str, float]:
-    """Return `channel_sensitivity` summed over the channels: per squared relative error."""
-    found = channel_sensitivity(voice, texts, seed, progress=progress)
-    return {name: float(one.sum()) for name, one in found.items()}
 
 
 def channel_sensitivity(
@@ -55,9 +47,6 @@ def channel_sensitivity(
 
     By parameter name, float64 [channels], over SENTENCES of the texts. To the second order, and
     counted from the unchanged voice: changes of several channels add up only while they are small.
-
-    Raises:
-        InputError: the voice can say none of the texts.
     """
     return _kept.get_or_make(
         (voice.speaker, tuple(texts), seed, torch.get_num_threads()),

@@ -29,11 +29,7 @@ _ENDS = {"conv_post", "out_proj", "conv_2", "convs2", "convs", "res_skip_layers"
 def measure_importance(
     voice: Voice, spec: PruneSpec, wanted: Sequence[Group], progress: Progress = SILENT
 ) -> dict[str, np.ndarray]:
-    """Return the importance of the members of groups, by group name, float64 [size].
-
-    Raises:
-        InputError: the voice can say none of the texts.
-    """
+    """Return the importance of the members of groups, by group name, float64 [size]."""
     if spec.importance == "weight_norm":
         return {group.name: weight_norm(voice, group) for group in wanted}
     if spec.importance == "activation":

@@ -9,7 +9,8 @@ latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -57,9 +58,6 @@ def refit(
     distance of 0.88 in place of 0.26 (joe).
 
     The smaller voice is what `cut` made of the original for this choice; nobody else may hold it.
-
-    Raises:
-        InputError: the voice can say none of the texts.
     """
     original = original.with_weights({})  # hooks go on a copy: another thread may be speaking
     kept = whole(original, choice)
@@ -101,12 +99,10 @@ def _refit_encoder(
     random: torch.Generator,
     progress: Progress,
 ) -> None:
-    """Fit in place what ends each residual branch, and what reads the encoder first.
-
-    The last map of the attention and of the feed-forward layer, so that the stream after each is
-    the original's, the last layer standing for all that went after it; then the projection to the
-    prior and the first convolution of the duration predictor.
-    """
+    """Fit what ends each residual branch, and what reads the encoder first."""
+    # The last map of the attention and of the feed-forward layer, so that the stream after each is
+    # the original's, the last layer standing for all that went after it; then the projection to the
+    # prior and the first convolution of the duration predictor.
     pairs = [[state, dict(state)] for state in blocks.token_states(original.model, sentences)]
     layers = original.model.text_encoder.encoder.layers
     own = smaller.model.text_encoder.encoder.layers
@@ -156,11 +152,7 @@ def _traced_pairs(
 
 
 def _traced(layer: nn.Module, state: State) -> State:
-    """What passes through a layer of the encoder.
-
-    What it is "given", the attention's "context" and what it adds ("attended"), the "stream" after
-    it, the "inputs" of the second convolution and what that one adds ("added").
-    """
+    """What passes through a layer of the encoder."""
     seen: State = {"given": state["hidden"]}
     feed, attention = layer.feed_forward, layer.attention
     hooks = (
@@ -184,33 +176,30 @@ class _DecoderFit:
     """Fits a decoder in place: upsampling by upsampling, branch by branch, to the end."""
 
     def __init__(
-        self,
-        original: Voice,
-        smaller: Voice,
-        kept: Kept,
-        random: torch.Generator,
+        self, original: Voice, smaller: Voice, kept: Kept, random: torch.Generator
     ) -> None:
         self._theirs, self._mine = original.model.decoder, smaller.model.decoder
         self._kept, self._random = kept, random
-        self._slope = original.model.config.leaky_relu_slope
+        slope = original.model.config.leaky_relu_slope
+        self._bend = functools.partial(leaky_relu, negative_slope=slope)
 
     def run(self, before: Sequence[State], own: Sequence[State], progress: Progress) -> None:
         """Fit to what enters the original's decoder and the smaller one."""
-        theirs, mine, slope = self._theirs, self._mine, self._slope
+        theirs, mine = self._theirs, self._mine
         wanted = [blocks.enter_decoder(theirs, state) for state in before]
         streams = [blocks.enter_decoder(mine, state) for state in own]
         for stage in range(theirs.num_upsamples):
             progress.report(f"fitting decoder stage {stage}", stage / theirs.num_upsamples)
             stays = list(self._kept[f"decoder.upsampler.{stage}"])
-            wanted = [theirs.upsampler[stage](leaky_relu(one, slope)) for one in wanted]
-            ends = [leaky_relu(stream, slope) for stream in streams]
+            wanted = [theirs.upsampler[stage](self._bend(one)) for one in wanted]
+            ends = [self._bend(stream) for stream in streams]
             self._fit(mine.upsampler[stage], ends, (one[:, stays] for one in wanted))
             streams = [mine.upsampler[stage](end) for end in ends]
             wanted, streams = self._stage(stage, stays, wanted, streams)
         aims = (theirs.conv_post(leaky_relu(one)) for one in wanted)
         self._fit(mine.conv_post, [leaky_relu(stream) for stream in streams], aims)
 
-    def _fit(self, layer: nn.Module, inputs: Streams, aims: Iterator[torch.Tensor]) -> None:
+    def _fit(self, layer: nn.Module, inputs: Streams, aims: Iterable[torch.Tensor]) -> None:
         batches = ((given, aim, None) for given, aim in zip(inputs, aims, strict=True))
         fit_layer(layer, batches, len(inputs), self._random)
 
@@ -218,52 +207,52 @@ class _DecoderFit:
         self, stage: int, stays: list[int], wanted: Streams, given: Streams
     ) -> tuple[Streams, Streams]:
         """Fit the residual branches of a stage; return the mean that each voice's stage makes."""
-        branches = self._kept[BRANCHES]
-        count = self._theirs.num_kernels
-        wholes = self._theirs.resblocks[stage * count : (stage + 1) * count]
-        own = self._mine.resblocks[stage * len(branches) : (stage + 1) * len(branches)]
-        traces = [[self._trace(block, one) for one in wanted] for block in wholes]
-        totals = [
-            sum((trace[index][-1] for trace in traces), torch.zeros_like(one))
-            for index, one in enumerate(wanted)
-        ]
+        count, branches = self._theirs.num_kernels, self._kept[BRANCHES]
+        first, own_first = stage * count, stage * len(branches)
+        wholes = [_steps(one) for one in self._theirs.resblocks[first : first + count]]
+        own = [_steps(one) for one in self._mine.resblocks[own_first : own_first + len(branches)]]
+        traces = [[self._trace(steps, one) for one in wanted] for steps in wholes]
+        ends = ([trace[-1] for trace in one] for one in zip(*traces, strict=True))
+        totals = [functools.reduce(torch.add, one) for one in ends]
         done = [torch.zeros_like(stream) for stream in given]
-        for place, (mine, old) in enumerate(zip(own, branches, strict=True)):
-            streams, steps = given, len(traces[old][0]) - 1
-            for step in range(steps):
-                if place == len(own) - 1 and step == steps - 1:
+        for old, mine in zip(branches, own, strict=True):
+            streams = given
+            for step, (convs, theirs) in enumerate(zip(mine, wholes[old], strict=True)):
+                aims = [trace[step + 1][:, stays] for trace in traces[old]]
+                if mine is own[-1] and convs is mine[-1]:
                     # The last layer also makes up for the branches that went, and for what the
                     # others could not.
                     aims = [total[:, stays] - one for total, one in zip(totals, done, strict=True)]
-                else:
-                    aims = [trace[step + 1][:, stays] for trace in traces[old]]
-                ends = [leaky_relu(stream, self._slope) for stream in streams]
-                if hasattr(mine, "convs1"):
-                    first = wholes[old].convs1[step]
-                    name = f"{RESBLOCKS}.{stage * count + old}.convs1.{step}"
-                    inner = list(self._kept[name])
-                    befores = (leaky_relu(trace[step], self._slope) for trace in traces[old])
-                    self._fit(mine.convs1[step], ends, (first(one)[:, inner] for one in befores))
-                    ends = [leaky_relu(mine.convs1[step](end), self._slope) for end in ends]
-                last = mine.convs2[step] if hasattr(mine, "convs1") else mine.convs[step]
-                changes = (aim - stream for aim, stream in zip(aims, streams, strict=True))
-                self._fit(last, ends, changes)
-                streams = [self._step(mine, step, stream) for stream in streams]
+                read = [self._bend(stream) for stream in streams]
+                if len(convs) == 2:
+                    inner = list(self._kept[f"{RESBLOCKS}.{first + old}.convs1.{step}"])
+                    befores = (theirs[0](self._bend(trace[step])) for trace in traces[old])
+                    self._fit(convs[0], read, (one[:, inner] for one in befores))
+                    read = [self._bend(convs[0](one)) for one in read]
+                changes = [aim - stream for aim, stream in zip(aims, streams, strict=True)]
+                self._fit(convs[-1], read, changes)
+                streams = [self._run(convs, stream) for stream in streams]
             done = [total + stream for total, stream in zip(done, streams, strict=True)]
         return [one / count for one in totals], [one / len(own) for one in done]
 
-    def _trace(self, block: nn.Module, hidden: torch.Tensor) -> Streams:
+    def _trace(self, steps: Sequence[Sequence[nn.Module]], hidden: torch.Tensor) -> Streams:
         """The residual stream before each step of a block, and after the last."""
         found = [hidden]
-        for step in range(len(block.convs1 if hasattr(block, "convs1") else block.convs)):
-            found.append(self._step(block, step, found[-1]))
+        for convs in steps:
+            found.append(self._run(convs, found[-1]))
         return found
 
-    def _step(self, block: nn.Module, step: int, stream: torch.Tensor) -> torch.Tensor:
-        change = leaky_relu(stream, self._slope)
-        if not hasattr(block, "convs1"):
-            return block.convs[step](change) + stream
-        return block.convs2[step](leaky_relu(block.convs1[step](change), self._slope)) + stream
+    def _run(self, convs: Sequence[nn.Module], stream: torch.Tensor) -> torch.Tensor:
+        change = stream
+        for conv in convs:
+            change = conv(self._bend(change))
+        return change + stream
+
+
+def _steps(block: nn.Module) -> list[tuple[nn.Module, ...]]:
+    """The convolutions of each step of a residual block, two or one."""
+    two = hasattr(block, "convs1")
+    return list(zip(block.convs1, block.convs2, strict=True) if two else zip(block.convs))
 
 
 def _refit_flow(
@@ -274,14 +263,10 @@ def _refit_flow(
     random: torch.Generator,
     progress: Progress,
 ) -> list[State]:
-    """Fit the couplings that stay, in place; return what leaves the smaller voice's flow.
-
-    What a coupling takes away from one half of the latents is linear in the gated activations of
-    its WaveNet, through the skip connections of its layers and the convolution that ends it: these
-    are fitted together, exactly. The activations themselves stay as they are.
-
-    `kept` says what stays of every group, the states are what enters the flow, by sentence.
-    """
+    """Fit the couplings that stay to what enters the flow; return what leaves the smaller flow."""
+    # What a coupling takes away from one half of the latents is linear in the gated activations of
+    # its WaveNet, through the skip connections of its layers and the convolution that ends it:
+    # these are fitted together, exactly. The activations themselves stay as they are.
     # By sentence: what enters each of the original's couplings as they run, and the end.
     passed = [[state] for state in states]
     blocks = list(flow_blocks(original.model))

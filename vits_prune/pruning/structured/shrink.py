@@ -38,10 +38,6 @@ def prune_voice(
 
     In gradual pruning the amount counts from the original, and each cut is fitted to the voice
     before it. `changes` are other fields of the new Voice, such as `recipe`.
-
-    Raises:
-        InputError: the voice does not have a lever, a width leaves nothing, or the voice can say
-            none of the calibration texts.
     """
     shape, texts = spec.shape or shape_for(original or voice, spec), texts_for(voice, spec)
     if original is not None and original is not voice:
