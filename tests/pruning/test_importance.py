@@ -17,13 +17,13 @@ from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.matrix import LayerMatrix
 from vits_prune.pruning.registry import IMPORTANCES
 from vits_prune.pruning.structured.couplings import groups
-from vits_prune.pruning.structured.cut import weight_norm
+from vits_prune.pruning.structured.cut import chosen
 from vits_prune.pruning.structured.importance import (
     Reader,
     measure_importance,
     rank,
+    weight_norm,
 )
-from vits_prune.pruning.structured.shrink import chosen
 
 SHAPE = Shape(
     decoder_width=0.5,

@@ -17,10 +17,14 @@ from vits_prune.pruning import Shape
 from vits_prune.pruning.blocks import flow_blocks, own_durations, stretched
 from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.sensitivity import channel_sensitivity
-from vits_prune.pruning.structured.couplings import groups, sizes, sizes_of
-from vits_prune.pruning.structured.cut import choose, cut, latents_are_flipped
+from vits_prune.pruning.structured.couplings import (
+    groups,
+    latents_are_flipped,
+    sizes,
+    sizes_of,
+)
+from vits_prune.pruning.structured.cut import choose, cut, shape_for
 from vits_prune.pruning.structured.importance import by_sensitivity
-from vits_prune.pruning.structured.shrink import shape_for
 from vits_prune.synthesis.speak import read_text
 from vits_prune.synthesis.stages import encode, speaker_embedding
 

@@ -20,15 +20,15 @@ from vits_prune.pruning.structured.couplings import (
     ENCODER_LAYERS,
     FLOWS,
     groups,
+    latents_are_flipped,
     sizes,
     sizes_of,
 )
 from vits_prune.pruning.structured.cut import (
     choose,
     cut,
-    latents_are_flipped,
-    weight_norm,
 )
+from vits_prune.pruning.structured.importance import weight_norm
 
 TEXT = "the birch canoe slid"
 PIPER_MEDIUM = piper_factory.Shape(

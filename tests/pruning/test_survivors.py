@@ -8,8 +8,7 @@ import torch
 from vits_prune import InputError, PruneSpec
 from vits_prune.pruning import Shape
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.structured.cut import cut
-from vits_prune.pruning.structured.shrink import choice_for, survivor
+from vits_prune.pruning.structured.cut import choice_for, cut, survivor
 
 SHAPES = (
     Shape(decoder_width=0.5, ffn_width=0.5),

@@ -64,7 +64,7 @@ METHODS: dict[str, Method] = {
         recovers=True,
     ),
     "structured": Method(
-        "vits_prune.pruning.structured.shrink",
+        "vits_prune.pruning.structured.cut",
         "structured",
         "Whole channels and layers are removed, those that matter least to the speech first, and "
         "the rest is fitted to do their work. The network becomes smaller: it needs less "

@@ -18,7 +18,7 @@ from vits_prune.pruning.registry import METHODS, SCOPES
 from vits_prune.pruning.scores import sparsity_preview
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import sizes, sizes_of
-from vits_prune.pruning.structured.shrink import shape_for
+from vits_prune.pruning.structured.cut import shape_for
 from vits_prune.studio import workbench
 from vits_prune.studio.workbench import Spoken, listens
 from vits_prune.study.comparison import PART_NAMES

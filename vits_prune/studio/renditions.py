@@ -14,7 +14,7 @@ from vits_prune.measure.weights import MatrixPair, WeightHistogram, measure_matr
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.registry import METHODS
-from vits_prune.pruning.structured.shrink import Survivor, choice_for, survivor
+from vits_prune.pruning.structured.cut import Survivor, choice_for, survivor
 from vits_prune.studio import workbench
 from vits_prune.studio.jobs import on_gpu
 from vits_prune.studio.request import Request

@@ -16,7 +16,7 @@ from vits_prune.pruning import Shape
 from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import sizes_of
-from vits_prune.pruning.structured.shrink import shape_for
+from vits_prune.pruning.structured.cut import shape_for
 from vits_prune.studio import workbench
 from vits_prune.studio.descriptions import method_words, readout, voice_words
 from vits_prune.studio.request import (

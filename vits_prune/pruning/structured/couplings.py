@@ -229,3 +229,12 @@ def _decoder(voice: Voice, now: Sizes) -> Iterator[Group]:
         for branch in range(now.branches)
     ]
     yield _blocks(BRANCHES, "branches", branches)
+
+
+def latents_are_flipped(original: Voice, cut: Voice) -> bool:
+    """Return whether the cut voice's decoder reads its latents in reverse order of channels.
+
+    That is so if an odd number of couplings was removed.
+    """
+    flows = [voice.model.config.prior_encoder_num_flows for voice in (original, cut)]
+    return (flows[0] - flows[1]) % 2 == 1

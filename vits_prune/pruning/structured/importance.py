@@ -15,7 +15,6 @@ from vits_prune.pruning.scores import output_errors
 from vits_prune.pruning.sensitivity import channel_sensitivity
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import Group, input_dimension
-from vits_prune.pruning.structured.cut import by_channel, weight_norm
 from vits_prune.voices.voice import Voice
 
 RANKING_ROUNDS = 32
@@ -43,6 +42,27 @@ def measure_importance(
     channels = [group for group in wanted if not group.blocks]
     speech = {name: float(change.sum()) for name, change in found.items()}
     return scores | second_order(voice, spec, channels, speech, progress.part(heard, 1.0))
+
+
+def weight_norm(voice: Voice, group: Group) -> np.ndarray:
+    """Return the L2 norm of all that goes with each member of a group, float64 [size].
+
+    Li et al. 2017, arXiv:1608.08710.
+    """
+    squares = np.zeros(group.size)
+    for name, dimension in group.slices(voice.model):
+        squares += by_channel(voice.model.get_parameter(name).double().square(), dimension)
+    for member, modules in enumerate(group.blocks):
+        for module in modules:
+            for tensor in voice.model.get_submodule(module).parameters():
+                squares[member] += float(tensor.detach().double().square().sum())
+    return np.sqrt(squares)
+
+
+def by_channel(tensor: torch.Tensor, dimension: int) -> np.ndarray:
+    """Return the sum over all dimensions but one, float64 [size]."""
+    rows = tensor.detach().movedim(dimension, 0).reshape(tensor.shape[dimension], -1)
+    return rows.double().sum(1).cpu().numpy()
 
 
 def by_sensitivity(

@@ -17,10 +17,12 @@ import torch
 from torch import nn
 from torch.nn.functional import leaky_relu
 
-from vits_prune.progress import SILENT, Progress
+from vits_prune.progress import Progress
 from vits_prune.pruning import blocks
 from vits_prune.pruning.blocks import State, flow_blocks, removing
+from vits_prune.pruning.calibration import texts_for
 from vits_prune.pruning.matrix import fit_layer
+from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import (
     BRANCHES,
     ENCODER_LAYERS,
@@ -28,9 +30,9 @@ from vits_prune.pruning.structured.couplings import (
     RESBLOCKS,
     Kept,
     groups,
+    latents_are_flipped,
     whole,
 )
-from vits_prune.pruning.structured.cut import latents_are_flipped
 from vits_prune.voices.voice import Voice
 
 _RANK = 1e-4
@@ -45,10 +47,8 @@ def refit(
     original: Voice,
     smaller: Voice,
     choice: Kept,
-    texts: Sequence[str],
-    seed: int,
-    *,
-    progress: Progress = SILENT,
+    spec: PruneSpec,
+    progress: Progress,
 ) -> None:
     """Fit the parts of a voice that was cut, in place; a part that lost nothing stays as it is.
 
@@ -63,13 +63,13 @@ def refit(
     kept = whole(original, choice)
     shorter = [one.name for one in groups(original) if len(kept[one.name]) < one.size]
     lost = {name.split(".")[0] for name in shorter}
-    random = torch.Generator().manual_seed(seed)
-    sentences = blocks.sentence_ids(original, texts)
+    random = torch.Generator().manual_seed(spec.seed)
+    sentences = blocks.sentence_ids(original, texts_for(original, spec))
     if "text_encoder" in lost:
         layers = kept[ENCODER_LAYERS]
         _refit_encoder(original, smaller, layers, sentences, random, progress.part(0.0, 0.3))
     if lost & {"flow", "decoder"}:
-        spoken = blocks.spoken_states(original, smaller, sentences, seed, FITTED_SENTENCES)
+        spoken = blocks.spoken_states(original, smaller, sentences, spec.seed, FITTED_SENTENCES)
         states = [blocks.stretched(state, original) for state in spoken]
         if "flow" in lost:
             part = progress.part(0.3, 0.5)
@@ -78,7 +78,7 @@ def refit(
             for block in blocks.flow_blocks(smaller.model):
                 states = [block.run(state) for state in states]
     if "decoder" in lost:
-        places, flipped = np.random.default_rng(seed), latents_are_flipped(original, smaller)
+        places, flipped = np.random.default_rng(spec.seed), latents_are_flipped(original, smaller)
         own = [
             blocks.stretch(state, int(places.integers(1 << 30)), FITTED_FRAMES) for state in states
         ]
