@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +9,6 @@ from torch import nn
 
 from tests.pruning.conftest import KINDS, SENTENCES
 from vits_prune import InputError
-from vits_prune.progress import Progress
 from vits_prune.pruning import blocks, sensitivity
 from vits_prune.pruning.blocks import sentence_ids, spoken_states
 from vits_prune.pruning.layers import prunable_layers
@@ -138,29 +134,3 @@ def test_a_voice_that_is_broken(families):
     )
     with pytest.raises(InputError, match="not finite"):
         channel_sensitivity(broken, SENTENCES, SEED)
-
-
-def test_others_need_not_wait_and_who_waits_can_leave(families):
-    voice, other = families["plain"].with_weights({}), families["speakers"].with_weights({})
-    inside, go_on = threading.Event(), threading.Event()
-
-    def wait(_what, _share):
-        inside.set()
-        assert go_on.wait(60)
-
-    class Gone(Exception):
-        pass
-
-    def leave(_what, _share):
-        raise Gone
-
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(channel_sensitivity, voice, SENTENCES, SEED, progress=Progress(wait))
-        try:
-            assert inside.wait(60)
-            with pytest.raises(Gone):
-                channel_sensitivity(voice, SENTENCES, SEED, progress=Progress(leave))
-            assert channel_sensitivity(other, SENTENCES, SEED)
-        finally:
-            go_on.set()
-        assert first.result(60) is channel_sensitivity(voice, SENTENCES, SEED)

@@ -35,9 +35,9 @@ class LayerMatrix:
 
     @property
     def dense(self) -> bool:
-        """Whether every output reads every input; if not, the layer has no one matrix.
+        """Whether the layer has one matrix.
 
-        Grouped convolutions have none, and transposed ones of a kernel that is no multiple of the
+        Grouped convolutions have none, nor transposed ones of a kernel that is no multiple of the
         stride.
         """
         if getattr(self.module, "groups", 1) != 1:
@@ -105,10 +105,8 @@ class LayerMatrix:
     def usable(self, inputs: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """Return which windows there are, bool [batch, positions].
 
-        Args:
-            inputs: of the layer: Linear [batch, positions, channels], convolutions
-                [batch, channels, positions].
-            valid: positions without padding, bool [batch, positions of the output]; None for all.
+        Inputs are [batch, positions, channels] of a Linear and [batch, channels, positions] of a
+        convolution; `valid` says which positions are no padding, None for all.
         """
         module = self.module
         if self._transposed:
@@ -143,7 +141,7 @@ class LayerMatrix:
     def sample(
         self, inputs: torch.Tensor, places: torch.Tensor, most: int, random: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw at most so many of the windows at some places, int64 [windows, 2].
+        """Draw `most` of the windows at some places, int64 [windows, 2].
 
         Return them, [windows, columns] with a 1 for the bias, and their places.
         """
@@ -219,8 +217,7 @@ class OverlapSums:
 
     def covariance(self) -> torch.Tensor:
         """Return the sum of x xᵀ, [columns, columns]."""
-        if self._lags is None:
-            raise ValueError("no covariance was asked for")
+        assert self._lags is not None
         channels = self._sums.shape[1]
         found = torch.empty(channels, self._taps, channels, self._taps)
         for i in range(self._taps):

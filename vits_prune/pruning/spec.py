@@ -14,7 +14,7 @@ from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES,
 from vits_prune.voices.voice import PARTS
 
 MAX_AMOUNT = 0.99
-MAX_STEPS = 64
+MAX_SCHEDULE = 64
 
 
 def _width(help: str) -> Any:
@@ -29,10 +29,7 @@ def _count(default: int | None, help: str) -> Any:
 class Shape(Options):
     """What stays of a voice's structure: frozen, hashable, the same after a trip through JSON.
 
-    By default everything stays.
-
-    Raises:
-        InputError: a field is out of its range.
+    By default everything stays. A field out of its range raises InputError.
     """
 
     decoder_width: float = _width("share of the decoder's channels, the same in every stage")
@@ -64,10 +61,8 @@ class Shape(Options):
 class PruneSpec(Options):
     """What to prune and how: frozen, hashable, and the same after a trip through JSON.
 
-    Each field's `metadata` has its help, choices and limits (see `fields.option`).
-
-    Raises:
-        InputError: a field is out of its range.
+    Each field's `metadata` has its help, choices and limits (see `fields.option`). A field out of
+    its range raises InputError.
     """
 
     method: str = option(
@@ -113,7 +108,7 @@ class PruneSpec(Options):
         "steps of gradual pruning, each calibrated anew",
         int,
         low=1,
-        high=MAX_STEPS,
+        high=MAX_SCHEDULE,
         noun="number of steps",
     )
     schedule: str = option("cubic", "how the amount grows over the steps", choices=SCHEDULES)
@@ -123,7 +118,7 @@ class PruneSpec(Options):
         float,
         low=0,
         high=MAX_AMOUNT,
-        most=MAX_STEPS,
+        most=MAX_SCHEDULE,
         noun="amounts of the steps",
     )
     seed: int = option(
@@ -159,47 +154,35 @@ class PruneSpec(Options):
             shown = ", ".join(f"{amount:g}" for amount in self.amounts[:8])
             raise InputError(f"The amounts of the steps must rise: not {shown}.")
         if self.amounts and (self.amounts[-1] != self.amount or self.steps != 1):
-            raise InputError(
-                f"The last step must have the amount itself, {self.amount:g}: give either the "
-                "amounts of the steps or their number."
-            )
+            what = f"The last step must have the amount itself, {self.amount:g}"
+            raise InputError(f"{what}: give either the amounts of the steps or their number.")
 
     def _check_structured(self) -> None:
         structured = METHODS[self.method].structured
         if not structured and self.importance != PruneSpec.importance:
-            raise InputError(
-                "An importance is for a structured method: leave it out, or choose structured."
-            )
+            raise InputError("Only a structured method takes an importance: leave it out.")
         if structured and (self.floor or self.protect):
-            raise InputError(
-                "A structured method takes neither a floor nor protected layers: choose parts, "
-                "or give a shape."
-            )
-        if self.shape is not None and (self.steps > 1 or self.amounts):
-            raise InputError(
-                "A shape is cut in one step: leave the steps out, or give an amount instead."
-            )
-        if self.shape is not None and (not isinstance(self.shape, Shape) or not structured):
-            raise InputError(
-                "A shape is for a structured method, and is a Shape: Shape(decoder_width=0.5)."
-            )
+            what = "A structured method takes neither a floor nor protected layers"
+            raise InputError(f"{what}: choose parts, or give a shape.")
+        shaped = self.shape is not None
+        if shaped and (self.steps > 1 or self.amounts):
+            raise InputError("A shape is cut in one step: leave the steps out, or give an amount.")
+        if shaped and not (structured and isinstance(self.shape, Shape)):
+            what = "A shape is for a structured method, and is a Shape"
+            raise InputError(f"{what}: Shape(decoder_width=0.5).")
         # Equal voices have equal specs: a field without effect has its default.
-        idle = ["scope"] * structured + ["amount", "parts"] * (self.shape is not None)
+        idle = ["scope"] * structured + ["amount", "parts"] * shaped
         for name in idle:
             object.__setattr__(self, name, getattr(PruneSpec, name))
 
     def _check_pattern(self) -> None:
         found = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", self.pattern)
         if not found or int(found[1]) >= int(found[2]):
-            raise InputError(
-                f"{self.pattern!r} is not a pattern: write how many of how many neighbours stay, "
-                "such as 2:4."
-            )
+            what = f"{self.pattern!r} is not a pattern"
+            raise InputError(f"{what}: write how many of how many neighbours stay, such as 2:4.")
         if METHODS[self.method].structured or self.steps > 1 or self.amounts or self.floor:
-            raise InputError(
-                "A pattern goes with neither steps, nor a floor, nor a structured method: leave "
-                "those out."
-            )
+            what = "A pattern goes with neither steps, nor a floor, nor a structured method"
+            raise InputError(f"{what}: leave those out.")
         keep, of = map(int, found.groups())
         if abs(self.amount - (of - keep) / of) > 1e-6:
             share = f"{of - keep} of {of}: give the amount {(of - keep) / of:g}, or no pattern."
@@ -245,11 +228,7 @@ class PruneSpec(Options):
 
     @classmethod
     def from_dict(cls, fields: Any) -> PruneSpec:
-        """Return the PruneSpec that `to_dict` described.
-
-        Raises:
-            InputError: not such a dictionary, or a value out of range.
-        """
+        """Return the PruneSpec that `to_dict` described, or raise InputError."""
         if isinstance(fields, dict) and fields.get("shape") is not None:
             fields = {**fields, "shape": Shape.from_dict(fields["shape"])}
         return super().from_dict(fields)
