@@ -81,9 +81,8 @@ class Bounded(Generic[K, V]):
             make: makes the value. It must not ask for the same key.
             while_waiting: called every WAIT_SECONDS while another thread makes the value; it may
                 raise to stop waiting.
-            owner: object that the value belongs to: the same key is another one for another owner,
-                and the value is forgotten when the owner is collected. The value must not refer
-                to it.
+            owner: the key is another one for another owner, and the value is forgotten when the
+                owner is collected. The value must not refer to it.
             enough: whether a value that is there will do; if not, it is made again and replaced.
         """
         where: Any = key if owner is None else _Owned(weakref.ref(owner, self._owner_gone), key)

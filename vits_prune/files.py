@@ -23,11 +23,8 @@ _CHUNK = 1 << 20
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a new file to write to, which takes the place of `path` when the block ends well.
 
-    What was at `path` before stays as it was when the block raises or the disk is full. The folder
-    of `path` is made if there is none.
-
-    Raises:
-        OSError: the disk does not take the file.
+    What was at `path` stays when the block raises or the disk is full (OSError). The folder is made
+    if there is none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -44,11 +41,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file that is there whole or as it was before; text is written as UTF-8.
-
-    Raises:
-        OSError: the disk does not take it.
-    """
+    """Write a file as `replaced_file` does; text is written as UTF-8."""
     with replaced_file(path) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -66,8 +59,7 @@ def _json_text(values: Any, indent: int) -> str:
 def replaced_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder to write to, which takes the place of `target` when the block ends well.
 
-    Raises:
-        OSError: the disk does not take it; `target` is then as it was before.
+    `target` stays as it was when the block raises or the disk is full (OSError).
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -154,12 +146,8 @@ def read_json(path: Path, name: str = "", max_bytes: int = 1 << 20) -> dict[str,
 class Manifest:
     """A kind of manifest: the JSON file that says what a folder holds.
 
-    Args:
-        name: of the file.
-        entry: its key for {name of a file in the folder: checksum}.
-        checksum: returns the checksum of a file.
-        max_bytes: a larger manifest is neither written nor read.
-        indent: of the JSON.
+    The checksums of the folder's files stand under `entry`, by file name. A manifest larger than
+    `max_bytes` is neither written nor read.
     """
 
     name: str
@@ -176,10 +164,8 @@ class Manifest:
         """Write the manifest as `write_file` does, or raise InputError if it is too large."""
         content = _json_text(values, self.indent).encode()
         if len(content) > self.max_bytes:
-            raise InputError(
-                f"{self.name} would be larger than {self.max_bytes >> 20} MiB: "
-                "prune the original again with fewer or shorter calibration texts."
-            )
+            what = f"{self.name} would be larger than {self.max_bytes >> 20} MiB"
+            raise InputError(f"{what}: prune the original with fewer or shorter calibration texts.")
         write_file(folder / self.name, content)
 
     def read(self, folder: Path) -> dict[str, Any] | None:
@@ -201,11 +187,7 @@ class Manifest:
         return {Path(name).name: str(checksum) for name, checksum in items}
 
     def check(self, folder: Path, files: dict[str, str]) -> None:
-        """Compare files of a folder with their checksums.
-
-        Raises:
-            DamagedFileError: a file is missing or is not the one that was written.
-        """
+        """Raise DamagedFileError if a file is missing or is not the one that was written."""
         for name, checksum in files.items():
             path = folder / name
             try:
@@ -213,7 +195,5 @@ class Manifest:
             except OSError:
                 same = False
             if not same:
-                raise DamagedFileError(
-                    f"{folder.name} is damaged: its {name[:60]} is not the file that was saved. "
-                    "Copy the folder again, or save the voice again."
-                )
+                what = f"its {name[:60]} is not the file that was saved"
+                raise DamagedFileError(f"{folder.name} is damaged: {what}. Copy or save it again.")

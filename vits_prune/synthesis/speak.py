@@ -214,9 +214,7 @@ def checked_text(text: object) -> str:
     if not isinstance(text, str) or not text.strip():
         raise InputError("There is no text to speak: type a sentence.")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(
-            "The text holds characters that are not valid Unicode: type it again, in UTF-8."
-        )
+        raise InputError("The text is not valid Unicode: type it again, in UTF-8.")
     if len(text) > MAX_CHARACTERS:
         size = f"{len(text):,} characters and the limit is {MAX_CHARACTERS:,}"
         raise InputError(f"The text has {size}: speak it in pieces.")
@@ -227,16 +225,14 @@ def read_text(voice: Voice, text: str) -> tuple[list[Sentence], tuple[str, ...]]
     """Return the sentences of a text that the voice can speak, and the symbols that it lacks.
 
     Raises:
-        InputError: the text is empty or too long, or the voice can speak none of it.
+        InputError: as `checked_text`, or the voice can speak none of it.
     """
     found = list(voice.tokenizer.sentences(checked_text(text)))
     dropped = tuple(dict.fromkeys(symbol for sentence in found for symbol in sentence.dropped))
     speakable = [sentence for sentence in found if sentence.ids]
     if not speakable:
-        raise InputError(
-            f"{voice.name} cannot speak any of this text: "
-            "write words in the voice's own language and script."
-        )
+        what = f"{voice.name} cannot speak any of this text"
+        raise InputError(f"{what}: write words in the voice's own language and script.")
     return speakable, dropped
 
 
@@ -249,10 +245,8 @@ def _locked_durations(
     if not isinstance(timing, Speech):
         raise InputError("timing must be 'own' or the Speech whose durations are to be used.")
     if [s.ids for s in timing.sentences] != [s.ids for s in sentences]:
-        raise InputError(
-            "The Speech given as timing belongs to another text or another kind of voice: "
-            "speak the same text first."
-        )
+        what = "The Speech given as timing belongs to another text or another kind of voice"
+        raise InputError(f"{what}: speak the same text first.")
     return [sentence.durations for sentence in timing.sentences]
 
 

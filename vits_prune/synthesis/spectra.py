@@ -13,20 +13,29 @@ if TYPE_CHECKING:
     import torch
 
 
+_SCALES: dict[str, tuple[Callable[[float], float], Callable[[np.ndarray], np.ndarray]]] = {
+    "slaney": (
+        lambda hz: hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4),
+        lambda mels: np.where(
+            mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) / 27 * np.log(6.4))
+        ),
+    ),
+    "htk": (
+        lambda hz: 2595 * math.log10(1 + hz / 700),
+        lambda mels: 700 * (10 ** (mels / 2595) - 1),
+    ),
+}
+"""Hertz to mels, and mels to hertz."""
+
+
 def power_spectrum(
     waveforms: torch.Tensor, size: int, hop: int, window: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return squared magnitudes of a short-time Fourier transform, not padded at its ends.
 
-    Args:
-        waveforms: [samples] or [batch, samples].
-        size: samples of a Fourier transform.
-        hop: samples from one frame to the next.
-        window: [samples], at most `size`; None for a Hann window of `size`.
-
-    Returns:
-        [size // 2 + 1, frames] or [batch, size // 2 + 1, frames]. A sine of amplitude 1 gives
-        (size / 4)**2 in its bin with a Hann window of `size`.
+    The waveforms, [samples] or [batch, samples], give [size // 2 + 1, frames] or
+    [batch, size // 2 + 1, frames]. The window has at most `size` samples; None is a Hann window of
+    `size`, with which a sine of amplitude 1 gives (size / 4)**2 in its bin.
     """
     import torch
 
@@ -51,14 +60,9 @@ def mel_filter_bank(
     Low bands may be narrower than a Fourier bin. With "htk" no slope of a triangle is narrower
     than a bin; with "slaney" a filter that holds no bin takes the one nearest to its centre.
 
-    Args:
-        sampling_rate: samples per second.
-        size: samples of the Fourier transform.
-        bands: number of filters.
-        scale: "slaney" (Auditory Toolbox, 1998): linear to 1 kHz, 15 mels there, then
-            logarithmic, 27 mels to each factor of 6.4. "htk" (O'Shaughnessy 1987): 2595 log10(1 +
-            f / 700).
-        highest_hz: upper end of the last filter; None for half the sampling rate.
+    The scale "slaney" (Auditory Toolbox, 1998) is linear to 1 kHz, 15 mels there, then logarithmic,
+    27 mels to each factor of 6.4; "htk" (O'Shaughnessy 1987) is 2595 log10(1 + f / 700). The last
+    filter ends at `highest_hz`, by default half the sampling rate.
 
     Returns:
         float64 [bands, size // 2 + 1], read-only.
@@ -80,25 +84,3 @@ def mel_filter_bank(
     bank /= bank.sum(axis=1, keepdims=True)
     bank.flags.writeable = False
     return bank
-
-
-def _slaney_mel(hertz: float) -> float:
-    return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
-
-
-def _slaney_hertz(mels: np.ndarray) -> np.ndarray:
-    return np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) / 27 * np.log(6.4)))
-
-
-def _htk_mel(hertz: float) -> float:
-    return 2595 * math.log10(1 + hertz / 700)
-
-
-def _htk_hertz(mels: np.ndarray) -> np.ndarray:
-    return 700 * (10 ** (mels / 2595) - 1)
-
-
-_SCALES: dict[str, tuple[Callable[[float], float], Callable[[np.ndarray], np.ndarray]]] = {
-    "slaney": (_slaney_mel, _slaney_hertz),
-    "htk": (_htk_mel, _htk_hertz),
-}
