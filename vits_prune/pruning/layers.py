@@ -96,7 +96,8 @@ def chosen_layers(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
     found = tuple(one for one in there if one.part in spec.parts and not spec.protects(one.name))
     if not found:
         parts = ", ".join(spec.parts)
-        raise InputError(f"All layers of {parts} are protected, nothing is left: protect less.")
+        what = f"All layers of {parts} are protected, so nothing is left to prune"
+        raise InputError(f"{what}: protect less.")
     return found
 
 
