@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vits_prune import InputError
-from vits_prune.synthesis.texts import MAX_FILE_BYTES, load_texts, read_text_file
+from vits_prune.synthesis.texts import MAX_TEXT_FILE_BYTES, load_texts, read_text_file
 
 
 def test_the_halves_are_fixed_and_share_nothing():
@@ -87,7 +87,7 @@ def test_fewer_than_asked_for_is_said(tmp_path):
         (b"\xff\xfeodd", "begins as utf-16"),
         (b"Fine.\n" + b"a" * 5001, "Line 2"),
         (b"a\n" * 1001, "1,001 sentences"),
-        (b"a" * (MAX_FILE_BYTES + 1), "larger than"),
+        (b"a" * (MAX_TEXT_FILE_BYTES + 1), "larger than"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(tmp_path, content, says):

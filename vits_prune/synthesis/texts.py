@@ -16,8 +16,8 @@ HALVES = ("tuning", "held-out")
 """Lists 1 to 3 and lists 4 to 6 of the Harvard sentences. Tune on the first, measure on the
 second."""
 DEFAULT_COUNT = 20
-MAX_FILE_BYTES = 1 << 20
-MAX_TEXTS = 1_000
+MAX_TEXT_FILE_BYTES = 1 << 20
+MAX_FILE_TEXTS = 1_000
 
 _MARKS = (  # the longer first: UTF-32's little-endian mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -78,14 +78,14 @@ def read_text_file(path: str | os.PathLike[str], count: int | None = None) -> Te
     path = Path(path)
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(MAX_TEXT_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         shown = f"The text file {path.name[:100]!r}"
         raise InputError(f"{shown} cannot be read: check the path.") from error
-    if len(content) > MAX_FILE_BYTES:
-        limit = f"{MAX_FILE_BYTES >> 20} MiB"
+    if len(content) > MAX_TEXT_FILE_BYTES:
+        limit = f"{MAX_TEXT_FILE_BYTES >> 20} MiB"
         raise InputError(
-            f"The text file is larger than {limit}: give {MAX_TEXTS:,} sentences at most."
+            f"The text file is larger than {limit}: give {MAX_FILE_TEXTS:,} sentences at most."
         )
     text, notes = _decoded(content)
     if "\0" in text:
@@ -100,9 +100,9 @@ def read_text_file(path: str | os.PathLike[str], count: int | None = None) -> Te
             shown = f"Line {number} of the text file has more than {MAX_CHARACTERS:,} characters"
             raise InputError(f"{shown}: put one sentence on each line.")
     asked = _checked(count)
-    if len(texts) > MAX_TEXTS and (asked is None or asked > MAX_TEXTS):
+    if len(texts) > MAX_FILE_TEXTS and (asked is None or asked > MAX_FILE_TEXTS):
         there = f"The text file has {len(texts):,} sentences"
-        raise InputError(f"{there} and the limit is {MAX_TEXTS:,}: give fewer.")
+        raise InputError(f"{there} and the limit is {MAX_FILE_TEXTS:,}: give fewer.")
     if asked is not None and asked > len(texts):
         there = f"The text file has {len(texts)} sentences"
         notes.append(f"{there}, fewer than the {asked} asked for: all were used.")
