@@ -131,6 +131,15 @@ def read_json(path: Path, name: str = "", max_bytes: int = 1 << 20) -> dict[str,
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{shown} cannot be read ({reason}): check the file.") from error
+    return parse_json(content, shown, max_bytes)
+
+
+def parse_json(content: bytes, shown: str, max_bytes: int = 1 << 20) -> dict[str, Any]:
+    """Return the JSON object in bytes that may be hostile, which messages call `shown`.
+
+    Raises:
+        InputError: it is larger than `max_bytes`, or not a JSON object.
+    """
     if len(content) > max_bytes:
         raise InputError(f"{shown} is larger than {max_bytes >> 20} MiB: check the file.")
     try:
