@@ -222,7 +222,9 @@ def with_durations(speech, durations):
     waveform = np.zeros(durations.sum() * speech.hop_length, np.float32)
     ids = tuple(range(len(durations)))
     sentence = dataclasses.replace(speech.sentences[0], durations=durations, ids=ids)
-    return dataclasses.replace(speech, waveform=waveform, sentences=(sentence,))
+    return dataclasses.replace(
+        speech, waveform=waveform, durations=durations, sentences=(sentence,)
+    )
 
 
 def test_ratio_drift_and_shift(tiny):

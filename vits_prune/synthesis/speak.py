@@ -51,6 +51,8 @@ class Speech:
     """float32 [samples], in [-1, 1]."""
     sampling_rate: int
     """Samples per second."""
+    durations: np.ndarray
+    """Frames of each token of all sentences, int64 [tokens]."""
     hop_length: int
     """Samples per frame."""
     seconds: dict[str, float]
@@ -65,11 +67,6 @@ class Speech:
     def audio_seconds(self) -> float:
         """Length of the speech in seconds."""
         return len(self.waveform) / self.sampling_rate
-
-    @property
-    def durations(self) -> np.ndarray:
-        """Frames of each token of all sentences, int64 [tokens]."""
-        return np.concatenate([sentence.durations for sentence in self.sentences])
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -183,6 +180,7 @@ def join(pieces: list[Speech]) -> Speech:
     return dataclasses.replace(
         pieces[0],
         waveform=np.concatenate([piece.waveform for piece in pieces]),
+        durations=np.concatenate([piece.durations for piece in pieces]),
         seconds={stage: sum(piece.seconds[stage] for piece in pieces) for stage in STAGES},
         sentences=tuple(sentence for piece in pieces for sentence in piece.sentences),
         cut_short=any(piece.cut_short for piece in pieces),
@@ -280,8 +278,8 @@ def _speak_sentence(
         times.append(_now(voice))
     spoken = SpokenSentence(sentence.text, sentence.tokens, durations, sentence.ids)
     seconds = dict(zip(STAGES, np.diff(times).tolist(), strict=True))
-    rates = voice.sampling_rate, voice.hop_length
-    return Speech(waveform, *rates, seconds, (spoken,), cut_short=cut_short)
+    sound = waveform, voice.sampling_rate, durations, voice.hop_length
+    return Speech(*sound, seconds, (spoken,), cut_short=cut_short)
 
 
 def _now(voice: Voice) -> float:
