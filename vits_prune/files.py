@@ -151,6 +151,14 @@ def parse_json(content: bytes, shown: str, max_bytes: int = 1 << 20) -> dict[str
     return values
 
 
+def shown_name(folder: Path) -> str:
+    """Return what messages call a folder: "owner/name" for one in the cache of the hub."""
+    models, snapshots, *_ = [*folder.parts[-3:-1], "", ""]
+    if snapshots == "snapshots" and models.startswith("models--"):
+        return models.removeprefix("models--").replace("--", "/", 1)
+    return folder.name
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A kind of manifest: the JSON file that says what a folder holds.
@@ -185,9 +193,9 @@ class Manifest:
         """
         path = folder / self.name
         try:
-            return read_json(path, folder.name, self.max_bytes) if path.is_file() else None
+            return read_json(path, shown_name(folder), self.max_bytes) if path.is_file() else None
         except InputError as error:
-            raise DamagedFileError(f"{folder.name} is damaged: {error}") from error
+            raise DamagedFileError(f"{shown_name(folder)} is damaged: {error}") from error
 
     def listed(self, values: dict[str, Any]) -> dict[str, str]:
         """Return the checksums in a manifest by file name. No name leads out of the folder."""
@@ -205,4 +213,6 @@ class Manifest:
                 same = False
             if not same:
                 what = f"its {name[:60]} is not the file that was saved"
-                raise DamagedFileError(f"{folder.name} is damaged: {what}. Copy or save it again.")
+                raise DamagedFileError(
+                    f"{shown_name(folder)} is damaged: {what}. Copy or save it again."
+                )

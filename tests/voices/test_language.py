@@ -100,7 +100,7 @@ def test_languages(voices):
 
 def test_nothing_to_draw_from(tmp_path):
     voice = load_voice(make_checkpoint(tmp_path / "digits", language="deu", symbols="_ 0123456789"))
-    with pytest.raises(InputError, match="no letters to draw sentences from") as error:
+    with pytest.raises(InputError, match="no letters to draw from") as error:
         draw_texts(voice, 3, 0)
     assert str(error.value).endswith(".")
 

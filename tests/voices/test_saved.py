@@ -22,7 +22,7 @@ from tests.voices.hf_factory import SMALL, edit_json, make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.voices import saved
 from vits_prune.voices.architecture import PiperVitsConfig, PiperVitsModel, fold_and_cut
-from vits_prune.voices.manifest import FORMAT_VERSION, MARK, SAVED_FILE
+from vits_prune.voices.manifest import MARK, SAVE_VERSION, SAVED_FILE
 
 TEXT = "the birch canoe slid"
 LOCAL = PruneSpec(scope="local", amount=0.9)
@@ -342,7 +342,7 @@ def test_manifests_that_are_no_object(folder, text):
 
 
 def test_a_newer_format(folder):
-    edit_json(folder / SAVED_FILE, format_version=FORMAT_VERSION + 1)
+    edit_json(folder / SAVED_FILE, format_version=SAVE_VERSION + 1)
     refused(lambda: load_voice(folder), "newer")
 
 
@@ -390,7 +390,7 @@ def test_a_folder_of_a_first_version_is_replaced_and_one_of_a_newer_is_not(tiny,
     first = {name: value for name, value in manifest.items() if name not in ("files", "crc32")}
     (folder / SAVED_FILE).write_text(json.dumps(first))
     save_voice(tiny, folder)
-    (folder / SAVED_FILE).write_text(json.dumps({**first, "format_version": FORMAT_VERSION + 1}))
+    (folder / SAVED_FILE).write_text(json.dumps({**first, "format_version": SAVE_VERSION + 1}))
     with pytest.raises(InputError, match="saved by a newer vits_prune"):
         save_voice(tiny, folder)
     assert (folder / "model.safetensors").is_file()

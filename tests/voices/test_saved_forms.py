@@ -18,7 +18,7 @@ from tests.voices.test_saved import LOCAL, TEXT, refused, same_voice
 from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.pruning import Shape
 from vits_prune.pruning.structured.cut import choose, cut
-from vits_prune.voices.manifest import FORMAT_VERSION, SAVED_FILE, facts_of
+from vits_prune.voices.manifest import SAVE_VERSION, SAVED_FILE, facts_of
 
 SPARSE = "model.sparse.safetensors"
 NARROW = Shape(decoder_width=0.5, resblock_width=0.5, multiple=2)
@@ -200,7 +200,7 @@ def test_an_edited_manifest_and_a_newer_one(folder):
     manifest = json.loads((folder / SAVED_FILE).read_text())
     edit_json(folder / SAVED_FILE, name="another")
     refused(lambda: load_voice(folder), "damaged")
-    (folder / SAVED_FILE).write_text(json.dumps({**manifest, "format_version": FORMAT_VERSION + 1}))
+    (folder / SAVED_FILE).write_text(json.dumps({**manifest, "format_version": SAVE_VERSION + 1}))
     refused(lambda: load_voice(folder), "newer")
     edit_json(folder / SAVED_FILE, format_version=1, form="zip", crc32=...)
     refused(lambda: load_voice(folder), "damaged")

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vits_prune.cli.options import (
-    CHOICES,
-    add_flag,
-    add_out,
-    add_settings,
-    add_spec,
-    add_texts,
-    add_voice,
+    GRID_FIELDS,
+    CommandParser,
     base_of,
     load,
     pattern_amount,
@@ -32,110 +27,97 @@ from vits_prune.cli.terminal import (
     writing,
 )
 from vits_prune.errors import InputError
-
-if TYPE_CHECKING:
-    from vits_prune.pruning import PruneSpec
-    from vits_prune.study.evaluation import Evaluation
-    from vits_prune.study.knee import Knee
-    from vits_prune.study.sweep import SweepResult, VoicesResult
-    from vits_prune.study.sweep_engines import VoiceRef
-    from vits_prune.study.sweep_grid import Grid, Point
+from vits_prune.pruning import PruneSpec
+from vits_prune.study.evaluation import Evaluation, evaluate
+from vits_prune.study.knee import KNEE_RULE, LIMITS, Knee, find_knee, parse_limit
+from vits_prune.study.sweep import SweepResult, VoicesResult, run_sweep, run_voices
+from vits_prune.study.sweep_engines import VoiceRef
+from vits_prune.study.sweep_grid import (
+    Grid,
+    Point,
+    layer_points,
+    parse_amounts,
+    parse_parts,
+    part_points,
+    parts_name,
+)
+from vits_prune.voices.load import load_voice
 
 _AGAIN = "start the same command again to go on"
 _SHOWN = ("cer", "dnsmos_ovrl", "mcd_db", "duration_ratio", "lufs")
 """Metrics in the table of a sweep; the others are in its file."""
+_PARTS = "all, decoder, flow+decoder"
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands to an argument parser's subparsers."""
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="measure what pruning did to a voice: words, naturalness, closeness, rhythm, loudness",
-    )
-    add_voice(evaluate)
+    words = "measure what pruning did to a voice: words, naturalness, closeness, rhythm, loudness"
+    parser = commands.add_parser("evaluate", help=words, run=_evaluate)
+    parser.add_voice()
     words = "the pruned voice: a folder that `prune` wrote, or what --voice takes"
-    add_flag(evaluate, "--against DIR|REF", words, required=True)
-    _add_measuring(evaluate)
-    add_flag(evaluate, "--json FILE", "write all measurements, sentence by sentence", Path)
-    evaluate.set_defaults(run=_evaluate)
+    parser.add_flag("--against DIR|REF", words, required=True)
+    _add_measuring(parser)
+    parser.add_flag("--json FILE", "write all measurements, sentence by sentence", Path)
 
-    sweep = commands.add_parser(
-        "sweep",
-        help="measure a whole grid of pruned voices; started again it goes on where it stopped",
-    )
-    add_voice(sweep, many=True)
-    add_spec(sweep, ("method", "scope"), many=("method", "scope"))
-    _add_amounts(sweep, "0:0.9:0.1")
-    words = "all, decoder, flow+decoder: one curve each"
-    add_flag(sweep, "--parts GROUP", words, default=["all"], nargs="+")
-    add_spec(sweep, CHOICES)
-    _add_measuring(sweep)
-    _add_engine(sweep)
-    sweep.set_defaults(run=_sweep)
+    words = "measure a whole grid of pruned voices; started again it goes on where it stopped"
+    parser = commands.add_parser("sweep", help=words, run=_sweep)
+    parser.add_voice(many=True)
+    parser.add_spec(("method", "scope"), many=("method", "scope"))
+    _add_amounts(parser, "0:0.9:0.1")
+    parser.add_flag("--parts GROUP", f"{_PARTS}: one curve each", default=["all"], nargs="+")
+    _add_grid(parser)
 
-    sensitivity = commands.add_parser(
-        "sensitivity", help="prune one part, or one layer, at a time: which breaks speech first"
-    )
-    add_voice(sensitivity)
-    add_spec(sensitivity, ("method", "scope"))
-    _add_amounts(sensitivity, "0.3,0.5,0.7")
+    words = "prune one part, or one layer, at a time: which breaks speech first"
+    parser = commands.add_parser("sensitivity", help=words, run=_sensitivity)
+    parser.add_voice()
+    parser.add_spec(("method", "scope"))
+    _add_amounts(parser, "0.3,0.5,0.7")
     words = "layers instead of parts: names or their beginnings; none for all"
-    add_flag(sensitivity, "--layers NAME", words, nargs="*")
-    add_spec(sensitivity, CHOICES)
-    _add_measuring(sensitivity)
-    _add_engine(sensitivity)
-    sensitivity.set_defaults(run=_sensitivity)
-    _add_knee(commands)
+    parser.add_flag("--layers NAME", words, nargs="*")
+    _add_grid(parser)
 
-
-def _add_knee(commands: Any) -> None:
-    knee = commands.add_parser(
-        "knee", help="find the largest amount that keeps given limits, by bisection"
-    )
-    add_voice(knee)
-    add_spec(knee, ("method", "scope"))
-    add_flag(knee, "--parts GROUP", "all, decoder, flow+decoder", default="all")
+    words = "find the largest amount that keeps given limits, by bisection"
+    parser = commands.add_parser("knee", help=words, run=_knee)
+    parser.add_voice()
+    parser.add_spec(("method", "scope"))
+    parser.add_flag("--parts GROUP", _PARTS, default="all")
     words = "how much may be lost, such as wer=0.05 (default: cer=+0.02 dnsmos_ovrl=-0.1)"
-    add_flag(knee, "--limit METRIC=CHANGE", words, nargs="+")
+    parser.add_flag("--limit METRIC=CHANGE", words, nargs="+")
     words = "whole intervals must keep the limits, not the estimates alone"
-    add_flag(knee, "--strict", words, bool)
-    add_spec(knee, CHOICES)
-    _add_measuring(knee, ("noise_seeds",), noise_seeds={"default": 0})
+    parser.add_flag("--strict", words, bool)
+    parser.add_spec(GRID_FIELDS)
+    _add_measuring(parser, ("noise_seeds",), noise_seeds=0)
     words = "write the amounts that were tried and the intervals that decided"
-    add_flag(knee, "--json FILE", words, Path)
-    knee.set_defaults(run=_knee)
+    parser.add_flag("--json FILE", words, Path)
 
 
-def _add_amounts(parser: argparse.ArgumentParser, default: str) -> None:
-    add_flag(
-        parser,
-        "--amount AMOUNT",
+def _add_amounts(parser: CommandParser, default: str) -> None:
+    words = (
         "0:0.9:0.1 (start:end:step), 0.1,0.3 or several; of a structured method the share of "
-        f"channels (default: {default})",
-        nargs="+",
+        f"channels (default: {default})"
     )
+    parser.add_flag("--amount AMOUNT", words, nargs="+")
     parser.set_defaults(usual_amounts=default)
 
 
 def _add_measuring(
-    parser: Any, names: Sequence[str] = ("noise_seeds", "metrics"), **changes: Any
+    parser: CommandParser, names: Sequence[str] = ("noise_seeds", "metrics"), **defaults: Any
 ) -> None:
-    add_texts(parser, "how many sentences (default: 20 of the built-in ones, or the whole file)")
+    parser.add_texts("how many sentences (default: 20 of the built-in ones, or the whole file)")
     words = "which of the built-in sentences: tuning, held-out or all (default: held-out)"
-    add_flag(parser, "--half", words)
-    add_settings(parser, names, **changes)
+    parser.add_flag("--half", words)
+    parser.add_settings(names, **defaults)
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    add_out(parser, "folder: new, empty, or of the same run that was stopped")
-    add_flag(parser, "--jobs N", "processes of this machine", int, default=1)
-    add_flag(parser, "--engine", "local, or ray for a Ray cluster", default="local")
+def _add_grid(parser: CommandParser) -> None:
+    parser.add_spec(GRID_FIELDS)
+    _add_measuring(parser)
+    parser.add_out("folder: new, empty, or of the same run that was stopped")
+    parser.add_flag("--jobs N", "processes of this machine", int, default=1)
+    parser.add_flag("--engine", "local, or ray for a Ray cluster", default="local")
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    from vits_prune.study.evaluation import evaluate
-    from vits_prune.voices.load import load_voice
-
+def _evaluate(options: Namespace) -> None:
     # bad input answers before the voices load
     settings, texts = settings_of(options), texts_of(options)
     check_writable(options.json)
@@ -151,7 +133,7 @@ def _print_evaluation(found: Evaluation) -> None:
         f"{found.names[0]} against {found.names[1]}: {len(found.texts)} sentences, "
         f"seed {found.settings.seed}, 95% intervals\n"
     )
-    print_table([
+    rows = [
         {
             "metric": one.metric.title + (f" ({one.metric.unit})" if one.metric.unit else ""),
             "original": f"{one.original.value:.4g}" if one.original else "",
@@ -161,7 +143,8 @@ def _print_evaluation(found: Evaluation) -> None:
             "verdict": one.verdict,
         }
         for one in found.figures.values()
-    ])  # fmt: skip
+    ]
+    print_table(rows)
     texts = len(found.texts)
     failures = [f"{kind}: {count} of {texts}" for kind, count in found.failures.items() if count]
     print(f"\nSpeech failures: {', '.join(failures) or 'none'}")
@@ -176,26 +159,20 @@ def _print_evaluation(found: Evaluation) -> None:
         print(f"Note: {note}")
 
 
-def _knee(options: argparse.Namespace) -> None:
-    from vits_prune.study.knee import LIMITS, find_knee, parse_limit
-    from vits_prune.study.sweep_grid import parse_parts
-
+def _knee(options: Namespace) -> None:
     parts, settings, texts = parse_parts(options.parts), settings_of(options), texts_of(options)
     base = dataclasses.replace(_base(options), parts=parts)
     limits = tuple(map(parse_limit, options.limit)) if options.limit else LIMITS
     check_writable(options.json)
+    how = {"texts": texts, "settings": settings, "strict": options.strict}
     voice = load(options)
     with ProgressLine() as progress:
-        how = {"settings": settings, "strict": options.strict, "progress": progress}
-        knee = find_knee(voice, base, limits, texts=texts, **how)
+        knee = find_knee(voice, base, limits, progress=progress, **how)
     _print_knee(knee)
     write_report(options.json, knee.to_dict())
 
 
 def _print_knee(knee: Knee) -> None:
-    from vits_prune.study.knee import KNEE_RULE
-    from vits_prune.study.sweep_grid import parts_name
-
     rows = [
         {
             "amount": f"{trial.amount:.2f}",
@@ -216,10 +193,7 @@ def _print_knee(knee: Knee) -> None:
     )
 
 
-def _sweep(options: argparse.Namespace) -> None:
-    from vits_prune.pruning import PruneSpec
-    from vits_prune.study.sweep_grid import Grid, parse_parts
-
+def _sweep(options: Namespace) -> None:
     grid = Grid(
         tuple(options.method or (PruneSpec.method,)),
         tuple(options.scope or (PruneSpec.scope,)),
@@ -230,12 +204,11 @@ def _sweep(options: argparse.Namespace) -> None:
     if len(options.voice) > 1:
         _sweep_voices(options, grid)
     else:
+        (options.voice,) = options.voice
         _run(options, grid, "sweep")
 
 
-def _sensitivity(options: argparse.Namespace) -> None:
-    from vits_prune.study.sweep_grid import layer_points, part_points
-
+def _sensitivity(options: Namespace) -> None:
     amounts, base = _amounts(options), _base(options)
     if options.layers is None:
         _run(options, part_points(amounts, base), "sensitivity of parts")
@@ -244,35 +217,29 @@ def _sensitivity(options: argparse.Namespace) -> None:
         _run(options, points, "sensitivity of layers")
 
 
-def _base(options: argparse.Namespace) -> PruneSpec:
+def _base(options: Namespace) -> PruneSpec:
     """Return what all points have in common, the one method and scope included."""
-    base = base_of(options)
-    method, scope = options.method or type(base).method, options.scope or type(base).scope
-    return dataclasses.replace(base, method=method, scope=scope)
+    method, scope = options.method or PruneSpec.method, options.scope or PruneSpec.scope
+    return dataclasses.replace(base_of(options), method=method, scope=scope)
 
 
-def _amounts(options: argparse.Namespace) -> tuple[float, ...]:
+def _amounts(options: Namespace) -> tuple[float, ...]:
     """Return what was typed, else the pattern's own amount, else the usual ones."""
-    from vits_prune.study.sweep_grid import parse_amounts
-
     if options.amount is None and options.pattern:
         return (pattern_amount(options.pattern),)
     return parse_amounts(options.amount or [options.usual_amounts])
 
 
-def _run(options: argparse.Namespace, points: Grid | Sequence[Point], kind: str) -> None:
-    from vits_prune.study.sweep import run_sweep
-
-    (ref,) = _refs(options)
+def _run(options: Namespace, points: Grid | Sequence[Point], kind: str) -> None:
+    ref = VoiceRef(options.voice, options.speaker, options.revision)
     found: SweepResult = _measured(options, run_sweep, ref, points, kind=kind)
     _print_sweep(found, kind != "sweep")
     _require_all("points", _print_failures(found), options)
 
 
-def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
-    from vits_prune.study.sweep import run_voices
-
-    found: VoicesResult = _measured(options, run_voices, _refs(options), grid)
+def _sweep_voices(options: Namespace, grid: Grid) -> None:
+    refs = [VoiceRef(voice, options.speaker, options.revision) for voice in options.voice]
+    found: VoicesResult = _measured(options, run_voices, refs, grid)
     for name, sweep in found.sweeps.items():
         print(f"\n{name}")
         _print_sweep(sweep, sensitivity=False)
@@ -283,22 +250,15 @@ def _sweep_voices(options: argparse.Namespace, grid: Grid) -> None:
     _require_all("voices or points", missing, options)
 
 
-def _require_all(what: str, missing: int, options: argparse.Namespace) -> None:
+def _require_all(what: str, missing: int, options: Namespace) -> None:
     if missing:
         raise InputError(
             f"{missing} {what} could not be measured, the others are in {options.out}: {_AGAIN}."
         )
 
 
-def _refs(options: argparse.Namespace) -> list[VoiceRef]:
-    from vits_prune.study.sweep_engines import VoiceRef
-
-    voices = options.voice if isinstance(options.voice, list) else [options.voice]
-    return [VoiceRef(voice, options.speaker, options.revision) for voice in voices]
-
-
 def _measured(
-    options: argparse.Namespace, run: Callable[..., Any], what: Any, points: Any, **more: Any
+    options: Namespace, run: Callable[..., Any], what: Any, points: Any, **more: Any
 ) -> Any:
     """Return what `run_sweep` or `run_voices` finds, and after Ctrl-C say that nothing is lost."""
     settings, texts = settings_of(options), texts_of(options)
@@ -324,14 +284,7 @@ def _print_sweep(found: SweepResult, sensitivity: bool) -> None:
 
     shown = [name for name in _SHOWN if any(row.get(name) is not None for row in found.rows)]
     columns = ("method", "scope", "parts", "layer", "amount", "sparsity", *shown)
-    print_table([
-        {
-            name: f"{row[name]:.4g}" if isinstance(row[name], float) else row[name]
-            for name in columns
-            if name in row
-        }
-        for row in found.rows
-    ])  # fmt: skip
+    print_table([{name: row[name] for name in columns if name in row} for row in found.rows])
     with writing(found.folder):
         plots = save_plots(found.rows, found.folder, sensitivity=sensitivity)
     earlier = len(found.rows) - found.measured

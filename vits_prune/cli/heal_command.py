@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vits_prune.cli.options import (
-    add_fields,
-    add_flag,
-    add_flags,
-    add_out,
-    add_spec,
-    add_voice,
-    load,
-    says_how_to_prune,
-    spec_of,
-    typed_fields,
-)
-from vits_prune.cli.prune_commands import check_out
+from vits_prune.cli.options import load, says_how_to_prune, spec_of, typed_fields
 from vits_prune.cli.terminal import ProgressLine
 from vits_prune.errors import InputError
+from vits_prune.healing import (
+    HealData,
+    HealPlan,
+    HealResult,
+    HealRun,
+    TrainingStep,
+    heal,
+    heal_steps,
+)
+from vits_prune.healing.plan import judging_seconds
+from vits_prune.healing.student import check_recordings, parts_to_train
+from vits_prune.healing.training import is_main_process
+from vits_prune.healing.training_curve import Curve, save_figure
 from vits_prune.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    from vits_prune.healing import HealData, HealPlan, HealResult, TrainingStep
-    from vits_prune.pruning import PruneSpec
-    from vits_prune.study.judge import CheckpointJudge, Judgement
-    from vits_prune.voices.voice import Voice
+from vits_prune.pruning import PruneSpec, Shape
+from vits_prune.study.judge import CheckpointJudge, Judgement, JudgeSettings, judge_of
+from vits_prune.synthesis.texts import read_text_file
+from vits_prune.voices.load import load_voice
+from vits_prune.voices.voice import Voice
 
 _ROW_EVERY = 10
 _CURVE = "curve.csv"
@@ -43,30 +43,25 @@ _PLACES = {
 
 def add_commands(commands: Any) -> None:
     """Add the command to an argument parser's subparsers."""
-    from vits_prune.healing import HealPlan
-    from vits_prune.study.judge import JudgeSettings
-
     parser = commands.add_parser(
         "heal",
         help="train a pruned voice back on the original's own speech",
         epilog="Several processes: torchrun --nproc_per_node 2 -m vits_prune heal ...",
+        run=_heal,
     )
-    add_voice(parser)
+    parser.add_voice()
     words = "the voice to heal, a folder that `prune` wrote (or say below how to prune)"
-    add_flag(parser, "--pruned DIR", words)
-    add_spec(parser, steps="--prune-steps")
-    add_fields(parser, HealPlan)
-    add_fields(parser, JudgeSettings, texts={"flag": "--evaluation-texts"})
-    add_flags(parser, Path, _PLACES)
-    add_flag(parser, "--resume", "go on where this healing was stopped", bool)
-    add_out(parser, "folder for the healed voice")
-    parser.set_defaults(run=_heal)
+    parser.add_flag("--pruned DIR", words)
+    parser.add_spec(steps="--prune-steps")
+    parser.add_fields(HealPlan)
+    parser.add_fields(JudgeSettings, changes={"texts": {"flag": "--evaluation-texts"}})
+    parser.add_flags(Path, _PLACES)
+    parser.add_flag("--resume", "go on where this healing was stopped", bool)
+    parser.add_out("folder for the healed voice")
 
 
-def plan_of(options: argparse.Namespace) -> HealPlan:
+def plan_of(options: Namespace) -> HealPlan:
     """Return the HealPlan that was typed; raise InputError if two values do not fit together."""
-    from vits_prune.healing import HealPlan
-
     given = typed_fields(options, HealPlan)
     if {"minutes", "steps"} <= given.keys():
         raise InputError("--minutes and --steps are two ways to say how long: give one of them.")
@@ -75,31 +70,22 @@ def plan_of(options: argparse.Namespace) -> HealPlan:
     return HealPlan(**given)
 
 
-def spec_to_heal(options: argparse.Namespace) -> PruneSpec | None:
+def spec_to_heal(options: Namespace) -> PruneSpec | None:
     """Return the PruneSpec that was typed, None with --pruned; raise InputError without either."""
-    from vits_prune.pruning import Shape
-
     if options.recordings is not None and not options.pruned:
         raise InputError("--recordings goes with --pruned: prune first, then heal.")
     if options.pruned:
-        idle = says_how_to_prune(options)
-        if idle:
+        if idle := says_how_to_prune(options):
             raise InputError(f"--pruned names a voice that is pruned already: leave out {idle}.")
         return None
     how_much = (options.amount, options.prune_steps, options.pattern or None)
     if how_much == (None, None, None) and not typed_fields(options, Shape):
-        raise InputError(
-            "There is nothing to heal: name a pruned voice with --pruned, or say how to prune, "
-            "such as --amount 0.8."
-        )
+        raise InputError("There is nothing to heal: give --pruned, or --amount, such as 0.8.")
     return spec_of(options)
 
 
-def _heal(options: argparse.Namespace) -> None:
-    from vits_prune.healing import HealData
-    from vits_prune.healing.training import is_main_process
-    from vits_prune.synthesis.texts import read_text_file
-    from vits_prune.voices.saved import save_voice
+def _heal(options: Namespace) -> None:
+    from vits_prune.voices.saved import check_save_place, save_voice
 
     plan, spec = plan_of(options), spec_to_heal(options)
     texts = None if options.texts is None else read_text_file(options.texts).texts
@@ -107,7 +93,7 @@ def _heal(options: argparse.Namespace) -> None:
         raise InputError(f"{options.out} has no name: give the name of a new folder with --out.")
     work = options.workdir or options.out.with_name(f"{options.out.name}-healing")
     if is_main_process():
-        check_out(options.out)
+        check_save_place(options.out)
         _check_work(work, options)
     voice = load(options)
     start = spec or _load_pruned(options, voice)
@@ -146,10 +132,6 @@ def _run(
     judge: CheckpointJudge | None,
 ) -> HealResult:
     """Heal a pruned voice, or prune as a PruneSpec says and heal after each step."""
-    from vits_prune.healing import HealRun, heal, heal_steps
-    from vits_prune.healing.training import is_main_process
-    from vits_prune.pruning import PruneSpec
-
     with ProgressLine(gently=True) as progress:
         log.progress = progress
         run = HealRun(log.folder, log.resume, observer=log.observe, progress=progress)
@@ -177,14 +159,12 @@ def _learnt(healed: HealResult) -> HealResult:
 
 
 def typed_judge(
-    options: argparse.Namespace, plan: HealPlan, voice: Voice, texts: Sequence[str] | None
+    options: Namespace, plan: HealPlan, voice: Voice, texts: Sequence[str] | None
 ) -> CheckpointJudge | None:
     """Return the judge that was typed, None without evaluations; print what it leaves out.
 
     It measures the original once, which shows how long measuring takes.
     """
-    from vits_prune.study.judge import JudgeSettings, judge_of
-
     given = typed_fields(options, JudgeSettings, {"texts": "evaluation_texts"})
     with ProgressLine() as progress:
         judge = judge_of(voice, texts, JudgeSettings(**given), seed=plan.seed, progress=progress)
@@ -195,8 +175,6 @@ def typed_judge(
 
 def warn_of_measuring(plan: HealPlan, seconds: float) -> None:
     """Say so if measuring takes more seconds than its part of the plan's minutes."""
-    from vits_prune.healing.plan import judging_seconds
-
     if plan.steps is None and plan.minutes and seconds > judging_seconds(plan, seconds):
         print(
             f"Measuring takes about {seconds / 60:.1f} of {plan.minutes:.1f} minutes, and half of "
@@ -215,11 +193,8 @@ def how_to_resume(work: Path, step: int) -> str:
     )
 
 
-def _load_pruned(options: argparse.Namespace, voice: Voice) -> Voice:
+def _load_pruned(options: Namespace, voice: Voice) -> Voice:
     """Load the voice to heal, and see before anything is measured that it can learn."""
-    from vits_prune.healing.student import check_recordings, parts_to_train
-    from vits_prune.voices.load import load_voice
-
     pruned = load_voice(options.pruned, options.speaker)
     trained = parts_to_train(pruned, voice)
     if options.recordings is not None:
@@ -227,12 +202,11 @@ def _load_pruned(options: argparse.Namespace, voice: Voice) -> Voice:
     return pruned
 
 
-def _recordings(options: argparse.Namespace, plan: HealPlan, voice: Voice) -> Sequence[Any]:
+def _recordings(options: Namespace, plan: HealPlan, voice: Voice) -> Sequence[Any]:
     """Read a user's recordings as latents and waveforms, if there are any."""
     if options.recordings is None:
         return ()
     from vits_prune.healing.recordings import RecordedPairs, open_recordings
-    from vits_prune.healing.training import is_main_process
 
     with ProgressLine() as progress:
         found, posterior = open_recordings(
@@ -245,10 +219,8 @@ def _recordings(options: argparse.Namespace, plan: HealPlan, voice: Voice) -> Se
     return RecordedPairs(found, posterior, voice, plan.seed)
 
 
-def _check_work(work: Path, options: argparse.Namespace) -> None:
+def _check_work(work: Path, options: Namespace) -> None:
     """Raise InputError if the working folder cannot be used."""
-    from vits_prune.healing.training_curve import Curve
-
     there = {path.name for path in work.iterdir()} if work.is_dir() else set()
     known = {"lessons", "checkpoints", _CURVE, "curve.svg", ".curve.csv.part"}
     known |= {f"step-{number}" for number in range(1, 100)}
@@ -282,8 +254,6 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, resume: bool = False, progress: Progress = SILENT) -> None:
-        from vits_prune.healing.training_curve import Curve
-
         self.folder, self.resume, self.progress = folder, resume, progress
         self.curve = Curve(_ROW_EVERY)
         self.step = 0
@@ -327,15 +297,11 @@ class TrainingLog:
 
     def write(self) -> None:
         """Write the rows so far; of several processes only the first does."""
-        from vits_prune.healing.training import is_main_process
-
         if self.curve.rows and is_main_process():
             self.curve.write(self.folder / _CURVE)
 
     def finish(self, healed: HealResult, measured_on: str) -> None:
         """Write the rows, and a picture of them; `measured_on` says on which sentences."""
-        from vits_prune.healing.training_curve import save_figure
-
         self.write()
         below = f": change from the original on {measured_on} below" if measured_on else ""
         if self.curve.rows:
@@ -344,8 +310,6 @@ class TrainingLog:
 
     def _continue_from(self, step: int) -> None:
         """Read the rows of an earlier run up to a step, if this run has made none itself."""
-        from vits_prune.healing.training_curve import Curve
-
         if self.step or not step:
             return
         self.step, self.curve = step, Curve.read(self.folder / _CURVE, step, _ROW_EVERY)

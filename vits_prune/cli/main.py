@@ -6,9 +6,11 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from vits_prune.cli import evidence_commands, heal_command, prune_commands, ship_commands
 from vits_prune.errors import InputError
+from vits_prune.ship import bench
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,8 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for bad input, 1 for any other error, 130 after Ctrl-C.
     """
     typed = sys.argv[1:] if arguments is None else arguments
-    # the other commands' options need torch, which the machine of a bench may not have
-    parser = ship_commands.bench_parser() if list(typed[:1]) == ["bench"] else make_parser()
+    parser = argparse.ArgumentParser(prog="vits_prune")
+    if list(typed[:1]) == ["bench"]:
+        # the other commands' options need torch, which the machine of a bench may not have
+        parser.set_defaults(traceback=False)
+        _add_bench(parser.add_subparsers())
+    else:
+        parser = make_parser()
     options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -45,14 +52,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; `options.run(options)` runs the one that was typed."""
-    parser = argparse.ArgumentParser(
+    from vits_prune.cli import evidence_commands, heal_command, prune_commands, ship_commands
+    from vits_prune.cli.options import CommandParser
+
+    parser = CommandParser(
         prog="vits_prune",
         description="Prune VITS text-to-speech voices, hear what it does, and measure it.",
     )
-    parser.add_argument(
-        "--traceback", action="store_true", help="show the whole traceback of an unexpected error"
-    )
+    words = "show the whole traceback of an unexpected error"
+    parser.add_flag("--traceback", words, bool, default=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (prune_commands, heal_command, evidence_commands, ship_commands):
         module.add_commands(commands)
+    _add_bench(
+        commands,
+        help="measure an exported voice on this machine; needs onnxruntime alone",
+        description="The export puts the same program beside the .onnx as bench.py, for a machine "
+        "without vits_prune.",
+    )
     return parser
+
+
+def _add_bench(commands: Any, **words: str) -> None:
+    parser = commands.add_parser("bench", **words)
+    bench.add_arguments(parser)
+    parser.set_defaults(run=_bench)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    folder = Path(options.model or "")
+    try:
+        if options.model and folder.is_dir() and not list(folder.glob("*.onnx")):
+            from vits_prune.ship.torch_reference import bench_saved
+
+            bench.run(options, bench_saved)
+        else:
+            bench.run(options)
+    except ImportError as error:
+        raise InputError(
+            f"{folder.name} is a saved voice, which takes vits_prune and torch ({error.name} is "
+            "not here): bench an .onnx export instead."
+        ) from error
+    except bench.BenchError as error:
+        raise InputError(str(error)) from error

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.cli.options import (
-    add_fields,
-    add_flag,
-    add_flags,
-    add_out,
-    add_settings,
-    add_spec,
-    add_texts,
-    add_voice,
-    load,
-    settings_of,
-    spec_of,
-    texts_of,
-    typed_fields,
-)
+from vits_prune.cli.options import load, settings_of, spec_of, texts_of, typed_fields
 from vits_prune.cli.terminal import ProgressLine, interval_words, print_table, writing
 from vits_prune.errors import InputError
+from vits_prune.files import write_json
+from vits_prune.measure import measure_sparsity
+from vits_prune.measure.quality import METRICS
+from vits_prune.pruning import PruneSpec, prune
+from vits_prune.pruning.registry import METHODS
+from vits_prune.study.evaluation import Settings, prepare_reference
+from vits_prune.study.knee import LIMITS, Limit, parse_limit, prune_until_knee
+from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text, write_wav
+from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
+from vits_prune.synthesis.texts import load_texts, read_text_file
+from vits_prune.voices.manifest import SAVED_FILE
+from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
-    from vits_prune.pruning import PruneSpec
     from vits_prune.study.budget import Budget, Candidate, Solution
-    from vits_prune.voices.voice import Voice
 
 _LIMITS = {
     "--max-mb MB": "largest file, plain or sparse, in MB of 1,000,000 bytes",
@@ -39,63 +35,69 @@ _LIMITS = {
     "--max-cer-points POINTS": "character errors more than the original's, per 100",
     "--max-dnsmos-loss LOSS": "how much lower the predicted opinion may be",
 }
+_SWITCHES = {
+    "--keep-steps": "with --steps: save each step's voice too, into DIR/step-1 and on",
+    "--until-knee": "with --steps: measure each step on held-out sentences, and stop at the "
+    "last that keeps the limits of `knee`",
+}
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands to an argument parser's subparsers."""
-    from vits_prune.synthesis.speak import Delivery
-
-    compare = commands.add_parser(
-        "compare", help="speak a text with the original and the pruned voice and measure both"
-    )
-    add_voice(compare)
-    add_spec(compare)
-    add_flag(compare, "--text", "what to say", default="The birch canoe slid on the smooth planks.")
-    add_flag(compare, "--seed", "seed of the noise", int, default=0)
+    words = "speak a text with the original and the pruned voice and measure both"
+    parser = commands.add_parser("compare", help=words, run=_compare)
+    parser.add_voice()
+    parser.add_spec()
+    parser.add_flag("--text", "what to say", default="The birch canoe slid on the smooth planks.")
+    parser.add_flag("--seed", "seed of the noise", int, default=0)
     words = "durations of the pruned voice: its own, or locked to the original's"
-    add_flag(compare, "--timing", words, default="own", choices=("own", "locked"))
-    add_fields(compare, Delivery)
-    add_flag(compare, "--runs", "timed runs of each voice", int, default=5)
-    add_out(compare, "folder for the sound, the report and the tables")
-    compare.set_defaults(run=_compare)
+    parser.add_flag("--timing", words, default="own", choices=("own", "locked"))
+    parser.add_fields(Delivery)
+    parser.add_flag("--runs", "timed runs of each voice", int, default=5)
+    parser.add_out("folder for the sound, the report and the tables")
 
-    layers = commands.add_parser(
-        "layers", help="list the layers of a voice, and why some are left alone"
+    words = "list the layers of a voice, and why some are left alone"
+    parser = commands.add_parser("layers", help=words, run=_layers)
+    parser.add_voice()
+    parser.add_spec(("method", "protect"))
+    parser.add_flag("--csv", "as CSV", bool)
+
+    parser = commands.add_parser("prune", help="save a pruned voice to a folder", run=_prune)
+    parser.add_voice()
+    parser.add_spec()
+    parser.add_flags(bool, _SWITCHES)
+    parser.add_texts("with --until-knee: how many sentences", default=20)
+    parser.add_out("folder for the pruned voice")
+
+    parser = commands.add_parser(
+        "budget",
+        help="find what to prune so that a voice keeps limits of size, time and quality",
+        description="Exit code 0 where all limits are kept, 2 where they cannot be: the nearest "
+        "voice is saved all the same.",
+        run=_budget,
     )
-    add_voice(layers)
-    add_spec(layers, ("method", "protect"))
-    add_flag(layers, "--csv", "as CSV", bool)
-    layers.set_defaults(run=_layers)
-
-    prune = commands.add_parser("prune", help="save a pruned voice to a folder")
-    add_voice(prune)
-    add_spec(prune)
-    switches = {
-        "--keep-steps": "with --steps: save each step's voice too, into DIR/step-1 and on",
-        "--until-knee": "with --steps: measure each step on held-out sentences, and stop at the "
-        "last that keeps the limits of `knee`",
-    }
-    add_flags(prune, bool, switches)
-    add_texts(prune, "with --until-knee: how many sentences", default=20)
-    add_out(prune, "folder for the pruned voice")
-    prune.set_defaults(run=_prune)
-    _add_budget(commands)
+    parser.add_voice()
+    parser.add_flags(float, _LIMITS)
+    words = "further limits, as in `knee`"
+    parser.add_flag("--limit METRIC=CHANGE", words, default=[], nargs="+")
+    parser.add_texts(
+        "sentences to choose on, and as many others to verify on (default: 10); half of the lines "
+        "of --text-file are for each"
+    )
+    parser.add_settings()
+    parser.add_out("folder, new or empty, for the voice and what was tried")
 
 
-def _compare(options: argparse.Namespace) -> None:
-    from vits_prune.files import write_json
-    from vits_prune.pruning import prune
+def _compare(options: Namespace) -> None:
     from vits_prune.study.comparison import compare
-    from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text, write_wav
-    from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 
     spec, delivery = spec_of(options), Delivery(**typed_fields(options, Delivery))
     text, seed = checked_text(options.text), checked_seed(options.seed)
     voice = load(options)
+    how = {"timing": options.timing, "delivery": delivery, "runs": options.runs}
     with ProgressLine() as progress:
         pruned = prune(voice, spec, progress=progress)
     with ProgressLine() as progress:
-        how = {"timing": options.timing, "delivery": delivery, "runs": options.runs}
         comparison = compare(voice, pruned, text, seed, progress=progress, **how)
     tables, report = comparison.tables(), comparison.report()
     with writing(options.out):
@@ -117,10 +119,7 @@ def _compare(options: argparse.Namespace) -> None:
     print(f"\nWritten to {options.out}: {', '.join(written)}")
 
 
-def _layers(options: argparse.Namespace) -> None:
-    from vits_prune.measure import measure_sparsity
-    from vits_prune.pruning import PruneSpec
-    from vits_prune.pruning.registry import METHODS
+def _layers(options: Namespace) -> None:
     from vits_prune.study.comparison import layer_table
 
     spec = PruneSpec(**typed_fields(options, PruneSpec))
@@ -149,18 +148,17 @@ def _with_channels(voice: Voice) -> set[str]:
     return found
 
 
-def _prune(options: argparse.Namespace) -> None:
-    from vits_prune.measure import measure_sparsity
+def _prune(options: Namespace) -> None:
     from vits_prune.pruning.prune import prune_steps
-    from vits_prune.voices.saved import save_voice
+    from vits_prune.voices.saved import check_save_place, save_voice
 
     spec = spec_of(options)
     if (options.keep_steps or options.until_knee) and len(spec.schedule_amounts()) < 2:
-        raise InputError(
-            "--keep-steps and --until-knee are for gradual pruning: give --steps, such as "
-            "--steps 4."
-        )
-    check_out(options.out, options.keep_steps)
+        raise InputError("--keep-steps and --until-knee are for gradual pruning: give --steps 4.")
+    if not options.keep_steps:
+        check_save_place(options.out)
+    elif options.out.is_file() or (options.out.is_dir() and any(options.out.iterdir())):
+        raise InputError(f"{options.out} is not empty: give the name of a new or empty folder.")
     pruned = voice = load(options)
 
     def keep(number: int, voice: Voice) -> None:
@@ -188,47 +186,16 @@ def _prune(options: argparse.Namespace) -> None:
     print(f"{voice.name} {', '.join(found)}, saved to {options.out}")
 
 
-def check_out(folder: Path, steps: bool = False) -> None:
-    """Raise InputError if a voice cannot be saved to a folder, before the hours that lead to it.
-
-    Args:
-        folder: where to save.
-        steps: whether the voices of the steps go there too.
-    """
-    from vits_prune.voices.manifest import SAVED_FILE
-    from vits_prune.voices.saved import check_save_place
-
-    if not folder.is_symlink() and not steps:
-        check_save_place(folder)
-    if folder.is_dir() and (
-        not any(folder.iterdir()) or ((folder / SAVED_FILE).is_file() and not steps)
-    ):
-        return
-    if folder.exists() or folder.is_symlink():
-        what = "is not empty" if steps else "exists and is not a saved voice"
-        raise InputError(f"{folder} {what}: give the name of a folder that is new or empty.")
-
-
 def _until_knee(
-    voice: Voice, spec: PruneSpec, options: argparse.Namespace, keep: Callable[[int, Voice], None]
+    voice: Voice, spec: PruneSpec, options: Namespace, keep: Callable[[int, Voice], None]
 ) -> Voice:
     """Return the voice of the last step that keeps the usual limits."""
-    from vits_prune.measure.quality import METRICS
-    from vits_prune.study.evaluation import Settings, prepare_reference
-    from vits_prune.study.knee import LIMITS, prune_until_knee
-
-    texts = texts_of(options)
     families = tuple({METRICS[limit.metric].family for limit in LIMITS})
+    texts, settings = texts_of(options), Settings(metrics=families, noise_seeds=0)
     with ProgressLine() as progress:
-        reference = prepare_reference(
-            voice,
-            texts,
-            Settings(metrics=families, noise_seeds=0),
-            progress=progress.part(0.0, 0.1),
-        )
-        found = prune_until_knee(
-            voice, spec, reference, LIMITS, on_voice=keep, progress=progress.part(0.1, 1.0)
-        )
+        first, then = progress.part(0.0, 0.1), progress.part(0.1, 1.0)
+        reference = prepare_reference(voice, texts, settings, progress=first)
+        found = prune_until_knee(voice, spec, reference, LIMITS, on_voice=keep, progress=then)
     for trial in found.steps:
         changes = (
             f"{one.limit.metric} {f'{one.interval.value:+.3g}' if one.interval else '?'}"
@@ -238,22 +205,16 @@ def _until_knee(
         print(f"Amount {trial.amount:.3g}: {', '.join(changes)}: {verdict}")
     limits = ", ".join(f"{limit.metric} {limit.change:+g}" for limit in LIMITS)
     if found.voice is None:
-        raise InputError(
-            f"The first step, amount {found.steps[0].amount:.3g}, breaks the limits ({limits}) "
-            "already: take smaller steps."
-        )
+        raise InputError(f"The first step breaks the limits ({limits}): take smaller steps.")
     last = found.steps[-1]
     where = "all steps keep them" if last.kept else f"amount {last.amount:.3g} breaks them"
-    print(
-        f"Stopped at amount {found.amount:.3g}: {where} ({limits}; {len(reference.texts)} "
-        "sentences)."
-    )
+    measured = f"{limits}; {len(reference.texts)} sentences"
+    print(f"Stopped at amount {found.amount:.3g}: {where} ({measured}).")
     return found.voice
 
 
 def _save_into(voice: Voice, folder: Path) -> None:
     """Save into a folder that holds the steps already: file by file, the manifest last."""
-    from vits_prune.voices.manifest import SAVED_FILE
     from vits_prune.voices.saved import save_voice
 
     with tempfile.TemporaryDirectory(prefix=".final.", dir=folder) as beside:
@@ -262,34 +223,11 @@ def _save_into(voice: Voice, folder: Path) -> None:
             os.replace(path, folder / path.name)
 
 
-def _add_budget(commands: Any) -> None:
-    parser = commands.add_parser(
-        "budget",
-        help="find what to prune so that a voice keeps limits of size, time and quality",
-        description="Exit code 0 where all limits are kept, 2 where they cannot be: the nearest "
-        "voice is saved all the same.",
-    )
-    add_voice(parser)
-    add_flags(parser, float, _LIMITS)
-    add_flag(parser, "--limit METRIC=CHANGE", "further limits, as in `knee`", default=[], nargs="+")
-    add_texts(
-        parser,
-        "sentences to choose on, and as many others to verify on (default: 10); half of the lines "
-        "of --text-file are for each",
-    )
-    add_settings(parser)
-    add_out(parser, "folder, new or empty, for the voice and what was tried")
-    parser.set_defaults(run=_budget)
-
-
-def _budget(options: argparse.Namespace) -> None:
+def _budget(options: Namespace) -> None:
     from vits_prune.study.budget_solver import check_empty, save_solution, solve_budget
 
-    budget, settings, (texts, held_out) = (
-        _limits(options),
-        settings_of(options),
-        _budget_texts(options),
-    )
+    budget, settings = _limits(options), settings_of(options)
+    texts, held_out = _budget_texts(options)
     check_empty(options.out)
     voice = load(options)
     with ProgressLine() as progress:
@@ -299,13 +237,12 @@ def _budget(options: argparse.Namespace) -> None:
     print(f"\nWritten to {options.out}: {', '.join(path.name for path in written)}")
     if not solution.kept:
         raise InputError(
-            f"The limits could not all be kept; the nearest voice is in {options.out / 'voice'}."
+            f"The limits could not all be kept; the nearest voice is in {options.out}/voice."
         )
 
 
-def _limits(options: argparse.Namespace) -> Budget:
+def _limits(options: Namespace) -> Budget:
     from vits_prune.study.budget import Budget
-    from vits_prune.study.knee import Limit, parse_limit
 
     quality = [parse_limit(text) for text in options.limit]
     if options.max_cer_points is not None:
@@ -315,20 +252,15 @@ def _limits(options: argparse.Namespace) -> Budget:
     return Budget(options.max_mb, options.max_latency_ratio, tuple(quality))
 
 
-def _budget_texts(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _budget_texts(options: Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the sentences to choose on, and those to verify on."""
-    from vits_prune.synthesis.texts import load_texts, read_text_file
-
     if options.text_file is None:
         count = 10 if options.texts is None else options.texts
         return load_texts(count, "tuning"), load_texts(count, "held-out")
     count = None if options.texts is None else 2 * options.texts
     found = tuple(dict.fromkeys(read_text_file(options.text_file, count).texts))
     if len(found) < 2:
-        raise InputError(
-            "The text file holds one sentence: a budget needs at least one to choose on and "
-            "another to verify on."
-        )
+        raise InputError("A budget needs two sentences, one to verify on: add to the text file.")
     return found[::2], found[1::2]
 
 

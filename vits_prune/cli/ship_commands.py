@@ -1,27 +1,43 @@
-"""The commands export, bench and push: a voice as it is used, its speed there, and to the hub."""
+"""The commands export and push: write a voice as it is used, and publish it on the hub."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.cli.options import add_flag, add_flags, add_out, add_voice, load, texts_of
+from vits_prune.cli.options import CommandParser, load, texts_of
 from vits_prune.cli.terminal import ProgressLine
 from vits_prune.errors import InputError, NotFoundError
+from vits_prune.files import read_json
 from vits_prune.progress import Progress
+from vits_prune.ship.licence import Licence, licence_of
+from vits_prune.study.evaluation import Settings, evaluate
+from vits_prune.synthesis.speak import checked_seed
+from vits_prune.voices.hub import parse_repo_id
+from vits_prune.voices.load import load_voice
+from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
     from vits_prune.ship.bundle import Bundle
     from vits_prune.ship.hub_destination import Destination
-    from vits_prune.ship.licence import Licence
-    from vits_prune.voices.voice import Voice
 
 FORMAT_NAMES = ("dense", "sparse", "onnx", "piper")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
+_FILES = {
+    "--text-file FILE": "measure now on your own sentences, one a line",
+    "--curve DIR": "folder of a sweep or a healing whose curve goes into the card",
+    "--out DIR": "keep what was pushed in a folder",
+}
+_SWITCHES = {
+    "--private": "make a new repository private",
+    "--replace": "push to a repository that holds something else or another voice, too",
+    "--yes": "push though the licence forbids something, or is not stated",
+    "--dry-run": "write what would be pushed to --out and publish nothing; needs no login",
+}
 _MAX_EVIDENCE_BYTES = 64 << 20
 _NO_OWNER = "your-name"
 """Stands for the owner in a dry run, in which nobody is logged in."""
@@ -29,35 +45,50 @@ _NO_OWNER = "your-name"
 
 def add_commands(commands: Any) -> None:
     """Add the commands to an argument parser's subparsers."""
-    export = commands.add_parser(
+    parser = commands.add_parser(
         "export",
         help="write a voice as a dense or sparse folder, as ONNX, or for Piper",
         description="ONNX and Piper exports are compared with the voice in onnxruntime, and not "
         "written where they differ.",
+        run=_export,
     )
-    add_voice(export)
-    _add_format(export)
-    add_flag(export, "--no-measure", "write only: no table of size, speed and sound", bool)
-    add_out(export, "folder for the files")
-    export.set_defaults(run=_export)
-    _add_bench(
-        commands,
-        help="measure an exported voice on this machine; needs onnxruntime alone",
-        description="The export puts the same program beside the .onnx as bench.py, for a machine "
-        "without vits_prune.",
+    parser.add_voice()
+    _add_format(parser)
+    parser.add_flag("--no-measure", "write only: no table of size, speed and sound", bool)
+    parser.add_out("folder for the files")
+
+    parser = commands.add_parser(
+        "push",
+        help="publish a voice on the Hugging Face hub with a model card",
+        description="Log in first with `hf auth login`. Everything is published in one commit, or "
+        "nothing is.",
+        run=_push,
     )
-    _add_push(commands)
+    parser.add_voice()
+    words = "name or owner/name of a model repository, new or your own"
+    parser.add_flag("--repo NAME", words, required=True)
+    _add_format(parser)
+    words = "the voice that it was made of (default: found by its name, joe or a hub id)"
+    parser.add_flag("--original REF", words)
+    evidence = parser.add_mutually_exclusive_group()
+    words = "what `evaluate --json` wrote, and `compare` (report.json)"
+    parser.add_flag("--evidence FILE", words, Path, group=evidence, nargs="+")
+    words = "measure now: quality on N held-out sentences, and speed"
+    parser.add_flag("--texts N", words, int, group=evidence)
+    parser.add_flags(Path, _FILES)
+    parser.add_flag("--samples N", "sentences to listen to", int, default=3)
+    parser.add_flag("--seed", "noise of the samples and of what is measured", int, default=0)
+    parser.add_flags(bool, _SWITCHES)
 
 
-def _add_format(parser: argparse.ArgumentParser) -> None:
-    for flag, words, names in (
-        ("--format", "dense or sparse folder, onnx, or piper", FORMAT_NAMES),
-        ("--precision", "of the weights; int8 for onnx and piper", PRECISION_NAMES),
-    ):
-        add_flag(parser, flag, words, default=names[0], choices=names)
+def _add_format(parser: CommandParser) -> None:
+    words = "dense or sparse folder, onnx, or piper"
+    parser.add_flag("--format", words, default="dense", choices=FORMAT_NAMES)
+    words = "of the weights; int8 for onnx and piper"
+    parser.add_flag("--precision", words, default="fp32", choices=PRECISION_NAMES)
 
 
-def _check_format(options: argparse.Namespace) -> None:
+def _check_format(options: Namespace) -> None:
     """Raise InputError if the format that was typed does not have the precision."""
     from vits_prune.ship.formats import FORMATS
 
@@ -66,43 +97,7 @@ def _check_format(options: argparse.Namespace) -> None:
         raise InputError(f"The format {options.format} has the precisions {', '.join(precisions)}.")
 
 
-def bench_parser() -> argparse.ArgumentParser:
-    """Return a parser for `bench` alone, which needs no torch."""
-    parser = argparse.ArgumentParser(prog="vits_prune")
-    parser.set_defaults(traceback=False)
-    _add_bench(parser.add_subparsers())
-    return parser
-
-
-def _add_bench(commands: Any, **words: str) -> None:
-    from vits_prune.ship import bench
-
-    parser = commands.add_parser("bench", **words)
-    bench.add_arguments(parser)
-    parser.set_defaults(run=_bench)
-
-
-def _bench(options: argparse.Namespace) -> None:
-    from vits_prune.ship import bench
-
-    folder = Path(options.model or "")
-    try:
-        if options.model and folder.is_dir() and not list(folder.glob("*.onnx")):
-            from vits_prune.ship.torch_reference import bench_saved
-
-            bench.run(options, bench_saved)
-        else:
-            bench.run(options)
-    except ImportError as error:
-        raise InputError(
-            f"{folder.name} is a saved voice, which takes vits_prune and torch ({error.name} is "
-            "not here): bench an .onnx export instead."
-        ) from error
-    except bench.BenchError as error:
-        raise InputError(str(error)) from error
-
-
-def _export(options: argparse.Namespace) -> None:
+def _export(options: Namespace) -> None:
     from vits_prune.ship.export_report import measure_export, ship_table
     from vits_prune.ship.formats import check_export_place, check_own_place, export_voice
 
@@ -136,42 +131,7 @@ def _size(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
 
-def _add_push(commands: Any) -> None:
-    parser = commands.add_parser(
-        "push",
-        help="publish a voice on the Hugging Face hub with a model card",
-        description="Log in first with `hf auth login`. Everything is published in one commit, or "
-        "nothing is.",
-    )
-    add_voice(parser)
-    words = "name or owner/name of a model repository, new or your own"
-    add_flag(parser, "--repo NAME", words, required=True)
-    _add_format(parser)
-    words = "the voice that it was made of (default: found by its name, joe or a hub id)"
-    add_flag(parser, "--original REF", words)
-    evidence = parser.add_mutually_exclusive_group()
-    words = "what `evaluate --json` wrote, and `compare` (report.json)"
-    add_flag(evidence, "--evidence FILE", words, Path, nargs="+")
-    add_flag(evidence, "--texts N", "measure now: quality on N held-out sentences, and speed", int)
-    files = {
-        "--text-file FILE": "measure now on your own sentences, one a line",
-        "--curve DIR": "folder of a sweep or a healing whose curve goes into the card",
-        "--out DIR": "keep what was pushed in a folder",
-    }
-    switches = {
-        "--private": "make a new repository private",
-        "--replace": "push to a repository that holds something else or another voice, too",
-        "--yes": "push though the licence forbids something, or is not stated",
-        "--dry-run": "write what would be pushed to --out and publish nothing; needs no login",
-    }
-    add_flags(parser, Path, files)
-    add_flag(parser, "--samples N", "sentences to listen to", int, default=3)
-    add_flag(parser, "--seed", "noise of the samples and of what is measured", int, default=0)
-    add_flags(parser, bool, switches)
-    parser.set_defaults(run=_push)
-
-
-def _push(options: argparse.Namespace) -> None:
+def _push(options: Namespace) -> None:
     try:
         _publish(options)
     except KeyboardInterrupt as stopped:
@@ -179,11 +139,10 @@ def _push(options: argparse.Namespace) -> None:
         raise
 
 
-def _publish(options: argparse.Namespace) -> None:
+def _publish(options: Namespace) -> None:
     """Check what is cheap first: rights come before minutes of measuring."""
     from vits_prune.ship.bundle import check_curve, write_bundle
     from vits_prune.ship.card_figures import check_evidence
-    from vits_prune.ship.licence import licence_of
 
     _check(options)
     measures = options.texts is not None or options.text_file is not None
@@ -224,16 +183,13 @@ def _publish(options: argparse.Namespace) -> None:
         )
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: Namespace) -> None:
     """Raise InputError for what is wrong whatever the voice is."""
     from vits_prune.ship.bundle import MAX_SAMPLES, check_curve, check_place
-    from vits_prune.synthesis.speak import checked_seed
 
     _check_format(options)
     if not 0 <= options.samples <= MAX_SAMPLES:
-        raise InputError(
-            f"--samples must be a whole number from 0 to {MAX_SAMPLES}, not {options.samples}."
-        )
+        raise InputError(f"--samples must be from 0 to {MAX_SAMPLES}, not {options.samples}.")
     if options.text_file is not None and options.evidence:
         raise InputError("--text-file is for measuring now: leave it out, or leave out --evidence.")
     if options.dry_run and options.out is None:
@@ -248,20 +204,13 @@ def _check(options: argparse.Namespace) -> None:
 
 def _repo_id(repo: str) -> str:
     """Return "owner/name" of what was typed, with a stand-in for an owner that was not."""
-    from vits_prune.voices.hub import parse_repo_id
-
     try:
         return parse_repo_id(repo if "/" in repo.strip("/") else f"{_NO_OWNER}/{repo}")[0]
     except InputError as error:
-        raise InputError(
-            f"{repo[:80]!r} is no name of a repository: write name or owner/name, such as "
-            "joe-small."
-        ) from error
+        raise InputError(f"{repo[:80]!r} is no name of a repository: give owner/name.") from error
 
 
 def _evidence(path: Path) -> Mapping[str, Any]:
-    from vits_prune.files import read_json
-
     unreadable = InputError(
         f"{path} is not what `evaluate --json` or `compare` wrote (report.json): give such a file."
     )
@@ -274,7 +223,7 @@ def _evidence(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _destination(options: argparse.Namespace) -> Destination:
+def _destination(options: Namespace) -> Destination:
     """Return where it goes; raise InputError if it may not go there."""
     from vits_prune.ship.hub_destination import check_destination
 
@@ -285,38 +234,29 @@ def _destination(options: argparse.Namespace) -> Destination:
             "--replace to push beside it and over files of the same names."
         )
     if options.private and place.private is False:
-        raise InputError(
-            f"{place.repo_id} is public already: give another name, or leave out --private."
-        )
+        raise InputError(f"{place.repo_id} is public already: leave out --private, or rename.")
     return place
 
 
-def _require_consent(licence: Licence, options: argparse.Namespace) -> None:
+def _require_consent(licence: Licence, options: Namespace) -> None:
     """Show the licence, and ask where it forbids something or is not stated."""
     if licence.notice:
         print(f"Licence: {licence.notice}", file=sys.stderr)
     if not licence.needs_consent or options.yes or options.dry_run:
         return
     if not sys.stdin.isatty():
-        raise InputError(
-            "Nothing was published: the licence needs your consent, so read the lines above and "
-            "give --yes to push all the same."
-        )
+        raise InputError("Nothing was published: the licence above needs your consent, give --yes.")
     try:
         answer = input("Push it all the same? [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
-        raise InputError(
-            "Nothing was published: push again and answer y, or give --yes, where you may share "
-            "this voice."
-        )
+        raise InputError("Nothing was published: push again and answer y, or give --yes.")
 
 
-def _original(voice: Voice, options: argparse.Namespace) -> Voice | None:
+def _original(voice: Voice, options: Namespace) -> Voice | None:
     """Return the voice to compare with; None if there is none, or if it is not to be found."""
     from vits_prune.ship.reproduce import published
-    from vits_prune.voices.load import load_voice
 
     if options.original is not None:
         return load_voice(options.original)
@@ -340,13 +280,9 @@ def _measured(
 ) -> dict[str, Any]:
     """Return quality and speed, as `evaluate` and `compare` give them."""
     from vits_prune.study.comparison import compare
-    from vits_prune.study.evaluation import Settings, evaluate
 
     if original is None:
-        raise InputError(
-            "There is no original to measure against: name it with --original, or leave out "
-            "--texts."
-        )
+        raise InputError("There is no original to measure against: give --original, or no --texts.")
     if voice.speakers:
         original = original.with_speaker(voice.speaker)
     with ProgressLine() as progress:
@@ -357,7 +293,7 @@ def _measured(
     return {**quality.to_dict(), "latency": speed.report()["latency"]}
 
 
-def _send(bundle: Bundle, place: Destination, options: argparse.Namespace) -> None:
+def _send(bundle: Bundle, place: Destination, options: Namespace) -> None:
     from vits_prune.ship.hub_push import push_folder
 
     arrived = False

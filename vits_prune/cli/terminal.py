@@ -81,8 +81,12 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """Print rows as a table; cells that a row lacks are empty."""
     import pandas as pd
 
-    if rows:
-        print(pd.DataFrame(rows).to_string(index=False, na_rep=""))
+    def shown(cell: Any) -> Any:
+        return f"{cell:.4g}" if isinstance(cell, float) else cell
+
+    cells = [{name: shown(cell) for name, cell in row.items()} for row in rows]
+    if cells:
+        print(pd.DataFrame(cells).to_string(index=False, na_rep=""))
 
 
 def interval_words(interval: Any, sign: str = "+") -> str:
@@ -108,9 +112,7 @@ def writing(place: Path) -> Iterator[None]:
 def check_writable(path: Path | None) -> None:
     """Raise InputError if a file cannot be written, before the hours that lead to it."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise InputError(
-            f"{path} cannot be written: give the name of a file in a folder that exists."
-        )
+        raise InputError(f"{path} cannot be written: give a file in a folder that exists.")
 
 
 def write_report(path: Path | None, content: dict[str, Any]) -> None:

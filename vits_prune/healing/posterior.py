@@ -64,9 +64,8 @@ def load_posterior(ref: str | os.PathLike[str], *, revision: str | None = None) 
     from vits_prune.voices.manifest import read_manifest
 
     folder, name = _locate(ref, revision)
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        original = str(manifest["origin"]["reference"])[:200]
+    if saved := read_manifest(folder):
+        original = saved.origin.reference
         why = f"saved voices have none: name the voice it was made from ({original}) as the teacher"
         raise _has_none(name, why)
     config = read_config(folder, VitsConfig, name=name)
@@ -175,7 +174,7 @@ def _read(
     from torch.nn.utils import parametrize
     from transformers.models.vits.modeling_vits import VitsPosteriorEncoder
 
-    from vits_prune.voices.checkpoint import MAX_PARAMETERS, read_tensors, require_finite
+    from vits_prune.voices.checkpoint import read_tensors, require_finite
 
     parts, several = torch.nn.ModuleDict(), config.num_speakers > 1
     with torch.device("meta"):

@@ -21,10 +21,17 @@ from vits_prune.ship.piper_settings import piper_settings, sherpa_facts, tokens_
 from vits_prune.ship.torch_reference import bench_plan, check_onnx
 from vits_prune.voices.checkpoint import require_finite
 from vits_prune.voices.load import load_folder
-from vits_prune.voices.manifest import EXPORT, SAVED_FILE, facts_of, files_of_save, reading_of
+from vits_prune.voices.manifest import (
+    EXPORT,
+    SAVED_FILE,
+    WEIGHT_FILES,
+    facts_of,
+    files_of_save,
+    reading_of,
+)
 from vits_prune.voices.onnx_load import checksums_in, is_export, model_in
 from vits_prune.voices.piper_text import TOKENIZER_FILE, PiperTokenizer
-from vits_prune.voices.saved import WEIGHTS, save_voice, written_whole
+from vits_prune.voices.saved import save_voice, written_whole
 from vits_prune.voices.voice import Voice
 
 EXPORT_FILE = EXPORT.name
@@ -97,7 +104,7 @@ def export_voice(
         raise InputError(f"The format {format} has the precisions {known}, not {precision!r:.22}.")
     target = Path(folder)
     check_export_place(target)
-    manifest = SAVED_FILE if format in WEIGHTS else EXPORT_FILE
+    manifest = SAVED_FILE if format in WEIGHT_FILES else EXPORT_FILE
     if target.is_dir() and any(target.iterdir()) and not (target / manifest).is_file():
         raise InputError(f"{target} holds an export of another format: give a new folder's name.")
     voice = voice.to("cpu")
@@ -114,7 +121,7 @@ def _write_folder(
     progress.report(f"writing the {form} {precision} folder", 0.1)
     save_voice(voice, folder, form, precision)
     progress.report("reading it back", 0.7)
-    return WEIGHTS[form], load_folder(folder), None
+    return WEIGHT_FILES[form], load_folder(folder), None
 
 
 def _write_graph(

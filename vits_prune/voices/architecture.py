@@ -20,7 +20,7 @@ from transformers import VitsConfig, VitsModel
 from transformers.activations import ACT2FN
 
 from vits_prune.errors import InputError
-from vits_prune.files import read_json
+from vits_prune.files import read_json, shown_name
 from vits_prune.voices.voice import FreeCut
 
 Config = TypeVar("Config", bound=VitsConfig)
@@ -84,14 +84,13 @@ class ResidualBlock2(nn.Module):
         return hidden_states
 
 
-# Both classes below have a model type of their own, so that plain transformers refuses them.
-# `resblock_inner_channels` holds, by decoder stage, the channels between the two convolutions of a
-# ResBlock1; None where they are as wide as the stage.
-
-
 @strict
 class NarrowVitsConfig(VitsConfig):
-    """VitsConfig for residual blocks that structured pruning made narrower inside than outside."""
+    """VitsConfig for residual blocks that structured pruning made narrower inside than outside.
+
+    `resblock_inner_channels` holds, by decoder stage, the channels inside; None for as wide as the
+    stage. Plain transformers refuses this model type.
+    """
 
     model_type = "vits_narrow"
 
@@ -99,26 +98,30 @@ class NarrowVitsConfig(VitsConfig):
 
 
 class NarrowVitsModel(VitsModel):
-    """VitsModel with the decoder blocks of its NarrowVitsConfig."""
+    """VitsModel with the decoder blocks of its configuration."""
 
     config_class = NarrowVitsConfig
 
     def __init__(self, config: NarrowVitsConfig) -> None:
         super().__init__(config)
-        _narrow(self.decoder.resblocks, config)
+        channels = config.resblock_inner_channels or []
+        branches = len(config.resblock_kernel_sizes)
+        for index, block in enumerate(self.decoder.resblocks if channels else ()):
+            inner = channels[index // branches]
+            block.convs1 = _resized(block.convs1, outputs=inner)
+            block.convs2 = _resized(block.convs2, inputs=inner)
 
 
 @strict
-class PiperVitsConfig(VitsConfig):
+class PiperVitsConfig(NarrowVitsConfig):
     """VitsConfig for Piper voices: resblock "1" (high quality) or "2" (medium, low, x-low)."""
 
     model_type = "vits_piper"
 
     resblock: str = "2"
-    resblock_inner_channels: list[int] | None = None
 
 
-class PiperVitsModel(VitsModel):
+class PiperVitsModel(NarrowVitsModel):
     """VitsModel with the decoder blocks of its PiperVitsConfig."""
 
     config_class = PiperVitsConfig
@@ -126,7 +129,6 @@ class PiperVitsModel(VitsModel):
     def __init__(self, config: PiperVitsConfig) -> None:
         super().__init__(config)
         if config.resblock == "1":
-            _narrow(self.decoder.resblocks, config)
             return
         first, slope = config.upsample_initial_channel, config.leaky_relu_slope
         kernels, dilations = config.resblock_kernel_sizes, config.resblock_dilation_sizes
@@ -135,17 +137,6 @@ class PiperVitsModel(VitsModel):
             for stage in range(len(config.upsample_rates))
             for kernel, dilated in zip(kernels, dilations, strict=True)
         )
-
-
-def _narrow(resblocks: nn.ModuleList, config: NarrowVitsConfig | PiperVitsConfig) -> None:
-    """Give ResBlock1s fewer inner channels, in place; their forward takes any number."""
-    if not config.resblock_inner_channels:
-        return
-    branches = len(config.resblock_kernel_sizes)
-    for index, block in enumerate(resblocks):
-        inner = config.resblock_inner_channels[index // branches]
-        block.convs1 = _resized(block.convs1, outputs=inner)
-        block.convs2 = _resized(block.convs2, inputs=inner)
 
 
 def _resized(convs: nn.ModuleList, inputs: int = 0, outputs: int = 0) -> nn.ModuleList:
@@ -176,12 +167,11 @@ def fold_and_cut(model: VitsModel) -> FreeCut:
     """Fold weight norm into plain weights and leave out what never runs at inference, in place.
 
     Left out are the posterior encoder, the posterior half of the stochastic duration predictor, and
-    its second flow, which inference skips ("remove a useless vflow"). Folding writes
-    w = g v / ||v|| once (Salimans & Kingma 2016, arXiv:1602.07868) with the very operation that ran
-    at every forward, so that waveforms stay the same to the bit. Copies of a model share torch's
-    class for weight norm: fold before copying.
+    its second flow, which inference skips. Folding writes w = g v / ||v|| once (Salimans & Kingma
+    2016, arXiv:1602.07868) with the operation that ran at every forward, so that waveforms stay the
+    same to the bit. Copies of a model share torch's class for weight norm: fold before copying.
     """
-    parameters, size = _count(model)
+    before = list(model.parameters())
     model.posterior_encoder = None
     predictor = model.duration_predictor
     if model.config.use_stochastic_duration_prediction:
@@ -193,14 +183,11 @@ def fold_and_cut(model: VitsModel) -> FreeCut:
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     model.eval().requires_grad_(False)
-    left_parameters, left_size = _count(model)
-    return FreeCut(parameters - left_parameters, size - left_size)
-
-
-def _count(model: nn.Module) -> tuple[int, int]:
-    """Return the number of parameters and their bytes."""
-    tensors = list(model.parameters())
-    return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
+    after = list(model.parameters())
+    return FreeCut(
+        sum(one.numel() for one in before) - sum(one.numel() for one in after),
+        sum(one.nbytes for one in before) - sum(one.nbytes for one in after),
+    )
 
 
 def empty_model(config: VitsConfig) -> VitsModel:
@@ -223,15 +210,15 @@ def _one_of(*choices: object) -> Check:
     return lambda value: isinstance(value, kind) and value in choices, words
 
 
-def _list(most: int, of: Check, words: str) -> Check:
+def _list(of: Check, words: str) -> Check:
     def holds(value: Any) -> bool:
-        return isinstance(value, list) and 1 <= len(value) <= most and all(map(of[0], value))
+        return isinstance(value, list) and 1 <= len(value) <= 8 and all(map(of[0], value))
 
-    return holds, f"a list of 1 to {most} {words}"
+    return holds, f"a list of 1 to 8 {words}"
 
 
-def _whole_list(most: int, high: int) -> Check:
-    return _list(most, _number(1, high), f"whole numbers from 1 to {high}")
+def _whole_list(high: int) -> Check:
+    return _list(_number(1, high), f"whole numbers from 1 to {high}")
 
 
 _CHECKS: dict[str, Check] = {
@@ -239,11 +226,11 @@ _CHECKS: dict[str, Check] = {
     **{key: _number(*bounds, (int, float)) for bounds, keys in _FRACTIONS.items() for key in keys},
     "use_bias": _one_of(True, False),
     "use_stochastic_duration_prediction": _one_of(True, False),
-    "upsample_rates": _whole_list(8, 4096),
-    "upsample_kernel_sizes": _whole_list(8, 8192),
-    "resblock_kernel_sizes": _whole_list(8, 63),
-    "resblock_dilation_sizes": _list(8, _whole_list(8, 64), "lists of up to 8 whole numbers"),
-    "resblock_inner_channels": _whole_list(8, 4096),
+    "upsample_rates": _whole_list(4096),
+    "upsample_kernel_sizes": _whole_list(8192),
+    "resblock_kernel_sizes": _whole_list(63),
+    "resblock_dilation_sizes": _list(_whole_list(64), "lists of up to 8 whole numbers"),
+    "resblock_inner_channels": _whole_list(4096),
     "resblock": _one_of("1", "2"),
     "hidden_act": _one_of(*ACT2FN),
 }
@@ -255,33 +242,28 @@ def require_model_type(values: dict[str, Any], wanted: str, name: str) -> None:
     if found != wanted:
         known = isinstance(found, str) and found
         what = f"a {str(found)[:40]} checkpoint" if known else "a checkpoint of no stated kind"
-        raise InputError(
-            f"{name} is {what}, not {wanted}: choose VITS, such as facebook/mms-tts-eng."
-        )
+        raise InputError(f"{name} is {what}, not {wanted}: choose facebook/mms-tts-eng.")
 
 
 def read_config(folder: Path, config_class: type[Config], *, name: str | None = None) -> Config:
     """Return the configuration in a folder's config.json, as `checked_config` does."""
-    name = name or folder.name
+    name = name or shown_name(folder)
     return checked_config(read_json(folder / "config.json", name), config_class, name)
 
 
 def checked_config(values: dict[str, Any], config_class: type[Config], name: str) -> Config:
-    """Return the configuration in the contents of a config.json, every value within bounds.
+    """Return the configuration in a config.json; InputError if a value is out of bounds.
 
     Keys that the class does not know are left out.
-
-    Raises:
-        InputError: it is of another architecture, or asks for a network that is refused.
     """
     require_model_type(values, config_class.model_type, name)
     known: dict[str, Any] = {}
     floats = {key for keys in _FRACTIONS.values() for key in keys}
-    for key in (field.name for field in dataclasses.fields(config_class)):
+    names = {field.name for field in dataclasses.fields(config_class)}
+    for key, (holds, wanted) in _CHECKS.items():
         value: Any = values.get(key)
-        if key not in _CHECKS or key not in values or (value is None and key in _MAY_BE_NULL):
+        if key not in names & values.keys() or (value is None and key in _MAY_BE_NULL):
             continue
-        holds, wanted = _CHECKS[key]
         if not holds(value):
             raise InputError(
                 f"{name} says {key} = {repr(value)[:40]} in its config.json where {wanted} is "
@@ -294,11 +276,8 @@ def checked_config(values: dict[str, Any], config_class: type[Config], name: str
         raise InputError(
             f"{name} has a config.json that transformers refuses: check the checkpoint."
         ) from error
-    broken = next((rule for rule, holds in _rules(config).items() if not holds), None)
-    if broken:
-        raise InputError(
-            f"{name} has a config.json that cannot be run ({broken}): check the checkpoint."
-        )
+    if broken := next((rule for rule, holds in _rules(config).items() if not holds), None):
+        raise InputError(f"{name} has a config.json that cannot be run: {broken}.")
     return config
 
 

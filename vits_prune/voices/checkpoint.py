@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,6 @@ def load_checkpoint(
     """Load a folder with config.json, model.safetensors (or shards) and the tokenizer's files.
 
     If the origin has no licence, the folder's README.md may state one.
-
-    Raises:
-        InputError: it is not VITS, is damaged or incomplete, exceeds the bounds, or has no such
-            speaker.
     """
     require_manifest(folder, folder / WEIGHTS, name)
     config = read_config(folder, VitsConfig, name=name)
@@ -71,34 +68,16 @@ def load_checkpoint(
 def load_model(folder: Path, config: VitsConfig, *, name: str) -> tuple[VitsModel, FreeCut]:
     """Return the network of a configuration with the weights in a folder, in fp32, folded and cut.
 
-    `from_pretrained` follows an adapter_config.json, draws random numbers for tensors that are
-    missing, and allocates the training half.
-
-    Raises:
-        InputError: the weights are missing, damaged, not finite, or do not fit the configuration.
+    `from_pretrained` would follow an adapter_config.json and draw numbers for missing tensors.
     """
-    files = weight_files(folder, name)
     with torch.device("meta"):
         model = VitsModel(config)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    if parameters > MAX_PARAMETERS:
-        raise InputError(
-            f"{name} asks for {parameters / 1e6:.0f} million parameters, more than the "
-            f"{MAX_PARAMETERS // 1_000_000} million accepted."
-        )
     idle: tuple[str, ...] = ("posterior_encoder.",)
     if config.use_stochastic_duration_prediction:
         idle += ("duration_predictor.post_", "duration_predictor.flows.1.")
     state = model.state_dict()
     wanted = {key: tensor.shape for key, tensor in state.items() if not key.startswith(idle)}
-    try:
-        tensors = read_tensors(files, wanted, name)
-    except InputError:
-        raise
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{name} has damaged weights ({WEIGHTS} cannot be read): download or save them again."
-        ) from error
+    tensors = read_tensors(weight_files(folder, name), wanted, name)
     model.load_state_dict(tensors, strict=False, assign=True)
     free_cut = fold_and_cut(model)
     require_finite(model, name)
@@ -106,23 +85,16 @@ def load_model(folder: Path, config: VitsConfig, *, name: str) -> tuple[VitsMode
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """Return the weights of a folder: model.safetensors, or the shards that its index names.
-
-    Raises:
-        InputError: there are none, or a shard is missing.
-    """
+    """Return model.safetensors or the shards of its index; InputError if one is missing."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / WEIGHTS_INDEX).is_file():
         if (folder / "pytorch_model.bin").is_file():
             raise no_safetensors(name)
         raise InputError(f"{name} has no weights: {WEIGHTS} is missing.")
-    files = [folder / shard for shard in shard_names(read_json(folder / WEIGHTS_INDEX, name), name)]
-    if lost := [file.name for file in files if not file.is_file()]:
-        raise InputError(
-            f"{name} lacks {lost[0]}, a part of its weights: download or save it again."
-        )
-    return files
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    shards = shard_names(read_json(folder / WEIGHTS_INDEX, name), name, there)
+    return [folder / shard for shard in shards]
 
 
 def no_safetensors(name: str) -> InputError:
@@ -133,62 +105,76 @@ def no_safetensors(name: str) -> InputError:
     )
 
 
-def shard_names(index: dict[str, Any], name: str) -> list[str]:
-    """Return the safetensors files that an index names, each once; InputError for all else."""
+def shard_names(index: dict[str, Any], name: str, there: Container[str]) -> list[str]:
+    """Return the safetensors files that an index names, each once; InputError if one is missing."""
     weight_map = index.get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     sound = all(isinstance(shard, str) and _SHARD.fullmatch(shard) for shard in names)
-    if not sound or not 1 <= len(set(names)) <= _MAX_SHARDS:
-        raise InputError(
-            f"{name} has a {WEIGHTS_INDEX} that cannot be used: download or save it again."
-        )
-    return sorted(set(names))
+    shards = sorted(set(names)) if sound else []
+    if not 1 <= len(shards) <= _MAX_SHARDS:
+        raise InputError(f"{name} has an unusable {WEIGHTS_INDEX}: download or save it again.")
+    if lost := [shard for shard in shards if shard not in there]:
+        what = f"{name} lacks {lost[0]}, a part of its weights"
+        raise InputError(f"{what}: download or save it again, or choose another revision.")
+    return shards
 
 
 def read_tensors(
-    files: list[Path], wanted: dict[str, torch.Size], name: str
+    files: list[Path], wanted: Mapping[str, torch.Size], name: str
 ) -> dict[str, torch.Tensor]:
-    """Return the wanted tensors of safetensors files as fp32, after comparing all their shapes.
+    """Return the tensors {name in today's VitsModel: shape} of safetensors files, as fp32.
 
-    `wanted` is {name in today's VitsModel: shape}; other tensors in the files are left alone. What
-    safetensors and torch raise for a damaged file passes.
-
-    Raises:
-        InputError: one is missing, has another shape, or is not stored as floating-point numbers.
+    InputError if a file is damaged or a tensor missing, of another shape, or not of floats.
     """
+    parameters = sum(shape.numel() for shape in wanted.values())
+    if parameters > MAX_PARAMETERS:
+        raise InputError(
+            f"{name} asks for {parameters / 1e6:.0f} million parameters, more than the "
+            f"{MAX_PARAMETERS // 1_000_000} million accepted."
+        )
+    tensors = {}
+    try:
+        found = _places(files, wanted, name)
+        for file in files:
+            with safe_open(file, "pt") as handle:
+                for current, (home, key) in found.items():
+                    if home == file:  # a copy, because the file is mapped and may change later
+                        tensors[current] = handle.get_tensor(key).to(torch.float32, copy=True)
+    except InputError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{name} has damaged weights ({WEIGHTS} cannot be read): download or save them again."
+        ) from error
+    return tensors
+
+
+def _places(
+    files: list[Path], wanted: Mapping[str, torch.Size], name: str
+) -> dict[str, tuple[Path, str]]:
+    """Return the file and the key there of each wanted tensor, all of them checked."""
     found: dict[str, tuple[Path, str]] = {}
     for file in files:
         with safe_open(file, "pt") as handle:
             for key in handle.keys():  # noqa: SIM118 - not a dict
                 current = _current_name(key)
-                if current in wanted:
-                    part = handle.get_slice(key)
-                    shape, dtype = tuple(part.get_shape()), part.get_dtype()
-                    if shape != tuple(wanted[current]):
-                        raise InputError(
-                            f"{name} has weights that do not fit its config.json ({current} is "
-                            f"{shape}, not {tuple(wanted[current])}): "
-                            "check that both come from the same checkpoint."
-                        )
-                    if dtype not in _FLOAT_TYPES:
-                        raise InputError(
-                            f"{name} stores {current} as {dtype}: save it as float32 or float16."
-                        )
-                    found[current] = (file, key)
-    missing = [key for key in wanted if key not in found]
-    if missing:
+                if current not in wanted:
+                    continue
+                part = handle.get_slice(key)
+                shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                if shape != tuple(wanted[current]):
+                    raise InputError(
+                        f"{name} has weights that do not fit its config.json ({current} is "
+                        f"{shape}, not {tuple(wanted[current])}): "
+                        "check that both come from the same checkpoint."
+                    )
+                if dtype not in _FLOAT_TYPES:
+                    raise InputError(f"{name} stores {current} as {dtype}: save it as float32.")
+                found[current] = (file, key)
+    if missing := [key for key in wanted if key not in found]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"{name} lacks the weights {missing[0]}{more}: "
-            "check that config.json comes from the same checkpoint."
-        )
-    tensors = {}
-    for file in files:
-        with safe_open(file, "pt") as handle:
-            for current, (home, key) in found.items():
-                if home == file:  # a copy, because the file is mapped and may change later
-                    tensors[current] = handle.get_tensor(key).to(torch.float32, copy=True)
-    return tensors
+        raise InputError(f"{name} lacks the weights {missing[0]}{more} of its config.json.")
+    return found
 
 
 def _current_name(key: str) -> str:
@@ -217,25 +203,24 @@ def read_licence(card: Path) -> str | None:
     except OSError:
         return None
     found = re.match(r"\ufeff?---[ \t]*\n(.*?)\n---", text, re.DOTALL)
-    front = found.group(1) if found else ""
+    front = found[1] if found else ""
     try:
         values = yaml.load(front, yaml.BaseLoader)  # strings, lists and tables: nothing is made
     except (ValueError, RecursionError, yaml.YAMLError):
         # Flawed elsewhere, perhaps: what the licence forbids must not be lost with that.
         stated = re.search(r"^license:[ \t]*[\"']?([A-Za-z0-9][\w.+-]{0,63})", front, re.MULTILINE)
-        return stated.group(1) if stated else None
-    if not isinstance(values, dict):
-        return None
-    return licence_words(values.get("license"), values.get("license_name"))
+        return stated[1] if stated else None
+    return licence_words(values) if isinstance(values, dict) else None
 
 
-def licence_words(stated: Any, named: Any = None) -> str | None:
+def licence_words(card: Mapping[str, Any]) -> str | None:
     """Return what a card states under `license`, several as "apache-2.0, cc-by-nc-4.0", or None.
 
-    What is too long is "other": a part of it could leave out what the licence forbids. `named` is
-    the card's `license_name`, which says what "other" is.
+    What is too long is "other": a part of it could leave out what the licence forbids. The card's
+    `license_name` says what "other" is.
     """
-    every = stated if isinstance(stated, list) else [stated]
+    stated, named = card.get("license"), card.get("license_name")
+    every: list[Any] = stated if isinstance(stated, list) else [stated]
     every = [one for one in every if one not in (None, "", "~", "null")]
     if len(every) > _MAX_LICENCES or not all(isinstance(one, str) for one in every):
         return "other"

@@ -110,20 +110,14 @@ def check_voice(voice: str) -> None:
         # espeak-ng would take a folder of languages, such as "gmw", for a voice and say nonsense
         folder = sound and Path(espeakng_loader.get_data_path(), "lang", voice).is_dir()
         if not sound or folder or _library().espeak_SetVoiceByName(voice.encode()) != 0:
-            raise InputError(
-                f"espeak-ng has no voice {str(voice)[:40]!r}: check espeak.voice in the voice's "
-                "JSON file."
-            )
+            raise InputError(f"espeak-ng has no voice {str(voice)[:40]!r}: check espeak.voice.")
 
 
 def clauses(text: str, voice: str) -> list[Clause]:
-    """Return the clauses of a text in order, as Piper gets them from its own espeak-ng.
+    """Return the clauses of a text in order, as Piper gets them; InputError without the voice.
 
     A clause has no phonemes where nothing can be said. Control characters count as blanks. Threads
     take turns. Time grows with the length of the text, which the caller bounds.
-
-    Raises:
-        InputError: espeak-ng has no such voice.
     """
     # control characters would end the text or command espeak-ng, lone surrogates have no UTF-8
     encoded = "".join(

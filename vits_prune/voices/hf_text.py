@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
-from vits_prune.files import read_json
+from vits_prune.files import read_json, shown_name
 from vits_prune.threads import ForkSafeLock
 from vits_prune.voices.espeak import phonemise
 from vits_prune.voices.espeak_library import use_installed_espeak
@@ -82,12 +82,9 @@ class HubTokenizer:
         """Read vocab.json, tokenizer_config.json and the lists of further tokens from a folder.
 
         `vocab_size` None is that of vocab.json; `name` is what messages call the voice.
-
-        Raises:
-            InputError: a file is missing, is not JSON, or cannot belong to a VITS tokenizer.
         """
         folder = Path(folder)
-        name = name or folder.name
+        name = name or shown_name(folder)
         vocab = _read_vocab(folder, name, vocab_size)
         contents = {"vocab.json": vocab, "tokenizer_config.json": _read_settings(folder, name)}
         more = {"special_tokens_map.json": _special_tokens, "added_tokens.json": _added_tokens}
@@ -208,10 +205,9 @@ class HubTokenizer:
 def split_sentences(text: str, limit: int = 400) -> list[str]:
     """Return the sentences of a text in any script, none longer than `limit` characters.
 
-    No library does it for the thousand languages of MMS. A sentence ends at a line break or at
-    final punctuation; a full stop ends nothing after an initial, an abbreviation, a number that
-    opens the sentence, or inside a word. What is longer than `limit` is cut after clause
-    punctuation, else at white space, else anywhere that splits no combined character.
+    A sentence ends at a line break or at final punctuation; a full stop ends nothing after an
+    initial, an abbreviation, a number that opens the sentence, or inside a word. What is too long
+    is cut after clause punctuation, else at white space, else anywhere between characters.
     """
     sentences = []
     for line in text.splitlines():
@@ -328,9 +324,7 @@ def _added_tokens(values: dict[str, Any], name: str) -> dict[str, int]:
     _require_symbols(values or ["-"], name)
     for index in values.values():
         if type(index) is not int or not 0 <= index <= 2 * MAX_SYMBOLS:
-            raise InputError(
-                f"{name} adds a token with the id {str(index)[:20]}: check its tokenizer files."
-            )
+            raise InputError(f"{name} adds a token with the id {str(index)[:20]}: check its files.")
     return values
 
 

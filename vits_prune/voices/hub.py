@@ -6,15 +6,14 @@ Only the files that a voice needs, checked for kind and size before they are fet
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vits_prune.errors import HubError, InputError
 from vits_prune.files import read_json
 from vits_prune.progress import SILENT, Progress
 from vits_prune.voices.hub_errors import TooManyBytes, plain_errors
-from vits_prune.voices.manifest import EXPORT, SAVED, read_manifest
+from vits_prune.voices.manifest import EXPORT, SAVED, WEIGHT_FILES, read_manifest
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -40,8 +39,7 @@ _REVISION = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9_](?:[A-Za-z0-9._/-]{0,198}[
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """The files of one commit of a repository, on disk, and the licence that the hub states."""
 
     folder: Path
@@ -136,14 +134,12 @@ class _Download:
         """Return the bytes of files; InputError if they are too many or not stated."""
         sizes = [self.sizes[file] for file in files]
         if not all(isinstance(size, int) and size >= 0 for size in sizes):
-            raise InputError(
-                f"The hub does not say how large the files of {self.repo_id} are: try again later."
-            )
+            what = f"The hub does not say how large the files of {self.repo_id} are"
+            raise InputError(f"{what}: try again later.")
         if sum(sizes) > max_bytes:
             size, most = (f"{count / 2**20:,.1f} MiB" for count in (sum(sizes), max_bytes))
-            raise InputError(
-                f"{self.repo_id} is {size}, more than the {most} accepted: choose a smaller model."
-            )
+            what = f"{self.repo_id} is {size}, more than the {most} accepted"
+            raise InputError(f"{what}: choose a smaller model.")
         return sum(sizes)
 
     def fetch(self, file: str, revision: str | None = None) -> Path:
@@ -178,11 +174,10 @@ class _Download:
                 download._count(file, n or 0)
                 return super().update(n)
 
-            def update_transfer(self, n: float | None = 1) -> None:
+            def update_transfer(self, *_: Any, **__: Any) -> None:
                 """Keep xet from opening a second bar for the bytes on the wire."""
 
-            def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None:
-                """Show no rate of that bar either."""
+            set_transfer_postfix_str = update_transfer
 
         return Bar
 
@@ -224,8 +219,8 @@ def _listed(path: Path, download: _Download) -> list[str]:
     kind = _MANIFESTS[path.name]
     listed = kind.listed(read_json(path, download.repo_id, _MAX_SMALL_BYTES))
     if len(listed) > _MAX_LISTED:
-        what = f"its {path.name} lists more than {_MAX_LISTED} files"
-        raise InputError(f"{download.repo_id} is damaged, {what}: push the voice again.")
+        what = f"is damaged, its {path.name} lists more than {_MAX_LISTED} files"
+        raise InputError(f"{download.repo_id} {what}: push the voice again.")
     # The settings of a Piper voice may be edited, so they are not in the list.
     settings = [f"{name}.json" for name in listed if name.endswith(".onnx")]
     names = dict.fromkeys((*settings, *listed))
@@ -234,18 +229,14 @@ def _listed(path: Path, download: _Download) -> list[str]:
 
 def _weights(download: _Download, folder: Path) -> list[str]:
     """Return the files that hold the weights, without those that export.json lists."""
-    from vits_prune.voices import saved
     from vits_prune.voices.checkpoint import WEIGHTS, WEIGHTS_INDEX, no_safetensors, shard_names
     from vits_prune.voices.onnx_load import is_export
 
-    repo_id, sizes, sparse = download.repo_id, download.sizes, saved.WEIGHTS["sparse"]
-    try:
-        manifest = read_manifest(folder)
-    except InputError as error:
-        raise type(error)(str(error).replace(folder.name, repo_id)) from error
-    if manifest is None and is_export(folder):
+    repo_id, sizes, sparse = download.repo_id, download.sizes, WEIGHT_FILES["sparse"]
+    facts = read_manifest(folder)
+    if facts is None and is_export(folder):
         return []
-    if manifest is not None and manifest.get("form") == "sparse":
+    if facts is not None and facts.form == "sparse":
         if sparse not in sizes:
             raise InputError(f"{repo_id} is damaged: it has no {sparse}. Push the voice again.")
         return [sparse]
@@ -253,12 +244,7 @@ def _weights(download: _Download, folder: Path) -> list[str]:
         return [WEIGHTS]
     if WEIGHTS_INDEX not in sizes:
         raise no_safetensors(repo_id)
-    shards = shard_names(read_json(download.fetch(WEIGHTS_INDEX), repo_id), repo_id)
-    if lost := [shard for shard in shards if shard not in sizes]:
-        raise InputError(
-            f"{repo_id} lacks {lost[0]}, a part of its weights: choose another revision or model."
-        )
-    return shards
+    return shard_names(read_json(download.fetch(WEIGHTS_INDEX), repo_id), repo_id, sizes)
 
 
 def stated_licence(info: ModelInfo) -> str | None:
@@ -267,7 +253,8 @@ def stated_licence(info: ModelInfo) -> str | None:
 
     tags = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
     card = info.card_data or {}
-    return licence_words(card.get("license") or next(iter(tags), None), card.get("license_name"))
+    stated = card.get("license") or next(iter(tags), None)
+    return licence_words({"license": stated, "license_name": card.get("license_name")})
 
 
 def trim_cache(max_bytes: int, keep: str) -> None:
@@ -301,10 +288,8 @@ def _cached_snapshot(
     path = next((Path(path) for path in found if isinstance(path, str)), None)
     allowed = path and (not anonymous or (path.parents[2] / _PUBLIC).is_file())
     if path is None or not allowed or not _is_whole(path, repo_id):
-        raise HubError(
-            f"Hugging Face cannot be reached and {repo_id} is not in the cache on this machine: "
-            "check the connection and try again."
-        )
+        what = f"Hugging Face cannot be reached and {repo_id} is not in the cache on this machine"
+        raise HubError(f"{what}: check the connection and try again.")
     return Snapshot(path.parent, path.parent.name, None)
 
 

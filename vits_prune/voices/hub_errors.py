@@ -89,42 +89,34 @@ def _download_error(repo_id: str, revision: str | None, error: Exception) -> Inp
         return lost
     if isinstance(error, OSError):
         return _disk_error(repo_id, error)
-    if isinstance(error, (RuntimeError, *UNREADABLE)) and raised_by_client(error):
-        if isinstance(error, RuntimeError):  # how hf_xet reports a broken connection
-            return lost
-        return HubError(
-            f"The hub gave an answer about {repo_id} that cannot be read: "
-            "check HF_ENDPOINT, or try again later."
-        )
-    return None
+    if not isinstance(error, (RuntimeError, *UNREADABLE)) or not raised_by_client(error):
+        return None
+    if isinstance(error, RuntimeError):  # how hf_xet reports a broken connection
+        return lost
+    what = f"The hub gave an answer about {repo_id} that cannot be read"
+    return HubError(f"{what}: check HF_ENDPOINT, or try again later.")
 
 
 def _refused(repo_id: str, status: int) -> HubError:
-    logins = {
-        401: "Hugging Face does not accept the access token: log in again (hf auth login), "
-        f"or load {repo_id} without a token.",
-        403: f"Hugging Face refuses access to {repo_id}: check that the access token may read it.",
-    }
-    if status in logins:
-        return LoginError(logins[status])
-    if status == 429:
-        return HubError(
-            f"Hugging Face received too many requests and refuses {repo_id} for now: "
-            "try again in a few minutes."
+    if status == 401:
+        return LoginError(
+            "Hugging Face does not accept the access token: log in again (hf auth login), "
+            f"or load {repo_id} without a token."
         )
+    if status == 403:
+        what = f"Hugging Face refuses access to {repo_id}"
+        return LoginError(f"{what}: check that the access token may read it.")
+    if status == 429:
+        what = f"Hugging Face received too many requests and refuses {repo_id} for now"
+        return HubError(f"{what}: try again in a few minutes.")
     return HubError(f"Hugging Face answered {status} for {repo_id}: try again later.")
 
 
 def _disk_error(repo_id: str, error: OSError) -> InputError:
+    if error.errno is None:  # huggingface_hub's check of the size after the last byte
+        return HubError(f"The download of {repo_id} arrived incomplete: try again.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputError(
-            "The disk is full: free some space, or set HF_HOME to a folder on another disk, "
-            f"and load {repo_id} again."
-        )
-    if error.errno is not None:
-        return InputError(
-            f"The download of {repo_id} cannot be written ({error.strerror}): "
-            "check the cache folder, or set HF_HOME to another."
-        )
-    # huggingface_hub's check of the size after the last byte
-    return HubError(f"The download of {repo_id} arrived incomplete: try again.")
+        what = "The disk is full: free some space, or set HF_HOME to a folder on another disk, "
+        return InputError(f"{what}and load {repo_id} again.")
+    what = f"The download of {repo_id} cannot be written ({error.strerror})"
+    return InputError(f"{what}: check the cache folder, or set HF_HOME to another.")

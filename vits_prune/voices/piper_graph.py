@@ -1,9 +1,8 @@
 """Read a Piper voice's ONNX file as tensors and convolutions by the names they had in training.
 
-The file may be hostile: nothing in it is run. torch's exporter keeps most names (`enc_p.`, `dp.`,
-`flow.`, `dec.`) and loses some: folded weight norm leaves anonymous weights (`onnx::Conv_8168`),
-equal tensors are stored once and reached through Identity nodes, and the embedding table may be
-called `sid`. So each convolution is found at its node, and an unnamed tensor by its reader.
+Nothing in the file is run. torch's exporter loses some names: folded weight norm leaves anonymous
+weights (`onnx::Conv_8168`), equal tensors are stored once behind Identity nodes, and the embeddings
+may be called `sid`. So each convolution is found at its node, an unnamed tensor by its reader.
 """
 
 from __future__ import annotations
@@ -208,9 +207,7 @@ def _dequantise(
         if scale.ndim != levels.ndim or any(
             one not in (1, size) for one, size in zip(scale.shape, levels.shape, strict=True)
         ):
-            raise InputError(
-                f"the scales of its tensor {source[:60]!r} do not fit, export it again."
-            )
+            raise InputError(f"the scales of its tensor {source[:60]!r} do not fit: export again.")
         tensors[node.output[0]] = levels.float() * scale
 
 

@@ -65,9 +65,6 @@ def piper_config(
     """Return the configuration of a Piper graph: its facts if it has any, else read from shapes.
 
     `scales` are noise_scale, length_scale and noise_w of the voice's JSON file.
-
-    Raises:
-        InputError: the graph is not that of a Piper VITS voice.
     """
     given = {
         "noise_scale": scales["noise_scale"],
@@ -91,11 +88,7 @@ def piper_config(
 
 
 def build_model(graph: PiperGraph, config: VitsConfig, shown: str) -> VitsModel:
-    """Return the model of a graph: float32, contiguous, without gradients, in evaluation mode.
-
-    Raises:
-        InputError: a weight is missing, has the wrong size, or is not finite.
-    """
+    """Return the model of a graph in float32; InputError if a weight is missing or unfit."""
     with naming(shown):
         model = empty_model(config)
         found = dict(_weights(model, graph))

@@ -42,19 +42,9 @@ class PiperTokenizer:
     Ids equal those of piper-tts 1.8 except where its newer espeak-ng pronounces differently. Arabic
     is read as it is written, without the vowels that piper-tts adds with a model of its own.
 
-    Attributes:
-        phoneme_type: "espeak" or "text".
-        espeak_voice: of espeak-ng, None for "text".
-        phoneme_ids: ids by phoneme.
-        vowel_clusters: phonemes that are read as one.
-        about: language, dataset and quality as the file states them; nothing is read by it.
-
     Args:
-        settings: the object in the voice's JSON file.
+        settings: the object in the voice's JSON file; InputError if it is not supported.
         shown: what messages call the file.
-
-    Raises:
-        InputError: it does not say how the voice reads, or in a way that is not supported.
     """
 
     def __init__(self, settings: Mapping[str, Any], shown: str = TOKENIZER_FILE) -> None:
@@ -99,18 +89,14 @@ class PiperTokenizer:
         return max(max(ids) for ids in self.phoneme_ids.values() if ids)
 
     def sentences(self, text: str) -> Iterator[Sentence]:
-        """Yield the sentences of a text in order; `[[...]]` in a text holds phonemes.
-
-        A sentence in which nothing can be said has no ids.
-        """
+        """Yield the sentences of a text in order; `[[...]]` in a text holds phonemes."""
         groups = [(_code_points(text), text)] if self.phoneme_type == "text" else self._spoken(text)
         return itertools.starmap(self._sentence, groups)
 
     def __call__(self, text: str, return_tensors: str | None = None) -> dict[str, Any]:
         """Return the ids alone, as transformers' tokenizers do: a list for each sentence.
 
-        `return_tensors="pt"` makes them a LongTensor [1, ids]; InputError unless the text is one
-        sentence.
+        `return_tensors="pt"` makes them a LongTensor [1, ids], for a text of one sentence.
         """
         spoken = [list(sentence.ids) for sentence in self.sentences(text) if sentence.ids]
         if return_tensors is None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.files import read_json, replaced_folder, write_json
+from vits_prune.files import read_json, replaced_folder, shown_name, write_json
 from vits_prune.voices.architecture import (
     NarrowVitsConfig,
     PiperVitsConfig,
@@ -33,7 +33,7 @@ from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.manifest import (
     MARK,
     SAVED_FILE,
-    Facts,
+    WEIGHT_FILES,
     check_files,
     config_of,
     describe,
@@ -45,8 +45,6 @@ from vits_prune.voices.piper_text import PiperTokenizer
 from vits_prune.voices.sparse_file import decode, encode
 from vits_prune.voices.voice import Origin, Voice
 
-WEIGHTS = {"dense": "model.safetensors", "sparse": "model.sparse.safetensors"}
-"""The file of the weights by form. No other program takes the sparse one for plain tensors."""
 _MAX_SPARSE_BYTES = 2 << 30
 
 
@@ -70,12 +68,10 @@ def save_voice(
             is no such form or precision, or a weight is not finite or too large for fp16.
     """
     target = Path(folder)
-    choices = {"form": (form, WEIGHTS), "precision": (precision, ("fp32", "fp16"))}
+    choices = {"form": (form, WEIGHT_FILES), "precision": (precision, ("fp32", "fp16"))}
     for what, (given, known) in choices.items():
         if given not in known:
-            raise InputError(
-                f"A saved voice has the {what} {' or '.join(known)}, not {str(given)[:20]!r}."
-            )
+            raise InputError(f"A saved voice has the {what} {' or '.join(known)}: choose one.")
     check_save_place(target)
     with written_whole(target, SAVED_FILE) as new:
         _write(voice, new, form, precision)
@@ -83,11 +79,11 @@ def save_voice(
 
 
 def check_save_place(folder: Path) -> None:
-    """Raise InputError if other files are in the folder of a save: another would remove them."""
+    """Raise InputError if a voice cannot be saved to a folder without the loss of other files."""
+    _check_place(folder, SAVED_FILE)
     try:
-        if not (folder / SAVED_FILE).is_file():
-            return  # `written_whole` refuses all but new and empty ones
-        others = {path.name for path in folder.iterdir()} - files_of_save(folder)
+        saved = (folder / SAVED_FILE).is_file()
+        others = {path.name for path in folder.iterdir()} - files_of_save(folder) if saved else ()
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}): name a new one.") from error
     if others:
@@ -97,29 +93,30 @@ def check_save_place(folder: Path) -> None:
         )
 
 
+def _check_place(target: Path, manifest: str) -> None:
+    wrong = ""
+    if target.is_symlink():
+        wrong = "is a link: give the folder that it leads to, or a new one."
+    elif target.exists() and target.resolve() == Path.cwd():
+        wrong = "is the folder in which this runs: give the name of a new folder in it."
+    elif target.exists() and not (
+        target.is_dir() and ((target / manifest).is_file() or not any(target.iterdir()))
+    ):
+        wrong = (
+            "exists and is not a saved voice: give a folder that is new, empty or was saved before."
+        )
+    if wrong:
+        raise InputError(f"{target} {wrong}")
+
+
 @contextlib.contextmanager
 def written_whole(target: Path, manifest: str) -> Iterator[Path]:
     """Yield a new folder to write to, which takes the place of `target` when the block ends well.
 
-    `target` is new, empty, or a folder with the file `manifest`, which this wrote before.
-
-    Raises:
-        InputError: something else has the name, it is a link or the current folder, or the disk
-            does not take it.
+    InputError unless `target` is new, empty, or a folder with the file `manifest`.
     """
     try:
-        if target.is_symlink():
-            raise InputError(f"{target} is a link: give the folder that it leads to, or a new one.")
-        if target.exists() and target.resolve() == Path.cwd():
-            raise InputError(
-                f"{target} is the folder in which this runs: give the name of a new folder in it."
-            )
-        ours = target.is_dir() and ((target / manifest).is_file() or not any(target.iterdir()))
-        if target.exists() and not ours:
-            raise InputError(
-                f"{target} exists and is not a saved voice: "
-                "give the name of a folder that is new, empty or was saved before."
-            )
+        _check_place(target, manifest)
         with replaced_folder(target) as new:
             yield new
     except (OSError, SafetensorError) as error:  # how safetensors reports a full disk
@@ -142,10 +139,10 @@ def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
     config.dtype = "float32"  # to compute in, whatever the file stores
     config.save_pretrained(folder)
     if form == "dense":
-        save_file(tensors, folder / WEIGHTS[form], metadata={"format": "pt", **MARK})
-        _sort_metadata(folder / WEIGHTS[form])
+        save_file(tensors, folder / WEIGHT_FILES[form], metadata={"format": "pt", **MARK})
+        _sort_metadata(folder / WEIGHT_FILES[form])
     else:
-        (folder / WEIGHTS[form]).write_bytes(encode(tensors))
+        (folder / WEIGHT_FILES[form]).write_bytes(encode(tensors))
     voice.tokenizer.save(str(folder))
     write_manifest(folder, describe(voice, form, precision))
     if steps := voice.recipe.get("pruned"):
@@ -196,21 +193,14 @@ def _weight_norm_pair(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
-    """Return the voice that `save_voice` wrote, the same to the bit, by default with its speaker.
-
-    Raises:
-        InputError: it is damaged, was written by a newer version, or has no such speaker.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise InputError(f"{folder.name} is not a saved voice: it has no {SAVED_FILE}.")
-    facts = Facts.parse(manifest, tuple(WEIGHTS))
-    weights = folder / WEIGHTS[facts.form]
+    """Return the voice that `save_voice` wrote, the same to the bit, speaker included."""
+    facts = read_manifest(folder)
+    if facts is None:
+        raise InputError(f"{shown_name(folder)} is not a saved voice: it has no {SAVED_FILE}.")
+    weights = folder / WEIGHT_FILES[facts.form]
     if not weights.is_file():
-        raise DamagedFileError(
-            f"{folder.name} is damaged: it has no {weights.name}. Save it again."
-        )
-    check_files(folder, manifest, weights)
+        raise DamagedFileError(f"{shown_name(folder)} is damaged: it has no {weights.name}.")
+    check_files(folder, facts)
     if facts.origin.family == "piper":
         config: VitsConfig = read_config(folder, PiperVitsConfig)
         tokenizer: Any = PiperTokenizer.load(folder)
@@ -218,7 +208,7 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
             raise _unfitting(folder)
         model = _load_own_layout(weights, config)
     else:
-        kind = read_json(folder / "config.json", folder.name).get("model_type")
+        kind = read_json(folder / "config.json", shown_name(folder)).get("model_type")
         narrow = kind == NarrowVitsConfig.model_type
         if narrow or facts.form == "sparse":
             config = read_config(folder, NarrowVitsConfig if narrow else VitsConfig)
@@ -226,19 +216,19 @@ def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
             model = _load_own_layout(weights, config)
         else:
             model, tokenizer = _load_transformers_layout(weights, facts.name)
-    return facts.voice(model, tokenizer, speaker, folder.name)
+    return facts.voice(model, tokenizer, speaker, shown_name(folder))
 
 
 def _unfitting(folder: Path) -> DamagedFileError:
     what = "its weights, config.json and tokenizer do not fit together"
-    return DamagedFileError(f"{folder.name} is damaged: {what}. Save the voice again.")
+    return DamagedFileError(f"{shown_name(folder)} is damaged: {what}. Save the voice again.")
 
 
 def _load_own_layout(weights: Path, config: VitsConfig) -> VitsModel:
     """Return the model whose tensors were written as they are."""
     model = empty_model(config)
     try:
-        if weights.name == WEIGHTS["dense"]:
+        if weights.name == WEIGHT_FILES["dense"]:
             stored = load_file(weights)
         else:
             if weights.stat().st_size > _MAX_SPARSE_BYTES:

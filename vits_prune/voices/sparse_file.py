@@ -1,10 +1,9 @@
 """A lossless encoding of tensors with many zeros, inside a safetensors file.
 
-A tensor becomes a bitmask of its non-zero places and the surviving values. The values are split
-into planes, all first bytes, all second bytes and so on ("byte shuffle", as in HDF5 and Blosc),
-after a rotation that moves the sign behind the mantissa: exponents, which repeat, have a plane of
-their own. Each plane and mask of a tensor is a Zstandard frame; small tensors share one. What would
-not get shorter is kept as it is. A CRC-32 over everything reveals damage.
+A tensor becomes a bitmask of its non-zero places and the surviving values, split into planes of
+first, second, ... bytes ("byte shuffle", as in HDF5 and Blosc) after a rotation that moves the sign
+behind the mantissa, so that exponents have a plane of their own. Each plane and mask is a Zstandard
+frame, if that is shorter; small tensors share one. A CRC-32 over everything reveals damage.
 """
 
 from __future__ import annotations
@@ -39,15 +38,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Return the bytes of a sparse-encoded safetensors file.
+    """Return float32 or float16 tensors as the bytes of a sparse-encoded safetensors file.
 
     `decode` makes the same tensors from it to the bit, except that -0.0 becomes 0.0.
-
-    Args:
-        tensors: float32 or float16 of any shape, by name.
-
-    Raises:
-        TypeError: a tensor has another type.
     """
     compressor = zstandard.ZstdCompressor(level=_LEVEL)
     frames: list[bytes] = []
@@ -100,12 +93,9 @@ def _checksum(blobs: Mapping[str, np.ndarray]) -> int:
 
 
 def decode(data: bytes, most_elements: int = MAX_ELEMENTS) -> dict[str, torch.Tensor]:
-    """Return the tensors that `encode` wrote.
+    """Return the tensors that `encode` wrote; InputError if the bytes are not such a file.
 
     `most_elements` bounds all tensors together: a small file may claim to hold many.
-
-    Raises:
-        InputError: the bytes are not such a file, are damaged, or hold more elements.
     """
     try:
         blobs = load(data)

@@ -128,10 +128,9 @@ class Voice:
         return {part: getattr(self.model, part) for part in PARTS}
 
     def with_weights(self, weights: Mapping[str, torch.Tensor], **changes: Any) -> Voice:
-        """Return a Voice like this one with some tensors replaced; all others are shared.
+        """Return a Voice with the tensors {name in `named_parameters()`: tensor} for its own.
 
-        `weights` is {name as in `model.named_parameters()`: tensor of the same shape}; `changes`
-        are other fields of the new Voice, such as `recipe`.
+        All others are shared. `changes` are other fields of the new Voice, such as `recipe`.
         """
         return dataclasses.replace(self, model=copy_with_weights(self.model, weights), **changes)
 
@@ -215,18 +214,12 @@ def spoken_language(voice: Voice) -> str | None:
 
 
 def draw_texts(voice: Voice, count: int, seed: int) -> tuple[str, ...]:
-    """Return sentences of random words, all letters of the voice being equally likely.
-
-    Raises:
-        InputError: the voice has no letters to draw from.
-    """
+    """Return sentences of random words, all letters of the voice being equally likely."""
     import numpy as np
 
     letters = voice.tokenizer.letters
     if not letters:
-        raise InputError(
-            f"{voice.name} has no letters to draw sentences from: give texts to calibrate it on."
-        )
+        raise InputError(f"{voice.name} has no letters to draw from: give texts to calibrate on.")
     random = np.random.default_rng(seed)
 
     def word() -> str:
