@@ -265,10 +265,8 @@ def checked_config(values: dict[str, Any], config_class: type[Config], name: str
         if key not in names & values.keys() or (value is None and key in _MAY_BE_NULL):
             continue
         if not holds(value):
-            raise InputError(
-                f"{name} says {key} = {repr(value)[:40]} in its config.json where {wanted} is "
-                "needed: check the checkpoint."
-            )
+            said = f"{key} = {repr(value)[:40]} in its config.json"
+            raise InputError(f"{name} says {said} where {wanted} is needed.")
         known[key] = float(value) if key in floats else value
     try:
         config = config_class(**known)

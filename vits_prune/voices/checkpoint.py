@@ -99,10 +99,8 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 def no_safetensors(name: str) -> InputError:
     """Return the refusal of a checkpoint that has only a pickle, which could run code."""
-    return InputError(
-        f"{name} has no {WEIGHTS}: open it with transformers where you trust it and write it "
-        "again with model.save_pretrained(folder)."
-    )
+    how = "open it with transformers where you trust it and save it with save_pretrained"
+    return InputError(f"{name} has no {WEIGHTS}: {how}.")
 
 
 def shard_names(index: dict[str, Any], name: str, there: Container[str]) -> list[str]:
@@ -128,10 +126,8 @@ def read_tensors(
     """
     parameters = sum(shape.numel() for shape in wanted.values())
     if parameters > MAX_PARAMETERS:
-        raise InputError(
-            f"{name} asks for {parameters / 1e6:.0f} million parameters, more than the "
-            f"{MAX_PARAMETERS // 1_000_000} million accepted."
-        )
+        millions = f"{parameters / 1e6:.0f} million parameters"
+        raise InputError(f"{name} asks for {millions}, too many: choose a smaller voice.")
     tensors = {}
     try:
         found = _places(files, wanted, name)
@@ -163,11 +159,8 @@ def _places(
                 part = handle.get_slice(key)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
                 if shape != tuple(wanted[current]):
-                    raise InputError(
-                        f"{name} has weights that do not fit its config.json ({current} is "
-                        f"{shape}, not {tuple(wanted[current])}): "
-                        "check that both come from the same checkpoint."
-                    )
+                    what = f"{current} is {shape}, not {tuple(wanted[current])}"
+                    raise InputError(f"{name} has weights that do not fit its config.json: {what}.")
                 if dtype not in _FLOAT_TYPES:
                     raise InputError(f"{name} stores {current} as {dtype}: save it as float32.")
                 found[current] = (file, key)

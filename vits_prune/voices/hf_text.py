@@ -282,10 +282,7 @@ def _require_symbols(symbols: Iterable[object], name: str) -> None:
         for s in symbols
     )
     if not sound or not 0 < len(symbols) <= MAX_SYMBOLS:
-        raise InputError(
-            f"{name} has a vocabulary with an empty, overlong or broken symbol, or none or too "
-            "many: check the checkpoint."
-        )
+        raise InputError(f"{name} has a vocabulary of too many, overlong or broken symbols.")
 
 
 def _read_settings(folder: Path, name: str) -> dict[str, Any]:

@@ -240,9 +240,9 @@ def facts_of(voice: Voice, form: str, precision: str, reading: str = "") -> dict
         values["reading"] = reading
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     if len(text) > MAX_MANIFEST_BYTES:
+        what = f"The recipe of {voice.name} takes more than {MAX_MANIFEST_BYTES >> 20} MiB"
         raise InputError(
-            f"What was done to {voice.name} takes more than {MAX_MANIFEST_BYTES >> 20} MiB: "
-            "prune the original again with fewer or shorter calibration texts."
+            f"{what}: prune the original again with fewer or shorter calibration texts."
         )
     return {
         _FACTS: text,
@@ -273,10 +273,8 @@ def check_reading(facts: Facts, source: Path | PiperTokenizer, shown: str, symbo
     `source` is as for `reading_of`; messages call the files `shown` (ONNX) and `symbols`.
     """
     if facts.reading and facts.reading != reading_of(source):
-        raise InputError(
-            f"{symbols} does not read text as it did when {shown} was exported: "
-            "copy both files again from the same export."
-        )
+        what = f"{symbols} does not read text as it did when {shown} was exported"
+        raise InputError(f"{what}: copy both files from one export.")
 
 
 def checksum_of(graph: onnx.GraphProto, facts: Mapping[str, str]) -> dict[str, str]:

@@ -42,10 +42,8 @@ def model_in(folder: Path) -> Path | None:
     if is_export(folder):
         named = [name for name in checksums_in(folder) if name.endswith(".onnx")]
         if len(named) != 1 or not (folder / named[0]).is_file():
-            raise InputError(
-                f"{shown_name(folder)} is not a whole export: it lacks the .onnx that its "
-                f"{EXPORT.name} names. Export the voice again."
-            )
+            what = f"it lacks the .onnx that its {EXPORT.name} names"
+            raise InputError(f"{shown_name(folder)} is not a whole export: {what}.")
         return folder / named[0]
     found = [] if (folder / "config.json").exists() else sorted(folder.glob("*.onnx"))
     return found[0] if len(found) == 1 else None
@@ -114,10 +112,8 @@ def _tokenizer(facts: Facts, model: Path, config: VitsConfig) -> Tokenizer:
 
 def _require_symbols(tokenizer: PiperTokenizer, config: VitsConfig, shown: str, model: str) -> None:
     if tokenizer.largest_id >= config.vocab_size:
-        raise InputError(
-            f"{shown} gives ids up to {tokenizer.largest_id}, but {model} knows "
-            f"{config.vocab_size} symbols: take both files from the same voice."
-        )
+        known = f"{model} knows {config.vocab_size} symbols"
+        raise InputError(f"{shown} gives ids up to {tokenizer.largest_id}, but {known}.")
 
 
 def load_piper(
@@ -159,10 +155,8 @@ def load_piper(
         "piper", model_path.stem, Origin("piper", model_path.name), speakers
     )
     if speakers != facts.speakers or rate != facts.config.get("sampling_rate", rate):
-        raise InputError(
-            f"{shown} has another sampling rate or other speakers than when {model_path.name} was "
-            "exported: copy both files again from the same export."
-        )
+        what = f"{shown} has another sampling rate or other speakers than {model_path.name}"
+        raise InputError(f"{what}: copy both files from one export.")
     if speaker is None and speakers:
         speaker = settings.get("default_speaker_id", 0)
         _check_whole(speaker, len(speakers), "default_speaker_id", shown)
@@ -197,19 +191,14 @@ def _scales(settings: Mapping[str, Any], shown: str) -> dict[str, float]:
     for key, value in scales.items():
         _, lowest, highest = _SCALES[key]
         if type(value) not in (int, float) or not lowest <= value <= highest:  # so never NaN
-            raise InputError(
-                f"{shown} gives an inference.{key} that is not a number "
-                f"from {lowest:g} to {highest:g}: correct it."
-            )
+            bounds = f"from {lowest:g} to {highest:g}"
+            raise InputError(f"{shown} gives an inference.{key} that is not a number {bounds}.")
     return {key: float(value) for key, value in scales.items()}
 
 
 def _check_whole(value: object, below: int, key: str, shown: str) -> None:
     if type(value) is not int or not 0 <= value < below:
-        raise InputError(
-            f"{shown} gives a {key} that is not a whole number below {below}: "
-            "take both files from the same voice."
-        )
+        raise InputError(f"{shown} gives a {key} that is not a whole number below {below}.")
 
 
 def _speakers(settings: Mapping[str, Any], count: int, shown: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.files import read_json, replaced_folder, shown_name, write_json
+from vits_prune.voices import manifest
 from vits_prune.voices.architecture import (
     NarrowVitsConfig,
     PiperVitsConfig,
@@ -30,17 +31,6 @@ from vits_prune.voices.architecture import (
 )
 from vits_prune.voices.checkpoint import load_checkpoint, require_finite
 from vits_prune.voices.hf_text import HubTokenizer
-from vits_prune.voices.manifest import (
-    MARK,
-    SAVED_FILE,
-    WEIGHT_FILES,
-    check_files,
-    config_of,
-    describe,
-    files_of_save,
-    read_manifest,
-    write_manifest,
-)
 from vits_prune.voices.piper_text import PiperTokenizer
 from vits_prune.voices.sparse_file import decode, encode
 from vits_prune.voices.voice import Origin, Voice
@@ -68,22 +58,22 @@ def save_voice(
             is no such form or precision, or a weight is not finite or too large for fp16.
     """
     target = Path(folder)
-    choices = {"form": (form, WEIGHT_FILES), "precision": (precision, ("fp32", "fp16"))}
+    choices = {"form": (form, manifest.WEIGHT_FILES), "precision": (precision, ("fp32", "fp16"))}
     for what, (given, known) in choices.items():
         if given not in known:
             raise InputError(f"A saved voice has the {what} {' or '.join(known)}: choose one.")
     check_save_place(target)
-    with written_whole(target, SAVED_FILE) as new:
+    with written_whole(target, manifest.SAVED_FILE) as new:
         _write(voice, new, form, precision)
     return target
 
 
 def check_save_place(folder: Path) -> None:
     """Raise InputError if a voice cannot be saved to a folder without the loss of other files."""
-    _check_place(folder, SAVED_FILE)
+    _check_place(folder, manifest.SAVED_FILE)
     try:
-        saved = (folder / SAVED_FILE).is_file()
-        others = {path.name for path in folder.iterdir()} - files_of_save(folder) if saved else ()
+        there = folder.iterdir() if (folder / manifest.SAVED_FILE).is_file() else ()
+        others = {path.name for path in there} - manifest.files_of_save(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}): name a new one.") from error
     if others:
@@ -93,14 +83,14 @@ def check_save_place(folder: Path) -> None:
         )
 
 
-def _check_place(target: Path, manifest: str) -> None:
+def _check_place(target: Path, kind: str) -> None:
     wrong = ""
     if target.is_symlink():
         wrong = "is a link: give the folder that it leads to, or a new one."
     elif target.exists() and target.resolve() == Path.cwd():
         wrong = "is the folder in which this runs: give the name of a new folder in it."
     elif target.exists() and not (
-        target.is_dir() and ((target / manifest).is_file() or not any(target.iterdir()))
+        target.is_dir() and ((target / kind).is_file() or not any(target.iterdir()))
     ):
         wrong = (
             "exists and is not a saved voice: give a folder that is new, empty or was saved before."
@@ -110,13 +100,13 @@ def _check_place(target: Path, manifest: str) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(target: Path, manifest: str) -> Iterator[Path]:
+def written_whole(target: Path, kind: str) -> Iterator[Path]:
     """Yield a new folder to write to, which takes the place of `target` when the block ends well.
 
-    InputError unless `target` is new, empty, or a folder with the file `manifest`.
+    InputError unless `target` is new, empty, or a folder with the file `kind`.
     """
     try:
-        _check_place(target, manifest)
+        _check_place(target, kind)
         with replaced_folder(target) as new:
             yield new
     except (OSError, SafetensorError) as error:  # how safetensors reports a full disk
@@ -125,7 +115,7 @@ def written_whole(target: Path, manifest: str) -> Iterator[Path]:
 
 
 def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
-    config = config_of(voice)
+    config = manifest.config_of(voice)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in voice.model.state_dict().items()}
     require_finite(voice.model, voice.name)
     if precision == "fp16":
@@ -138,13 +128,14 @@ def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
     config.architectures = [type(voice.model).__name__]
     config.dtype = "float32"  # to compute in, whatever the file stores
     config.save_pretrained(folder)
+    weights = folder / manifest.WEIGHT_FILES[form]
     if form == "dense":
-        save_file(tensors, folder / WEIGHT_FILES[form], metadata={"format": "pt", **MARK})
-        _sort_metadata(folder / WEIGHT_FILES[form])
+        save_file(tensors, weights, metadata={"format": "pt", **manifest.MARK})
+        _sort_metadata(weights)
     else:
-        (folder / WEIGHT_FILES[form]).write_bytes(encode(tensors))
+        weights.write_bytes(encode(tensors))
     voice.tokenizer.save(str(folder))
-    write_manifest(folder, describe(voice, form, precision))
+    manifest.write_manifest(folder, manifest.describe(voice, form, precision))
     if steps := voice.recipe.get("pruned"):
         write_json(folder / "prune_spec.json", steps[-1])
     if healed := voice.recipe.get("healed"):
@@ -153,7 +144,7 @@ def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
 
 def _sort_metadata(weights: Path) -> None:
     """Sort the metadata of a safetensors file in place: safetensors writes it in random order."""
-    entries = {"format": "pt", **MARK}, {**MARK, "format": "pt"}
+    entries = {"format": "pt", **manifest.MARK}, {**manifest.MARK, "format": "pt"}
     ours, turned = (json.dumps(one, separators=(",", ":")).encode() for one in entries)
     with weights.open("r+b") as file:
         start = file.read(8 + len(b'{"__metadata__":') + len(turned))
@@ -194,13 +185,13 @@ def _weight_norm_pair(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 def load_saved(folder: Path, speaker: int | str | None = None) -> Voice:
     """Return the voice that `save_voice` wrote, the same to the bit, speaker included."""
-    facts = read_manifest(folder)
+    facts = manifest.read_manifest(folder)
     if facts is None:
-        raise InputError(f"{shown_name(folder)} is not a saved voice: it has no {SAVED_FILE}.")
-    weights = folder / WEIGHT_FILES[facts.form]
+        raise InputError(f"{folder.name} is not a saved voice: it has no {manifest.SAVED_FILE}.")
+    weights = folder / manifest.WEIGHT_FILES[facts.form]
     if not weights.is_file():
         raise DamagedFileError(f"{shown_name(folder)} is damaged: it has no {weights.name}.")
-    check_files(folder, facts)
+    manifest.check_files(folder, facts)
     if facts.origin.family == "piper":
         config: VitsConfig = read_config(folder, PiperVitsConfig)
         tokenizer: Any = PiperTokenizer.load(folder)
@@ -228,7 +219,7 @@ def _load_own_layout(weights: Path, config: VitsConfig) -> VitsModel:
     """Return the model whose tensors were written as they are."""
     model = empty_model(config)
     try:
-        if weights.name == WEIGHT_FILES["dense"]:
+        if weights.name == manifest.WEIGHT_FILES["dense"]:
             stored = load_file(weights)
         else:
             if weights.stat().st_size > _MAX_SPARSE_BYTES:
