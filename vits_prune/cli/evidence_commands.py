@@ -252,9 +252,8 @@ def _sweep_voices(options: Namespace, grid: Grid) -> None:
 
 def _require_all(what: str, missing: int, options: Namespace) -> None:
     if missing:
-        raise InputError(
-            f"{missing} {what} could not be measured, the others are in {options.out}: {_AGAIN}."
-        )
+        done = f"the others are in {options.out}"
+        raise InputError(f"{missing} {what} could not be measured, {done}: {_AGAIN}.")
 
 
 def _measured(

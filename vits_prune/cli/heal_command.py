@@ -150,11 +150,8 @@ def _run(
 def _learnt(healed: HealResult) -> HealResult:
     """Return the result; raise InputError if the voice has learnt nothing."""
     if healed.step == 0:
-        raise InputError(
-            f"{healed.voice.name} is not healed ({healed.stopped or 'no step was made'}), and "
-            "nothing is saved: give a lower --learning-rate, or prune anew if the pruned voice "
-            "itself is broken."
-        )
+        what = f"{healed.voice.name} is not healed ({healed.stopped or 'no step was made'})"
+        raise InputError(f"{what}, and nothing is saved: give a lower --learning-rate.")
     return healed
 
 
@@ -187,10 +184,8 @@ def how_to_resume(work: Path, step: int) -> str:
     """Return what to say after Ctrl-C."""
     if not _has_checkpoints(work):
         return f"Stopped at step {step}, before the first checkpoint: start again without --resume."
-    return (
-        f"Stopped at step {step}. Go on with the same command and --resume; checkpoints are in "
-        f"{work}"
-    )
+    how = "Go on with the same command and --resume"
+    return f"Stopped at step {step}. {how}; checkpoints are in {work}"
 
 
 def _load_pruned(options: Namespace, voice: Voice) -> Voice:
@@ -273,10 +268,8 @@ class TrainingLog:
         if self.curve.add(made) and made.step % (10 * _ROW_EVERY) == 0:
             self.write()
         losses = (f"{name} {value:.3f}" for name, value in made.losses.items() if name != "total")
-        self.progress.report(
-            f"step {made.step} of {made.of or '?'}: {' '.join(losses)}",
-            made.step / made.of if made.of else 0.0,
-        )
+        message = f"step {made.step} of {made.of or '?'}: {' '.join(losses)}"
+        self.progress.report(message, made.step / made.of if made.of else 0.0)
 
     def judged(self, found: Judgement, _voice: Voice) -> None:
         """Add what was measured of a checkpoint, and print it."""
@@ -303,9 +296,10 @@ class TrainingLog:
     def finish(self, healed: HealResult, measured_on: str) -> None:
         """Write the rows, and a picture of them; `measured_on` says on which sentences."""
         self.write()
-        below = f": change from the original on {measured_on} below" if measured_on else ""
+        title = f"{healed.voice.name}, healed"
+        if measured_on:
+            title += f": change from the original on {measured_on} below"
         if self.curve.rows:
-            title = f"{healed.voice.name}, healed{below}"
             save_figure(self.curve.rows, title, self.folder / "curve.svg")
 
     def _continue_from(self, step: int) -> None:

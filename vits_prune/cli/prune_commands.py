@@ -111,10 +111,8 @@ def _compare(options: Namespace) -> None:
     if comparison.pruned.dropped:
         print(f"\nThe voice has no symbol for: {' '.join(comparison.pruned.dropped)}")
     if comparison.pruned.cut_short:
-        print(
-            "\nThe pruned voice's durations ran away: a sentence was ended at "
-            f"{MAX_SENTENCE_SECONDS:.0f} seconds."
-        )
+        most = f"{MAX_SENTENCE_SECONDS:.0f} seconds"
+        print(f"\nThe pruned voice's durations ran away: a sentence was ended at {most}.")
     written = ["original.wav", "pruned.wav", "report.json", *(f"{name}.csv" for name in tables)]
     print(f"\nWritten to {options.out}: {', '.join(written)}")
 

@@ -114,17 +114,13 @@ def _export(options: Namespace) -> None:
     if rows:
         print(ship_table(rows).to_string(index=False))
     if export.waveform_error is not None:
-        print(
-            "\nonnxruntime says what torch says: no sample is off by more than "
-            f"{export.waveform_error:.1e} (same weights, no noise)."
-        )
+        most = f"{export.waveform_error:.1e} (same weights, no noise)"
+        print(f"\nonnxruntime says what torch says: no sample is off by more than {most}.")
     written = (f"{name} ({_size(size)})" for name, size in export.files.items())
     print(f"\nWritten to {export.folder}: {', '.join(written)}")
     if (export.folder / "bench.py").is_file():
-        print(
-            "On the machine that is to speak: pip install onnxruntime numpy && "
-            f"python bench.py {export.model.name} --threads 1,2"
-        )
+        print("On the machine that is to speak: pip install onnxruntime numpy")
+        print(f"python bench.py {export.model.name} --threads 1,2")
 
 
 def _size(count: int) -> str:
@@ -177,10 +173,8 @@ def _publish(options: Namespace) -> None:
             _send(bundle, place, options)
             return
         sizes = [path.stat().st_size for path in bundle.folder.rglob("*") if path.is_file()]
-        print(
-            f"Written to {bundle.folder}, nothing was published: {len(sizes)} files, "
-            f"{sum(sizes) / 1e6:.1f} MB; the model card is {bundle.folder / 'README.md'}"
-        )
+        size = f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
+        print(f"Written to {bundle.folder}, nothing was published: {size}; see its README.md")
 
 
 def _check(options: Namespace) -> None:
@@ -229,10 +223,8 @@ def _destination(options: Namespace) -> Destination:
 
     place = check_destination(options.repo)
     if place.holds == "other" and not options.replace:
-        raise InputError(
-            f"{place.repo_id} holds something that vits_prune did not push: give another name, or "
-            "--replace to push beside it and over files of the same names."
-        )
+        what = f"{place.repo_id} holds something that vits_prune did not push"
+        raise InputError(f"{what}: give another name, or --replace to push over it.")
     if options.private and place.private is False:
         raise InputError(f"{place.repo_id} is public already: leave out --private, or rename.")
     return place
@@ -268,10 +260,8 @@ def _original(voice: Voice, options: Namespace) -> Voice | None:
             return load_voice(source[0], revision=source[1])
         except NotFoundError as error:
             why = str(error)
-    print(
-        f"The original of {voice.name} is not at hand, and the card compares with nothing: {why}",
-        file=sys.stderr,
-    )
+    what = f"The original of {voice.name} is not at hand, and the card compares with nothing"
+    print(f"{what}: {why}", file=sys.stderr)
     return None
 
 
@@ -285,11 +275,11 @@ def _measured(
         raise InputError("There is no original to measure against: give --original, or no --texts.")
     if voice.speakers:
         original = original.with_speaker(voice.speaker)
+    settings = Settings(seed=seed)
     with ProgressLine() as progress:
-        quality = evaluate(
-            original, voice, texts, Settings(seed=seed), progress=progress.part(0.0, 0.8)
-        )
-        speed = compare(original, voice, texts[0], seed, progress=progress.part(0.8, 1.0))
+        first, then = progress.part(0.0, 0.8), progress.part(0.8, 1.0)
+        quality = evaluate(original, voice, texts, settings, progress=first)
+        speed = compare(original, voice, texts[0], seed, progress=then)
     return {**quality.to_dict(), "latency": speed.report()["latency"]}
 
 
@@ -315,10 +305,8 @@ def _send(bundle: Bundle, place: Destination, options: Namespace) -> None:
                 f"It is not known whether the voice was published: look at {place.url}, and push "
                 "again where it is not there."
             ) from error
-    print(
-        f"Published at {pushed.url}: {pushed.files} files, {pushed.bytes_sent / 1e6:.1f} MB of "
-        f"them sent now (commit {pushed.commit[:12]})"
-    )
+    sent = f"{pushed.bytes_sent / 1e6:.1f} MB of them sent now (commit {pushed.commit[:12]})"
+    print(f"Published at {pushed.url}: {pushed.files} files, {sent}")
     if bundle.export.format in ("dense", "sparse"):
         print(f'load_voice("{pushed.repo_id}") loads it.')
     else:
