@@ -258,7 +258,7 @@ def _budget_texts(options: Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]
     count = None if options.texts is None else 2 * options.texts
     found = tuple(dict.fromkeys(read_text_file(options.text_file, count).texts))
     if len(found) < 2:
-        raise InputError("A budget needs two sentences, one to verify on: add to the text file.")
+        raise InputError("The text file holds one sentence: add another to verify on.")
     return found[::2], found[1::2]
 
 
