@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -13,7 +12,7 @@ import pytest
 from tests.nearly import nearly
 from vits_prune import PARTS, InputError, PruneSpec, load_voice, prune, speak
 from vits_prune.cli.main import main
-from vits_prune.cli.options import add_spec, spec_of
+from vits_prune.cli.options import CommandParser, spec_of
 from vits_prune.pruning import Shape
 from vits_prune.pruning.registry import METHODS, SCOPES
 from vits_prune.study.knee import Limit
@@ -22,8 +21,8 @@ TEXT = "the birch canoe slid"
 
 
 def typed(line):
-    parser = argparse.ArgumentParser()
-    add_spec(parser)
+    parser = CommandParser()
+    parser.add_spec()
     return spec_of(parser.parse_args(line.split()))
 
 
