@@ -182,10 +182,6 @@ def _read(
         if several:
             size = config.speaker_embedding_size
             parts["embed_speaker"] = torch.nn.Embedding(config.num_speakers, size)
-    parameters = sum(parameter.numel() for parameter in parts.parameters())
-    if parameters > MAX_PARAMETERS:
-        millions = f"{parameters / 1e6:.0f} million parameters"
-        raise InputError(f"The posterior encoder of {name} has too many weights: {millions}.")
     shapes = {key: tensor.shape for key, tensor in parts.state_dict().items()}
     try:
         keys: list[str] = []
