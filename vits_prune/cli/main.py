@@ -52,7 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; `options.run(options)` runs the one that was typed."""
-    from vits_prune.cli import evidence_commands, heal_command, prune_commands, ship_commands
+    from vits_prune.cli import (
+        evidence_commands,
+        heal_command,
+        listen_command,
+        prune_commands,
+        ship_commands,
+    )
     from vits_prune.cli.options import CommandParser
 
     parser = CommandParser(
@@ -62,7 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
     words = "show the whole traceback of an unexpected error"
     parser.add_flag("--traceback", words, bool, default=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (prune_commands, heal_command, evidence_commands, ship_commands):
+    modules = (prune_commands, heal_command, evidence_commands, listen_command, ship_commands)
+    for module in modules:
         module.add_commands(commands)
     _add_bench(
         commands,

@@ -17,6 +17,8 @@ from vits_prune.errors import InputError
 from vits_prune.measure.quality import METRICS, Metric
 from vits_prune.study.budget import Solution
 from vits_prune.study.knee import LIMITS, Limit, last_before
+from vits_prune.study.listening import Hearing
+from vits_prune.study.listening_store import Group
 from vits_prune.study.sweep_grid import subject
 
 COLOURS = ("#2f7ed8", "#e4572e", "#2a9d6f", "#8d6cc9", "#c98a00", "#d6478f")
@@ -128,6 +130,42 @@ def pareto_figure(solution: Solution) -> Figure:
             styled(axis)
     handles = axes[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper left", ncols=4, **_LEGEND)
+    return figure
+
+
+def listening_figure(groups: Sequence[Group]) -> Figure:
+    """Draw the right answers of blind ABX tests against the amount, all listeners together.
+
+    Bars are Wilson intervals, bands hold 95% of the fitted curve, and a tick at the bottom is the
+    threshold of one listener.
+
+    Raises:
+        InputError: no group is of an ABX test.
+    """
+    figure = empty_figure(4.2)
+    axis, drawn = styled(figure.subplots()), 0
+    for group in groups:
+        found = group.pooled
+        if not isinstance(found, Hearing):
+            continue
+        colour = COLOURS[drawn % len(COLOURS)]
+        amount, mean, low, high = 100 * np.array(found.posterior.curve()).T
+        label, drawn = f"{group.voice}: {found.name}, {found.range_words()}", drawn + 1
+        axis.fill_between(amount, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.plot(amount, mean, color=colour, linewidth=1.4, label=label)
+        for at, share in found.shares.items():
+            ends = [[share.value - share.low], [share.high - share.value]]
+            y, spread = 100 * share.value, 100 * np.array(ends)
+            axis.errorbar([100 * at], [y], spread, color=colour, marker="o", markersize=3, lw=0.7)
+        own = [one.posterior.threshold().value for one in group.by_listener.values()
+               if isinstance(one, Hearing)]  # fmt: skip
+        axis.plot(100 * np.array(own), [1] * len(own), "|", color=colour, markersize=10)
+    if not drawn:
+        raise InputError("There is no ABX test to draw: these files hold preferences alone.")
+    axis.axhline(50, color=GREY, linestyle=":", linewidth=1)
+    axis.set(xlim=(0, 100), ylim=(0, 102), xlabel="amount (%)", ylabel="right answers (%)")
+    set_title(axis, "Blind ABX. Bars and bands: 95%; ticks: thresholds of single listeners")
+    axis.legend(frameon=False, fontsize=8, labelcolor=GREY, loc="lower right")
     return figure
 
 
