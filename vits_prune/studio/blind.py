@@ -24,6 +24,7 @@ from vits_prune.caches import Bounded, Scratch
 from vits_prune.errors import InputError
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
+from vits_prune.pruning.prune import prune
 from vits_prune.studio import workbench
 from vits_prune.studio.descriptions import check_feasible
 from vits_prune.studio.evidence import measuring_texts
@@ -243,28 +244,22 @@ def _ahead(posterior: Posterior, depth: int) -> list[float]:
 
 def spoken(request: Request, token: str | None, progress: Progress = SILENT) -> Speech:
     """Return what the pruned voice of a request says with the original's durations."""
-    request = dataclasses.replace(request, timing="own", speaker=request.speaker or None)
-    original = request.at(at_amount(PruneSpec(), 0.0))
+    bench, spec = workbench.bench, request.spec
+    original = bench.original(request, token, progress)
+    if spec.amount == 0 and spec.shape is None:
+        return original
 
-    def key(one: Request) -> tuple[Any, ...]:
-        return one, trace(token)
+    def say() -> Speech:
+        progress.report(name_of(spec, amount=True), 0.0)
+        if listens(spec):  # dear: worth keeping
+            pruned = bench.pruned(request, token, progress)
+        else:
+            pruned = prune(bench.voice_of(request, token), spec)
+        return workbench.say(pruned, request, original, progress)
 
-    def waiting() -> None:
-        progress.report("waiting for this sound", 0.0)
-
-    def say_original() -> Speech:
-        voice = workbench.bench.voice_of(request, token)
-        return workbench.say(voice, request, "own", progress)
-
-    first = _speeches.get_or_make(key(original), say_original, waiting)
-    if request.spec.amount == 0 and request.spec.shape is None:
-        return first
-
-    def say_pruned() -> Speech:
-        voice = workbench.bench.pruned(request, token, progress)
-        return workbench.say(voice, request, first, progress)
-
-    return _speeches.get_or_make(key(request), say_pruned, waiting)
+    said = dataclasses.replace(request, timing="own", speaker=request.speaker or None)
+    waiting = "waiting for this sound"
+    return _speeches.get_or_make((said, trace(token)), say, lambda: progress.report(waiting, 0.0))
 
 
 def matched(waves: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -324,8 +319,7 @@ def start(
     Raises:
         InputError: a value is out of range, the text is long, or the voice cannot be pruned so.
     """
-    whole = isinstance(trials, (int, float)) and trials == int(trials)
-    if not whole or not TRIALS[0] <= trials <= TRIALS[1]:
+    if trials not in range(TRIALS[0], TRIALS[1] + 1):
         raise InputError(f"A test has {TRIALS[0]} to {TRIALS[1]} trials.")
     first, kind = requests[0], "preference" if other else "abx"
     name = checked_listener(listener or f"listener-{secrets.token_hex(3)}")

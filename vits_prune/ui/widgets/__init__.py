@@ -11,6 +11,7 @@ WAITING = {
     "stage": "The voice is being made ready …",
     "curve": "Points appear as they are measured; press one to hear it.",
     "heat": "Cells appear as they are measured; press one to hear it.",
+    "listen": "Start the test, then compare by ear. Headphones help.",
     "training": "Losses appear here as the voice learns.",
 }
 """What each widget says before there is anything to show."""
