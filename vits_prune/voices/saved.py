@@ -70,8 +70,8 @@ def save_voice(
 
 def check_save_place(folder: Path) -> None:
     """Raise InputError if a voice cannot be saved to a folder without the loss of other files."""
-    _check_place(folder, manifest.SAVED_FILE)
     try:
+        _check_place(folder, manifest.SAVED_FILE)
         there = folder.iterdir() if (folder / manifest.SAVED_FILE).is_file() else ()
         others = {path.name for path in there} - manifest.files_of_save(folder)
     except OSError as error:
