@@ -5,70 +5,18 @@ from __future__ import annotations
 import gc
 import weakref
 
-import numpy as np
 import pytest
 
-from vits_prune import PruneSpec, prune, speak
+from vits_prune import PruneSpec, prune
 from vits_prune.measure import measure_sparsity, measure_weights
-from vits_prune.measure.waveform import measure_spectrogram
+from vits_prune.pruning.layers import layers
 from vits_prune.studio import plots
+from vits_prune.studio.renditions import LayerChange
 
 
 @pytest.fixture(scope="module")
 def pair(tiny):
     return tiny, prune(tiny, PruneSpec(scope="global", amount=0.5))
-
-
-def spectrogram_figure(pair, aligned):
-    original, pruned = pair
-    first = speak(original, "hi there")
-    second = speak(pruned, "hi there", timing=first if aligned else "own")
-    return (
-        plots.spectrograms(measure_spectrogram(first), measure_spectrogram(second), aligned),
-        first,
-        second,
-    )
-
-
-def titles(figure):
-    return [axis.get_title(loc="left") for axis in figure.axes if axis.get_title(loc="left")]
-
-
-@pytest.mark.parametrize("aligned", [True, False])
-def test_spectrograms_show_a_difference_only_where_samples_are_aligned(pair, aligned):
-    figure, first, second = spectrogram_figure(pair, aligned)
-    shown = titles(figure)
-    assert shown[0].startswith("original")
-    assert shown[1].startswith("pruned")
-    assert len(shown) == (3 if aligned else 2)
-    images = [axis.images[0] for axis in figure.axes[: len(shown)]]
-    assert images[0].get_clim() == images[1].get_clim(), "two scales cannot be compared"
-    assert images[0].get_extent()[1] == pytest.approx(first.audio_seconds)
-    assert images[1].get_extent()[1] == pytest.approx(second.audio_seconds)
-    if aligned:
-        low, high = images[2].get_clim()
-        assert low == -high
-
-
-def test_equal_sounds_have_no_difference(tiny):
-    speech = speak(tiny, "hi there")
-    figure = plots.spectrograms(measure_spectrogram(speech), measure_spectrogram(speech), True)
-    assert not np.any(figure.axes[2].images[0].get_array())
-
-
-def test_bars_are_the_sparsity_of_the_layers(pair):
-    sparsity = measure_sparsity(pair[1])
-    (axis,) = plots.layer_bars(sparsity).axes
-    heights = [bar.get_height() for bar in axis.patches]
-    assert sorted(heights) == pytest.approx(
-        sorted(100 * row.sparsity for row in sparsity.layers if row.layer.prunable)
-    )
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
-        "text encoder",
-        "duration predictor",
-        "flow",
-        "decoder",
-    ]
 
 
 def test_the_histogram_counts_every_weight_and_marks_a_threshold_where_there_is_one(pair, tiny):
@@ -88,15 +36,32 @@ def test_the_histogram_counts_every_weight_and_marks_a_threshold_where_there_is_
         measure_weights(tiny, prune(tiny, PruneSpec(scope="local", amount=0.5)))
     )
     assert not local.axes[0].lines
-    assert [text.get_text() for text in local.axes[0].texts] == ["each layer has its own threshold"]
+    assert [text.get_text() for text in local.axes[0].texts] == [
+        "size alone did not decide: no threshold"
+    ]
     nothing = plots.weight_histogram(measure_weights(tiny, prune(tiny, PruneSpec(amount=0.0))))
     assert not nothing.axes[0].lines
 
 
+def test_layers_are_grouped_and_say_why_they_were_left_alone(tiny):
+    layer, alone = layers(tiny)[3], layers(tiny)[0]
+    changes = [
+        LayerChange(layer, 0.25, False, ""),
+        LayerChange(alone, 0.0, False, alone.reason),
+    ]
+    value = plots.layers_value(changes, {"flow": 0.5}, layer.name)
+    assert [row["share"] for row in value["rows"]] == [0.25, 0.0]
+    assert value["rows"][0]["word"] == "zero"
+    assert value["rows"][1]["note"] == alone.reason
+    assert value["groups"]["flow"]["zeros"] == 0.5
+    assert value["first"] == layer.name
+    assert value["hint"].startswith("2 layers, 1 left alone.")
+
+
 def test_figures_are_transparent_and_forgotten(pair):
-    figure, _, _ = spectrogram_figure(pair, True)
+    figure = plots.weight_histogram(measure_weights(*pair))
     assert figure.get_facecolor()[3] == 0
-    assert all(axis.get_facecolor()[3] == 0 for axis in figure.axes[:3])
+    assert all(axis.get_facecolor()[3] == 0 for axis in figure.axes)
     gone = weakref.ref(figure)
     del figure
     gc.collect()

@@ -206,20 +206,6 @@ def test_a_structured_voice_goes_through_all_that_speak_sets_off(upload):
     assert timed.str.contains("on any hardware").any()
 
 
-def test_the_matrix_shows_zeros_and_what_is_gone(upload):
-    for spec in (PruneSpec(amount=0.5), PruneSpec("structured", amount=0.5, texts=SHORT)):
-        request = Request(upload, "hi", spec)
-        for name in renditions.matrix_layers(request, None):
-            pair = renditions.matrix_pair(request, None, name)
-            gone, structured = np.isnan(pair.after), spec.method == "structured"
-            assert gone.any() == (structured and pair.shape_after != pair.layer.shape)
-            if not structured:
-                kept = pair.after != 0
-                np.testing.assert_array_equal(pair.after[kept], pair.before[kept])
-        with pytest.raises(InputError, match="no layer"):
-            renditions.matrix_pair(request, None, "/etc/passwd")
-
-
 def test_what_was_forgotten_is_spoken_again(upload):
     request = Request(upload, "hi", PruneSpec(amount=0.4), seed=9)
     assert workbench.bench.recall(request) is None

@@ -152,14 +152,41 @@ def measure_weights(original: Voice, pruned: Voice, bins: int = 80) -> WeightHis
         changed = comparable
     old = [before[layer.parameter] for layer in prunable if layer.part in cut]
     new = [after[layer.parameter] for layer in prunable_layers(pruned) if layer.part in cut]
-    gone = {name: (after[name] == 0).flatten().cpu() for name in changed}
-    magnitudes = {name: _magnitudes(before[name]) for name in changed}
+    return _histogram([(before[name], after[name]) for name in changed], old, new, bins)
+
+
+def measure_layer_weights(
+    original: Voice, pruned: Voice, name: str, now: str | None, bins: int = 80
+) -> WeightHistogram:
+    """Count the weights of one layer, kept and zeroed, as `measure_weights` does for a voice.
+
+    Args:
+        original: the voice that was pruned.
+        pruned: the pruned voice.
+        name: of the layer in the original.
+        now: name of the layer in the pruned voice, None where it was removed.
+        bins: of the histogram.
+    """
+    before = original.model.get_parameter(f"{name}.weight")
+    after = [] if now is None else [pruned.model.get_parameter(f"{now}.weight")]
+    if after and after[0].shape == before.shape:
+        return _histogram([(before, after[0])], [], [], bins)
+    return _histogram([], [before], after, bins)
+
+
+def _histogram(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    old: Sequence[torch.Tensor],
+    new: Sequence[torch.Tensor],
+    bins: int,
+) -> WeightHistogram:
+    """Count tensors that can be matched, in pairs, and those that cannot, old and new."""
+    magnitudes = [_magnitudes(before) for before, _ in pairs]
+    gone = [(after == 0).flatten().cpu() for _, after in pairs]
 
     # The axis ends above nearly all weights and above what was zeroed. A sample is enough for it.
-    most = torch.cat(
-        [*(m[::64] for m in magnitudes.values()), *(_magnitudes(t)[::64] for t in old)]
-    )
-    zeroed_sample = [(magnitudes[name] * gone[name])[::64] for name in changed]
+    most = torch.cat([*(m[::64] for m in magnitudes), *(_magnitudes(t)[::64] for t in old)])
+    zeroed_sample = [(m * zero)[::64] for m, zero in zip(magnitudes, gone, strict=True)]
     highest = float(torch.cat([*zeroed_sample, torch.zeros(1)]).max())
     top = max(float(most.float().quantile(0.98)), 1.3 * highest) or 1.0
 
@@ -173,8 +200,8 @@ def measure_weights(original: Voice, pruned: Voice, bins: int = 80) -> WeightHis
     kept = np.minimum(left, total)
     zeroed = total - kept
     largest, smallest = 0.0, float("inf")
-    for name, values in magnitudes.items():
-        zeros, others = values[gone[name]], values[~gone[name]]
+    for values, zero in zip(magnitudes, gone, strict=True):
+        zeros, others = values[zero], values[~zero]
         kept, zeroed = kept + counts(others), zeroed + counts(zeros)
         largest = max(largest, float(zeros.max()) if len(zeros) else 0.0)
         smallest = min(smallest, float(others.min()) if len(others) else float("inf"))

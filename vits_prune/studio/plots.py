@@ -3,7 +3,7 @@ they can be read on a light and on a dark page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,13 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from vits_prune.measure import Sparsity, quality
-from vits_prune.measure.waveform import Spectrogram
+from vits_prune.measure import quality
 from vits_prune.measure.weights import MatrixPair, WeightHistogram
 from vits_prune.pruning.registry import METHODS
 from vits_prune.pruning.spec import in_words
 from vits_prune.studio.evidence import Points
 from vits_prune.studio.heal_jobs import HealJob
+from vits_prune.studio.renditions import LayerChange
 from vits_prune.study.charts import COLOURS, GREY, empty_figure, set_title, styled, title_of
 from vits_prune.study.comparison import PART_NAMES
 from vits_prune.study.knee import compared
@@ -35,50 +35,6 @@ _SMALL: dict[str, Any] = {"fontsize": 8, "color": GREY}
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": GREY}
 
 
-def spectrograms(original: Spectrogram, pruned: Spectrogram, aligned: bool) -> Figure:
-    """Draw both spectrograms, and where the two are sample-aligned their difference."""
-    rows = 3 if aligned else 2
-    figure, axes = _axes(rows, height=1.9 * rows)
-    levels: dict[str, Any] = {"cmap": "magma", "vmin": -90, "vmax": -20}
-    shown = [
-        (one, one.decibels, name, levels)
-        for one, name in ((original, "original"), (pruned, "pruned"))
-    ]
-    if aligned:
-        difference = np.clip(pruned.decibels, -80, 0) - np.clip(original.decibels, -80, 0)
-        name = "pruned minus original, levels under -80 dB counted as -80"
-        shown.append((original, difference, name, {"cmap": "RdBu_r", "vmin": -30, "vmax": 30}))
-    for axis, (one, values, name, how) in zip(axes, shown, strict=True):
-        extent = (0, one.seconds, 0, one.highest_hz / 1000)
-        where: dict[str, Any] = {"extent": extent, "origin": "lower", "aspect": "auto"}
-        image = axis.imshow(values, interpolation="nearest", **where, **how)
-        bar = figure.colorbar(image, ax=axis, pad=0.01)
-        bar.set_label("dB", color=GREY)
-        bar.ax.tick_params(labelsize=7, colors=GREY)
-        set_title(axis, name)
-        axis.set(ylabel="kHz", xlim=(0, max(original.seconds, pruned.seconds)))
-    axes[-1].set_xlabel("seconds")
-    return figure
-
-
-def layer_bars(sparsity: Sparsity) -> Figure:
-    """Draw the sparsity of each prunable layer, coloured by part, in the order of the model."""
-    rows = [row for row in sparsity.layers if row.layer.prunable]
-    figure, (axis,) = _axes(1, height=3.0)
-    start = 0
-    for part in PARTS:
-        mine = [100 * row.sparsity for row in rows if row.layer.part == part]
-        places, colour = range(start, start + len(mine)), _PART_COLOURS[part]
-        axis.bar(places, mine, width=0.9, color=colour, label=PART_NAMES[part])
-        start += len(mine)
-    axis.axhline(100 * sparsity.overall, color=GREY, linewidth=1, linestyle="--")
-    axis.text(start, 100 * sparsity.overall + 1, "overall", va="bottom", **_SMALL)
-    axis.set(xlabel="layer, in the order of the model", ylabel="zeros (%)")
-    axis.set(ylim=(0, 100), xlim=(-1, 1.06 * start))
-    axis.legend(ncols=4, loc="upper left", bbox_to_anchor=(0, 1.14), borderpad=0, **_LEGEND)
-    return figure
-
-
 def weight_histogram(histogram: WeightHistogram) -> Figure:
     """Draw how many weights have which absolute value, kept and zeroed, and their threshold."""
     figure, (axis,) = _axes(1, height=3.0)
@@ -92,8 +48,9 @@ def weight_histogram(histogram: WeightHistogram) -> Figure:
         axis.annotate(f" threshold {largest:.3g}", **where, **_SMALL)
     elif largest:
         where = {"xy": (0.5, 0.9), "xycoords": "axes fraction", "ha": "center"}
-        axis.annotate("each layer has its own threshold", **where, **_SMALL)
+        axis.annotate("size alone did not decide: no threshold", **where, **_SMALL)
     axis.set(ylabel="weights", xlim=(0, histogram.edges[-1]))
+    axis.set_ylim(top=1.2 * max(1, (zeroed + kept).max()))
     axis.set_xlabel("absolute value of the weight (the last bar holds all above)")
     axis.legend(ncols=2, loc="upper right", **_LEGEND)
     return figure
@@ -131,6 +88,33 @@ def _axes(rows: int, height: float, columns: int = 1) -> tuple[Figure, list[Axes
 
 
 # What the page draws itself, as values of its widgets
+
+
+def layers_value(
+    changes: Sequence[LayerChange], parts: Mapping[str, float], first: str
+) -> dict[str, Any]:
+    """Return the layers as bars, in the order of the model, grouped by part.
+
+    Args:
+        changes: of the layers.
+        parts: share of zeros by part, 0 to 1.
+        first: the layer to show first.
+    """
+    rows = [
+        {
+            **{"name": one.layer.name, "part": one.layer.part, "kind": one.layer.kind},
+            **{"shape": " × ".join(map(str, one.layer.shape)), "weights": one.layer.weights},
+            **{"share": one.share, "word": "gone" if one.cut else "zero", "note": one.note},
+        }
+        for one in changes
+    ]
+    groups = {
+        part: {"name": name, "colour": _PART_COLOURS.get(part, GREY), "zeros": parts.get(part)}
+        for part, name in PART_NAMES.items()
+    }
+    alone = sum(bool(one.note) for one in changes)
+    hint = f"{len(rows)} layers, {alone} left alone. Arrow keys move, Enter shows the weights."
+    return {"rows": rows, "groups": groups, "first": first, "hint": hint}
 
 
 def curve_value(found: Points) -> dict[str, Any]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate
 
 import pandas as pd
 
 from vits_prune.errors import InputError
-from vits_prune.measure import Latency, measure_latency, measure_weights
-from vits_prune.measure.waveform import Spectrogram, measure_spectrogram
-from vits_prune.measure.weights import MatrixPair, WeightHistogram, measure_matrix
+from vits_prune.measure import Latency, Sparsity, measure_latency
+from vits_prune.measure.weights import (
+    MatrixPair,
+    WeightHistogram,
+    measure_layer_weights,
+    measure_matrix,
+)
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.layers import prunable_layers
+from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.registry import METHODS
 from vits_prune.pruning.structured.cut import Survivor, choice_for, survivor
 from vits_prune.studio import workbench
@@ -100,24 +106,40 @@ def hear_step(
     return workbench.say(steps[index][1], request, original, part)
 
 
-def measure_both(
-    request: Request, token: str | None, progress: Progress
-) -> tuple[Spoken, Spectrogram, Spectrogram, WeightHistogram]:
-    """Return what was said, the spectrograms of both, and the histogram of the weights."""
-    spoken, voice = heard_before(request, token, progress), workbench.bench.voice_of(request, token)
-    pictures = measure_spectrogram(spoken.original), measure_spectrogram(spoken.pruned)
-    return spoken, *pictures, measure_weights(voice, workbench.bench.pruned(request, token))
+# Layers
 
 
-# Matrices
+@dataclass(frozen=True)
+class LayerChange:
+    """One of the original's layers and what pruning did to it."""
+
+    layer: Layer
+    share: float
+    """Of its weights that are zero or gone, 0 to 1."""
+    cut: bool
+    """Whether weights are gone, not only zero."""
+    note: str
+    """Why it was left alone."""
 
 
-def matrix_layers(request: Request, token: str | None) -> list[str]:
-    """Return the layers whose matrix can be shown: of the pruned parts, the protected ones last."""
-    voice = workbench.bench.voice_of(request, token, "cpu")
-    layers = prunable_layers(voice, request.spec.parts)
-    matrices = [layer.name for layer in layers if min(layer.shape[:2]) > 1]
-    return sorted(matrices, key=request.spec.protects)
+def layer_changes(
+    request: Request, token: str | None, progress: Progress = SILENT
+) -> tuple[tuple[LayerChange, ...], Sparsity]:
+    """Return what pruning did to each layer, in the order of the model, and the zeros left."""
+    before, after = heard_before(request, token, progress).sparsity
+    stays, there = (
+        _survivors(request, token, progress),
+        {row.layer.name: row for row in after.layers},
+    )
+    found = []
+    for row in before.layers:
+        left = stays(row.layer.name) if row.layer.prunable else Survivor(row.layer.name, {})
+        now = there.get(left.name) if left else None
+        weights = now.layer.weights - now.zeros if now else 0
+        share = 1 - weights / row.layer.weights if row.layer.prunable else 0.0
+        cut = now is None or now.layer.weights != row.layer.weights
+        found.append(LayerChange(row.layer, share, cut, now.note if now else ""))
+    return tuple(found), after
 
 
 def telling_layer(names: list[str]) -> str:
@@ -125,23 +147,34 @@ def telling_layer(names: list[str]) -> str:
     return next((one for begin in _PREFERRED for one in names if one.startswith(begin)), names[0])
 
 
-def matrix_pair(
+def layer_weights(
     request: Request, token: str | None, layer: str, progress: Progress = SILENT
-) -> MatrixPair:
-    """Return one weight matrix before and after.
+) -> tuple[MatrixPair, WeightHistogram]:
+    """Return a corner of one layer's matrix before and after, and the histogram of its weights.
 
     Raises:
-        InputError: there is no such layer.
+        InputError: there is no such layer that can be pruned.
     """
     original = workbench.bench.voice_of(request, token, "cpu")
     pruned = workbench.bench.pruned(request, token, progress).to("cpu")
-    left: Survivor | None = Survivor(layer, {})
-    if METHODS[request.spec.method].structured and (request.spec.amount or request.spec.shape):
-        choice = choice_for(original, request.spec, progress=progress)
-        known = layer in matrix_layers(request, token)
-        left = survivor(original, pruned, choice, layer) if known else None
+    known = layer in {one.name for one in prunable_layers(original)}
+    left = _survivors(request, token, progress)(layer) if known else None
     name, kept = (left.name, left.kept) if left else (None, {})
-    return measure_matrix(original, pruned, layer, name, kept)
+    pair = measure_matrix(original, pruned, layer, name, kept)
+    return pair, measure_layer_weights(original, pruned, layer, name)
+
+
+def _survivors(
+    request: Request, token: str | None, progress: Progress
+) -> Callable[[str], Survivor | None]:
+    """Return the function that says what stays of one of the original's layers."""
+    spec = request.spec
+    if not METHODS[spec.method].structured or not (spec.amount or spec.shape):
+        return lambda layer: Survivor(layer, {})
+    original = workbench.bench.voice_of(request, token, "cpu")
+    pruned = workbench.bench.pruned(request, token, progress)
+    choice = choice_for(original, spec, progress=progress)
+    return lambda layer: survivor(original, pruned, choice, layer)
 
 
 # Files for the visitor

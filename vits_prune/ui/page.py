@@ -12,7 +12,7 @@ from vits_prune.ui import stage, tables
 from vits_prune.ui.api import add_endpoints
 from vits_prune.ui.controls import control_components, option_components, wire_controls
 from vits_prune.ui.events import Page
-from vits_prune.ui.tabs import curve, heal, learn, listen, ship
+from vits_prune.ui.tabs import curve, heal, layers, learn, listen, ship
 from vits_prune.ui.widgets import source
 
 _TITLE = "# vits_prune: hear what pruning does to a voice"
@@ -42,6 +42,8 @@ def build() -> gr.Blocks:
             with gr.Tab("Curve", id="curve"):
                 made |= curve.curve_tab()
                 made |= curve.sensitivity_tab()
+            with gr.Tab("Layers", id="layers"):
+                made |= layers.layers_tab()
             with gr.Tab("Listen blind", id="listen"):
                 made |= listen.listen_tab()
             with gr.Tab("Heal", id="heal"):
@@ -52,6 +54,7 @@ def build() -> gr.Blocks:
         wire_controls(demo, page)
         running = [*stage.wire_stage(demo, page), *curve.wire_evidence(page)]
         running += tables.wire_quality(page)
+        running += layers.wire_layers(page)
         learn.wire_learn(page)
         listen.wire_listen(page)
         ship.wire_ship(demo, page, heal.wire_heal(page))

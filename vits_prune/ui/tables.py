@@ -238,6 +238,16 @@ def html(name: str, frame: pd.DataFrame | None = None) -> str:
     return f"<div class='measures'>{_DRAWN[name](frame)}</div>"
 
 
+def savings() -> str:
+    """Return what saves what, as a table."""
+    rows = [
+        (f"<b>{what}</b>: {happens}", _cell(size), _cell(speed))
+        for what, happens, size, speed in comparison.SAVINGS.itertuples(index=False)
+    ]
+    table = _table("What saves what", ("What goes", "Saves bytes", "Saves time"), rows)
+    return f"<div class='measures prose-cells'>{table}</div>"
+
+
 # Components and events
 
 

@@ -11,11 +11,12 @@ WAITING = {
     "stage": "The voice is being made ready …",
     "curve": "Points appear as they are measured; press one to hear it.",
     "heat": "Cells appear as they are measured; press one to hear it.",
+    "layers": "The layers appear once the voice has spoken.",
     "listen": "Start the test, then compare by ear. Headphones help.",
     "training": "Losses appear here as the voice learns.",
 }
 """What each widget says before there is anything to show."""
-_PICTURES = ("curve", "heat", "training")
+_PICTURES = ("curve", "heat", "layers", "training")
 """Widgets that draw measurements: they share picture.css and picture.js."""
 
 
