@@ -110,15 +110,17 @@ def _weights_words(spoken: Spoken) -> str:
 
 
 def _size_words(before: Size, after: Size) -> str:
-    dense, pruned, sparse = (
-        count / 1e6
-        for count in (before.dense_fp32_bytes, after.dense_fp32_bytes, after.sparse_fp32_bytes)
+    dense, pruned, packed, sparse = (
+        getattr(one, f"{kind}_fp32_bytes") / 1e6
+        for kind in ("dense", "sparse")
+        for one in (before, after)
     )
     if pruned < 0.995 * dense:
         return f"The file shrinks from {dense:.1f} to {pruned:.1f} MB ({pruned / dense - 1:+.0%})."
     words = f"The plain file stays at {dense:.1f} MB"
-    if sparse < 0.995 * dense:
-        words += f"; the sparse format takes {sparse:.1f} MB ({sparse / dense - 1:+.0%})"
+    if sparse < 0.995 * packed:
+        words += f"; the sparse format shrinks from {packed:.1f} to {sparse:.1f} MB"
+        words += f" ({sparse / packed - 1:+.0%})"
     return f"{words}."
 
 
