@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
+import io
 import json
 import urllib.error
 import urllib.request
@@ -11,6 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 from gradio_client import Client
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
 
 from tests.nearly import nearly
 from tests.ui.conftest import BERT, CROWD, TINY
@@ -143,10 +148,38 @@ def test_the_endpoints_are_named_and_documented(client):
             parameter["parameter_name"] for parameter in endpoint["parameters"]
         ] == inputs.split()
         assert len(endpoint["description"]) > 40
-    assert all(
-        word in endpoints["named_endpoints"]["/compare"]["description"]
-        for word in ("0 to 0.99", "16-bit", "locked", "second_order")
-    )
+
+
+def test_an_mcp_client_speaks_and_counts(server, tiny_there):
+    """The page's tools as an agent sees them: each input described, each answer usable."""
+
+    async def talk():
+        address = f"{server.url}/gradio_api/mcp/"
+        async with (
+            streamablehttp_client(address) as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+            shares = await session.call_tool("sparsity", {"voice": TINY, "amount": 0.5})
+            said = await session.call_tool("compare", {"voice": TINY, "text": "hi", "amount": 0.5})
+            refused = await session.call_tool("compare", {"voice": TINY, "text": ""})
+            return tools, shares, said, refused
+
+    tools, shares, said, refused = asyncio.run(talk())
+    assert set(tools) == {"compare", "sparsity"}
+    for tool in tools.values():
+        assert all(one["description"] for one in tool.inputSchema["properties"].values())
+    counted = ast.literal_eval(shares.content[0].text)
+    assert counted == pytest.approx(dict(sparsity_preview(tiny_there, PruneSpec(amount=0.5))))
+    assert not said.isError
+    *sounds, report = ast.literal_eval(said.content[0].text)
+    for sound in sounds:
+        with urllib.request.urlopen(sound["url"], timeout=30) as answer:
+            assert soundfile.read(io.BytesIO(answer.read()))[1] == tiny_there.sampling_rate
+    assert report["spec"]["amount"] == 0.5
+    assert refused.isError
+    assert "Traceback" not in refused.content[0].text
 
 
 def test_the_report_keeps_the_history_of_a_voice_that_was_pruned_before(tiny, monkeypatch):

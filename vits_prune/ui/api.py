@@ -43,6 +43,10 @@ def add_endpoints() -> None:
             ("spec", gr.JSON, None),
         )
     }
+    # Gradio 6.31's own schema for JSON is empty, which MCP refuses.
+    names = {"type": "array", "items": {"type": "string", "enum": list(PARTS)}}
+    asked["parts"].api_info = lambda: names
+    asked["spec"].api_info = lambda: {"anyOf": [{"type": "object"}, {"type": "null"}]}
     original, pruned = hidden(gr.Audio, "original"), hidden(gr.Audio, "pruned")
     report, shares = hidden(gr.JSON, "report"), hidden(gr.JSON, "sparsity")
     some = [asked[name] for name in ("voice", "scope", "amount", "parts", "method", "spec")]
@@ -50,8 +54,7 @@ def add_endpoints() -> None:
         (compare, list(asked.values()), [original, pruned, report], LANES["measure"]),
         (sparsity, some, shares, {"concurrency_limit": 4}),
     ):
-        named = {"api_name": work.__name__, "api_description": work.__doc__}
-        gr.Button(visible=False).click(work, inputs, outputs, **named, **lane)
+        gr.Button(visible=False).click(work, inputs, outputs, api_name=work.__name__, **lane)
 
 
 def compare(
@@ -68,14 +71,24 @@ def compare(
 ) -> tuple[str, str, dict[str, Any]]:
     """Speak a text with a voice and its pruned copy and measure both.
 
-    voice: "joe" or a Hugging Face id of type VITS; speaker: index or name, for voices with
-    several; text: up to 2,000 characters; scope: "global", "local" or "sensitivity"; amount:
-    0 to 0.99; parts: of text_encoder, duration_predictor, flow, decoder; seed: 0 to 2**32 - 1;
-    timing: "own" or "locked"; method: "magnitude", "random", "activation", "second_order" or
-    "structured", where all but the first two listen to the voice first and take up to minutes;
-    spec: a whole PruneSpec as a JSON object (as in the report) instead of scope, amount, parts and
-    method, with 8 steps and 60 texts at most. Returns two 16-bit WAV files, original and pruned,
-    and the report that the command line writes too.
+    A method but "magnitude" and "random" listens to the voice first, which takes up to minutes.
+
+    Args:
+        voice: "joe" or a Hugging Face id of type VITS
+        speaker: index or name, for voices with several
+        text: up to 2,000 characters
+        scope: "global", "local" or "sensitivity"
+        amount: share of the weights that become zero, 0 to 0.99
+        parts: of text_encoder, duration_predictor, flow, decoder
+        seed: 0 to 2**32 - 1
+        timing: "own" or "locked" (the pruned voice uses the original's durations)
+        method: "magnitude", "random", "activation", "second_order" or "structured"
+        spec: whole PruneSpec, as in the report, in place of scope, amount, parts and method
+
+    Returns:
+        original: 16-bit WAV file
+        pruned: 16-bit WAV file
+        report: what the command line writes too
     """
     with sentences():
         said = {"voice": voice, "speaker": speaker, "text": text, "seed": seed, "timing": timing}
@@ -104,11 +117,19 @@ def sparsity(
     method: str = "magnitude",
     spec: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Return the share of zeros that pruning would give, overall and by part, without speaking.
+    """Return the share of zeros that pruning would give, 0 to 1, overall and by part.
 
-    method and spec: as in /compare, as far as the weights alone give the answer: the method
-    "magnitude" with scope "global" or "local", nothing protected, no floor and no pattern. For all
-    others /compare prunes and reports it. Shares are 0 to 1.
+    Nothing is spoken. Only the method "magnitude" with scope "global" or "local", nothing
+    protected, no floor and no pattern can be told in advance: /compare prunes and reports all
+    others.
+
+    Args:
+        voice: "joe" or a Hugging Face id of type VITS
+        scope: "global" or "local"
+        amount: share of the weights that become zero, 0 to 0.99
+        parts: of text_encoder, duration_predictor, flow, decoder
+        method: "magnitude"
+        spec: whole PruneSpec, in place of the other four
     """
     with sentences():
         asked = _spec(scope, amount, parts, method, spec)
