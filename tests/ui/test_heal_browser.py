@@ -84,7 +84,7 @@ def test_a_voice_is_healed_heard_on_the_way_stopped_saved_and_shipped(page, tmp_
     assert download.value.suggested_filename == "healing.csv"
     saved(page, "light-heal", tmp_path)
 
-    open_tab(page, "Ship")
+    open_tab(page, "Export")
     choice = page.locator("#ship-which").get_by_label("pruned and healed")
     expect(choice).to_be_visible(timeout=PATIENCE)
     choice.check()

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
 from vits_prune.ship.formats import FORMATS, export_voice, file_stem
@@ -170,12 +168,14 @@ def write_line(
     return Line(name, precision, rows[-1])
 
 
-def tables(lines: list[Line]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the lines as a table to read, and as one with the plain numbers."""
-    shown, rows = [], []
+def rows_of(lines: list[Line]) -> list[dict[str, Any]]:
+    """Return the lines as numbers, None where nothing was measured, and words."""
+    rows = []
     for line in lines:
         row, sound = line.row, line.row and line.row.closeness
-        numbers = {
+        rows.append({
+            "format": line.format,
+            "precision": line.precision,
             "megabytes": row and row.megabytes,
             "share_of_dense_fp32": row and row.share,
             "load_ms": row and row.load_ms,
@@ -183,23 +183,8 @@ def tables(lines: list[Line]) -> tuple[pd.DataFrame, pd.DataFrame]:
             "mel_levels_off_db": sound and sound.log_mel_db,
             "durations_off": sound and sound.drift,
             "in_words": row.words if row else line.why,
-        }
-        rows.append({"format": line.format, "precision": line.precision, **numbers})
-        shown.append({
-            "format": f"{line.format} {line.precision}",
-            "MB": _cell(numbers["megabytes"], ".2f"),
-            "of dense fp32": _cell(numbers["share_of_dense_fp32"], ".1%"),
-            "in words": numbers["in_words"],
-            "load (ms)": _cell(numbers["load_ms"], ".0f"),
-            "RTF": _cell(numbers["real_time_factor"], ".3f"),
-            "mel levels off (dB)": _cell(numbers["mel_levels_off_db"], ".2f"),
-            "durations off": _cell(numbers["durations_off"], ".1%"),
         })  # fmt: skip
-    return pd.DataFrame(shown), pd.DataFrame(rows)
-
-
-def _cell(number: Any, form: str) -> str:
-    return "" if number is None else f"{number:{form}}"
+    return rows
 
 
 # One file to take away

@@ -12,7 +12,7 @@ from vits_prune.ui import stage, tables
 from vits_prune.ui.api import add_endpoints
 from vits_prune.ui.controls import control_components, option_components, wire_controls
 from vits_prune.ui.events import Page
-from vits_prune.ui.tabs import curve, heal, layers, learn, listen, ship
+from vits_prune.ui.tabs import curve, export, heal, layers, learn, listen
 from vits_prune.ui.widgets import source
 
 _TITLE = "# vits_prune: hear what pruning does to a voice"
@@ -49,7 +49,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Heal", id="heal"):
                 made |= heal.heal_tab()
             with gr.Tab("Export", id="export") as made["ship_tab"]:
-                made |= ship.ship_tab()
+                made |= export.export_tab()
         page = Page(made)
         wire_controls(demo, page)
         running = [*stage.wire_stage(demo, page), *curve.wire_evidence(page)]
@@ -57,7 +57,7 @@ def build() -> gr.Blocks:
         running += layers.wire_layers(page)
         learn.wire_learn(page)
         listen.wire_listen(page)
-        ship.wire_ship(demo, page, heal.wire_heal(page))
+        export.wire_export(demo, page, heal.wire_heal(page))
         stage.wire_stop(page, running)
         add_endpoints()
     return demo.queue(max_size=64, default_concurrency_limit=1)

@@ -248,7 +248,44 @@ def savings() -> str:
     return f"<div class='measures prose-cells'>{table}</div>"
 
 
+def grid(
+    caption: str,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    words: dict[str, str] | None = None,
+) -> str:
+    """Return a table of plain text.
+
+    Args:
+        caption: of the table.
+        heads: of the columns.
+        rows: cells; the first names its row.
+        words: more about rows, by name.
+    """
+    cells = [(escape(first), *map(_cell, rest)) for first, *rest in rows]
+    more = _details("Row by row, in words", _listed(words)) if words else ""
+    return f"<div class='measures'>{_table(caption, heads, cells)}{more}</div>"
+
+
 # Components and events
+
+
+def add_grid(made: Made, name: str, file: str) -> None:
+    """Make a place for a table that is measured on demand, with the button for its CSV."""
+    with gr.Column(elem_classes="tables"), gr.Row(), gr.Column(min_width=280):
+        made.add(name, gr.HTML, "")
+        made.download(name, file, visible=False)
+
+
+def grid_shown(name: str, drawn: str, frame: pd.DataFrame, file: str) -> dict[str, Any]:
+    """Return the updates that show such a table, with its numbers as CSV."""
+    button = gr.DownloadButton(value=csv(frame, file), interactive=True, visible=True)
+    return {name: drawn, f"{name}_csv": button}
+
+
+def grid_cleared(name: str) -> dict[str, Any]:
+    """Return the updates that empty its place."""
+    return {name: "", f"{name}_csv": gr.DownloadButton(visible=False)}
 
 
 def tables_components() -> Made:

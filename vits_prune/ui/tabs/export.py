@@ -1,4 +1,4 @@
-"""The tab Ship: the voice in every format in a table, as a zip file, and pushed to the hub."""
+"""The tab Export: what each format costs, the voice as a zip file, and a push to the hub."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import in_words
 from vits_prune.ship.formats import FORMATS, file_stem
 from vits_prune.ship.licence import licence_of
-from vits_prune.studio import push_jobs, renditions, ship_jobs, workbench
+from vits_prune.studio import push_jobs, ship_jobs, workbench
 from vits_prune.studio.descriptions import plain
 from vits_prune.studio.jobs import until_halted
 from vits_prune.studio.push_jobs import PushRequest
 from vits_prune.studio.request import request_of
 from vits_prune.studio.ship_jobs import AtHand, Line
 from vits_prune.study.comparison import DEFAULT_TEXT
+from vits_prune.ui import tables
 from vits_prune.ui.controls import LOADED
 from vits_prune.ui.events import QUIET, Page, tickets
+from vits_prune.ui.widgets import Made
 from vits_prune.voices.architecture import in_plain_layout
 from vits_prune.voices.voice import Voice
 
@@ -28,118 +31,80 @@ Values = dict[str, Any]
 Shown = Iterator[dict[str, Any]]
 Halted = Callable[[], bool]
 
+_COSTS = {
+    "megabytes": ("Weights", 1, " MB"),
+    "share_of_dense_fp32": ("Of dense fp32", 100, "%"),
+    "load_ms": ("Loads in", 1, " ms"),
+    "real_time_factor": ("Real-time factor", 1, ""),
+    "mel_levels_off_db": ("Mel levels off", 1, " dB"),
+    "durations_off": ("Durations off", 100, "%"),
+}
+"""Columns of the table: their heads, factors and units."""
 _READING = (
-    "MB are those of the file with the weights. Load and RTF (seconds of computing per second of"
-    " speech) are onnxruntime's on this machine, with all cores; mel levels and durations are"
-    " compared with the voice before rounding."
+    "Loading and the real-time factor (seconds of computing per second of speech) are onnxruntime's"
+    " on this machine, with all cores; mel levels and durations are compared with the voice before"
+    " rounding."
 )
 _UNPUBLISHED = "Stopped: nothing was published."
-_WIDTHS = ["125px", "70px", "85px", "255px", "80px", "75px", "95px", "95px"]
-_AS_PRUNED = ("as pruned on the left", "pruned")
+_AS_PRUNED = ("as the controls above prune it", "pruned")
 
 
 # Components
 
 
-def ship_tab() -> dict[str, Any]:
-    """Make the tab's components."""
-    made: dict[str, Any] = {}
-    gr.Markdown("The voice as pruned on the left, written in the formats that programs read.")
-    made["ship_which"] = gr.Radio(
-        [_AS_PRUNED], value="pruned", visible=False, label="Voice", elem_id="ship-which"
-    )
-    gr.Markdown("### Compare formats")
+def export_tab() -> Made:
+    """Make the tab's components, in the order of the work."""
+    made = Made()
+    gr.Markdown("The voice as the controls above prune it, in the formats that programs read.")
+    how = {"choices": [_AS_PRUNED], "visible": False}
+    made.add("ship_which", gr.Radio, "pruned", "Voice", **how)
+    gr.Markdown("### What each format costs")
     with gr.Row():
-        made["ship_compare"] = gr.Button(
-            "Write and compare all formats", variant="primary", elem_id="ship-compare", scale=3
-        )
-        made["ship_stop"] = gr.Button("Stop", elem_id="ship-stop", scale=1, min_width=80)
-    made["ship_status"] = gr.Markdown("", elem_id="ship-status", min_height=44)
-    made["ship_table"] = gr.Dataframe(
-        visible=False,
-        interactive=False,
-        show_label=False,
-        wrap=True,
-        elem_id="ship-table",
-        buttons=["copy", "fullscreen"],
-        max_height=620,
-    )
-    made["ship_csv"] = gr.DownloadButton(
-        "Download formats.csv", size="sm", visible=False, elem_id="ship-csv"
-    )
-    made |= _zip_components() | _push_components()
-    made["ship_ticket"] = gr.Textbox(visible="hidden", elem_id="ship-ticket")
+        made.add("ship_compare", gr.Button, "Write and compare all formats", variant="primary")
+        made.add("ship_stop", gr.Button, "Stop", scale=0, min_width=120)
+    made.add("ship_status", gr.Markdown, "", min_height=24)
+    tables.add_grid(made, "ship_table", "formats")
+    _add_zip(made)
+    _add_push(made)
+    made.add("ship_ticket", gr.Textbox, None, visible="hidden")
     return made
 
 
-def _zip_components() -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    gr.Markdown("### Download")
+def _add_zip(made: Made) -> None:
+    gr.Markdown("### Choose a format")
     with gr.Row():
-        made["ship_format"] = gr.Radio(
-            list(FORMATS),
-            value="dense",
-            label="Format",
-            info=_format_words("dense"),
-            elem_id="ship-format",
-            scale=3,
-        )
-        made["ship_precision"] = gr.Radio(
-            list(FORMATS["dense"].precisions),
-            value="fp32",
-            label="Precision",
-            info="Of the stored weights",
-            elem_id="ship-precision",
-            scale=2,
-        )
-    made["ship_zip"] = gr.Button("Make the zip file", elem_id="ship-zip")
-    made["ship_zipping"] = gr.Markdown("", elem_id="ship-zipping")
-    made["ship_file"] = gr.File(
-        label="The voice (zip)", interactive=False, visible=False, elem_id="ship-file"
-    )
-    for name, language, label in (
-        ("python", "python", "Load it"),
-        ("shell", "shell", "On the machine that will speak, in the unpacked folder"),
-    ):
-        made[f"ship_{name}"] = gr.Code(
-            language=language,
-            label=label,
-            interactive=False,
-            visible=False,
-            lines=1,
-            wrap_lines=True,
-            show_line_numbers=False,
-            buttons=["copy"],
-            elem_id=f"ship-{name}",
-        )
-    return made
+        how = {"choices": list(FORMATS), "info": _format_words("dense"), "scale": 3}
+        made.add("ship_format", gr.Radio, "dense", "Format", **how)
+        how = {"choices": list(FORMATS["dense"].precisions), "info": "Of the stored weights"}
+        made.add("ship_precision", gr.Radio, "fp32", "Precision", scale=2, **how)
+    made.add("ship_zip", gr.Button, "Make the zip file", variant="primary")
+    made.add("ship_zipping", gr.Markdown, "", min_height=24)
+    made.add("ship_file", gr.File, None, "The voice (zip)", interactive=False, visible=False)
+    look: dict[str, Any] = {"interactive": False, "visible": False, "lines": 1, "wrap_lines": True}
+    look |= {"show_line_numbers": False, "buttons": ["copy"]}
+    made.add("ship_python", gr.Code, None, "Load it", language="python", **look)
+    label = "On the machine that will speak, in the unpacked folder"
+    made.add("ship_shell", gr.Code, None, label, language="shell", **look)
 
 
-def _push_components() -> dict[str, Any]:
-    made: dict[str, Any] = {}
+def _add_push(made: Made) -> None:
     gr.Markdown("### Push to the Hugging Face hub")
-    made["ship_login"] = gr.Markdown(push_jobs.login_words(None), elem_id="ship-login")
+    made.add("ship_login", gr.Markdown, push_jobs.login_words(None))
     with gr.Row():
-        made["ship_repo"] = gr.Textbox(
-            label="Name of the repository",
-            placeholder="my-small-voice, or owner/my-small-voice",
-            info="New, or one that was pushed from here before. It gets the format and precision"
-            " chosen above, with a model card.",
-            max_length=200,
-            elem_id="ship-repo",
-            scale=3,
+        info = (
+            "New, or one that was pushed from here before. It gets the format and precision chosen"
+            " above, with a model card."
         )
-        made["ship_private"] = gr.Checkbox(
-            True, label="Private", info="Only you can see it", elem_id="ship-private", min_width=120
-        )
-    made["ship_notice"] = gr.Markdown("", elem_id="ship-notice")
-    made["ship_read"] = gr.Checkbox(
-        False, label="I have read this", visible=False, elem_id="ship-read"
-    )
+        how = {"placeholder": "my-small-voice, or owner/my-small-voice", "max_length": 200}
+        label = "Name of the repository"
+        made.add("ship_repo", gr.Textbox, None, label, info=info, scale=3, **how)
+        how = {"info": "Only you can see it", "min_width": 120}
+        made.add("ship_private", gr.Checkbox, True, "Private", **how)
+    made.add("ship_notice", gr.Markdown, "")
+    made.add("ship_read", gr.Checkbox, False, "I have read this", visible=False)
     made["ship_noticed"] = gr.State()
-    made["ship_push"] = gr.Button("Push", elem_id="ship-push")
-    made["ship_pushing"] = gr.Markdown("", elem_id="ship-pushing", min_height=44)
-    return made
+    made.add("ship_push", gr.Button, "Push", variant="primary")
+    made.add("ship_pushing", gr.Markdown, "", min_height=24)
 
 
 def _format_words(name: str) -> str:
@@ -232,11 +197,7 @@ def _at_hand(values: Values) -> AtHand:
 
 def compare(values: Values, token: str | None, halted: Halted, progress: Progress) -> Shown:
     """Write and measure format after format; each update shows all so far."""
-    hidden = {
-        "ship_table": gr.Dataframe(visible=False),
-        "ship_csv": gr.DownloadButton(visible=False),
-    }
-    yield {"ship_status": "beginning …", **hidden}
+    yield {"ship_status": "beginning …", **tables.grid_cleared("ship_table")}
     at_hand = _at_hand(values)
     made, lines = _make(at_hand, token, halted, progress), []
     for lines in ship_jobs.write_all(made[0], halted, progress) if made else ():
@@ -254,11 +215,19 @@ def compare(values: Values, token: str | None, halted: Halted, progress: Progres
 
 
 def _table(lines: list[Line]) -> dict[str, Any]:
-    shown, rows = ship_jobs.tables(lines)
-    return {
-        "ship_table": gr.Dataframe(shown, visible=True, column_widths=_WIDTHS),
-        "ship_csv": gr.DownloadButton(value=renditions.csv(rows, "formats"), visible=True),
-    }
+    found, shown, words = ship_jobs.rows_of(lines), [], {}
+    for row in found:
+        name = f"{row['format']} {row['precision']}"
+        numbers = [(row[key], factor, unit) for key, (_, factor, unit) in _COSTS.items()]
+        shown.append((name, *(_number(*one) for one in numbers)))
+        words[name] = row["in_words"].rstrip(".")
+    heads = ("Format", *(head for head, *_ in _COSTS.values()))
+    drawn = tables.grid("What each format costs", heads, shown, words)
+    return tables.grid_shown("ship_table", drawn, pd.DataFrame(found), "formats")
+
+
+def _number(value: float | None, factor: float, unit: str) -> str:
+    return tables.NONE if value is None else tables.number(factor * value) + unit
 
 
 def zip_file(values: Values, token: str | None, halted: Halted, progress: Progress) -> Shown:
@@ -340,7 +309,7 @@ _VOICE = (*LOADED, "ship_which", "heal_key")
 _LOOKED = (*_VOICE, "ship_noticed", *_FORM)
 LOOK_FILLS = ("ship_which", "ship_notice", "ship_read", "ship_noticed", "ship_python", "ship_shell")
 RUNS: dict[str, tuple[Callable[..., Shown], tuple[str, ...], tuple[str, ...], int]] = {
-    "ship_compare": (compare, (), ("ship_status", "ship_table", "ship_csv"), 1),
+    "ship_compare": (compare, (), ("ship_status", "ship_table", "ship_table_csv"), 1),
     "ship_zip": (zip_file, _FORM, ("ship_zipping", "ship_file", *LOOK_FILLS[-2:]), 2),
     "ship_push": (
         push,
@@ -353,7 +322,7 @@ RUNS: dict[str, tuple[Callable[..., Shown], tuple[str, ...], tuple[str, ...], in
 once, in a lane of its own: nobody waits for another's upload."""
 
 
-def wire_ship(demo: gr.Blocks, page: Page, healed: Any) -> None:
+def wire_export(demo: gr.Blocks, page: Page, healed: Any) -> None:
     """Wire the tab. Stop cancels nothing: a run that is halted ends by itself, with what it has.
 
     Args:

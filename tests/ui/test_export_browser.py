@@ -1,4 +1,4 @@
-"""The tab Ship in headless Chromium: the table, the zip, and a push by a visitor who logged in."""
+"""The tab Export in headless Chromium: the table, the zip, and a push by a visitor who logged in."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SECRET = "of the app"
 
 
 def test_formats_are_compared_zipped_and_not_pushed_without_a_log_in(page, tmp_path):  # noqa: F811
-    open_tab(page, "Ship")
+    open_tab(page, "Export")
     expect(page.locator("#ship-notice")).to_contain_text("CC0", ignore_case=True)
     for name in ("read", "which"):
         expect(page.locator(f"#ship-{name}")).to_have_count(0)
@@ -55,7 +55,7 @@ def test_formats_are_compared_zipped_and_not_pushed_without_a_log_in(page, tmp_p
     expect(status).to_contain_text(words, timeout=PATIENCE)
     expect(table).to_contain_text("the same weights")
     with page.expect_download() as download:
-        page.locator("#ship-csv").click()
+        page.locator("#ship-table-csv").click()
     assert download.value.suggested_filename == "formats.csv"
     download.value.save_as(tmp_path / "formats.csv")
     formats = list(pd.read_csv(tmp_path / "formats.csv")["format"])
@@ -80,10 +80,10 @@ def test_formats_are_compared_zipped_and_not_pushed_without_a_log_in(page, tmp_p
     pushing = page.locator("#ship-pushing")
     expect(pushing).to_contain_text("python -m vits_prune push", timeout=PATIENCE)
     expect(page.get_by_test_id("toast-body")).to_contain_text("Not logged in")
-    saved(page, "light-ship", tmp_path)
+    saved(page, "light-export", tmp_path)
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    saved(page, "phone-ship", tmp_path)
+    saved(page, "phone-export", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_visitor_who_is_logged_in_pushes_with_their_own_token(browser, space, 
     page.goto(url)
     expect(page.locator("#facts")).to_contain_text("joe", timeout=PATIENCE)
     choose_voice(page, TINY)
-    open_tab(page, "Ship")
+    open_tab(page, "Export")
     expect(page.locator("#ship-login")).to_contain_text("Logged in as visitor")
     expect(page.locator("#ship-notice")).to_contain_text("forbids commercial use")
     page.locator("#ship-format").get_by_label("sparse").check()
@@ -145,7 +145,7 @@ def test_a_visitor_who_is_logged_in_pushes_with_their_own_token(browser, space, 
     page.locator("#ship-push").click()
     link = page.locator("#ship-pushing a")
     expect(link).to_have_attribute("href", f"{hub.url}/visitor/small", timeout=PATIENCE)
-    saved(page, "pushed-ship", tmp_path)
+    saved(page, "pushed-export", tmp_path)
     assert hub.repositories["visitor/small"][0].private
     assert {"README.md", "model.sparse.safetensors"} <= set(hub.files("visitor/small"))
     owners = {
