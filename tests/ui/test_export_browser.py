@@ -1,4 +1,4 @@
-"""The tab Export in headless Chromium: the table, the zip, and a push by a visitor who logged in."""
+"""The tab Export in headless Chromium: the table, the zip, and a push by a logged-in visitor."""
 
 from __future__ import annotations
 
