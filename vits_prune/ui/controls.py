@@ -81,8 +81,8 @@ def control_components() -> Made:
     """Make what is set most often, by name, in the order of the work; the amount is the stage's."""
     made = Made()
     custom = {"allow_custom_value": True}
-    label = "Voice: choose one, or type a Hugging Face id (owner/name)"
-    made.add("voice", gr.Dropdown, EMBEDDED, label, choices=VOICES, **custom)
+    info = "One of the list, or a Hugging Face id (owner/name)"
+    made.add("voice", gr.Dropdown, EMBEDDED, "Voice", choices=VOICES, info=info, **custom)
     made.add("speaker", gr.Dropdown, None, "Speaker", choices=[], visible=False, **custom)
     made.add("text", gr.Textbox, DEFAULT_TEXT, "Text", lines=3, max_lines=6, max_length=20_000)
     samples = [[text] for text in EXAMPLES.values()]

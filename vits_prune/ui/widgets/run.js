@@ -45,5 +45,7 @@ window.stageChanges = (values, names, first, always) => Object.fromEntries(names
   [name, always.includes(name) || String(first[name]) !== String(values[i]) ? values[i] : null]));
 window.stageTab = () => {
   const tab = document.querySelector('#tabs [role=tab][aria-selected=true]');
-  if (tab) stageAddress({ tab: tab.textContent.trim().toLowerCase().replace(/ .*/, '') });
+  if (!tab) return;
+  const name = tab.textContent.trim().toLowerCase().replace(/ .*/, '');
+  stageAddress({ tab: name, ...(name === 'learn' ? {} : { lesson: null }) });
 };
