@@ -156,22 +156,21 @@ def measure_weights(original: Voice, pruned: Voice, bins: int = 80) -> WeightHis
 
 
 def measure_layer_weights(
-    original: Voice, pruned: Voice, name: str, now: str | None, bins: int = 80
+    original: Voice,
+    pruned: Voice,
+    name: str,
+    now: str | None,
+    kept: Mapping[int, Sequence[int]] = MappingProxyType({}),
+    bins: int = 80,
 ) -> WeightHistogram:
-    """Count the weights of one layer, kept and zeroed, as `measure_weights` does for a voice.
+    """Count the weights of one layer by the original's values, kept and zeroed or removed.
 
     Args:
-        original: the voice that was pruned.
-        pruned: the pruned voice.
-        name: of the layer in the original.
-        now: name of the layer in the pruned voice, None where it was removed.
+        original, pruned, name, now, kept: as of `measure_matrix`.
         bins: of the histogram.
     """
-    before = original.model.get_parameter(f"{name}.weight")
-    after = [] if now is None else [pruned.model.get_parameter(f"{now}.weight")]
-    if after and after[0].shape == before.shape:
-        return _histogram([(before, after[0])], [], [], bins)
-    return _histogram([], [before], after, bins)
+    before, after, _ = _in_place(original, pruned, f"{name}.weight", now, kept)
+    return _histogram([(before, after.nan_to_num(0.0))], [], [], bins)
 
 
 def _histogram(
@@ -251,16 +250,8 @@ def measure_matrix(
     if layer is None:
         what = f"This voice has no layer {str(name)[:80]!r} that can be pruned"
         raise InputError(f"{what}: choose one from the list.")
-    weight = original.model.get_parameter(layer.parameter).detach().cpu().float()
     module = original.model.get_submodule(name)
-    after, left = torch.full_like(weight, float("nan")), None
-    if now is not None:
-        left = pruned.model.get_parameter(f"{now}.weight").detach().cpu().float()
-        places = [
-            torch.tensor(kept.get(dimension, range(size)))
-            for dimension, size in enumerate(weight.shape)
-        ]
-        after[torch.meshgrid(*places, indexing="ij")] = left
+    weight, after, left = _in_place(original, pruned, layer.parameter, now, kept)
     taps = weight.shape[2] if weight.dim() == 3 else 1
     return MatrixPair(
         layer,
@@ -271,6 +262,27 @@ def measure_matrix(
         zeros=0.0 if left is None else 1 - int(torch.count_nonzero(left)) / left.numel(),
         shape_after=None if left is None else tuple(left.shape),
     )
+
+
+def _in_place(
+    original: Voice,
+    pruned: Voice,
+    parameter: str,
+    now: str | None,
+    kept: Mapping[int, Sequence[int]],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return the original's weight, the pruned one in its places (NaN where gone), and as it is."""
+    weight = original.model.get_parameter(parameter).detach().cpu().float()
+    after = torch.full_like(weight, float("nan"))
+    if now is None:
+        return weight, after, None
+    left = pruned.model.get_parameter(f"{now}.weight").detach().cpu().float()
+    places = [
+        torch.tensor(kept.get(dimension, range(size)))
+        for dimension, size in enumerate(weight.shape)
+    ]
+    after[torch.meshgrid(*places, indexing="ij")] = left
+    return weight, after, left
 
 
 def _corner(weight: torch.Tensor, module: nn.Module, tap: int) -> np.ndarray:

@@ -161,7 +161,7 @@ def layer_weights(
     left = _survivors(request, token, progress)(layer) if known else None
     name, kept = (left.name, left.kept) if left else (None, {})
     pair = measure_matrix(original, pruned, layer, name, kept)
-    return pair, measure_layer_weights(original, pruned, layer, name)
+    return pair, measure_layer_weights(original, pruned, layer, name, kept)
 
 
 def _survivors(
