@@ -46,6 +46,7 @@ async function loadAll(mine) {
     if (sound === wanted[0] && value().play && value().play !== played) {
       played = value().play;
       await audio().resume();
+      if (current) pause();  // it begins at the beginning
       play();
     } else if (current) take();
   }
@@ -183,7 +184,7 @@ function draw() {
 }
 function show() {
   const points = value().points, able = points.some(ready), point = nearest(points.filter(ready));
-  for (const name of ['.play', '.which', '.hold']) find(name).disabled = !able;
+  for (const name of ['.play', '.which', '.hold']) find(name).disabled = !able && !current;
   find('.play b').textContent = current ? 'Pause' : 'Play';
   find('.play span').textContent = current ? '❚❚' : '▶';
   find('.play').setAttribute('aria-label', current ? 'Pause' : 'Play');
@@ -192,7 +193,7 @@ function show() {
   find('.pruned-name').textContent = point ? `Pruned ${Math.round(100 * point.amount)}%` : 'Pruned';
   find('.head').hidden = !current;
   find('.words').textContent = point ? point.words : '';
-  element.dataset.heard = current ? (original ? 'original' : String(point.amount)) : '';
+  element.dataset.heard = current ? (original ? 'original' : String(point ? point.amount : '')) : '';
   draw();
   marks();
 }
