@@ -214,8 +214,12 @@ class BlindTest:
         write_trials(trials, path)
         found = result_of(trials)
         shown |= {"sentence": found.sentence(), "csv": str(path)}
-        how = f"{len(trials)} trials, order from seed {setup.order_seed}"
+        how = f"{len(trials)} trials, order from seed {setup.order_seed}."
         if isinstance(found, Hearing):
+            how += (
+                " Upwards: right answers; dashed: guessing; to the right: the amount. Bars and band"
+                " hold 95%."
+            )
             return {**shown, "how": how, **_picture(found)}
         return {**shown, "how": how, "names": found.names, "share": [*found.share]}
 

@@ -39,9 +39,11 @@ def listen_tab() -> Made:
     with gr.Row():
         least, most = blind.TRIALS
         limits = {"minimum": least, "maximum": most, "step": 1}
-        made.add("listen_trials", gr.Slider, 24, "Trials", **limits)
-        info = "A pseudonym for the CSV; left empty, a random one"
-        made.add("listen_name", gr.Textbox, "", "Listener", info=info, max_lines=1)
+        with gr.Column(min_width=240):
+            made.add("listen_trials", gr.Slider, 24, "Trials", **limits)
+        with gr.Column(min_width=240):
+            info = "A pseudonym for the CSV; left empty, a random one"
+            made.add("listen_name", gr.Textbox, "", "Listener", info=info, max_lines=1)
     made.add("listen_told", gr.Checkbox, False, "Tell me after each trial whether I was right")
     with gr.Row(visible=False) as made["listen_sides"]:
         first = next(iter(blind.PRESETS))

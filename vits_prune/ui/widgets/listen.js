@@ -1,4 +1,4 @@
-const FADE = 0.02, WAIT = 8000;
+const FADE = 0.02, WAIT = 20000;
 let context = null, buffers = {}, sources = [], gains = {}, heard = new Set(), on = '', playing = false;
 let shown = '', sent = null, loading = 0;
 const find = (name) => element.querySelector(name);
@@ -23,6 +23,7 @@ function start() {
     sources.push(source);
   }
   playing = true;
+  document.querySelector('#stage .play[aria-label="Pause"]')?.click();  // one sound at a time
 }
 function stop() {
   for (const source of sources) source.stop();
@@ -114,6 +115,7 @@ function refresh() {
     find('progress').value = (value.trial - 1) / value.of;
     say('The sounds are being loaded …');
     load();
+    if (value.trial === 1) find('.listen').scrollIntoView({ block: 'nearest' });
   } else if (value.state === 'result') {
     find('.sentence').textContent = value.sentence;
     find('.how').textContent = value.how || '';
@@ -122,7 +124,8 @@ function refresh() {
   }
 }
 
-const WIDTH = 720, HEIGHT = 300, LEFT = 48, RIGHT = 12, TOP = 12, BOTTOM = 40;
+const HEIGHT = 280, LEFT = 48, RIGHT = 16, TOP = 12, BOTTOM = 28;
+let WIDTH = 720;
 function make(name, attributes, text = '') {
   const made = document.createElementNS('http://www.w3.org/2000/svg', name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -130,6 +133,7 @@ function make(name, attributes, text = '') {
   return made;
 }
 function picture(title, height) {
+  WIDTH = Math.max(300, Math.min(720, find('.drawing').clientWidth));
   return make('svg', { viewBox: `0 0 ${WIDTH} ${height}`, role: 'img', 'aria-label': title });
 }
 const percent = (share) => `${Number((100 * share).toPrecision(3))}%`;
@@ -143,8 +147,7 @@ function curve(value) {
     line(share === 0.5 ? 'guess' : 'axis', LEFT, y(share), WIDTH - RIGHT, y(share));
     label(percent(share), LEFT - 6, y(share) + 4, 'end');
   }
-  for (let i = 0; i <= 4; i++) label(percent(Math.round(25 * i * last) / 100), x(last * i / 4), HEIGHT - 22, i === 4 ? 'end' : 'middle');
-  label('amount pruned; share of right answers upwards; dashed: guessing', LEFT, HEIGHT - 4, 'start');
+  for (let amount = 0; amount <= last + 1e-9; amount += 0.2) label(percent(Math.round(100 * amount) / 100), x(amount), HEIGHT - 8, 'middle');
   const edge = [...value.curve.map((row) => [row[0], row[3]]), ...value.curve.map((row) => [row[0], row[2]]).reverse()];
   svg.append(make('polygon', { class: 'band', points: edge.map(([a, s]) => `${x(a)},${y(s)}`).join(' ') }));
   svg.append(make('polyline', { class: 'line', points: value.curve.map((row) => `${x(row[0])},${y(row[1])}`).join(' ') }));
@@ -167,9 +170,9 @@ function share(value) {
   for (const at of [0, 0.5, 1]) svg.append(make('line', { class: at === 0.5 ? 'guess' : 'axis', x1: x(at), x2: x(at), y1: 24, y2: 60 }));
   svg.append(make('line', { class: 'threshold', x1: x(low), x2: x(high), y1: 42, y2: 42 }));
   svg.append(make('circle', { class: 'dot', cx: x(hits / of), cy: 42, r: 7 }));
-  svg.append(make('text', { x: x(0), y: 14 }, `always ${value.names[1]}`));
-  svg.append(make('text', { x: x(1), y: 14, 'text-anchor': 'end' }, `always ${value.names[0]}`));
-  svg.append(make('text', { x: x(0.5), y: 78, 'text-anchor': 'middle' }, `${hits} of ${of} for ${value.names[0]}; bar: 95%`));
+  svg.append(make('text', { x: 0, y: 14 }, value.names[1]));
+  svg.append(make('text', { x: WIDTH, y: 14, 'text-anchor': 'end' }, value.names[0]));
+  svg.append(make('text', { x: x(0.5), y: 78, 'text-anchor': 'middle' }, `${hits} of ${of}, bar: 95%`));
   return svg;
 }
 
