@@ -44,16 +44,20 @@ window.fetch = async (...asked) => {
 """Keeps the text of all that the page gets."""
 
 
+def trials_in(message):
+    """Yield the trials in a message, however deep."""
+    if isinstance(message, dict) and "sounds" in message:
+        yield message
+    elif isinstance(message, (dict, list)):
+        for one in message.values() if isinstance(message, dict) else message:
+            yield from trials_in(one)
+
+
 def trials_of(page):
     """All trials in what came over the network so far, by number."""
-    found = {}
-    for line in "\n".join(page.evaluate("window.network")).splitlines():
-        if '"sounds"' in line:
-            message = json.loads(line.removeprefix("data:"))
-            values = message["output"]["data"]
-            (state,) = (one for one in values if isinstance(one, dict) and "sounds" in one)
-            found[state["trial"]] = state
-    return found
+    lines = "\n".join(page.evaluate("window.network")).splitlines()
+    messages = [json.loads(line.removeprefix("data:")) for line in lines if '"sounds"' in line]
+    return {state["trial"]: state for state in trials_in(messages)}
 
 
 def heard(page, state):
