@@ -11,8 +11,10 @@ import pytest
 import soundfile
 
 from vits_prune import InputError, PruneSpec
+from vits_prune.progress import Progress
 from vits_prune.studio import blind
 from vits_prune.study.listening_store import read_trials
+from vits_prune.ui.tabs import listen
 
 OTHER = PruneSpec("random", "global", 0.5)
 
@@ -153,3 +155,25 @@ def test_levels_are_matched_and_silence_stays_silent():
     assert max(np.abs(wave).max() for wave in found) <= 0.9
     assert not blind.matched([loud, np.zeros(1000)])[1].any()
     assert not np.isnan(blind.matched([np.full(9, np.nan), loud])[0]).any()
+
+
+def test_the_tab_compares_presets_the_original_and_what_was_remembered(request_):
+    values = {"voice": "someone/tiny", "text": "hi there you", "scope": "local", "amount": 0.3}
+    values |= {"listen_kind": "preference", "listen_trials": 20, "listen_name": "ann"}
+    values |= {"listen_told": False, "listen_kept": None}
+
+    def sentence(pair, kept=None):
+        asked = values | {"listen_pair": pair, "listen_kept": kept}
+        *_, shown = listen.start(asked, None, Progress())
+        state = blind.take({"test": shown["listen"]["test"], "trial": 1, "answer": "A"})
+        return blind.take({"test": state["test"], "end": True})["sentence"]
+
+    assert "the original" in sentence("original")
+    assert "random 50% global" in sentence("kept", OTHER)
+    assert "L1 50% local" in sentence("L1 50% global against L1 50% local")
+    with pytest.raises(InputError, match="Remember settings first"):
+        sentence("kept")
+    with pytest.raises(InputError, match="Both sides are the same"):
+        sentence("kept", request_.spec)
+    kept = listen.keep(values)
+    assert (kept["listen_kept"], kept["listen_pair"]) == (request_.spec, "kept")

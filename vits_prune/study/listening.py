@@ -29,7 +29,7 @@ _LAPSES = np.array([0.0, 0.02, 0.05])
 _BEYOND = 1.5
 """Thresholds go so many times beyond the last amount: there nothing in the row is heard."""
 _FINE = 120
-_CURVE = 48
+_CURVE = 96
 
 
 class Estimate(NamedTuple):
