@@ -27,7 +27,7 @@ from vits_prune.study.evaluation import (
     prepare_reference,
 )
 from vits_prune.study.knee import LIMITS, Knee, Limit, bisect, check_measured, last_before
-from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS
+from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS, Point, layer_points
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import PARTS, Voice, spoken_language
@@ -40,6 +40,8 @@ class CurvePoint(NamedTuple):
     sparsity: float
     """Share of the original's weights that are zero or gone, 0 to 1."""
     evaluation: Evaluation
+    layer: str | None = None
+    """The only layer that was pruned; None for all of the spec's parts."""
 
 
 class MeasurementKey(NamedTuple):
@@ -54,7 +56,7 @@ class MeasurementKey(NamedTuple):
 
 
 _references: Bounded[MeasurementKey, Reference] = Bounded(8, lambda _: 1)
-_points: Bounded[tuple[MeasurementKey, PruneSpec], CurvePoint] = Bounded(400, lambda _: 1)
+_points: Bounded[tuple[Any, ...], CurvePoint] = Bounded(400, lambda _: 1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Points:
     total: int
     note: str
     """On which sentences they are measured."""
-    left_out: tuple[PruneSpec, ...] = ()
+    left_out: tuple[Point, ...] = ()
     """By what the voice cannot be pruned."""
 
     @property
@@ -88,8 +90,9 @@ class Points:
     def table(self, parts: str = "parts") -> pd.DataFrame:
         """Return one row a point; `parts` names the column of the pruned parts."""
         rows = []
-        for spec, sparsity, evaluation in self.points:
+        for spec, sparsity, evaluation, layer in self.points:
             row = {"method": spec.method, "scope": spec.scope, parts: "+".join(spec.parts)}
+            row |= {"layer": layer} if layer else {}
             rows.append({**row, "amount": spec.amount, "sparsity": sparsity, **evaluation.to_row()})
         return pd.DataFrame(rows)
 
@@ -128,18 +131,31 @@ def parts_alone(spec: PruneSpec, amounts: Sequence[float]) -> list[PruneSpec]:
     return [at_amount(spec, amount, (part,)) for part in PARTS for amount in amounts]
 
 
+def layers_alone(
+    request: Request, token: str | None, part: str, amounts: Sequence[float]
+) -> list[Point]:
+    """Return a point for each layer of a part alone at each amount.
+
+    Raises:
+        InputError: the method removes what layers share.
+    """
+    voice, spec = workbench.bench.voice_of(request, token), at_amount(request.spec, 0.0)
+    points = layer_points(voice, amounts, base=spec)
+    return [one for one in points if one.spec.parts == (part,)]
+
+
 def sensitivity_amounts(amounts: Sequence[float]) -> list[float]:
     """Return the chosen amounts in order, the usual ones where none is chosen."""
     return sorted(float(amount) for amount in amounts) or list(DEFAULT_AMOUNTS)
 
 
-def _reachable(voice: Voice, specs: Sequence[PruneSpec]) -> list[PruneSpec]:
-    """Return the specs that the voice can be pruned by. Raises InputError if there is none."""
+def _reachable(voice: Voice, points: Sequence[Point]) -> list[Point]:
+    """Return the points that the voice can be pruned to. Raises InputError if there is none."""
     found, reasons = [], []
-    for spec in specs:
+    for one in points:
         try:
-            check_feasible(voice, spec)
-            found.append(spec)
+            check_feasible(voice, one.spec)
+            found.append(one)
         except InputError as error:
             reasons.append(error)
     if reasons and not found:
@@ -150,7 +166,7 @@ def _reachable(voice: Voice, specs: Sequence[PruneSpec]) -> list[PruneSpec]:
 def measure_points(
     request: Request,
     token: str | None,
-    wanted: Sequence[PruneSpec],
+    wanted: Sequence[PruneSpec | Point],
     texts: int,
     families: Sequence[str],
     progress: Progress = SILENT,
@@ -174,15 +190,17 @@ def measure_points(
         raise InputError("Choose at least one measure.")
     settings = _settings(request, tuple(families), noise_seeds=1)
     voice = workbench.bench.voice_of(request, token)
-    specs = _reachable(voice, wanted)
-    left_out = tuple(spec for spec in wanted if spec not in specs)
+    asked = [one if isinstance(one, Point) else Point(one) for one in wanted]
+    able = _reachable(voice, asked)
+    left_out = tuple(one for one in asked if one not in able)
     said, note = measuring_texts(voice, request.text, texts)
     reference = measured_original(request, token, voice, said, settings, progress)
     key, points = _key(request, token, voice, said, settings), []
-    for i, spec in enumerate(specs):
-        part = progress.part(0.0, 1.0, f"{what} {i + 1} of {len(specs)}, {in_words(spec)}: ")
-        points.append(_point(key, reference, request.at(spec), token, part))
-        yield Points(tuple(points), len(specs), note, left_out)
+    for i, one in enumerate(able):
+        words = f"{one.layer}, {one.spec.amount:.0%}" if one.layer else in_words(one.spec)
+        part = progress.part(0.0, 1.0, f"{what} {i + 1} of {len(able)}, {words}: ")
+        points.append(_point(key, reference, request, one, token, part))
+        yield Points(tuple(points), len(able), note, left_out)
 
 
 def _settings(request: Request, metrics: tuple[str, ...], noise_seeds: int) -> Settings:
@@ -200,20 +218,21 @@ def _point(
     key: MeasurementKey,
     reference: Reference,
     request: Request,
+    one: Point,
     token: str | None,
     progress: Progress,
 ) -> CurvePoint:
     """Return one measured point, from the cache where it was measured before."""
 
     def make() -> CurvePoint:
-        pruned = workbench.bench.pruned(request, token, progress)
-        sparsity = _taken(workbench.bench.voice_of(request, token), pruned)
-        return CurvePoint(
-            request.spec, sparsity, evaluate_against(reference, pruned, progress=progress)
-        )
+        voice = workbench.bench.voice_of(request, token)
+        pruned = workbench.bench.pruned(request.at(one.spec), token, progress)
+        pruned = one.alone(voice, pruned) if one.layer else pruned
+        found = evaluate_against(reference, pruned, progress=progress)
+        return CurvePoint(one.spec, _taken(voice, pruned), found, one.layer)
 
-    waiting = "waiting for another measurement of this point"
-    return _points.get_or_make((key, request.spec), make, lambda: progress.report(waiting, 0.0))
+    place, waiting = (key, one, request.healed), "waiting for another measurement of this point"
+    return _points.get_or_make(place, make, lambda: progress.report(waiting, 0.0))
 
 
 def _taken(voice: Voice, pruned: Voice) -> float:

@@ -132,6 +132,22 @@ def voice_of(order: Order | None) -> Voice:
     return voice
 
 
+def staged(order: Order | None, said: Request) -> Request:
+    """Return the request for the healed voice of an order.
+
+    Args:
+        order: what was healed.
+        said: has the text and how it is spoken.
+
+    Raises:
+        InputError: there is no such voice.
+    """
+    job, mine = recall(order), recall(order).order.request
+    workbench.bench.keep_healed(job.order.key, voice_of(order))
+    what: dict[str, Any] = {"reference": mine.reference, "speaker": mine.speaker}
+    return dataclasses.replace(said, spec=mine.spec, healed=job.order.key, **what)
+
+
 def _voices(
     request: Request, token: str | None, progress: Progress = SILENT
 ) -> tuple[Voice, Voice]:

@@ -53,12 +53,15 @@ def as_python(request: Request) -> str:
     how = [f"seed={request.seed}", f"timing={request.timing!r}"]
     if request.delivery != Delivery():
         how.append(f"delivery={delivery}")
-    names = [name for name in ("Delivery", "PruneSpec", "Shape") if f"{name}(" in spec + str(how)]
+    healed = f"heal(pruned, voice, {_call(request.healed.plan)}).voice" if request.healed else ""
+    used = f"{spec}{how}{healed} compare( load_voice( prune("
+    known = ("Delivery", "HealPlan", "PruneSpec", "Shape", "compare", "heal", "load_voice", "prune")
     return (
-        f"from vits_prune import {', '.join(names)}, compare, load_voice, prune\n\n"
+        f"from vits_prune import {', '.join(name for name in known if f'{name}(' in used)}\n\n"
         f"voice = load_voice({request.reference!r}{speaker})\n"
         f"pruned = prune(voice, {spec})\n"
-        f"print(compare(voice, pruned, {request.text!r}, {', '.join(how)}))"
+        + f"pruned = {healed}\n" * bool(healed)
+        + f"print(compare(voice, pruned, {request.text!r}, {', '.join(how)}))"
     )
 
 
@@ -78,19 +81,26 @@ _FLAGS = {"seed": "prune-seed", "amounts": "steps"}
 
 def as_command(request: Request) -> str:
     """Return the command that does what the stage shows."""
-    words = ["python", "-m", "vits_prune", "compare", "--voice", request.reference]
+    plan = request.healed.plan if request.healed else None
+    command = "heal" if plan else "compare"
+    words = ["python", "-m", "vits_prune", command, "--voice", request.reference]
     words += ["--speaker", request.speaker] if request.speaker else []
     spec = request.spec
-    some: list[Any] = [one for one in (spec, spec.shape, request.delivery) if one]
+    some: list[Any] = [one for one in (spec, spec.shape, plan or request.delivery) if one]
     for options in some:
         for one in dataclasses.fields(options):
             value = getattr(options, one.name)
             derived = spec.shape and one.name in ("amount", "parts")
             if value == one.default or derived or one.name in ("shape", "texts"):
                 continue
-            flag = _FLAGS.get(one.name, one.name.replace("_", "-")) if options is spec else one.name
+            flag = _FLAGS.get(one.name, one.name) if options is spec else one.name
+            if flag == "steps" and options is spec and plan:
+                flag = "prune-steps"  # the others are of the training
             given = list(map(str, value)) if isinstance(value, tuple) else [str(value)]
+            given = [] if value is True else given
             words += [f"--{flag.replace('_', '-')}"]
             words += [",".join(given)] if one.name == "amounts" else given
+    if plan:
+        return shlex.join([*words, "--out", "healed"])
     words += ["--text", request.text, "--seed", str(request.seed), "--timing", request.timing]
     return shlex.join([*words, "--out", "compared"])

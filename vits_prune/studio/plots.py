@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -122,7 +121,7 @@ def curve_value(found: Points) -> dict[str, Any]:
     points, knee = found.points, found.knee
     metrics: dict[str, dict[str, Any]] = {}
     series: dict[str, dict[str, Any]] = {}
-    for spec, sparsity, evaluation in points:
+    for spec, sparsity, evaluation, _ in points:
         values, figures = {}, evaluation.figures
         for name, one in figures.items():
             what, values[name] = (
@@ -151,32 +150,34 @@ def curve_value(found: Points) -> dict[str, Any]:
 
 
 def heat_value(found: Points, amounts: Sequence[float]) -> dict[str, Any]:
-    """Return Points of one part each as the heat map: one row a part, one column an amount."""
+    """Return the heat map: one row a part, or a layer, that was pruned alone; one column an amount.
+
+    The stage can do what a cell of a part did, so that it has a spec.
+    """
     metrics: dict[str, dict[str, Any]] = {}
     rows: dict[str, dict[str, Any]] = {}
-    for spec, _, evaluation in found.points:
-        (part,) = spec.parts
+    for spec, _, evaluation, layer in found.points:
+        name = layer or PART_NAMES[spec.parts[0]]
         intervals = {name: compared(figure) for name, figure in evaluation.figures.items()}
         changes = {name: one.value for name, one in intervals.items() if one}
-        for name in changes:
-            distance, better = (
-                quality.METRICS[name].kind == "distance",
-                quality.METRICS[name].better,
-            )
-            title = title_of(quality.METRICS[name]) + ", change from the original" * (not distance)
-            metrics[name] = {"title": title, "better": better, "distance": distance}
-        empty = {"part": part, "name": PART_NAMES[part], "cells": [None] * len(amounts)}
-        verdicts = {name: evaluation.figures[name].verdict for name in changes}
-        cell = {"spec": spec.to_dict(), "changes": changes, "verdicts": verdicts}
-        rows.setdefault(part, empty)["cells"][list(amounts).index(spec.amount)] = cell
-    lost = dict.fromkeys(PART_NAMES[spec.parts[0]] for spec in found.left_out)
+        for metric in changes:
+            what = quality.METRICS[metric]
+            distance = what.kind == "distance"
+            title = title_of(what) + ", change from the original" * (not distance)
+            metrics[metric] = {"title": title, "better": what.better, "distance": distance}
+        verdicts = {metric: evaluation.figures[metric].verdict for metric in changes}
+        cell = {"changes": changes, "verdicts": verdicts}
+        cell["spec"] = None if layer else spec.to_dict()
+        row = rows.setdefault(name, {"name": name, "cells": [None] * len(amounts)})
+        row["cells"][list(amounts).index(spec.amount)] = cell
+    lost = dict.fromkeys(one.layer or PART_NAMES[one.spec.parts[0]] for one in found.left_out)
     more = "; left out where the method protects it or it cannot lose so much: " + ", ".join(lost)
     hint = (
         f"Measured on {found.note}{more if lost else ''}. Darker is worse, within the metric shown;"
         f" a dot: a difference is claimed. {found.unmeasured}"
     )
-    value = {"scope": found.points[0].spec.scope, "rows": list(rows.values())}
-    return {**value, "amounts": list(amounts), "metrics": metrics, "hint": hint.strip()}
+    value = {"rows": list(rows.values()), "amounts": list(amounts), "metrics": metrics}
+    return {**value, "hint": hint.strip()}
 
 
 def _band(figure: quality.Figure) -> list[float] | None:
@@ -187,22 +188,17 @@ def _band(figure: quality.Figure) -> list[float] | None:
     return [centre + figure.floor.low, centre + figure.floor.high]
 
 
-def tried_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return what a bisection tried, in words."""
-    found = []
+def tried_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return what a bisection tried, in words: amount, metric, change, and whether it is kept."""
+    found: list[tuple[str, ...]] = []
     for row in rows:
         change = "not measurable" if row["value"] is None else f"{row['value']:+.3f}"
         if row["low"] is not None:
-            change += f" [{row['low']:+.3f}, {row['high']:+.3f}]"
-        kept = "kept" if row["kept"] else "broken"
-        found.append({
-            "amount": f"{row['amount']:.2f}",
-            "metric": quality.METRICS[row["metric"]].title,
-            "limit": f"{row['limit']:+g}",
-            "change, 95% interval": change,
-            "limit is": kept if row["certain"] else f"{kept}, not certain",
-        })  # fmt: skip
-    return pd.DataFrame(found)
+            change += f" ({row['low']:+.3f} to {row['high']:+.3f})"
+        kept = f"{'kept' if row['kept'] else 'broken'}{'' if row['certain'] else ', not certain'}"
+        metric = quality.METRICS[row["metric"]].title
+        found.append((f"{row['amount']:.0%}", metric, change, f"{row['limit']:+g}", kept))
+    return found
 
 
 # Healing

@@ -64,6 +64,8 @@ class Request:
     timing: str = "own"
     delivery: Delivery = field(default_factory=Delivery)
     speaker: str | None = None
+    healed: Order | None = None
+    """In place of the pruned voice, the one that was healed so."""
 
     def checked(self) -> Request:
         """Return itself.

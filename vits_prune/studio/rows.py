@@ -62,7 +62,7 @@ class Row:
     def amounts(self) -> tuple[float, ...]:
         """The amounts that the row is to have: none where the speech is too long to repeat."""
         spec = self.request.spec
-        if self.seconds > MAX_ROW_SECONDS or spec.shape or spec.pattern or spec.amounts:
+        if self.seconds > MAX_ROW_SECONDS or _alone(self.request):
             return ()
         return FEWER_AMOUNTS if listens(spec) else AMOUNTS
 
@@ -85,6 +85,12 @@ class Row:
         return file
 
 
+def _alone(request: Request) -> bool:
+    """Return whether the voice has no other amounts."""
+    spec = request.spec
+    return bool(spec.shape or spec.pattern or spec.amounts or request.healed)
+
+
 def _row_bytes(row: Row) -> float:
     return (1 + len(AMOUNTS)) * 100_000 * max(row.seconds, 2.0) / 2
 
@@ -95,9 +101,8 @@ _filling = threading.Lock()
 
 def row_of(request: Request, token: str | None = None) -> Row:
     """Return the row that a request belongs to; it may be empty."""
-    spec = request.spec
-    fixed = spec.shape or spec.pattern or spec.amounts
-    plain = request if fixed else request.at(dataclasses.replace(spec, amount=0.0))
+    first = dataclasses.replace(request.spec, amount=0.0)
+    plain = request if _alone(request) else request.at(first)
     return _rows.get_or_make((plain, trace(token)), lambda: Row(plain))
 
 

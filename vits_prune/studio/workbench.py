@@ -26,7 +26,7 @@ from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.prune import prune_steps
 from vits_prune.pruning.registry import METHODS
-from vits_prune.studio.request import Request
+from vits_prune.studio.request import Order, Request
 from vits_prune.synthesis.speak import Speech, speak
 from vits_prune.threads import ForkSafeLock, renew_in_forks
 from vits_prune.voices.load import EMBEDDED, load_embedded, load_hub
@@ -40,6 +40,7 @@ _VOICES_BYTES = 2 << 30
 _PRUNED_BYTES = 512 << 20
 _SPEECH_BYTES = 256 << 20
 _DOWNLOADS_BYTES = 16 << 30
+_HEALED_BYTES = 256 << 20
 _STEPS_BYTES = 1 << 30
 """Voices of all steps of a gradual pruning together."""
 _UPLOAD = "upload:"
@@ -86,6 +87,7 @@ class Workbench:
         self._pruned: Bounded[tuple[Any, ...], Steps] = Bounded(
             _PRUNED_BYTES, lambda steps: _bytes(*(voice for _, voice in steps))
         )
+        self._healed: Bounded[Order, Voice] = Bounded(_HEALED_BYTES, _bytes)
         self._spoken: Bounded[tuple[Request, str], Spoken] = Bounded(
             _SPEECH_BYTES, lambda one: one.original.waveform.nbytes + one.pruned.waveform.nbytes
         )
@@ -230,10 +232,23 @@ class Workbench:
 
     # Pruning
 
+    def keep_healed(self, order: Order, voice: Voice) -> None:
+        """Let Requests for this healing have its voice."""
+        self._healed.put(order, voice)
+
     def steps(
         self, request: Request, token: str | None = None, progress: Progress = SILENT
     ) -> Steps:
-        """Prune on the CPU, one calibration at a time; return the voice of each step."""
+        """Prune on the CPU, one calibration at a time; return the voice of each step.
+
+        Raises:
+            InputError: it cannot be pruned so, or a healed voice is asked for and forgotten.
+        """
+        if request.healed:
+            healed = self._healed.get(request.healed)
+            if healed is None:
+                raise InputError("This healing is no longer kept here: press Heal again.")
+            return ((request.spec.amount, healed.to(self.device)),)
         key = (request.reference, trace(token), request.speaker or None, request.spec)
         on_cpu = (*key, "cpu")
         needed = listens(request.spec) and not self._pruned.get(on_cpu)

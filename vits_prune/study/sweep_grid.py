@@ -72,13 +72,17 @@ class Point:
         _check_single_layers(self.spec.method)
         if not any(layer.name == self.layer for layer in prunable_layers(voice, self.spec.parts)):
             raise _no_layer(voice, self.layer)
+        return self.alone(voice, prune(voice, self.spec))
+
+    def alone(self, voice: Voice, pruned: Voice) -> Voice:
+        """Return the voice with only this layer as it is in the pruned one."""
         weights = {
             name: weight
-            for name, weight in prune(voice, self.spec).model.named_parameters()
+            for name, weight in pruned.model.named_parameters()
             if name.startswith(f"{self.layer}.")
         }
-        pruned = [*voice.recipe.get("pruned", ()), self.to_dict()]
-        recipe = MappingProxyType({**voice.recipe, "pruned": pruned})
+        done = [*voice.recipe.get("pruned", ()), self.to_dict()]
+        recipe = MappingProxyType({**voice.recipe, "pruned": done})
         return voice.with_weights(weights, recipe=recipe)
 
 

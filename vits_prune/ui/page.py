@@ -41,7 +41,6 @@ def build() -> gr.Blocks:
                 made |= learn.learn_tab()
             with gr.Tab("Curve", id="curve"):
                 made |= curve.curve_tab()
-                made |= curve.sensitivity_tab()
             with gr.Tab("Layers", id="layers"):
                 made |= layers.layers_tab()
             with gr.Tab("Listen blind", id="listen"):

@@ -15,6 +15,7 @@ from vits_prune.pruning.registry import METHODS
 from vits_prune.pruning.spec import MAX_AMOUNT, PruneSpec, in_words
 from vits_prune.studio import plots, renditions, workbench
 from vits_prune.studio.descriptions import happened
+from vits_prune.studio.heal_jobs import staged
 from vits_prune.studio.links import as_command, as_python, values_of_query
 from vits_prune.studio.request import FIRST, SPEAKING, Request, request_of
 from vits_prune.studio.rows import Row, fill, row_of, warm_up
@@ -99,13 +100,20 @@ def stage_value(row: Row, amount: float, play: str = "") -> dict[str, Any]:
         play: if it is new, the widget begins to play.
     """
     aligned = row.request.timing == "locked"
+    first = "Healed after pruning. " if row.request.healed else ""
     points = [
-        {"amount": one.amount, "sound": _file(one.sound), "words": one.words}
+        {"amount": one.amount, "sound": _file(one.sound), "words": first + one.words}
         for one in sorted(row.points.values(), key=lambda one: one.amount)
     ]
     original = _file(row.original) if row.original else None
-    shown = {"key": row.key, "original": original, "points": points, "amounts": row.amounts}
-    return {**shown, "amount": amount, "aligned": aligned, "play": play, "hint": _HINTS[aligned]}
+    shown: dict[str, Any] = {
+        "key": row.key,
+        "original": original,
+        "points": points,
+        "amounts": row.amounts,
+    }
+    shown |= {"amount": amount, "aligned": aligned, "healed": bool(row.request.healed)}
+    return {**shown, "play": play, "hint": _HINTS[aligned]}
 
 
 def _file(path: Any) -> dict[str, Any]:
@@ -119,29 +127,35 @@ def speak(values: Values, token: str | None, progress: Progress) -> Shown:
     progress.report(f"loading {reference[:60]}", 0.0)
     voice = workbench.bench.voice(reference, token=token, progress=progress.part(0.0, 0.1))
     speaker = values["speaker"] if values["speaker"] in voice.speakers else None
-    request = request_of({**values, "speaker": speaker})
+    request, play = request_of({**values, "speaker": speaker}), values["ticket"]
+    if play.startswith("h"):
+        request = staged(values["heal_key"], request)
     part = progress.part(0.1, 1.0, f"{in_words(request.spec)}: ")
     spoken = renditions.heard_before(request, token, part)
     row, amount = row_of(request, token), request.spec.amount
-    point, play = row.add(amount, spoken), values["ticket"]
+    point, label = row.add(amount, spoken), "Pruned and healed" if request.healed else "Pruned"
     yield {
         "asked": request,
         "status": "Measuring comes next …",
-        "stage": stage_value(row, amount, play if play.startswith("p") else ""),
+        "stage": stage_value(row, amount, play if play[:1] in "ph" else ""),
         "original": str(row.original),
-        "pruned": str(point.sound),
+        "pruned": gr.Audio(str(point.sound), label=label),
         "rendition": _renditions(request),
         "rendition_audio": gr.Audio(None, visible=False),
         "python": as_python(request),
         "command": as_command(request),
-        **tables.shown("sparsity", comparison.sparsity_table(*spoken.sparsity)),
+        **_table(request, "sparsity", comparison.sparsity_table(*spoken.sparsity)),
         **tables.cleared("size", "latency", "quality"),
     }
 
 
+def _table(request: Request, name: str, frame: Any) -> dict[str, Any]:
+    return tables.shown(name, frame, "Healed" if request.healed else "Pruned")
+
+
 def _renditions(request: Request) -> gr.Radio:
     """Offer the steps of gradual pruning, where there are several."""
-    amounts = request.spec.schedule_amounts()
+    amounts = () if request.healed else request.spec.schedule_amounts()
     how = "of the channels gone" if METHODS[request.spec.method].structured else "zeros"
     choices = [(f"step {i + 1}: {100 * amount:.1f}% {how}", i) for i, amount in enumerate(amounts)]
     return gr.Radio(choices, value=None, visible=len(amounts) > 1)
@@ -168,7 +182,7 @@ def measure(values: Values, token: str | None, progress: Progress) -> Shown:
     size = workbench.bench.size(request, token)
     row.add(amount, spoken, happened(spoken, size))
     table = comparison.size_table(*size)
-    yield {"stage": stage_value(row, amount), **tables.shown("size", table)}
+    yield {"stage": stage_value(row, amount), **_table(request, "size", table)}
     found = renditions.time_both(request, token, progress)
     row.add(amount, spoken, happened(spoken, size, found))
     whole = renditions.timed_text(request.text) == request.text.strip()
@@ -177,7 +191,7 @@ def measure(values: Values, token: str | None, progress: Progress) -> Shown:
     yield {
         "stage": stage_value(row, amount),
         "status": f"Done. Latency: {runs}, {found.threads} threads, {found.device}.",
-        **tables.shown("latency", table),
+        **_table(request, "latency", table),
     }
 
 
@@ -229,7 +243,7 @@ def wire_stage(demo: gr.Blocks, page: Page) -> list[Any]:
     )
     chain = [started]
     for work, reads, fills, lane in (
-        (speak, SPEAKING, (*_RUN, *_TABLES), "work"),
+        (speak, (*SPEAKING, "heal_key"), (*_RUN, *_TABLES), "work"),
         (measure, ("asked",), ("stage", *_MEASURED), "measure"),
         (fill_row, ("asked", "status"), ("stage",), "fill"),
     ):

@@ -277,7 +277,7 @@ def add_grid(made: Made, name: str, file: str) -> None:
         made.download(name, file, visible=False)
 
 
-def grid_shown(name: str, drawn: str, frame: pd.DataFrame, file: str) -> dict[str, Any]:
+def grid_shown(name: str, drawn: Any, frame: pd.DataFrame, file: str) -> dict[str, Any]:
     """Return the updates that show such a table, with its numbers as CSV."""
     button = gr.DownloadButton(value=csv(frame, file), interactive=True, visible=True)
     return {name: drawn, f"{name}_csv": button}
@@ -308,10 +308,11 @@ def tables_components() -> Made:
     return made
 
 
-def shown(name: str, frame: pd.DataFrame) -> dict[str, Any]:
-    """Return the updates that show a table and offer it as CSV."""
+def shown(name: str, frame: pd.DataFrame, who: str = "Pruned") -> dict[str, Any]:
+    """Return the updates that show a table and offer it as CSV; `who` is compared."""
     button = gr.DownloadButton(value=csv(frame, name), interactive=True)
-    return {name: html(name, frame), f"{name}_csv": button}
+    drawn = html(name, frame).replace("<th scope='col'>Pruned</th>", f"<th scope='col'>{who}</th>")
+    return {name: drawn, f"{name}_csv": button}
 
 
 def cleared(*names: str) -> dict[str, Any]:
@@ -329,7 +330,8 @@ def measure_quality(
     for found in evidence.measure_points(request, token, wanted, texts, families, progress):
         frame = verdicts.quality_table(found.points[0].evaluation)
         status = f"Done. Quality was measured on {found.note}. {found.unmeasured}"
-        yield {"status": status.strip(), **shown("quality", frame)}
+        who = "Healed" if request.healed else "Pruned"
+        yield {"status": status.strip(), **shown("quality", frame, who)}
 
 
 def wire_quality(page: Page) -> list[Any]:

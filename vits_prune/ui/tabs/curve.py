@@ -12,83 +12,92 @@ from vits_prune.measure.quality import FAMILIES
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.studio import evidence, plots
-from vits_prune.studio.renditions import csv
 from vits_prune.studio.request import PRUNING, SPEAKING, request_of, values_of
+from vits_prune.study.comparison import PART_NAMES
 from vits_prune.study.knee import KNEE_RULE, Limit
 from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS
+from vits_prune.ui import tables
 from vits_prune.ui.events import QUIET, Page, sentences
 from vits_prune.ui.widgets import Made, widget
+from vits_prune.voices.voice import PARTS
 
 Values = dict[str, Any]
 Shown = Iterator[dict[str, Any]]
 
 _MOST_TEXTS = 20
 _CURVE = ("curve_texts", "curve_step", "curve_last", "curve_metrics")
-_HEAT = ("heat_texts", "heat_amounts", "heat_metrics")
+_HEAT = ("heat_by", "heat_texts", "heat_amounts", "heat_metrics")
 _KNEE = ("curve_texts", "knee_cer", "knee_dnsmos")
-_WIDTHS = ["90px", "200px", "90px", "220px", "200px"]
+_TRIED = ("Amount", "Metric", "Change (95% interval)", "Limit", "Limit is")
 
 
 # Components
 
 
 def curve_tab() -> Made:
-    """Make the Curve tab's components."""
+    """Make the tab's components: the curve with its knee, and the sensitivity."""
     made = Made()
+    with gr.Row(elem_classes="halves"):
+        with gr.Column(min_width=440):
+            _add_curve(made)
+        with gr.Column(min_width=440):
+            _add_sensitivity(made)
+    return made
+
+
+def _add_curve(made: Made) -> None:
     gr.Markdown(
-        "How quality falls as weights go. The voice is pruned by the method on the left at a row of"
-        " amounts; a speech recogniser and a naturalness predictor measure it on held-out"
-        " sentences, against the original and against the original with other seeds."
+        "### Quality against amount\n\nThe voice is pruned by the method above at a row of amounts;"
+        " a speech recogniser and a naturalness predictor measure it on held-out sentences, against"
+        " the original and against the original with other seeds."
     )
     with gr.Row():
-        _add_texts(made, "curve", 5)
         steps = [("every 10%", 0.1), ("every 20%", 0.2), ("every 5%", 0.05)]
-        made.add("curve_step", gr.Dropdown, 0.1, "Amounts", choices=steps)
-        made.add("curve_last", gr.Slider, 0.6, "Up to", minimum=0.2, maximum=0.9, step=0.1)
+        made.add("curve_step", gr.Dropdown, 0.1, "Amounts", choices=steps, min_width=120)
+        limits = {"minimum": 0.2, "maximum": 0.9, "step": 0.1}
+        made.add("curve_last", gr.Slider, 0.6, "Up to", min_width=120, **limits)
+        _add_texts(made, "curve", 5)
     _add_measures(made, "curve", "Measure the curve")
     made.download("curve")
     gr.Markdown(
-        "**Knee finder**: the largest amount within limits, by bisection on as many sentences."
+        "### The knee\n\nThe largest amount within limits, by bisection on as many sentences."
     )
     with gr.Row():
         label = "Character errors: points that may be lost"
         made.add("knee_cer", gr.Number, 2.0, label, minimum=0, step=0.5)
         label = "DNSMOS, overall: how much may be lost"
         made.add("knee_dnsmos", gr.Number, 0.1, label, minimum=0, step=0.05)
-    made.add("knee_start", gr.Button, "Find the knee")
+    made.add("knee_start", gr.Button, "Find the knee", variant="primary")
     made.add("knee_words", gr.Markdown, "")
-    hidden = {"visible": False, "interactive": False}
-    made.add("knee_table", gr.Dataframe, None, "Amounts that were tried", **hidden)
-    made.download("knee", visible=False)
-    return made
+    tables.add_grid(made, "knee", "knee")
 
 
-def sensitivity_tab() -> Made:
-    """Make the Sensitivity tab's components."""
-    made = Made()
+def _add_sensitivity(made: Made) -> None:
     gr.Markdown(
-        "Which part of the voice breaks first? Each part is pruned **alone** at a few amounts, as"
-        " chosen on the left, and measured against the original. Press a cell to hear it."
+        "### Sensitivity\n\nWhich part of the voice breaks first, which layer of a part? Each is"
+        " pruned **alone** at a few amounts, by the method above, and measured against the"
+        " original."
     )
     with gr.Row():
-        _add_texts(made, "heat", 4)
+        by = [("Parts", ""), *((f"Layers of the {PART_NAMES[part]}", part) for part in PARTS)]
+        made.add("heat_by", gr.Dropdown, "", "Alone", choices=by, filterable=False, min_width=120)
         amounts = [(f"{amount:.0%}", amount) for amount in (0.1, 0.3, 0.5, 0.7, 0.9)]
         usual = list(DEFAULT_AMOUNTS)
-        made.add("heat_amounts", gr.CheckboxGroup, usual, "Amounts", choices=amounts)
-    _add_measures(made, "heat", "Prune one part at a time")
+        made.add("heat_amounts", gr.CheckboxGroup, usual, "Amounts", choices=amounts, min_width=120)
+        _add_texts(made, "heat", 4)
+    _add_measures(made, "heat", "Measure the sensitivity")
     made.download("heat", "sensitivity")
-    return made
 
 
 def _add_texts(made: Made, of: str, count: int) -> None:
     limits = {"minimum": 2, "maximum": _MOST_TEXTS, "step": 1}
-    made.add(f"{of}_texts", gr.Slider, count, "Sentences", **limits)
+    made.add(f"{of}_texts", gr.Slider, count, "Sentences", min_width=120, **limits)
 
 
 def _add_measures(made: Made, of: str, start: str) -> None:
     usual = ["intelligibility", "naturalness", "rhythm"]
     made.add(f"{of}_metrics", gr.CheckboxGroup, usual, "Measures", choices=list(FAMILIES))
-    made.add(f"{of}_start", gr.Button, start)
+    made.add(f"{of}_start", gr.Button, start, variant="primary")
     made[of] = widget(of)
 
 
@@ -101,26 +110,28 @@ def measure_curve(values: Values, token: str | None, progress: Progress) -> Show
     request = request_of(values)
     wanted = evidence.amount_row(request.spec, step, last)
     for found in evidence.measure_points(request, token, wanted, int(texts), families, progress):
-        file = _filled("curve", found.table())
-        status = _status(found, "point")
-        yield {"curve": plots.curve_value(found), "curve_csv": file, "status": status}
+        drawn = tables.grid_shown("curve", plots.curve_value(found), found.table(), "curve")
+        yield {**drawn, "status": _status(found, "point")}
 
 
-def measure_parts(values: Values, token: str | None, progress: Progress) -> Shown:
+def measure_alone(values: Values, token: str | None, progress: Progress) -> Shown:
     """Measure cell after cell; each update shows all so far."""
-    texts, amounts, families = (values[name] for name in _HEAT)
+    by, texts, amounts, families = (values[name] for name in _HEAT)
     amounts, request = evidence.sensitivity_amounts(amounts), request_of(values)
-    asked = (request, token, evidence.parts_alone(request.spec, amounts), int(texts), families)
-    for found in evidence.measure_points(*asked, progress, "cell"):
-        file = _filled("sensitivity", found.table(parts="part"))
-        value = plots.heat_value(found, amounts)
-        yield {"heat": value, "heat_csv": file, "status": _status(found, "cell")}
+    wanted: Any = evidence.parts_alone(request.spec, amounts)
+    if by:
+        wanted = evidence.layers_alone(request, token, by, amounts)
+    asked = (request, token, wanted, int(texts), families, progress, "cell")
+    for found in evidence.measure_points(*asked):
+        table, value = found.table(parts="part"), plots.heat_value(found, amounts)
+        drawn = tables.grid_shown("heat", value, table, "sensitivity")
+        yield {**drawn, "status": _status(found, "" if by else "cell")}
 
 
 def _status(found: evidence.Points, what: str) -> str:
     if found.complete:
-        return f"Done. Press a {what} to hear it."
-    return f"{len(found.points)} {what}s measured …"
+        return f"Done. Press a {what} to hear it." if what else "Done."
+    return f"{len(found.points)} {what or 'cell'}s measured …"
 
 
 def find_knee(values: Values, token: str | None, progress: Progress) -> Shown:
@@ -129,19 +140,14 @@ def find_knee(values: Values, token: str | None, progress: Progress) -> Shown:
     limits = [Limit("cer", float(cer) / 100)] if cer is not None else []
     limits += [Limit("dnsmos_ovrl", -float(dnsmos))] if dnsmos is not None else []
     found, note = evidence.find_knee(request_of(values), token, int(texts), limits, progress)
-    amount, rows = f"{found.amount:.2f}", found.rows()
+    amount, rows, words = f"{found.amount:.0%}", found.rows(), in_words(found.spec, amount=False)
     rule = KNEE_RULE.replace(" (with --strict: its whole 95% interval)", "")
-    tried, words = plots.tried_table(rows), in_words(found.spec, amount=False)
+    drawn = tables.grid("Amounts that were tried", _TRIED, plots.tried_rows(rows))
     yield {
-        "knee_words": f"**Knee: amount {amount}** ({words}, {note}). {rule}",
-        "knee_table": gr.Dataframe(tried, visible=True, column_widths=_WIDTHS),
-        "knee_csv": _filled("knee", pd.DataFrame(rows)),
+        "knee_words": f"**Knee: {amount}** ({words}, {note}). {rule}",
+        **tables.grid_shown("knee", drawn, pd.DataFrame(rows), "knee"),
         "status": f"Done. The largest amount within the limits is {amount}.",
     }
-
-
-def _filled(name: str, table: pd.DataFrame) -> gr.DownloadButton:
-    return gr.DownloadButton(value=csv(table, name), interactive=True, visible=True)
 
 
 # Events
@@ -155,8 +161,8 @@ def wire_evidence(page: Page) -> list[Any]:
     wired = []
     for name, work, chosen, fills, lane in (
         ("curve", measure_curve, _CURVE, ("curve", "curve_csv"), "measure"),
-        ("knee", find_knee, _KNEE, ("knee_words", "knee_table", "knee_csv"), "measure"),
-        ("heat", measure_parts, _HEAT, ("heat", "heat_csv"), "measure"),
+        ("knee", find_knee, _KNEE, ("knee_words", "knee", "knee_csv"), "measure"),
+        ("heat", measure_alone, _HEAT, ("heat", "heat_csv"), "measure"),
     ):
         event = page.event(work, (*SPEAKING, *chosen), ("status", *fills), lane)
         wired.append(page[f"{name}_start"].click(**event))

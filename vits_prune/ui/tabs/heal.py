@@ -15,11 +15,21 @@ from vits_prune.progress import SILENT, Progress
 from vits_prune.studio import heal_jobs, plots, renditions, workbench
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.jobs import until_halted
-from vits_prune.studio.request import MINUTES, SPEAKING, TEXTS, Order, order_of, request_of
+from vits_prune.studio.request import (
+    MINUTES,
+    PRUNING,
+    SPEAKING,
+    TEXTS,
+    Order,
+    order_of,
+    request_of,
+    values_of,
+)
 from vits_prune.study.evaluation import Evaluation
 from vits_prune.synthesis.speak import Speech
+from vits_prune.ui import tables
 from vits_prune.ui.events import QUIET, Page, tickets
-from vits_prune.ui.widgets import WAITING, player, widget
+from vits_prune.ui.widgets import WAITING, Made, player, widget
 
 Values = dict[str, Any]
 Shown = Iterator[dict[str, Any]]
@@ -32,80 +42,59 @@ _PLAYERS = {
 }
 _COMPARED = ("cer", "wer", "dnsmos_ovrl", "duration_ratio", "duration_drift")
 _SHARES = ("cer", "wer")
-_WIDTHS = ["120px", "125px", "150px", "150px", "165px"]
+_HEADS = ("Measure", "Original", "Pruned", "Healed", "Healed minus original")
 
 
 # Components
 
 
-def heal_tab() -> dict[str, Any]:
-    """Make the tab's components."""
+def heal_tab() -> Made:
+    """Make the tab's components, in the order of the work."""
+    made = Made()
     gr.Markdown(
-        "The voice as pruned on the left learns from the original, which speaks sentences for it:"
-        " no recordings are needed. Zeros stay zeros, and what was removed stays removed. If you"
-        " stop it early, the best checkpoint so far is kept."
+        "The voice as the controls above prune it learns from the original, which speaks sentences"
+        " for it: no recordings are needed. Zeros stay zeros, and what was removed stays removed."
     )
-    made = _settings()
-    made["heal_status"] = gr.Markdown("", elem_id="heal-status", min_height=44)
+    with gr.Row():
+        info = "Pruning before and measuring after take extra time"
+        label, how = "Training time (minutes)", {"step": 0.5, "info": info}
+        made.add("heal_minutes", gr.Slider, 5, label, **_limits(MINUTES), **how)
+        how = {"step": 1, "info": "One set at checkpoints, another at the end"}
+        made.add("heal_texts", gr.Slider, 6, "Sentences to measure on", **_limits(TEXTS), **how)
+        info = "Slow without a GPU: far fewer steps fit into the same time"
+        label = "Adversarial: discriminators join in halfway"
+        made.add("heal_adversarial", gr.Checkbox, False, label, info=info)
+    with gr.Row():
+        made.add("heal_start", gr.Button, "Heal", variant="primary")
+        made.add("heal_stop", gr.Button, "Stop, keep the best", scale=0, min_width=180)
+    made.add("heal_status", gr.Markdown, "", min_height=24)
+    gr.Markdown("### While it learns")
     made["heal_course"] = widget("training", "heal-course")
-    made["heal_csv"] = gr.DownloadButton(
-        "Download healing.csv", size="sm", interactive=False, elem_id="heal-csv"
-    )
-    made["heal_checkpoint"] = gr.Radio(
-        [], label="Checkpoints: choose one to hear it", visible=False, elem_id="heal-checkpoint"
-    )
+    made.download("heal", "healing")
+    how = {"choices": [], "visible": False}
+    made.add("heal_checkpoint", gr.Radio, None, "Checkpoints: choose one to hear it", **how)
     made["heal_audio"] = _player("heal_audio", autoplay=True)
-    made["heal_heard"] = gr.Markdown("", elem_id="heal-heard")
+    gr.Markdown("### Before and after")
+    made.add("heal_heard", gr.Markdown, "The three voices are heard here at the end.")
     with gr.Row():
         for name in ("heal_original", "heal_unhealed", "heal_healed"):
             made[name] = _player(name)
-    made["heal_compared"] = gr.Markdown("", elem_id="heal-compared")
-    made["heal_table"] = gr.Dataframe(
-        visible=False, interactive=False, show_label=False, wrap=True, elem_id="heal-table"
-    )
-    made["heal_table_csv"] = gr.DownloadButton(
-        "Download healed.csv", size="sm", visible=False, elem_id="heal-table-csv"
-    )
-    made["heal_save"] = gr.Button("Zip the healed voice", interactive=False, elem_id="heal-save")
-    made["heal_saved"] = gr.File(
-        label="The healed voice (zip)", interactive=False, visible=False, elem_id="heal-saved"
-    )
+    tables.add_grid(made, "heal_table", "healed")
+    made.add("heal_compared", gr.Markdown, "")
+    gr.Markdown("### Use the healed voice")
+    with gr.Row():
+        off: dict[str, Any] = {"interactive": False}
+        label = "Put the healed voice on the stage"
+        made.add("heal_stage", gr.Button, label, variant="primary", **off)
+        made.add("heal_save", gr.Button, "Zip the healed voice", **off)
+    made.add("heal_saved", gr.File, None, "The healed voice (zip)", visible=False, **off)
     made["heal_key"] = gr.State()
-    made["heal_ticket"] = gr.Textbox(visible="hidden", elem_id="heal-ticket")
+    made.add("heal_ticket", gr.Textbox, None, visible="hidden")
     return made
 
 
-def _settings() -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    with gr.Row():
-        made["heal_minutes"] = gr.Slider(
-            *MINUTES,
-            value=5,
-            step=0.5,
-            label="Training time (minutes)",
-            info="Pruning before and measuring after take extra time",
-            elem_id="heal-minutes",
-        )
-        made["heal_texts"] = gr.Slider(
-            *TEXTS,
-            value=6,
-            step=1,
-            label="Sentences to measure on",
-            info="One set at checkpoints, another at the end",
-            elem_id="heal-texts",
-        )
-    made["heal_adversarial"] = gr.Checkbox(
-        False,
-        label="Adversarial: discriminators join in halfway",
-        info="Slow without a GPU: far fewer steps fit into the same time",
-        elem_id="heal-adversarial",
-    )
-    with gr.Row():
-        made["heal_start"] = gr.Button("Heal", variant="primary", elem_id="heal-start", scale=3)
-        made["heal_stop"] = gr.Button(
-            "Stop, keep the best", elem_id="heal-stop", scale=1, min_width=160
-        )
-    return made
+def _limits(limits: tuple[float, float]) -> dict[str, float]:
+    return {"minimum": limits[0], "maximum": limits[1]}
 
 
 def _player(name: str, **options: Any) -> gr.Audio:
@@ -180,6 +169,14 @@ def save(values: Values, token: str | None = None) -> dict[str, Any]:
     return {"heal_saved": gr.File(path, visible=True)}
 
 
+def take_over(values: Values, token: str | None = None) -> dict[str, Any]:
+    """Set the controls as the healed voice was pruned."""
+    heal_jobs.voice_of(values["heal_key"])
+    request = values["heal_key"].request
+    speaker = {"speaker": request.speaker} if request.speaker else {}
+    return {"voice": request.reference, **speaker, **values_of(request.spec)}
+
+
 def _cleared() -> dict[str, Any]:
     """Clear what was found by another healing."""
     return {
@@ -190,8 +187,8 @@ def _cleared() -> dict[str, Any]:
         "heal_checkpoint": gr.Radio([], value=None, visible=False),
         "heal_heard": "",
         "heal_compared": "",
-        "heal_table": gr.Dataframe(visible=False),
-        "heal_table_csv": gr.DownloadButton(visible=False),
+        **tables.grid_cleared("heal_table"),
+        "heal_stage": gr.Button(interactive=False),
         "heal_save": gr.Button(interactive=False),
         "heal_saved": gr.File(None, visible=False),
     }
@@ -229,7 +226,7 @@ def _found(job: HealJob) -> dict[str, Any]:
         )
         curve.write(path)
         found["heal_csv"] = gr.DownloadButton(value=str(path), interactive=True)
-        found["heal_save"] = gr.Button(interactive=True)
+        found |= {name: gr.Button(interactive=True) for name in ("heal_stage", "heal_save")}
     return found
 
 
@@ -271,26 +268,21 @@ def _compared(before: Evaluation, after: Evaluation, note: str) -> dict[str, Any
             continue
         was, now = before.figures[name], after.figures[name]
         title = "length of the speech" if name == "duration_ratio" else METRICS[name].title
-        shown.append({
-            "measure": title,
-            "original": _interval(name, now.original),
-            "pruned": _interval(name, was.pruned),
-            "healed": _interval(name, now.pruned),
-            "healed minus original": _interval(name, now.difference, change=True),
-        })  # fmt: skip
+        figures = (now.original, was.pruned, now.pruned)
+        cells = [_interval(name, one) for one in figures]
+        shown.append((title, *cells, _interval(name, now.difference, change=True)))
     rows = [{"voice": "pruned", **before.to_row()}, {"voice": "healed", **after.to_row()}]
     held_out = "held-out" in note
     words = [
-        f"**Before and after**, on {note}; 95% intervals in brackets. The checkpoint was"
+        f"Measured on {note}; 95% intervals in brackets. The checkpoint was"
         f" {'not' if held_out else 'also'} chosen by these sentences."
     ]
     if "dnsmos_ovrl" in after.figures:
         words.append("DNSMOS was trained on noisy speech, not on synthesis.")
-    table, file = pd.DataFrame(shown), renditions.csv(pd.DataFrame(rows), "healed")
+    table = tables.grid("Before and after healing", _HEADS, shown)
     return {
         "heal_compared": " ".join([*words, *after.unmeasured.values()]),
-        "heal_table": gr.Dataframe(table, visible=True, column_widths=_WIDTHS),
-        "heal_table_csv": gr.DownloadButton(value=file, interactive=True, visible=True),
+        **tables.grid_shown("heal_table", table, pd.DataFrame(rows), "healed"),
     }
 
 
@@ -319,7 +311,8 @@ _STOP = "() => window.healing ? window.healing.ticket + ':' + ++window.healing.p
 _CHOSEN = ("heal_minutes", "heal_texts", "heal_adversarial")
 FILLS = (
     *_PLAYERS, "heal_status", "heal_key", "heal_course", "heal_csv", "heal_checkpoint",
-    "heal_heard", "heal_compared", "heal_table", "heal_table_csv", "heal_save", "heal_saved",
+    "heal_heard", "heal_compared", "heal_table", "heal_table_csv", "heal_stage", "heal_save",
+    "heal_saved",
 )  # fmt: skip
 
 
@@ -343,4 +336,7 @@ def wire_heal(page: Page) -> Any:
     asked = ("heal_key", "heal_checkpoint")
     page["heal_checkpoint"].input(**page.event(hear_checkpoint, asked, ("heal_audio",), "look"))
     page["heal_save"].click(**page.event(save, ("heal_key",), ("heal_saved",), "work"))
+    set_as = page.event(take_over, ("heal_key",), ("voice", "speaker", *PRUNING))
+    taken = page["heal_stage"].click(**set_as)
+    taken.success(None, js="() => stageRun.speak(true, true)", **QUIET)
     return ended

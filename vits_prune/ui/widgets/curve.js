@@ -1,4 +1,4 @@
-const COLOURS = ['#e4572e', '#2f7ed8', '#2a9d6f', '#8d6cc9'];
+const COLOURS = ['var(--pruned)', 'var(--original)', '#2a9d6f', '#8d6cc9'];
 const H = 340, LEFT = 58, RIGHT = 14, TOP = 16, BOTTOM = 44;
 let W = 720, chosen = '';
 const value = () => ({series: [], metrics: {}, ...props.value});
@@ -50,8 +50,25 @@ function draw() {
     out += `<text x="${W - RIGHT - 4}" y="${H - BOTTOM - 8 - 15 * index}" text-anchor="end"
       style="fill:${COLOURS[index % COLOURS.length]};font-weight:600">${esc(series.name)}</text>`;
   });
+  const share = shareOf(known[0] ? known[0].points : []);
+  if (Number.isFinite(share)) {
+    out += `<line class="now" x1="${x(share)}" x2="${x(share)}" y1="${TOP}" y2="${H - BOTTOM}"/>`;
+    out += `<path class="now" d="M${x(share)},${H - BOTTOM} l-6,8 h12 z"><title>On the stage: amount ${Math.round(100 * amount())}%</title></path>`;
+  }
   out += `<text x="${(LEFT + W) / 2}" y="${H - 6}" text-anchor="middle">${esc(value().axis || 'sparsity of the whole voice')}</text>`;
   plot.innerHTML = `<svg viewBox="0 0 ${W} ${H}">${out}</svg>`;
+}
+function amount() {  // under the slider of the stage
+  const slider = document.querySelector('#amount input[type=range]');
+  return slider ? Number(slider.value) : NaN;
+}
+function shareOf(points) {  // the sparsity at that amount, between the points around it
+  const now = amount();
+  for (let i = 1; i < points.length; i++) {
+    const [a, b] = [points[i - 1], points[i]];
+    if (now >= a.amount && now <= b.amount) return a.sparsity + (b.sparsity - a.sparsity) * (now - a.amount) / (b.amount - a.amount);
+  }
+  return NaN;
 }
 function press(target) {
   if (!target || !target.matches || !target.matches('.point')) return;
@@ -66,4 +83,5 @@ element.addEventListener('keydown', (event) => {
 element.addEventListener('change', (event) => { if (event.target.matches('.metric')) { chosen = event.target.value; draw(); } });
 function refresh() { pick(); draw(); }
 watch('value', refresh);
+window.addEventListener('stage-amount', draw);
 refresh();

@@ -20,9 +20,10 @@ function draw() {
       const shown = Number.isFinite(number) ? (metric.distance || number <= 0 ? '' : '+') + nice(number) : '-';
       const claimed = ['worse', 'better', 'higher', 'lower'].includes(cell.verdicts[chosen]) ? ' •' : '';
       const what = `${row.name} alone at ${Math.round(100 * value().amounts[i])}%: ${metric.title} ${shown}`;
-      const label = `${what}, ${cell.verdicts[chosen] || 'not measured'}. Press to hear.`;
-      out += `<td><button style="background:${back};color:${share > 0.55 ? '#fff' : '#3b1a10'}"
-        data-spec="${esc(JSON.stringify(cell.spec))}" title="${esc(label)}" aria-label="${esc(label)}">${shown}${claimed}</button></td>`;
+      const label = `${what}, ${cell.verdicts[chosen] || 'not measured'}.${cell.spec ? ' Press to hear.' : ''}`;
+      const look = `style="background:${back};color:${share > 0.55 ? '#fff' : '#3b1a10'}" title="${esc(label)}"`;
+      out += cell.spec ? `<td><button ${look} data-spec="${esc(JSON.stringify(cell.spec))}" aria-label="${esc(label)}">${shown}${claimed}</button></td>`
+        : `<td><span ${look}>${shown}${claimed}</span></td>`;
     });
     out += '</tr>';
   });

@@ -1,17 +1,20 @@
 // The run that makes what the stage plays, one at a time on a page. A press during a run ends that run, and the next one
 // begins where it ends. Nothing is cancelled: in Gradio 6.31 what begins while something is being cancelled may get lost.
-// Functions that return a ticket end the run that has it. A ticket that begins with "p" wants to be heard at once.
+// Functions that return a ticket end the run that has it. A ticket that begins with "p" wants to be heard at once,
+// with "h" too, from the voice that was healed.
 window.stageRun = {
   now: null,
   play: false,
+  heals: false,
   start() {
-    const ticket = (this.play ? 'p' : 'q') + Date.now().toString(36) + Math.random().toString(36).slice(2);
-    this.now = { ticket, again: false };
-    this.play = false;
+    const ticket = (this.heals ? 'h' : this.play ? 'p' : 'q') + Date.now().toString(36) + Math.random().toString(36).slice(2);
+    this.now = { ticket, again: false, heals: this.heals };
+    this.play = this.heals = false;
     return ticket;
   },
-  speak(play) {
+  speak(play, heals = false) {
     this.play = this.play || play;
+    this.heals = heals;
     if (!this.now) {
       document.querySelector('#go').click();
       return '';

@@ -189,8 +189,9 @@ function show() {
   find('.play span').textContent = current ? '❚❚' : '▶';
   find('.play').setAttribute('aria-label', current ? 'Pause' : 'Play');
   find('.which').setAttribute('aria-checked', String(!original));
-  find('.amount').textContent = `${Math.round(100 * amount())}%`;
-  find('.pruned-name').textContent = point ? `Pruned ${Math.round(100 * point.amount)}%` : 'Pruned';
+  const healed = value().healed ? ', healed' : '', there = point && Math.abs(point.amount - amount()) < 1e-6;
+  find('.amount').textContent = `${Math.round(100 * amount())}%${there ? healed : ''}`;
+  find('.pruned-name').textContent = point ? `Pruned ${Math.round(100 * point.amount)}%${healed}` : 'Pruned';
   find('.head').hidden = !current;
   find('.words').textContent = point ? point.words : '';
   element.dataset.heard = current ? (original ? 'original' : String(point ? point.amount : '')) : '';
@@ -259,6 +260,7 @@ document.addEventListener('keydown', (event) => {
 function moved() {
   take();
   show();
+  window.dispatchEvent(new Event('stage-amount'));
   clearTimeout(settling);
   settling = setTimeout(settle, SETTLED);
 }
@@ -268,7 +270,11 @@ function settle() {  // render the very amount, and measure it
 }
 document.addEventListener('input', (event) => { if (event.target === slider()) moved(); });
 document.addEventListener('change', (event) => { if (event.target === slider()) settle(); });
-window.stageMoved = moved;  // the amount was set by something else
+window.stageMoved = () => {  // the amount was set by something else; a run for a healed voice has the right one
+  moved();
+  const run = window.stageRun;
+  if (run.heals || (run.now && run.now.heals)) clearTimeout(settling);
+};
 
 function refresh() {
   if (value().key !== key) {

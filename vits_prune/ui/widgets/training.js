@@ -1,4 +1,4 @@
-const COLOURS = ['#2f7ed8', '#e4572e', '#2a9d6f', '#8d6cc9', '#c98a00', '#d6478f', '#5f6b7a', '#17a2b8', '#7a5c3e'];
+const COLOURS = ['#2563eb', '#e4572e', '#2a9d6f', '#8d6cc9', '#c98a00', '#d6478f', '#5f6b7a', '#17a2b8', '#7a5c3e'];
 let chosen = '';
 const value = () => ({losses: [], checks: [], of: 0, ...props.value});
 const grid = (x1, x2, y) => `<line class="grid" x1="${x1}" x2="${x2}" y1="${y}" y2="${y}"/>`;
@@ -52,16 +52,16 @@ function check(one) {
     out += grid(LEFT, W - RIGHT, y(level)) + words(LEFT - 5, y(level) + 4, nice(level), 'end');
   }
   if (Number.isFinite(one.original)) {
-    out += `<line x1="${LEFT}" x2="${W - RIGHT}" y1="${y(one.original)}" y2="${y(one.original)}" stroke="#2f7ed8" stroke-dasharray="5 4"/>`;
+    out += `<line x1="${LEFT}" x2="${W - RIGHT}" y1="${y(one.original)}" y2="${y(one.original)}" stroke="var(--original)" stroke-dasharray="5 4"/>`;
   }
   one.points.forEach((point) => {
     if (!Number.isFinite(point[2])) return;
-    out += `<line x1="${x(point[0])}" x2="${x(point[0])}" y1="${y(point[2])}" y2="${y(point[3])}" stroke="#e4572e" stroke-opacity="0.45"/>`;
+    out += `<line x1="${x(point[0])}" x2="${x(point[0])}" y1="${y(point[2])}" y2="${y(point[3])}" stroke="var(--pruned)" stroke-opacity="0.45"/>`;
   });
-  out += line(one.points.map((point) => [x(point[0]), y(point[1])]), '#e4572e');
+  out += line(one.points.map((point) => [x(point[0]), y(point[1])]), 'var(--pruned)');
   one.points.forEach((point) => {
     const kept = point[0] === value().kept, said = `step ${point[0]}: ${nice(point[1])}` + (kept ? ', kept' : '');
-    out += `<circle cx="${x(point[0])}" cy="${y(point[1])}" r="${kept ? 6 : 3.5}" fill="#e4572e"><title>${esc(said)}</title></circle>`;
+    out += `<circle cx="${x(point[0])}" cy="${y(point[1])}" r="${kept ? 6 : 3.5}" fill="var(--pruned)"><title>${esc(said)}</title></circle>`;
   });
   out += words(LEFT, H - 5, '0', 'start') + words(W - RIGHT, H - 5, end + ' steps', 'end');
   return `<div role="img" aria-label="${esc(one.title)} at checkpoints"><svg viewBox="0 0 ${W} ${H}">${out}</svg></div>`;
