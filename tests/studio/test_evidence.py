@@ -1,27 +1,24 @@
-"""The curve, the sensitivity, the knee and the fader, from a tiny voice."""
+"""The curve, the sensitivity and the knee, from a tiny voice."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import json
+import re
 
 import pandas as pd
 import pytest
-import soundfile
 
-from tests.nearly import nearly
-from vits_prune import PARTS, InputError, PruneSpec, measure_sparsity, prune, speak
+from vits_prune import PARTS, HealPlan, InputError, PruneSpec, measure_sparsity, prune
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import in_words
-from vits_prune.studio import evidence
+from vits_prune.studio import evidence, rows, workbench
 from vits_prune.studio.evidence import CurvePoint, Points
-from vits_prune.studio.plots import curve_value, heat_value, tried_table
-from vits_prune.studio.request import at_amount
+from vits_prune.studio.plots import curve_value, heat_value, tried_rows
+from vits_prune.studio.request import Order, at_amount
+from vits_prune.study.comparison import PART_NAMES
 from vits_prune.study.evaluation import Settings, evaluate, evaluate_against, prepare_reference
 from vits_prune.study.knee import LIMITS, RESOLUTION, Limit, compared
-from vits_prune.synthesis.speak import Delivery
 from vits_prune.ui.tabs import curve
 
 TEXT = "hi there you"
@@ -72,10 +69,6 @@ def test_the_curve_of_a_calibrated_method(request_, method):
     assert series["points"][1]["sparsity"] > 0.1
     second = f"point 2 of {len(series['points'])}, {in_words(at_amount(spec, 0.4))}: "
     assert any(message.startswith(second) for message in told)
-    if method == "structured":
-        points = evidence.fader_renditions(request, None)["points"]
-        assert [point["amount"] for point in points] == list(evidence.FEWER_AMOUNTS)
-        assert "zeros or gone" in points[1]["numbers"]
 
 
 def test_no_measure_is_refused(request_):
@@ -96,8 +89,8 @@ def test_cell_after_cell_each_part_alone(request_, tiny):
     assert [len(one.points) for one in found] == list(range(1, 1 + 2 * len(PARTS)))
     value = heat_value(found[-1], amounts)
     json.dumps(value)
-    assert (value["scope"], value["amounts"]) == ("local", [0.4, 0.8])
-    assert [row["part"] for row in value["rows"]] == list(PARTS)
+    assert value["amounts"] == [0.4, 0.8]
+    assert [row["name"] for row in value["rows"]] == [PART_NAMES[part] for part in PARTS]
     table = found[-1].table(parts="part")
     alone = prune(tiny, PruneSpec(scope="local", amount=0.8, parts=("flow",)))
     row = table[(table["part"] == "flow") & (table["amount"] == 0.8)].iloc[0]
@@ -112,7 +105,7 @@ def test_a_part_that_a_method_protects_is_left_out(request_):
     request = request_.at(PruneSpec("activation", texts=TEXTS))
     *_, found = cells(request, [0.4])
     value = heat_value(found, [0.4])
-    assert [row["part"] for row in value["rows"]] == ["text_encoder", "flow", "decoder"]
+    assert [row["name"] for row in value["rows"]] == ["text encoder", "flow", "decoder"]
     assert "left out where the method protects it" in value["hint"]
     assert "duration predictor" in value["hint"]
     expected = PruneSpec("activation", amount=0.4, parts=("flow",), texts=TEXTS)
@@ -134,6 +127,39 @@ def test_a_cell_is_the_change_that_a_limit_is_held_against(tiny):
     assert value["metrics"]["lufs"]["title"].endswith("change from the original")
 
 
+def test_layer_after_layer_of_a_part(request_, tiny):
+    wanted = evidence.layers_alone(request_, None, "text_encoder", [0.5])
+    names = [one.layer for one in wanted]
+    assert len(names) == len(set(names)) > 3
+    *_, found = evidence.measure_points(request_, None, wanted[:2], 2, ["loudness"])
+    value = heat_value(found, [0.5])
+    assert [row["name"] for row in value["rows"]] == names[:2]
+    assert not any(row["cells"][0]["spec"] for row in value["rows"]), "the stage cannot do it"
+    assert list(found.table()["layer"]) == names[:2]
+    alone = measure_sparsity(wanted[1].apply(tiny)).overall
+    assert found.points[1].sparsity == pytest.approx(alone)
+
+
+def test_a_healed_voice_is_measured_and_not_mixed_up_with_the_pruned_one(request_, tiny):
+    order = Order(request_, HealPlan(), 2, "")
+    healed = dataclasses.replace(request_, healed=order.key)
+    with pytest.raises(InputError, match="press Heal again"):
+        workbench.bench.pruned(healed)
+    workbench.bench.keep_healed(order.key, tiny)
+
+    def measured(request):
+        *_, found = evidence.measure_points(request, None, [request.spec], 2, ["loudness"])
+        return found.points[0].sparsity
+
+    assert measured(request_) > 0
+    assert measured(healed) == 0, "the voice that stands for the healed one has no zeros"
+    assert measured(request_) > 0
+    assert workbench.bench.pruned(request_) is not tiny
+    row = rows.row_of(healed)
+    assert row is not rows.row_of(request_)
+    assert row.amounts == ()
+
+
 # The knee
 
 
@@ -144,10 +170,10 @@ def test_the_knee_is_bisected_within_the_limits(request_, tiny):
     found, note = evidence.find_knee(request_, None, 2, [Limit("lufs", 0.5)], progress)
     assert any("amount 0.50" in message for message in told)
     assert note.startswith("2 held-out")
-    table = tried_table(found.rows())
-    assert len(table) <= 7
-    assert [words.split(",")[0] for words in table["limit is"]] == [
-        "kept" if float(amount) <= found.amount else "broken" for amount in table["amount"]
+    tried = tried_rows(found.rows())
+    assert len(tried) <= 7
+    assert [row[4].split(",")[0] for row in tried] == [
+        "kept" if float(row[0].rstrip("%")) <= 100 * found.amount else "broken" for row in tried
     ]
     texts = evidence.measuring_texts(tiny, TEXT, 2)[0]
     settings = Settings(seed=2, metrics=("loudness",), noise_seeds=0)
@@ -163,9 +189,10 @@ def test_the_knee_is_shown(request_, monkeypatch):
     values = {"voice": "someone/tiny", "text": TEXT, "curve_texts": 2, "knee_dnsmos": None}
     *_, shown = curve.find_knee({**values, "knee_cer": 50.0}, None, Progress())
     knee = shown["status"].split()[-1].rstrip(".")
-    assert f"**Knee: amount {knee}** (magnitude (L1), global, 2 held-out" in shown["knee_words"]
+    assert f"**Knee: {knee}** (magnitude (L1), global, 2 held-out" in shown["knee_words"]
     assert "--strict" not in shown["knee_words"]
-    kept = [row[4].startswith("kept") for row in shown["knee_table"].value["data"]]
+    last = re.findall(r"<td>(kept|broken)[^<]*</td></tr>", shown["knee"])
+    kept = [word == "kept" for word in last]
     assert list(pd.read_csv(shown["knee_csv"].value["path"])["kept"]) == kept
 
 
@@ -190,58 +217,3 @@ def test_the_knee_of_the_curve_is_before_the_first_lost_limit():
     assert Points(points, 4, "").knee == 0.05
     assert Points(points[:2], 4, "").knee is None
     assert [limit.metric for limit in LIMITS] == ["cer", "dnsmos_ovrl"]
-
-
-# The fader
-
-
-def test_the_fader_holds_aligned_renditions(request_, tiny):
-    points = evidence.fader_renditions(request_, None)["points"]
-    assert [point["amount"] for point in points] == list(evidence.FADER_AMOUNTS)
-    sounds = [
-        soundfile.read(io.BytesIO(base64.b64decode(point["wav"])), dtype="int16")[0]
-        for point in points
-    ]
-    assert len({len(sound) for sound in sounds}) == 1
-    original = speak(tiny, TEXT, 2)
-    half = prune(tiny, PruneSpec(scope="local", amount=0.5))
-    assert nearly(sounds[0], original.pcm16())
-    assert nearly(sounds[5], speak(half, TEXT, 2, timing=original).pcm16())
-    assert points[5]["numbers"]["zeros"] == "50.0%"
-
-
-def test_the_fader_shows_figures_of_the_same_voice_speaker_text_and_delivery_alone(
-    request_, tiny, monkeypatch
-):
-    # So that the visitor's own text is measured.
-    monkeypatch.setattr(evidence, "spoken_language", lambda voice: "de")
-    request_ = dataclasses.replace(request_, reference="someone/measured")
-
-    def shown(request, token=None):
-        points = evidence.fader_renditions(request, token)["points"]
-        return [point["numbers"].get("duration ×") for point in points]
-
-    curves(request_, 0.3, 0.3, ["rhythm"], token="hf_mine")
-    found = shown(request_, "hf_mine")
-    assert found[0] == "1.00"
-    assert found[3] is not None
-    assert found[5] is None, "was not measured"
-    assert not any(shown(request_)), "measured with another visitor's token"
-    for change in (
-        {"text": "you hi"},
-        {"seed": 3},
-        {"delivery": Delivery(speaking_rate=0.9)},
-        {"reference": "someone/other"},
-    ):
-        assert not any(shown(dataclasses.replace(request_, **change), "hf_mine")), change
-    specs = [at_amount(request_.spec, 0.3)]
-    known = evidence.measured_before(request_, "hf_mine", tiny, specs)
-    assert list(known) == [at_amount(request_.spec, 0.0), *specs]
-    other = dataclasses.replace(tiny, speaker=1)
-    assert evidence.measured_before(request_, "hf_mine", other, specs) == {}
-
-
-def test_a_long_text_is_refused_by_the_fader(request_, monkeypatch):
-    monkeypatch.setattr(evidence, "MAX_FADER_SECONDS", 0.0)
-    with pytest.raises(InputError, match="shorten the text"):
-        evidence.fader_renditions(request_, None)
