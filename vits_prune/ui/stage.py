@@ -77,9 +77,9 @@ def run_components() -> Made:
 def code_components() -> Made:
     """Make the code that does what the stage shows."""
     made = Made()
-    look = {"lines": 1, "wrap_lines": True, "show_line_numbers": False, "buttons": ["copy"]}
-    for name, language, label in (("python", "python", "Python"), ("command", "shell", "Shell")):
-        made.add(name, gr.Code, None, label, language=language, interactive=False, **look)
+    look: dict[str, Any] = {"lines": 5, "buttons": ["copy"], "elem_classes": "code"}
+    for name, label in (("python", "Python"), ("command", "Shell")):
+        made.add(name, gr.Textbox, None, label, interactive=False, **look)
     return made
 
 
@@ -223,8 +223,7 @@ def wire_stage(demo: gr.Blocks, page: Page) -> list[Any]:
             asked = request_of(found)
             row, amount = row_of(asked), asked.spec.amount
             shown = {name: found[name] for name in SPEAKING if found[name] != FIRST[name]}
-            if row.points:
-                shown["stage"] = stage_value(row, amount)
+            shown["stage"] = stage_value(row, amount)
             if query.get("tab") in TABS:
                 shown["tabs"] = gr.Tabs(selected=query["tab"])
             if "lesson" in query:
@@ -235,7 +234,7 @@ def wire_stage(demo: gr.Blocks, page: Page) -> list[Any]:
     opened = demo.load(restore, None, [page[name] for name in names], queue=False, **QUIET)
     load = page.event(load_voice, LOADED, VOICE_SHOWN, "load", bar="facts")
     opened.then(**load)
-    opened.then(None, js=_RENDER, **QUIET)
+    opened.then(None, js="() => stageRun.open()", **QUIET)
     _wire_address(page)
 
     started = page["go"].click(

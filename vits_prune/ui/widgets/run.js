@@ -23,6 +23,11 @@ window.stageRun = {
     document.querySelector('#end').click();
     return this.now.ticket;
   },
+  open(since = Date.now()) {  // the sound that is there already comes first, then its figures
+    const stage = document.querySelector('#stage .stage'), made = Number(stage.dataset.made || 0);
+    if (made && stage.querySelector('.play:disabled') && Date.now() - since < 5000) setTimeout(() => this.open(since), 100);
+    else setTimeout(() => this.speak(false), made ? 400 : 0);
+  },
   stop() {
     if (!this.now) return '';
     this.now.again = false;

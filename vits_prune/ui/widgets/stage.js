@@ -4,7 +4,7 @@ const find = (name) => element.querySelector(name);
 const slider = () => document.querySelector('#amount input[type=range]');
 const value = () => ({points: [], amounts: [], ...props.value});
 const sounds = new Map();  // by address: {buffer, levels}
-let context = null, output = null, current = null, key = '', original = false, played = '', settling = 0, frame = 0, drawn = '';
+let context = null, output = null, current = null, original = false, played = '', settling = 0, drawing = 0, frame = 0, drawn = '';
 
 const amount = () => Number(slider() ? slider().value : value().amount || 0);
 const ready = (point) => point && sounds.get(point.sound.url);
@@ -25,16 +25,19 @@ function audio() {
 }
 async function load(sound) {
   if (!sound || sounds.has(sound.url)) return;
-  const raw = await audio().decodeAudioData(await (await fetch(sound.url)).arrayBuffer());
-  const rate = raw.sampleRate, edge = Math.round(EDGE * rate);
-  const buffer = context.createBuffer(1, raw.length + Math.round(PAUSE * rate), rate);
+  const view = new DataView(await (await fetch(sound.url)).arrayBuffer());  // 16-bit WAV
+  let at = 12;
+  while (view.getUint32(at) !== 0x64617461) at += 8 + view.getUint32(at + 4, true);  // "data"
+  const raw = new Int16Array(view.buffer, at + 8, view.getUint32(at + 4, true) / 2);
+  const rate = view.getUint32(24, true), edge = Math.round(EDGE * rate);
+  const buffer = new AudioBuffer({length: raw.length + Math.round(PAUSE * rate), sampleRate: rate});
   const data = buffer.getChannelData(0);
-  data.set(raw.getChannelData(0));
+  for (let i = 0; i < raw.length; i++) data[i] = raw[i] / 32768;
   for (let i = 0; i < edge; i++) {  // no click where the loop closes
     data[i] *= i / edge;
     data[raw.length - 1 - i] *= i / edge;
   }
-  sounds.set(sound.url, {buffer, seconds: raw.duration, samples: raw.length});
+  sounds.set(sound.url, {buffer, seconds: raw.length / rate, samples: raw.length});
 }
 async function loadAll(mine) {
   const list = [...value().points].sort((a, b) => Math.abs(a.amount - amount()) - Math.abs(b.amount - amount()));
@@ -115,15 +118,16 @@ function choose(side) {
 // Seeing
 
 const SIZE = 1024, ROWS = 96, TOP = 8000;
+const COS = Float32Array.from({length: SIZE}, (_, i) => Math.cos(2 * Math.PI * i / SIZE));
+const SIN = Float32Array.from({length: SIZE}, (_, i) => Math.sin(2 * Math.PI * i / SIZE));
 function levels(url) {  // decibels, [columns][ROWS], low frequencies first
   const known = sounds.get(url);
   if (known.levels) return known.levels;
   const data = known.buffer.getChannelData(0), rate = known.buffer.sampleRate, columns = 360;
-  const cos = new Float32Array(SIZE), out = [], re = new Float32Array(SIZE), im = new Float32Array(SIZE);
-  for (let i = 0; i < SIZE; i++) cos[i] = 0.5 - 0.5 * Math.cos(2 * Math.PI * i / SIZE);
+  const out = [], re = new Float32Array(SIZE), im = new Float32Array(SIZE);
   for (let column = 0; column < columns; column++) {
     const start = Math.round(column / columns * known.samples) - SIZE / 2;
-    for (let i = 0; i < SIZE; i++) { re[i] = (data[start + i] || 0) * cos[i]; im[i] = 0; }
+    for (let i = 0; i < SIZE; i++) { re[i] = (data[start + i] || 0) * (0.5 - 0.5 * COS[i]); im[i] = 0; }
     fft(re, im);
     const rows = new Float32Array(ROWS);
     for (let row = 0; row < ROWS; row++) {
@@ -145,9 +149,10 @@ function fft(re, im) {
     if (i < j) { [re[i], re[j]] = [re[j], re[i]]; [im[i], im[j]] = [im[j], im[i]]; }
   }
   for (let size = 2; size <= n; size <<= 1) {
+    const step = n / size;
     for (let i = 0; i < n; i += size) {
       for (let k = 0; k < size / 2; k++) {
-        const angle = -2 * Math.PI * k / size, wr = Math.cos(angle), wi = Math.sin(angle), a = i + k, b = a + size / 2;
+        const wr = COS[k * step], wi = -SIN[k * step], a = i + k, b = a + size / 2;
         const tr = re[b] * wr - im[b] * wi, ti = re[b] * wi + im[b] * wr;
         re[b] = re[a] - tr; im[b] = im[a] - ti; re[a] += tr; im[a] += ti;
       }
@@ -195,8 +200,9 @@ function show() {
   find('.head').hidden = !current;
   find('.words').textContent = point ? point.words : '';
   element.dataset.heard = current ? (original ? 'original' : String(point ? point.amount : '')) : '';
-  draw();
   marks();
+  clearTimeout(drawing);
+  drawing = setTimeout(draw, 0);  // after the buttons: they are what is waited for
 }
 function marks() {  // which amounts are at hand, on the track of the slider
   const track = slider();
@@ -277,10 +283,7 @@ window.stageMoved = () => {  // the amount was set by something else; a run for 
 };
 
 function refresh() {
-  if (value().key !== key) {
-    key = value().key;
-    drawn = '';
-  }
+  find('.stage').dataset.made = value().points.length;
   show();
   loadAll(props.value);
 }
