@@ -1,4 +1,4 @@
-"""The real app as a process of its own, with a loopback hub and a secret of its owner."""
+"""The real app as a process of its own, with a loopback hub and a secret of its owner; visitors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from tests.conftest import THREADS
+from tests.ui.browsing import CHROMIUM, PATIENCE, WATCH
 from tests.voices.hf_factory import edit_json, make_checkpoint
 from tests.voices.loopback_hub import LoopbackHub, Repository, serving
 
@@ -118,3 +120,54 @@ def wait_until_it_answers(url: str, process: subprocess.Popen, log: Path) -> Non
             if answer.status == 200:
                 return
         time.sleep(0.1)
+
+
+# Visitors
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, which plays no sound before a visitor presses something."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed: the page is not tested in a browser")
+    with sync_playwright() as playwright:
+        options = ["--headless=new", "--no-sandbox"]
+        options.append("--autoplay-policy=document-user-activation-required")  # a desktop's
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def visit(browser, server):
+    """Open the page as a new visitor; at the end no page may have complained in its console."""
+    complaints, contexts = [], []
+
+    def visit(path="/", *, ready=True, **options):
+        """Go to an address in a context of its own; wait until the page can play, if `ready`."""
+        contexts.append(
+            browser.new_context(**{"viewport": {"width": 1400, "height": 1000}, **options})
+        )
+        contexts[-1].add_init_script(WATCH)
+        page = contexts[-1].new_page()
+        page.set_default_timeout(15_000)
+        page.on("console", lambda one: complaints.append(one.text) if one.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(server.url + path)
+        if ready:
+            expect(page.locator("#stage .play")).to_be_enabled(timeout=PATIENCE)
+        return page
+
+    visit.complaints = complaints
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def page(visit):
+    """A page that was just opened."""
+    page = visit()
+    yield page
+    page.context.close()
