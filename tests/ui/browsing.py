@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 from scipy.signal import fftconvolve, resample_poly
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PATIENCE = 180_000
+PATIENCE = 60_000
 """Milliseconds that a step may take on a busy machine; nothing waits this long when it works."""
 expect.set_options(timeout=15_000)
 
@@ -59,6 +59,8 @@ window.recorded = () => {
 
 
 def choose_voice(page: Page, name: str) -> None:
+    if not page.locator("#facts").is_visible():
+        more_options(page)
     box = page.locator("#voice input")
     box.fill(name)
     box.press("Enter")
@@ -72,6 +74,8 @@ def choose_method(page: Page, title: str) -> None:
 
 
 def more_options(page: Page) -> None:
+    if page.locator("#readout").is_visible():
+        return
     page.get_by_role("button", name="More options").click()
     expect(page.locator("#readout")).to_be_visible()
 

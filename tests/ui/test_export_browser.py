@@ -13,32 +13,23 @@ import pandas as pd
 import pytest
 from playwright.sync_api import expect
 
-from tests.ui.conftest import TINY, running, wait_until_it_answers
-from tests.ui.test_browser import (  # noqa: F401 (fixtures)
-    CHROMIUM,
+from tests.ui.browsing import (
     PATIENCE,
-    browser,
     choose_voice,
     open_tab,
-    page,
     saved,
-    visit,
 )
+from tests.ui.conftest import TINY, running, wait_until_it_answers
 from tests.ui.test_heal_browser import unzipped
 from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Account, Repository, serving
 
-pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="chromium is not installed: the page is not tested in a browser"
-    ),
-    pytest.mark.xdist_group("server"),
-]
+pytestmark = pytest.mark.xdist_group("server")
 TOKEN = "hf_visitorsown"
 SECRET = "of the app"
 
 
-def test_formats_are_compared_zipped_and_not_pushed_without_a_log_in(page, tmp_path):  # noqa: F811
+def test_formats_are_compared_zipped_and_not_pushed_without_a_log_in(page, tmp_path):
     open_tab(page, "Export")
     expect(page.locator("#ship-notice")).to_contain_text("CC0", ignore_case=True)
     for name in ("read", "which"):
@@ -123,11 +114,11 @@ def space(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_visitor_who_is_logged_in_pushes_with_their_own_token(browser, space, tmp_path):  # noqa: F811
+def test_a_visitor_who_is_logged_in_pushes_with_their_own_token(browser, space, tmp_path):
     url, hub, cookie = space
     context = browser.new_context(viewport={"width": 1360, "height": 900})
     context.add_cookies([{"name": "session", "value": cookie, "url": url}])
-    page = context.new_page()  # noqa: F811
+    page = context.new_page()
     page.set_default_timeout(15_000)
     page.goto(url)
     expect(page.locator("#facts")).to_contain_text("joe", timeout=PATIENCE)

@@ -7,51 +7,31 @@ import re
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 from playwright.sync_api import Page, expect
 
-from tests.ui.conftest import TINY
-from tests.ui.test_browser import (  # noqa: F401 (fixtures)
-    CHROMIUM,
+from tests.ui.browsing import (
     PATIENCE,
-    browser,
     choose_voice,
+    downloaded,
     open_tab,
-    page,
     saved,
-    visit,
+    sound,
 )
+from tests.ui.conftest import TINY
 from vits_prune import load_voice, speak
 
-pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="chromium is not installed: the page is not tested in a browser"
-    ),
-    pytest.mark.xdist_group("server"),
-]
+pytestmark = pytest.mark.xdist_group("server")
 
 
-def downloaded(page: Page, name: str, **how) -> bytes:  # noqa: F811
-    """Return the file behind a download link."""
-    link = page.locator(f"#{name} a[download]").first
-    link.wait_for(timeout=PATIENCE, **how)
-    return page.request.get(link.evaluate("a => a.href")).body()
-
-
-def sound(page: Page, name: str) -> np.ndarray:  # noqa: F811
-    return soundfile.read(io.BytesIO(downloaded(page, name, state="attached")), dtype="int16")[0]
-
-
-def unzipped(page: Page, name: str, folder: Path) -> Path:  # noqa: F811
+def unzipped(page: Page, name: str, folder: Path) -> Path:
     with zipfile.ZipFile(io.BytesIO(downloaded(page, name))) as archive:
         archive.extractall(folder)
     (found,) = folder.iterdir()
     return found
 
 
-def test_a_voice_is_healed_heard_on_the_way_stopped_saved_and_shipped(page, tmp_path):  # noqa: F811
+def test_a_voice_is_healed_heard_on_the_way_stopped_saved_and_shipped(page, tmp_path):
     status = page.locator("#heal-status")
     choose_voice(page, TINY)
     page.locator("#text textarea").fill("hi there")
@@ -65,7 +45,7 @@ def test_a_voice_is_healed_heard_on_the_way_stopped_saved_and_shipped(page, tmp_
     left = re.compile(r"step \d+ of \d+, about \d+:\d\d left")
     expect(status).to_contain_text(left, timeout=PATIENCE)
     checkpoints.first.check()
-    assert sound(page, "heal-audio").any()
+    assert sound(page, "heal-audio")[0].any()
     line = page.locator("#heal-course .losses polyline").first
     expect(line).to_be_attached(timeout=PATIENCE)
     page.locator("#speak").click()  # hearing goes on meanwhile
@@ -74,7 +54,7 @@ def test_a_voice_is_healed_heard_on_the_way_stopped_saved_and_shipped(page, tmp_
     page.locator("#stop").click()
     expect(status).to_contain_text("stopped by hand at step", timeout=PATIENCE)
     expect(page.locator("#heal-table")).to_contain_text("length of the speech")
-    healed, original = sound(page, "heal-healed"), sound(page, "heal-original")
+    healed, original = sound(page, "heal-healed")[0], sound(page, "heal-original")[0]
     assert len(healed) == len(original), "with the original's durations"
     page.locator("#heal-save").click()
     folder = unzipped(page, "heal-saved", tmp_path / "saved")

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 from playwright.sync_api import expect, sync_playwright
 
+from tests.ui.browsing import CHROMIUM, PATIENCE, open_tab, saved
 from tests.ui.conftest import TINY
-from tests.ui.test_browser import CHROMIUM, PATIENCE, open_tab, saved
 
 pytestmark = [
     pytest.mark.skipif(

@@ -5,17 +5,12 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import expect
 
-from tests.ui.test_browser import CHROMIUM, PATIENCE, browser, visit  # noqa: F401 (fixtures)
+from tests.ui.browsing import PATIENCE
 
-pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="chromium is not installed: the page is not tested in a browser"
-    ),
-    pytest.mark.xdist_group("server"),
-]
+pytestmark = pytest.mark.xdist_group("server")
 
 
-def test_tables_are_in_sight_and_a_layer_is_shown_by_keyboard(visit):  # noqa: F811
+def test_tables_are_in_sight_and_a_layer_is_shown_by_keyboard(visit):
     page = visit(viewport={"width": 1400, "height": 1000})
     expect(page.locator("#latency")).to_contain_text("faster", timeout=PATIENCE)
     boxes = [
