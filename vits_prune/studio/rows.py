@@ -101,8 +101,9 @@ _filling = threading.Lock()
 
 def row_of(request: Request, token: str | None = None) -> Row:
     """Return the row that a request belongs to; it may be empty."""
-    first = dataclasses.replace(request.spec, amount=0.0)
-    plain = request if _alone(request) else request.at(first)
+    plain = request
+    if not _alone(request):
+        plain = request.at(dataclasses.replace(request.spec, amount=0.0))
     return _rows.get_or_make((plain, trace(token)), lambda: Row(plain))
 
 
