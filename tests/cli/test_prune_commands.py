@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 
 import pytest
 
@@ -14,7 +13,7 @@ from vits_prune import PARTS, InputError, PruneSpec, load_voice, prune, speak
 from vits_prune.cli.main import main
 from vits_prune.cli.options import CommandParser, spec_of
 from vits_prune.pruning import Shape
-from vits_prune.pruning.registry import METHODS, SCOPES
+from vits_prune.pruning.spec import METHODS, SCOPES
 from vits_prune.study.knee import Limit
 
 TEXT = "the birch canoe slid"
@@ -207,7 +206,7 @@ def test_an_interrupted_pruning_leaves_nothing(tiny_folder, tmp_path, capsys, mo
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["vits_prune.pruning.prune"], "prune_steps", interrupted)
+    monkeypatch.setattr("vits_prune.pruning.prune_steps", interrupted)
     assert main(["prune", "--voice", str(tiny_folder), "--out", str(tmp_path / "saved")]) == 130
     assert capsys.readouterr().err == "vits_prune: stopped.\n"
     assert list(tmp_path.iterdir()) == []

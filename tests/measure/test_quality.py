@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from vits_prune.measure.quality import (
     FAMILIES,
@@ -13,9 +14,120 @@ from vits_prune.measure.quality import (
     NO_DIFFERENCE,
     NO_FLOOR,
     TOO_FEW,
+    Interval,
+    bootstrap_difference,
+    bootstrap_ratio,
     columns,
     conclude,
 )
+
+
+def bootstrap_mean(values):
+    return bootstrap_ratio([(float(value), 1.0) for value in values])
+
+
+@pytest.fixture
+def errors():
+    """Errors and words of 25 sentences."""
+    generator = np.random.default_rng(5)
+    words = generator.integers(4, 14, 25)
+    return [(float(generator.binomial(n, 0.2)), float(n)) for n in words]
+
+
+def ends_by_scipy(statistic, *samples):
+    result = bootstrap(
+        samples,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=1,
+    )
+    return result.confidence_interval
+
+
+def test_a_ratio_agrees_with_scipy(errors):
+    found = bootstrap_ratio(errors, seed=3)
+    above, below = np.array(errors).T
+    expected = ends_by_scipy(lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis), above, below)
+    width = expected.high - expected.low
+    assert found.value == pytest.approx(above.sum() / below.sum())
+    assert found.count == 25
+    assert found.low == pytest.approx(expected.low, abs=0.06 * width)
+    assert found.high == pytest.approx(expected.high, abs=0.06 * width)
+
+
+def test_a_difference_is_paired(errors):
+    """The difficulty of a sentence cancels: the interval is narrower than that of either ratio."""
+    worse = [(above + (i % 5 == 0), below) for i, (above, below) in enumerate(errors)]
+    found = bootstrap_difference(errors, worse, seed=3)
+    a, n = np.array(errors).T
+    b, _ = np.array(worse).T
+    expected = ends_by_scipy(
+        lambda a, b, n, axis: (b.sum(axis=axis) - a.sum(axis=axis)) / n.sum(axis=axis), a, b, n
+    )
+    width = expected.high - expected.low
+    assert found.value == pytest.approx(5 / n.sum())
+    assert found.low == pytest.approx(expected.low, abs=0.08 * width)
+    assert found.high == pytest.approx(expected.high, abs=0.08 * width)
+    alone = bootstrap_ratio(errors, seed=3)
+    assert found.high - found.low < 0.6 * (alone.high - alone.low)
+
+
+def test_a_mean_covers_the_truth_as_often_as_it_says():
+    """95% nominal; the percentile bootstrap of 30 values is known to fall a little short."""
+    generator = np.random.default_rng(0)
+    inside = 0
+    for _ in range(300):
+        found = bootstrap_mean(generator.normal(2.0, 1.0, 30))
+        inside += found.low <= 2.0 <= found.high
+    assert 0.89 <= inside / 300 <= 0.98
+
+
+def test_the_seed_decides(errors):
+    assert bootstrap_ratio(errors, 1) == bootstrap_ratio(errors, 1)
+    assert bootstrap_ratio(errors, 1) != bootstrap_ratio(errors, 2)
+    assert bootstrap_ratio(errors, 1).value == bootstrap_ratio(errors, 2).value
+
+
+def test_sentences_that_could_not_be_measured_count_for_nothing(errors):
+    gaps = [*errors, (0.0, 0.0), (0.0, 0.0)]
+    found = bootstrap_ratio(gaps)
+    assert found.value == bootstrap_ratio(errors).value
+    assert found.count == 25
+    assert bootstrap_difference(gaps, [*errors, (1.0, 1.0), (0.0, 0.0)]).count == 25
+    sparse = bootstrap_ratio(
+        [(1.0, 2.0), (0.0, 0.0), (1.0, 4.0)]
+    )  # some resamples draw only the one that has nothing
+    assert sparse.low == 0.25
+    assert sparse.high == 0.5
+
+
+def test_too_little_for_an_interval():
+    assert bootstrap_mean([]) is None
+    assert bootstrap_ratio([(0.0, 0.0)]) is None
+    assert bootstrap_difference([(1.0, 1.0)], [(0.0, 0.0)]) is None
+    assert bootstrap_mean([4.0]) == Interval(4.0, None, None, 1)
+
+
+def test_no_spread_is_an_interval_of_one_point():
+    assert bootstrap_mean([0.1] * 7) == Interval(
+        pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1), 7
+    )
+    same = [(1.0, 3.0), (2.0, 7.0), (0.0, 5.0)]
+    assert bootstrap_difference(same, same) == Interval(0.0, 0.0, 0.0, 3)
+
+
+@pytest.mark.parametrize("pairs", [[(float("nan"), 1.0)], [(1.0, float("inf"))], [(1.0, -1.0)]])
+def test_what_is_not_a_number_is_refused(pairs):
+    with pytest.raises(ValueError, match="finite"):
+        bootstrap_ratio(pairs)
+
+
+def test_unlike_lengths_are_refused():
+    with pytest.raises(ValueError, match="same sentences"):
+        bootstrap_difference([(1.0, 1.0)], [])
 
 
 def means(values):

@@ -18,10 +18,8 @@ from vits_prune.caches import Bounded
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import blocks, calibration
 from vits_prune.pruning.blocks import SEGMENT, inputs_of
-from vits_prune.pruning.calibration import calibrate, collect, texts_for
-from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.pruning.sensitivity import channel_sensitivity
+from vits_prune.pruning.calibration import calibrate, channel_sensitivity, collect, texts_for
+from vits_prune.pruning.layers import LayerMatrix, prunable_layers
 from vits_prune.synthesis.speak import Delivery, read_text
 from vits_prune.synthesis.stages import (
     encode,

@@ -13,9 +13,8 @@ from tests.pruning.conftest import KINDS, SENTENCES, in_turn
 from vits_prune import PruneSpec, prune
 from vits_prune.pruning import Shape
 from vits_prune.pruning.calibration import Statistics
-from vits_prune.pruning.layers import Layer, prunable_layers
-from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.pruning.registry import IMPORTANCES
+from vits_prune.pruning.layers import Layer, LayerMatrix, prunable_layers
+from vits_prune.pruning.spec import IMPORTANCES
 from vits_prune.pruning.structured.couplings import groups
 from vits_prune.pruning.structured.cut import chosen
 from vits_prune.pruning.structured.importance import (

@@ -11,7 +11,7 @@ from tests.pruning.conftest import SENTENCES, in_turn
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PARTS, InputError, PruneSpec, layers, load_voice, prune
 from vits_prune.pruning.layers import PRUNABLE_KINDS, chosen_layers, prunable_layers
-from vits_prune.pruning.masks import zeros_wanted
+from vits_prune.pruning.scores import zeros_wanted
 
 
 def test_nothing_is_left_out_and_nothing_is_listed_twice(joe, tiny):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vits_prune.pruning.matrix import LayerMatrix
+from vits_prune.pruning.layers import LayerMatrix
 
 
 def seeded(make):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vits_prune.pruning.matrix import LayerMatrix, OverlapSums, overlap
+from vits_prune.pruning.layers import LayerMatrix, OverlapSums, overlap
 
 SHAPES = [(3, 1, 1), (5, 1, 2), (5, 2, 4), (7, 12, 36), (3, 1, 0), (4, 3, 2)]
 """Taps, dilation, padding."""

@@ -13,10 +13,9 @@ from tests.pruning.conftest import KINDS, SENTENCES, in_turn
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
 from vits_prune.progress import Progress
-from vits_prune.pruning import calibration
+from vits_prune.pruning import calibration, prune_steps
 from vits_prune.pruning.layers import chosen_layers, prunable_layers
-from vits_prune.pruning.prune import prune_steps
-from vits_prune.pruning.registry import METHODS, SCOPES
+from vits_prune.pruning.spec import METHODS, SCOPES
 
 UNSTRUCTURED = [name for name, method in METHODS.items() if not method.structured]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.pruning.conftest import in_turn
 from vits_prune.pruning import second_order
-from vits_prune.pruning.matrix import LayerMatrix
+from vits_prune.pruning.layers import LayerMatrix
 from vits_prune.pruning.second_order import LayerProblem, damped
 
 

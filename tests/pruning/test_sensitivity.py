@@ -9,10 +9,10 @@ from torch import nn
 
 from tests.pruning.conftest import KINDS, SENTENCES
 from vits_prune import InputError
-from vits_prune.pruning import blocks, sensitivity
+from vits_prune.pruning import blocks, calibration
 from vits_prune.pruning.blocks import sentence_ids, spoken_states
+from vits_prune.pruning.calibration import channel_sensitivity, speech_of
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.sensitivity import channel_sensitivity, speech_of
 
 SEED = 4
 LAYERS = {
@@ -64,7 +64,7 @@ def measured(voice, name, share, draws):
     ("kind", "layer"), [(kind, layer) for kind, layers in LAYERS.items() for layer in layers]
 )
 def test_the_estimate_is_what_small_errors_do(families, kind, layer, monkeypatch):
-    monkeypatch.setattr(sensitivity, "DIRECTIONS", 30)
+    monkeypatch.setattr(calibration, "DIRECTIONS", 30)
     voice = families[kind].with_weights({})  # nothing is kept of another number of directions
     found = channel_sensitivity(voice, SENTENCES[:1], SEED)[f"{layer}.weight"].sum()
     assert found == pytest.approx(

@@ -13,10 +13,9 @@ from tests.pruning.conftest import KINDS, SENTENCES, in_turn
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
 from vits_prune.progress import Progress
-from vits_prune.pruning import Shape
+from vits_prune.pruning import Shape, prune_steps
 from vits_prune.pruning.blocks import flow_blocks, own_durations, stretched
-from vits_prune.pruning.prune import prune_steps
-from vits_prune.pruning.sensitivity import channel_sensitivity
+from vits_prune.pruning.calibration import channel_sensitivity
 from vits_prune.pruning.structured.couplings import (
     groups,
     latents_are_flipped,

@@ -12,8 +12,7 @@ import pytest
 
 from vits_prune import PARTS, InputError, PruneSpec
 from vits_prune.pruning import Shape
-from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES
-from vits_prune.pruning.spec import in_words
+from vits_prune.pruning.spec import IMPORTANCES, METHODS, SCHEDULES, SCOPES, in_words
 
 SPECS = [
     PruneSpec(),

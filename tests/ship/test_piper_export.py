@@ -16,8 +16,7 @@ from piper import PiperVoice, SynthesisConfig
 from tests.voices import piper_factory
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, load_voice, save_voice, speak
-from vits_prune.ship.formats import export_voice
-from vits_prune.ship.piper_settings import piper_settings
+from vits_prune.ship.formats import export_voice, piper_settings
 from vits_prune.ship.torch_reference import TOLERANCE
 from vits_prune.synthesis.speak import Delivery
 

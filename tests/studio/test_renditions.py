@@ -16,7 +16,7 @@ from vits_prune import PruneSpec, prune, speak
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
 from vits_prune.progress import Cancelled, Progress
-from vits_prune.pruning.prune import prune_steps
+from vits_prune.pruning import prune_steps
 from vits_prune.pruning.scores import sparsity_preview
 from vits_prune.studio import descriptions, renditions, workbench
 from vits_prune.studio.descriptions import forecast_words, readout

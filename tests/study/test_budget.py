@@ -13,7 +13,7 @@ from tests.nearly import nearly
 from vits_prune import InputError, PruneSpec, load_voice, measure_size, prune, speak
 from vits_prune.cli.main import main
 from vits_prune.measure.cost import Spread
-from vits_prune.measure.statistics import Interval
+from vits_prune.measure.quality import Interval
 from vits_prune.progress import Progress
 from vits_prune.pruning import Shape
 from vits_prune.pruning.structured.couplings import sizes

@@ -8,8 +8,7 @@ import math
 import pytest
 
 from vits_prune import InputError, PruneSpec
-from vits_prune.measure.quality import METRICS, Figure
-from vits_prune.measure.statistics import Interval
+from vits_prune.measure.quality import METRICS, Figure, Interval
 from vits_prune.progress import Progress
 from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.knee import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vits_prune.errors import InputError
-from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import METHODS
 from vits_prune.studio.descriptions import method_words
 from vits_prune.ui import controls
 

@@ -9,9 +9,8 @@ import pytest
 from vits_prune import PruneSpec, prune
 from vits_prune.measure import Latency, Spread, measure_size, measure_sparsity
 from vits_prune.measure.cost import VoiceLatency
-from vits_prune.measure.quality import METRICS, NO_DIFFERENCE, Figure, Floor
-from vits_prune.measure.statistics import Interval
-from vits_prune.studio.verdicts import figure_words
+from vits_prune.measure.quality import METRICS, NO_DIFFERENCE, Figure, Floor, Interval
+from vits_prune.studio.evidence import figure_words
 from vits_prune.study.comparison import latency_table, size_table, sparsity_table
 from vits_prune.synthesis.speak import STAGES
 from vits_prune.ui import tables

@@ -1,4 +1,7 @@
-"""The commands that measure what pruning does to speech: evaluate, sweep, knee, sensitivity."""
+"""The commands that measure what pruning does to speech.
+
+They are evaluate, sweep, sensitivity, knee, and listen, which pools blind listening tests.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,8 @@ from vits_prune.errors import InputError
 from vits_prune.pruning import PruneSpec
 from vits_prune.study.evaluation import Evaluation, evaluate
 from vits_prune.study.knee import KNEE_RULE, LIMITS, Knee, find_knee, parse_limit
+from vits_prune.study.listening import Hearing
+from vits_prune.study.listening_store import Group, pool, read_trials, write_trials
 from vits_prune.study.sweep import SweepResult, VoicesResult, run_sweep, run_voices
 from vits_prune.study.sweep_engines import VoiceRef
 from vits_prune.study.sweep_grid import (
@@ -89,6 +94,12 @@ def add_commands(commands: Any) -> None:
     _add_measuring(parser, ("noise_seeds",), noise_seeds=0)
     words = "write the amounts that were tried and the intervals that decided"
     parser.add_flag("--json FILE", words, Path)
+
+    words = "pool the results of blind listening tests, which the page makes"
+    parser = commands.add_parser("listen", help=words, run=_listen)
+    words = "CSV files of the page's tab Listen blind"
+    parser.add_flag("--merge CSV", words, Path, nargs="+", required=True)
+    parser.add_flag("--out DIR", "folder for merged.csv and the plot", Path)
 
 
 def _add_amounts(parser: CommandParser, default: str) -> None:
@@ -292,3 +303,36 @@ def _print_sweep(found: SweepResult, sensitivity: bool) -> None:
         f"\nWritten to {found.folder}: sweep.csv, sweep.jsonl and sweep.json ({len(found.rows)} "
         f"points{kept}), {len(plots)} plots"
     )
+
+
+def _listen(options: Namespace) -> None:
+    from vits_prune.study.charts import listening_figure, save_figure
+
+    trials = list(dict.fromkeys(one for path in options.merge for one in read_trials(path)))
+    groups = pool(trials)
+    for group in groups:
+        _print_group(group)
+    if options.out is None:
+        return
+    with writing(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_trials(trials, options.out / "merged.csv")
+        written = ["merged.csv"]
+        if any(group.kind == "abx" for group in groups):
+            figure = listening_figure(groups)
+            written += [path.name for path in save_figure(figure, options.out, "listening")]
+    print(f"Written to {options.out}: {', '.join(written)} ({len(trials)} trials)")
+
+
+def _print_group(group: Group) -> None:
+    print(f"{group.voice}: {group.name}")
+    rows = []
+    for who, found in (*group.by_listener.items(), ("all together", group.pooled)):
+        if isinstance(found, Hearing):
+            counts, result = (found.trials, found.right), {"heard from": found.range_words()}
+        else:
+            counts, result = (found.share.of, found.share.hits), {"preferred": found.words()}
+        counted = {"trials": counts[0], "right" if group.kind == "abx" else "chosen": counts[1]}
+        rows.append({"listener": who, **counted, **result})
+    print_table(rows)
+    print()

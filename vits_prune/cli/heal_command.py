@@ -22,9 +22,9 @@ from vits_prune.healing import (
     heal_steps,
 )
 from vits_prune.healing.plan import judging_seconds
+from vits_prune.healing.storage import Curve, save_curve
 from vits_prune.healing.student import check_recordings, parts_to_train
 from vits_prune.healing.training import is_main_process
-from vits_prune.healing.training_curve import Curve, save_figure
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec, Shape
 from vits_prune.study.judge import CheckpointJudge, Judgement, JudgeSettings, judge_of
@@ -300,7 +300,7 @@ class TrainingLog:
         if measured_on:
             title += f": change from the original on {measured_on} below"
         if self.curve.rows:
-            save_figure(self.curve.rows, title, self.folder / "curve.svg")
+            save_curve(self.curve.rows, title, self.folder / "curve.svg")
 
     def _continue_from(self, step: int) -> None:
         """Read the rows of an earlier run up to a step, if this run has made none itself."""

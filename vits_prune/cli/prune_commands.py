@@ -17,7 +17,7 @@ from vits_prune.files import write_json
 from vits_prune.measure import measure_sparsity
 from vits_prune.measure.quality import METRICS
 from vits_prune.pruning import PruneSpec, prune
-from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import METHODS
 from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.knee import LIMITS, Limit, parse_limit, prune_until_knee
 from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text, write_wav
@@ -147,7 +147,7 @@ def _with_channels(voice: Voice) -> set[str]:
 
 
 def _prune(options: Namespace) -> None:
-    from vits_prune.pruning.prune import prune_steps
+    from vits_prune.pruning import prune_steps
     from vits_prune.voices.saved import check_save_place, save_voice
 
     spec = spec_of(options)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vits_prune.errors import InputError
 from vits_prune.fields import Options, check_options, option
+from vits_prune.healing.storage import TrainingStep
 from vits_prune.healing.teacher import SHARD, TeacherSpeech
 from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import MAX_SEED
@@ -112,20 +113,6 @@ class HealData:
     texts: Sequence[str] | None = None
     recordings: Sequence[RecordedPair] = ()
     speech: TeacherSpeech | None = None
-
-
-@dataclass(frozen=True)
-class TrainingStep:
-    """One step of the training, for whoever watches it.
-
-    `of` is None until the minutes have been turned into steps. The losses have their weighted sum
-    as "total". The seconds count from the begin of the healing, over all its runs.
-    """
-
-    step: int
-    of: int | None
-    losses: Mapping[str, float]
-    seconds: float
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,9 @@ from vits_prune.healing.plan import (
     HealResult,
     HealRun,
     Judge,
-    TrainingStep,
     sentences_at,
 )
-from vits_prune.healing.storage import Checkpoints, StoredState, Tensors, digest
+from vits_prune.healing.storage import Checkpoints, StoredState, Tensors, TrainingStep, digest
 from vits_prune.healing.student import LengthMatcher, check_recordings, parts_to_train
 from vits_prune.healing.teacher import (
     SHARD,

@@ -12,14 +12,15 @@ from torch import nn
 
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.healing.batches import Batch, Window
-from vits_prune.healing.discriminators import (
+from vits_prune.healing.losses import (
     DiscriminatorOutput,
     Discriminators,
+    Distillation,
     discriminator_loss,
     feature_loss,
     generator_loss,
+    weighted_sum,
 )
-from vits_prune.healing.losses import Distillation, weighted_sum
 from vits_prune.healing.plan import HealPlan
 from vits_prune.healing.storage import WEIGHTS_PREFIX, Checkpoints, StoredState, Tensors
 from vits_prune.healing.student import masks, restored

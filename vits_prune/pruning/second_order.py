@@ -16,11 +16,18 @@ import numpy as np
 import torch
 
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning import masks
 from vits_prune.pruning.calibration import Statistics, calibrate
-from vits_prune.pruning.layers import Layer, chosen_layers
-from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.pruning.scores import output_errors
+from vits_prune.pruning.layers import Layer, LayerMatrix, chosen_layers
+from vits_prune.pruning.scores import (
+    check_finite,
+    lowest,
+    output_errors,
+    pattern_mask,
+    share_out,
+    smallest,
+    weigh,
+    zeros_wanted,
+)
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.voices.voice import Voice
 
@@ -62,7 +69,7 @@ def prune_weights(
             changed |= _pruned(voice, aim, layer, statistics, count, spec)
         share = (done + 1) / len(layers)
         progress.report(f"pruned {layer.name}", _COUNTED + (1 - _COUNTED) * share)
-    masks.check_finite(voice, changed)
+    check_finite(voice, changed)
     return changed
 
 
@@ -78,10 +85,10 @@ def _counts(
         for layer, one in found
     }
     if spec.scope != "local":
-        scores = masks.weigh(aim, spec, scores, progress.part(heard, 1.0))
-    masks.check_finite(voice, scores)
+        scores = weigh(aim, spec, scores, progress.part(heard, 1.0))
+    check_finite(voice, scores)
     arrays = {name: one.masked_fill(closed[name], -1.0).numpy() for name, one in scores.items()}
-    return masks.share_out(arrays, masks.zeros_wanted(voice, spec, layers), spec.scope, spec.floor)
+    return share_out(arrays, zeros_wanted(voice, spec, layers), spec.scope, spec.floor)
 
 
 def _pruned(
@@ -97,7 +104,7 @@ def _pruned(
     matrix = LayerMatrix(aim.model.get_submodule(layer.name))
     if statistics.covariance is None:
         scores = output_errors(aim, layer, statistics).masked_fill(closed, -1.0)
-        mask = masks.lowest(spec, scores, count, matrix, layer.name)
+        mask = lowest(spec, scores, count, matrix, layer.name)
         weight = matrix.module.weight.detach()
         return {layer.parameter: weight.masked_fill(mask | closed, 0.0)}
     covariance = damped(statistics.covariance, max(1, statistics.windows))
@@ -189,9 +196,9 @@ class LayerProblem:
             scores.masked_fill_(self._closed, -1.0)
         kept = torch.ones(weights.shape)
         if self._neighbours:
-            gone = masks.pattern_mask(scores, self._matrix, self._neighbours, self._name)
+            gone = pattern_mask(scores, self._matrix, self._neighbours, self._name)
         elif exactly or scores.numel() < 8 * SAMPLE:
-            gone = masks.smallest(scores, self._count)
+            gone = smallest(scores, self._count)
         else:
             in_memory = scores if scores.is_contiguous() else scores.T
             sample = in_memory.reshape(-1)[:: scores.numel() // SAMPLE | 1].numpy()

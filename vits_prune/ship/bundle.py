@@ -15,7 +15,7 @@ from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.files import read_json
 from vits_prune.measure.quality import METRICS
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import METHODS
 from vits_prune.ship import formats
 from vits_prune.ship.card import CARD_MARK, SAMPLES, CardFacts, Picture, Sample, model_card
 from vits_prune.ship.card_figures import check_evidence, code
@@ -219,12 +219,12 @@ def copy_curves(source: Path, folder: Path) -> tuple[Picture, ...]:
 
 def _healing(source: Path, folder: Path) -> Picture:
     """The curve drawn from its curve.csv: a picture of strangers could hold a script."""
-    from vits_prune.healing.training_curve import MAX_ROWS, Curve, curve_figure
+    from vits_prune.healing.storage import MAX_DRAWN_ROWS, Curve, curve_figure
 
     what = f"{source / 'curve.csv'} is not the course of a healing"
     unreadable = InputError(f"{what}: give the folder that `heal` wrote.")
     try:
-        rows = Curve.read(source / "curve.csv", max_rows=10 * MAX_ROWS).rows
+        rows = Curve.read(source / "curve.csv", max_rows=10 * MAX_DRAWN_ROWS).rows
     except DamagedFileError as error:
         raise unreadable from error
     every = dict.fromkeys(name for row in rows for name in row)

@@ -14,8 +14,7 @@ from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.measure.weights import Size, measure_size, measure_sparsity
-from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCOPES
-from vits_prune.pruning.spec import PruneSpec, in_words
+from vits_prune.pruning.spec import IMPORTANCES, METHODS, SCOPES, PruneSpec, in_words
 from vits_prune.ship import card_figures
 from vits_prune.ship.card_figures import block, code, table, text
 from vits_prune.ship.formats import Export

@@ -14,7 +14,7 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.healing.plan import HealPlan
 from vits_prune.pruning import PruneSpec, Shape
-from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import METHODS
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.voice import PARTS, Voice
 

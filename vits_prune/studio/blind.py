@@ -23,8 +23,7 @@ import soundfile
 from vits_prune.caches import Bounded, Scratch
 from vits_prune.errors import InputError
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning import PruneSpec
-from vits_prune.pruning.prune import prune
+from vits_prune.pruning import PruneSpec, prune
 from vits_prune.studio import workbench
 from vits_prune.studio.descriptions import check_feasible
 from vits_prune.studio.evidence import measuring_texts

@@ -11,12 +11,9 @@ from vits_prune.errors import InputError
 from vits_prune.measure import Latency, Size
 from vits_prune.measure.closeness import log_mel
 from vits_prune.measure.waveform import finite
-from vits_prune.pruning.layers import Layer, chosen_layers, prunable_layers
-from vits_prune.pruning.masks import zeros_wanted
-from vits_prune.pruning.matrix import LayerMatrix
-from vits_prune.pruning.registry import METHODS, SCOPES
-from vits_prune.pruning.scores import sparsity_preview
-from vits_prune.pruning.spec import PruneSpec
+from vits_prune.pruning.layers import Layer, LayerMatrix, chosen_layers, prunable_layers
+from vits_prune.pruning.scores import sparsity_preview, zeros_wanted
+from vits_prune.pruning.spec import METHODS, SCOPES, PruneSpec
 from vits_prune.pruning.structured.couplings import sizes, sizes_of
 from vits_prune.pruning.structured.cut import shape_for
 from vits_prune.studio import workbench

@@ -18,7 +18,7 @@ from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.healing import best
 from vits_prune.healing.plan import judging_seconds
-from vits_prune.healing.training_curve import Curve
+from vits_prune.healing.storage import Curve
 from vits_prune.progress import SILENT, Cancelled, Progress
 from vits_prune.studio import heal_stretch, workbench
 from vits_prune.studio.descriptions import check_size

@@ -14,7 +14,7 @@ from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.healing import HealPlan, HealRun, TrainingStep, heal
-from vits_prune.healing.training_curve import Curve
+from vits_prune.healing.storage import Curve
 from vits_prune.progress import Cancelled, Progress
 from vits_prune.studio import workbench
 from vits_prune.studio.jobs import Update, calls_are_limited, in_background, on_zero_gpu

@@ -14,8 +14,7 @@ from matplotlib.patches import Patch
 
 from vits_prune.measure import quality
 from vits_prune.measure.weights import MatrixPair, WeightHistogram
-from vits_prune.pruning.registry import METHODS
-from vits_prune.pruning.spec import in_words
+from vits_prune.pruning.spec import METHODS, in_words
 from vits_prune.studio.evidence import Points
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.renditions import LayerChange

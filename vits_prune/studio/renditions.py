@@ -19,7 +19,7 @@ from vits_prune.measure.weights import (
 )
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.layers import Layer, prunable_layers
-from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import METHODS
 from vits_prune.pruning.structured.cut import Survivor, choice_for, survivor
 from vits_prune.studio import workbench
 from vits_prune.studio.jobs import on_gpu

@@ -1,9 +1,13 @@
-"""What the page asks for, as a value: the Request, and how it follows from the page's controls."""
+"""What the page asks for, as a value: the Request.
+
+It follows from the page's controls or from an address, and can be said as Python or as a command.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +15,7 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.healing import HealPlan
 from vits_prune.pruning import PruneSpec, Shape
-from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning.spec import METHODS
 from vits_prune.study.comparison import DEFAULT_TEXT
 from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text
 from vits_prune.voices.load import EMBEDDED
@@ -44,10 +48,14 @@ FIRST: dict[str, Any] = {
     **{"protect": [], "parts": list(PruneSpec.parts), **dict.fromkeys(COUNTED, ALL)},
 }
 """What the controls hold at first."""
+NUMBERS = ("seed", "speaking_rate", "noise_scale", "noise_scale_duration")
+"""Controls that hold a number, though some are empty at first."""
 
 MINUTES = (0.5, 30.0)
 TEXTS = (2, 20)
 """How long the page heals, and on how many sentences it measures: from, to."""
+_FLAGS = {"seed": "prune-seed", "amounts": "steps"}
+"""Flags of the command line that are not named after their field."""
 
 
 @dataclass(frozen=True)
@@ -238,3 +246,90 @@ def order_of(request: Request, owner: str, values: Mapping[str, Any]) -> Order:
 def _within(value: Any, limits: tuple[float, float]) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and limits[0] <= value <= limits[1]
+
+
+def values_of_query(query: Mapping[str, str]) -> dict[str, Any]:
+    """Return the controls' values for the query of a page's address.
+
+    What the query leaves out has its first value.
+
+    Raises:
+        InputError: the address asks for what cannot be used. It is checked like any other input.
+    """
+    found = {**FIRST}
+    for name in FIRST:
+        if name in query:
+            found[name] = _value(name, query[name][:4_000])
+    request_of(found)
+    return found
+
+
+def _value(name: str, text: str) -> Any:
+    first = FIRST[name]
+    if isinstance(first, bool):
+        return text == "true"
+    if isinstance(first, (list, tuple)):
+        return [one for one in text.split(",") if one]
+    if isinstance(first, (int, float)) or name in NUMBERS:
+        try:
+            number = float(text)
+            return int(number) if number == int(number) else number
+        except (ValueError, OverflowError):
+            raise InputError(f"The link is damaged: {name} is not a number.") from None
+    return text
+
+
+def as_python(request: Request) -> str:
+    """Return the lines of Python that do what the stage shows."""
+    speaker = f", speaker={request.speaker!r}" if request.speaker else ""
+    spec, delivery = _call(request.spec), _call(request.delivery)
+    how = [f"seed={request.seed}", f"timing={request.timing!r}"]
+    if request.delivery != Delivery():
+        how.append(f"delivery={delivery}")
+    healed = f"heal(pruned, voice, {_call(request.healed.plan)}).voice" if request.healed else ""
+    used = f"{spec}{how}{healed} compare( load_voice( prune("
+    known = ("Delivery", "HealPlan", "PruneSpec", "Shape", "compare", "heal", "load_voice", "prune")
+    return (
+        f"from vits_prune import {', '.join(name for name in known if f'{name}(' in used)}\n\n"
+        f"voice = load_voice({request.reference!r}{speaker})\n"
+        f"pruned = prune(voice, {spec})\n"
+        + f"pruned = {healed}\n" * bool(healed)
+        + f"print(compare(voice, pruned, {request.text!r}, {', '.join(how)}))"
+    )
+
+
+def _call(value: Any) -> str:
+    """Return the call that makes an options object, with what is not at its default."""
+    given = []
+    for one in dataclasses.fields(value):
+        now = getattr(value, one.name)
+        if now != one.default:
+            given.append(f"{one.name}={_call(now) if dataclasses.is_dataclass(now) else repr(now)}")
+    return f"{type(value).__name__}({', '.join(given)})"
+
+
+def as_command(request: Request) -> str:
+    """Return the command that does what the stage shows."""
+    plan = request.healed.plan if request.healed else None
+    command = "heal" if plan else "compare"
+    words = ["python", "-m", "vits_prune", command, "--voice", request.reference]
+    words += ["--speaker", request.speaker] if request.speaker else []
+    spec = request.spec
+    some: list[Any] = [one for one in (spec, spec.shape, plan or request.delivery) if one]
+    for options in some:
+        for one in dataclasses.fields(options):
+            value = getattr(options, one.name)
+            derived = spec.shape and one.name in ("amount", "parts")
+            if value == one.default or derived or one.name in ("shape", "texts"):
+                continue
+            flag = _FLAGS.get(one.name, one.name) if options is spec else one.name
+            if flag == "steps" and options is spec and plan:
+                flag = "prune-steps"  # the others are of the training
+            given = list(map(str, value)) if isinstance(value, tuple) else [str(value)]
+            given = [] if value is True else given
+            words += [f"--{flag.replace('_', '-')}"]
+            words += [",".join(given)] if one.name == "amounts" else given
+    if plan:
+        return shlex.join([*words, "--out", "healed"])
+    words += ["--text", request.text, "--seed", str(request.seed), "--timing", request.timing]
+    return shlex.join([*words, "--out", "compared"])

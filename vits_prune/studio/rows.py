@@ -15,7 +15,7 @@ from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.prune import prune
+from vits_prune.pruning import prune
 from vits_prune.studio import workbench
 from vits_prune.studio.descriptions import check_feasible, happened
 from vits_prune.studio.request import Request, at_amount

@@ -23,9 +23,8 @@ from vits_prune.caches import Bounded, Scratch
 from vits_prune.errors import InputError
 from vits_prune.measure import Size, Sparsity, measure_size, measure_sparsity
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning import PruneSpec
-from vits_prune.pruning.prune import prune_steps
-from vits_prune.pruning.registry import METHODS
+from vits_prune.pruning import PruneSpec, prune_steps
+from vits_prune.pruning.spec import METHODS
 from vits_prune.studio.request import Order, Request
 from vits_prune.synthesis.speak import Speech, speak
 from vits_prune.threads import ForkSafeLock, renew_in_forks

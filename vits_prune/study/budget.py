@@ -14,11 +14,10 @@ import numpy as np
 
 from vits_prune.errors import InputError
 from vits_prune.measure.cost import Spread, measure_latency
-from vits_prune.measure.statistics import Interval
+from vits_prune.measure.quality import Interval
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import Shape
-from vits_prune.pruning.calibration import texts_for
-from vits_prune.pruning.sensitivity import channel_sensitivity
+from vits_prune.pruning.calibration import channel_sensitivity, texts_for
 from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.pruning.structured.couplings import groups, sizes, sizes_of
 from vits_prune.pruning.structured.cut import choose, cut

@@ -21,9 +21,8 @@ from vits_prune.files import write_file, write_json
 from vits_prune.measure.cost import Spread
 from vits_prune.measure.quality import METRICS
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning import Shape
+from vits_prune.pruning import Shape, prune
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.prune import prune
 from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.pruning.structured.cut import choose, cut
 from vits_prune.study.budget import (

@@ -16,9 +16,16 @@ from vits_prune.errors import InputError, UnmeasurableError
 from vits_prune.fields import check_options, option
 from vits_prune.measure.closeness import PitchContour, measure_closeness, same_tokens, track_pitch
 from vits_prune.measure.cost import Cost, CostMeter
-from vits_prune.measure.quality import FAMILIES, METRICS, VERDICT_RULE, Figure, columns, conclude
+from vits_prune.measure.quality import (
+    FAMILIES,
+    INTERVAL_METHOD,
+    METRICS,
+    VERDICT_RULE,
+    Figure,
+    columns,
+    conclude,
+)
 from vits_prune.measure.recognition import Recogniser, why_unsupported
-from vits_prune.measure.statistics import METHOD
 from vits_prune.measure.utterances import FAILURES, Listener, Utterance, measure_utterance
 from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import MAX_SEED, Delivery, Speech, checked_text, read_text, speak
@@ -114,7 +121,7 @@ class Evaluation:
             "voices": dict(zip(("original", "pruned"), self.identities, strict=True)),
             "recipe": self.recipe,
             "settings": {**settings, "metrics": list(self.settings.metrics)},
-            "interval": METHOD,
+            "interval": INTERVAL_METHOD,
             "rule": VERDICT_RULE,
             "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
             "alarms": self.failures,

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.measure.quality import METRICS, Figure
-from vits_prune.measure.statistics import Interval
+from vits_prune.measure.quality import METRICS, Figure, Interval
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.prune import prune, prune_steps
+from vits_prune.pruning import prune, prune_steps
 from vits_prune.pruning.spec import MAX_AMOUNT, PruneSpec
 from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
 from vits_prune.voices.voice import Voice

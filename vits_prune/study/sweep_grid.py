@@ -12,10 +12,9 @@ from types import MappingProxyType
 from typing import Any
 
 from vits_prune.errors import InputError
+from vits_prune.pruning import prune
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.prune import prune
-from vits_prune.pruning.registry import METHODS
-from vits_prune.pruning.spec import PruneSpec
+from vits_prune.pruning.spec import METHODS, PruneSpec
 from vits_prune.voices.voice import PARTS, Voice
 
 MAX_POINTS = 10_000

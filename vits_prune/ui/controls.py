@@ -13,8 +13,7 @@ import gradio as gr
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
 from vits_prune.pruning import Shape
-from vits_prune.pruning.registry import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED
-from vits_prune.pruning.spec import PruneSpec
+from vits_prune.pruning.spec import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED, PruneSpec
 from vits_prune.pruning.structured.couplings import sizes_of
 from vits_prune.pruning.structured.cut import shape_for
 from vits_prune.studio import workbench

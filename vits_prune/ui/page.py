@@ -12,7 +12,7 @@ from vits_prune.ui import stage, tables
 from vits_prune.ui.api import add_endpoints
 from vits_prune.ui.controls import control_components, option_components, wire_controls
 from vits_prune.ui.events import Page
-from vits_prune.ui.tabs import curve, export, heal, layers, learn, listen
+from vits_prune.ui.tabs import by_layer, curve, export, heal, learn, listen
 from vits_prune.ui.widgets import source
 
 _TITLE = "# vits_prune: hear what pruning does to a voice"
@@ -42,7 +42,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Curve", id="curve"):
                 made |= curve.curve_tab()
             with gr.Tab("Layers", id="layers"):
-                made |= layers.layers_tab()
+                made |= by_layer.layers_tab()
             with gr.Tab("Listen blind", id="listen"):
                 made |= listen.listen_tab()
             with gr.Tab("Heal", id="heal"):
@@ -53,7 +53,7 @@ def build() -> gr.Blocks:
         wire_controls(demo, page)
         running = [*stage.wire_stage(demo, page), *curve.wire_evidence(page)]
         running += tables.wire_quality(page)
-        running += layers.wire_layers(page)
+        running += by_layer.wire_layers(page)
         learn.wire_learn(page)
         listen.wire_listen(page)
         export.wire_export(demo, page, heal.wire_heal(page))

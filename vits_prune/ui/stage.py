@@ -11,13 +11,19 @@ import gradio as gr
 
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
-from vits_prune.pruning.registry import METHODS
-from vits_prune.pruning.spec import MAX_AMOUNT, PruneSpec, in_words
+from vits_prune.pruning.spec import MAX_AMOUNT, METHODS, PruneSpec, in_words
 from vits_prune.studio import plots, renditions, workbench
 from vits_prune.studio.descriptions import happened
 from vits_prune.studio.heal_jobs import staged
-from vits_prune.studio.links import as_command, as_python, values_of_query
-from vits_prune.studio.request import FIRST, SPEAKING, Request, request_of
+from vits_prune.studio.request import (
+    FIRST,
+    SPEAKING,
+    Request,
+    as_command,
+    as_python,
+    request_of,
+    values_of_query,
+)
 from vits_prune.studio.rows import Row, fill, row_of, warm_up
 from vits_prune.study import comparison
 from vits_prune.ui import tables

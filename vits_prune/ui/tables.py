@@ -12,7 +12,7 @@ import pandas as pd
 
 from vits_prune.measure.quality import METRICS
 from vits_prune.progress import Progress
-from vits_prune.studio import evidence, verdicts
+from vits_prune.studio import evidence
 from vits_prune.studio.renditions import csv
 from vits_prune.studio.request import SPEAKING, request_of
 from vits_prune.study import comparison
@@ -210,7 +210,7 @@ def _quality(frame: pd.DataFrame | None) -> str:
         [],
         {} if frame is None else {row["metric"]: row for row in frame.to_dict("records")},
     )
-    for name, (label, scale) in verdicts.LABELS.items():
+    for name, (label, scale) in evidence.LABELS.items():
         row = said.get(METRICS[name].title)
         if row is None:
             rows.append((label, *[_cell(NONE)] * 4))
@@ -226,7 +226,7 @@ def _quality(frame: pd.DataFrame | None) -> str:
     items = "".join(f"<li>{escape(one)}</li>" for one in words)
     heads = ("Metric", "Original", "Pruned", "Change (95% interval)", "Noise floor")
     table = _table("Quality: the numbers", heads, rows)
-    deaf = "; ".join(f"{what}: {words}" for what, words in verdicts.DEAF.items())
+    deaf = "; ".join(f"{what}: {words}" for what, words in evidence.DEAF.items())
     return f"<ul class='said'>{items}</ul>{table}{_note(f'What these do not hear: {deaf}.')}"
 
 
@@ -326,9 +326,9 @@ def measure_quality(
 ) -> Iterator[dict[str, Any]]:
     """Measure the pruned voice that is on the stage, or what the controls ask for."""
     request, texts = values["asked"] or request_of(values), int(values["quality_texts"])
-    wanted, families = [request.spec], verdicts.FAMILIES
+    wanted, families = [request.spec], evidence.FAMILIES
     for found in evidence.measure_points(request, token, wanted, texts, families, progress):
-        frame = verdicts.quality_table(found.points[0].evaluation)
+        frame = evidence.quality_table(found.points[0].evaluation)
         status = f"Done. Quality was measured on {found.note}. {found.unmeasured}"
         who = "Healed" if request.healed else "Pruned"
         yield {"status": status.strip(), **shown("quality", frame, who)}

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 
 from vits_prune.progress import SILENT, Progress
-from vits_prune.pruning.calibration import Statistics, collect, texts_for
-from vits_prune.pruning.layers import Layer, prunable_layers
-from vits_prune.pruning.matrix import LayerMatrix
+from vits_prune.pruning.calibration import Statistics, channel_sensitivity, collect, texts_for
+from vits_prune.pruning.layers import Layer, LayerMatrix, prunable_layers
 from vits_prune.pruning.scores import output_errors
-from vits_prune.pruning.sensitivity import channel_sensitivity
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import Group, input_dimension
 from vits_prune.voices.voice import Voice

@@ -22,7 +22,7 @@ from vits_prune.progress import Progress
 from vits_prune.pruning import blocks
 from vits_prune.pruning.blocks import State
 from vits_prune.pruning.calibration import texts_for
-from vits_prune.pruning.matrix import fit_layer
+from vits_prune.pruning.layers import fit_layer
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.pruning.structured.couplings import (
     BRANCHES,

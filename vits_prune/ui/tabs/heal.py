@@ -9,8 +9,7 @@ import gradio as gr
 import pandas as pd
 
 from vits_prune.errors import InputError
-from vits_prune.measure.quality import METRICS
-from vits_prune.measure.statistics import Interval
+from vits_prune.measure.quality import METRICS, Interval
 from vits_prune.progress import SILENT, Progress
 from vits_prune.studio import heal_jobs, plots, renditions, workbench
 from vits_prune.studio.heal_jobs import HealJob
