@@ -134,7 +134,7 @@ class Bounded(Generic[K, V]):
             self._values.clear()
 
     def after_fork(self) -> None:
-        """In a forked process: nobody holds the lock, and nobody makes anything."""
+        """Begin anew in a forked process: nobody holds the lock, and nobody makes anything."""
         self._lock, self._making = threading.Lock(), {}
         if not self._survives_fork:
             # Not freed: its end would wait for threads that this process does not have.

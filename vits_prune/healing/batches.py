@@ -60,10 +60,12 @@ class Window:
 
     @property
     def decoded(self) -> int:
+        """How many frames the decoder gets, with its context."""
         return self.segment + 2 * self.decoder
 
     @property
     def flowed(self) -> int:
+        """How many frames the flow gets, with its context."""
         return self.decoded + 2 * self.flow
 
 

@@ -308,6 +308,7 @@ class PeriodDiscriminator(_Discriminator):
         self.period = period
 
     def forward(self, waveform: torch.Tensor) -> DiscriminatorOutput:
+        """Return the output for [batch, 1, samples]."""
         batch, _, samples = waveform.shape
         if missing := -samples % self.period:  # a shorter waveform has nothing to mirror
             mode = "reflect" if missing < samples else "replicate"

@@ -135,6 +135,7 @@ class HealRun:
 
     @property
     def path(self) -> Path | None:
+        """The folder as a path."""
         return None if self.folder is None else Path(self.folder)
 
 

@@ -44,6 +44,7 @@ class Posterior:
 
     @property
     def flow_size(self) -> int:
+        """The number of channels of the latents."""
         return self.encoder.out_channels
 
 

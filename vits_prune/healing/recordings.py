@@ -68,6 +68,7 @@ class Recordings:
 
     @property
     def seconds(self) -> float:
+        """The length of all usable recordings."""
         return sum(one.seconds for one in self.usable)
 
 

@@ -154,10 +154,12 @@ class TeacherUtterance:
 
     @property
     def frames(self) -> int:
+        """The number of frames."""
         return self.latents.shape[1]
 
     @property
     def bytes(self) -> int:
+        """The memory that the tensors take."""
         return sum(getattr(self, name).nbytes for name in _TENSORS)
 
 

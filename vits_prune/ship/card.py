@@ -69,10 +69,12 @@ class CardFacts:
 
     @property
     def licence(self) -> Licence:
+        """What the voice's licence says."""
         return licence_of(self.voice)
 
     @property
     def reproduction(self) -> Reproduction:
+        """How to make the export again."""
         return reproduce(self.voice, self.export.format, self.export.precision)
 
     @property
@@ -82,6 +84,7 @@ class CardFacts:
 
     @property
     def is_graph(self) -> bool:
+        """Whether the export is an ONNX graph."""
         return self.export.format in ("onnx", "piper")
 
 
@@ -111,7 +114,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def opens_in_transformers(export: Export) -> bool:
-    """Whether plain `VitsModel.from_pretrained` opens what was exported."""
+    """Return whether plain `VitsModel.from_pretrained` opens what was exported."""
     voice = export.shipped
     dense = export.format == "dense" and voice.origin.family == "hugging-face"
     return dense and in_plain_layout(voice.model.config)

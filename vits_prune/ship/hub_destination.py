@@ -95,7 +95,7 @@ def _why_not(root: Path, path: Path) -> str:
 
 
 def is_plain(name: Any) -> bool:
-    """Whether this names a file of a repository or of a folder in it, not a hidden one."""
+    """Return whether this names a file of a repository or of a folder in it, no hidden one."""
     if not isinstance(name, str) or not 0 < len(name) <= 200 or not name.isprintable():
         return False
     parts = name.split("/")
@@ -157,7 +157,7 @@ class Destination:
     """Name of the voice that was pushed there, as far as it is known."""
 
     def holds_another(self, name: str) -> bool:
-        """Whether a voice of another name is there."""
+        """Return whether a voice of another name is there."""
         return bool(self.voice) and self.voice != shown(name)
 
     def require_same(self, name: str) -> None:

@@ -262,6 +262,7 @@ class CountedFile(io.BufferedReader):
         self._name, self._push = name, push
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """Read, and count what was sent; raise Cancelled once the push is stopped."""
         if self._push.stopped:
             raise Cancelled
         data = super().read(size)
@@ -274,7 +275,7 @@ class CountedFile(io.BufferedReader):
 
 
 def offers_chunks(push: Push) -> bool:
-    """Whether this machine and the hub can send in chunks (xet), of which only new ones travel.
+    """Return whether this machine and the hub can send chunks (xet), of which only new ones travel.
 
     Raises:
         HfHubHTTPError: this token may not write there.

@@ -146,7 +146,7 @@ class VoiceGraph:
         return normed.swapped
 
     def text_encoder(self, ids: Value, tokens: Value) -> Value:
-        """Hidden states [1, hidden, tokens] of ids [1, tokens]."""
+        """Add the text encoder: hidden states [1, hidden, tokens] of ids [1, tokens]."""
         table = self.parameter("text_encoder.embed_tokens.weight", "enc_p.emb.weight", channels=0)
         x = (self.g.op("Gather", table, ids) * math.sqrt(self.config.hidden_size)).swapped
         twice = tokens * 2
@@ -158,7 +158,7 @@ class VoiceGraph:
         return x
 
     def attention(self, name: str, x: Value, tokens: Value, twice: Value) -> Value:
-        """Relative attention (Shaw et al. 2018, arXiv:1803.02155), H heads of d channels."""
+        """Add relative attention (Shaw et al. 2018, arXiv:1803.02155), H heads of d channels."""
         g, module = self.g, self.model.get_submodule(name)
         heads = g.constant((module.num_heads, module.head_dim, -1))
         query, key, value = (
@@ -181,7 +181,7 @@ class VoiceGraph:
         return self.conv(f"{name}.out_proj", mixed)
 
     def by_position(self, x: Value, window: int, tokens: Value, twice: Value) -> Value:
-        """[H, T, 2 window + 1] by distance of the other token -> [H, T, T] by its position.
+        """Turn [H, T, 2 window + 1] by distance of the other token into [H, T, T] by its position.
 
         Rows of 2T written without a gap and read as rows of 2T - 1 shift by one place each.
         """
@@ -195,7 +195,7 @@ class VoiceGraph:
         return rows.slice(begin, end, (1, 2))
 
     def by_distance(self, x: Value, window: int, tokens: Value, twice: Value) -> Value:
-        """[H, T, T] by position of the other token -> [H, T, 2 window + 1] by its distance."""
+        """Turn [H, T, T] by position of the other token into [H, T, 2 window + 1] by distance."""
         g = self.g
         wide = x.padded(0, tokens - 1, 3)
         flat = g.op("Reshape", wide, (0, -1)).padded(tokens, 0, 2)
@@ -204,12 +204,14 @@ class VoiceGraph:
         return rows.slice(tokens, tokens + (2 * window + 1), 2)
 
     def feed_forward(self, layer: str, x: Value) -> Value:
+        """Add a feed-forward block: [1, hidden, tokens] to the same."""
         name = f"{layer}.feed_forward"
         before, after = (self.model.get_submodule(name).padding or (0, 0))[:2]
         x = self.activation(self.conv(f"{name}.conv_1", x.padded(before, after, 3)))
         return self.conv(f"{name}.conv_2", x.padded(before, after, 3))
 
     def activation(self, x: Value) -> Value:
+        """Add the activation of the feed-forward blocks."""
         kind = str(self.config.hidden_act)
         if kind == "gelu":
             return x.gelu
@@ -221,7 +223,7 @@ class VoiceGraph:
         raise InputError(f"{what}: export it dense or sparse.")
 
     def token_of_frame(self, durations: Value, tokens: Value, most_frames: int) -> Value:
-        """The token of each frame, int64 [frames], of durations [1, 1, tokens]; NaN is a frame."""
+        """Return each frame's token, int64 [frames]; durations [1, 1, tokens]; NaN is a frame."""
         g = self.g
         durations = g.op("Where", g.op("IsNaN", durations), 1.0, g.op("Ceil", durations))
         durations = g.op("Clip", durations, 0.0, float(most_frames))
@@ -233,7 +235,7 @@ class VoiceGraph:
         return g.op("Min", g.op("ReduceSum", passed.as_int, 1, keepdims=0), tokens - 1)
 
     def stochastic_durations(self, x: Value, speaker: Value | None, noise: Value) -> Value:
-        """Logarithms of frames [1, 1, tokens] of hidden states [1, hidden, tokens]."""
+        """Return logarithms of frames [1, 1, tokens] of hidden states [1, hidden, tokens]."""
         g, name = self.g, "duration_predictor"
         x = self.conv(f"{name}.conv_pre", x)
         if speaker is not None:
@@ -250,6 +252,7 @@ class VoiceGraph:
         return z.split(1, 1)[0]
 
     def plain_durations(self, x: Value, speaker: Value | None) -> Value:
+        """Add the deterministic predictor: logarithms of frames [1, 1, tokens]."""
         name = "duration_predictor"
         if speaker is not None:
             x = x + self.conv(f"{name}.cond", speaker)
@@ -259,7 +262,7 @@ class VoiceGraph:
         return self.conv(f"{name}.proj", x)
 
     def separable(self, name: str, x: Value) -> Value:
-        """Dilated depth-separable convolutions."""
+        """Add dilated depth-separable convolutions."""
         for index in range(self.config.depth_separable_num_layers):
             y = self.conv(f"{name}.convs_dilated.{index}", x)
             y = self.norm(f"{name}.norms_1.{index}", y).gelu
@@ -268,7 +271,7 @@ class VoiceGraph:
         return x
 
     def spline_flow(self, name: str, z: Value, states: Value) -> Value:
-        """One coupling backwards: [1, 2, tokens] to the same."""
+        """Add one coupling backwards: [1, 2, tokens] to the same."""
         bins = self.config.duration_predictor_flow_bins
         first, second = z.split(1, 1)
         x = self.separable(f"{name}.conv_dds", self.conv(f"{name}.conv_pre", first) + states)
@@ -280,7 +283,7 @@ class VoiceGraph:
         return self.g.op("Concat", first, found, axis=1)
 
     def flow(self, x: Value, speaker: Value | None) -> Value:
-        """The coupling layers backwards: latents [1, flow, frames] of the decoder."""
+        """Add the coupling layers backwards: latents [1, flow, frames] of the decoder."""
         half = self.config.flow_size // 2
         for index in reversed(range(self.config.prior_encoder_num_flows)):
             name = f"flow.flows.{index}"
@@ -291,6 +294,7 @@ class VoiceGraph:
         return x
 
     def wavenet(self, name: str, x: Value, speaker: Value | None) -> Value:
+        """Add a WaveNet: [1, hidden, frames] to the same."""
         g, module = self.g, self.model.get_submodule(name)
         size, layers, outputs = module.hidden_size, module.num_layers, x
         if speaker is not None:
@@ -309,7 +313,7 @@ class VoiceGraph:
         return outputs
 
     def decoder(self, x: Value, speaker: Value | None) -> Value:
-        """HiFi-GAN: waveform [1, 1, samples] of latents [1, flow, frames]."""
+        """Add HiFi-GAN: waveform [1, 1, samples] of latents [1, flow, frames]."""
         g, branches = self.g, len(self.config.resblock_kernel_sizes)
         x = self.conv("decoder.conv_pre", x)
         if speaker is not None:
@@ -325,6 +329,7 @@ class VoiceGraph:
         return g.op("Tanh", self.conv("decoder.conv_post", g.op("LeakyRelu", x, alpha=0.01)))
 
     def residual_block(self, name: str, x: Value) -> Value:
+        """Add a residual block of the decoder: [1, channels, samples] to the same."""
         module = self.model.get_submodule(name)
         lists = ("convs",) if hasattr(module, "convs") else ("convs1", "convs2")
         for index in range(len(getattr(module, lists[0]))):

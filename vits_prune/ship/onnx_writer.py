@@ -56,6 +56,7 @@ class Value:
 
     @property
     def as_int(self) -> Value:
+        """The value as int64, rounded towards zero."""
         return self.graph.op("Cast", self, to=TensorProto.INT64)
 
     @property
@@ -65,23 +66,26 @@ class Value:
 
     @property
     def gelu(self) -> Value:
+        """The exact GELU of the value."""
         erf = self.graph.op("Erf", self / math.sqrt(2))
         return self * (erf + 1.0) * 0.5
 
     def padded(self, before: Operand, after: Operand, axes: int) -> Value:
-        """Zeros before and after, along the last of so many axes."""
+        """Return the value with zeros before and after, along the last of so many axes."""
         none = [(0,) * (axes - 1)] if axes > 1 else []
         sides = self.graph.op("Concat", *none, before, *none, after, axis=0)
         return self.graph.op("Pad", self, sides)
 
     def slice(self, begin: Operand, end: Operand, axis: Operand) -> Value:
+        """Return the elements from `begin` to before `end` along an axis."""
         return self.graph.op("Slice", self, begin, end, axis)
 
     def split(self, *sizes: int, axis: int = 1) -> list[Value]:
+        """Return pieces of these sizes along an axis."""
         return self.graph.ops("Split", self, sizes, outputs=len(sizes), axis=axis)
 
     def at(self, index: Operand, axis: int) -> Value:
-        """The elements at these places along an axis, a place for each element."""
+        """Return the elements at these places along an axis, a place for each element."""
         return self.graph.op("GatherElements", self, index, axis=axis)
 
 

@@ -93,6 +93,7 @@ class Points:
 
     @property
     def complete(self) -> bool:
+        """Whether all points are measured."""
         return len(self.points) == self.total
 
     @property

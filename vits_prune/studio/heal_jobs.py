@@ -71,6 +71,7 @@ class HealJob:
 
     @property
     def complete(self) -> bool:
+        """Whether the healing ended with a voice and was not stopped."""
         return self.voice is not None and not self.why
 
     def curve(self, measured: Callable[[Checkpoint], dict[str, float | None]]) -> Curve:
@@ -182,7 +183,7 @@ def heal(
     progress: Progress = SILENT,
     refusals: tuple[type[Exception], ...] = (),
 ) -> Iterator[HealJob]:
-    """Heal; yield the job whenever there is more to see of it, at the end with its voice.
+    """Heal, and yield the job whenever there is more to see of it, at the end with its voice.
 
     Args:
         order: what and how.

@@ -102,7 +102,7 @@ class Workbench:
         renew_in_forks(self)
 
     def after_fork(self) -> None:
-        """In a forked process nobody waits to hear yet."""
+        """Begin anew in a forked process: nobody waits to hear yet."""
         self._quiet, self._listeners = threading.Condition(), 0
 
     # Voices
@@ -288,7 +288,7 @@ class Workbench:
 
     @contextlib.contextmanager
     def hearing(self) -> Iterator[None]:
-        """While this is open somebody is waiting to hear: `let_hearing_pass` waits."""
+        """Note that somebody is waiting to hear while this is open: `let_hearing_pass` waits."""
         with self._quiet:
             self._listeners += 1
         try:

@@ -50,6 +50,7 @@ class Share(NamedTuple):
 
     @property
     def value(self) -> float:
+        """The share, NaN where there is no trial."""
         return self.hits / self.of if self.of else float("nan")
 
 
@@ -177,10 +178,12 @@ class Hearing:
 
     @property
     def trials(self) -> int:
+        """The number of trials at all amounts."""
         return sum(one.of for one in self.shares.values())
 
     @property
     def right(self) -> int:
+        """The number of right answers at all amounts."""
         return sum(one.hits for one in self.shares.values())
 
     def range_words(self) -> str:

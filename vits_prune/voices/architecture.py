@@ -78,6 +78,7 @@ class ResidualBlock2(nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return [batch, channels, samples] for the same."""
         for conv in self.convs:
             activated = nn.functional.leaky_relu(hidden_states, self.leaky_relu_slope)
             hidden_states = conv(activated).add_(hidden_states)

@@ -35,6 +35,7 @@ class EspeakProcess:
 
     @property
     def pid(self) -> int | None:
+        """The child's process id, None while there is no child."""
         return self._process.pid if self._process else None
 
     def after_fork(self) -> None:

@@ -96,19 +96,23 @@ class HubTokenizer:
 
     @property
     def language(self) -> str | None:
+        """The language that texts are read in, None if the voice does not say."""
         return "en-us" if self.tokenizer.phonemize else self.tokenizer.language
 
     @property
     def symbols(self) -> dict[str, tuple[int, ...]]:
+        """The ids of each symbol."""
         return {symbol: (index,) for symbol, index in self.tokenizer.get_vocab().items()}
 
     @property
     def letters(self) -> tuple[str, ...]:
+        """The symbols that are letters, only those of romanised text if it is romanised."""
         known = filter(is_letter, self.symbols)
         romanised = self.tokenizer.is_uroman
         return tuple(sorted(symbol for symbol in known if symbol.isascii() or not romanised))
 
     def spell(self, letters: str) -> str:
+        """Return a text that is read as these letters."""
         return f"{letters}." if "." in self.symbols else letters
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchEncoding:

@@ -42,7 +42,7 @@ def explained(explain: Callable[[Exception], Exception | None]) -> Iterator[None
 
 
 def raised_by_client(error: BaseException) -> bool:
-    """Whether huggingface_hub itself raised an error, and no callback of ours that it called."""
+    """Return whether huggingface_hub itself raised an error, not a callback of ours."""
     frames = traceback.walk_tb(error.__traceback__)
     packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
     ours = [i for i, package in enumerate(packages) if package == __name__.partition(".")[0]]

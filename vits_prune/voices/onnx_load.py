@@ -55,7 +55,7 @@ def checksums_in(folder: Path) -> dict[str, str]:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether an export to ONNX wrote a folder's export.json, and not another program.
+    """Return whether an export to ONNX wrote a folder's export.json, and not another program.
 
     One that cannot be read counts unless the folder has a config.json.
     """
@@ -66,7 +66,7 @@ def is_export(folder: Path) -> bool:
 
 
 def describes_export(values: Any) -> bool:
-    """Whether a JSON value is what an export to ONNX writes into export.json."""
+    """Return whether a JSON value is what an export to ONNX writes into export.json."""
     known = isinstance(values, dict) and values.get("format") in FORMS
     return known and isinstance(values.get(EXPORT.entry), dict)
 

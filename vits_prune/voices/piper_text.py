@@ -65,10 +65,12 @@ class PiperTokenizer:
 
     @property
     def language(self) -> str | None:
+        """The name that espeak-ng has for the voice's language."""
         return self.espeak_voice
 
     @property
     def symbols(self) -> dict[str, tuple[int, ...]]:
+        """The ids of each symbol."""
         return self.phoneme_ids
 
     @property
@@ -79,6 +81,7 @@ class PiperTokenizer:
         return tuple(sorted(s for s in letters if raw or unicodedata.is_normalized("NFD", s)))
 
     def spell(self, letters: str) -> str:
+        """Return a text that is read as these letters."""
         if self.phoneme_type == "espeak":
             return f"[[{letters}]]"
         return f"{letters}." if "." in self.phoneme_ids else letters

@@ -121,6 +121,7 @@ class Voice:
 
     @property
     def device(self) -> torch.device:
+        """Where the model's weights are."""
         return self.model.device
 
     def parts(self) -> dict[str, nn.Module]:
