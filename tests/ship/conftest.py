@@ -39,15 +39,28 @@ def with_history(voice):
     return dataclasses.replace(voice, recipe=MappingProxyType(recipe), origin=origin)
 
 
+class Shipped(dict):
+    """Voices by kind, each made when it is first asked for."""
+
+    def __init__(self, makers):
+        super().__init__()
+        self._makers = makers
+
+    def __missing__(self, kind):
+        self[kind] = with_history(self._makers[kind]())
+        return self[kind]
+
+
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory):
     """Both duration predictors, one speaker and several, both ResBlocks, cut and pruned."""
     place = tmp_path_factory.mktemp("shipped")
     plain = load_voice(make_checkpoint(place / "plain"))
-    piper = {
-        name: load_voice(piper_factory.make_voice(place, getattr(piper_factory, name), name))
-        for name in ("MEDIUM", "HIGH", "SPEAKERS")
-    }
+
+    def piper(name):
+        shape = getattr(piper_factory, name)
+        return lambda: load_voice(piper_factory.make_voice(place, shape, name))
+
     smaller = Shape(
         decoder_width=0.5,
         branches=1,
@@ -58,20 +71,21 @@ def shipped(tmp_path_factory):
         multiple=2,
     )
     narrow = Shape(resblock_width=0.5, multiple=2)
-    kinds = {
-        "plain": plain,
-        "plain-durations": load_voice(
-            make_checkpoint(place / "plain-durations", stochastic=False, window_size=2)
-        ),
-        "speakers": load_voice(make_checkpoint(place / "speakers", speakers=3), 2),
-        "smaller": cut(plain, choose(plain, smaller)),
-        "narrow": cut(plain, choose(plain, narrow)),
-        "piper-medium": piper["MEDIUM"],
-        "piper-high": piper["HIGH"],
-        "piper-speakers": piper["SPEAKERS"],
-        "sparse": prune(plain, PruneSpec(scope="local", amount=0.5)),
-    }
-    return {kind: with_history(voice) for kind, voice in kinds.items()}
+    return Shipped(
+        {
+            "plain": lambda: plain,
+            "plain-durations": lambda: load_voice(
+                make_checkpoint(place / "plain-durations", stochastic=False, window_size=2)
+            ),
+            "speakers": lambda: load_voice(make_checkpoint(place / "speakers", speakers=3), 2),
+            "smaller": lambda: cut(plain, choose(plain, smaller)),
+            "narrow": lambda: cut(plain, choose(plain, narrow)),
+            "piper-medium": piper("MEDIUM"),
+            "piper-high": piper("HIGH"),
+            "piper-speakers": piper("SPEAKERS"),
+            "sparse": lambda: prune(plain, PruneSpec(scope="local", amount=0.5)),
+        }
+    )
 
 
 @pytest.fixture(scope="session")
