@@ -16,8 +16,15 @@ from vits_prune.cli.main import make_parser
 from vits_prune.cli.options import spec_of
 from vits_prune.errors import InputError
 from vits_prune.pruning import Shape
-from vits_prune.studio.links import as_command, as_python, values_of_query
-from vits_prune.studio.request import FIRST, Request, request_of, values_of
+from vits_prune.studio.request import (
+    FIRST,
+    Request,
+    as_command,
+    as_python,
+    request_of,
+    values_of,
+    values_of_query,
+)
 from vits_prune.synthesis.speak import Delivery
 
 REQUESTS = [

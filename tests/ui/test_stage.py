@@ -25,8 +25,7 @@ from tests.ui.browsing import (
 from tests.ui.conftest import TINY
 from vits_prune import PruneSpec, prune, speak
 from vits_prune.measure import measure_size, measure_sparsity
-from vits_prune.studio.links import as_command, as_python
-from vits_prune.studio.request import Request
+from vits_prune.studio.request import Request, as_command, as_python
 from vits_prune.study.comparison import DEFAULT_TEXT
 from vits_prune.ui.tables import number as in_digits
 
