@@ -80,10 +80,11 @@ def _add_zip(made: Made) -> None:
     made.add("ship_zip", gr.Button, "Make the zip file", variant="primary")
     made.add("ship_zipping", gr.Markdown, "", min_height=24)
     made.add("ship_file", gr.File, None, "The voice (zip)", interactive=False, visible=False)
+    gr.Markdown("### Load it")
     look: dict[str, Any] = {"interactive": False, "visible": False, "lines": 1, "wrap_lines": True}
     look |= {"show_line_numbers": False, "buttons": ["copy"]}
-    made.add("ship_python", gr.Code, None, "Load it", language="python", **look)
-    label = "On the machine that will speak, in the unpacked folder"
+    made.add("ship_python", gr.Code, None, "Python", language="python", **look)
+    label = "Shell: on the machine that will speak, in the unpacked folder"
     made.add("ship_shell", gr.Code, None, label, language="shell", **look)
 
 
