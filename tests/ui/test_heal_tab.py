@@ -23,10 +23,10 @@ from vits_prune.progress import Cancelled, Progress
 from vits_prune.studio import descriptions, heal_jobs, heal_stretch, plots, workbench
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.heal_stretch import Checkpoint, StepMade, Stretch, StretchEnd
-from vits_prune.studio.request import Order, Request, order_of
+from vits_prune.studio.request import FIRST, Order, Request, order_of
 from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.judge import CheckpointJudge, tuning_texts
-from vits_prune.ui import page
+from vits_prune.ui import page, stage
 from vits_prune.ui.tabs import heal
 
 PLAN = HealPlan(
@@ -117,7 +117,7 @@ def test_the_last_update_shows_all_that_was_found(order, updates, whole):
     assert f"The voice of step {job.kept} of 6 is kept" in shown["heal_status"]
     assert [step for _, step in shown["heal_checkpoint"].choices] == [0, 3, 6]
     assert any("(kept)" in label for label, _ in shown["heal_checkpoint"].choices)
-    assert "length of the speech" in str(shown["heal_table"].value)
+    assert "length of the speech" in shown["heal_table"]
     rows = pd.read_csv(shown["heal_table_csv"].value["path"])
     assert list(rows["voice"]) == ["pruned", "healed"]
     assert rows["duration_ratio"].notna().all()
@@ -184,6 +184,39 @@ def test_in_stretches_it_is_the_same_to_the_bit(order, whole, monkeypatch):
     assert_same_weights(job.voice, whole)
 
 
+def test_the_healed_voice_goes_on_the_stage_and_comes_off_again(order, updates, bench):
+    job, said = heal_jobs.recall(order), dataclasses.replace(order.request, text="you hi", seed=3)
+    assert heal.take_over({"heal_key": order})["amount"] == 0.5
+    with pytest.raises(InputError, match="Nothing is healed yet"):
+        heal.take_over({"heal_key": None})
+    values = {**FIRST, "voice": "someone/tiny", "text": "you hi", "seed": 3, "heal_key": order}
+    (shown,) = stage.speak({**values, "ticket": "h1"}, None, Progress())
+    asked = shown["asked"]
+    assert (asked.text, asked.seed, asked.spec) == (said.text, said.seed, said.spec)
+    assert bench.pruned(asked) is not bench.pruned(said)
+    own = speak(job.voice, "you hi", 3, timing=speak(bench.voice(), "you hi", 3))
+    assert nearly(samples(shown["pruned"]), own.pcm16())
+    assert shown["stage"]["healed"]
+    assert shown["stage"]["amounts"] == ()
+    assert [one["amount"] for one in shown["stage"]["points"]] == [0.5]
+    assert shown["stage"]["points"][0]["words"].startswith("Healed after pruning.")
+    assert shown["pruned"].label == "Pruned and healed"
+    assert "heal(pruned, voice, HealPlan(" in shown["python"]
+    assert shown["command"].startswith(
+        "python -m vits_prune heal --voice someone/tiny --scope local"
+    )
+    assert not list(stage.fill_row({"asked": asked, "status": ""}, None, Progress()))[-1]["stage"][
+        "amounts"
+    ]
+    (plain,) = stage.speak(
+        {**values, "amount": 0.5, "scope": "local", "ticket": "p2"}, None, Progress()
+    )
+    assert not plain["stage"]["healed"]
+    assert plain["stage"]["key"] != shown["stage"]["key"]
+    assert plain["pruned"].label == "Pruned"
+    assert not nearly(samples(plain["pruned"]), own.pcm16())
+
+
 # Stopped
 
 
@@ -199,7 +232,7 @@ def test_stopped_it_keeps_the_best_so_far_and_measures_it(order, quick):
     assert 7 <= job.step < 1_000
     assert f"stopped by hand at step {job.step}" in shown["heal_status"]
     assert job.voice.recipe["healed"][-1]["steps"] == job.kept
-    assert shown["heal_table"].visible
+    assert "Before and after healing" in shown["heal_table"]
     assert left_behind() == []
 
 
