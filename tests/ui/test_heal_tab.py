@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import pandas as pd
 import pytest
 import soundfile
@@ -19,6 +20,8 @@ from tests.nearly import nearly
 from vits_prune import PARTS, HealPlan, PruneSpec, load_voice, speak
 from vits_prune.errors import InputError
 from vits_prune.healing import heal as heal_voice
+from vits_prune.measure import utterances
+from vits_prune.measure.waveform import Dnsmos
 from vits_prune.progress import Cancelled, Progress
 from vits_prune.studio import descriptions, heal_jobs, heal_stretch, plots, workbench
 from vits_prune.studio.heal_jobs import HealJob
@@ -35,15 +38,23 @@ PLAN = HealPlan(
 ENDLESS = dataclasses.replace(PLAN, steps=100_000, checkpoint_every=100_000)
 
 
+def opinion(waveform, *_):
+    return Dnsmos(*[3 + float(np.tanh(np.std(waveform)))] * 3)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def bench(tiny):
-    """A workbench whose only voice is the tiny one. Its noise has no words to recognise."""
+    """A workbench whose only voice is the tiny one.
+
+    Its noise has no words to recognise, and no naturalness to predict: its level stands for that.
+    """
     with pytest.MonkeyPatch.context() as patch:
         bench = workbench.Workbench()
         patch.setattr(workbench, "bench", bench)
         patch.setattr(bench, "voice", lambda *_, **__: tiny)
         patch.setattr(heal_jobs, "JUDGED_FAMILIES", ("naturalness", "rhythm"))
         patch.setattr(heal_jobs, "EVALUATIONS", 2)
+        patch.setattr(utterances, "measure_dnsmos", opinion)
         yield bench
         heal_jobs.jobs.clear()
 
