@@ -10,7 +10,7 @@ const line = (points, colour) => points.length === 1
 function losses() {
   const place = find('.losses'), known = value().losses;
   if (!known.length) { place.innerHTML = ''; find('.names').innerHTML = ''; return; }
-  const W = Math.min(720, Math.max(300, place.clientWidth || 720)), H = 250, LEFT = 46, RIGHT = 12, TOP = 10, BOTTOM = 26;
+  const W = Math.min(1400, Math.max(300, place.clientWidth || 720)), H = 250, LEFT = 46, RIGHT = 12, TOP = 10, BOTTOM = 26;
   const all = known.flatMap((one) => one.points.map((point) => Math.log10(point[1])));
   const low = Math.min(...all) - 0.05, high = Math.max(...all) + 0.05;
   const end = Math.max(1, value().of || 0, ...known.flatMap((one) => one.points.map((point) => point[0])));
