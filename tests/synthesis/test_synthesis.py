@@ -16,7 +16,14 @@ from vits_prune import InputError, PruneSpec, load_voice, prune, speak
 from vits_prune.progress import Cancelled, Progress
 from vits_prune.synthesis import speak as speaking
 from vits_prune.synthesis import stages
-from vits_prune.synthesis.speak import STAGES, Delivery, join, read_text, speak_sentences
+from vits_prune.synthesis.speak import (
+    STAGES,
+    Delivery,
+    join,
+    predict_rhythm,
+    read_text,
+    speak_sentences,
+)
 from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS, draw_noise
 
 TEXT = "Glue the sheet."
@@ -373,3 +380,15 @@ def test_noise_does_not_depend_on_how_many_rows_are_drawn():
         draw_noise((7, 0), 0, 5, 6),
     ):
         assert not np.isin(other, few).any()
+
+
+def test_a_rhythm_does_what_the_whole_speech_would(tiny):
+    """Durations alone, as another voice's timing, give the same samples."""
+    voice = tiny
+    pruned = prune(voice, PruneSpec(amount=0.5))
+    text, said = "One two three. Four!", Delivery(speaking_rate=0.9)
+    whole, rhythm = speak(voice, text, 4, said), predict_rhythm(voice, text, 4, said)
+    assert (rhythm.durations == whole.durations).all()
+    assert len(rhythm.waveform) == 0
+    one, other = (speak(pruned, text, 4, said, timing=timing) for timing in (whole, rhythm))
+    assert same(one, other)

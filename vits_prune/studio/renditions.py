@@ -41,16 +41,34 @@ _PREFERRED = (
 
 
 @on_gpu(60)
-def _hear(request: Request, token: str | None, progress: Progress) -> Spoken:
+def _hear_pruned(request: Request, token: str | None, progress: Progress) -> Speech:
     workbench.bench.use_gpu()
     with workbench.bench.hearing():
-        return workbench.bench.hear(request, token, progress)
+        return workbench.bench.hear_pruned(request, token, progress)
 
 
-def hear(request: Request, token: str | None, progress: Progress = SILENT) -> Spoken:
-    """Let both voices speak, and remember what they said."""
+def hear_pruned(request: Request, token: str | None, progress: Progress = SILENT) -> Speech:
+    """Let the pruned voice speak alone, which is sooner than both."""
     workbench.bench.pruned(request, token, progress)  # in this process, for all that follows
-    spoken = _hear(request, token, progress)
+    return _hear_pruned(request, token, progress)
+
+
+@on_gpu(60)
+def _hear(request: Request, token: str | None, pruned: Speech | None, progress: Progress) -> Spoken:
+    workbench.bench.use_gpu()
+    with workbench.bench.hearing():
+        return workbench.bench.hear(request, token, progress, pruned)
+
+
+def hear(
+    request: Request,
+    token: str | None,
+    progress: Progress = SILENT,
+    pruned: Speech | None = None,
+) -> Spoken:
+    """Let both voices speak, or the original where the pruned one has; remember what they said."""
+    workbench.bench.pruned(request, token, progress)  # in this process, for all that follows
+    spoken = _hear(request, token, pruned, progress)
     workbench.bench.remember(request, spoken, token)
     return spoken
 

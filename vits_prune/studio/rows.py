@@ -66,17 +66,21 @@ class Row:
             return ()
         return FEWER_AMOUNTS if listens(spec) else AMOUNTS
 
+    def add_sound(self, amount: float, pruned: Speech) -> None:
+        """Keep what the pruned voice said, before the original has spoken."""
+        self.seconds = pruned.audio_seconds
+        if amount not in self.points:
+            self.points[amount] = Point(amount, self._write(pruned), "")
+
     def add(self, amount: float, spoken: Spoken, words: str = "") -> Point:
         """Keep what was spoken, with words that say what happened."""
+        self.add_sound(amount, spoken.pruned)
         if self.original is None:
-            self.seconds, self.original = (
-                spoken.original.audio_seconds,
-                self._write(spoken.original),
-            )
-        known = self.points.get(amount)
-        sound = known.sound if known else self._write(spoken.pruned)
-        words = words or (known.words if known else happened(spoken))
-        self.points[amount] = Point(amount, sound, words)
+            self.original = self._write(spoken.original)
+        known = self.points[amount]
+        self.points[amount] = dataclasses.replace(
+            known, words=words or known.words or happened(spoken)
+        )
         return self.points[amount]
 
     def _write(self, speech: Speech) -> Path:
@@ -96,7 +100,6 @@ def _row_bytes(row: Row) -> float:
 
 
 _rows: Bounded[tuple[Request, str], Row] = Bounded(_ROW_BYTES, _row_bytes)
-_filling = threading.Lock()
 
 
 def row_of(request: Request, token: str | None = None) -> Row:

@@ -26,7 +26,7 @@ from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec, prune_steps
 from vits_prune.pruning.spec import METHODS
 from vits_prune.studio.request import Order, Request
-from vits_prune.synthesis.speak import Speech, speak
+from vits_prune.synthesis.speak import Speech, predict_rhythm, speak
 from vits_prune.threads import ForkSafeLock, renew_in_forks
 from vits_prune.voices.load import EMBEDDED, load_embedded, load_hub
 from vits_prune.voices.voice import Voice
@@ -303,19 +303,42 @@ class Workbench:
         with self._quiet:
             self._quiet.wait_for(lambda: self._listeners == 0, timeout=longest_seconds)
 
-    def hear(
+    def hear_pruned(
         self, request: Request, token: str | None = None, progress: Progress = SILENT
-    ) -> Spoken:
-        """Prune, then speak with the original (once for all amounts) and the pruned voice."""
+    ) -> Speech:
+        """Prune and let the pruned voice speak: of the original only the durations are needed."""
         progress.report("loading the voice", 0.0)
         voice = self.voice_of(request, token, progress=progress.part(0.0, 0.1))
         slow = listens(request.spec) or len(request.spec.schedule_amounts()) > 1
-        start, half = (0.8, 0.9) if slow else (0.1, 0.55)
-        pruned_voice = self.pruned(request, token, progress.part(0.0, start))
-        original = self.original(request, token, progress.part(start, half, "original: "))
-        timing: Any = original if request.timing == "locked" else "own"
-        pruned = say(pruned_voice, request, timing, progress.part(half, 1.0, "pruned: "))
-        return Spoken(original, pruned, (measure_sparsity(voice), measure_sparsity(pruned_voice)))
+        spoken = 0.9 if slow else 0.2
+        pruned = self.pruned(request, token, progress.part(0.1, spoken))
+        timing: Any = "own"
+        if request.timing == "locked":
+            timing = self._originals.get(_original_key(request, token)) or predict_rhythm(
+                voice, request.text, request.seed, request.delivery
+            )
+        return say(pruned, request, timing, progress.part(spoken, 1.0, "pruned: "))
+
+    def hear(
+        self,
+        request: Request,
+        token: str | None = None,
+        progress: Progress = SILENT,
+        pruned: Speech | None = None,
+    ) -> Spoken:
+        """Let both voices speak: the original once for all amounts.
+
+        Args:
+            request: what they say.
+            token: the visitor's.
+            progress: may raise to cancel.
+            pruned: what the pruned voice said, where it has spoken already.
+        """
+        pruned = pruned or self.hear_pruned(request, token, progress.part(0.0, 0.6))
+        original = self.original(request, token, progress.part(0.6, 1.0, "original: "))
+        voices = self.voice_of(request, token), self.pruned(request, token)
+        before, after = map(measure_sparsity, voices)
+        return Spoken(original, pruned, (before, after))
 
     def original(
         self, request: Request, token: str | None = None, progress: Progress = SILENT

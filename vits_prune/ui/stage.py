@@ -133,17 +133,23 @@ def speak(values: Values, token: str | None, progress: Progress) -> Shown:
     progress.report(f"loading {reference[:60]}", 0.0)
     voice = workbench.bench.voice(reference, token=token, progress=progress.part(0.0, 0.1))
     speaker = values["speaker"] if values["speaker"] in voice.speakers else None
-    request, play = request_of({**values, "speaker": speaker}), values["ticket"]
-    if play.startswith("h"):
+    request, ticket = request_of({**values, "speaker": speaker}), values["ticket"]
+    if ticket.startswith("h"):
         request = staged(values["heal_key"], request)
     part = progress.part(0.1, 1.0, f"{in_words(request.spec)}: ")
-    spoken = renditions.heard_before(request, token, part)
     row, amount = row_of(request, token), request.spec.amount
+    play = ticket if ticket[:1] in "ph" else ""
+    spoken = workbench.bench.recall(request, token)
+    if spoken is None:
+        pruned = renditions.hear_pruned(request, token, part.part(0.0, 0.6))
+        row.add_sound(amount, pruned)
+        yield {"asked": request, "stage": stage_value(row, amount, play)}
+        spoken = renditions.hear(request, token, part.part(0.6, 1.0), pruned)
     point, label = row.add(amount, spoken), "Pruned and healed" if request.healed else "Pruned"
     yield {
         "asked": request,
         "status": "Measuring comes next …",
-        "stage": stage_value(row, amount, play if play[:1] in "ph" else ""),
+        "stage": stage_value(row, amount, play),
         "original": str(row.original),
         "pruned": gr.Audio(str(point.sound), label=label),
         "rendition": _renditions(request),

@@ -7,7 +7,7 @@ const sounds = new Map();  // by address: {buffer, levels}
 let context = null, output = null, current = null, original = false, played = '', settling = 0, drawing = 0, frame = 0, drawn = '';
 
 const amount = () => Number(slider() ? slider().value : value().amount || 0);
-const ready = (point) => point && sounds.get(point.sound.url);
+const ready = (point) => point && point.sound && sounds.get(point.sound.url);
 function nearest(list) {
   return list.reduce((a, b) => (!a || Math.abs(b.amount - amount()) < Math.abs(a.amount - amount()) ? b : a), null);
 }
