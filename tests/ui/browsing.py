@@ -100,8 +100,11 @@ def speak_through(page: Page, text: str = "") -> None:
 
 
 def done(page: Page) -> None:
-    """Wait until the run on the stage is over."""
-    expect(page.locator("#status")).to_contain_text("Done", timeout=PATIENCE)
+    """Wait until the run on the stage is over, without a complaint."""
+    toast = page.get_by_test_id("toast-body")
+    over = page.locator("#status").filter(has_text="Done").or_(toast)
+    expect(over.first).to_be_visible(timeout=PATIENCE)
+    assert toast.all_inner_texts() == []
 
 
 def complaint(page: Page, words: str) -> None:

@@ -113,7 +113,8 @@ def option_components() -> Made:
         ("noise_scale_duration", "Noise of the rhythm", "0 to 2"),
     ):
         info = f"{limits}; empty: the voice's own"
-        made.add(name, gr.Number, None, label, info=info, step=0.05)
+        # Without a placeholder Gradio would put 0 where nothing is.
+        made.add(name, gr.Number, None, label, info=info, step=0.05, placeholder="own")
     files = {"file_count": "multiple", "file_types": [".onnx", ".json"], "height": 120}
     label = "Upload a Piper voice: its .onnx and .onnx.json"
     made.add("upload", gr.File, None, label, **files)
