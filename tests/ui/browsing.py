@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +127,14 @@ def downloaded(page: Page, name: str, **how) -> bytes:
     answer = page.request.get(link.evaluate("a => a.href"))
     assert answer.ok
     return answer.body()
+
+
+def unzipped(page: Page, name: str, folder: Path) -> Path:
+    """Unpack the zip file behind a download link; return the folder in it."""
+    with zipfile.ZipFile(io.BytesIO(downloaded(page, name))) as archive:
+        archive.extractall(folder)
+    (found,) = folder.iterdir()
+    return found
 
 
 def sound(page: Page, name: str) -> tuple[np.ndarray, int]:

@@ -18,9 +18,9 @@ from tests.ui.browsing import (
     choose_voice,
     open_tab,
     saved,
+    unzipped,
 )
 from tests.ui.conftest import TINY, running, wait_until_it_answers
-from tests.ui.test_heal_browser import unzipped
 from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Account, Repository, serving
 
@@ -121,7 +121,7 @@ def test_a_visitor_who_is_logged_in_pushes_with_their_own_token(browser, space, 
     page = context.new_page()
     page.set_default_timeout(15_000)
     page.goto(url)
-    expect(page.locator("#facts")).to_contain_text("joe", timeout=PATIENCE)
+    expect(page.locator("#stage .play")).to_be_enabled(timeout=PATIENCE)
     choose_voice(page, TINY)
     open_tab(page, "Export")
     expect(page.locator("#ship-login")).to_contain_text("Logged in as visitor")

@@ -46,7 +46,7 @@ function draw() {
       out += `<text x="${at + 4}" y="${TOP + 12 + 14 * index}">knee, ${esc(series.name)}</text>`;
     }
   });
-  known.forEach((series, index) => {
+  if (known.length > 1) known.forEach((series, index) => {
     out += `<text x="${W - RIGHT - 4}" y="${H - BOTTOM - 8 - 15 * index}" text-anchor="end"
       style="fill:${COLOURS[index % COLOURS.length]};font-weight:600">${esc(series.name)}</text>`;
   });
@@ -55,7 +55,7 @@ function draw() {
     out += `<line class="now" x1="${x(share)}" x2="${x(share)}" y1="${TOP}" y2="${H - BOTTOM}"/>`;
     out += `<path class="now" d="M${x(share)},${H - BOTTOM} l-6,8 h12 z"><title>On the stage: amount ${Math.round(100 * amount())}%</title></path>`;
   }
-  out += `<text x="${(LEFT + W) / 2}" y="${H - 6}" text-anchor="middle">${esc(value().axis || 'sparsity of the whole voice')}</text>`;
+  out += `<text x="${(LEFT + W) / 2}" y="${H - 6}" text-anchor="middle">${esc((value().axis || 'sparsity of the whole voice') + (known.length === 1 ? `: ${known[0].name}` : ''))}</text>`;
   plot.innerHTML = `<svg viewBox="0 0 ${W} ${H}">${out}</svg>`;
 }
 function amount() {  // under the slider of the stage
