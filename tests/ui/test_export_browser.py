@@ -135,7 +135,7 @@ def test_a_visitor_who_is_logged_in_pushes_with_their_own_token(browser, space, 
     page.locator("#ship-read input").check()
     page.locator("#ship-push").click()
     link = page.locator("#ship-pushing a")
-    expect(link).to_have_attribute("href", f"{hub.url}/visitor/small", timeout=PATIENCE)
+    expect(link).to_have_attribute("href", f"{hub.url}/visitor/small", timeout=3 * PATIENCE)
     saved(page, "pushed-export", tmp_path)
     assert hub.repositories["visitor/small"][0].private
     assert {"README.md", "model.sparse.safetensors"} <= set(hub.files("visitor/small"))

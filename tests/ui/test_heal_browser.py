@@ -34,7 +34,7 @@ def test_a_voice_is_healed_heard_on_the_way_stopped_saved_and_put_on_the_stage(p
     number(page, "heal-texts", "2")
     page.locator("#heal-start").click()
     checkpoints = page.locator("#heal-checkpoint input")
-    expect(checkpoints).to_have_count(1, timeout=PATIENCE)  # as it was pruned
+    expect(checkpoints).to_have_count(1, timeout=3 * PATIENCE)  # the recogniser loads
     left = re.compile(r"step \d+ of \d+, about \d+:\d\d left")
     expect(status).to_contain_text(left, timeout=PATIENCE)
     checkpoints.first.check()
@@ -45,7 +45,7 @@ def test_a_voice_is_healed_heard_on_the_way_stopped_saved_and_put_on_the_stage(p
     expect(stage).to_have_text("Pruned 30%", timeout=PATIENCE)
     expect(status).to_contain_text("left")
     page.locator("#heal-stop").click()
-    expect(status).to_contain_text("stopped by hand at step", timeout=PATIENCE)
+    expect(status).to_contain_text("stopped by hand at step", timeout=3 * PATIENCE)
     expect(page.locator("#heal-table")).to_contain_text("length of the speech")
     healed, original = sound(page, "heal-healed")[0], sound(page, "heal-original")[0]
     assert len(healed) == len(original), "with the original's durations"

@@ -32,7 +32,11 @@ class Made(dict[str, Any]):
         """Make the button that downloads NAME.csv, once there is one."""
         text, kind = f"Download {name or of}.csv", gr.DownloadButton
         self[f"{of}_csv"] = kind(
-            text, size="sm", interactive=False, visible=visible, elem_id=f"{of}-csv"
+            text,
+            size="sm",
+            interactive=False,
+            visible=visible,
+            elem_id=f"{of}-csv".replace("_", "-"),
         )
 
 
