@@ -122,7 +122,7 @@ def request_of(values: Mapping[str, Any], spec: PruneSpec | None = None) -> Requ
         spec_of(values) if spec is None else spec,
         0 if seed is None else seed,
         values.get("timing", "own"),
-        Delivery(*(values.get(name) for name in _DELIVERY)),
+        Delivery(*(None if values.get(name) == "" else values.get(name) for name in _DELIVERY)),
         values.get("speaker") or None,
     ).checked()
 

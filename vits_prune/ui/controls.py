@@ -113,8 +113,8 @@ def option_components() -> Made:
         ("noise_scale_duration", "Noise of the rhythm", "0 to 2"),
     ):
         info = f"{limits}; empty: the voice's own"
-        # Without a placeholder Gradio would put 0 where nothing is.
-        made.add(name, gr.Number, None, label, info=info, step=0.05, placeholder="own")
+        # Gradio would put 0 in the place of None as soon as the options are opened.
+        made.add(name, gr.Number, "", label, info=info, step=0.05)
     files = {"file_count": "multiple", "file_types": [".onnx", ".json"], "height": 120}
     label = "Upload a Piper voice: its .onnx and .onnx.json"
     made.add("upload", gr.File, None, label, **files)

@@ -231,7 +231,11 @@ def wire_stage(demo: gr.Blocks, page: Page) -> list[Any]:
         """Set the controls as the page's address says; show what is made of that already."""
         with sentences():
             query = dict(request.query_params)
-            found = values_of_query(query)
+            try:
+                found = values_of_query(query)
+            except InputError as error:
+                gr.Warning(str(error), title="The first settings are shown")
+                found = FIRST
             asked = request_of(found)
             row, amount = row_of(asked), asked.spec.amount
             shown = {name: found[name] for name in SPEAKING if found[name] != FIRST[name]}
@@ -243,7 +247,7 @@ def wire_stage(demo: gr.Blocks, page: Page) -> list[Any]:
             return {page[name]: value for name, value in shown.items()}
 
     names = (*SPEAKING, "stage", "tabs", "learn")
-    opened = demo.load(restore, None, [page[name] for name in names], queue=False, **QUIET)
+    opened = demo.load(restore, None, [page[name] for name in names], **QUIET)
     load = page.event(load_voice, LOADED, VOICE_SHOWN, "load", bar="facts")
     opened.then(**load)
     opened.then(None, js="() => stageRun.open()", **QUIET)
