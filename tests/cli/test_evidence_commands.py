@@ -93,7 +93,7 @@ def test_sweep(tiny_folder, texts, tmp_path, capsys):
         "global",
         "local",
         "--amount",
-        "0:0.8:0.4",
+        "0:0.4:0.4",
         "--parts",
         "all",
         "flow+decoder",
@@ -104,21 +104,21 @@ def test_sweep(tiny_folder, texts, tmp_path, capsys):
     assert run("sweep", tiny_folder, texts, *command) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert "12 points), " in printed.out
+    assert "8 points), " in printed.out
     found = rows(out / "sweep.csv")
-    assert len(found) == 12
+    assert len(found) == 8
     assert list(found[0])[:6] == ["voice", "method", "scope", "parts", "amount", "sparsity"]
     assert {(row["scope"], row["parts"]) for row in found} == {
         (s, p) for s in ("global", "local") for p in ("all", "flow+decoder")
     }
-    assert {float(row["amount"]) for row in found} == {0.0, 0.4, 0.8}
-    assert len((out / "sweep.jsonl").read_text().splitlines()) == 12
+    assert {float(row["amount"]) for row in found} == {0.0, 0.4}
+    assert len((out / "sweep.jsonl").read_text().splitlines()) == 8
     plots = {path.name for path in out.glob("curve-*")}
     assert {
         f"curve-{name}.{kind}" for name in ("lufs", "duration_ratio") for kind in ("svg", "png")
     } <= plots
     assert run("sweep", tiny_folder, texts, *command) == 0
-    assert "12 points, 12 of an earlier run" in capsys.readouterr().out
+    assert "8 points, 8 of an earlier run" in capsys.readouterr().out
     assert "other settings" in refused(
         capsys, "sweep", "--voice", tiny_folder, "--text-file", texts, *command, "--seed", "5"
     )
