@@ -297,11 +297,12 @@ def tables_components() -> Made:
                 with gr.Column(min_width=280):
                     made.add(name, gr.HTML, html(name))
                     made.download(name)
-        with gr.Accordion("Quality: words, naturalness, closeness", open=False):
+        title = "Quality: words, naturalness, closeness (measured when you open it)"
+        with gr.Accordion(title, open=False, elem_id="quality-box") as made["quality_box"]:
             with gr.Row():
                 limits = {"minimum": 2, "maximum": 20, "step": 1}
                 made.add("quality_texts", gr.Slider, 5, "Sentences", **limits)
-                made.add("quality_start", gr.Button, "Measure quality")
+                made.add("quality_start", gr.Button, "Measure again")
             with gr.Row(), gr.Column():
                 made.add("quality", gr.HTML, html("quality"))
                 made.download("quality")
@@ -335,7 +336,7 @@ def measure_quality(
 
 
 def wire_quality(page: Page) -> list[Any]:
-    """Wire "Measure quality"; return the events that Stop may cancel."""
+    """Measure when the box is opened or the button pressed; return what Stop may cancel."""
     reads = ("asked", *SPEAKING, "quality_texts")
     event = page.event(measure_quality, reads, ("status", "quality", "quality_csv"), "measure")
-    return [page["quality_start"].click(**event)]
+    return [page["quality_box"].expand(**event), page["quality_start"].click(**event)]
