@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.synthesis.speak import Speech
-from vits_prune.synthesis.spectra import power_spectrum
 from vits_prune.threads import available_cores
 
 if TYPE_CHECKING:
@@ -131,29 +128,6 @@ def _open_dnsmos() -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-@dataclass(frozen=True, eq=False)
-class Spectrogram:
-    """Level over time and frequency."""
-
-    decibels: np.ndarray
-    """float32 [frequencies, frames], dB relative to a full-scale sine, at least -100."""
-    seconds: float
-    highest_hz: float
-    """Frequency of the last row; the first is 0."""
-
-
-def measure_spectrogram(speech: Speech, window: int = 1024, most_frames: int = 1200) -> Spectrogram:
-    """Return a Hann-windowed spectrogram; a sound of too many frames gets longer hops."""
-    samples = torch.from_numpy(np.nan_to_num(speech.waveform)).float()
-    hop = max(window // 4, len(samples) // most_frames + 1)
-    padded = torch.nn.functional.pad(samples, (window // 2, window // 2))
-    power = power_spectrum(padded, window, hop)
-    level = 10 * torch.log10(power.clamp_min(1e-18) / (window / 4) ** 2)
-    return Spectrogram(
-        level.clamp_min(-100.0).numpy(), speech.audio_seconds, speech.sampling_rate / 2
-    )
 
 
 def clipped_samples(samples: np.ndarray) -> int:

@@ -34,12 +34,12 @@ def add_endpoints() -> None:
             ("voice", gr.Textbox, EMBEDDED),
             ("speaker", gr.Textbox, ""),
             ("text", gr.Textbox, DEFAULT_TEXT),
-            ("scope", gr.Textbox, "global"),
-            ("amount", gr.Number, 0.3),
+            ("scope", gr.Textbox, PruneSpec.scope),
+            ("amount", gr.Number, PruneSpec.amount),
             ("parts", gr.JSON, list(PARTS)),
             ("seed", gr.Number, 0),
             ("timing", gr.Textbox, "own"),
-            ("method", gr.Textbox, "magnitude"),
+            ("method", gr.Textbox, PruneSpec.method),
             ("spec", gr.JSON, None),
         )
     }
@@ -66,7 +66,7 @@ def compare(
     parts: list[str],
     seed: float,
     timing: str,
-    method: str = "magnitude",
+    method: str = PruneSpec.method,
     spec: dict[str, Any] | None = None,
 ) -> tuple[str, str, dict[str, Any]]:
     """Speak a text with a voice and its pruned copy and measure both.
@@ -114,7 +114,7 @@ def sparsity(
     scope: str,
     amount: float,
     parts: list[str],
-    method: str = "magnitude",
+    method: str = PruneSpec.method,
     spec: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Return the share of zeros that pruning would give, 0 to 1, overall and by part.
