@@ -81,6 +81,13 @@ def more_options(page: Page) -> None:
     expect(page.locator("#readout")).to_be_visible()
 
 
+def command(page: Page, words: str) -> None:
+    """Wait until the command that does what the stage shows has some words."""
+    if not page.locator("#command").is_visible():
+        page.get_by_role("button", name="Copy code").click()
+    expect(page.locator("#command")).to_contain_text(words, timeout=PATIENCE)
+
+
 def number(page: Page, name: str, value: str) -> None:
     """Type a number into a control."""
     page.locator(f"#{name} input[type=number]").fill(value)
