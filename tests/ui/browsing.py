@@ -17,7 +17,7 @@ from playwright.sync_api import Page, expect
 from scipy.signal import fftconvolve, resample_poly
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PATIENCE = 60_000
+PATIENCE = 120_000
 """Milliseconds that a step may take on a busy machine; nothing waits this long when it works."""
 expect.set_options(timeout=15_000)
 
@@ -85,7 +85,8 @@ def command(page: Page, words: str) -> None:
     """Wait until the command that does what the stage shows has some words."""
     if not page.locator("#command").is_visible():
         page.get_by_role("button", name="Copy code").click()
-    expect(page.locator("#command")).to_contain_text(words, timeout=PATIENCE)
+    code = page.locator("#command textarea")
+    expect(code).to_have_value(re.compile(re.escape(words)), timeout=PATIENCE)
 
 
 def number(page: Page, name: str, value: str) -> None:

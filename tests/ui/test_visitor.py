@@ -104,7 +104,7 @@ def test_own_rhythm_gradual_steps_and_speakers(page, server):
     speak_through(page)
     expect(page.locator("#rendition input")).to_have_count(3)
     page.locator("#rendition").get_by_label("step 2").check()
-    expect(page.locator("#status")).to_contain_text("step 2 speaks", timeout=PATIENCE)
+    expect(page.locator("#rendition-audio")).to_contain_text("Step 2 of 3", timeout=PATIENCE)
     samples, rate = sound(page, "rendition-audio")
     assert (len(samples), rate) == (len(players(page)[0][0]), 16_000), "the original's durations"
     number(page, "steps", "1")
