@@ -38,18 +38,23 @@ WATCH = """
 window.theStage = () =>
   [...document.querySelectorAll('#stage, #stage *')].map((one) => one.stage).find(Boolean);
 window.sounds = () => new Promise((resolve) => {
-  const {context, output} = theStage(), analyser = context.createAnalyser();
-  const samples = new Float32Array(analyser.fftSize = 1024);
-  output.connect(analyser);
-  let pressed = 0;
+  const samples = new Float32Array(1024);
+  let pressed = 0, analyser = null;
   for (const kind of ['click', 'change']) {
     addEventListener(kind, () => { pressed = pressed || performance.now(); }, {capture: true});
   }
   const look = setInterval(() => {
+    const stage = theStage();
+    if (!stage) return;  // before the first press
+    if (!analyser) {
+      analyser = stage.context.createAnalyser();
+      analyser.fftSize = samples.length;
+      stage.output.connect(analyser);
+    }
     analyser.getFloatTimeDomainData(samples);
     if (!pressed || !samples.some((one) => Math.abs(one) > 1e-4)) return;
     clearInterval(look);
-    output.disconnect(analyser);
+    stage.output.disconnect(analyser);
     resolve(performance.now() - pressed);
   }, 2);
 });

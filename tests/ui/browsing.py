@@ -27,7 +27,8 @@ new PerformanceObserver((list) => window.shifts.push(...list.getEntries().map((o
   .observe({type: 'layout-shift', buffered: true});
 window.theStage = () =>
   [...document.querySelectorAll('#stage, #stage *')].map((one) => one.stage).find(Boolean);
-window.record = async () => {
+window.record = async () => {  // from the first press on: no sound is possible before it
+  while (!theStage()) await new Promise((done) => setTimeout(done, 1));
   const {context, output} = theStage();
   const tap = `registerProcessor('tap', class extends AudioWorkletProcessor {
     process([input]) {
@@ -96,7 +97,13 @@ def number(page: Page, name: str, value: str) -> None:
 
 
 def open_tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
+    """Where the screen is narrow some tabs are under "More tabs"."""
+    tab = page.get_by_role("tab", name=name, exact=True)
+    if tab.is_visible():
+        tab.click()
+        return
+    page.get_by_role("button", name="More tabs").click()
+    page.locator(".overflow-dropdown").get_by_role("button", name=name, exact=True).click()
 
 
 def speak_through(page: Page, text: str = "") -> None:

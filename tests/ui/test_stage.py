@@ -40,6 +40,7 @@ HEARD = "#stage [data-heard], #stage[data-heard]"
 def opened(visit):
     """A page as it opens. Tests only look and listen, and leave it as it was."""
     page = visit()
+    assert page.locator("#text textarea").input_value() == DEFAULT_TEXT
     print(f"Play was enabled {page.evaluate('performance.now()'):.0f} ms after opening")
     return page
 
@@ -64,7 +65,7 @@ def heard(page: Page, side: str) -> None:
 
 def test_play_sounds_loops_and_goes_from_voice_to_voice_without_a_gap(visit, said):
     page = visit()
-    page.evaluate("record()")
+    page.evaluate("record(), 0")
     page.locator("#stage .play").click()
     heard(page, "0.3")
     loop_seconds = said["original"].audio_seconds + 0.3
@@ -116,7 +117,7 @@ def test_play_sounds_loops_and_goes_from_voice_to_voice_without_a_gap(visit, sai
     offset, cosine = fit(first, loops["0.3"])
     assert cosine > 0.99, "not the pruned voice, or not one round after the other"
     start = record.onset - offset
-    assert min(offset, length - offset) < 0.2 * rate, "it does not begin at the beginning"
+    assert min(offset, length - offset) < 0.5 * rate, "it does not begin at the beginning"
     for at, side in places:
         now = record.between(at + 0.1 * rate, at + 0.7 * rate)
         cosines = {name: fit(now, loop) for name, loop in loops.items()}
@@ -141,7 +142,7 @@ def test_players_hold_what_the_library_says(opened, said):
 def test_a_new_text_plays_at_the_chosen_amount_before_the_rest_is_made(visit, joe):
     page = visit()
     done(page)
-    page.evaluate("record()")
+    page.evaluate("record(), 0")
     page.locator("#stage .play").click()
     heard(page, "0.3")
     page.wait_for_timeout(500)
