@@ -10,7 +10,7 @@ from tests.ui.browsing import done, open_tab, saved
 
 pytestmark = pytest.mark.xdist_group("server")
 EMPTY = ("aria-prohibited-attr", 'aria-label="Empty value"')
-"""Gradio's own mark-up of a player or an image that holds nothing; nothing of ours can change it."""
+"""Gradio's own mark-up of a player or an image that holds nothing: out of our reach."""
 TABS = ("Learn", "Curve", "Layers", "Listen blind", "Heal", "Export")
 
 

@@ -148,14 +148,15 @@ def test_a_new_text_plays_at_the_chosen_amount_before_the_rest_is_made(visit, jo
     page.wait_for_timeout(500)
     before = page.evaluate("shifts.length")
     made = page.locator("#amount .track-marks i.made")
-    expect(made).to_have_count(20)
+    many = made.count()
+    assert many >= 20
     page.locator("#text textarea").fill("Hi.")
     page.locator("#text textarea").press("Shift+Enter")
     page.wait_for_function(
-        "count => document.querySelectorAll('.track-marks i.made').length < count", arg=20
+        "count => document.querySelectorAll('.track-marks i.made').length < count", arg=many
     )
     heard(page, "0.3")
-    assert made.count() < 20
+    assert made.count() < many
     done(page)
     expect(made).to_have_count(20, timeout=PATIENCE)
     shifted = page.evaluate(f"shifts.slice({before}).reduce((a, b) => a + b, 0)")

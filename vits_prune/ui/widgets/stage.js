@@ -15,9 +15,11 @@ const heard = () => (original ? {sound: value().original} : nearest(value().poin
 
 // Loading
 
-function audio() {
-  if (context) return context;
-  context = new (window.AudioContext || window.webkitAudioContext)();
+function audio() {  // at the rate of the voice: a browser's own way to another rate changes the sound
+  const sound = ready(heard()), sampleRate = sound ? sound.buffer.sampleRate : 22050;
+  if (context && (current || context.sampleRate === sampleRate)) return context;
+  if (context) context.close();
+  context = new (window.AudioContext || window.webkitAudioContext)({sampleRate});
   output = context.createGain();
   output.connect(context.destination);
   element.stage = {context, output};
@@ -48,8 +50,8 @@ async function loadAll(mine) {
     show();
     if (sound === wanted[0] && value().play && value().play !== played) {
       played = value().play;
-      await audio().resume();
       if (current) pause();  // it begins at the beginning
+      await audio().resume();
       play();
     } else if (current) take();
   }
