@@ -61,13 +61,14 @@ async function loadAll(mine) {
 
 // Playing
 
-function position() {  // share of the loop, 0 to 1
+function position(now = context.currentTime) {  // share of the loop, 0 to 1
   const {buffer, at, from} = current, length = buffer.duration;
-  return (((context.currentTime - at + from) % length) + length) % length / length;
+  return (((now - at + from) % length) + length) % length / length;
 }
-function begin(sound, share) {
+const whole = (seconds) => Math.round(seconds * context.sampleRate) / context.sampleRate;  // samples are not interpolated
+function begin(sound) {  // where another sound is, if one plays
   const {buffer} = sounds.get(sound.url), source = context.createBufferSource(), gain = context.createGain();
-  const at = context.currentTime + 0.01, from = share * buffer.duration;
+  const at = whole(context.currentTime + 0.01), from = current ? whole(position(at) * buffer.duration) : 0;
   source.buffer = buffer;
   source.loop = true;
   gain.gain.setValueAtTime(0, at);
@@ -86,13 +87,13 @@ function end(one) {
 function take() {  // let what is wanted take over from what sounds
   const wanted = heard();
   if (!current || !wanted || !ready(wanted) || wanted.sound.url === current.url) return;
-  const before = current, share = (position() + 0.01 / before.buffer.duration) % 1;
-  begin(wanted.sound, share);
+  const before = current;
+  begin(wanted.sound);
   end(before);
 }
 function play() {
   if (current || !ready(heard())) return;
-  begin(heard().sound, 0);
+  begin(heard().sound);
   cancelAnimationFrame(frame);
   tick();
   show();
