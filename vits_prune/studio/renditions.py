@@ -9,8 +9,9 @@ from itertools import accumulate
 
 import pandas as pd
 
+from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.measure import Latency, Sparsity, measure_latency
+from vits_prune.measure import Latency, Sparsity, measure_latency, measure_sparsity
 from vits_prune.measure.weights import (
     MatrixPair,
     WeightHistogram,
@@ -24,7 +25,7 @@ from vits_prune.pruning.structured.cut import Survivor, choice_for, survivor
 from vits_prune.studio import workbench
 from vits_prune.studio.jobs import on_gpu
 from vits_prune.studio.request import Request
-from vits_prune.studio.workbench import Spoken
+from vits_prune.studio.workbench import Spoken, trace
 from vits_prune.synthesis.speak import Speech, write_wav
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.saved import save_voice
@@ -100,6 +101,21 @@ def time_both(request: Request, token: str | None, progress: Progress) -> Latenc
     )
 
 
+_latencies: Bounded[tuple[Request, str], Latency] = Bounded(256, lambda _: 1)
+
+
+def latency(
+    request: Request, token: str | None, progress: Progress = SILENT, anew: bool = False
+) -> Latency:
+    """Return the latency of both voices, as it was measured before unless it is wanted anew."""
+    key = (request, trace(token))
+    found = None if anew else _latencies.get(key)
+    if found is None:
+        found = time_both(request, token, progress)
+        _latencies.put(key, found)
+    return found
+
+
 def timed_text(text: str) -> str:
     """Return the first sentences of a text, about MAX_TIMED_CHARACTERS of them."""
     sentences = split_sentences(text)
@@ -144,7 +160,8 @@ def layer_changes(
     request: Request, token: str | None, progress: Progress = SILENT
 ) -> tuple[tuple[LayerChange, ...], Sparsity]:
     """Return what pruning did to each layer, in the order of the model, and the zeros left."""
-    before, after = heard_before(request, token, progress).sparsity
+    voices = workbench.bench.voice_of(request, token), workbench.bench.pruned(request, token)
+    before, after = map(measure_sparsity, voices)
     stays, there = (
         _survivors(request, token, progress),
         {row.layer.name: row for row in after.layers},

@@ -291,11 +291,16 @@ def as_python(request: Request) -> str:
     known = ("Delivery", "HealPlan", "PruneSpec", "Shape", "compare", "heal", "load_voice", "prune")
     return (
         f"from vits_prune import {', '.join(name for name in known if f'{name}(' in used)}\n\n"
-        f"voice = load_voice({request.reference!r}{speaker})\n"
+        f"voice = load_voice({_own(request.reference)!r}{speaker})\n"
         f"pruned = prune(voice, {spec})\n"
         + f"pruned = {healed}\n" * bool(healed)
         + f"print(compare(voice, pruned, {request.text!r}, {', '.join(how)}))"
     )
+
+
+def _own(reference: str) -> str:
+    """Return what a visitor calls a voice at home: an upload has its key here alone."""
+    return "your-voice.onnx" if reference.startswith("upload:") else reference
 
 
 def _call(value: Any) -> str:
@@ -312,7 +317,7 @@ def as_command(request: Request) -> str:
     """Return the command that does what the stage shows."""
     plan = request.healed.plan if request.healed else None
     command = "heal" if plan else "compare"
-    words = ["python", "-m", "vits_prune", command, "--voice", request.reference]
+    words = ["python", "-m", "vits_prune", command, "--voice", _own(request.reference)]
     words += ["--speaker", request.speaker] if request.speaker else []
     spec = request.spec
     some: list[Any] = [one for one in (spec, spec.shape, plan or request.delivery) if one]
@@ -331,5 +336,5 @@ def as_command(request: Request) -> str:
             words += [",".join(given)] if one.name == "amounts" else given
     if plan:
         return shlex.join([*words, "--out", "healed"])
-    words += ["--text", request.text, "--seed", str(request.seed), "--timing", request.timing]
+    words += [f"--text={request.text}", "--seed", str(request.seed), "--timing", request.timing]
     return shlex.join([*words, "--out", "compared"])

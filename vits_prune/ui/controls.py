@@ -17,7 +17,7 @@ from vits_prune.pruning.spec import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNG
 from vits_prune.pruning.structured.couplings import sizes_of
 from vits_prune.pruning.structured.cut import shape_for
 from vits_prune.studio import workbench
-from vits_prune.studio.descriptions import method_words, readout, voice_words
+from vits_prune.studio.descriptions import method_words, plain, readout, voice_words
 from vits_prune.studio.request import (
     ALL,
     COUNTED,
@@ -194,7 +194,7 @@ def _readout(values: Mapping[str, Any], token: str | None) -> str:
     try:
         return readout((values["voice"] or "").strip(), spec_of(values), token)
     except InputError as error:
-        return str(error)
+        return plain(str(error), 1_000)
 
 
 def keep_upload(values: Mapping[str, Any], token: str | None) -> dict[str, Any]:

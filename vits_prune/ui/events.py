@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from vits_prune.errors import InputError
+from vits_prune.studio.descriptions import plain
 from vits_prune.studio.jobs import Tickets, Update, stream
 
 QUIET: dict[str, Any] = {"api_visibility": "private"}
@@ -113,7 +114,7 @@ class Page(dict[str, Any]):
             values: dict[Any, Any], oauth: gr.OAuthToken | None
         ) -> AsyncGenerator[dict[Any, Any], None]:
             def report(update: Update) -> dict[Any, Any]:
-                return {self[status]: str(update)}
+                return {self[status]: plain(str(update), 300)}
 
             async with aclosing(walk(asked(values), visitor_token(oauth), report)) as steps:
                 async for one in steps:

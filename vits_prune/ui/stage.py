@@ -24,7 +24,7 @@ from vits_prune.studio.request import (
     request_of,
     values_of_query,
 )
-from vits_prune.studio.rows import Row, fill, row_of, warm_up
+from vits_prune.studio.rows import Row, fill, known_row, row_of, warm_up
 from vits_prune.study import comparison
 from vits_prune.ui import tables
 from vits_prune.ui.controls import LOADED, VOICE_SHOWN, load_voice
@@ -143,7 +143,7 @@ def speak(values: Values, token: str | None, progress: Progress) -> Shown:
     if spoken is None:
         pruned = renditions.hear_pruned(request, token, part.part(0.0, 0.6))
         row.add_sound(amount, pruned)
-        yield {"asked": request, "stage": stage_value(row, amount, play)}
+        yield {"stage": stage_value(row, amount, play)}
         spoken = renditions.hear(request, token, part.part(0.6, 1.0), pruned)
     point, label = row.add(amount, spoken), "Pruned and healed" if request.healed else "Pruned"
     yield {
@@ -195,7 +195,9 @@ def measure(values: Values, token: str | None, progress: Progress) -> Shown:
     row.add(amount, spoken, happened(spoken, size))
     table = comparison.size_table(*size)
     yield {"stage": stage_value(row, amount), **_table(request, "size", table)}
-    found = renditions.time_both(request, token, progress)
+    # A press of Speak measures anew; an opened page or a moved slider takes what is known.
+    anew = values["ticket"].startswith("p")
+    found = renditions.latency(request, token, progress, anew)
     row.add(amount, spoken, happened(spoken, size, found))
     whole = renditions.timed_text(request.text) == request.text.strip()
     runs = f"{found.runs} runs of each voice" + " on the beginning of the text" * (not whole)
@@ -237,9 +239,10 @@ def wire_stage(demo: gr.Blocks, page: Page) -> list[Any]:
                 gr.Warning(str(error), title="The first settings are shown")
                 found = FIRST
             asked = request_of(found)
-            row, amount = row_of(asked), asked.spec.amount
+            row, amount = known_row(asked), asked.spec.amount
             shown = {name: found[name] for name in SPEAKING if found[name] != FIRST[name]}
-            shown["stage"] = stage_value(row, amount)
+            if row:
+                shown["stage"] = stage_value(row, amount)
             if query.get("tab") in TABS:
                 shown["tabs"] = gr.Tabs(selected=query["tab"])
             if "lesson" in query:

@@ -248,7 +248,7 @@ def zip_file(values: Values, token: str | None, halted: Halted, progress: Progre
                 progress,
             )
     except InputError as error:
-        yield {"ship_zipping": str(error)}  # stays when the pop-up has gone
+        yield {"ship_zipping": plain(str(error), 1_000)}  # stays when the pop-up has gone
         raise
     if packed is None:
         yield {"ship_zipping": "Stopped: no file was made."}
@@ -266,7 +266,7 @@ def push(values: Values, token: str | None, halted: Halted, progress: Progress) 
     try:
         yield {"ship_pushing": _push(values, token, halted, progress)}
     except InputError as error:
-        yield {"ship_pushing": str(error)}
+        yield {"ship_pushing": plain(str(error), 1_000)}
         raise
 
 

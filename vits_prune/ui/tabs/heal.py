@@ -12,6 +12,7 @@ from vits_prune.errors import InputError
 from vits_prune.measure.quality import METRICS, Interval
 from vits_prune.progress import SILENT, Progress
 from vits_prune.studio import heal_jobs, plots, renditions, workbench
+from vits_prune.studio.descriptions import plain
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.jobs import until_halted
 from vits_prune.studio.request import (
@@ -122,7 +123,7 @@ def heal(
         for job in heal_jobs.heal(order, token, lambda: pressed(1), progress, (gr.Error,)):
             yield {"heal_key": order, **_found(job)}
     except InputError as error:
-        yield {"heal_status": str(error)}  # stays when the pop-up has gone
+        yield {"heal_status": plain(str(error), 1_000)}  # stays when the pop-up has gone
         raise
     if job is None:
         yield {"heal_status": "Stopped before healing began."}

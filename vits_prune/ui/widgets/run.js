@@ -8,12 +8,14 @@ window.stageRun = {
   heals: false,
   start() {
     const ticket = (this.heals ? 'h' : this.play ? 'p' : 'q') + Date.now().toString(36) + Math.random().toString(36).slice(2);
-    this.now = { ticket, again: false, heals: this.heals };
+    const slider = document.querySelector('#amount input[type=range]');
+    this.now = { ticket, again: false, heals: this.heals, play: this.play, heard: false, amount: Number(slider.value) };
     this.play = this.heals = false;
     return ticket;
   },
   speak(play, heals = false) {
-    this.play = this.play || play;
+    const unheard = this.now && this.now.play && !this.now.heard;  // what was asked for before is still wanted
+    this.play = this.play || play || unheard;
     this.heals = heals;
     if (!this.now) {
       document.querySelector('#go').click();
@@ -40,7 +42,16 @@ window.stageRun = {
   },
 };
 // What the stage shows is in the address, so that a link to it opens the same.
-window.stageAddress = (values) => {
+const address = { values: {}, timer: 0 };
+window.stageAddress = (values) => {  // some browsers allow few changes a second
+  Object.assign(address.values, values);
+  clearTimeout(address.timer);
+  address.timer = setTimeout(stageAddressNow, 250);
+};
+window.stageAddressNow = () => {
+  const values = address.values;
+  address.values = {};
+  clearTimeout(address.timer);
   const query = new URLSearchParams(location.search);
   for (const [name, value] of Object.entries(values)) {
     if (value === null || value === undefined || value === '') query.delete(name);

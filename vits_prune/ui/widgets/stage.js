@@ -50,6 +50,7 @@ async function loadAll(mine) {
     show();
     if (sound === wanted[0] && value().play && value().play !== played) {
       played = value().play;
+      if (window.stageRun.now) window.stageRun.now.heard = true;
       if (current) pause();  // it begins at the beginning
       await audio().resume();
       play();
@@ -232,6 +233,8 @@ function marks() {  // which amounts are at hand, on the track of the slider
 // Pressing
 
 element.addEventListener('click', async (event) => {
+  const pressed = event.target.closest('button');
+  if (pressed && event.detail) pressed.blur();  // by a pointer: space is to switch, not to press it again
   if (event.target.closest('.play')) {
     if (current) return pause();
     await audio().resume();
@@ -241,6 +244,7 @@ element.addEventListener('click', async (event) => {
   if (event.target.closest('.which')) choose(!original);
   if (event.target.closest('.link')) {
     const button = find('.link');
+    stageAddressNow();
     await navigator.clipboard.writeText(location.href).catch(() => prompt('Copy this link:', location.href));
     button.textContent = 'Link copied';
     setTimeout(() => { button.textContent = 'Copy link'; }, 2000);
@@ -275,7 +279,8 @@ function moved() {
 }
 function settle() {  // render the very amount, and measure it
   clearTimeout(settling);
-  if (value().amount !== undefined && Math.abs(amount() - value().amount) > 1e-6) window.stageRun.speak(false);
+  const run = window.stageRun.now, at = run && !run.again ? run.amount : value().amount;
+  if (at !== undefined && Math.abs(amount() - at) > 1e-6) window.stageRun.speak(false);
 }
 document.addEventListener('input', (event) => { if (event.target === slider()) moved(); });
 document.addEventListener('change', (event) => { if (event.target === slider()) settle(); });
