@@ -21,9 +21,9 @@ from vits_prune.pruning.scores import sparsity_preview
 from vits_prune.studio import descriptions, renditions, workbench
 from vits_prune.studio.descriptions import forecast_words, readout
 from vits_prune.studio.jobs import Update, in_background
-from vits_prune.studio.request import Request
+from vits_prune.studio.request import FIRST, Request
 from vits_prune.studio.workbench import Spoken, Workbench
-from vits_prune.ui.tabs import results
+from vits_prune.ui import stage
 
 SHORT = ("hi there",)
 
@@ -37,10 +37,18 @@ def upload(tmp_path_factory):
         yield workbench.bench.keep_upload(path, path.with_name(path.name + ".json"))[0]
 
 
-def shown(work, request, **values):
-    """What a piece of the page's work shows in the end."""
-    *_, found = work({"asked": request, **values}, None, Progress())
+def shown(work, **values):
+    """Return what a piece of the page's work shows in the end."""
+    found = {}
+    for update in work(values, None, Progress()):
+        found |= update
     return found
+
+
+def pressed(upload, **changes):
+    """Return the values of the controls when a visitor presses Speak."""
+    values = {**FIRST, "voice": upload, "text": "hi there", "timing": "locked", **changes}
+    return {**values, "ticket": "p1", "heal_key": None}
 
 
 # Files
@@ -161,8 +169,10 @@ def test_progress_then_the_voice_and_cancelling_in_between(upload):
 
 def test_every_step_of_gradual_pruning_can_be_heard(upload):
     spec = PruneSpec("random", amount=0.6, steps=3, schedule="linear")
-    request = Request(upload, "hi there", spec, timing="locked")
-    radio = shown(results.hear, request)["rendition"]
+    how = {"method": "random", "amount": 0.6, "steps": 3, "schedule": "linear"}
+    found = shown(stage.speak, **pressed(upload, **how))
+    request, radio = found["asked"], found["rendition"]
+    assert request.spec == spec
     assert (radio.visible, [label for label, _ in radio.choices]) == (
         True,
         ["step 1: 20.0% zeros", "step 2: 40.0% zeros", "step 3: 60.0% zeros"],
@@ -170,40 +180,32 @@ def test_every_step_of_gradual_pruning_can_be_heard(upload):
     original = workbench.bench.recall(request).original
     voices = [voice for _, voice in prune_steps(workbench.bench.voice(upload), spec)]
     for index, voice in enumerate(voices):
-        path = shown(results.hear_step, request, rendition=index)["rendition_audio"].value["path"]
-        heard, _ = soundfile.read(path, dtype="int16")
+        step = shown(stage.hear_step, asked=request, rendition=index)
+        heard, _ = soundfile.read(step["rendition_audio"].value["path"], dtype="int16")
         assert nearly(heard, speak(voice, "hi there", timing=original).pcm16())
     for wrong in (3, -1, None, "0", True):
         with pytest.raises(InputError, match=r"hoose one of"):
-            shown(results.hear_step, request, rendition=wrong)
+            shown(stage.hear_step, asked=request, rendition=wrong)
 
 
 def test_a_structured_voice_goes_through_all_that_speak_sets_off(upload):
-    spec = PruneSpec("structured", amount=0.5, texts=SHORT)
-    request = shown(
-        results.prune,
-        None,
-        voice=upload,
-        text="hi there",
-        method="structured",
-        amount=0.5,
-        timing="locked",
-    )["asked"]
+    values = pressed(upload, method="structured", amount=0.5)
+    first, *_ = stage.speak(values, None, Progress())
+    assert first["stage"]["original"] is None, "the pruned voice is heard before both have spoken"
+    found = shown(stage.speak, **values)
+    request = found["asked"]
     assert request.spec == PruneSpec("structured", amount=0.5)
-    request = request.at(spec)
-    found = shown(results.hear, request)
-    assert "are gone with their channels and layers" in found["summary"]
-    assert found["flip"]["aligned"]
-    assert found["sparsity"]["removed"][0] > 0
-    reasons = found["layers"].set_index("layer")["left alone because"]
-    assert set(reasons[reasons.index.str.startswith("duration_predictor")]) >= {
-        "structured pruning cannot shrink it"
-    }
-    sizes = shown(results.weigh, request)["size"]["in words"]
-    assert sizes.str.contains("structured: channels or layers are gone").sum() == 4
-    assert "### structured" in shown(results.draw, request)["lesson"]
-    timed = shown(results.time_both, request)["latency"]["in words"]
-    assert timed.str.contains("on any hardware").any()
+    assert found["stage"]["aligned"]
+    assert "weights are gone. Of the rest," in found["sparsity"]
+    assert not found["rendition"].visible
+    assert "structured" in found["command"]
+    measured = shown(stage.measure, asked=request)
+    assert measured["size"].count("structured: channels or layers are gone") >= 4
+    assert "on any hardware" in measured["latency"]
+    (point,) = measured["stage"]["points"]
+    assert "of the weights are gone" in point["words"]
+    assert "The file shrinks from" in point["words"]
+    assert measured["status"].startswith("Done. Latency: 5 runs of each voice, ")
 
 
 def test_what_was_forgotten_is_spoken_again(upload):

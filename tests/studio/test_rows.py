@@ -5,14 +5,21 @@ from __future__ import annotations
 import dataclasses
 import time
 
+import numpy as np
 import pytest
 import soundfile
 
 from tests.nearly import nearly
 from vits_prune import PruneSpec, measure_latency, prune, speak
+from vits_prune.measure import Latency, Size, Sparsity, Spread
+from vits_prune.measure.cost import VoiceLatency
+from vits_prune.measure.weights import LayerSparsity
+from vits_prune.pruning.layers import Layer
 from vits_prune.studio import renditions, rows, workbench
 from vits_prune.studio.descriptions import happened
 from vits_prune.studio.rows import AMOUNTS, FEWER_AMOUNTS, fill, row_of, warm_up
+from vits_prune.studio.workbench import Spoken
+from vits_prune.synthesis.speak import Speech
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +102,57 @@ def test_the_sentence_says_what_went_and_what_it_did(request_, tiny):
     spoken = renditions.hear(cut, None)
     assert "of the weights are gone" in happened(spoken)
     assert "The file shrinks from" in happened(spoken, workbench.bench.size(cut))
+
+
+def said(frames: int, **more) -> Speech:
+    """Return speech of some frames of 10 ms."""
+    samples = np.zeros(frames * 160, np.float32)
+    return Speech(samples, 16_000, np.array([frames]), 160, {}, (), **more)
+
+
+def counted(weights: int, zeros: int = 0) -> Sparsity:
+    layer = Layer("flow.conv", "flow", "Conv1d", (weights, 1, 1), weights, "flow.conv.weight")
+    return Sparsity((LayerSparsity(layer, zeros, ""),))
+
+
+def sized(dense: int, sparse: int) -> Size:
+    """Return the size of a voice; the files are in MB."""
+    return Size(1, 1, dense * 10**6, dense * 10**6 // 2, sparse * 10**6, dense * 10**6)
+
+
+def timed(seconds: float, low: float, high: float, macs: int = 100) -> Latency:
+    """Return the latency of a pruned voice, where the original takes one second and 100 macs."""
+
+    def one(value: float, macs: int) -> VoiceLatency:
+        runs = Spread(value, value, value)
+        return VoiceLatency({"total": runs}, runs, runs, 1.0, macs, macs)
+
+    return Latency(one(1.0, 100), one(seconds, macs), Spread(1 / seconds, low, high), 5, 1, "cpu")
+
+
+def test_the_sentence_about_a_smaller_and_faster_voice():
+    spoken = Spoken(said(100), said(110), (counted(8_000_000), counted(2_000_000, 500_000)))
+    assert happened(spoken, (sized(60, 60), sized(15, 14)), timed(0.4, 2.3, 2.7, macs=30)) == (
+        "75% of the weights are gone: 2.0 of 8.0 million are left. The file shrinks from 60.0 to"
+        " 15.0 MB (-75%). It speaks 2.5 times as fast. It lasts 10% longer than the original."
+    )
+    words = happened(spoken, None, timed(0.98, 0.9, 1.1, macs=90))
+    assert "It is not clearly faster (0.90 to 1.10 times the speed, run by run)." in words
+
+
+def test_the_sentence_about_zeros_and_what_the_voice_cannot_say():
+    zeros = (counted(8_000_000), counted(8_000_000, 4_000_000))
+    original = said(100, dropped=("ñ", " "))
+    spoken = Spoken(original, said(80, cut_short=True), zeros)
+    assert happened(spoken, (sized(60, 60), sized(60, 45)), timed(0.9, 0.98, 1.2)) == (
+        "50% of the weights are zero: 4.0 of 8.0 million. The plain file stays at 60.0 MB; the"
+        " sparse format shrinks from 60.0 to 45.0 MB (-25%). It is not faster: a zero costs what"
+        " any number costs (0.98 to 1.20 times the speed, run by run). It lasts 20% shorter than"
+        " the original. The voice has no symbol for: ñ ␣ The pruned voice's durations ran away: a"
+        " sentence was cut at 60 seconds."
+    )
+    same = Spoken(said(100), dataclasses.replace(said(100), durations=np.array([99])), zeros)
+    assert happened(same).endswith("million. It lasts as long as the original.")
+    assert happened(Spoken(said(100), said(100), (zeros[0],) * 2)) == (
+        "No weight is zero. The sound moved 0.0 dB from the original (mean of its mel bands)."
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.ui.browsing import done, open_tab, saved
 
@@ -53,4 +53,13 @@ def test_nothing_is_wider_than_a_phone(visit, tmp_path):
         open_tab(page, tab)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
         saved(page, f"phone-{tab.lower().replace(' ', '-')}", tmp_path)
+    page.context.close()
+
+
+@pytest.mark.parametrize("width", [701, 1280, 1900])
+def test_all_tabs_are_in_sight(visit, width):
+    page = visit(viewport={"width": width, "height": 900})
+    for name in TABS:
+        expect(page.get_by_role("tab", name=name, exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="More tabs")).to_have_count(0)
     page.context.close()
