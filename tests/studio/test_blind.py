@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -91,13 +93,64 @@ def test_only_the_answer_that_is_asked_counts(request_):
     for late in (first, first | {"trial": 7}, first | {"trial": True}, {"test": state["test"]}):
         again = blind.take(late)
         assert again["trial"] == 2
-        assert again["sounds"] != second["sounds"], "served anew, named anew"
+        assert again == second, "the same files"
     with pytest.raises(InputError, match="A or B"):
         blind.take(first | {"trial": 2, "answer": "original"})
     ended = blind.take({"test": state["test"], "end": True})
     assert "1 answers are too few" in ended["sentence"]
     assert len(read_trials(Path(ended["csv"]))) == 1
     assert blind.take(first | {"trial": 2})["sentence"] == ended["sentence"]
+
+
+def test_a_trial_is_prepared_once_and_its_files_go_with_the_test(request_, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(blind.BlindTest, "_prepare", lambda self, number: prepared.append(number))
+    state = begun(request_)
+    folder = Path(state["sounds"]["A"]["path"]).parents[1]
+    for _ in range(3):
+        assert blind.take({"test": state["test"]}) == state
+    blind.take({"test": state["test"], "trial": 1, "answer": "A"})
+    last = blind.take({"test": state["test"], "trial": 2, "answer": "A"})
+    for thread in threading.enumerate():
+        if "_prepare" in thread.name or "<lambda>" in thread.name:
+            thread.join()
+    assert prepared == [1, 2, 3]
+    assert len(list(folder.rglob("*.wav"))) == 6, "of this trial and the one before it"
+    ended = blind.take({"test": last["test"], "end": True})
+    assert [path.suffix for path in folder.rglob("*")] == [".csv"]
+    assert blind.take({"test": last["test"]}) == ended
+    blind._tests.clear()
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_nothing_is_made_ahead_where_the_method_listens_first(request_, monkeypatch):
+    spoken, passed = [], []
+    test = begun(request_)["test"]
+    found = blind._tests.get(test)
+    monkeypatch.setattr(blind, "spoken", lambda request, token: spoken.append(request.spec))
+    monkeypatch.setattr(blind.workbench.bench, "let_hearing_pass", lambda: passed.append(1))
+    found._prepare(1)
+    assert len(spoken) == len(passed) > 0
+    del spoken[:]
+    spec = dataclasses.replace(request_.spec, scope="sensitivity")
+    found._requests = [request_.at(spec)]
+    found._prepare(1)
+    assert spoken == []
+
+
+def test_levels_stay_as_they_are_if_that_is_asked_for(request_):
+    def gap(**how):
+        state = blind.start([request_], None, 20, "", OTHER, **how)
+        levels = [np.sqrt(np.mean(wave**2)) for wave in heard(state).values()]
+        state = blind.take({"test": state["test"], "trial": 1, "answer": "A"})
+        state = blind.take({"test": state["test"], "end": True})
+        (trial,) = read_trials(Path(state["csv"]))
+        return np.ptp(levels) / max(levels), trial.setup.matched, "not matched" in state["how"]
+
+    (near, *words), (far, *others) = gap(), gap(same_loudness=False)
+    assert near < 0.03 < far
+    assert (words, others) == ([True, False], [False, True])
 
 
 def test_a_preference_has_random_sides_and_several_sentences(request_, monkeypatch):
@@ -153,6 +206,10 @@ def test_levels_are_matched_and_silence_stays_silent():
     assert len(found[1]) == 1000
     assert np.std(found[0]) == pytest.approx(np.std(found[1]), rel=0.01)
     assert max(np.abs(wave).max() for wave in found) <= 0.9
+    kept = blind.matched([loud, soft], levels=False)
+    was = np.std(loud) / np.std(soft[:1000])
+    assert np.std(kept[0]) / np.std(kept[1]) == pytest.approx(was, rel=0.01)
+    assert max(np.abs(wave).max() for wave in kept) <= 0.9
     assert not blind.matched([loud, np.zeros(1000)])[1].any()
     assert not np.isnan(blind.matched([np.full(9, np.nan), loud])[0]).any()
 
@@ -160,7 +217,7 @@ def test_levels_are_matched_and_silence_stays_silent():
 def test_the_tab_compares_presets_the_original_and_what_was_remembered(request_):
     values = {"voice": "someone/tiny", "text": "hi there you", "scope": "local", "amount": 0.3}
     values |= {"listen_kind": "preference", "listen_trials": 20, "listen_name": "ann"}
-    values |= {"listen_told": False, "listen_kept": None}
+    values |= {"listen_told": False, "listen_kept": None, "listen_level": True}
 
     def sentence(pair, kept=None):
         asked = values | {"listen_pair": pair, "listen_kept": kept}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -53,6 +54,17 @@ def test_the_threshold_lies_within_its_interval_and_is_not_biased(threshold):
     covered = sum(one.low <= threshold <= one.high for one in found)
     assert covered >= binom.ppf(0.01, runs, 0.95), "95 of 100, less the noise of a hundred runs"
     assert np.median([one.value for one in found]) == pytest.approx(threshold, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slope", [1.5, 3.0, 6.0])
+@pytest.mark.parametrize("threshold", [0.05, 0.1, 0.2, 0.4])
+def test_the_interval_holds_the_threshold_in_95_of_100_tests(threshold, slope):
+    rng, runs = np.random.default_rng(11), 500
+    found = [listen(weibull(threshold, slope), rng).posterior.threshold() for _ in range(runs)]
+    covered = sum(one.low <= threshold <= one.high for one in found) / runs
+    print(f"threshold {threshold}, slope {slope}: {covered:.3f} of {runs}")
+    assert covered >= 0.95 - 2 * np.sqrt(0.95 * 0.05 / runs)
 
 
 def test_more_trials_make_the_interval_narrower():
@@ -212,6 +224,8 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
         {"listener": "=HYPERLINK()"},
         {"voice": "\x1b[2J"},
         {"kind": "?"},
+        {"matched": ""},
+        {"matched": "2"},
         {"other": "{}"},
         {"trial": ""},
     ],
@@ -242,6 +256,31 @@ def test_a_file_that_is_no_test_is_refused(tmp_path, content):
         read_trials(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_trials(tmp_path)
+
+
+def test_tests_with_and_without_matched_loudness_are_not_pooled(tmp_path):
+    bare = [
+        dataclasses.replace(one, setup=dataclasses.replace(one.setup, matched=False))
+        for one in trials("bob", seed=2)
+    ]
+    path = tmp_path / "a.csv"
+    write_trials([*trials("ann", seed=1), *bare], path)
+    groups = pool(read_trials(path))
+    assert [group.name for group in groups] == ["L1 global", "L1 global, loudness not matched"]
+    assert [list(group.by_listener) for group in groups] == [["ann"], ["bob"]]
+
+
+def test_a_file_from_before_loudness_could_be_chosen_reads_as_matched(tmp_path):
+    path, written = tmp_path / "a.csv", trials()
+    write_trials(written, path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with path.open("w", newline="") as file:
+        names = [name for name in COLUMNS if name != "matched"]
+        table = csv.DictWriter(file, names, extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+    assert read_trials(path) == written
 
 
 def test_names_of_listeners_are_checked():

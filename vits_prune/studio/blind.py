@@ -7,11 +7,15 @@ random name and dither of its own, so that neither names, nor sizes, nor bytes t
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import secrets
+import shutil
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +24,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from vits_prune.caches import Bounded, Scratch
+from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec, prune
@@ -69,7 +73,6 @@ _tests: Bounded[str, BlindTest] = Bounded(256, lambda _: 1)
 _speeches: Bounded[tuple[Any, ...], Speech] = Bounded(
     256 << 20, lambda speech: speech.waveform.nbytes
 )
-_scratch = Scratch(most=100, most_bytes=256 << 20)
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,37 @@ class BlindTest:
         self._ended = False
         self._lock = threading.Lock()
         self._since = time.monotonic()
+        self._states: Bounded[int | str, dict[str, Any]] = Bounded(2, lambda _: 1)
+        self._folder = Path(tempfile.mkdtemp(prefix="vits_prune-blind-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def state(self, progress: Progress = SILENT) -> dict[str, Any]:
-        """Return what the page shows now: the trial that waits for its answer, or the result."""
+        """Return what the page shows now: the trial that waits for its answer, or the result.
+
+        Asked again, it returns the same, with the same files.
+        """
         with self._lock:
-            if self._over:
-                return self._result()
-            question, number, note = self._question(), len(self._trials) + 1, self._note
-        sounds = self._sounds(question, progress)
+            over, number = self._over, len(self._trials) + 1
+            if not over:
+                question, note = self._question(), self._note
+
+        def make() -> dict[str, Any]:
+            return self._result() if over else self._trial(question, number, note, progress)
+
+        def wait() -> None:
+            progress.report("waiting for this trial", 0.0)
+
+        state = self._states.get_or_make("result" if over else number, make, wait)
+        return copy.deepcopy(state)  # the caller may change it
+
+    def _trial(
+        self, question: Question, number: int, note: str, progress: Progress
+    ) -> dict[str, Any]:
+        """Make the sounds of a trial, and begin to prepare the next one."""
+        with workbench.bench.hearing():
+            sounds = self._sounds(question, number, progress)
+        # The page may still load the files of the trial before this one.
+        shutil.rmtree(self._folder / f"{number - 2}", ignore_errors=True)
         threading.Thread(target=self._prepare, args=(number,), daemon=True).start()
         self._since = time.monotonic()
         return {
@@ -168,7 +194,7 @@ class BlindTest:
         request = request.at(at_amount(request.spec, self._posterior.next_amount()))
         return Question(request, None, ("original", "pruned")[first], "AB"[second])
 
-    def _sounds(self, question: Question, progress: Progress) -> dict[str, Any]:
+    def _sounds(self, question: Question, number: int, progress: Progress) -> dict[str, Any]:
         """Return the new files of a trial by what the page calls them."""
         original = at_amount(question.request.spec, 0.0)
         specs = [question.request.spec, original if question.other is None else question.other]
@@ -176,17 +202,22 @@ class BlindTest:
             spoken(question.request.at(spec), self._token, progress.part(0.5 * i, 0.5 * i + 0.5))
             for i, spec in enumerate(specs)
         ]
-        waves, rate = matched([one.waveform for one in pair]), pair[0].sampling_rate
+        waves = matched([one.waveform for one in pair], self.setup.matched)
+        rate = pair[0].sampling_rate
         if question.a in ("original", "second"):
             waves.reverse()
         named = dict(zip("AB", waves, strict=True))
         if question.x:
             named["X"] = named[question.x]
-        folder = _scratch.folder()
+        folder = self._folder / f"{number}"
+        folder.mkdir(exist_ok=True)
         return {name: served(_written(wave, rate, folder)) for name, wave in named.items()}
 
     def _prepare(self, number: int) -> None:
-        """Speak, while the listener listens, what the next trials may need."""
+        """Speak, while the listener listens, what the next trials may need.
+
+        Where the method listens first, pruning is dear: only what is asked for is made.
+        """
         with self._lock:
             posterior, token = self._posterior, self._token
             if self._other:
@@ -197,9 +228,11 @@ class BlindTest:
                 amounts = list(dict.fromkeys(_ahead(posterior, 2)))
                 wanted = [request.at(at_amount(request.spec, amount)) for amount in amounts]
         for one in wanted:
-            if len(self._trials) >= number + 1 or self._over:
-                return
+            if listens(one.spec):
+                continue
             workbench.bench.let_hearing_pass()
+            if len(self._trials) >= number or self._over:
+                return  # the next trial prepares for itself
             with contextlib.suppress(InputError):  # the trial itself says it
                 spoken(one, token)
 
@@ -209,11 +242,15 @@ class BlindTest:
         shown = {"state": "result", "kind": setup.kind, "test": setup.test}
         if not trials:
             return {**shown, "sentence": "The test ended before the first answer."}
-        path = _scratch.folder() / f"listening-{setup.kind}-{setup.listener}.csv"
+        for folder in self._folder.iterdir():  # of the trials
+            shutil.rmtree(folder, ignore_errors=True)
+        path = self._folder / f"listening-{setup.kind}-{setup.listener}.csv"
         write_trials(trials, path)
         found = result_of(trials)
         shown |= {"sentence": found.sentence(), "csv": str(path)}
         how = f"{len(trials)} trials, order from seed {setup.order_seed}."
+        if not setup.matched:
+            how += " The loudness was not matched."
         if isinstance(found, Hearing):
             how += (
                 " Upwards: right answers; dashed: guessing; to the right: the amount. Bars and band"
@@ -265,17 +302,19 @@ def spoken(request: Request, token: str | None, progress: Progress = SILENT) -> 
     return _speeches.get_or_make((said, trace(token)), say, lambda: progress.report(waiting, 0.0))
 
 
-def matched(waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+def matched(waves: Sequence[np.ndarray], levels: bool = True) -> list[np.ndarray]:
     """Return sounds with the first's level (RMS), of one length, with room above the peaks.
 
     Args:
         waves: float32 [samples] each. A silent one stays silent.
+        levels: match the levels; if False, all sounds keep their levels relative to each other.
     """
     length = min(map(len, waves))
     found = [np.nan_to_num(wave[:length]).astype(np.float64) for wave in waves]
-    levels = [float(np.sqrt(np.mean(wave**2))) for wave in found]
-    gains = [min(_MAX_GAIN, levels[0] / level) if level > 1e-6 else 1.0 for level in levels]
-    found = [wave * gain for wave, gain in zip(found, gains, strict=True)]
+    if levels:
+        rms = [float(np.sqrt(np.mean(wave**2))) for wave in found]
+        gains = [min(_MAX_GAIN, rms[0] / one) if one > 1e-6 else 1.0 for one in rms]
+        found = [wave * gain for wave, gain in zip(found, gains, strict=True)]
     most = max(float(np.abs(wave).max(initial=0.0)) for wave in found)
     return [wave * min(1.0, _PEAK / most) if most else wave for wave in found]
 
@@ -307,6 +346,7 @@ def start(
     other: PruneSpec | None = None,
     feedback: bool = False,
     progress: Progress = SILENT,
+    same_loudness: bool = True,
 ) -> dict[str, Any]:
     """Begin a test and return what the page shows first.
 
@@ -318,6 +358,7 @@ def start(
         other: the second setting of a preference, None for ABX.
         feedback: of ABX: say after each trial whether the answer was right.
         progress: gets the progress of the first trial's sounds.
+        same_loudness: match the levels of a trial's sounds.
 
     Raises:
         InputError: a value is out of range, the text is long, or the voice cannot be pruned so.
@@ -327,7 +368,8 @@ def start(
     first, kind = requests[0], "preference" if other else "abx"
     name = checked_listener(listener or f"listener-{secrets.token_hex(3)}")
     voice = workbench.bench.voice_of(first, token, progress=progress.part(0.0, 0.3))
-    bare = spoken(first.at(at_amount(first.spec, 0.0)), token, progress.part(0.3, 0.5))
+    with workbench.bench.hearing():
+        bare = spoken(first.at(at_amount(first.spec, 0.0)), token, progress.part(0.3, 0.5))
     if bare.audio_seconds > MAX_SECONDS:
         raise InputError(
             f"A blind test loops one sentence of at most {MAX_SECONDS:.0f} seconds: "
@@ -348,6 +390,7 @@ def start(
         planned=int(trials),
         amounts=() if other else _row(voice, first.spec),
         version=version(),
+        matched=same_loudness,
     )
     found = BlindTest(requests, other, token, setup, feedback)
     _tests.put(setup.test, found)

@@ -150,7 +150,7 @@ def listening_figure(groups: Sequence[Group]) -> Figure:
             continue
         colour = COLOURS[drawn % len(COLOURS)]
         amount, mean, low, high = 100 * np.array(found.posterior.curve()).T
-        label, drawn = f"{group.voice}: {found.name}, {found.range_words()}", drawn + 1
+        label, drawn = f"{group.voice}: {group.name}, {found.range_words()}", drawn + 1
         axis.fill_between(amount, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.plot(amount, mean, color=colour, linewidth=1.4, label=label)
         for at, share in found.shares.items():

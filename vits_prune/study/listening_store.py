@@ -51,6 +51,9 @@ class Setup:
     """The row that an ABX test chooses from."""
     version: str = ""
     """Of vits_prune."""
+    matched: bool = True
+    """Whether the sounds of a trial have the same level. CSVs of old tests, which all have it, do
+    not say it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ COLUMNS = (
     *_SETUP, "trial", "text", "method", "scope", "amount", "spec", "other", "a", "x", "answer",
     "correct", "seconds",
 )  # fmt: skip
+_LATER = {"matched": "1"}
+"""Columns that old files lack, with what their tests were."""
 
 
 def version() -> str:
@@ -124,6 +129,7 @@ def _row(trial: Trial) -> dict[str, str]:
     row = {
         **setup,
         "amounts": json.dumps(setup["amounts"]),
+        "matched": int(setup["matched"]),
         "trial": trial.number,
         **{name: getattr(spec, name) for name in ("method", "scope", "amount")},
         "spec": json.dumps(spec.to_dict(), ensure_ascii=False),
@@ -163,14 +169,15 @@ def read_trials(path: Path) -> list[Trial]:
         rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
     except (ValueError, csv.Error) as error:
         raise InputError(f"{shown} is not a CSV file in UTF-8: {again}.") from error
-    if not rows or any(name not in rows[0] for name in COLUMNS):
+    if not rows or any(name not in rows[0] for name in COLUMNS if name not in _LATER):
         raise InputError(f"{shown} does not have the columns of a blind test: {again}.")
     if len(rows) > _MAX_ROWS:
         raise InputError(f"{shown} has more than {_MAX_ROWS:,} rows: {again}.")
     found = []
     for number, row in enumerate(rows, start=2):
         try:
-            found.append(_trial({name: _plain(row[name] or "") for name in COLUMNS}))
+            known = _LATER | row
+            found.append(_trial({name: _plain(known[name] or "") for name in COLUMNS}))
         except (ValueError, TypeError, RecursionError) as error:
             why = f"{error}" if isinstance(error, InputError) else f"a value is wrong: {again}."
             raise InputError(f"{shown}, row {number}: {why}") from error
@@ -196,6 +203,7 @@ def _trial(row: dict[str, str]) -> Trial:
         and all(type(one) is float and 0 < one < 1 for one in amounts)
         and float(row["amount"]) == spec.amount
         and (spec.amount > 0 or not abx)
+        and row["matched"] in ("0", "1")
         and row["test"].isalnum()
         and row["voice"].isprintable()
     )
@@ -203,7 +211,8 @@ def _trial(row: dict[str, str]) -> Trial:
         raise ValueError
     words: dict[str, Any] = {name: row[name] for name in _SETUP}
     words["listener"] = checked_listener(row["listener"])
-    setup = Setup(**(words | numbers | {"amounts": tuple(amounts)}))
+    others = {"amounts": tuple(amounts), "matched": row["matched"] == "1"}
+    setup = Setup(**(words | numbers | others))
     texts = {name: row[name] for name in ("text", "a", "x", "answer")}
     return Trial(setup, int(row["trial"]), spec=spec, other=other, seconds=seconds, **texts)
 
@@ -234,12 +243,15 @@ class Group:
     by_listener: dict[str, Hearing | Preference]
     pooled: Hearing | Preference
     """All answers as if of one listener. Its interval does not hold how listeners differ."""
+    matched: bool = True
+    """Whether the sounds of a trial had the same level."""
 
     @property
     def name(self) -> str:
         """What was listened to."""
         pooled = self.pooled
-        return pooled.name if isinstance(pooled, Hearing) else " over ".join(pooled.names)
+        name = pooled.name if isinstance(pooled, Hearing) else " over ".join(pooled.names)
+        return name if self.matched else f"{name}, loudness not matched"
 
 
 def result_of(trials: Sequence[Trial], like: Trial | None = None) -> Hearing | Preference:
@@ -277,14 +289,14 @@ def pool(trials: Iterable[Trial]) -> list[Group]:
             listeners[trial.setup.listener].append(trial)
         ordered = {name: result_of(own, mine[0]) for name, own in sorted(listeners.items())}
         setup = mine[0].setup
-        found.append(Group(setup.voice, setup.kind, ordered, result_of(mine)))
+        found.append(Group(setup.voice, setup.kind, ordered, result_of(mine), setup.matched))
     return found
 
 
 def _question(trial: Trial) -> tuple[Any, ...]:
     """Return what makes two trials answer the same question."""
     setup = trial.setup
-    who = (setup.kind, setup.voice, setup.revision, setup.speaker)
+    who = (setup.kind, setup.voice, setup.revision, setup.speaker, setup.matched)
     if setup.kind == "abx":
         return (*who, dataclasses.replace(trial.spec, amount=0.0))
     sides = {json.dumps(one.to_dict()) for one in (trial.spec, trial.other) if one is not None}

@@ -16,13 +16,15 @@ from vits_prune.studio.descriptions import plain
 from vits_prune.studio.jobs import Tickets, Update, stream
 
 QUIET: dict[str, Any] = {"api_visibility": "private"}
-_LIMITS = {"load": 2, "prune": 4, "work": 1, "measure": 1, "fill": 1, "look": 2, "heal": 1}
+_LIMITS = {"load": 2, "prune": 4, "work": 1, "measure": 1, "fill": 1, "look": 2, "heal": 1,
+           "begin": 2}  # fmt: skip
 LANES: dict[str, dict[str, Any]] = {
     "at once": {"queue": False, "show_progress": "hidden"},
     **{lane: {"concurrency_id": lane, "concurrency_limit": most} for lane, most in _LIMITS.items()},
 }
 """Who waits for whom. Hearing is one at a time; measuring has its own line and lets hearing pass.
-So has pruning, which takes up to a minute where it listens first."""
+So has pruning, which takes up to a minute where it listens first, and the start of a blind
+test ("begin"), which prunes and speaks too."""
 
 tickets = Tickets()
 log = logging.getLogger(__name__)

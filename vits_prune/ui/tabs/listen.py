@@ -29,7 +29,14 @@ _AGAINST = [
     ("The settings above against the original", _BARE),
     ("The settings above against the remembered ones", _KEPT),
 ]
-_ASKED = ("listen_kind", "listen_trials", "listen_name", "listen_told", "listen_pair")
+_ASKED = (
+    "listen_kind",
+    "listen_trials",
+    "listen_name",
+    "listen_told",
+    "listen_pair",
+    "listen_level",
+)
 
 
 def listen_tab() -> Made:
@@ -45,6 +52,8 @@ def listen_tab() -> Made:
             info = "A pseudonym for the CSV; left empty, a random one"
             made.add("listen_name", gr.Textbox, "", "Listener", info=info, max_lines=1)
     made.add("listen_told", gr.Checkbox, False, "Tell me after each trial whether I was right")
+    info = "Plays all sounds of a trial at one level. Pruning often changes the level."
+    made.add("listen_level", gr.Checkbox, True, "Same loudness", info=info)
     with gr.Row(visible=False) as made["listen_sides"]:
         first = next(iter(blind.PRESETS))
         made.add("listen_pair", gr.Dropdown, first, "Compare", choices=_AGAINST, scale=3)
@@ -63,13 +72,16 @@ def listen_tab() -> Made:
 
 def start(values: Values, token: str | None, progress: Progress) -> Shown:
     """Begin a test with the settings above, and show its first trial."""
-    kind, trials, name, told, pair = (values[one] for one in _ASKED)
+    kind, trials, name, told, pair, level = (values[one] for one in _ASKED)
     request, other = request_of(values), None
     requests: list[Request] = [request]
     if kind == "preference":
         request, other = _sides(request, pair, values["listen_kept"])
         requests = blind.sentences_for(request, token)
-    shown = blind.start(requests, token, trials, name or "", other, told is True, progress)
+    shown = blind.start(
+        *(requests, token, trials, name or "", other, told is True, progress),
+        same_loudness=level is not False,
+    )
     yield {**_shown(shown), "listen_status": ""}
 
 
@@ -107,7 +119,7 @@ def _shown(state: dict[str, Any]) -> Values:
 def wire_listen(page: Page) -> None:
     """Wire the start, the answers, and what belongs to a preference."""
     inputs, shown = (*SPEAKING, *_ASKED, "listen_kept"), ("listen", "listen_csv", "listen_status")
-    page["listen_start"].click(**page.event(start, inputs, shown, "work", status="listen_status"))
+    page["listen_start"].click(**page.event(start, inputs, shown, "begin", status="listen_status"))
 
     def take(event: gr.EventData) -> dict[Any, Any]:
         with sentences():
