@@ -36,6 +36,7 @@ REQUESTS = [
     Request("joe", "hi", PruneSpec("activation", "local", 0.5, pattern="2:4"), 1, "locked"),
     Request("joe", "hi", PruneSpec("structured", shape=Shape(0.5, 2, 0.75)), 1, "locked"),
     Request("joe", "hi", PruneSpec("structured", amount=0.4, importance="weight_norm")),
+    Request("joe", "--help", PruneSpec()),
 ]
 
 
@@ -121,3 +122,10 @@ def test_the_command_asks_for_the_same(request_):
     )  # fmt: skip
     given = {one: getattr(asked, one) for one in dataclasses.asdict(request_.delivery)}
     assert given == dataclasses.asdict(request_.delivery)
+
+
+def test_code_for_an_upload_names_a_file_of_the_visitor():
+    uploaded = Request("upload:0123", "hi", PruneSpec())
+    for code in (as_python(uploaded), as_command(uploaded)):
+        assert "upload:" not in code
+        assert "your-voice.onnx" in code

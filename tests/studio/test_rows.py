@@ -17,15 +17,15 @@ from vits_prune.measure.weights import LayerSparsity
 from vits_prune.pruning.layers import Layer
 from vits_prune.studio import renditions, rows, workbench
 from vits_prune.studio.descriptions import happened
-from vits_prune.studio.rows import AMOUNTS, FEWER_AMOUNTS, fill, row_of, warm_up
+from vits_prune.studio.rows import AMOUNTS, FEWER_AMOUNTS, fill, known_row, row_of, warm_up
 from vits_prune.studio.workbench import Spoken
 from vits_prune.synthesis.speak import Speech
 
 
 @pytest.fixture(autouse=True)
-def no_rows(monkeypatch):
+def no_rows():
     """Begin without rows of other tests."""
-    monkeypatch.setattr(rows, "_rows", rows.Bounded(rows._ROW_BYTES, rows._row_bytes))
+    rows.forget()
 
 
 def test_a_row_is_filled_with_what_the_library_says(request_, tiny, monkeypatch):
@@ -85,6 +85,22 @@ def test_the_first_row_is_made_in_the_background(request_, monkeypatch):
     while len(row_of(request_).points) < 2:
         assert time.monotonic() < give_up
         time.sleep(0.02)
+    first = known_row(request_)
+    for seed in range(200):  # what visitors ask for pushes out other rows, not this one
+        row_of(dataclasses.replace(request_, seed=seed + 1)).seconds = 1e6
+    assert known_row(request_) is first
+
+
+def test_looking_for_a_row_makes_none(request_):
+    assert known_row(request_) is None
+    row = row_of(request_)
+    assert known_row(request_) is row
+
+
+def test_latency_is_measured_anew_only_when_it_is_wanted(request_):
+    found = renditions.latency(request_, None)
+    assert renditions.latency(request_, None) is found
+    assert renditions.latency(request_, None, anew=True) is not found
 
 
 def test_the_sentence_says_what_went_and_what_it_did(request_, tiny):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import gradio as gr
 import pytest
@@ -59,3 +60,24 @@ def test_values_come_and_go_by_name():
     assert (shown, refused) == ({parts["facts"]: "joe"}, "No more.")
     tickets.cancel("unwanted")
     assert asyncio.run(seen("unwanted")) == [gr.skip()]
+
+
+def test_what_is_being_done_is_plain_text():
+    """A link may name anything as its voice: Markdown would fetch its picture."""
+    with gr.Blocks():
+        parts = {name: gr.Textbox() for name in ("voice", "status")}
+    page = Page(parts)
+
+    def load(values, token, progress):
+        progress.report(f"loading {values['voice']}", 0.5)
+        yield {}
+
+    event = page.event(load, ["voice"], ["status"], "load")
+
+    async def shown():
+        hostile = "![x](//evil/p) <img src=x> **b**"
+        return [found async for found in event["fn"]({parts["voice"]: hostile}, None)]
+
+    said = "".join(found.get(parts["status"], "") for found in asyncio.run(shown()))
+    assert "loading" in said
+    assert re.search(r"(?<!\\)[!\[\]<>*]", said) is None, "each mark has its backslash"

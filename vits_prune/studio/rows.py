@@ -108,6 +108,12 @@ _first: dict[tuple[Request, str], Row] = {}
 """What `warm_up` made: no other row pushes it out."""
 
 
+def forget() -> None:
+    """Forget all rows."""
+    _first.clear()
+    _rows.clear()
+
+
 def known_row(request: Request, token: str | None = None) -> Row | None:
     """Return the row that a request belongs to, None where there is none yet."""
     key = _key(request, token)
