@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 
 import gradio as gr
 import pytest
@@ -70,6 +71,7 @@ def test_what_is_being_done_is_plain_text():
 
     def load(values, token, progress):
         progress.report(f"loading {values['voice']}", 0.5)
+        time.sleep(0.5)  # the report is shown before there is more to show
         yield {}
 
     event = page.event(load, ["voice"], ["status"], "load")
