@@ -33,7 +33,7 @@ SENTENCES = [
     for adjective in ("old", "red", "small", "long", "new")
     for noun in ("boat", "canoe", "sled")
 ]
-EMPTY = "import gradio; gradio.Blocks().launch(ssr_mode=False)"
+EMPTY = "import gradio\nwith gradio.Blocks() as demo: pass\ndemo.launch(ssr_mode=False)"
 WATCH = """
 window.theStage = () =>
   [...document.querySelectorAll('#stage, #stage *')].map((one) => one.stage).find(Boolean);
