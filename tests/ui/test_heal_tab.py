@@ -201,7 +201,7 @@ def test_the_healed_voice_goes_on_the_stage_and_comes_off_again(order, updates, 
     with pytest.raises(InputError, match="Nothing is healed yet"):
         heal.take_over({"heal_key": None})
     values = {**FIRST, "voice": "someone/tiny", "text": "you hi", "seed": 3, "heal_key": order}
-    (shown,) = stage.speak({**values, "ticket": "h1"}, None, Progress())
+    *_, shown = stage.speak({**values, "ticket": "h1"}, None, Progress())
     asked = shown["asked"]
     assert (asked.text, asked.seed, asked.spec) == (said.text, said.seed, said.spec)
     assert bench.pruned(asked) is not bench.pruned(said)
@@ -219,7 +219,7 @@ def test_the_healed_voice_goes_on_the_stage_and_comes_off_again(order, updates, 
     assert not list(stage.fill_row({"asked": asked, "status": ""}, None, Progress()))[-1]["stage"][
         "amounts"
     ]
-    (plain,) = stage.speak(
+    *_, plain = stage.speak(
         {**values, "amount": 0.5, "scope": "local", "ticket": "p2"}, None, Progress()
     )
     assert not plain["stage"]["healed"]

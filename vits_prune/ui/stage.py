@@ -196,7 +196,7 @@ def measure(values: Values, token: str | None, progress: Progress) -> Shown:
     table = comparison.size_table(*size)
     yield {"stage": stage_value(row, amount), **_table(request, "size", table)}
     # A press of Speak measures anew; an opened page or a moved slider takes what is known.
-    anew = values["ticket"].startswith("p")
+    anew = str(values.get("ticket") or "").startswith("p")
     found = renditions.latency(request, token, progress, anew)
     row.add(amount, spoken, happened(spoken, size, found))
     whole = renditions.timed_text(request.text) == request.text.strip()
