@@ -247,7 +247,7 @@ def wire_stage(demo: gr.Blocks, page: Page) -> list[Any]:
                 shown["tabs"] = gr.Tabs(selected=query["tab"])
             if "lesson" in query:
                 shown["learn"] = open_page(query["lesson"])
-            return {page[name]: value for name, value in shown.items()}
+            return {page[name]: value for name, value in shown.items()} or gr.skip()
 
     names = (*SPEAKING, "stage", "tabs", "learn")
     opened = demo.load(restore, None, [page[name] for name in names], **QUIET)
