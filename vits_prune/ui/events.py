@@ -138,6 +138,8 @@ class Page(dict[str, Any]):
         if inspect.isgeneratorfunction(work):
             fn = on_a_bar if bar else in_words
             options["show_progress_on"] = [self[bar or status]]
+            if not bar:  # the words say it; Gradio's own picture over them would be hard to read
+                options.setdefault("show_progress", "hidden")
         filled = [self[name] for name in outputs]
         event = {"fn": fn, "inputs": set(names), "outputs": filled}
         return {**event, **LANES[lane], **QUIET, **options}
