@@ -126,14 +126,16 @@ def look(values: Values, token: str | None) -> dict[str, Any]:
         chosen: AtHand | None = AtHand(_request(values))
     except InputError:  # the controls say it already
         chosen = None
-    choices, which = [_AS_PRUNED], "pruned"
+    choices = [_AS_PRUNED]
     if healed:
         same = chosen and chosen.request.reference == healed.request.reference
         other = "" if same else f"{healed.request.reference}, "
         choices.append((f"pruned and healed: {other}{in_words(healed.request.spec)}", "healed"))
         if values["ship_which"] == "healed":
-            chosen, which = healed, "healed"
-    shown = {"ship_which": gr.Radio(choices, value=which, visible=healed is not None)}
+            chosen = healed
+    # The choice stays as it is, even if it was made while this looked around.
+    gone = {} if healed else {"value": "pruned"}
+    shown = {"ship_which": gr.Radio(choices, visible=healed is not None, **gone)}
     if chosen is None or not workbench.bench.is_loaded(chosen.request.reference, token):
         unread = gr.Checkbox(False, visible=False)
         return {**shown, "ship_notice": "", "ship_read": unread, "ship_noticed": None}
