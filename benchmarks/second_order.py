@@ -25,8 +25,8 @@ from vits_prune.measure.closeness import log_mel
 from vits_prune.pruning.calibration import kept_statistics
 from vits_prune.pruning.layers import Layer, chosen_layers
 from vits_prune.pruning.scores import zeros_wanted
+from vits_prune.synthesis.inference import encode
 from vits_prune.synthesis.speak import read_text
-from vits_prune.synthesis.stages import encode
 from vits_prune.synthesis.texts import load_calibration_texts, load_texts
 
 SENTENCES, BLOCK, DAMPING = 12, 128, 0.01

@@ -21,8 +21,8 @@ from vits_prune.healing.batches import (
 from vits_prune.healing.losses import Distillation, weighted_sum
 from vits_prune.healing.teacher import TeacherSpeech
 from vits_prune.pruning.blocks import sentence_ids
+from vits_prune.synthesis.inference import encode, log_durations, speaker_embedding
 from vits_prune.synthesis.speak import Delivery
-from vits_prune.synthesis.stages import encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import PARTS
 
 

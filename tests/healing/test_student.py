@@ -14,8 +14,8 @@ from vits_prune import InputError, load_voice
 from vits_prune.healing.student import LengthMatcher, check_pair, parts_to_train
 from vits_prune.healing.teacher import other_texts, training_texts
 from vits_prune.pruning.blocks import sentence_ids
+from vits_prune.synthesis.inference import encode, predict_durations, speaker_embedding
 from vits_prune.synthesis.speak import Delivery
-from vits_prune.synthesis.stages import encode, predict_durations, speaker_embedding
 
 
 def test_a_teacher_of_another_shape_is_refused(sparse, tmp_path):

@@ -20,14 +20,14 @@ from vits_prune.pruning import blocks, calibration
 from vits_prune.pruning.blocks import SEGMENT, inputs_of
 from vits_prune.pruning.calibration import calibrate, channel_sensitivity, collect, texts_for
 from vits_prune.pruning.layers import LayerMatrix, prunable_layers
-from vits_prune.synthesis.speak import Delivery, read_text
-from vits_prune.synthesis.stages import (
+from vits_prune.synthesis.inference import (
     encode,
     log_durations,
     predict_durations,
     sample_latents,
     speaker_embedding,
 )
+from vits_prune.synthesis.speak import Delivery, read_text
 from vits_prune.synthesis.texts import load_calibration_texts
 
 SEED = 5

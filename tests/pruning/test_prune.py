@@ -187,8 +187,8 @@ def test_second_order_keeps_outputs_closer_than_the_others(whole):
     voice, errors = whole["piper-medium"], {}
     spec = PruneSpec("magnitude", "local", 0.6, texts=SENTENCES)
     from vits_prune.pruning.blocks import inputs_of
+    from vits_prune.synthesis.inference import encode
     from vits_prune.synthesis.speak import read_text
-    from vits_prune.synthesis.stages import encode
 
     layers = prunable_layers(voice, ("text_encoder",))
     with torch.no_grad(), inputs_of(voice.model, layers) as inputs:

@@ -24,8 +24,8 @@ from vits_prune.pruning.structured.couplings import (
 )
 from vits_prune.pruning.structured.cut import choose, cut, shape_for
 from vits_prune.pruning.structured.importance import by_sensitivity
+from vits_prune.synthesis.inference import encode, speaker_embedding
 from vits_prune.synthesis.speak import read_text
-from vits_prune.synthesis.stages import encode, speaker_embedding
 
 HALF = Shape(decoder_width=0.5, ffn_width=0.5, multiple=4)
 UNHEARD = (

@@ -16,7 +16,7 @@ from vits_prune import InputError, PruneSpec
 from vits_prune.progress import Progress
 from vits_prune.studio import blind
 from vits_prune.study.listening_store import read_trials
-from vits_prune.ui.tabs import listen
+from vits_prune.ui.tabs import by_ear
 
 OTHER = PruneSpec("random", "global", 0.5)
 
@@ -221,7 +221,7 @@ def test_the_tab_compares_presets_the_original_and_what_was_remembered(request_)
 
     def sentence(pair, kept=None):
         asked = values | {"listen_pair": pair, "listen_kept": kept}
-        *_, shown = listen.start(asked, None, Progress())
+        *_, shown = by_ear.start(asked, None, Progress())
         state = blind.take({"test": shown["listen"]["test"], "trial": 1, "answer": "A"})
         return blind.take({"test": state["test"], "end": True})["sentence"]
 
@@ -232,5 +232,5 @@ def test_the_tab_compares_presets_the_original_and_what_was_remembered(request_)
         sentence("kept")
     with pytest.raises(InputError, match="Both sides are the same"):
         sentence("kept", request_.spec)
-    kept = listen.keep(values)
+    kept = by_ear.keep(values)
     assert (kept["listen_kept"], kept["listen_pair"]) == (request_.spec, "kept")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -45,6 +46,23 @@ def test_a_row_is_filled_with_what_the_library_says(request_, tiny, monkeypatch)
     assert row.points[0.0].words.startswith("No weight is zero.")
     assert row.points[0.6].words.startswith("60% of the weights are zero")
     assert list(fill(row)) == []
+
+
+def test_two_visitors_of_a_row_make_each_amount_once(request_, monkeypatch):
+    monkeypatch.setattr(rows, "AMOUNTS", (0.1, 0.2, 0.3, 0.4))
+    made = []
+
+    def counted(voice, spec):
+        made.append(spec.amount)
+        time.sleep(0.05)
+        return prune(voice, spec)
+
+    monkeypatch.setattr(rows, "prune", counted)
+    row = row_of(request_)
+    row.add(0.9, renditions.hear(request_, None))
+    with ThreadPoolExecutor(2) as visitors:
+        list(visitors.map(lambda one: list(fill(one)), [row, row]))
+    assert sorted(made) == [0.1, 0.2, 0.3, 0.4]
 
 
 def test_what_the_voice_cannot_be_pruned_by_is_left_out(request_, monkeypatch):

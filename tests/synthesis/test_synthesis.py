@@ -14,8 +14,9 @@ from tests.nearly import nearly
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import InputError, PruneSpec, load_voice, prune, speak
 from vits_prune.progress import Cancelled, Progress
+from vits_prune.synthesis import inference
 from vits_prune.synthesis import speak as speaking
-from vits_prune.synthesis import stages
+from vits_prune.synthesis.inference import MAX_SENTENCE_SECONDS, draw_noise
 from vits_prune.synthesis.speak import (
     STAGES,
     Delivery,
@@ -24,7 +25,6 @@ from vits_prune.synthesis.speak import (
     read_text,
     speak_sentences,
 )
-from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS, draw_noise
 
 TEXT = "Glue the sheet."
 LETTERS = "the birch canoe slid"
@@ -234,7 +234,7 @@ def test_durations_that_are_not_numbers_or_vanish(slow, value):
 
 
 def test_runaway_durations_on_the_real_voice(joe, monkeypatch):
-    monkeypatch.setattr(stages, "MAX_SENTENCE_SECONDS", 1.0)
+    monkeypatch.setattr(inference, "MAX_SENTENCE_SECONDS", 1.0)
     speech = speak(with_broken_durations(joe, 50.0), "Go.")
     assert speech.cut_short
     assert speech.durations.sum() == 22_050 // 256
@@ -259,7 +259,7 @@ def test_a_whole_text_that_runs_away_is_cut(slow, monkeypatch):
 def test_a_single_token_that_runs_away_is_told(slow):
     hidden = torch.zeros(1, slow.model.config.hidden_size, 1)
     own = Delivery().for_voice(slow)
-    durations, cut_short = stages.predict_durations(
+    durations, cut_short = inference.predict_durations(
         with_broken_durations(slow, 1e30), hidden, None, (0, 0), own, most_frames=10**9
     )
     assert durations.tolist() == [int(MAX_SENTENCE_SECONDS * 1_000 / slow.hop_length)]
@@ -352,7 +352,7 @@ def test_a_voice_of_which_one_weight_in_a_hundred_is_left_speaks(joe, scope):
 
 def test_no_sentence_asks_for_more_memory_than_its_bound(tiny, monkeypatch):
     # A crafted voice may have many channels and few samples a frame.
-    monkeypatch.setattr(stages, "MAX_ACTIVATION", 40 * 16 * 32)
+    monkeypatch.setattr(inference, "MAX_ACTIVATION", 40 * 16 * 32)
     speech = speak(
         tiny, "the birch canoe slid on the smooth planks", delivery=Delivery(speaking_rate=0.25)
     )

@@ -223,7 +223,7 @@ def test_the_healed_voice_goes_on_the_stage_and_comes_off_again(order, updates, 
         {**values, "amount": 0.5, "scope": "local", "ticket": "p2"}, None, Progress()
     )
     assert not plain["stage"]["healed"]
-    assert plain["stage"]["key"] != shown["stage"]["key"]
+    assert plain["stage"]["original"] != shown["stage"]["original"], "rows of their own"
     assert plain["pruned"].label == "Pruned"
     assert not nearly(samples(plain["pruned"]), own.pcm16())
 

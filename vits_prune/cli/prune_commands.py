@@ -20,8 +20,8 @@ from vits_prune.pruning import PruneSpec, prune
 from vits_prune.pruning.spec import METHODS
 from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.knee import LIMITS, Limit, parse_limit, prune_until_knee
+from vits_prune.synthesis.inference import MAX_SENTENCE_SECONDS
 from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text, write_wav
-from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
 from vits_prune.synthesis.texts import load_texts, read_text_file
 from vits_prune.voices.manifest import SAVED_FILE
 from vits_prune.voices.voice import Voice

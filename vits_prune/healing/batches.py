@@ -17,8 +17,12 @@ from vits_prune.healing.teacher import (
     flow_context,
     require_finite,
 )
+from vits_prune.synthesis.inference import (
+    draw_duration_noise,
+    draw_prior_noise,
+    predict_log_durations,
+)
 from vits_prune.synthesis.speak import Delivery
-from vits_prune.synthesis.stages import draw_duration_noise, draw_prior_noise, predict_log_durations
 from vits_prune.voices.voice import Voice
 
 TEXT_ONLY = "text_only_"

@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from vits_prune.healing.batches import TEXT_ONLY, Batch, Window
+from vits_prune.synthesis.inference import predict_log_durations
 from vits_prune.synthesis.spectra import mel_filter_bank, power_spectrum
-from vits_prune.synthesis.stages import predict_log_durations
 from vits_prune.threads import ForkSafeLock
 
 RESOLUTIONS = (2048, 512, 128)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from vits_prune.errors import InputError
+from vits_prune.synthesis.inference import POSTERIOR_NOISE, draw_noise
 from vits_prune.synthesis.spectra import power_spectrum
-from vits_prune.synthesis.stages import POSTERIOR_NOISE, draw_noise
 from vits_prune.voices.load import EMBEDDED
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from vits_prune.healing.plan import HealResult
 from vits_prune.healing.storage import Checkpoints
 from vits_prune.healing.teacher import MAX_TOKENS
 from vits_prune.pruning.layers import prunable_layers
+from vits_prune.synthesis.inference import encode, log_durations, speaker_embedding
 from vits_prune.synthesis.speak import Delivery
-from vits_prune.synthesis.stages import encode, log_durations, speaker_embedding
 from vits_prune.voices.voice import PARTS, Voice
 
 _SAME = {

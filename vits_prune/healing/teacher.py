@@ -20,8 +20,7 @@ import torch
 from vits_prune.errors import InputError
 from vits_prune.healing.storage import digest, read_tensors, write_tensors
 from vits_prune.pruning.blocks import sentence_ids
-from vits_prune.synthesis.speak import Delivery
-from vits_prune.synthesis.stages import (
+from vits_prune.synthesis.inference import (
     draw_duration_noise,
     encode,
     log_durations,
@@ -29,6 +28,7 @@ from vits_prune.synthesis.stages import (
     sample_latents,
     speaker_embedding,
 )
+from vits_prune.synthesis.speak import Delivery
 from vits_prune.synthesis.texts import load_calibration_texts
 from vits_prune.voices.voice import Voice, draw_texts, spoken_language
 

@@ -18,14 +18,14 @@ from torch import nn
 
 from vits_prune.errors import InputError
 from vits_prune.pruning.layers import Layer
-from vits_prune.synthesis.speak import Delivery, read_text
-from vits_prune.synthesis.stages import (
+from vits_prune.synthesis.inference import (
     encode,
     log_durations,
     predict_durations,
     sample_prior,
     speaker_embedding,
 )
+from vits_prune.synthesis.speak import Delivery, read_text
 from vits_prune.voices.voice import Voice, copy_with_weights
 
 READ_TOKENS = 8_192

@@ -38,9 +38,9 @@ from vits_prune.pruning.layers import (
     prunable_layers,
 )
 from vits_prune.pruning.spec import PruneSpec
+from vits_prune.synthesis.inference import encode, log_durations, speaker_embedding
 from vits_prune.synthesis.speak import Delivery
 from vits_prune.synthesis.spectra import mel_filter_bank, power_spectrum
-from vits_prune.synthesis.stages import encode, log_durations, speaker_embedding
 from vits_prune.synthesis.texts import load_calibration_texts
 from vits_prune.voices.voice import PARTS, Voice, draw_texts, spoken_language
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from vits_prune.errors import InputError
 from vits_prune.ship.onnx_writer import GraphWriter, Value
-from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
+from vits_prune.synthesis.inference import MAX_SENTENCE_SECONDS
 from vits_prune.voices.piper_model import piper_name
 
 if TYPE_CHECKING:

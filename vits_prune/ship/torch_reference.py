@@ -16,8 +16,7 @@ import torch
 
 from vits_prune.errors import InputError
 from vits_prune.ship.bench import answer, measure_in_processes, read_plan
-from vits_prune.synthesis.speak import read_text
-from vits_prune.synthesis.stages import (
+from vits_prune.synthesis.inference import (
     Scales,
     encode,
     log_durations,
@@ -25,6 +24,7 @@ from vits_prune.synthesis.stages import (
     sample_latents,
     speaker_embedding,
 )
+from vits_prune.synthesis.speak import read_text
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.load import load_folder
 from vits_prune.voices.voice import Voice, draw_texts, spoken_language

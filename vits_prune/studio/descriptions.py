@@ -19,7 +19,7 @@ from vits_prune.pruning.structured.cut import shape_for
 from vits_prune.studio import workbench
 from vits_prune.studio.workbench import Spoken, listens
 from vits_prune.study.comparison import PART_NAMES
-from vits_prune.synthesis.stages import MAX_SENTENCE_SECONDS
+from vits_prune.synthesis.inference import MAX_SENTENCE_SECONDS
 from vits_prune.voices.voice import PARTS, Voice
 
 SLOW = "It listens to the voice first: 10 to 60 seconds once, less for another amount."

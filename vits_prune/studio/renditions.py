@@ -160,12 +160,10 @@ def layer_changes(
     request: Request, token: str | None, progress: Progress = SILENT
 ) -> tuple[tuple[LayerChange, ...], Sparsity]:
     """Return what pruning did to each layer, in the order of the model, and the zeros left."""
-    voices = workbench.bench.voice_of(request, token), workbench.bench.pruned(request, token)
-    before, after = map(measure_sparsity, voices)
-    stays, there = (
-        _survivors(request, token, progress),
-        {row.layer.name: row for row in after.layers},
-    )
+    pruned = workbench.bench.pruned(request, token, progress)
+    before, after = map(measure_sparsity, (workbench.bench.voice_of(request, token), pruned))
+    stays = _survivors(request, token, progress)
+    there = {row.layer.name: row for row in after.layers}
     found = []
     for row in before.layers:
         left = stays(row.layer.name) if row.layer.prunable else Survivor(row.layer.name, {})

@@ -23,6 +23,8 @@ from vits_prune.studio.jobs import calls_are_limited
 from vits_prune.studio.request import Request, at_amount
 from vits_prune.studio.workbench import Spoken, listens, trace
 from vits_prune.synthesis.speak import Speech, write_wav
+from vits_prune.threads import ForkSafeLock
+from vits_prune.voices.voice import Voice
 
 AMOUNTS = (*(round(0.05 * i, 2) for i in range(20)), MAX_AMOUNT)
 FEWER_AMOUNTS = (0.0, 0.3, 0.5, 0.7, 0.9)
@@ -54,11 +56,8 @@ class Row:
     original: Path | None = None
     seconds: float = 0.0
     folder: Any = field(default_factory=lambda: tempfile.TemporaryDirectory(prefix=_PREFIX))
-
-    @property
-    def key(self) -> str:
-        """Name the row within this process."""
-        return Path(self.folder.name).name
+    making: ForkSafeLock = field(default_factory=ForkSafeLock)
+    """Held while one amount is made: two visitors of a row do not make it twice."""
 
     @property
     def amounts(self) -> tuple[float, ...]:
@@ -102,8 +101,6 @@ def _row_bytes(row: Row) -> float:
 
 
 _rows: Bounded[tuple[Request, str], Row] = Bounded(_ROW_BYTES, _row_bytes)
-
-
 _first: dict[tuple[Request, str], Row] = {}
 """What `warm_up` made: no other row pushes it out."""
 
@@ -141,27 +138,32 @@ def fill(row: Row, token: str | None = None, progress: Progress = SILENT) -> Ite
     bench = workbench.bench
     voice = bench.voice_of(row.request, token, progress=progress)
     for i, amount in enumerate(row.amounts):
-        if amount in row.points:
-            continue
         part = progress.part(i / len(row.amounts), (i + 1) / len(row.amounts))
-        part.report(f"amount {amount:.0%} for the slider", 0.0)
         bench.let_hearing_pass()
-        request = row.request.at(at_amount(row.request.spec, amount))
-        try:
-            check_feasible(voice, request.spec)
-        except InputError:
-            continue
-        if listens(request.spec) and amount:  # dear: worth keeping
-            pruned = bench.pruned(request, token, part)
-        else:
-            pruned = prune(voice, request.spec)
-        original = bench.original(request, token)
-        timing: Any = original if request.timing == "locked" else "own"
-        speech = workbench.say(pruned, request, timing, SILENT)
-        row.add(
-            amount, Spoken(original, speech, (measure_sparsity(voice), measure_sparsity(pruned)))
-        )
-        yield row
+        with row.making.turn(part, "waiting for another visitor's row"):
+            made = amount not in row.points and _make(row, voice, amount, token, part)
+        if made:
+            yield row
+
+
+def _make(row: Row, voice: Voice, amount: float, token: str | None, progress: Progress) -> bool:
+    """Add one amount; return whether the voice can be pruned by it."""
+    progress.report(f"amount {amount:.0%} for the slider", 0.0)
+    bench, request = workbench.bench, row.request.at(at_amount(row.request.spec, amount))
+    try:
+        check_feasible(voice, request.spec)
+    except InputError:
+        return False
+    if listens(request.spec) and amount:  # dear: worth keeping
+        pruned = bench.pruned(request, token, progress)
+    else:
+        pruned = prune(voice, request.spec)
+    original = bench.original(request, token)
+    timing: Any = original if request.timing == "locked" else "own"
+    speech = workbench.say(pruned, request, timing, SILENT)
+    sparsity = measure_sparsity(voice), measure_sparsity(pruned)
+    row.add(amount, Spoken(original, speech, sparsity))
+    return True
 
 
 def warm_up(request: Request) -> None:

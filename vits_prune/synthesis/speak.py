@@ -15,7 +15,7 @@ import torch
 from vits_prune.errors import InputError
 from vits_prune.fields import check_options, option
 from vits_prune.progress import SILENT, Progress
-from vits_prune.synthesis.stages import (
+from vits_prune.synthesis.inference import (
     Scales,
     encode,
     predict_durations,

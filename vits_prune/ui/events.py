@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
@@ -95,22 +96,16 @@ class Page(dict[str, Any]):
             with sentences():
                 return shown(work(asked(values), visitor_token(oauth)))
 
-        async def walk(
-            values: dict[str, Any], token: str | None, report: Callable[[Update], Any]
-        ) -> AsyncGenerator[dict[Any, Any], None]:
-            def unwanted() -> bool:
-                return bool(ticket) and values[ticket] in tickets
+        def walk(
+            values: dict[Any, Any], oauth: gr.OAuthToken | None, report: Callable[[Update], Any]
+        ) -> aclosing[AsyncGenerator[dict[Any, Any], None]]:
+            given, token = asked(values), visitor_token(oauth)
 
-            if unwanted():
-                yield gr.skip()
-                return
-            run = stream(lambda progress: work(values, token, progress), unwanted)
-            with sentences():
-                async with aclosing(run) as news:
-                    async for one in news:
-                        found = report(one) if isinstance(one, Update) else shown(one)
-                        if found is not None:
-                            yield found
+            def unwanted() -> bool:
+                return bool(ticket) and given[ticket] in tickets
+
+            run = functools.partial(work, given, token)
+            return aclosing(_walk(run, unwanted, report, shown))
 
         async def in_words(
             values: dict[Any, Any], oauth: gr.OAuthToken | None
@@ -118,7 +113,7 @@ class Page(dict[str, Any]):
             def report(update: Update) -> dict[Any, Any]:
                 return {self[status]: plain(str(update), 300)}
 
-            async with aclosing(walk(asked(values), visitor_token(oauth), report)) as steps:
+            async with walk(values, oauth, report) as steps:
                 async for one in steps:
                     yield one
 
@@ -130,7 +125,7 @@ class Page(dict[str, Any]):
             def report(update: Update) -> None:
                 bar(update.fraction, desc=update.message)
 
-            async with aclosing(walk(asked(values), visitor_token(oauth), report)) as steps:
+            async with walk(values, oauth, report) as steps:
                 async for one in steps:
                     yield one
 
@@ -143,3 +138,21 @@ class Page(dict[str, Any]):
         filled = [self[name] for name in outputs]
         event = {"fn": fn, "inputs": set(names), "outputs": filled}
         return {**event, **LANES[lane], **QUIET, **options}
+
+
+async def _walk(
+    run: Callable[..., Any],
+    unwanted: Callable[[], bool],
+    report: Callable[[Update], dict[Any, Any] | None],
+    shown: Callable[[dict[str, Any]], dict[Any, Any]],
+) -> AsyncGenerator[dict[Any, Any], None]:
+    """Run a generator function in a thread; yield what it and its reports change on the page."""
+    if unwanted():
+        yield gr.skip()
+        return
+    with sentences():
+        async with aclosing(stream(run, unwanted)) as news:
+            async for one in news:
+                found = report(one) if isinstance(one, Update) else shown(one)
+                if found is not None:
+                    yield found

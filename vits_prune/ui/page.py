@@ -12,7 +12,7 @@ from vits_prune.ui import stage, tables
 from vits_prune.ui.api import add_endpoints
 from vits_prune.ui.controls import control_components, option_components, wire_controls
 from vits_prune.ui.events import Page
-from vits_prune.ui.tabs import by_layer, curve, export, heal, learn, listen
+from vits_prune.ui.tabs import by_ear, by_layer, curve, export, heal, learn
 from vits_prune.ui.widgets import source
 
 _TITLE = "# vits_prune: hear what pruning does to a voice"
@@ -44,7 +44,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Layers", id="layers"):
                 made |= by_layer.layers_tab()
             with gr.Tab("Listen blind", id="listen"):
-                made |= listen.listen_tab()
+                made |= by_ear.listen_tab()
             with gr.Tab("Heal", id="heal"):
                 made |= heal.heal_tab()
             with gr.Tab("Export", id="export") as made["ship_tab"]:
@@ -55,7 +55,7 @@ def build() -> gr.Blocks:
         running += tables.wire_quality(page)
         running += by_layer.wire_layers(page)
         learn.wire_learn(page)
-        listen.wire_listen(page)
+        by_ear.wire_listen(page)
         export.wire_export(demo, page, heal.wire_heal(page))
         stage.wire_stop(page, running)
         add_endpoints()

@@ -112,12 +112,7 @@ def stage_value(row: Row, amount: float, play: str = "") -> dict[str, Any]:
         for one in sorted(row.points.values(), key=lambda one: one.amount)
     ]
     original = _file(row.original) if row.original else None
-    shown: dict[str, Any] = {
-        "key": row.key,
-        "original": original,
-        "points": points,
-        "amounts": row.amounts,
-    }
+    shown: dict[str, Any] = {"original": original, "points": points, "amounts": row.amounts}
     shown |= {"amount": amount, "aligned": aligned, "healed": bool(row.request.healed)}
     return {**shown, "play": play, "hint": _HINTS[aligned]}
 
