@@ -121,30 +121,34 @@ def test_the_tables_tell_structure_from_zeros(tiny):
 
 
 @pytest.mark.parametrize(
-    ("ratios", "words"),
+    ("ratios", "macs", "words"),
     [
-        ((1.2, 1.1, 1.3), "faster: 1.20"),
-        ((1.01, 1.005, 1.02), "not faster: 1.01"),
-        ((1.2, 0.9, 1.4), "not faster: 1.20"),
+        ((1.2, 1.1, 1.3), 0.8, "faster: 1.20"),
+        ((1.01, 1.005, 1.02), 0.8, "not faster: 1.01"),
+        ((1.2, 0.9, 1.4), 0.8, "not faster: 1.20"),
+        ((1.6, 1.1, 1.9), 1.0, "not faster: 1.60"),
     ],
 )
-def test_speed_is_claimed_only_where_every_run_was_faster(comparison, ratios, words):
+def test_speed_is_claimed_only_where_less_is_computed_and_every_run_was_faster(
+    comparison, ratios, macs, words
+):
     from dataclasses import replace
 
     from vits_prune.measure import Spread
 
-    def taking(seconds):
+    def taking(seconds, macs=1.0):
         stages = {
             **comparison.latency.original.stage_seconds,
             "total": Spread(seconds, seconds, seconds),
         }
-        return replace(comparison.latency.original, stage_seconds=stages)
+        counted = round(macs * comparison.latency.original.dense_macs)
+        return replace(comparison.latency.original, stage_seconds=stages, dense_macs=counted)
 
     table = latency_table(
         replace(
             comparison.latency,
             original=taking(ratios[0]),
-            pruned=taking(1.0),
+            pruned=taking(1.0, macs),
             speed_up=Spread(*ratios),
         )
     )

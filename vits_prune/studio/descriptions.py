@@ -18,7 +18,7 @@ from vits_prune.pruning.structured.couplings import sizes, sizes_of
 from vits_prune.pruning.structured.cut import shape_for
 from vits_prune.studio import workbench
 from vits_prune.studio.workbench import Spoken, listens
-from vits_prune.study.comparison import PART_NAMES
+from vits_prune.study.comparison import PART_NAMES, is_faster, speed_of
 from vits_prune.synthesis.inference import MAX_SENTENCE_SECONDS
 from vits_prune.voices.voice import PARTS, Voice
 
@@ -122,12 +122,8 @@ def _size_words(before: Size, after: Size) -> str:
 
 
 def _speed_words(latency: Latency) -> str:
-    before, after = (
-        one.stage_seconds["total"].median for one in (latency.original, latency.pruned)
-    )
-    speed = before / after
-    if latency.speed_up.low > 1.0 and speed >= 1.05:
-        return f"It speaks {speed:.1f} times as fast."
+    if is_faster(latency):
+        return f"It speaks {speed_of(latency):.1f} times as fast."
     runs = f"{latency.speed_up.low:.2f} to {latency.speed_up.high:.2f} times the speed, run by run"
     if latency.pruned.dense_macs < latency.original.dense_macs:
         return f"It is not clearly faster ({runs})."

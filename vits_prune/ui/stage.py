@@ -12,7 +12,7 @@ import gradio as gr
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import MAX_AMOUNT, METHODS, PruneSpec, in_words
-from vits_prune.studio import plots, renditions, workbench
+from vits_prune.studio import renditions, workbench
 from vits_prune.studio.descriptions import happened
 from vits_prune.studio.heal_jobs import staged
 from vits_prune.studio.request import (
@@ -50,16 +50,13 @@ _ALWAYS = ("voice", "method", "scope", "amount", "text", "seed")
 
 
 def stage_components() -> Made:
-    """Make the widget that plays, the amount, and the two players."""
+    """Make the widget that plays, and the amount."""
     made = Made()
     made["stage"] = widget("stage")
     how = {"minimum": 0, "maximum": MAX_AMOUNT, "step": 0.01, "buttons": []}
     info = "Share of the weights that become zero"
     made.add("amount", gr.Slider, PruneSpec.amount, "Amount", info=info, **how)
     made.add("status", gr.Markdown, "", min_height=24)
-    with gr.Row(elem_id="players"):
-        made["original"] = player("Original", "original-audio", plots.ORIGINAL, min_width=200)
-        made["pruned"] = player("Pruned", "pruned-audio", plots.PRUNED, min_width=200)
     label = "Steps of gradual pruning: choose one to hear it"
     made.add("rendition", gr.Radio, None, label, choices=[], visible=False)
     label, options = "Step, with the original's durations", {"visible": False, "autoplay": True}
@@ -140,13 +137,11 @@ def speak(values: Values, token: str | None, progress: Progress) -> Shown:
         row.add_sound(amount, pruned)
         yield {"stage": stage_value(row, amount, play)}
         spoken = renditions.hear(request, token, part.part(0.6, 1.0), pruned)
-    point, label = row.add(amount, spoken), "Pruned and healed" if request.healed else "Pruned"
+    row.add(amount, spoken)
     yield {
         "asked": request,
         "status": "Measuring comes next …",
         "stage": stage_value(row, amount, play),
-        "original": str(row.original),
-        "pruned": gr.Audio(str(point.sound), label=label),
         "rendition": _renditions(request),
         "rendition_audio": gr.Audio(None, visible=False),
         "python": as_python(request),
@@ -216,7 +211,7 @@ def fill_row(values: Values, token: str | None, progress: Progress) -> Shown:
 # Events
 
 _SPEAK, _RENDER = "() => stageRun.speak(true)", "() => stageRun.speak(false)"
-_RUN = ("stage", "original", "pruned", "rendition", "rendition_audio", "asked", "python", "command")
+_RUN = ("stage", "rendition", "rendition_audio", "asked", "python", "command")
 _MEASURED = ("size", "size_csv", "latency", "latency_csv")
 _TABLES = ("sparsity", "sparsity_csv", *_MEASURED, "quality", "quality_csv")
 

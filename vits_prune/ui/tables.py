@@ -187,10 +187,17 @@ def _latency(frame: pd.DataFrame | None) -> str:
     speed = "" if frame is None else frame.set_index("what")["in words"][_RTF]
     total = f"{comparison.STAGE_NAMES['total']} (ms)"
 
+    same = comparison.ZEROS_COST in speed
+
     def apart(row: dict[str, Any]) -> bool:
-        """Return whether the change is claimed: by all runs, for the sum by the table's words."""
+        """Return whether the change is claimed: by all runs, for the sum by the table's words.
+
+        Of times none is where the same kernels compute the same.
+        """
         if row["what"] in (total, _RTF):
             return speed.startswith("faster")
+        if same and row["what"] in LATENCY_ROWS:
+            return False
         if math.isnan(row.get("pruned, lowest run", math.nan)):
             return abs(row["pruned / original"] - 1) >= 0.005
         before, after = (

@@ -4,7 +4,7 @@ const find = (name) => element.querySelector(name);
 const slider = () => document.querySelector('#amount input[type=range]');
 const value = () => ({points: [], amounts: [], ...props.value});
 const sounds = new Map();  // by address: {buffer, levels}
-let context = null, output = null, current = null, original = false, played = '', settling = 0, drawing = 0, frame = 0, drawn = '';
+let context = null, output = null, current = null, original = false, played = '', settling = 0, drawing = 0, ticking = 0, moving = null, drawn = '';
 
 const amount = () => Number(slider() ? slider().value : value().amount || 0);
 const ready = (point) => point && point.sound && sounds.get(point.sound.url);
@@ -91,27 +91,37 @@ function take() {  // let what is wanted take over from what sounds
   const before = current;
   begin(wanted.sound);
   end(before);
+  follow();
+  tick();
 }
 function play() {
   if (current || !ready(heard())) return;
   begin(heard().sound);
-  cancelAnimationFrame(frame);
+  follow();
   tick();
+  clearInterval(ticking);
+  ticking = setInterval(tick, 100);
   show();
 }
 function pause() {
   if (!current) return;
   end(current);
   current = null;
+  clearInterval(ticking);
   show();
+}
+function follow() {  // the browser moves the line over the pictures; nothing is computed frame by frame
+  const known = sounds.get(current.url), end = `translateX(${find('.strips').clientWidth}px)`;
+  const way = [{transform: 'none'}, {transform: end, offset: known.seconds / current.buffer.duration}, {transform: end}];
+  if (moving) moving.cancel();
+  moving = find('.head').animate(way, {duration: 1000 * current.buffer.duration, iterations: Infinity});
 }
 function tick() {
   if (!current) return;
-  const head = find('.head'), known = sounds.get(current.url);
-  const seconds = position() * current.buffer.duration;
-  head.style.transform = `translateX(${Math.min(1, seconds / known.seconds) * find('.strips').clientWidth}px)`;
+  const known = sounds.get(current.url), seconds = position() * current.buffer.duration;
+  const lag = 1000 * seconds - moving.currentTime % (1000 * current.buffer.duration);
+  if (Math.abs(lag) > 30) moving.currentTime += lag;
   find('.time').textContent = `${Math.min(seconds, known.seconds).toFixed(1)} of ${known.seconds.toFixed(1)} s`;
-  frame = requestAnimationFrame(tick);
 }
 function choose(side) {
   original = side;
@@ -202,11 +212,25 @@ function show() {
   find('.amount').textContent = `${Math.round(100 * amount())}%${there ? healed : ''}`;
   find('.pruned-name').textContent = point ? `Pruned ${Math.round(100 * point.amount)}%${healed}` : 'Pruned';
   find('.head').hidden = !current;
+  player('original', value().original, 'Original', 'original.wav');
+  const percent = point ? Math.round(100 * point.amount) : 0, name = value().healed ? 'Pruned and healed' : 'Pruned';
+  player('pruned', point && point.sound, `${name}, ${percent}%`, `pruned-${percent}.wav`);
   find('.words').textContent = point ? point.words : '';
   element.dataset.heard = current ? (original ? 'original' : String(point ? point.amount : '')) : '';
   marks();
   clearTimeout(drawing);
   drawing = setTimeout(draw, 0);  // after the buttons: they are what is waited for
+}
+function player(side, sound, name, file) {
+  if (!sound) return;
+  const box = find(`#${side}-audio`), link = box.querySelector('a');
+  if (link.getAttribute('href') !== sound.url) {
+    box.querySelector('audio').src = sound.url;
+    link.href = sound.url;
+  }
+  link.download = file;
+  box.querySelector('figcaption').textContent = name;
+  box.hidden = false;
 }
 function marks() {  // which amounts are at hand, on the track of the slider
   const track = slider();
