@@ -308,15 +308,3 @@ def test_public_names():
 def test_fields_of_public_values():
     for name, recorded in RECORD["fields"].items():
         assert [one for one in cases.fields()[name] if one in recorded] == recorded, name
-
-
-def test_the_endpoints_of_the_page(tmp_path):
-    with cases.page(tmp_path) as url:
-        found = cases.api_facts(url)
-    recorded = RECORD["api"]
-    for part in ("schema", "report", "about"):
-        assert found[part] == recorded[part], part
-    assert found["sparsity"] == pytest.approx(recorded["sparsity"])
-    for name, (rate, length, kind) in recorded["clips"].items():
-        assert (found["clips"][name][0], found["clips"][name][2]) == (rate, kind)
-        assert found["clips"][name][1] == pytest.approx(length, rel=0.02)

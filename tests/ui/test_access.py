@@ -26,7 +26,7 @@ def faults(page: Page, within: str | None = None) -> list[tuple[str, str, str]]:
     ]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_nothing_serious_in_the_way(visit, tmp_path, theme):
     page = visit(f"/?__theme={theme}", color_scheme=theme)
     assert (page.locator("body.dark").count() == 1) == (theme == "dark")

@@ -17,7 +17,9 @@ from gradio_client import Client
 from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 
+from tests.goldens import cases
 from tests.nearly import nearly
+from tests.test_goldens import RECORD
 from tests.ui.conftest import BERT, CROWD, TINY
 from vits_prune import PruneSpec, load_voice, prune, speak
 from vits_prune import compare as library_compare
@@ -422,3 +424,13 @@ def test_after_all_that_the_app_goes_on_and_kept_its_token_to_itself(client, ser
         assert "authorization" not in headers, path
         assert "serverowner" not in str(headers), path
     assert "serverowner" not in server.log.read_text(errors="replace")
+
+
+def test_the_endpoints_of_the_page(server):
+    found, recorded = cases.api_facts(server.url), RECORD["api"]
+    for part in ("schema", "report", "about"):
+        assert found[part] == recorded[part], part
+    assert found["sparsity"] == pytest.approx(recorded["sparsity"])
+    for name, (rate, length, kind) in recorded["clips"].items():
+        assert (found["clips"][name][0], found["clips"][name][2]) == (rate, kind)
+        assert found["clips"][name][1] == pytest.approx(length, rel=0.02)

@@ -24,6 +24,23 @@ from vits_prune import load_voice, speak
 pytestmark = pytest.mark.xdist_group("server")
 
 
+def test_a_healing_is_watched_and_stopped(page):
+    choose_voice(page, TINY)
+    page.locator("#text textarea").fill("hi there")
+    open_tab(page, "Heal")
+    number(page, "heal-minutes", "20")
+    number(page, "heal-texts", "2")
+    page.locator("#heal-start").click()
+    line = page.locator("#heal-course .losses polyline").first
+    expect(line).to_be_attached(timeout=PATIENCE)  # the recogniser loads before
+    page.locator("#heal-stop").click()
+    stopped = "stopped by hand at step"
+    expect(page.locator("#heal-status")).to_contain_text(stopped, timeout=PATIENCE)
+    expect(page.locator("#heal-table")).to_contain_text("length of the speech")
+    assert sound(page, "heal-healed")[0].any()
+
+
+@pytest.mark.slow
 def test_a_voice_is_healed_heard_on_the_way_stopped_saved_and_put_on_the_stage(page, tmp_path):
     status, stage = page.locator("#heal-status"), page.locator("#stage .pruned-name")
     slider = page.locator("#amount input[type=range]")

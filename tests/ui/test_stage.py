@@ -263,6 +263,7 @@ def test_a_damaged_link_gets_one_sentence_and_the_default_stage(visit):
 # Several presses, several tabs
 
 
+@pytest.mark.slow
 def test_the_last_of_several_presses_counts_in_each_of_two_tabs(visit):
     first = visit()
     choose_voice(first, TINY)
@@ -286,6 +287,7 @@ def test_the_last_of_several_presses_counts_in_each_of_two_tabs(visit):
     first.context.close()
 
 
+@pytest.mark.slow
 def test_the_page_goes_on_after_a_lost_connection(visit):
     page = visit()
     choose_voice(page, TINY)

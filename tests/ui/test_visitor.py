@@ -88,6 +88,7 @@ def test_a_piper_voice_is_uploaded(page):
     assert nearly(players(page)[0][0], speak(load_voice("joe"), "Hi.").pcm16())
 
 
+@pytest.mark.slow
 def test_own_rhythm_gradual_steps_and_speakers(page, server):
     more_options(page)
     choose_voice(page, TINY)
