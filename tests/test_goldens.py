@@ -64,10 +64,17 @@ def check_zeros(found, recorded, *, exact):
 
 # Pruning
 
+LONG = ("second-order-sensitivity", "activation-local")
+"""What takes a real voice ten seconds or more; the tiny ones go through all."""
+
 
 @pytest.mark.parametrize(
     ("name", "case"),
-    [(name, case) for name, specs in cases.PRUNED.items() for case in ("original", *specs)],
+    [
+        pytest.param(name, case, marks=[pytest.mark.slow] * (name == "joe" and case in LONG))
+        for name, specs in cases.PRUNED.items()
+        for case in ("original", *specs)
+    ],
 )
 def test_pruning(voices, name, case):
     recorded = RECORD["pruned"][name][case]

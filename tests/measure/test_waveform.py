@@ -80,7 +80,7 @@ def spoken(joe):
     return np.resize(at_16_khz(speech.waveform, speech.sampling_rate), 19_200)
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.4, 11.2])
+@pytest.mark.parametrize("seconds", [0.3, pytest.param(1.4, marks=pytest.mark.slow), 11.2])
 def test_scores_equal_the_reference(spoken, seconds):
     """Repeated into one window, repeated into two, and long enough for two windows."""
     sound = np.resize(spoken, int(seconds * 16_000))

@@ -222,6 +222,7 @@ def test_cancelled(tiny):
         solve_budget(tiny, Budget(None, 0.9, QUALITY), TEXTS, HELD_OUT, progress=Progress(stop))
 
 
+@pytest.mark.slow
 def test_the_command(tiny_folder, tiny, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS + HELD_OUT))
     out = tmp_path / "out"

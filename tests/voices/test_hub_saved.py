@@ -62,7 +62,12 @@ def same(first, second):
 
 @pytest.mark.parametrize(
     ("kind", "form"),
-    [("hugging-face", "sparse"), ("speakers", "dense"), ("narrow", "sparse"), ("piper", "dense")],
+    [
+        ("hugging-face", "sparse"),
+        pytest.param("speakers", "dense", marks=pytest.mark.slow),
+        pytest.param("narrow", "sparse", marks=pytest.mark.slow),
+        ("piper", "dense"),
+    ],
 )
 def test_a_saved_voice_speaks_the_same_samples_from_the_hub(hub, voices, tmp_path, kind, form):
     folder = save_voice(voices[kind], tmp_path / "saved", form)
