@@ -171,8 +171,9 @@ def visit(browser, url: str, sentence: str, amount: str) -> dict[str, float]:
     page.locator("#text textarea").fill(sentence)
     found["Speak to sound, new sentence"] = timed(page.locator("#speak").click)
     status.wait_for()
+    page.locator("#stop").click()  # the row need not be made for the next amount
     page.wait_for_function("!stageRun.now")
-    page.wait_for_timeout(300)
+    page.wait_for_timeout(1_000)
     page.evaluate(f"window.timed = hears('{amount}'), 0")
     page.locator("#amount input[type=range]").fill(amount)
     found["changed amount to its sound"] = page.evaluate("timed")
