@@ -303,3 +303,18 @@ def test_the_page_goes_on_after_a_lost_connection(visit):
     speak_through(page, "hi there")
     assert all(len(sound) for sound, _ in players(page))
     page.context.close()
+
+
+@pytest.mark.slow
+def test_eight_visitors_hear_what_each_asked_for(visit):
+    words = ("hi", "you", "there", "hi you", "you hi", "hi there", "there you", "you there")
+    pages = [visit() for _ in words]
+    for page, text in zip(pages, words, strict=True):
+        choose_voice(page, TINY)
+        page.locator("#text textarea").fill(text)
+        page.locator("#speak").click()
+    for page, text in zip(pages, words, strict=True):
+        command(page, shlex.quote(f"--text={text}"))
+        done(page)
+        assert all(len(sound) for sound, _ in players(page))
+        page.context.close()
