@@ -32,7 +32,7 @@ from vits_prune.cli.terminal import (
 from vits_prune.errors import InputError
 from vits_prune.pruning import PruneSpec
 from vits_prune.study.evaluation import Evaluation, evaluate
-from vits_prune.study.knee import KNEE_RULE, LIMITS, Knee, find_knee, parse_limit
+from vits_prune.study.knee import KNEE_RULE, Knee, find_knee, parse_limit, seeds_for, usual_limits
 from vits_prune.study.listening import Hearing
 from vits_prune.study.listening_store import Group, pool, read_trials, write_trials
 from vits_prune.study.sweep import SweepResult, VoicesResult, run_sweep, run_voices
@@ -49,7 +49,7 @@ from vits_prune.study.sweep_grid import (
 from vits_prune.voices.load import load_voice
 
 _AGAIN = "start the same command again to go on"
-_SHOWN = ("cer", "dnsmos_ovrl", "mcd_db", "duration_ratio", "lufs")
+_SHOWN = ("cer", "distillmos", "dnsmos_ovrl", "visqol", "mcd_db", "duration_ratio", "lufs")
 """Metrics in the table of a sweep; the others are in its file."""
 _PARTS = "all, decoder, flow+decoder"
 
@@ -86,7 +86,10 @@ def add_commands(commands: Any) -> None:
     parser.add_voice()
     parser.add_spec(("method", "scope"))
     parser.add_flag("--parts GROUP", _PARTS, default="all")
-    words = "how much may be lost, such as wer=0.05 (default: cer=+0.02 dnsmos_ovrl=-0.1)"
+    words = (
+        "how much may be lost, such as wer=0.05 (default: cer=+0.02 distillmos=-0.1 visqol=-0.25, "
+        "and dnsmos_ovrl=-0.1 where Distill-MOS is not installed)"
+    )
     parser.add_flag("--limit METRIC=CHANGE", words, nargs="+")
     words = "whole intervals must keep the limits, not the estimates alone"
     parser.add_flag("--strict", words, bool)
@@ -173,7 +176,9 @@ def _print_evaluation(found: Evaluation) -> None:
 def _knee(options: Namespace) -> None:
     parts, settings, texts = parse_parts(options.parts), settings_of(options), texts_of(options)
     base = dataclasses.replace(_base(options), parts=parts)
-    limits = tuple(map(parse_limit, options.limit)) if options.limit else LIMITS
+    limits = tuple(map(parse_limit, options.limit)) if options.limit else usual_limits()
+    seeds = max(settings.noise_seeds, seeds_for(limits))
+    settings = dataclasses.replace(settings, noise_seeds=seeds)
     check_writable(options.json)
     how = {"texts": texts, "settings": settings, "strict": options.strict}
     voice = load(options)

@@ -19,7 +19,13 @@ from vits_prune.measure.quality import METRICS
 from vits_prune.pruning import PruneSpec, prune
 from vits_prune.pruning.spec import METHODS
 from vits_prune.study.evaluation import Settings, prepare_reference
-from vits_prune.study.knee import LIMITS, Limit, parse_limit, prune_until_knee
+from vits_prune.study.knee import (
+    Limit,
+    parse_limit,
+    prune_until_knee,
+    seeds_for,
+    usual_limits,
+)
 from vits_prune.synthesis.inference import MAX_SENTENCE_SECONDS
 from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text, write_wav
 from vits_prune.synthesis.texts import load_texts, read_text_file
@@ -188,12 +194,14 @@ def _until_knee(
     voice: Voice, spec: PruneSpec, options: Namespace, keep: Callable[[int, Voice], None]
 ) -> Voice:
     """Return the voice of the last step that keeps the usual limits."""
-    families = tuple({METRICS[limit.metric].family for limit in LIMITS})
-    texts, settings = texts_of(options), Settings(metrics=families, noise_seeds=0)
+    limits = usual_limits()
+    families = tuple({METRICS[limit.metric].family for limit in limits})
+    texts = texts_of(options)
+    settings = Settings(metrics=families, noise_seeds=seeds_for(limits))
     with ProgressLine() as progress:
         first, then = progress.part(0.0, 0.1), progress.part(0.1, 1.0)
         reference = prepare_reference(voice, texts, settings, progress=first)
-        found = prune_until_knee(voice, spec, reference, LIMITS, on_voice=keep, progress=then)
+        found = prune_until_knee(voice, spec, reference, limits, on_voice=keep, progress=then)
     for trial in found.steps:
         changes = (
             f"{one.limit.metric} {f'{one.interval.value:+.3g}' if one.interval else '?'}"
@@ -201,12 +209,12 @@ def _until_knee(
         )
         verdict = "kept" if trial.kept else "broken"
         print(f"Amount {trial.amount:.3g}: {', '.join(changes)}: {verdict}")
-    limits = ", ".join(f"{limit.metric} {limit.change:+g}" for limit in LIMITS)
+    kept = ", ".join(f"{limit.metric} {limit.change:+g}" for limit in limits)
     if found.voice is None:
-        raise InputError(f"The first step breaks the limits ({limits}): take smaller steps.")
+        raise InputError(f"The first step breaks the limits ({kept}): take smaller steps.")
     last = found.steps[-1]
     where = "all steps keep them" if last.kept else f"amount {last.amount:.3g} breaks them"
-    measured = f"{limits}; {len(reference.texts)} sentences"
+    measured = f"{kept}; {len(reference.texts)} sentences"
     print(f"Stopped at amount {found.amount:.3g}: {where} ({measured}).")
     return found.voice
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vits_prune.caches import Bounded
+from vits_prune.measure.predictors import measure_visqol
 from vits_prune.measure.waveform import RATE, at_16_khz, finite
 from vits_prune.synthesis.speak import Speech
 from vits_prune.synthesis.spectra import mel_filter_bank, power_spectrum
@@ -54,6 +55,8 @@ class Closeness:
     """Share of frames, 0 to 1, that are voiced in one sound only."""
     voiced_frames: int
     """Frames of 16 ms that are voiced in both."""
+    visqol: float | None = None
+    """ViSQOL's opinion of the second sound beside the first, 1 to 5; None if not measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +94,15 @@ def measure_closeness(
     *,
     contour: PitchContour | None = None,
     threads: int | None = None,
+    visqol: bool = False,
 ) -> Closeness:
     """Return the distances of the second sound, float [samples], from the first, as many.
 
-    `contour` is that of the first, where it is known already; `threads` are of the F0 network.
+    `contour` is that of the first, where it is known already; `threads` are of the F0 network;
+    `visqol` asks for the optional predictor.
+
+    Raises:
+        Unusable: ViSQOL was asked for and cannot be used.
     """
     if first.shape != second.shape:
         words = (
@@ -107,7 +115,9 @@ def measure_closeness(
     contour = contour or track_pitch(one, sampling_rate, threads)
     pitch = compare_pitch(contour, track_pitch(two, sampling_rate, threads))
     levels = float(np.mean(np.abs(mel[0] - mel[1])) * 20 / np.log(10))
-    return Closeness(mel_cepstral_distortion(*mel), levels, convergence, magnitude, *pitch)
+    opinion = measure_visqol(one, two, sampling_rate) if visqol else None
+    distortion = mel_cepstral_distortion(*mel)
+    return Closeness(distortion, levels, convergence, magnitude, *pitch, visqol=opinion)
 
 
 def log_mel(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:

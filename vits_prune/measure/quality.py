@@ -2,7 +2,8 @@
 
 A noise floor is the change that another seed of the original makes to a metric. Intervals are of
 ratios over sentences; the same numbers and seed give the same interval (Efron and Tibshirani 1993,
-chapter 13; Bisani and Ney 2004 for word error rates).
+chapter 13; Bisani and Ney 2004 for word error rates). That two voices do not differ is a claim of
+its own, by two one-sided tests against a margin (Schuirmann 1987, doi 10.1007/BF01068419).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -25,17 +26,20 @@ INTERVAL_METHOD = (
     "sums of words, so long sentences weigh more"
 )
 
-FAMILIES = ("intelligibility", "naturalness", "closeness", "rhythm", "loudness")
+FAMILIES = ("intelligibility", "naturalness", "closeness", "speaker", "rhythm", "loudness")
 """Groups of metrics that are measured together."""
 NO_DIFFERENCE = "no difference found"
+UNDECIDED = "undecided"
 TOO_FEW = "too few sentences for a verdict"
 NO_FLOOR = "no noise floor was measured"
 VERDICT_RULE = (
-    "A difference is claimed only where the whole 95% interval lies beyond the noise floor: "
-    "beyond the largest change, in either direction, that another seed makes to the original's own "
-    "figure; for distances, beyond the distance of the farthest other seed. "
-    f"Everything else is {NO_DIFFERENCE!r}, which with few sentences means no more than that: the "
-    "interval's ends say how large a difference could hide."
+    "A difference is claimed where the whole 95% interval lies beyond the noise floor: beyond the "
+    "largest change, in either direction, that another seed makes to the original's own figure; "
+    "for distances, beyond the farthest other seed. "
+    f"{NO_DIFFERENCE.capitalize()!r} is claimed where the whole interval lies within the margin, "
+    "on both sides (two one-sided tests, 2.5% each; for distances one): within the metric's own "
+    "margin, or within the noise floor where that is wider. "
+    f"Everything else is {UNDECIDED!r}: more sentences would tell."
 )
 
 Pairs = Sequence[tuple[float, float]]
@@ -126,39 +130,66 @@ class Metric:
     family: str
     kind: Literal["voice", "distance", "shift"]
     """"voice": a property of each voice alone. "distance": between two voices, 0 where they are the
-    same. "shift": of one voice against the other, with a sign."""
+    same, or a similarity, largest there. "shift": of one voice against the other, with a sign."""
     better: Literal["lower", "higher", "neither"]
+    margin: float = 0.0
+    """A change that does not matter, by this library's choice."""
     neutral: float = 0.0
     """For a shift: the value where nothing changed."""
     source: str = ""
     """Where an Utterance holds the value: an attribute, or numerator/denominator. Empty for the
     attribute of this name in the attribute named after the family."""
 
+    @property
+    def limited_by_value(self) -> bool:
+        """Whether a limit is of the value itself, a distance, and not of a change."""
+        return self.kind == "distance" and self.better == "lower"
+
 
 _error = partial(Metric, unit="", family="intelligibility", kind="voice", better="lower")
-_opinion = partial(Metric, unit="predicted opinion, 1 to 5", family="naturalness", kind="voice")
+_opinion = partial(
+    Metric,
+    unit="predicted opinion, 1 to 5",
+    family="naturalness",
+    kind="voice",
+    better="higher",
+    margin=0.1,
+)
 _distance = partial(Metric, family="closeness", kind="distance", better="lower")
-_shift = partial(Metric, unit="", family="rhythm", kind="shift", better="neither")
+_shift = partial(Metric, unit="", family="rhythm", kind="shift", better="neither", margin=0.05)
 _DURATIONS = "rhythm.second_seconds/rhythm.first_seconds"
+_NEXT = "speaker similarity to the original's next sentence"
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        _error("wer", "word error rate", source="words.word_errors/words.count"),
-        _error("cer", "character error rate", source="words.character_errors/words.characters"),
-        _opinion("dnsmos_sig", "DNSMOS, speech", better="higher", source="dnsmos.sig"),
-        _opinion("dnsmos_bak", "DNSMOS, background", better="higher", source="dnsmos.bak"),
-        _opinion("dnsmos_ovrl", "DNSMOS, overall", better="higher", source="dnsmos.ovrl"),
-        _distance("mcd_db", "mel-cepstral distortion", "dB"),
-        _distance("log_mel_db", "log-mel distance", "dB"),
-        _distance("spectral_convergence", "multi-resolution STFT, spectral convergence", ""),
-        _distance("log_stft_magnitude", "multi-resolution STFT, log magnitude", "nepers"),
-        _distance("f0_rmse_cents", "log-F0 RMSE", "cents"),
-        _distance("voicing_error", "voicing error rate", ""),
+        _error("wer", "word error rate", margin=0.02, source="words.word_errors/words.count"),
+        _error(
+            "cer",
+            "character error rate",
+            margin=0.01,
+            source="words.character_errors/words.characters",
+        ),
+        _opinion("distillmos", "Distill-MOS", source="distillmos"),
+        _opinion("dnsmos_sig", "DNSMOS, speech", source="dnsmos.sig"),
+        _opinion("dnsmos_bak", "DNSMOS, background", source="dnsmos.bak"),
+        _opinion("dnsmos_ovrl", "DNSMOS, overall", source="dnsmos.ovrl"),
+        _opinion("visqol", "ViSQOL", family="closeness", kind="distance"),
+        _distance("mcd_db", "mel-cepstral distortion", "dB", margin=0.5),
+        _distance("log_mel_db", "log-mel distance", "dB", margin=0.5),
+        _distance(
+            "spectral_convergence", "multi-resolution STFT, spectral convergence", "", margin=0.05
+        ),
+        _distance(
+            "log_stft_magnitude", "multi-resolution STFT, log magnitude", "nepers", margin=0.05
+        ),
+        _distance("f0_rmse_cents", "log-F0 RMSE", "cents", margin=20.0),
+        _distance("voicing_error", "voicing error rate", "", margin=0.02),
+        Metric("speaker_similarity", _NEXT, "cosine", "speaker", "voice", "higher", margin=0.02),
         _shift("duration_ratio", "duration ratio", neutral=1.0, source=_DURATIONS),
-        _distance("duration_drift", "duration drift a token", "", family="rhythm"),
+        _distance("duration_drift", "duration drift a token", "", family="rhythm", margin=0.05),
         _shift("duration_shift", "duration shift a token"),
-        Metric("lufs", "loudness", "LUFS", "loudness", "voice", "neither", source="lufs"),
+        Metric("lufs", "loudness", "LUFS", "loudness", "voice", "neither", 1.0, source="lufs"),
     )
 }
 """Every metric by name, in the order of the tables."""
@@ -169,9 +200,9 @@ class Floor:
     """The noise floor: the original against itself with other seeds."""
 
     low: float
-    """For distances the nearest other seed, else minus the largest change."""
+    """For distances the smallest value, else minus the largest change."""
     high: float
-    """For distances the farthest other seed, else the largest change."""
+    """For distances the largest value, else the largest change."""
     values: tuple[float, ...]
     """By seed: the distance, or the change from the first seed."""
 
@@ -189,8 +220,11 @@ class Figure:
     """Paired: pruned minus original; for distances, minus the original's farthest other seed; for
     shifts, minus the neutral value."""
     floor: Floor | None
+    margin: float | None
+    """Within which the difference does not matter; None without a floor."""
     verdict: str
-    """NO_DIFFERENCE, "worse", "better", "higher", "lower", TOO_FEW or NO_FLOOR; by VERDICT_RULE."""
+    """NO_DIFFERENCE, "worse", "better", "higher", "lower", UNDECIDED, TOO_FEW or NO_FLOOR; by
+    VERDICT_RULE."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
@@ -208,12 +242,12 @@ class Figure:
                 row[prefix + end] = getattr(interval, field, None)
         for end in ("low", "high"):
             row[f"{name}_floor_{end}"] = getattr(self.floor, end, None)
-        return {**row, f"{name}_verdict": self.verdict}
+        return {**row, f"{name}_margin": self.margin, f"{name}_verdict": self.verdict}
 
 
 def columns(metric: Metric) -> tuple[str, ...]:
     """Return the names of `Figure.to_row`."""
-    nothing = Figure(metric, None, Interval(0.0, None, None, 0), None, None, "")
+    nothing = Figure(metric, None, Interval(0.0, None, None, 0), None, None, None, "")
     return tuple(nothing.to_row())
 
 
@@ -245,11 +279,13 @@ def conclude(
         difference = Interval(estimate.value - metric.neutral, low, high, estimate.count)
         floor = _symmetric([value - metric.neutral for value, _ in found])
     elif found:
-        values = [value for value, _ in found]
+        values, sign = [value for value, _ in found], -1 if metric.better == "higher" else 1
         floor = Floor(min(values), max(values), tuple(values))
-        farthest = max(found, key=lambda pair: pair[0])[1]
+        farthest = max(found, key=lambda pair: sign * pair[0])[1]
         difference = bootstrap_difference(farthest, pruned, seed)
-    return Figure(metric, own, estimate, difference, floor, _verdict(metric, difference, floor))
+    margin = _margin(metric, floor)
+    verdict = _verdict(metric, difference, floor, margin)
+    return Figure(metric, own, estimate, difference, floor, margin, verdict)
 
 
 def _symmetric(changes: list[float]) -> Floor | None:
@@ -260,17 +296,79 @@ def _symmetric(changes: list[float]) -> Floor | None:
     return Floor(0.0 - largest, largest, tuple(changes))
 
 
-def _verdict(metric: Metric, difference: Interval | None, floor: Floor | None) -> str:
+def _margin(metric: Metric, floor: Floor | None) -> float | None:
+    if floor is None:
+        return None
+    # The difference of a distance is from the farthest other seed: the floor is in it already.
+    return metric.margin if metric.kind == "distance" else max(metric.margin, floor.high)
+
+
+def _verdict(
+    metric: Metric, difference: Interval | None, floor: Floor | None, margin: float | None
+) -> str:
     """Apply VERDICT_RULE."""
-    if floor is None or difference is None:
+    if floor is None or margin is None or difference is None:
         return NO_FLOOR
-    if difference.low is None or difference.high is None:
+    low, high = difference.low, difference.high
+    if low is None or high is None:
         return TOO_FEW
-    # The difference of a distance is from the farthest other seed already. A distance is never
-    # better: to be nearer to the original than another seed is no merit.
     distance = metric.kind == "distance"
-    if difference.low > (0.0 if distance else floor.high):
+    if distance:  # never better: to be nearer to the original than another seed is no merit
+        if metric.better == "higher":
+            low, high = -high, -low
+        if low > 0.0:
+            return "worse"
+        return NO_DIFFERENCE if high <= margin else UNDECIDED
+    if low > floor.high:
         return {"lower": "worse", "higher": "better", "neither": "higher"}[metric.better]
-    if not distance and difference.high < floor.low:
+    if high < floor.low:
         return {"lower": "better", "higher": "worse", "neither": "lower"}[metric.better]
-    return NO_DIFFERENCE
+    return NO_DIFFERENCE if -margin <= low and high <= margin else UNDECIDED
+
+
+# What all figures together say
+
+CLAIMED: Mapping[str, tuple[str, ...]] = {
+    "words": ("cer",),
+    "naturalness": ("distillmos", "dnsmos_ovrl"),
+    "closeness": ("visqol", "log_mel_db"),
+}
+"""What a listener may miss, and the metrics of it, the strictest first: the first one that was
+measured decides."""
+NOT_MEASURED = "not measured"
+
+
+def strictest(measured: Container[str]) -> tuple[str, ...]:
+    """Return for each entry of CLAIMED the first metric that was measured."""
+    firsts = (next((one for one in some if one in measured), "") for some in CLAIMED.values())
+    return tuple(filter(None, firsts))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What may be said of a pruned voice beside the original."""
+
+    verdicts: dict[str, str]
+    """By entry of CLAIMED: the verdict of its strictest metric, or NOT_MEASURED."""
+
+    @property
+    def verdict(self) -> str:
+        """NO_DIFFERENCE only if every entry says so; else "a difference", or UNDECIDED."""
+        found = set(self.verdicts.values())
+        if found == {NO_DIFFERENCE}:
+            return NO_DIFFERENCE
+        return "a difference" if found & {"worse", "better"} else UNDECIDED
+
+    def sentence(self) -> str:
+        """Return the verdict with its reasons."""
+        reasons = "; ".join(f"{name}: {verdict}" for name, verdict in self.verdicts.items())
+        return f"Beside the original: {self.verdict} ({reasons})."
+
+
+def claim(figures: Mapping[str, Figure]) -> Claim:
+    """Return what the strictest figures say together."""
+    verdicts = {}
+    for name, metrics in CLAIMED.items():
+        first = next((one for one in metrics if one in figures), None)
+        verdicts[name] = figures[first].verdict if first else NOT_MEASURED
+    return Claim(verdicts)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vits_prune.measure.closeness import Closeness, Rhythm, measure_rhythm
+from vits_prune.measure.predictors import embed_speaker, measure_distillmos
 from vits_prune.measure.quality import METRICS
 from vits_prune.measure.recognition import Recogniser, WordErrors, measure_word_errors, transcribe
 from vits_prune.measure.waveform import (
@@ -60,6 +61,16 @@ class Listener:
     """Of the texts, as Whisper names it."""
     threads: int | None = None
     """Of the predictors; None for the number of cores."""
+    predictors: tuple[str, ...] = ()
+    """The optional ones that can be used, of PREDICTORS."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Who speaks."""
+
+    similarity: float
+    """Cosine of the embedding with that of the original's next sentence, -1 to 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +89,11 @@ class Utterance:
     """Against the original; None for the original itself."""
     closeness: Closeness | None = None
     """To the original, of the same voice with the original's timing."""
+    distillmos: float | None = None
+    """Predicted opinion, 1 to 5."""
+    embedding: np.ndarray | None = None
+    """Of the speaker, float32 [256] of norm 1."""
+    speaker: Speaker | None = None
 
     def pair(self, metric: str) -> tuple[float, float]:
         """Return numerator and denominator of a metric, (0, 0) where it was not measured."""
@@ -121,16 +137,21 @@ def _same_samples(one: Speech, other: Speech) -> bool:
 
 def _measure_alone(speech: Speech, text: str, listener: Listener) -> Utterance:
     sound = (speech.waveform, speech.sampling_rate)
-    transcript = words = dnsmos = lufs = None
+    transcript = words = dnsmos = distillmos = lufs = None
     if "intelligibility" in listener.families:
         transcript = transcribe(*sound, listener.language, listener.recogniser)
         words = measure_word_errors(text, transcript, listener.language)
     if "naturalness" in listener.families:
         dnsmos = measure_dnsmos(*sound, listener.threads)
+        if "distillmos" in listener.predictors:
+            distillmos = measure_distillmos(*sound)
     if "loudness" in listener.families:
         lufs = measure_lufs(*sound)
-    buzz = buzz_share(speech.waveform, speech.hop_length)
-    return Utterance(transcript, words, dnsmos, lufs, buzz)
+    buzz, embedding = buzz_share(speech.waveform, speech.hop_length), None
+    if "speaker" in listener.families and "resemblyzer" in listener.predictors:
+        embedding = embed_speaker(*sound)
+    found = Utterance(transcript, words, dnsmos, lufs, buzz)
+    return dataclasses.replace(found, distillmos=distillmos, embedding=embedding)
 
 
 def sound_failures(speech: Speech, buzz_of_original: float = 0.0) -> tuple[Failure, ...]:

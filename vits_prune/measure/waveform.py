@@ -54,6 +54,14 @@ def at_16_khz(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
     return np.clip(samples, -1.0, 1.0) if samples.size else np.zeros(1, dtype=np.float32)
 
 
+def transposed(waveform: np.ndarray, semitones: float) -> np.ndarray:
+    """Return a sound played faster, so that pitch and formants rise: another voice."""
+    import soxr
+
+    samples = finite(waveform).astype(np.float32)
+    return soxr.resample(samples, 2 ** (semitones / 12), 1.0, quality="HQ")
+
+
 def measure_lufs(waveform: np.ndarray, sampling_rate: int) -> float:
     """Return the integrated loudness in LUFS (ITU-R BS.1770-4), at least SILENCE_LUFS.
 

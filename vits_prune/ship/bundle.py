@@ -31,7 +31,7 @@ CARD = "README.md"
 _OURS = re.compile(r"calibration-texts(-\d+)?\.txt|curve-[a-z_]+\.png|healing\.png")
 _SAMPLE = re.compile(r"\d+-(original|pruned)\.wav")
 MAX_SAMPLES = 10
-_SHOWN = ("cer", "dnsmos_ovrl", "duration_ratio")
+_SHOWN = ("cer", "distillmos", "dnsmos_ovrl", "visqol", "duration_ratio")
 """Metrics whose curves of a sweep go into the card."""
 _MAX_PICTURE_BYTES, _MAX_TEXT_BYTES = 4 << 20, 64 << 20
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 _VERDICTS = (NO_DIFFERENCE, "worse", "better", "higher", "lower", TOO_FEW, NO_FLOOR)
-_FIRST = ("wer", "cer", "dnsmos_ovrl", "mcd_db", "duration_ratio", "lufs")
+_FIRST = (
+    *("wer", "cer", "distillmos", "dnsmos_ovrl", "visqol", "mcd_db"),
+    *("speaker_similarity", "duration_ratio", "lufs"),
+)
 """The figures that are not folded away."""
 _BOTH = ("original", "pruned")
 _SIZES = {

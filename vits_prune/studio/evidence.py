@@ -27,7 +27,15 @@ from vits_prune.study.evaluation import (
     evaluate_against,
     prepare_reference,
 )
-from vits_prune.study.knee import LIMITS, Knee, Limit, bisect, check_measured, last_before
+from vits_prune.study.knee import (
+    Knee,
+    Limit,
+    bisect,
+    check_measured,
+    last_before,
+    seeds_for,
+    usual_limits,
+)
 from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS, Point, layer_points
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.hf_text import split_sentences
@@ -103,8 +111,8 @@ class Points:
 
     @property
     def knee(self) -> float | None:
-        """Sparsity of the last point before a limit of LIMITS is lost, None where none is."""
-        limits = [one for one in LIMITS if one.metric in self.points[0].evaluation.figures]
+        """Sparsity of the last point before a usual limit is lost, None where none is."""
+        limits = usual_limits(self.points[0].evaluation.figures)
         rows = [{"sparsity": one.sparsity, **one.evaluation.to_row()} for one in self.points]
         knee = last_before(rows, lambda row: any(limit.breaks(row) for limit in limits))
         return knee["sparsity"] if knee else None
@@ -285,7 +293,7 @@ def find_knee(
     voice = workbench.bench.voice_of(request, token)
     said, note = measuring_texts(voice, request.text, texts)
     families = tuple({METRICS[one.metric].family for one in limits})
-    settings = _settings(request, families, noise_seeds=0)
+    settings = _settings(request, families, seeds_for(limits))
     reference = measured_original(request, token, voice, said, settings, progress)
     check_measured(limits, reference)
 

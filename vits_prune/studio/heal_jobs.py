@@ -29,9 +29,9 @@ from vits_prune.studio.renditions import timed_text
 from vits_prune.studio.request import Order, Request
 from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
 from vits_prune.study.judge import (
-    JUDGED_FAMILIES,
     CheckpointJudge,
     JudgeSettings,
+    judging_settings,
     tuning_texts,
 )
 from vits_prune.synthesis.speak import Speech
@@ -163,9 +163,7 @@ def _healed(job: HealJob) -> Voice:
 
 
 def _settings(request: Request) -> Settings:
-    return Settings(
-        seed=request.seed, metrics=JUDGED_FAMILIES, noise_seeds=0, delivery=request.delivery
-    )
+    return judging_settings(request.seed, request.delivery)
 
 
 def _shortened(request: Request) -> Request:

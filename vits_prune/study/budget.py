@@ -22,7 +22,7 @@ from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.pruning.structured.couplings import groups, sizes, sizes_of
 from vits_prune.pruning.structured.cut import choose, cut
 from vits_prune.pruning.structured.importance import by_sensitivity
-from vits_prune.study.knee import LIMITS, Limit
+from vits_prune.study.knee import Limit, usual_limits
 from vits_prune.voices.voice import Voice
 
 BUDGET_RULE = (
@@ -60,7 +60,7 @@ class Budget:
     max_latency_ratio: float | None = None
     """Seconds over the original's, with the same number of frames."""
     quality: tuple[Limit, ...] = ()
-    """What may be lost; empty to lose as little as possible by LIMITS."""
+    """What may be lost; empty to lose as little as possible by `usual_limits`."""
 
     def __post_init__(self) -> None:
         size, time = self.max_mb, self.max_latency_ratio
@@ -79,8 +79,8 @@ class Budget:
 
     @property
     def judged(self) -> tuple[Limit, ...]:
-        """What damage is measured by: the limits of quality, or LIMITS."""
-        return self.quality or LIMITS
+        """What damage is measured by: the limits of quality, or the usual ones."""
+        return self.quality or usual_limits()
 
     def loads(self, candidate: Candidate) -> dict[str, float]:
         """Return how much of each limit a candidate uses, 1 at the limit; NaN if unmeasured."""

@@ -39,7 +39,7 @@ from vits_prune.study.budget import (
 )
 from vits_prune.study.charts import pareto_figure, save_figure
 from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
-from vits_prune.study.knee import check_measured, compared
+from vits_prune.study.knee import check_measured, compared, seeds_for
 from vits_prune.study.sweep_store import csv_of, plain
 from vits_prune.voices.saved import save_voice
 from vits_prune.voices.sparse_file import encode
@@ -88,7 +88,8 @@ def solve_budget(
         words = f"{voice.name} takes {mb:.1f} MB: a limit of {budget.max_mb:g} MB"
         raise InputError(f"{words} asks for nothing: give less.")
     families = tuple({METRICS[limit.metric].family for limit in budget.judged})
-    settings = dataclasses.replace(settings or Settings(), metrics=families, noise_seeds=0)
+    seeds = seeds_for(budget.judged)
+    settings = dataclasses.replace(settings or Settings(), metrics=families, noise_seeds=seeds)
     chosen_on = prepare_reference(voice, texts, settings, progress=progress.part(0.0, 0.05))
     check_measured(budget.judged, chosen_on)
     part = progress.part(0.05, 0.15)

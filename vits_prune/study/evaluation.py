@@ -16,18 +16,29 @@ from vits_prune.errors import InputError, UnmeasurableError
 from vits_prune.fields import check_options, option
 from vits_prune.measure.closeness import PitchContour, measure_closeness, same_tokens, track_pitch
 from vits_prune.measure.cost import Cost, CostMeter
+from vits_prune.measure.predictors import absent, cautions, embed_speaker, usable
 from vits_prune.measure.quality import (
     FAMILIES,
     INTERVAL_METHOD,
     METRICS,
     VERDICT_RULE,
+    Claim,
     Figure,
+    claim,
     columns,
     conclude,
 )
 from vits_prune.measure.recognition import Recogniser, why_unsupported
-from vits_prune.measure.utterances import FAILURES, Listener, Utterance, measure_utterance
+from vits_prune.measure.utterances import (
+    FAILURES,
+    Listener,
+    Speaker,
+    Utterance,
+    measure_utterance,
+)
+from vits_prune.measure.waveform import transposed
 from vits_prune.progress import SILENT, Progress
+from vits_prune.study.signature import signature_of
 from vits_prune.synthesis.speak import MAX_SEED, Delivery, Speech, checked_text, read_text, speak
 from vits_prune.voices.voice import Voice, spoken_language
 
@@ -83,8 +94,12 @@ class Reference:
     """The noise floor: the original with each other seed."""
     cost: Cost
     unmeasured: dict[str, str]
-    """Family of metrics -> why it was left out."""
+    """Family of metrics, or one metric -> why it was left out."""
     notes: tuple[str, ...]
+    signature: str = ""
+    """All that the figures depend on besides the voices; see `signature_of`."""
+    other_voice: float | None = None
+    """Speaker similarity of another voice, the original four semitones higher, to the original."""
     identity: dict[str, Any] = field(default_factory=dict)
 
 
@@ -111,6 +126,15 @@ class Evaluation:
     seconds: float = 0.0
     """Without the time of the Reference."""
     identities: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    signature: str = ""
+    """All that the figures depend on besides the voices; see `signature_of`."""
+    other_voice: float | None = None
+    """Speaker similarity of another voice, the original four semitones higher, to the original."""
+
+    @property
+    def claim(self) -> Claim:
+        """What may be said of the two voices."""
+        return claim(self.figures)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able values. Only "cost" differs from run to run."""
@@ -123,9 +147,12 @@ class Evaluation:
             "settings": {**settings, "metrics": list(self.settings.metrics)},
             "interval": INTERVAL_METHOD,
             "rule": VERDICT_RULE,
+            "signature": self.signature,
+            "claim": {"verdict": self.claim.verdict, "reasons": self.claim.verdicts},
             "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
             "alarms": self.failures,
             "alarms_of_original": self.failures_of_original,
+            "speaker_similarity_of_another_voice": self.other_voice,
             "sentences": self.rows(),
             "unmeasured": self.unmeasured,
             "notes": list(self.notes),
@@ -165,7 +192,7 @@ class Evaluation:
             row[f"alarms_{kind.replace(' ', '_').replace('-', '_')}"] = count
         for name in ("cpu_seconds_per_audio_second", "joules_per_audio_second"):
             row[name] = getattr(self.costs[1], name)
-        return row
+        return {**row, "claim": self.claim.verdict, "signature": self.signature}
 
 
 def identity_of(voice: Voice) -> dict[str, Any]:
@@ -227,12 +254,14 @@ def prepare_reference(
         texts=said,
         listener=listener,
         speeches=tuple(speeches),
-        utterances=tuple(utterances),
+        utterances=_with_speaker(utterances, utterances),
         contours=tuple(contours),
         others=(),
         cost=meter.cost(),
         unmeasured=unmeasured,
-        notes=notes,
+        notes=(*notes, *cautions(listener.families, listener.language, voice.sampling_rate)),
+        signature=signature_of(said, settings, listener),
+        other_voice=_another_voice(speeches, utterances),
         identity=identity_of(voice),
     )
     others = []
@@ -283,6 +312,8 @@ def evaluate_against(
         notes=reference.notes,
         seconds=time.perf_counter() - start,
         identities=(reference.identity, identity_of(pruned)),
+        signature=reference.signature,
+        other_voice=reference.other_voice,
     )
 
 
@@ -306,10 +337,34 @@ def _measure_voice(
                 original.sampling_rate,
                 contour=reference.contours[i],
                 threads=listener.threads,
+                visqol="visqol" in listener.predictors,
             )
             found = dataclasses.replace(found, closeness=close)
         utterances.append(found)
-    return tuple(utterances), meter.cost()
+    return _with_speaker(utterances, reference.utterances), meter.cost()
+
+
+def _with_speaker(
+    utterances: Sequence[Utterance], original: Sequence[Utterance]
+) -> tuple[Utterance, ...]:
+    """Return utterances with the similarity of their speaker to the original's next sentence."""
+    found = []
+    for i, one in enumerate(utterances):
+        following = original[(i + 1) % len(original)].embedding
+        if len(original) > 1 and one.embedding is not None and following is not None:
+            one = dataclasses.replace(one, speaker=Speaker(float(one.embedding @ following)))
+        found.append(one)
+    return tuple(found)
+
+
+def _another_voice(speeches: Sequence[Speech], utterances: Sequence[Utterance]) -> float | None:
+    """Return the speaker similarity of the original, four semitones higher, to itself."""
+    embeddings = [one.embedding for one in utterances if one.embedding is not None]
+    if len(embeddings) < max(2, len(utterances)):
+        return None
+    shifted = [embed_speaker(transposed(one.waveform, 4), one.sampling_rate) for one in speeches]
+    pairs = zip(shifted, embeddings[1:] + embeddings[:1], strict=True)
+    return float(np.mean([one @ other for one, other in pairs if one is not None]))
 
 
 def _sayable(voice: Voice, texts: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -339,7 +394,8 @@ def _listener(voice: Voice, settings: Settings) -> tuple[Listener, dict[str, str
         families = tuple(family for family in families if family != name)
     if recogniser.threads is None:
         recogniser = dataclasses.replace(recogniser, threads=settings.threads)
-    return Listener(families, recogniser, language or "", settings.threads), unmeasured
+    listener = Listener(families, recogniser, language or "", settings.threads, usable())
+    return listener, unmeasured | absent(families)
 
 
 def _figures(reference: Reference, utterances: Sequence[Utterance]) -> dict[str, Figure]:

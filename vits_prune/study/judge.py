@@ -20,11 +20,12 @@ from vits_prune.measure.quality import Figure
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
 from vits_prune.study.evaluation import Reference, Settings, evaluate_against, prepare_reference
-from vits_prune.study.knee import LIMITS
+from vits_prune.study.knee import seeds_for, usual_limits
+from vits_prune.synthesis.speak import Delivery
 from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.voice import Voice, spoken_language
 
-JUDGED_FAMILIES = ("intelligibility", "naturalness", "rhythm")
+JUDGED_FAMILIES = ("intelligibility", "naturalness", "closeness", "rhythm")
 _SCORE_STEP = 0.5
 """Scores are multiples of it: in ten sentences one vowel is half a limit of CER, and of voices
 between which such a vowel would decide the one that learnt longest is kept."""
@@ -91,7 +92,7 @@ def score_of(changes: Mapping[str, float]) -> float | None:
     An improvement does not make up for anything. The score is rounded down to halves, infinity
     where a change is NaN, None if no metric with a limit was measured.
     """
-    shares = [changes[limit.metric] / limit.change for limit in LIMITS if limit.metric in changes]
+    shares = [changes[limit.metric] / limit.change for limit in usual_limits(changes)]
     if not shares:
         return None
     total = sum(max(0.0, share) for share in shares)
@@ -111,14 +112,14 @@ class Judgement:
 
     def changes(self) -> dict[str, float]:
         """Return the changes from the original in what is scored, and in length, by metric."""
-        names = (*(limit.metric for limit in LIMITS), "duration_ratio")
+        names = (*(limit.metric for limit in usual_limits(self.figures)), "duration_ratio")
         found = {name: self.figures[name] for name in names if name in self.figures}
         return {name: one.difference.value for name, one in found.items() if one.difference}
 
 
 @dataclass(frozen=True, eq=False)
 class CheckpointJudge:
-    """Scores checkpoints by character errors and DNSMOS; without callbacks it can be pickled."""
+    """Scores checkpoints by the strictest predictors; without callbacks it can be pickled."""
 
     reference: Reference | None
     """The original, measured. None where it cannot be, or where another process judges: then no
@@ -168,6 +169,12 @@ class CheckpointJudge:
         return dataclasses.replace(found, score=score_of(found.changes()))
 
 
+def judging_settings(seed: int = 0, delivery: Delivery = Delivery()) -> Settings:
+    """Return how checkpoints, and what is healed, are measured."""
+    seeds = seeds_for(usual_limits())
+    return Settings(seed=seed, metrics=JUDGED_FAMILIES, noise_seeds=seeds, delivery=delivery)
+
+
 def judge_of(
     voice: Voice,
     texts: Sequence[str] | None = None,
@@ -189,7 +196,7 @@ def judge_of(
     said = tuning_texts(voice, settings.texts, texts, seed)
     if not is_main_process():
         return CheckpointJudge(None, settings.evaluations, measured_on=said.words)
-    start, how = time.perf_counter(), Settings(metrics=JUDGED_FAMILIES, noise_seeds=0)
+    start, how = time.perf_counter(), judging_settings()
     try:
         reference = prepare_reference(voice, said.texts, how, progress=progress.part(0.0, 0.5))
     except UnmeasurableError as error:
@@ -214,8 +221,9 @@ def heal(
 ) -> HealResult:
     """Train a pruned voice on what the original says, and keep the best checkpoint.
 
-    This is `vits_prune.healing.heal` with a judge by default: character errors and DNSMOS, measured
-    at even distances on tuning sentences. A warning in the log says what cannot be measured.
+    This is `vits_prune.healing.heal` with a judge by default: character errors, naturalness and
+    closeness by the strictest predictors here, at even distances on tuning sentences. A warning in
+    the log says what cannot be measured.
 
     Args:
         pruned, teacher: the voice to heal, which stays as it is, and the voice it was made of.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.measure.quality import METRICS, Figure, Interval
+from vits_prune.measure.predictors import usable
+from vits_prune.measure.quality import METRICS, Figure, Interval, strictest
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import prune, prune_steps
 from vits_prune.pruning.spec import MAX_AMOUNT, PruneSpec
@@ -32,6 +33,8 @@ _ROUNDING = 1e-9
 @dataclass(frozen=True)
 class Limit:
     """How far a metric may go: of a distance itself, of another metric its change.
+
+    The change of ViSQOL is from what the original gets with another seed.
 
     Raises:
         InputError: there is no such metric, or the change is an improvement.
@@ -65,13 +68,34 @@ class Limit:
 
     def breaks(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row of a sweep is beyond the limit, or has no value."""
-        distance = METRICS[self.metric].kind == "distance"
-        value = row.get(self.metric if distance else f"{self.metric}_difference")
+        itself = METRICS[self.metric].limited_by_value
+        value = row.get(self.metric if itself else f"{self.metric}_difference")
         return value is None or not self.keeps(value)
 
 
-LIMITS = (Limit("cer", 0.02), Limit("dnsmos_ovrl", -0.1))
-"""Two points of character error rate, and a tenth of a point of predicted opinion."""
+LIMITS = (
+    Limit("cer", 0.02),
+    Limit("distillmos", -0.1),
+    Limit("dnsmos_ovrl", -0.1),
+    Limit("visqol", -0.25),
+)
+"""Two points of character error rate, a tenth of a point of predicted opinion, a quarter of a point
+beside the original. Of two predictors that judge alike the strictest one counts: `usual_limits`."""
+
+
+def usual_limits(measured: Container[str] | None = None) -> tuple[Limit, ...]:
+    """Return those of LIMITS whose metric is the strictest of what was measured.
+
+    None for what can be measured here, with the predictors that are installed.
+    """
+    names = strictest(("cer", "dnsmos_ovrl", *usable()) if measured is None else measured)
+    return tuple(limit for limit in LIMITS if limit.metric in names)
+
+
+def seeds_for(limits: Iterable[Limit]) -> int:
+    """Return how many other seeds of the original limits need: one for a similarity, else none."""
+    metrics = [METRICS[limit.metric] for limit in limits]
+    return int(any(one.kind == "distance" and not one.limited_by_value for one in metrics))
 
 
 @dataclass(frozen=True)
@@ -149,7 +173,7 @@ class Gradual:
 def find_knee(
     voice: Voice,
     base: PruneSpec = PruneSpec(),
-    limits: Sequence[Limit] = LIMITS,
+    limits: Sequence[Limit] | None = None,
     *,
     texts: Sequence[str] = (),
     settings: Settings | None = None,
@@ -161,16 +185,16 @@ def find_knee(
 
     Args:
         voice, base: the original, and what to prune of it, apart from the amount.
-        limits: what must be kept.
+        limits: what must be kept; None for `usual_limits`.
         texts: what is spoken; not needed with a reference.
-        settings: how to measure; None for no noise floor. The metrics are those of the limits.
+        settings: how to measure; None for as few seeds as the limits need. The metrics are theirs.
         strict: whether the whole interval must keep a limit, and not the estimate alone.
         reference: the original measured earlier; its texts and settings are used.
 
     Raises:
         InputError: bad input, or a limited metric cannot be measured on this voice.
     """
-    limits = tuple(limits)
+    limits = usual_limits() if limits is None else tuple(limits)
     if not limits or len({limit.metric for limit in limits}) < len(limits):
         raise InputError("Give at least one limit, and one per metric.")
     if base.pattern or base.shape or base.amounts:
@@ -178,7 +202,8 @@ def find_knee(
     rounds, most, tried = 0, _COUNT.bit_length(), 0
     if reference is None:
         metrics = tuple({METRICS[limit.metric].family for limit in limits})
-        settings = dataclasses.replace(settings or Settings(noise_seeds=0), metrics=metrics)
+        usual = Settings(noise_seeds=seeds_for(limits))
+        settings = dataclasses.replace(settings or usual, metrics=metrics)
         rounds = 1 + settings.noise_seeds
         part = progress.part(0.0, rounds / (rounds + most))
         reference = prepare_reference(voice, texts, settings, progress=part)
@@ -229,15 +254,16 @@ def prune_until_knee(
     voice: Voice,
     spec: PruneSpec,
     reference: Reference,
-    limits: Sequence[Limit] = LIMITS,
+    limits: Sequence[Limit] | None = None,
     *,
     on_voice: Callable[[int, Voice], None] | None = None,
     progress: Progress = SILENT,
 ) -> Gradual:
     """Prune gradually, measure after each step, and stop where a limit breaks.
 
-    The reference is the original, measured on sentences that it is not calibrated on. `on_voice` is
-    called with the number of each step, from 1, and its voice.
+    The reference is the original, measured on sentences that it is not calibrated on. Without
+    limits they are the `usual_limits`. `on_voice` is called with the number of each step, from 1,
+    and its voice.
 
     Raises:
         InputError: one step only, a limit that the reference cannot check, or as `prune`.
@@ -246,6 +272,7 @@ def prune_until_knee(
     last, count = None, len(spec.schedule_amounts())
     if count < 2:
         raise InputError("Only gradual pruning can stop at the knee: give steps or amounts.")
+    limits = usual_limits() if limits is None else limits
     check_measured(limits, reference)
     pruning = prune_steps(voice, spec, progress=progress.part(0.0, 0.8))
     for done, (amount, pruned) in enumerate(pruning, 1):
@@ -280,7 +307,7 @@ def compared(figure: Figure | None) -> Interval | None:
     """Return what of a figure a limit applies to: the distance, or the change."""
     if figure is None:
         return None
-    return figure.pruned if figure.metric.kind == "distance" else figure.difference
+    return figure.pruned if figure.metric.limited_by_value else figure.difference
 
 
 def check_measured(limits: Sequence[Limit], reference: Reference) -> None:
@@ -289,6 +316,13 @@ def check_measured(limits: Sequence[Limit], reference: Reference) -> None:
         if family not in reference.listener.families:
             words = f"The reference was measured without {family}: give no limit of it."
             raise InputError(reference.unmeasured.get(family, words))
+    for limit in limits:
+        if limit.metric in reference.unmeasured:
+            raise InputError(reference.unmeasured[limit.metric])
+    if seeds_for(limits) > reference.settings.noise_seeds:
+        raise InputError(
+            "A limit of ViSQOL needs a noise floor: measure with a noise seed or more."
+        )
 
 
 def last_before(

@@ -1,0 +1,368 @@
+"""The predictors of what listeners would say: what each judges, what it is deaf to, where it is.
+
+DNSMOS comes with the requirements. The others are packages with their weights, found by themselves
+where they are installed (`INSTALL`), and left out, with the reason, where they are not usable.
+
+Sources: Distill-MOS (Stahl and Gamper 2025, arXiv:2502.05356), trained on opinions of synthetic and
+transmitted speech; ViSQOL 3 (Chinen et al. 2020, arXiv:2004.09584) in speech mode, as ported by
+visqol-python; speaker embeddings by Resemblyzer, trained with the GE2E loss (Wan et al. 2018,
+arXiv:1710.10467).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import io
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from vits_prune.caches import Bounded
+from vits_prune.errors import InputError
+from vits_prune.measure.waveform import RATE, at_16_khz
+from vits_prune.synthesis.spectra import power_spectrum
+from vits_prune.threads import ForkSafeLock
+
+INSTALL = (
+    'pip install "ai-edge-litert>=2.1.5,<3" "numba>=0.60,<1" && pip install --no-deps '
+    "distillmos==0.9.1 xls-r-sqa==0.1.0 visqol-python==3.8.0 Resemblyzer==0.1.4"
+)
+"""One line installs all optional predictors. Without --no-deps they bring torchaudio, which breaks
+transformers, and packages that need a compiler; nothing of those is used."""
+LOWEST, HIGHEST = 1.0, 5.0
+"""The ends of the opinion scale."""
+_SILENCE = 1e-4
+"""Peak amplitude, -80 dB below full scale, under which a sound is silent."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What predicts an opinion, or a similarity, from sound."""
+
+    title: str
+    package: str
+    """On PyPI."""
+    versions: tuple[str, ...]
+    """Beginnings of the versions that this library was checked with."""
+    judges: str
+    deaf: str
+    """What it does not hear, as a clause."""
+    languages: tuple[str, ...] = ()
+    """That it was trained on; none where it does not depend on language."""
+
+    @property
+    def version(self) -> str | None:
+        """The installed version, None where the package is not installed."""
+        try:
+            return importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+
+PREDICTORS: Mapping[str, Predictor] = MappingProxyType(
+    {
+        "distillmos": Predictor(
+            "Distill-MOS",
+            "distillmos",
+            ("0.9.",),
+            "a voice alone",
+            "it does not know the original: another voice, as natural, gets the same opinion",
+            ("en", "de", "zh"),
+        ),
+        "dnsmos": Predictor(
+            "DNSMOS",
+            "speechmos",
+            ("0.0.1",),
+            "a voice alone",
+            "it was trained on noisy calls and hardly hears what pruning does",
+            ("en",),
+        ),
+        "visqol": Predictor(
+            "ViSQOL",
+            "visqol-python",
+            ("3.8.",),
+            "the pruned voice beside the original, at the original's durations",
+            "it compares spectra, and hardly hears a buzz or a phase that has come apart",
+        ),
+        "resemblyzer": Predictor(
+            "Resemblyzer",
+            "Resemblyzer",
+            ("0.1.",),
+            "who speaks, beside another sentence of the original",
+            "it hears the timbre of a speaker, not how clear or natural the speech is",
+            ("en",),
+        ),
+    }
+)
+"""By name, those that judge alike with the strictest first."""
+
+
+class Unusable(InputError):
+    """A predictor is not installed, of another version, or broken; the message is a sentence."""
+
+
+# Loading
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A predictor that is ready, or why there is none."""
+
+    use: Any = None
+    problem: str = ""
+
+
+_loaded: Bounded[str, _Loaded] = Bounded(8, lambda _: 1, survives_fork=False)
+_importing = threading.Lock()
+
+
+def problem(name: str) -> str:
+    """Return why a predictor cannot be used, as a sentence; "" where it can. It is loaded."""
+    return _load(name).problem
+
+
+def usable() -> tuple[str, ...]:
+    """Return the names of the predictors that can be used, in the order of PREDICTORS."""
+    return tuple(name for name in PREDICTORS if name == "dnsmos" or not problem(name))
+
+
+def versions() -> dict[str, str]:
+    """Return what the figures of this machine come from: predictor -> version and variant."""
+    found = {}
+    for name in usable():
+        variant = f"+{_use(name).mapper}" if name == "visqol" else ""
+        found[name] = f"{PREDICTORS[name].version}{variant}"
+    return found
+
+
+def _use(name: str) -> Any:
+    loaded = _load(name)
+    if loaded.problem:
+        raise Unusable(loaded.problem)
+    return loaded.use
+
+
+def _load(name: str) -> _Loaded:
+    return _loaded.get_or_make(name, lambda: _open(name))
+
+
+def _open(name: str) -> _Loaded:
+    known = PREDICTORS[name]
+    version = known.version
+    if version is None:
+        return _Loaded(problem=f"{known.title} is not installed: {INSTALL}.")
+    if not version.startswith(known.versions):
+        checked = " or ".join(f"{one}x" for one in known.versions)
+        what = f"{known.title} {version} is installed, and this library was checked with {checked}"
+        return _Loaded(problem=f"{what}: left out. For the right one: {INSTALL}.")
+    try:
+        return _Loaded(_OPENERS[name]())
+    except Exception as error:
+        # Whatever a broken package raises: a figure less, and a sentence that says so.
+        log.info("%s cannot be loaded", known.title, exc_info=True)
+        what = f"{known.title} {version} is installed but does not load ({_first_line(error)})"
+        return _Loaded(problem=f"{what}: left out. To install it again: {INSTALL}.")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+
+
+@contextlib.contextmanager
+def _importable(*names: str) -> Iterator[None]:
+    """Put empty modules in the place of packages that an import asks for and never uses."""
+    with _importing, contextlib.redirect_stdout(io.StringIO()):
+        missing = [name for name in names if name not in sys.modules]
+        sys.modules.update({name: ModuleType(name) for name in missing})
+        try:
+            yield
+        finally:
+            for name in missing:
+                sys.modules.pop(name, None)
+
+
+# Distill-MOS
+
+
+def measure_distillmos(waveform: np.ndarray, sampling_rate: int) -> float:
+    """Return the opinion that Distill-MOS predicts, 1 (bad) to 5 (excellent).
+
+    Silence, of which the network would say anything, is 1.
+
+    Raises:
+        Unusable: the predictor is not there.
+    """
+    model, sound = _use("distillmos"), at_16_khz(waveform, sampling_rate)
+    if _silent(sound):
+        return LOWEST
+    with torch.inference_mode():
+        return float(model(torch.from_numpy(sound)[None]))
+
+
+def _open_distillmos() -> Any:
+    with _importable("torchaudio"):
+        return importlib.import_module("distillmos").ConvTransformerSQAModel().eval()
+
+
+# ViSQOL
+
+
+@dataclass(frozen=True)
+class _Visqol:
+    measure: Callable[[np.ndarray, np.ndarray, int], Any]
+    mapper: str
+    """"lattice" or "polynomial", which rates higher."""
+
+
+_one_at_a_time = ForkSafeLock()
+"""Numba's threads end the process where two threads of Python start them at once."""
+
+
+def measure_visqol(first: np.ndarray, second: np.ndarray, sampling_rate: int) -> float | None:
+    """Return ViSQOL's opinion of the second sound beside the first, aligned one: 1 to 5.
+
+    Silence beside a sound is 1. None where the sound is too short for one of its patches, 0.4 s.
+
+    Raises:
+        Unusable: the predictor is not there.
+    """
+    found = _use("visqol")
+    one, two = (at_16_khz(sound, sampling_rate) for sound in (first, second))
+    if np.array_equal(one, two):
+        return HIGHEST
+    if _silent(one) or _silent(two):
+        return LOWEST
+    short = max(0, RATE - len(one))
+    pair = [np.pad(sound, (0, short)).astype(np.float64) for sound in (one, two)]
+    with _one_at_a_time:
+        try:
+            return float(found.measure(*pair, RATE).moslqo)
+        except IndexError:  # there is no patch
+            return None
+
+
+def _open_visqol() -> _Visqol:
+    visqol = importlib.import_module("visqol")
+    lattice = importlib.import_module("visqol.quality_mapper").has_lattice_runtime()
+    api = visqol.VisqolApi()
+    api.create(mode="speech", use_lattice_model=lattice)
+    return _Visqol(api.measure_from_arrays, "lattice" if lattice else "polynomial")
+
+
+# Speaker
+
+_LEVEL_DBFS = -30.0
+
+
+def embed_speaker(waveform: np.ndarray, sampling_rate: int) -> np.ndarray | None:
+    """Return the speaker embedding, float32 [256] of norm 1; None for silence.
+
+    As Resemblyzer's `embed_utterance`, with quiet speech raised to -30 dBFS as it does; pauses are
+    not cut out.
+
+    Raises:
+        Unusable: the predictor is not there.
+    """
+    encoder, sound = _use("resemblyzer"), at_16_khz(waveform, sampling_rate)
+    if _silent(sound):
+        return None
+    level = 10 * np.log10(float(np.mean(np.square(sound, dtype=np.float64))))
+    sound = sound * np.float32(10 ** (max(0.0, _LEVEL_DBFS - level) / 20))
+    size, hop = RATE // 40, RATE // 100
+    of_sound, of_mel = encoder.compute_partial_slices(len(sound), rate=1.3, min_coverage=0.75)
+    behind = max(0, of_sound[-1].stop - len(sound))
+    padded = torch.from_numpy(np.pad(sound, (size // 2, behind + size // 2)))
+    power = power_spectrum(padded, size, hop).numpy()
+    mel = (_speaker_bank(size) @ power).T.astype(np.float32)
+    with torch.inference_mode():
+        windows = torch.from_numpy(np.stack([mel[one] for one in of_mel]))
+        mean = encoder(windows).numpy().mean(axis=0)
+    return (mean / np.linalg.norm(mean)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _speaker_bank(size: int) -> np.ndarray:
+    """Return Resemblyzer's filters, those of librosa: float64 [40, size // 2 + 1]."""
+    from transformers.audio_utils import mel_filter_bank
+
+    return mel_filter_bank(size // 2 + 1, 40, 0.0, RATE / 2, RATE, "slaney", "slaney").T
+
+
+def _open_resemblyzer() -> Any:
+    with _importable("webrtcvad", "librosa"):
+        return importlib.import_module("resemblyzer").VoiceEncoder("cpu", verbose=False).eval()
+
+
+def _silent(sound: np.ndarray) -> bool:
+    return float(np.max(np.abs(sound))) < _SILENCE
+
+
+_OPENERS: dict[str, Callable[[], Any]] = {
+    "distillmos": _open_distillmos,
+    "visqol": _open_visqol,
+    "resemblyzer": _open_resemblyzer,
+}
+
+
+# What is said beside the figures
+
+
+def absent(families: Sequence[str]) -> dict[str, str]:
+    """Return metric, or family, -> why it is left out, for predictors that are not there."""
+    found = {}
+    for name, (family, metric, instead) in _INSTEAD.items():
+        if family in families and (reason := problem(name)):
+            found[metric] = f"{instead} {reason}".strip()
+    return found
+
+
+_INSTEAD = {
+    "distillmos": (
+        "naturalness",
+        "distillmos",
+        f"Naturalness is by DNSMOS only: {PREDICTORS['dnsmos'].deaf}.",
+    ),
+    "visqol": (
+        "closeness",
+        "visqol",
+        "Closeness is by spectral distances only: they count every difference, whether or not "
+        "anyone can hear it.",
+    ),
+    "resemblyzer": ("speaker", "speaker", "Whether it is the same speaker is not measured."),
+}
+"""Optional predictor -> its family, what is left out without it, and what that means."""
+
+
+def cautions(families: Sequence[str], language: str, sampling_rate: int) -> tuple[str, ...]:
+    """Return what limits the figures of a voice, in sentences.
+
+    `language` is that of the texts, as Whisper names it, "" where nobody knows.
+    """
+    found = []
+    used = ["dnsmos"] * ("naturalness" in families)
+    used += [name for name, one in _INSTEAD.items() if one[0] in families and not problem(name)]
+    foreign = [
+        PREDICTORS[name]
+        for name in used
+        if PREDICTORS[name].languages and language not in PREDICTORS[name].languages
+    ]
+    if foreign:
+        names = " and ".join(one.title for one in foreign)
+        spoken = f"the language {language!r}" if language else "the language of this voice"
+        found.append(f"{names} were not trained on {spoken}: read changes, not values.")
+    if used and sampling_rate < RATE:
+        what = f"The voice has {sampling_rate:,} samples a second and the predictors hear"
+        found.append(f"{what} {RATE:,}: they count the missing highs against both voices.")
+    return tuple(found)
