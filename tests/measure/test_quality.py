@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,16 @@ from vits_prune.measure.quality import (
     METRICS,
     NO_DIFFERENCE,
     NO_FLOOR,
+    NOT_MEASURED,
     TOO_FEW,
+    UNDECIDED,
     Interval,
     bootstrap_difference,
     bootstrap_ratio,
+    claim,
     columns,
     conclude,
+    strictest,
 )
 
 
@@ -172,13 +177,74 @@ def test_a_difference_must_clear_the_floor(scores, name, change, verdict):
     assert figure.original.value == pytest.approx(scores.mean())
 
 
-def test_an_interval_that_reaches_into_the_floor_is_no_difference(scores):
+def test_an_interval_that_reaches_into_the_floor_decides_nothing(scores):
     scattered = scores + np.random.default_rng(1).normal(-0.3, 1.0, 20)
     figure = conclude(
         METRICS["dnsmos_ovrl"], means(scores), means(scattered), [means(scores + 0.1)]
     )
     assert figure.difference.low < -0.1 < figure.difference.high
+    assert figure.verdict == UNDECIDED
+
+
+def test_a_small_floor_does_not_make_a_small_margin(scores):
+    """0.06 less than the original: more than another seed does, and less than matters."""
+    noise = np.random.default_rng(1).normal(0, 0.02, 20)
+    noise -= noise.mean()
+    moved, seed = means(scores - 0.06 + noise), [means(scores + 0.001)]
+    assert conclude(METRICS["distillmos"], means(scores), moved, seed).verdict == "worse"
+    scattered = means(scores - 0.02 + 5 * noise)
+    figure = conclude(METRICS["distillmos"], means(scores), scattered, seed)
+    assert figure.margin == 0.1
+    assert figure.difference.low < -0.001
     assert figure.verdict == NO_DIFFERENCE
+    wide = [means(scores - 0.4)]
+    assert conclude(METRICS["distillmos"], means(scores), scattered, wide).margin == (
+        pytest.approx(0.4)
+    )
+
+
+def test_no_difference_is_rarely_claimed_of_a_difference_as_large_as_the_margin():
+    """Two one-sided tests of 2.5% each; percentile bootstraps of 20 sentences are a bit narrow."""
+    generator, claimed, rounds = np.random.default_rng(3), 0, 400
+    for _ in range(rounds):
+        scores = generator.normal(4.0, 0.3, 20)
+        pruned = scores - 0.1 + generator.normal(0, 0.1, 20)
+        figure = conclude(METRICS["distillmos"], means(scores), means(pruned), [means(scores)])
+        claimed += figure.verdict == NO_DIFFERENCE
+    assert claimed / rounds < 0.06
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(4.9, NO_DIFFERENCE), (4.65, NO_DIFFERENCE), (4.5, "worse")]
+)
+def test_a_similarity_falls_short_of_the_farthest_other_seed(value, verdict):
+    spread = np.random.default_rng(0).normal(0, 0.01, 20)
+    pairs, others = means(value + spread), [means(4.8 + spread[::-1]), means(4.65 - spread)]
+    figure = conclude(METRICS["visqol"], None, pairs, others)
+    assert figure.verdict == verdict
+    assert (figure.floor.low, figure.floor.high) == (
+        pytest.approx(4.65, abs=0.01),
+        pytest.approx(4.8, abs=0.01),
+    )
+    assert figure.difference.value == pytest.approx(value - 4.65, abs=0.01)
+
+
+def figures(**verdicts):
+    return {name: SimpleNamespace(verdict=verdict) for name, verdict in verdicts.items()}
+
+
+def test_a_claim_is_that_of_the_strictest_metrics():
+    same = figures(cer=NO_DIFFERENCE, dnsmos_ovrl=NO_DIFFERENCE, log_mel_db=NO_DIFFERENCE)
+    assert claim(same).verdict == NO_DIFFERENCE
+    assert claim(same | figures(distillmos="worse")).verdict == "a difference"
+    assert claim(same | figures(visqol=UNDECIDED)).verdict == UNDECIDED
+    found = claim(figures(cer=NO_DIFFERENCE, distillmos=NO_DIFFERENCE))
+    assert found.verdict == UNDECIDED
+    assert found.sentence() == (
+        "Beside the original: undecided (words: no difference found; naturalness: no difference "
+        f"found; closeness: {NOT_MEASURED})."
+    )
+    assert strictest(("cer", "dnsmos_ovrl", "distillmos", "mcd_db")) == ("cer", "distillmos")
 
 
 @pytest.mark.parametrize(

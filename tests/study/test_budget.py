@@ -37,7 +37,7 @@ from vits_prune.study.budget_solver import (
 )
 from vits_prune.study.charts import pareto_figure
 from vits_prune.study.evaluation import Settings, prepare_reference
-from vits_prune.study.knee import LIMITS, Limit
+from vits_prune.study.knee import Limit, usual_limits
 from vits_prune.voices.saved import save_voice
 
 TEXTS, HELD_OUT = (
@@ -72,7 +72,7 @@ def candidate(time=0.5, mb=20.0, cer=0.0, stage="chosen", width=0.5):
 
 def test_a_budget_out_of_range():
     for fields in (
-        *({}, {"quality": LIMITS}, {"max_mb": 20, "quality": LIMITS[:1] * 2}),
+        *({}, {"quality": usual_limits()}, {"max_mb": 20, "quality": usual_limits()[:1] * 2}),
         *({"max_mb": value} for value in (0, -1, math.nan, math.inf, "20", True)),
         *({"max_latency_ratio": value} for value in (0, 1, 1.5)),
     ):
@@ -91,7 +91,7 @@ def test_what_a_candidate_uses_of_a_budget():
     )  # not measured keeps nothing
     assert used(Limit("cer", 0.02), Interval(-0.1, None, None, 1)) == 0
     assert used(Limit("lufs", -2.0), Interval(1.0, None, None, 1)) == 0.5
-    assert Budget(20).judged == LIMITS
+    assert Budget(20).judged == usual_limits()
 
 
 def test_which_limits_cannot_be_had_together():

@@ -12,22 +12,24 @@ from vits_prune.measure.quality import METRICS, Figure, Interval
 from vits_prune.progress import Progress
 from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.knee import (
-    LIMITS,
     Limit,
     bisect,
     find_knee,
     last_before,
     parse_limit,
     prune_until_knee,
+    seeds_for,
+    usual_limits,
 )
 
+USUAL = usual_limits(("cer", "dnsmos_ovrl"))
 TEXTS = ["the birch canoe slid", "on the smooth planks"]
 CHEAP = Settings(metrics=("rhythm",), noise_seeds=0)
 
 
 def figure(name, value, spread=0.0):
     interval = Interval(value, value - spread, value + spread, 20)
-    return Figure(METRICS[name], None, interval, interval, None, "")
+    return Figure(METRICS[name], None, interval, interval, None, None, "")
 
 
 def falling(spread=0.0):
@@ -43,22 +45,22 @@ def falling(spread=0.0):
 
 
 def test_the_knee_of_a_known_curve():
-    spec, steps = bisect(PruneSpec(scope="local", amount=0.7), LIMITS, falling())
+    spec, steps = bisect(PruneSpec(scope="local", amount=0.7), USUAL, falling())
     assert spec == PruneSpec(scope="local", amount=0.2)
     assert len(steps) <= math.ceil(math.log2(100))
     by_amount = {step.amount: step.kept for step in steps}
     assert by_amount[0.2]
     assert not by_amount[0.21]
-    assert bisect(PruneSpec(), LIMITS[1:], falling())[0].amount == 0.4
+    assert bisect(PruneSpec(), USUAL[1:], falling())[0].amount == 0.4
     assert bisect(PruneSpec(), [Limit("cer", 0.2)], falling())[0].amount == 0.99
     assert bisect(PruneSpec(), [Limit("cer", 0.0)], falling())[0].amount == 0.0
-    assert bisect(PruneSpec(), LIMITS, falling()) == bisect(PruneSpec(), LIMITS, falling())
+    assert bisect(PruneSpec(), USUAL, falling()) == bisect(PruneSpec(), USUAL, falling())
 
 
 def test_strict_asks_the_whole_interval():
-    spec, steps = bisect(PruneSpec(), LIMITS[:1], falling(spread=0.005), strict=True)
+    spec, steps = bisect(PruneSpec(), USUAL[:1], falling(spread=0.005), strict=True)
     assert spec.amount == 0.15
-    loose, steps = bisect(PruneSpec(), LIMITS[:1], falling(spread=0.005))
+    loose, steps = bisect(PruneSpec(), USUAL[:1], falling(spread=0.005))
     assert loose.amount == 0.2
     assert {step.amount: step.decisions[0].certain for step in steps}[0.2] is False
     assert steps[0].amount == 0.5
@@ -67,7 +69,7 @@ def test_strict_asks_the_whole_interval():
 
 def test_what_cannot_be_measured_keeps_no_limit():
     spec, steps = bisect(
-        PruneSpec(), LIMITS[:1], lambda spec: falling()(spec) if spec.amount < 0.07 else {}
+        PruneSpec(), USUAL[:1], lambda spec: falling()(spec) if spec.amount < 0.07 else {}
     )
     assert spec.amount == 0.06
     assert steps[0].decisions[0].interval is None
@@ -81,6 +83,30 @@ def test_limits():
     for text in ("cer", "cer=", "cer=x", "cer=-0.02", "dnsmos_ovrl=0.1", "beauty=1", "cer=nan", ""):
         with pytest.raises(InputError):
             parse_limit(text)
+
+
+def test_the_usual_limits_are_those_of_the_strictest_metrics():
+    names = [limit.metric for limit in usual_limits(METRICS)]
+    assert names == ["cer", "distillmos", "visqol"]
+    assert [limit.metric for limit in USUAL] == ["cer", "dnsmos_ovrl"]
+    assert [limit.metric for limit in usual_limits(("wer", "lufs"))] == []
+    assert usual_limits() in (USUAL, usual_limits(METRICS))
+    assert (seeds_for(USUAL), seeds_for(usual_limits(METRICS))) == (0, 1)
+
+
+def test_a_similarity_is_limited_by_how_far_it_falls_short_of_another_seed(tiny):
+    limit = Limit("visqol", -0.25)
+    assert limit.keeps(-0.2)
+    assert not limit.keeps(-0.3)
+    assert limit.breaks({"visqol": 4.9, "visqol_difference": -0.3})
+    assert not limit.breaks({"visqol": 0.1, "visqol_difference": 0.1})
+    with pytest.raises(InputError, match=r"needs a noise floor|is not installed"):
+        find_knee(
+            tiny,
+            limits=[limit],
+            texts=TEXTS,
+            settings=Settings(metrics=("closeness",), noise_seeds=0),
+        )
 
 
 def test_a_tiny_voice(tiny):

@@ -266,8 +266,8 @@ def _open_visqol() -> _Visqol:
 _LEVEL_DBFS = -30.0
 
 
-def embed_speaker(waveform: np.ndarray, sampling_rate: int) -> np.ndarray | None:
-    """Return the speaker embedding, float32 [256] of norm 1; None for silence.
+def embed_speaker(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Return the speaker embedding, float32 [256] of norm 1; zeros for silence, which is nobody.
 
     As Resemblyzer's `embed_utterance`, with quiet speech raised to -30 dBFS as it does; pauses are
     not cut out.
@@ -277,7 +277,7 @@ def embed_speaker(waveform: np.ndarray, sampling_rate: int) -> np.ndarray | None
     """
     encoder, sound = _use("resemblyzer"), at_16_khz(waveform, sampling_rate)
     if _silent(sound):
-        return None
+        return np.zeros(256, dtype=np.float32)
     level = 10 * np.log10(float(np.mean(np.square(sound, dtype=np.float64))))
     sound = sound * np.float32(10 ** (max(0.0, _LEVEL_DBFS - level) / 20))
     size, hop = RATE // 40, RATE // 100

@@ -364,7 +364,7 @@ def _another_voice(speeches: Sequence[Speech], utterances: Sequence[Utterance]) 
         return None
     shifted = [embed_speaker(transposed(one.waveform, 4), one.sampling_rate) for one in speeches]
     pairs = zip(shifted, embeddings[1:] + embeddings[:1], strict=True)
-    return float(np.mean([one @ other for one, other in pairs if one is not None]))
+    return float(np.mean([one @ other for one, other in pairs]))
 
 
 def _sayable(voice: Voice, texts: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
