@@ -9,13 +9,17 @@ import pytest
 
 from tests.nearly import nearly
 from vits_prune import InputError, PruneSpec, prune
-from vits_prune.measure.quality import METRICS, NO_DIFFERENCE, NO_FLOOR
+from vits_prune.measure.predictors import absent
+from vits_prune.measure.quality import FAMILIES, METRICS, NO_DIFFERENCE, NO_FLOOR
 from vits_prune.measure.recognition import Recogniser
 from vits_prune.progress import Progress
 from vits_prune.study import evaluation as module
 from vits_prune.study.evaluation import Settings, evaluate, evaluate_against, prepare_reference
+from vits_prune.study.signature import check_comparable
 
 QUICK = Recogniser(beam_size=1)
+MISSING = absent(FAMILIES)
+MEASURABLE = [name for name, one in METRICS.items() if not {name, one.family} & set(MISSING)]
 TEXTS = ("Hop over the fence and plunge in.", "What joy there is in living.")
 
 
@@ -38,20 +42,13 @@ def numbers(evaluation):
 
 def test_a_broken_voice(broken):
     # Nothing is voiced any more.
-    assert list(broken.figures) == [name for name in METRICS if name != "f0_rmse_cents"]
-    assert list(broken.unmeasured) == ["f0_rmse_cents"]
+    assert list(broken.figures) == [name for name in MEASURABLE if name != "f0_rmse_cents"]
+    assert list(broken.unmeasured) == [*MISSING, "f0_rmse_cents"]
     verdicts = {name: figure.verdict for name, figure in broken.figures.items()}
-    worse = (
-        "wer",
-        "cer",
-        "distillmos",
-        "visqol",
-        "dnsmos_ovrl",
-        "mcd_db",
-        "log_mel_db",
-        "log_stft_magnitude",
-    )
+    worse = ("wer", "cer", "dnsmos_ovrl", "mcd_db", "log_mel_db", "log_stft_magnitude")
+    worse += tuple({"distillmos", "visqol", "speaker_similarity"} & set(MEASURABLE))
     assert {verdicts[name] for name in worse} == {"worse"}
+    assert broken.claim.verdict == "a difference"
     assert verdicts["lufs"] == "lower"
     assert broken.figures["wer"].original.value < 0.2 < 0.6 < broken.figures["wer"].pruned.value
     assert broken.failures["silence"] == 2
@@ -77,7 +74,8 @@ def test_rows(broken):
 def test_the_original_against_itself_from_a_pickled_reference(reference, joe):
     """Pickled, as for another process, it finds no difference."""
     found = evaluate_against(pickle.loads(pickle.dumps(reference)), joe)
-    assert list(found.figures) == list(METRICS)
+    assert list(found.figures) == MEASURABLE
+    assert found.claim.verdict == NO_DIFFERENCE
     assert {figure.verdict for figure in found.figures.values()} == {NO_DIFFERENCE}
     for name, figure in found.figures.items():
         if METRICS[name].kind == "voice":
@@ -88,6 +86,34 @@ def test_the_original_against_itself_from_a_pickled_reference(reference, joe):
             same = 5.0 if name == "visqol" else METRICS[name].neutral
             assert nearly(figure.pruned.value, same, 1e-3)
     assert found.figures["mcd_db"].floor.low > 0.5
+
+
+@pytest.mark.skipif("speaker" in MISSING, reason="an optional predictor is not installed")
+def test_the_speaker_is_compared_with_another_sentence_and_another_voice(reference, joe):
+    figure = evaluate_against(reference, joe).figures["speaker_similarity"]
+    assert figure.original.value > 0.75 > reference.other_voice
+    alone = prepare_reference(joe, TEXTS[:1], Settings(metrics=("speaker",), noise_seeds=0))
+    assert "speaker_similarity" not in evaluate_against(alone, joe).figures
+
+
+def test_the_signature_names_all_that_the_figures_depend_on(reference, broken):
+    found = dict(pair.split(":", 1) for pair in reference.signature.split("|"))
+    assert found["texts"].startswith("2.")
+    assert found["seeds"] == "3+4"
+    assert found["recogniser"] == "tiny.en.int8.beam1.en"
+    assert {"faster-whisper", "swift-f0", "dnsmos", "bootstrap", "vits_prune"} <= set(found)
+    assert broken.signature == broken.to_dict()["signature"] == reference.signature
+    check_comparable(broken.signature, reference.signature)
+
+
+def test_figures_of_other_texts_or_seeds_are_refused(tiny):
+    quick = Settings(metrics=("rhythm",), noise_seeds=0)
+    first = prepare_reference(tiny, ("the birch",), quick).signature
+    for texts, changes in ((("the canoe",), {}), (("the birch",), {"seed": 1})):
+        other = prepare_reference(tiny, texts, dataclasses.replace(quick, **changes)).signature
+        what = "seeds" if changes else "texts"
+        with pytest.raises(InputError, match=f"cannot be compared, they differ in {what}"):
+            check_comparable(first, other)
 
 
 def test_a_pickled_reference_gives_the_same_numbers(tiny):
