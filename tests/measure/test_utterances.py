@@ -210,7 +210,9 @@ def test_every_metric_has_a_source():
         lufs=-20.0,
         buzz=0.0,
         rhythm=Rhythm(2.0, 3.0, 0.5, -0.25, 4),
-        closeness=Closeness(1.0, 2.0, 3.0, 4.0, None, 0.5, 0),
+        closeness=Closeness(1.0, 2.0, 3.0, 4.0, None, 0.5, 0, 4.5),
+        distillmos=3.25,
+        speaker_similarity=0.875,
     )
     pairs = {name: utterance.pair(name) for name in METRICS}
     assert pairs["wer"] == (1.0, 3.0)
@@ -220,6 +222,8 @@ def test_every_metric_has_a_source():
     assert (pairs["duration_drift"], pairs["duration_shift"]) == ((0.5, 1.0), (-0.25, 1.0))
     assert (pairs["mcd_db"], pairs["voicing_error"]) == ((1.0, 1.0), (0.5, 1.0))
     assert pairs["lufs"] == (-20.0, 1.0)
+    new = ("distillmos", "visqol", "speaker_similarity")
+    assert [pairs[name] for name in new] == [(3.25, 1.0), (4.5, 1.0), (0.875, 1.0)]
     assert [name for name, pair in pairs.items() if pair == (0.0, 0.0)] == ["f0_rmse_cents"]
     nothing = Utterance(None, None, None, None, 0.0)
     assert {nothing.pair(name) for name in METRICS} == {(0.0, 0.0)}

@@ -185,7 +185,11 @@ METRICS: Mapping[str, Metric] = {
         ),
         _distance("f0_rmse_cents", "log-F0 RMSE", "cents", margin=20.0),
         _distance("voicing_error", "voicing error rate", "", margin=0.02),
-        Metric("speaker_similarity", _NEXT, "cosine", "speaker", "voice", "higher", margin=0.02),
+        Metric(
+            *("speaker_similarity", _NEXT, "cosine", "speaker", "voice", "higher"),
+            margin=0.02,
+            source="speaker_similarity",
+        ),
         _shift("duration_ratio", "duration ratio", neutral=1.0, source=_DURATIONS),
         _distance("duration_drift", "duration drift a token", "", family="rhythm", margin=0.05),
         _shift("duration_shift", "duration shift a token"),

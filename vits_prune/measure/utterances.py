@@ -65,14 +65,6 @@ class Listener:
     """The optional ones that can be used, of PREDICTORS."""
 
 
-@dataclass(frozen=True)
-class Speaker:
-    """Who speaks."""
-
-    similarity: float
-    """Cosine of the embedding with that of the original's next sentence, -1 to 1."""
-
-
 @dataclass(frozen=True, eq=False)
 class Utterance:
     """Measurements of one text as one voice spoke it, with its own timing."""
@@ -93,7 +85,8 @@ class Utterance:
     """Predicted opinion, 1 to 5."""
     embedding: np.ndarray | None = None
     """Of the speaker, float32 [256] of norm 1."""
-    speaker: Speaker | None = None
+    speaker_similarity: float | None = None
+    """Cosine of the embedding with that of the original's next sentence, -1 to 1."""
 
     def pair(self, metric: str) -> tuple[float, float]:
         """Return numerator and denominator of a metric, (0, 0) where it was not measured."""

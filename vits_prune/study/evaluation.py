@@ -29,13 +29,7 @@ from vits_prune.measure.quality import (
     conclude,
 )
 from vits_prune.measure.recognition import Recogniser, why_unsupported
-from vits_prune.measure.utterances import (
-    FAILURES,
-    Listener,
-    Speaker,
-    Utterance,
-    measure_utterance,
-)
+from vits_prune.measure.utterances import FAILURES, Listener, Utterance, measure_utterance
 from vits_prune.measure.waveform import transposed
 from vits_prune.progress import SILENT, Progress
 from vits_prune.study.signature import signature_of
@@ -352,7 +346,8 @@ def _with_speaker(
     for i, one in enumerate(utterances):
         following = original[(i + 1) % len(original)].embedding
         if len(original) > 1 and one.embedding is not None and following is not None:
-            one = dataclasses.replace(one, speaker=Speaker(float(one.embedding @ following)))
+            similarity = float(one.embedding @ following)
+            one = dataclasses.replace(one, speaker_similarity=similarity)
         found.append(one)
     return tuple(found)
 
