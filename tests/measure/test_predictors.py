@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,3 +206,7 @@ def test_what_limits_the_figures_is_said(anew):
     (low,) = cautions(("naturalness",), "en", 8_000)
     assert "8,000 samples a second" in low
     assert cautions(("intelligibility",), "fr", 8_000) == ()
+
+
+def test_the_readme_has_the_line():
+    assert INSTALL in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
