@@ -150,10 +150,12 @@ def test_a_sweep_of_an_older_version_goes_on(tmp_path):
     old, new = rows_of(FOLDERS / "sweep"), rows_of(folder)
     assert len(new) == len(old) == 2
     for before, after in zip(old, new, strict=True):
-        assert list(before) == list(after)
+        assert set(before) <= set(after), "later versions add columns"
         for key, value in before.items():
             if key.startswith(cases.VARYING):
                 continue
+            if (value, after[key]) == ("no difference found", "undecided"):
+                continue  # which was no claim in that version
             if SAME_MACHINE or isinstance(value, str):
                 assert after[key] == value or (not SAME_MACHINE and key.endswith("_verdict")), key
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
 
 import pytest
@@ -11,6 +12,9 @@ from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, load_voice, prune
 from vits_prune.cli import main as cli
 from vits_prune.cli.terminal import time_left
+from vits_prune.measure import predictors
+from vits_prune.measure.quality import METRICS
+from vits_prune.study.listening_predictors import PREDICTED_BY, deaf_words
 from vits_prune.voices.saved import save_voice
 
 CHEAP = ("--metrics", "rhythm", "loudness", "--noise-seeds", "1")
@@ -57,8 +61,12 @@ def test_evaluate(tiny_folder, texts, tmp_path, capsys):
         "CPU-seconds",
         "Speech failures",
         "2 sentences",
+        "margin",
+        "Beside the original: undecided (words: not measured; naturalness: not measured;",
+        "Signature: texts:2.",
     ):
         assert word in printed
+    assert "judges" not in printed, "no predictor was used"
     found = json.loads(out.read_text(encoding="utf-8"))
     assert [one["text"] for one in found["sentences"]] == [
         "the birch canoe slid",
@@ -66,6 +74,41 @@ def test_evaluate(tiny_folder, texts, tmp_path, capsys):
     ]
     assert found["recipe"]["pruned"][0]["amount"] == 0.9
     assert set(found["figures"]) == {"duration_ratio", "duration_drift", "duration_shift", "lufs"}
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """No optional predictor is installed."""
+
+    def version(package):
+        if package in ("distillmos", "visqol-python", "Resemblyzer"):
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "0.0.1.1"
+
+    monkeypatch.setattr(predictors, "_loaded", type(predictors._loaded)(8, lambda _: 1))
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_what_predictors_are_deaf_to_and_what_is_left_out_is_said_once(
+    tiny_folder, texts, capsys, bare
+):
+    how = ("--metrics", "naturalness", "closeness", "--noise-seeds", "1")
+    assert run("evaluate", tiny_folder, texts, "--against", tiny_folder, *how) == 0
+    printed = capsys.readouterr().out
+    deaf = "DNSMOS judges a voice alone; it was trained on noisy calls and hardly hears what"
+    assert printed.count(deaf) == 1
+    assert "Naturalness is by DNSMOS only" in printed
+    assert "ViSQOL is not installed: see the line below." in printed
+    assert printed.count("pip install") == printed.count(predictors.INSTALL) == 1
+
+
+def test_a_predictor_that_is_there_says_what_it_is_deaf_to():
+    sentences = deaf_words(("cer", "visqol", "dnsmos_sig", "dnsmos_ovrl"))
+    assert [one.split(" judges ")[0] for one in sentences] == ["DNSMOS", "ViSQOL"]
+    assert deaf_words(("cer", "lufs")) == []
+    assert set(PREDICTED_BY) == {
+        name for name in METRICS if name.startswith(("distill", "dnsmos", "visqol", "speaker"))
+    }
 
 
 @pytest.mark.slow
@@ -105,6 +148,8 @@ def test_sweep(tiny_folder, texts, tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "8 points), " in printed.out
+    assert printed.out.count("Signature: texts:2.") == 1
+    assert "claim" in printed.out.splitlines()[0]
     found = rows(out / "sweep.csv")
     assert len(found) == 8
     assert list(found[0])[:6] == ["voice", "method", "scope", "parts", "amount", "sparsity"]

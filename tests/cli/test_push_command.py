@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import sys
 import threading
 
@@ -174,6 +175,11 @@ def test_evidence_of_compare_and_evaluate_together(folder, tiny_folder, tmp_path
     assert "| duration ratio |" in card
     assert "2 sentences of its maker's choice" in card
     assert "1.5 (1.25 to 2)" in card
+    assert "Signature: `texts:2." in card
+    again = shutil.copy(tmp_path / "quality.json", tmp_path / "again.json")
+    place = ["--repo", "me/small", "--dry-run", "--out", tmp_path / "not"]
+    assert push(folder, *place, "--original", tiny_folder, *evidence, again) == 2
+    assert "again.json: A card has the figures of one `evaluate`" in capsys.readouterr().err
     (tmp_path / "other.json").write_text(
         json.dumps(json.loads((tmp_path / "quality.json").read_text()) | {"recipe": {}})
     )

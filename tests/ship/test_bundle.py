@@ -164,6 +164,23 @@ def test_curves_of_a_sweep_and_of_a_healing(pruned, tmp_path):
     assert not (tmp_path / "three").exists()
 
 
+def test_a_sweep_of_another_signature_is_not_to_be_compared(tiny, pruned, tmp_path):
+    from matplotlib.figure import Figure
+
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    Figure(figsize=(1, 1)).savefig(sweep / "curve-cer.png")
+    how = Settings(metrics=("rhythm",), noise_seeds=0)
+    evidence = evaluate(tiny, pruned, ("hi there", "you hi"), how).to_dict()
+    more = {"repo_id": "me/small", "samples": 0, "curve": sweep, "evidence": evidence}
+    warned = {}
+    for name, signature in (("same", evidence["signature"]), ("other", "texts:9"), ("old", "")):
+        (sweep / "sweep.csv").write_text(f"method,amount,signature\nmagnitude,0.5,{signature}\n")
+        card = write_bundle(pruned, tmp_path / name, **more).card
+        warned[name] = "Do not compare it with the figures above" in card
+    assert warned == {"same": False, "other": True, "old": True}
+
+
 def test_what_does_not_fit(tiny, joe, pruned, tmp_path):
     out, repo = tmp_path / "out", {"repo_id": "me/small"}
     with pytest.raises(InputError, match="not made of joe"):

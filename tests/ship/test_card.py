@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from vits_prune import HealPlan, PruneSpec, prune
 from vits_prune.measure import measure_sparsity
 from vits_prune.ship.card import CARD_MARK, CardFacts, Picture, Sample, model_card
-from vits_prune.ship.card_figures import block, check_evidence, code, table, text
+from vits_prune.ship.card_figures import block, check_evidence, code, table, text, unlike
 from vits_prune.ship.formats import export_voice
 from vits_prune.voices.voice import Origin
 
@@ -54,6 +54,7 @@ def evidence_of(voice, value=0.03):
         "unit": "",
         "verdict": "no difference found",
         "floor": {"low": -0.01, "high": 0.01, "values": [0.01]},
+        "margin": 0.05,
         "original": {"value": 0.02, "low": 0.01, "high": 0.03, "count": 2},
         "pruned": {"value": value, "low": 0.0, "high": 0.1, "count": 2},
         "difference": {"value": 0.01, "low": -0.02, "high": 0.04, "count": 2},
@@ -71,6 +72,7 @@ def evidence_of(voice, value=0.03):
         "recipe": json.loads(json.dumps(dict(voice.recipe))),
         "settings": {"recogniser": {"model": "tiny.en"}},
         "figures": {"cer": figure},
+        "signature": "texts:2.ab|seeds:0",
         "sentences": [{"text": "Hoist the load to your left shoulder."}] * 2,
         "alarms": {"silence": 1},
         "latency": {
@@ -129,7 +131,8 @@ def test_plain_transformers_does_what_the_card_says(facts, monkeypatch):
 def test_evidence_becomes_tables_and_results(facts):
     card = model_card(dataclasses.replace(facts, evidence=evidence_of(facts.voice)))
     cells = ("character error rate", "0.02", "0.03", "+0.01 [-0.02, +0.04]", "-0.01 to 0.01")
-    assert f"| {' | '.join(cells)} | no difference found |" in card
+    assert f"| {' | '.join(cells)} | 0.05 | no difference found |" in card
+    assert "Signature: `texts:2.ab|seeds:0`" in card
     assert "2 held-out Harvard sentences" in card
     assert "| **all stages** (ms) | 10 (9 to 20) | 10 (9 to 20) |" in card
     assert "silence: 1 of 2" in card
@@ -140,6 +143,81 @@ def test_evidence_becomes_tables_and_results(facts):
         0.03,
         "harvard-sentences",
     )
+
+
+def judged(voice, **verdicts):
+    """Evidence with these metrics, by their verdicts; naturalness goes from 4 to 3."""
+    evidence = evidence_of(voice)
+    figure = evidence["figures"].pop("cer")
+    values = {"original": {"value": 4.0}, "pruned": {"value": 3.0}}
+    for name, verdict in verdicts.items():
+        evidence["figures"][name] = {**figure, **values, "verdict": verdict}
+    return evidence
+
+
+def test_the_strictest_predictor_decides_and_says_what_it_is_deaf_to(facts):
+    same = "no difference found"
+    evidence = judged(facts.voice, cer=same, dnsmos_ovrl=same, distillmos="worse", visqol=same)
+    evidence["claim"] = {"verdict": same}  # what the file itself claims is not read
+    card = model_card(dataclasses.replace(facts, evidence=evidence))
+    assert (
+        "Beside the original: a difference (words: no difference found; naturalness: worse; "
+        "closeness: no difference found)." in card
+    )
+    assert "character errors 4 before, 3 now; Distill-MOS 4 before, 3 now" in card
+    for name in ("Distill-MOS", "DNSMOS", "ViSQOL"):
+        assert card.count(f"{name} judges ") == 1
+    assert "Resemblyzer" not in card
+    assert "Whether it is the same speaker was not measured." in card
+    figures = ("cer", "dnsmos_ovrl", "log_mel_db")
+    card = model_card(
+        dataclasses.replace(facts, evidence=judged(facts.voice, **dict.fromkeys(figures, same)))
+    )
+    assert "Beside the original: no difference found (" in card
+    assert "DNSMOS (which hardly hears what pruning does) 4 before, 3 now" in card
+    assert "Naturalness is by DNSMOS only. Closeness is by spectral distances only." in card
+    assert "Distill-MOS" not in card
+
+
+def test_another_voice_is_beside_the_similarity_of_the_speaker(facts):
+    evidence = judged(facts.voice, speaker_similarity="undecided")
+    for given, shown in ((0.625, True), ("<b>", False), (None, False)):
+        evidence["speaker_similarity_of_another_voice"] = given
+        card = model_card(dataclasses.replace(facts, evidence=evidence))
+        assert ("four semitones higher, has the speaker similarity 0.625." in card) == shown
+    assert "Resemblyzer judges who speaks" in card
+
+
+def test_evidence_of_an_older_version_claims_nothing(facts):
+    same = "no difference found"
+    evidence = judged(facts.voice, cer=same, dnsmos_ovrl=same, log_mel_db=same)
+    for figure in evidence["figures"].values():
+        del figure["margin"]
+    del evidence["signature"]
+    card = model_card(dataclasses.replace(facts, evidence=evidence))
+    assert "Beside the original: undecided (words: undecided; naturalness: undecided;" in card
+    assert "| no difference found |" not in card
+    assert "An older version of vits_prune measured this" in card
+    assert "Signature" not in card
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ([], "one of the two has no signature"),
+        (["", "texts:2.ab|seeds:0"], "one of the two has no signature"),
+        (["texts:2.ab|seeds:1"], "differ in seeds (0 and 1)"),
+        ([HOSTILE], "differ in "),
+    ],
+)
+def test_figures_of_another_signature_say_so(facts, others, words):
+    evidence = evidence_of(facts.voice)
+    said = unlike(evidence, others)
+    assert said.startswith("Do not compare it with the figures above")
+    assert words in said.replace("\\", "")
+    assert "<script" not in said
+    assert unlike(evidence, [evidence["signature"]]) == ""
+    assert unlike({"latency": {}}, others) == ""
 
 
 def test_evidence_that_is_not_a_number_is_left_out(facts):
@@ -207,6 +285,7 @@ def test_strangers_words_stay_words(tiny, tmp_path):
     }
     evidence["latency"] |= {"device": HOSTILE, "runs": HOSTILE}
     evidence["figures"]["cer"]["verdict"] = HOSTILE
+    evidence |= {"signature": f"texts:`{HOSTILE}`", "claim": {"verdict": HOSTILE}}
     plain = facts_of(tiny, tmp_path / "out")
     facts = dataclasses.replace(
         plain,

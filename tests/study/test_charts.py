@@ -94,6 +94,15 @@ def test_sensitivity():
         sensitivity_figure(rows, "wer")
 
 
+def test_rows_of_several_signatures_are_not_drawn_together():
+    signed = [{**one, "signature": "texts:2.ab|seeds:0"} for one in ROWS]
+    curve_figure([*signed, ROWS[0]], "cer")  # a row of an old sweep has none
+    other = {**ROWS[0], "signature": "texts:3.cd|seeds:0"}
+    for draw in (curve_figure, sensitivity_figure):
+        with pytest.raises(InputError, match=r"cannot be compared.*texts \(2\.ab and 3\.cd\)"):
+            draw([*signed, other], "cer")
+
+
 def test_files(tmp_path):
     written = save_plots(ROWS, tmp_path)
     assert [path.name for path in written] == [

@@ -69,6 +69,22 @@ def test_a_row_for_each_point(whole, tiny):
     assert record["row"] == row
 
 
+def test_a_sweep_goes_on_with_its_own_signature_alone(tiny_folder, tmp_path):
+    def one_point(folder, signature):
+        """The folder as if it was stopped after its first point, measured with a signature."""
+        run_sweep(tiny_folder, FEW, TEXTS, CHEAP, folder)
+        record = json.loads((folder / "sweep.jsonl").read_text().splitlines()[0])
+        record["row"]["signature"] = signature
+        (folder / "sweep.jsonl").write_text(json.dumps(record) + "\n")
+
+    one_point(tmp_path / "other", "texts:9.abc")
+    with pytest.raises(InputError, match=r"measured otherwise: give another folder.*differ in"):
+        run_sweep(tiny_folder, FEW, TEXTS, CHEAP, tmp_path / "other")
+    assert len((tmp_path / "other" / "sweep.jsonl").read_text().splitlines()) == 1
+    one_point(tmp_path / "old", None)
+    assert run_sweep(tiny_folder, FEW, TEXTS, CHEAP, tmp_path / "old").measured == 1
+
+
 def test_the_manifest_says_what_the_numbers_depend_on(whole, tiny):
     manifest = json.loads((whole.folder / "sweep.json").read_text())
     assert manifest["texts"] == TEXTS

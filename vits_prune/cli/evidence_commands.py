@@ -25,16 +25,33 @@ from vits_prune.cli.terminal import (
     ProgressLine,
     check_writable,
     interval_words,
+    print_left_out,
     print_table,
     write_report,
     writing,
 )
 from vits_prune.errors import InputError
+from vits_prune.measure.predictors import absent
+from vits_prune.measure.quality import METRICS
 from vits_prune.pruning import PruneSpec
 from vits_prune.study.evaluation import Evaluation, evaluate
 from vits_prune.study.knee import KNEE_RULE, Knee, find_knee, parse_limit, seeds_for, usual_limits
 from vits_prune.study.listening import Hearing
-from vits_prune.study.listening_store import Group, pool, read_trials, write_trials
+from vits_prune.study.listening_predictors import (
+    COMPARED,
+    Agreement,
+    deaf_words,
+    measure_agreement,
+    write_agreements,
+)
+from vits_prune.study.listening_store import (
+    Group,
+    Trial,
+    pool,
+    questions,
+    read_trials,
+    write_trials,
+)
 from vits_prune.study.sweep import SweepResult, VoicesResult, run_sweep, run_voices
 from vits_prune.study.sweep_engines import VoiceRef
 from vits_prune.study.sweep_grid import (
@@ -46,12 +63,18 @@ from vits_prune.study.sweep_grid import (
     part_points,
     parts_name,
 )
+from vits_prune.study.sweep_store import check_signatures
 from vits_prune.voices.load import load_voice
 
 _AGAIN = "start the same command again to go on"
-_SHOWN = ("cer", "distillmos", "dnsmos_ovrl", "visqol", "mcd_db", "duration_ratio", "lufs")
+_SHOWN = (
+    *("cer", "distillmos", "dnsmos_ovrl", "visqol", "mcd_db", "speaker_similarity"),
+    *("duration_ratio", "lufs"),
+)
 """Metrics in the table of a sweep; the others are in its file."""
 _PARTS = "all, decoder, flow+decoder"
+_MANY_CONDITIONS = 10
+"""With fewer, a rank correlation of 0.6 comes about by chance in more than one of 20 cases."""
 
 
 def add_commands(commands: Any) -> None:
@@ -98,11 +121,20 @@ def add_commands(commands: Any) -> None:
     words = "write the amounts that were tried and the intervals that decided"
     parser.add_flag("--json FILE", words, Path)
 
-    words = "pool the results of blind listening tests, which the page makes"
-    parser = commands.add_parser("listen", help=words, run=_listen)
+    parser = commands.add_parser(
+        "listen",
+        help="pool the results of blind listening tests, which the page makes",
+        description="Where an ABX test has 3 amounts or more, its sounds are made again from the "
+        "voice that the CSV names, and each predictor's rank correlation with the listeners is "
+        "printed.",
+        run=_listen,
+    )
     words = "CSV files of the page's tab Listen blind"
     parser.add_flag("--merge CSV", words, Path, nargs="+", required=True)
-    parser.add_flag("--out DIR", "folder for merged.csv and the plot", Path)
+    words = "folder for merged.csv, predictors.csv and the plot"
+    parser.add_flag("--out DIR", words, Path)
+    words = "do not measure what predictors say of the sounds that were heard"
+    parser.add_flag("--no-predictors", words, bool)
 
 
 def _add_amounts(parser: CommandParser, default: str) -> None:
@@ -154,11 +186,16 @@ def _print_evaluation(found: Evaluation) -> None:
             "pruned": f"{one.pruned.value:.4g}" if one.pruned else "",
             "difference": interval_words(one.difference),
             "noise floor": f"{one.floor.low:.3g} to {one.floor.high:.3g}" if one.floor else "",
+            "margin": "" if one.margin is None else f"{one.margin:.3g}",
             "verdict": one.verdict,
         }
         for one in found.figures.values()
     ]
     print_table(rows)
+    print("", found.claim.sentence(), *deaf_words(found.figures), sep="\n")
+    if found.other_voice is not None:
+        another = "Another voice, the original four semitones higher, has the speaker similarity"
+        print(f"{another} {found.other_voice:.3g}.")
     texts = len(found.texts)
     failures = [f"{kind}: {count} of {texts}" for kind, count in found.failures.items() if count]
     print(f"\nSpeech failures: {', '.join(failures) or 'none'}")
@@ -169,8 +206,8 @@ def _print_evaluation(found: Evaluation) -> None:
             f"A second of speech, {name}: {cost.cpu_seconds_per_audio_second:.3g} CPU-seconds, "
             f"{energy} ({cost.energy_method})"
         )
-    for note in (*found.unmeasured.values(), *found.notes):
-        print(f"Note: {note}")
+    print_left_out((*found.unmeasured.values(), *found.notes))
+    print(f"Signature: {found.signature}")
 
 
 def _knee(options: Namespace) -> None:
@@ -207,6 +244,9 @@ def _print_knee(knee: Knee) -> None:
         f"\nKnee: amount {knee.amount:.2f} ({where}; {knee.texts} sentences, seed {knee.seed})\n"
         f"{KNEE_RULE}"
     )
+    metrics = [one.limit.metric for one in knee.trials[0].decisions]
+    print("\n".join(deaf_words(metrics)))
+    print_left_out(absent([METRICS[name].family for name in metrics]).values())
 
 
 def _sweep(options: Namespace) -> None:
@@ -250,6 +290,7 @@ def _run(options: Namespace, points: Grid | Sequence[Point], kind: str) -> None:
     ref = VoiceRef(options.voice, options.speaker, options.revision)
     found: SweepResult = _measured(options, run_sweep, ref, points, kind=kind)
     _print_sweep(found, kind != "sweep")
+    _print_measuring(found.rows, options)
     _require_all("points", _print_failures(found), options)
 
 
@@ -260,6 +301,7 @@ def _sweep_voices(options: Namespace, grid: Grid) -> None:
         print(f"\n{name}")
         _print_sweep(sweep, sensitivity=False)
     print(f"\nAll voices together: {found.folder / 'sweep.csv'} ({len(found.rows)} points)")
+    _print_measuring(found.rows, options)
     for name, reason in found.failures.items():
         print(f"Not measured: {name}: {reason}", file=sys.stderr)
     missing = sum(map(_print_failures, found.sweeps.values())) + len(found.failures)
@@ -298,7 +340,7 @@ def _print_sweep(found: SweepResult, sensitivity: bool) -> None:
     from vits_prune.study.charts import save_plots
 
     shown = [name for name in _SHOWN if any(row.get(name) is not None for row in found.rows)]
-    columns = ("method", "scope", "parts", "layer", "amount", "sparsity", *shown)
+    columns = ("method", "scope", "parts", "layer", "amount", "sparsity", *shown, "claim")
     print_table([{name: row[name] for name in columns if name in row} for row in found.rows])
     with writing(found.folder):
         plots = save_plots(found.rows, found.folder, sensitivity=sensitivity)
@@ -310,6 +352,21 @@ def _print_sweep(found: SweepResult, sensitivity: bool) -> None:
     )
 
 
+def _print_measuring(rows: Sequence[dict[str, Any]], options: Namespace) -> None:
+    """Print what the predictors are deaf to, what is left out, and what the figures depend on."""
+    measured = {name for name in METRICS if any(row.get(name) is not None for row in rows)}
+    for sentence in deaf_words(measured):
+        print(sentence)
+    print_left_out(absent(settings_of(options).metrics).values())
+    signatures = list(dict.fromkeys(row["signature"] for row in rows if row.get("signature")))
+    try:
+        check_signatures(rows)
+    except InputError as error:  # such as voices of two languages
+        print(f"Note: do not compare these voices with each other. {error}")
+    for signature in signatures:
+        print(f"Signature: {signature}")
+
+
 def _listen(options: Namespace) -> None:
     from vits_prune.study.charts import listening_figure, save_figure
 
@@ -317,12 +374,16 @@ def _listen(options: Namespace) -> None:
     groups = pool(trials)
     for group in groups:
         _print_group(group)
+    compared = [] if options.no_predictors else _agreements(trials)
     if options.out is None:
         return
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
         write_trials(trials, options.out / "merged.csv")
         written = ["merged.csv"]
+        if any(one.conditions for one in compared):
+            write_agreements(compared, options.out / "predictors.csv")
+            written.append("predictors.csv")
         if any(group.kind == "abx" for group in groups):
             figure = listening_figure(groups)
             written += [path.name for path in save_figure(figure, options.out, "listening")]
@@ -340,4 +401,44 @@ def _print_group(group: Group) -> None:
         counted = {"trials": counts[0], "right" if group.kind == "abx" else "chosen": counts[1]}
         rows.append({"listener": who, **counted, **result})
     print_table(rows)
+    print()
+
+
+def _agreements(trials: Sequence[Trial]) -> list[Agreement]:
+    """Measure what was heard in ABX tests, and print how predictors agree with the listeners."""
+    asked = [own for own in questions(trials) if own[0].setup.kind == "abx"]
+    found = []
+    with ProgressLine() as progress:
+        for i, own in enumerate(asked):
+            part = progress.part(i / len(asked), (i + 1) / len(asked))
+            found.append(measure_agreement(own, part))
+    for one in found:
+        _print_agreement(one)
+    if any(one.conditions for one in found):
+        print_left_out(absent(("naturalness", "closeness", "speaker")).values())
+        print()
+    return found
+
+
+def _print_agreement(found: Agreement) -> None:
+    print(f"{found.setup.voice}: {found.name}: do predictors agree with the listeners?")
+    if found.problem:
+        print(f"{found.problem}\n")
+        return
+    rows = []
+    for name, title in COMPARED.items():
+        one = found.correlation(name)
+        if one.conditions:
+            rho = "none" if one.rho is None else f"{one.rho:+.2f}"
+            rows.append({"predictor": title, "correlation": rho, "conditions": one.conditions})
+    print_table(rows)
+    print(
+        "Spearman's rank correlation of right answers with predicted damage: 1 where a predictor "
+        "finds the more damage the more is heard; none where all conditions are equal."
+    )
+    if len(found.conditions) < _MANY_CONDITIONS:
+        print(
+            f"{len(found.conditions)} conditions are few: below {_MANY_CONDITIONS}, chance alone "
+            "gives large correlations."
+        )
     print()

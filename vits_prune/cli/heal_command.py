@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.cli.options import load, says_how_to_prune, spec_of, typed_fields
-from vits_prune.cli.terminal import ProgressLine
+from vits_prune.cli.terminal import ProgressLine, print_left_out
 from vits_prune.errors import InputError
 from vits_prune.healing import (
     HealData,
@@ -165,8 +165,7 @@ def typed_judge(
     given = typed_fields(options, JudgeSettings, {"texts": "evaluation_texts"})
     with ProgressLine() as progress:
         judge = judge_of(voice, texts, JudgeSettings(**given), seed=plan.seed, progress=progress)
-    for sentence in judge.unmeasured if judge else ():
-        print(sentence, file=sys.stderr, flush=True)
+    print_left_out(judge.unmeasured if judge else (), sys.stderr)
     return judge
 
 

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.cli.options import load, settings_of, spec_of, texts_of, typed_fields
-from vits_prune.cli.terminal import ProgressLine, interval_words, print_table, writing
+from vits_prune.cli.terminal import (
+    ProgressLine,
+    interval_words,
+    print_left_out,
+    print_table,
+    writing,
+)
 from vits_prune.errors import InputError
 from vits_prune.files import write_json
 from vits_prune.measure import measure_sparsity
+from vits_prune.measure.predictors import absent
 from vits_prune.measure.quality import METRICS
 from vits_prune.pruning import PruneSpec, prune
 from vits_prune.pruning.spec import METHODS
@@ -39,7 +46,8 @@ _LIMITS = {
     "--max-mb MB": "largest file, plain or sparse, in MB of 1,000,000 bytes",
     "--max-latency-ratio RATIO": "longest time over the original's: 0.5 is twice as fast",
     "--max-cer-points POINTS": "character errors more than the original's, per 100",
-    "--max-dnsmos-loss LOSS": "how much lower the predicted opinion may be",
+    "--max-dnsmos-loss LOSS": "how much lower DNSMOS may be, which hardly hears what pruning does: "
+    "--limit distillmos=-0.1 is stricter",
 }
 _SWITCHES = {
     "--keep-steps": "with --steps: save each step's voice too, into DIR/step-1 and on",
@@ -216,6 +224,7 @@ def _until_knee(
     where = "all steps keep them" if last.kept else f"amount {last.amount:.3g} breaks them"
     measured = f"{kept}; {len(reference.texts)} sentences"
     print(f"Stopped at amount {found.amount:.3g}: {where} ({measured}).")
+    print_left_out(absent(families).values())
     return found.voice
 
 
@@ -296,3 +305,5 @@ def _print_solution(solution: Solution) -> None:
         print(f"  {name} {interval_words(interval)}")
     for spec in solution.chosen.specs:
         print(f"  {spec.to_json()}")
+    judged = [METRICS[limit.metric].family for limit in solution.budget.judged]
+    print_left_out(absent(judged).values())

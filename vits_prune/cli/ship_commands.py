@@ -156,6 +156,8 @@ def _publish(options: Namespace) -> None:
     for path, found in given.items():
         try:
             check_evidence(found, voice, original)
+            if "figures" in evidence and "figures" in found:
+                raise InputError("A card has the figures of one `evaluate`: leave this file out.")
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         evidence |= found

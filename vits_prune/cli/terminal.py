@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
@@ -87,6 +87,17 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     cells = [{name: shown(cell) for name, cell in row.items()} for row in rows]
     if cells:
         print(pd.DataFrame(cells).to_string(index=False, na_rep=""))
+
+
+def print_left_out(reasons: Iterable[str], file: TextIO | None = None) -> None:
+    """Print what was left out and why, each reason once, and below how to install what lacks."""
+    from vits_prune.measure.predictors import INSTALL
+
+    found = list(dict.fromkeys(reasons))
+    for reason in found:
+        print(f"Note: {reason.replace(INSTALL, 'see the line below')}", file=file, flush=True)
+    if any(INSTALL in reason for reason in found):
+        print(f"To install all predictors: {INSTALL}", file=file, flush=True)
 
 
 def interval_words(interval: Any, sign: str = "+") -> str:

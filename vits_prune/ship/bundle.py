@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vits_prune.errors import DamagedFileError, InputError
@@ -18,7 +19,7 @@ from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.spec import METHODS
 from vits_prune.ship import formats
 from vits_prune.ship.card import CARD_MARK, SAMPLES, CardFacts, Picture, Sample, model_card
-from vits_prune.ship.card_figures import check_evidence, code
+from vits_prune.ship.card_figures import check_evidence, code, unlike
 from vits_prune.ship.formats import Export, export_voice
 from vits_prune.synthesis.speak import checked_seed, speak, write_wav
 from vits_prune.synthesis.texts import load_texts
@@ -94,7 +95,7 @@ def write_bundle(
         export = export_voice(voice, beside, format, precision, progress=progress.part(0, 0.4))
         speaking = progress.part(0.4, 0.95)
         spoken = _speak(export.shipped, original, beside, samples, seed, speaking)
-        pictures = () if curve is None else copy_curves(Path(curve), beside)
+        pictures = () if curve is None else copy_curves(Path(curve), beside, evidence or {})
         facts = CardFacts(chosen, voice, export, original, spoken, seed, evidence, pictures)
         progress.report("writing the model card", 0.95)
         card = model_card(facts)
@@ -203,8 +204,13 @@ def check_curve(source: Path, voice: Voice | None = None) -> None:
         raise InputError(f"{what}: leave the curve out, or push the healed voice.")
 
 
-def copy_curves(source: Path, folder: Path) -> tuple[Picture, ...]:
-    """Put the pictures of a sweep's folder, or the curve of a healing, into a bundle."""
+def copy_curves(
+    source: Path, folder: Path, evidence: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Picture, ...]:
+    """Put the pictures of a sweep's folder, or the curve of a healing, into a bundle.
+
+    Their words say so if they were measured otherwise than the `evidence` of the card.
+    """
     check_curve(source)
     found: list[Picture] = []
     for metric in _SHOWN:
@@ -212,12 +218,14 @@ def copy_curves(source: Path, folder: Path) -> tuple[Picture, ...]:
         content = _read(source / name, _MAX_PICTURE_BYTES)
         if content.startswith(_PNG):
             (folder / name).write_bytes(content)
-            words = "" if found else _words_of_sweep(source)
+            words = "" if found else _words_of_sweep(source, evidence)
             found.append(Picture(name, f"{METRICS[metric].title} against amount", words))
-    return (*found, _healing(source, folder)) if (source / "curve.csv").is_file() else tuple(found)
+    if (source / "curve.csv").is_file():
+        found.append(_healing(source, folder, evidence))
+    return tuple(found)
 
 
-def _healing(source: Path, folder: Path) -> Picture:
+def _healing(source: Path, folder: Path, evidence: Mapping[str, Any]) -> Picture:
     """The curve drawn from its curve.csv: a picture of strangers could hold a script."""
     from vits_prune.healing.storage import MAX_DRAWN_ROWS, Curve, curve_figure
 
@@ -238,10 +246,11 @@ def _healing(source: Path, folder: Path) -> Picture:
     except (ValueError, OverflowError) as error:  # numbers that cannot be drawn
         raise unreadable from error
     words = "The course of its healing: each loss, and what was measured of the checkpoints."
-    return Picture(name, "losses against steps", words)
+    warning = unlike(evidence, [""]) if any(one.startswith("measured_") for one in names) else ""
+    return Picture(name, "losses against steps", f"{words} {warning}".rstrip())
 
 
-def _words_of_sweep(source: Path) -> str:
+def _words_of_sweep(source: Path, evidence: Mapping[str, Any]) -> str:
     """What a sweep's pictures show, as Markdown."""
     manifest: dict[str, Any] = {}
     with contextlib.suppress(InputError):
@@ -250,13 +259,16 @@ def _words_of_sweep(source: Path) -> str:
     name = voice.get("name") if isinstance(voice, dict) else None
     count = f" over {len(texts)} sentences" if isinstance(texts, list) else ""
     of = f" of {code(name, 80)}" if name else ""
-    used: set[str | None] = set()
+    rows: list[dict[str, Any]] = []
     with contextlib.suppress(ValueError, csv.Error):
         text = _read(source / "sweep.csv", _MAX_TEXT_BYTES).decode("utf-8")
-        used = {row.get("method") for row in csv.DictReader(text.splitlines())}
+        rows = list(csv.DictReader(text.splitlines()))
+    used = {row.get("method") for row in rows}
     methods = ", ".join(METHODS[method].title for method in METHODS if method in used)
     by = f" by {methods}" if methods else ""
-    return f"A sweep of amounts{of}{count}: pruned{by} to each amount on its own, without healing."
+    what = f"A sweep of amounts{of}{count}: pruned{by} to each amount on its own, without healing."
+    warning = unlike(evidence, dict.fromkeys(row.get("signature") or "" for row in rows))
+    return f"{what} {warning}".rstrip()
 
 
 def _read(path: Path, most: int) -> bytes:

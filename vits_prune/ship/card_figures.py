@@ -14,9 +14,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
-from vits_prune.measure.quality import METRICS, NO_DIFFERENCE, NO_FLOOR, TOO_FEW
+from vits_prune.measure.predictors import PREDICTORS
+from vits_prune.measure.quality import (
+    CLAIMED,
+    METRICS,
+    NO_DIFFERENCE,
+    NO_FLOOR,
+    NOT_MEASURED,
+    TOO_FEW,
+    UNDECIDED,
+    Claim,
+)
 from vits_prune.measure.weights import Size, Sparsity
 from vits_prune.ship.formats import Export
+from vits_prune.study.listening_predictors import deaf_words
+from vits_prune.study.signature import check_comparable
 from vits_prune.study.sweep_store import plain as jsonable
 from vits_prune.synthesis.speak import STAGES
 from vits_prune.synthesis.texts import load_texts
@@ -25,12 +37,22 @@ from vits_prune.voices.voice import Voice
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-_VERDICTS = (NO_DIFFERENCE, "worse", "better", "higher", "lower", TOO_FEW, NO_FLOOR)
+_VERDICTS = (NO_DIFFERENCE, "worse", "better", "higher", "lower", UNDECIDED, TOO_FEW, NO_FLOOR)
 _FIRST = (
     *("wer", "cer", "distillmos", "dnsmos_ovrl", "visqol", "mcd_db"),
     *("speaker_similarity", "duration_ratio", "lufs"),
 )
 """The figures that are not folded away."""
+_WITHOUT = {
+    "distillmos": ("dnsmos_ovrl", "Naturalness is by DNSMOS only."),
+    "visqol": ("log_mel_db", "Closeness is by spectral distances only."),
+    "speaker_similarity": ("cer", "Whether it is the same speaker was not measured."),
+}
+"""Metric -> what is said where it was not measured, beside another metric that was."""
+_OLD = (
+    "An older version of vits_prune measured this, whose verdicts of no difference were no claims: "
+    "they are undecided here. The figures have no signature: do not compare them with others."
+)
 _BOTH = ("original", "pruned")
 _SIZES = {
     "dense_fp32_bytes": "dense fp32 (MB)",
@@ -120,45 +142,119 @@ def size_markdown(size: Size, original: Size | None, export: Export) -> str:
 
 
 def quality(evidence: Evidence) -> str:
-    """Return the figures of `evaluate`, "" if there are none."""
+    """Return the figures of `evaluate` and what they may claim, "" if there are none."""
     first: list[list[str]] = []
     more: list[list[str]] = []
-    for name, metric in METRICS.items():
-        figure = _inside(evidence, "figures", name)
+    measured = _measured(evidence)
+    for name in measured:
+        metric, figure = METRICS[name], _inside(evidence, "figures", name)
         before, after = (_number(figure, which, "value") for which in _BOTH)
-        if after is None:
-            continue
         low, high = (_number(figure, "floor", end) for end in ("low", "high"))
         row = [metric.title + (f" ({metric.unit})" if metric.unit else "")]
         row += [_plain(before), _plain(after), _interval(_inside(figure, "difference"))]
         row.append("" if low is None or high is None else f"{low:.3g} to {high:.3g}")
-        row.append(verdict if (verdict := figure.get("verdict")) in _VERDICTS else "")
+        row += [_plain(_number(figure, "margin")), _verdict(figure)]
         (first if name in _FIRST else more).append(row)
-    if not first and not more:
+    if not measured:
         return ""
-    titles = ["metric", "original", "this voice", "change [95% interval]", "noise floor", "verdict"]
-    model = text(_inside(evidence, "settings", "recogniser").get("model", "?"), 60)
-    words = [
-        f"{_texts(evidence)[0]}. Word and character errors are those of Whisper ({model}); "
-        "DNSMOS P.835 predicts opinions, trained on noisy speech, not on synthesis. Intervals are "
-        "95%, bootstrapped over sentences. The noise floor is what another seed of the noise does "
-        "to the original's own figure; a difference is claimed only if the whole interval lies "
-        "beyond it."
-    ]
+    titles = ["metric", "original", "this voice", "change [95% interval]"]
+    titles += ["noise floor", "margin", "verdict"]
+    words = [f"{_claim(evidence).sentence()} {_how(evidence, measured)}"]
     words += [table(titles, first)] if first else []
     if more:
         folded = f"<summary>More figures</summary>\n\n{table(titles, more)}\n\n"
         words.append(f"<details>{folded}</details>")
-    return "\n\n".join([*words, *_alarms(evidence), *_cost(evidence)])
+    words += [*_alarms(evidence), *_cost(evidence)]
+    signature = signature_in(evidence)
+    shown = code(signature, _LONGEST_SIGNATURE, cell=False)
+    return "\n\n".join([*words, f"Signature: {shown}" if signature else _OLD])
+
+
+def _measured(evidence: Evidence) -> list[str]:
+    """Return the metrics that the evidence has a number of, in the order of METRICS."""
+    values = {name: _number(evidence, "figures", name, "pruned", "value") for name in METRICS}
+    return [name for name, value in values.items() if value is not None]
+
+
+def _how(evidence: Evidence, measured: Sequence[str]) -> str:
+    """Return on what and by what it was measured, what that is deaf to, and when is claimed."""
+    words = [f"Measured on {_texts(evidence)[0]}."]
+    if "wer" in measured or "cer" in measured:
+        model = text(_inside(evidence, "settings", "recogniser").get("model", "?"), 60)
+        words.append(f"Word and character errors are those of Whisper ({model}).")
+    words += deaf_words(measured)
+    another = _number(evidence, "speaker_similarity_of_another_voice")
+    if another is not None and "speaker_similarity" in measured:
+        what = "Another voice, the original four semitones higher, has the speaker similarity"
+        words.append(f"{what} {another:.3g}.")
+    for name, (beside, without) in _WITHOUT.items():
+        words += [without] * (beside in measured and name not in measured)
+    words.append(
+        "Intervals are 95%, bootstrapped over sentences. The noise floor is what another seed of "
+        "the noise does to the original's own figure; a difference is claimed only if the whole "
+        "interval lies beyond it. That there is no difference is claimed only if the whole "
+        "interval lies within the margin; the rest is undecided."
+    )
+    return " ".join(words)
+
+
+def _verdict(figure: Mapping[str, Any]) -> str:
+    """Return the verdict if it is a known one, else ""."""
+    said = figure.get("verdict")
+    if said == NO_DIFFERENCE and _number(figure, "margin") is None:
+        return UNDECIDED  # of an older version, which did not test it
+    return said if isinstance(said, str) and said in _VERDICTS else ""
+
+
+def _claim(evidence: Evidence) -> Claim:
+    """Return what the verdicts in the table claim together, whatever the evidence itself says."""
+    verdicts, measured = {}, _measured(evidence)
+    for what, metrics in CLAIMED.items():
+        first = next((name for name in metrics if name in measured), None)
+        said = _verdict(_inside(evidence, "figures", first)) if first else NOT_MEASURED
+        verdicts[what] = said or UNDECIDED
+    return Claim(verdicts)
+
+
+def signature_in(evidence: Evidence) -> str:
+    """Return the signature of the evidence in one line, "" if it has none."""
+    said = evidence.get("signature")
+    return plain(said, _LONGEST_SIGNATURE) if isinstance(said, str) else ""
+
+
+def unlike(evidence: Evidence, signatures: Iterable[str]) -> str:
+    """Say, as Markdown, if figures with these signatures do not compare with the evidence's."""
+    if not _measured(evidence):
+        return ""
+    own, warning = signature_in(evidence), "Do not compare it with the figures above"
+    others = [plain(one, _LONGEST_SIGNATURE) for one in signatures]
+    if not own or not all(others) or not others:
+        return f"{warning}: one of the two has no signature."
+    for other in others:
+        try:
+            check_comparable(own, other)
+        except InputError as error:
+            return f"{warning}. {text(error, _LONGEST_SIGNATURE)}"
+    return ""
 
 
 def in_short(evidence: Evidence) -> str:
-    """Return the two figures that matter most, "" if they were not measured."""
+    """Return the two figures that matter most, "" if they were not measured.
+
+    Of those of naturalness it is the strictest that was measured.
+    """
+    titles = {
+        "cer": "character errors",
+        "distillmos": PREDICTORS["distillmos"].title,
+        "dnsmos_ovrl": "DNSMOS (which hardly hears what pruning does)",
+    }
     said = []
-    for name, title in (("cer", "character errors"), ("dnsmos_ovrl", "DNSMOS")):
-        before, after = (_number(evidence, "figures", name, which, "value") for which in _BOTH)
-        if before is not None and after is not None:
-            said.append(f"{title} {before:.3g} before, {after:.3g} now")
+    for metrics in (CLAIMED["words"], CLAIMED["naturalness"]):
+        for name in metrics:
+            before, after = (_number(evidence, "figures", name, which, "value") for which in _BOTH)
+            if before is not None and after is not None:
+                said.append(f"{titles[name]} {before:.3g} before, {after:.3g} now")
+                break
     return "; ".join(said)
 
 
@@ -271,6 +367,7 @@ def _spread(values: Mapping[str, Any], factor: float) -> str:
 
 LONGEST = 300
 """Characters that are left of a stranger's text."""
+_LONGEST_SIGNATURE = 1_000
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#|~$^])")
 _LINKS = (("://", ": //"), ("www.", "www ."), ("@", " at "))
 """What renderers turn into links, even if it is escaped."""
@@ -293,9 +390,13 @@ def text(words: object, longest: int = LONGEST) -> str:
     return html.escape(_SPECIAL.sub(r"\\\1", line), quote=False)
 
 
-def code(words: object, longest: int = LONGEST) -> str:
-    """Return code for a line or a cell of a table; what it cannot hold is replaced."""
-    return f"`{plain(words, longest).replace('`', chr(39)).replace('|', '/') or '?'}`"
+def code(words: object, longest: int = LONGEST, cell: bool = True) -> str:
+    """Return code for a line, or with `cell` for a cell of a table.
+
+    What it cannot hold is replaced.
+    """
+    kept = plain(words, longest).replace("`", "'")
+    return f"`{(kept.replace('|', '/') if cell else kept) or '?'}`"
 
 
 def block(lines: Iterable[str], language: str = "") -> str:

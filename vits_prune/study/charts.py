@@ -20,6 +20,7 @@ from vits_prune.study.knee import LIMITS, Limit, last_before
 from vits_prune.study.listening import Hearing
 from vits_prune.study.listening_store import Group
 from vits_prune.study.sweep_grid import subject
+from vits_prune.study.sweep_store import check_signatures
 
 COLOURS = ("#2f7ed8", "#e4572e", "#2a9d6f", "#8d6cc9", "#c98a00", "#d6478f")
 GREY = "#7d8590"
@@ -37,8 +38,9 @@ def curve_figure(rows: Rows, metric: str, limit: Limit | None = None) -> Figure:
     or within that of LIMITS, or else without a difference.
 
     Raises:
-        InputError: no row has a value of this metric.
+        InputError: no row has a value of this metric, or the rows have several signatures.
     """
+    check_signatures(rows)
     limit = limit or next((one for one in LIMITS if one.metric == metric), None)
     found, what = curves(rows, metric), METRICS[metric]
     figure = empty_figure(4.2)
@@ -70,8 +72,9 @@ def sensitivity_figure(rows: Rows, metric: str) -> Figure:
     original is drawn.
 
     Raises:
-        InputError: no row has a value of this metric.
+        InputError: no row has a value of this metric, or the rows have several signatures.
     """
+    check_signatures(rows)
     what = METRICS[metric]
     column = metric if what.kind == "distance" else f"{metric}_difference"
     if all(row.get(column) is None for row in rows):

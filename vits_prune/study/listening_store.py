@@ -118,7 +118,7 @@ def write_trials(trials: Iterable[Trial], path: Path) -> None:
     table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     table.writeheader()
     table.writerows(
-        {name: _harmless(cell) for name, cell in _row(trial).items()} for trial in trials
+        {name: harmless(cell) for name, cell in _row(trial).items()} for trial in trials
     )
     write_file(path, file.getvalue())
 
@@ -141,7 +141,8 @@ def _row(trial: Trial) -> dict[str, str]:
     return {name: str(cell) for name, cell in row.items()}
 
 
-def _harmless(cell: str) -> str:
+def harmless(cell: str) -> str:
+    """Return a cell that no spreadsheet runs."""
     return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
@@ -279,11 +280,8 @@ def pool(trials: Iterable[Trial]) -> list[Group]:
 
     A trial that comes twice, because files overlap, counts once.
     """
-    groups: dict[Any, list[Trial]] = defaultdict(list)
-    for trial in dict.fromkeys(trials):
-        groups[_question(trial)].append(trial)
     found = []
-    for mine in groups.values():
+    for mine in questions(trials):
         listeners: dict[str, list[Trial]] = defaultdict(list)
         for trial in mine:
             listeners[trial.setup.listener].append(trial)
@@ -291,6 +289,14 @@ def pool(trials: Iterable[Trial]) -> list[Group]:
         setup = mine[0].setup
         found.append(Group(setup.voice, setup.kind, ordered, result_of(mine), setup.matched))
     return found
+
+
+def questions(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Return the trials by question; one that comes twice, because files overlap, counts once."""
+    groups: dict[Any, list[Trial]] = defaultdict(list)
+    for trial in dict.fromkeys(trials):
+        groups[_question(trial)].append(trial)
+    return list(groups.values())
 
 
 def _question(trial: Trial) -> tuple[Any, ...]:

@@ -36,7 +36,7 @@ from vits_prune.study.sweep_engines import (
     ray_cores,
 )
 from vits_prune.study.sweep_grid import Grid, Point
-from vits_prune.study.sweep_store import TABLE, Store, csv_of, holds_sweep
+from vits_prune.study.sweep_store import TABLE, Store, check_signatures, csv_of, holds_sweep
 from vits_prune.voices.voice import Voice
 
 MAX_JOBS = 256
@@ -117,7 +117,8 @@ def run_sweep(
         on_point: called with each row that is added.
 
     Raises:
-        InputError: bad input, a folder of another sweep, or a full disk; what is done stays.
+        InputError: bad input, a folder of another sweep or with points of another signature, or a
+            full disk; what is done stays.
     """
     start, settings = time.perf_counter(), settings or Settings()
     _check_choices(jobs, engine)
@@ -136,6 +137,7 @@ def run_sweep(
             middle = 1 - len(groups) / (1 + settings.noise_seeds + len(groups))
             part, threads = progress.part(0.0, middle), store.manifest["threads"]
             work = prepare_work(engine, ref, voice, texts, settings, threads, part)
+            _require_comparable(store, work.reference.signature)
             pieces = Pieces(progress.part(middle, 1.0), len(groups), "point")
             firsts = [group[0] for group in groups]
             found = measure_points(engine, jobs, work, voice, firsts, pieces)
@@ -157,6 +159,16 @@ def _load(given: VoiceRef | str | os.PathLike[str]) -> tuple[VoiceRef, Voice]:
     ref = given if isinstance(given, VoiceRef) else VoiceRef(os.fspath(given))
     voice = ref.load()
     return dataclasses.replace(ref, revision=voice.origin.revision or ref.revision), voice
+
+
+def _require_comparable(store: Store, signature: str) -> None:
+    """Raise InputError if points of the folder were measured with another signature."""
+    kept = [record["row"] for record in store.records.values()]
+    try:
+        check_signatures([*kept, {"signature": signature}])
+    except InputError as error:
+        what = f"{store.folder} holds points that were measured otherwise: give another folder."
+        raise InputError(f"{what} {error}") from error
 
 
 def _groups(points: Sequence[Point]) -> list[list[Point]]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.files import Manifest, write_file
+from vits_prune.study.signature import check_comparable
 from vits_prune.study.sweep_grid import Point
 
 LINES, TABLE = "sweep.jsonl", "sweep.csv"
@@ -206,6 +207,16 @@ def _lock(file: BinaryIO, folder: Path) -> None:
         raise InputError(
             f"Another sweep is writing to {folder} now: wait for it, or give another folder."
         ) from error
+
+
+def check_signatures(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Raise InputError if rows were measured so differently that they cannot be compared.
+
+    Rows of old sweeps have no signature and are not checked.
+    """
+    found = list(dict.fromkeys(row["signature"] for row in rows if row.get("signature")))
+    for other in found[1:]:
+        check_comparable(found[0], other)
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
