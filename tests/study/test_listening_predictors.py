@@ -70,6 +70,21 @@ def test_what_was_heard_is_measured(setup, cheap):
     assert first.endswith("timing:original|levels:matched")
 
 
+@pytest.mark.skipif(
+    any(one.version is None for one in predictors.PREDICTORS.values()),
+    reason="an optional predictor is not installed",
+)
+def test_every_predictor_that_is_installed_is_asked(setup):
+    text = "rice is often served in round bowls on the smooth planks"
+    trials = [one for amount in AMOUNTS for one in heard(setup, amount, 1, 2, text)]
+    found = measure_agreement(trials)
+    for one in found.conditions:
+        assert list(one.changes) == list(COMPARED)
+        assert -4 <= one.changes["visqol"] < 0
+        assert -2 <= one.changes["resemblyzer"] < 0
+        assert "|distillmos:0.9." in one.signature
+
+
 def test_ranks_are_those_of_the_listeners():
     found = Agreement(
         SETUP,
@@ -97,7 +112,7 @@ def test_ranks_are_those_of_the_listeners():
     [
         ({"voice": "./upload.onnx"}, "There is no file or folder './upload.onnx'"),
         ({"voice": "no voice at all"}, "is no model of the Hugging Face hub"),
-        ({"speaker": "nobody"}, "nobody"),
+        ({"speaker": "nobody"}, "one speaker only"),
         ({"delivery": "[" * 100_000}, "is no delivery"),
         ({"delivery": "7"}, "is no delivery"),
         ({"delivery": '{"loudness": 9}'}, "is no delivery"),

@@ -31,7 +31,7 @@ from vits_prune.cli.terminal import (
     writing,
 )
 from vits_prune.errors import InputError
-from vits_prune.measure.predictors import absent
+from vits_prune.measure.predictors import PREDICTORS, absent
 from vits_prune.measure.quality import METRICS
 from vits_prune.pruning import PruneSpec
 from vits_prune.study.evaluation import Evaluation, evaluate
@@ -245,7 +245,8 @@ def _print_knee(knee: Knee) -> None:
         f"{KNEE_RULE}"
     )
     metrics = [one.limit.metric for one in knee.trials[0].decisions]
-    print("\n".join(deaf_words(metrics)))
+    for sentence in deaf_words(metrics):
+        print(sentence)
     print_left_out(absent([METRICS[name].family for name in metrics]).values())
 
 
@@ -414,7 +415,11 @@ def _agreements(trials: Sequence[Trial]) -> list[Agreement]:
             found.append(measure_agreement(own, part))
     for one in found:
         _print_agreement(one)
-    if any(one.conditions for one in found):
+    measured = {name for one in found for heard in one.conditions for name in heard.changes}
+    for name, known in PREDICTORS.items():
+        if name in measured:
+            print(f"{known.title}: {known.deaf}.")
+    if measured:
         print_left_out(absent(("naturalness", "closeness", "speaker")).values())
         print()
     return found
@@ -441,4 +446,6 @@ def _print_agreement(found: Agreement) -> None:
             f"{len(found.conditions)} conditions are few: below {_MANY_CONDITIONS}, chance alone "
             "gives large correlations."
         )
+    for note in found.notes:
+        print(f"Note: {note}")
     print()

@@ -13,7 +13,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,6 +26,7 @@ from vits_prune.measure.closeness import measure_closeness
 from vits_prune.measure.predictors import (
     HIGHEST,
     PREDICTORS,
+    cautions,
     embed_speaker,
     measure_distillmos,
     usable,
@@ -41,7 +42,7 @@ from vits_prune.study.listening_store import Setup, Trial, harmless
 from vits_prune.study.signature import signature_of
 from vits_prune.synthesis.speak import Delivery, Speech, speak
 from vits_prune.voices.load import load_voice
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, spoken_language
 
 LEAST_CONDITIONS = 3
 """Fewer have no rank correlation."""
@@ -83,7 +84,7 @@ class Condition:
     texts: tuple[str, ...]
     share: Share
     """Of right answers."""
-    changes: Mapping[str, float] = MappingProxyType({})
+    changes: Mapping[str, float] = field(default_factory=dict)
     """By name in COMPARED: from the original to the pruned voice, as the mean over the texts."""
     signature: str = ""
 
@@ -108,6 +109,8 @@ class Agreement:
     conditions: tuple[Condition, ...] = ()
     problem: str = ""
     """Why nothing was measured, as a sentence."""
+    notes: tuple[str, ...] = ()
+    """What limits the figures, in sentences."""
 
     def correlation(self, name: str) -> Correlation:
         """Return how well a predictor, of COMPARED, ranks the conditions as the listeners do."""
@@ -144,7 +147,8 @@ def measure_agreement(trials: Sequence[Trial], progress: Progress = SILENT) -> A
     except InputError as error:
         why = f"Predictors cannot be compared with these listeners: {error}"
         return Agreement(setup, name, problem=why)
-    return Agreement(setup, name, tuple(measured))
+    notes = cautions(_FAMILIES, spoken_language(voice) or "", voice.sampling_rate)
+    return Agreement(setup, name, tuple(measured), notes=notes)
 
 
 def _conditions(trials: Sequence[Trial]) -> list[Condition]:

@@ -35,7 +35,10 @@ TRIES = 2
 """How often a point is started whose process was killed."""
 RAY_POLL_SECONDS = 1.0
 """How often waiting for the cluster reports, so that it can be cancelled."""
-_DETAILS = ("figures", "alarms", "alarms_of_original", "sentences", "unmeasured", "notes", "cost")
+_DETAILS = (
+    *("figures", "claim", "speaker_similarity_of_another_voice", "alarms", "alarms_of_original"),
+    *("sentences", "unmeasured", "notes", "cost"),
+)
 
 log = logging.getLogger(__name__)
 _environment = ForkSafeLock()
