@@ -160,7 +160,7 @@ def test_the_judge_of_a_german_voice_says_what_it_leaves_out(tmp_path, capsys):
     assert "does not know the language 'de'" in capsys.readouterr().err
     assert judge.evaluations == 2
     assert len(judge.reference.texts) == 1
-    assert set(judge.reference.listener.families) == {"naturalness", "rhythm"}
+    assert set(judge.reference.listener.families) == {"naturalness", "closeness", "rhythm"}
     assert set(judge.judgement(2, voice, 4).changes()) == {"dnsmos_ovrl", "duration_ratio"}
 
 
