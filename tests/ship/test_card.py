@@ -175,7 +175,8 @@ def test_the_strictest_predictor_decides_and_says_what_it_is_deaf_to(facts):
     )
     assert "Beside the original: no difference found (" in card
     assert "DNSMOS (which hardly hears what pruning does) 4 before, 3 now" in card
-    assert "Naturalness is by DNSMOS only. Closeness is by spectral distances only." in card
+    assert "- Naturalness is by DNSMOS only.\n- Closeness is by spectral distances only." in card
+    assert "More figures" not in card
     assert "Distill-MOS" not in card
 
 

@@ -24,6 +24,7 @@ from vits_prune.measure.quality import (
     TOO_FEW,
     UNDECIDED,
     Claim,
+    strictest,
 )
 from vits_prune.measure.weights import Size, Sparsity
 from vits_prune.ship.formats import Export
@@ -42,7 +43,7 @@ _FIRST = (
     *("wer", "cer", "distillmos", "dnsmos_ovrl", "visqol", "mcd_db"),
     *("speaker_similarity", "duration_ratio", "lufs"),
 )
-"""The figures that are not folded away."""
+"""The figures that are not folded away, beside those that the claim stands on."""
 _WITHOUT = {
     "distillmos": ("dnsmos_ovrl", "Naturalness is by DNSMOS only."),
     "visqol": ("log_mel_db", "Closeness is by spectral distances only."),
@@ -146,6 +147,7 @@ def quality(evidence: Evidence) -> str:
     first: list[list[str]] = []
     more: list[list[str]] = []
     measured = _measured(evidence)
+    shown = {*_FIRST, *strictest(measured)}
     for name in measured:
         metric, figure = METRICS[name], _inside(evidence, "figures", name)
         before, after = (_number(figure, which, "value") for which in _BOTH)
@@ -154,20 +156,20 @@ def quality(evidence: Evidence) -> str:
         row += [_plain(before), _plain(after), _interval(_inside(figure, "difference"))]
         row.append("" if low is None or high is None else f"{low:.3g} to {high:.3g}")
         row += [_plain(_number(figure, "margin")), _verdict(figure)]
-        (first if name in _FIRST else more).append(row)
+        (first if name in shown else more).append(row)
     if not measured:
         return ""
     titles = ["metric", "original", "this voice", "change [95% interval]"]
     titles += ["noise floor", "margin", "verdict"]
-    words = [f"{_claim(evidence).sentence()} {_how(evidence, measured)}"]
+    words = [_claim(evidence).sentence(), *_how(evidence, measured)]
     words += [table(titles, first)] if first else []
     if more:
         folded = f"<summary>More figures</summary>\n\n{table(titles, more)}\n\n"
         words.append(f"<details>{folded}</details>")
     words += [*_alarms(evidence), *_cost(evidence)]
     signature = signature_in(evidence)
-    shown = code(signature, _LONGEST_SIGNATURE, cell=False)
-    return "\n\n".join([*words, f"Signature: {shown}" if signature else _OLD])
+    signed = f"Signature: {code(signature, _LONGEST_SIGNATURE, cell=False)}"
+    return "\n\n".join([*words, signed if signature else _OLD])
 
 
 def _measured(evidence: Evidence) -> list[str]:
@@ -176,26 +178,27 @@ def _measured(evidence: Evidence) -> list[str]:
     return [name for name, value in values.items() if value is not None]
 
 
-def _how(evidence: Evidence, measured: Sequence[str]) -> str:
+def _how(evidence: Evidence, measured: Sequence[str]) -> list[str]:
     """Return on what and by what it was measured, what that is deaf to, and when is claimed."""
-    words = [f"Measured on {_texts(evidence)[0]}."]
+    on = [f"Measured on {_texts(evidence)[0]}."]
     if "wer" in measured or "cer" in measured:
         model = text(_inside(evidence, "settings", "recogniser").get("model", "?"), 60)
-        words.append(f"Word and character errors are those of Whisper ({model}).")
-    words += deaf_words(measured)
+        on.append(f"Word and character errors are those of Whisper ({model}).")
+    by = deaf_words(measured)
     another = _number(evidence, "speaker_similarity_of_another_voice")
     if another is not None and "speaker_similarity" in measured:
         what = "Another voice, the original four semitones higher, has the speaker similarity"
-        words.append(f"{what} {another:.3g}.")
+        by.append(f"{what} {another:.3g}.")
     for name, (beside, without) in _WITHOUT.items():
-        words += [without] * (beside in measured and name not in measured)
-    words.append(
+        by += [without] * (beside in measured and name not in measured)
+    rule = (
         "Intervals are 95%, bootstrapped over sentences. The noise floor is what another seed of "
         "the noise does to the original's own figure; a difference is claimed only if the whole "
         "interval lies beyond it. That there is no difference is claimed only if the whole "
         "interval lies within the margin; the rest is undecided."
     )
-    return " ".join(words)
+    listed = "\n".join(f"- {sentence}" for sentence in by)
+    return [" ".join(on), *([listed] if by else []), rule]
 
 
 def _verdict(figure: Mapping[str, Any]) -> str:
