@@ -172,7 +172,8 @@ def test_gradual_with_its_steps(tiny_folder, tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize(("change", "code"), [(1000.0, 0), (0.0, 2)])
 def test_until_the_knee(tiny_folder, tmp_path, capsys, monkeypatch, change, code):
-    monkeypatch.setattr("vits_prune.cli.prune_commands.LIMITS", (Limit("duration_drift", change),))
+    limits = (Limit("duration_drift", change),)
+    monkeypatch.setattr("vits_prune.cli.prune_commands.usual_limits", lambda: limits)
     (tmp_path / "texts.txt").write_text("the birch canoe slid\non the smooth planks\n")
     line = [
         "prune",

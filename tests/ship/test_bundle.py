@@ -164,7 +164,7 @@ def test_curves_of_a_sweep_and_of_a_healing(pruned, tmp_path):
     assert not (tmp_path / "three").exists()
 
 
-def test_a_sweep_of_another_signature_is_not_to_be_compared(tiny, pruned, tmp_path):
+def test_curves_of_another_signature_are_not_to_be_compared(tiny, pruned, tmp_path):
     from matplotlib.figure import Figure
 
     sweep = tmp_path / "sweep"
@@ -179,6 +179,14 @@ def test_a_sweep_of_another_signature_is_not_to_be_compared(tiny, pruned, tmp_pa
         card = write_bundle(pruned, tmp_path / name, **more).card
         warned[name] = "Do not compare it with the figures above" in card
     assert warned == {"same": False, "other": True, "old": True}
+    healed = {"plan": HealPlan().to_dict(), "steps": 20, "of": 20}
+    voice = dataclasses.replace(pruned, recipe={"healed": [healed]})
+    more["evidence"] = evaluate(tiny, voice, ("hi there", "you hi"), how).to_dict()
+    for column, warns in (("measured_cer", True), ("mel", False)):
+        (sweep / "curve-cer.png").unlink(missing_ok=True)
+        (sweep / "curve.csv").write_text(f"step,{column}\n10,0.5\n20,0.4\n")
+        card = write_bundle(voice, tmp_path / column, **more).card
+        assert ("figures above: one of the two has no signature" in card) == warns
 
 
 def test_what_does_not_fit(tiny, joe, pruned, tmp_path):
