@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     from vits_prune.cli import (
         evidence_commands,
         heal_command,
+        listen_command,
         prune_commands,
         ship_commands,
     )
@@ -67,7 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
     words = "show the whole traceback of an unexpected error"
     parser.add_flag("--traceback", words, bool, default=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (prune_commands, heal_command, evidence_commands, ship_commands):
+    parts = (prune_commands, heal_command, evidence_commands, listen_command, ship_commands)
+    for module in parts:
         module.add_commands(commands)
     _add_bench(
         commands,
