@@ -19,7 +19,7 @@ import io
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -109,6 +109,15 @@ PREDICTORS: Mapping[str, Predictor] = MappingProxyType(
 """By name, those that judge alike with the strictest first."""
 
 
+_FAMILIES = {
+    "distillmos": "naturalness",
+    "dnsmos": "naturalness",
+    "visqol": "closeness",
+    "resemblyzer": "speaker",
+}
+"""Predictor -> the family of metrics that it belongs to."""
+
+
 class Unusable(InputError):
     """A predictor is not installed, of another version, or broken; the message is a sentence."""
 
@@ -133,15 +142,19 @@ def problem(name: str) -> str:
     return _load(name).problem
 
 
-def usable() -> tuple[str, ...]:
-    """Return the names of the predictors that can be used, in the order of PREDICTORS."""
-    return tuple(name for name in PREDICTORS if name == "dnsmos" or not problem(name))
+def usable(families: Container[str] = tuple(_FAMILIES.values())) -> tuple[str, ...]:
+    """Return the names of the predictors of families of metrics that can be used, in order."""
+    return tuple(
+        name
+        for name in PREDICTORS
+        if _FAMILIES[name] in families and (name == "dnsmos" or not problem(name))
+    )
 
 
-def versions() -> dict[str, str]:
+def versions(families: Container[str] = tuple(_FAMILIES.values())) -> dict[str, str]:
     """Return what the figures of this machine come from: predictor -> version and variant."""
     found = {}
-    for name in usable():
+    for name in usable(families):
         variant = f"+{_use(name).mapper}" if name == "visqol" else ""
         found[name] = f"{PREDICTORS[name].version}{variant}"
     return found
@@ -322,27 +335,25 @@ _OPENERS: dict[str, Callable[[], Any]] = {
 def absent(families: Sequence[str]) -> dict[str, str]:
     """Return metric, or family, -> why it is left out, for predictors that are not there."""
     found = {}
-    for name, (family, metric, instead) in _INSTEAD.items():
-        if family in families and (reason := problem(name)):
+    for name, (metric, instead) in _INSTEAD.items():
+        if _FAMILIES[name] in families and (reason := problem(name)):
             found[metric] = f"{instead} {reason}".strip()
     return found
 
 
 _INSTEAD = {
     "distillmos": (
-        "naturalness",
         "distillmos",
         f"Naturalness is by DNSMOS only: {PREDICTORS['dnsmos'].deaf}.",
     ),
     "visqol": (
-        "closeness",
         "visqol",
         "Closeness is by spectral distances only: they count every difference, whether or not "
         "anyone can hear it.",
     ),
-    "resemblyzer": ("speaker", "speaker", "Whether it is the same speaker is not measured."),
+    "resemblyzer": ("speaker", "Whether it is the same speaker is not measured."),
 }
-"""Optional predictor -> its family, what is left out without it, and what that means."""
+"""Optional predictor -> what is left out without it, and what that means."""
 
 
 def cautions(families: Sequence[str], language: str, sampling_rate: int) -> tuple[str, ...]:
@@ -351,8 +362,7 @@ def cautions(families: Sequence[str], language: str, sampling_rate: int) -> tupl
     `language` is that of the texts, as Whisper names it, "" where nobody knows.
     """
     found = []
-    used = ["dnsmos"] * ("naturalness" in families)
-    used += [name for name, one in _INSTEAD.items() if one[0] in families and not problem(name)]
+    used = usable(families)
     foreign = [
         PREDICTORS[name]
         for name in used

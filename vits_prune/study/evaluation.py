@@ -234,7 +234,8 @@ def prepare_reference(
     """
     said, notes = _sayable(voice, texts)
     listener, unmeasured = _listener(voice, settings)
-    rounds, meter = 1 + settings.noise_seeds, CostMeter(voice)
+    seeds, meter = (settings.seed, *settings.other_seeds), CostMeter(voice)
+    rounds = len(seeds)
     speeches, utterances, contours = [], [], []
     for text in progress.part(0.0, 1 / rounds).track(said, "original: sentence"):
         speech = meter.speak(text, settings.seed, settings.delivery)
@@ -254,7 +255,7 @@ def prepare_reference(
         cost=meter.cost(),
         unmeasured=unmeasured,
         notes=(*notes, *cautions(listener.families, listener.language, voice.sampling_rate)),
-        signature=signature_of(said, settings, listener),
+        signature=signature_of(said, seeds, settings.delivery, listener),
         other_voice=_another_voice(speeches, utterances),
         identity=identity_of(voice),
     )
@@ -389,7 +390,7 @@ def _listener(voice: Voice, settings: Settings) -> tuple[Listener, dict[str, str
         families = tuple(family for family in families if family != name)
     if recogniser.threads is None:
         recogniser = dataclasses.replace(recogniser, threads=settings.threads)
-    listener = Listener(families, recogniser, language or "", settings.threads, usable())
+    listener = Listener(families, recogniser, language or "", settings.threads, usable(families))
     return listener, unmeasured | absent(families)
 
 

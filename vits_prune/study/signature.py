@@ -12,32 +12,24 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 from vits_prune.errors import InputError
 from vits_prune.measure import predictors
 from vits_prune.measure.quality import CONFIDENCE, RESAMPLES
 from vits_prune.measure.utterances import Listener
-
-if TYPE_CHECKING:
-    from vits_prune.study.evaluation import Settings
+from vits_prune.synthesis.speak import Delivery
 
 _PACKAGES = {"intelligibility": "faster-whisper", "closeness": "swift-f0"}
-_FAMILY = {
-    "dnsmos": "naturalness",
-    "distillmos": "naturalness",
-    "visqol": "closeness",
-    "resemblyzer": "speaker",
-}
 
 
-def signature_of(texts: Sequence[str], settings: Settings, listener: Listener) -> str:
-    """Return name:value pairs, joined by |, in a fixed order."""
+def signature_of(
+    texts: Sequence[str], seeds: Sequence[int], delivery: Delivery, listener: Listener
+) -> str:
+    """Return name:value pairs, joined by |, in a fixed order; `seeds` are all of the original."""
     recogniser, families = listener.recogniser, listener.families
     found = {
         "texts": f"{len(texts)}.{_digest(list(texts))}",
-        "seeds": "+".join(map(str, (settings.seed, *settings.other_seeds))),
-        "delivery": _digest(dataclasses.asdict(settings.delivery)),
+        "seeds": "+".join(map(str, seeds)),
+        "delivery": _digest(dataclasses.asdict(delivery)),
     }
     if "intelligibility" in families:
         model = f"{recogniser.model}.{recogniser.compute_type}.beam{recogniser.beam_size}"
@@ -45,9 +37,7 @@ def signature_of(texts: Sequence[str], settings: Settings, listener: Listener) -
     for family, package in _PACKAGES.items():
         if family in families:
             found[package] = _version(package)
-    for name, version in predictors.versions().items():
-        if _FAMILY[name] in families:
-            found[name] = version
+    found |= predictors.versions(families)
     found["bootstrap"] = f"{RESAMPLES}.{CONFIDENCE:g}"
     found["vits_prune"] = _version("vits_prune")
     return "|".join(f"{name}:{str(value).replace('|', '/')}" for name, value in found.items())
