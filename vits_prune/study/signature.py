@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
+
 from vits_prune.errors import InputError
 from vits_prune.measure import predictors
 from vits_prune.measure.quality import CONFIDENCE, RESAMPLES
