@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.metadata
 import json
 import re
 
+import gradio as gr
 import pandas as pd
 import pytest
 
 from vits_prune import PARTS, HealPlan, InputError, PruneSpec, measure_sparsity, prune
+from vits_prune.caches import Bounded
+from vits_prune.measure import predictors
+from vits_prune.measure.predictors import INSTALL, PREDICTORS
+from vits_prune.measure.quality import METRICS, Figure, Floor, Interval
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import in_words
 from vits_prune.studio import evidence, rows, workbench
@@ -18,7 +25,7 @@ from vits_prune.studio.plots import curve_value, heat_value, tried_rows
 from vits_prune.studio.request import Order, at_amount
 from vits_prune.study.comparison import PART_NAMES
 from vits_prune.study.evaluation import Settings, evaluate, evaluate_against, prepare_reference
-from vits_prune.study.knee import LIMITS, RESOLUTION, Limit, compared
+from vits_prune.study.knee import RESOLUTION, Limit, compared, usual_limits
 from vits_prune.ui.tabs import curve
 
 TEXT = "hi there you"
@@ -186,7 +193,8 @@ def test_the_knee_is_bisected_within_the_limits(request_, tiny):
 def test_the_knee_is_shown(request_, monkeypatch):
     limits = lambda metric, change: Limit("lufs", abs(change))  # noqa: E731
     monkeypatch.setattr(curve, "Limit", limits)
-    values = {"voice": "someone/tiny", "text": TEXT, "curve_texts": 2, "knee_dnsmos": None}
+    values = {"voice": "someone/tiny", "text": TEXT, "curve_texts": 2}
+    values |= {"knee_naturalness": None, "knee_closeness": None}
     *_, shown = curve.find_knee({**values, "knee_cer": 50.0}, None, Progress())
     knee = shown["status"].split()[-1].rstrip(".")
     assert f"**Knee: {knee}** (magnitude (L1), global, 2 held-out" in shown["knee_words"]
@@ -201,19 +209,114 @@ def test_the_knee_needs_a_limit_that_can_be_measured(request_):
         evidence.find_knee(request_, None, 2, [])
 
 
-def test_the_knee_of_the_curve_is_before_the_first_lost_limit():
+def curve_of(rows, tiny):
+    """Points whose figures have these changes."""
+    points = []
+    for i, row in enumerate(rows):
+        figures = {name: figure(name, change) for name, change in row.items()}
+        settings = Settings(metrics=("intelligibility", "naturalness", "closeness"), noise_seeds=1)
+        found = dataclasses.replace(measured(tiny), settings=settings, figures=figures)
+        points.append(CurvePoint(PruneSpec(amount=i / 10), i / 20, found))
+    return Points(tuple(points), len(points), "2 sentences")
+
+
+def figure(name, change):
+    known = Interval(change, change, change, 5)
+    return Figure(METRICS[name], None, known, known, Floor(4.7, 4.7, (4.7,)), 0.1, "worse")
+
+
+@functools.lru_cache(maxsize=1)
+def measured(tiny):
+    """An Evaluation, whose figures the tests replace."""
+    return evaluate(tiny, tiny, TEXTS, Settings(metrics=("loudness",), noise_seeds=0))
+
+
+def test_the_knee_of_the_curve_is_before_the_first_lost_limit(tiny):
     rows = [
-        {"cer_difference": cer, "dnsmos_ovrl_difference": dnsmos}
+        {"cer": cer, "dnsmos_ovrl": dnsmos}
         for cer, dnsmos in ((0, 0), (0.02, -0.05), (0.0, -0.2), (0.0, 0.0))
     ]
+    assert curve_of(rows, tiny).knee == 0.05
+    assert curve_of(rows[:2], tiny).knee is None
+    hint = curve_value(curve_of(rows, tiny))["hint"]
+    lost = "2 points more character errors and 0.1 less DNSMOS, overall"
+    assert hint.startswith(f"Knee: the last point with at most {lost}, at 5%. Measured on 2 sent")
+    assert "DNSMOS (it was trained on noisy calls" in hint
+    assert "Distill-MOS" not in hint
 
-    class Found:
-        def __init__(self, row):
-            self.figures, self.to_row = dict.fromkeys(("cer", "dnsmos_ovrl")), lambda: row
 
-    points = tuple(
-        CurvePoint(PruneSpec(amount=i / 10), i / 20, Found(row)) for i, row in enumerate(rows)
-    )
-    assert Points(points, 4, "").knee == 0.05
-    assert Points(points[:2], 4, "").knee is None
-    assert [limit.metric for limit in LIMITS] == ["cer", "dnsmos_ovrl"]
+def test_the_knee_of_the_curve_is_by_the_strictest_predictors(tiny):
+    rows = [
+        {"cer": 0.0, "distillmos": opinion, "dnsmos_ovrl": 0.0, "visqol": closeness}
+        for opinion, closeness in ((0, 0.1), (-0.05, -0.2), (-0.05, -0.3), (-0.2, -0.3))
+    ]
+    found = curve_of(rows, tiny)
+    assert found.knee == 0.05, "ViSQOL is more than 0.25 below another seed"
+    value = curve_value(found)
+    assert "0.1 less Distill-MOS and 0.25 less ViSQOL than another seed" in value["hint"]
+    assert "Distill-MOS (it does not know the original" in value["hint"]
+    del rows[2]["visqol"], rows[3]["visqol"], rows[0]["visqol"], rows[1]["visqol"]
+    assert curve_of(rows, tiny).knee == 0.1
+
+
+def test_a_similarity_in_the_heat_map_is_its_change_from_another_seed(tiny):
+    found = curve_of([{"visqol": -0.3, "log_mel_db": 6.0}], tiny)
+    value = heat_value(found, [0.0])
+    assert value["metrics"]["visqol"]["title"].endswith("change from another seed of the original")
+    assert not value["metrics"]["visqol"]["distance"]
+    assert value["metrics"]["log_mel_db"]["distance"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_limits_of_the_knee_are_those_that_can_be_measured_here(there, monkeypatch):
+    monkeypatch.setattr(predictors, "problem", lambda name: "" if there else "It is not here.")
+    with gr.Blocks():
+        made = curve.curve_tab()
+    assert made["knee_naturalness"].label.startswith("Distill-MOS" if there else "DNSMOS:")
+    assert made["knee_closeness"].visible == there
+    asked = []
+
+    def find_knee(request, token, texts, limits, progress):
+        asked.extend(limits)
+        raise InputError("enough.")
+
+    monkeypatch.setattr(evidence, "find_knee", find_knee)
+    names = ("knee_cer", "knee_naturalness", "knee_closeness")
+    values = {"voice": "someone/tiny", "text": TEXT, "curve_texts": 2}
+    values |= {name: made[name].value for name in names}
+    with pytest.raises(InputError, match="enough"):
+        next(curve.find_knee(values, None, Progress()))
+    assert tuple(asked) == usual_limits()
+    values |= dict.fromkeys(names[1:])
+    with pytest.raises(InputError, match="enough"):
+        next(curve.find_knee(values, None, Progress()))
+    assert asked[-1] == Limit("cer", 0.02)
+
+
+def test_what_is_missing_is_said_with_one_line_to_install_it(request_, monkeypatch):
+    version = importlib.metadata.version
+
+    def without(package):
+        if package in {one.package for one in PREDICTORS.values()}:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(predictors, "_loaded", Bounded(8, lambda _: 1))
+    monkeypatch.setattr(importlib.metadata, "version", without)
+    *_, found = curves(request_, 0.2, 0.2, ["loudness", "closeness", "speaker"])
+    said = found.unmeasured
+    assert said.count(INSTALL) == 1
+    assert "ViSQOL is not installed: pip install" in said
+    assert "Resemblyzer is not installed: see above." in said
+    assert "not trained on" not in said
+    value = curve_value(found)
+    assert said in value["hint"]
+    assert "the distances (they count every difference" in value["hint"]
+    assert "visqol" not in value["metrics"]
+    assert found.knee is None, "no limit can be held against what was measured"
+
+
+def test_notes_of_the_voice_are_said_beside_the_figures(tiny):
+    found = dataclasses.replace(measured(tiny), unmeasured={"a": "No a."}, notes=("Foreign.",))
+    assert evidence.gaps(found) == "No a. Foreign."
+    assert Points((CurvePoint(PruneSpec(), 0.0, found),), 1, "").unmeasured == "No a. Foreign."

@@ -29,6 +29,7 @@ from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.heal_stretch import Checkpoint
 from vits_prune.studio.request import Order, request_of
 from vits_prune.studio.ship_jobs import AtHand
+from vits_prune.study import judge
 from vits_prune.study.evaluation import Settings, evaluate
 from vits_prune.ui.tabs import export
 from vits_prune.voices.voice import Origin
@@ -51,7 +52,7 @@ def bench(tiny):
         patch.setattr(workbench, "bench", bench)
         patch.setattr(bench, "voice", lambda *_, **__: tiny)
         patch.setattr(bench, "is_loaded", lambda *_: True)
-        patch.setattr(heal_jobs, "JUDGED_FAMILIES", ("rhythm", "loudness"))  # need no recogniser
+        patch.setattr(judge, "JUDGED_FAMILIES", ("rhythm", "loudness"))  # need no recogniser
         patch.setattr(export_report, "TIMING_ROUNDS", 1)
         yield bench
         heal_jobs.jobs.clear()

@@ -20,13 +20,16 @@ from tests.nearly import nearly
 from vits_prune import PARTS, HealPlan, PruneSpec, load_voice, speak
 from vits_prune.errors import InputError
 from vits_prune.healing import heal as heal_voice
-from vits_prune.measure import utterances
+from vits_prune.measure import predictors, utterances
+from vits_prune.measure.predictors import INSTALL
+from vits_prune.measure.quality import METRICS, Figure, Floor, Interval
 from vits_prune.measure.waveform import Dnsmos
 from vits_prune.progress import Cancelled, Progress
 from vits_prune.studio import descriptions, heal_jobs, heal_stretch, plots, workbench
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.heal_stretch import Checkpoint, StepMade, Stretch, StretchEnd
 from vits_prune.studio.request import FIRST, Order, Request, order_of
+from vits_prune.study import judge
 from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.judge import CheckpointJudge, tuning_texts
 from vits_prune.ui import page, stage
@@ -47,12 +50,14 @@ def bench(tiny):
     """A workbench whose only voice is the tiny one.
 
     Its noise has no words to recognise, and no naturalness to predict: its level stands for that.
+    The optional predictors are not there.
     """
     with pytest.MonkeyPatch.context() as patch:
         bench = workbench.Workbench()
         patch.setattr(workbench, "bench", bench)
         patch.setattr(bench, "voice", lambda *_, **__: tiny)
-        patch.setattr(heal_jobs, "JUDGED_FAMILIES", ("naturalness", "rhythm"))
+        patch.setattr(judge, "JUDGED_FAMILIES", ("naturalness", "rhythm"))
+        patch.setattr(predictors, "problem", lambda name: f"{name} is not installed: {INSTALL}.")
         patch.setattr(heal_jobs, "EVALUATIONS", 2)
         patch.setattr(utterances, "measure_dnsmos", opinion)
         yield bench
@@ -70,7 +75,7 @@ def order(bench):
 @pytest.fixture
 def quick(monkeypatch):
     """Measure rhythm only: what is tested is not the choice of the best."""
-    monkeypatch.setattr(heal_jobs, "JUDGED_FAMILIES", ("rhythm",))
+    monkeypatch.setattr(judge, "JUDGED_FAMILIES", ("rhythm",))
 
 
 def never(_presses=1):
@@ -106,9 +111,9 @@ def updates(order):
 def whole(order, tiny, bench):
     """The same by the library in one go, with the page's own measure."""
     said = tuning_texts(tiny, order.texts).texts
-    settings = Settings(seed=order.request.seed, metrics=heal_jobs.JUDGED_FAMILIES, noise_seeds=0)
-    judge = CheckpointJudge(prepare_reference(tiny, said, settings), heal_jobs.EVALUATIONS)
-    return heal_voice(bench.pruned(order.request), tiny, plan=PLAN, judge=judge).voice
+    reference = prepare_reference(tiny, said, judge.judging_settings(order.request.seed))
+    measure = CheckpointJudge(reference, heal_jobs.EVALUATIONS)
+    return heal_voice(bench.pruned(order.request), tiny, plan=PLAN, judge=measure).voice
 
 
 def assert_same_weights(one, another):
@@ -130,9 +135,17 @@ def test_the_last_update_shows_all_that_was_found(order, updates, whole):
     assert [step for _, step in shown["heal_checkpoint"].choices] == [0, 3, 6]
     assert any("(kept)" in label for label, _ in shown["heal_checkpoint"].choices)
     assert "length of the speech" in shown["heal_table"]
+    assert "original in DNSMOS there. Naturalness is by DNSMOS only" in shown["heal_course"]["hint"]
     rows = pd.read_csv(shown["heal_table_csv"].value["path"])
     assert list(rows["voice"]) == ["pruned", "healed"]
     assert rows["duration_ratio"].notna().all()
+    assert set(rows["claim"]) <= {"a difference", "undecided"}, "words and closeness are missing"
+    said = shown["heal_compared"]
+    assert said.startswith("**Healed: ")
+    assert "not measured: words, closeness" in said
+    assert "DNSMOS (it was trained on noisy calls" in said
+    assert said.count("Resemblyzer==") == 1
+    assert rows["signature"][0] in said
     curve = pd.read_csv(shown["heal_csv"].value["path"])
     assert list(curve["step"]) == sorted(curve["step"])
     assert curve["measured_dnsmos_ovrl"].count() == 3
@@ -329,7 +342,7 @@ def test_a_full_disk_loses_nothing(order, quick, monkeypatch):
         yield from train(stretch, token)
 
     monkeypatch.setattr(heal_stretch, "train", filling)
-    monkeypatch.setattr(heal_jobs, "JUDGED_FAMILIES", ("naturalness",))  # there is a best
+    monkeypatch.setattr(judge, "JUDGED_FAMILIES", ("naturalness",))  # there is a best
     shown = shown_by(other(order, steps=4, checkpoint_every=2))[-1]
     assert "The voice of step 2 of 4 is kept" in shown["heal_status"]
     assert "best.safetensors could not be written" in shown["heal_status"]
@@ -338,10 +351,10 @@ def test_a_full_disk_loses_nothing(order, quick, monkeypatch):
 @pytest.fixture
 def stretch(order, tiny, tmp_path):
     settings = Settings(metrics=("rhythm",), noise_seeds=0)
-    judge = CheckpointJudge(prepare_reference(tiny, ["hi there"], settings), 5)
+    measure = CheckpointJudge(prepare_reference(tiny, ["hi there"], settings), 5)
     folder = tmp_path / "work" / "stretch"
     folder.mkdir(parents=True)
-    return Stretch(order.request, PLAN, folder, judge, speak(tiny, order.request.text), None)
+    return Stretch(order.request, PLAN, folder, measure, speak(tiny, order.request.text), None)
 
 
 def test_a_stretch_that_fails_ends_with_why(stretch):
@@ -441,6 +454,35 @@ def test_a_long_course_is_thinned_and_keeps_its_end(order):
     assert line["name"] == "mel"
     assert len(line["points"]) <= plots.COURSE_POINTS + 1
     assert line["points"][-1] == [5_005, 1.0]
+
+
+def test_the_course_shows_the_strictest_predictors(order):
+    def figure(name, value, own=None, floor=None):
+        known = Interval(own, own, own, 6) if own else None
+        here = Interval(value, value - 0.1, value + 0.1, 6)
+        return Figure(METRICS[name], known, here, None, floor, None, "worse")
+
+    figures = {
+        "cer": figure("cer", 0.1, 0.02),
+        "distillmos": figure("distillmos", 3.9, 4.3),
+        "dnsmos_ovrl": figure("dnsmos_ovrl", 3.9, 3.9),
+        "visqol": figure("visqol", 4.2, floor=Floor(4.6, 4.7, (4.6, 4.7))),
+        "log_mel_db": figure("log_mel_db", 6.0, floor=Floor(1.0, 2.0, (1.0, 2.0))),
+        "duration_ratio": figure("duration_ratio", 1.1),
+    }
+    job = HealJob(order, checkpoints=[Checkpoint(0, 6, figures, 2.0, None)])
+    checks = {one["title"]: one["original"] for one in plots.course_value(job, "")["checks"]}
+    assert checks == {
+        "character error rate": 0.02,
+        "Distill-MOS": 4.3,
+        "ViSQOL": 4.6,
+        "duration ratio": 1.0,
+    }
+    hint = heal._found(job)["heal_course"]["hint"]
+    by = "character error rate, Distill-MOS and ViSQOL"
+    assert f"closest to the original in {by} there." in hint
+    assert heal._original(figures["visqol"]) == "4.60 (another seed)"
+    assert heal._original(figures["log_mel_db"]) == "2.00 (another seed)"
 
 
 def test_the_page_heals_one_voice_at_a_time_and_pushes_two():

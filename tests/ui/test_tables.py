@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import re
 
+import pandas as pd
 import pytest
 
 from vits_prune import PruneSpec, prune
-from vits_prune.measure import Latency, Spread, measure_size, measure_sparsity
+from vits_prune.measure import (
+    Latency,
+    Spread,
+    measure_size,
+    measure_sparsity,
+    predictors,
+    utterances,
+)
 from vits_prune.measure.cost import VoiceLatency
-from vits_prune.measure.quality import METRICS, NO_DIFFERENCE, Figure, Floor, Interval
+from vits_prune.measure.predictors import INSTALL, PREDICTORS
+from vits_prune.measure.quality import (
+    METRICS,
+    NO_DIFFERENCE,
+    NO_FLOOR,
+    UNDECIDED,
+    Figure,
+    Floor,
+    Interval,
+)
+from vits_prune.measure.waveform import Dnsmos
+from vits_prune.progress import Progress
+from vits_prune.studio import evidence
 from vits_prune.studio.evidence import figure_words
 from vits_prune.study.comparison import latency_table, size_table, sparsity_table
+from vits_prune.study.evaluation import Settings, evaluate
 from vits_prune.synthesis.speak import STAGES
 from vits_prune.ui import tables
 
@@ -102,26 +125,129 @@ def figure(name: str, values: tuple[float, float], floor: float, verdict: str) -
     metric, (before, after) = METRICS[name], values
     known = Interval(before, before, before, 5)
     change = Interval(after - before, after - before - 0.01, after - before + 0.01, 5)
-    noise = Floor(floor if metric.kind == "distance" else -floor, floor, (floor,))
-    own = None if metric.kind == "distance" else known
-    return Figure(metric, own, Interval(after, after, after, 5), change, noise, verdict)
+    distance = metric.kind == "distance"
+    noise = Floor(floor if distance else -floor, floor, (floor,))
+    own = None if distance else known
+    here = Interval(after, after, after, 5)
+    return Figure(metric, own, here, change, noise, metric.margin, verdict)
 
 
 def test_verdicts_are_sentences():
     same = figure_words(figure("cer", (0.012, 0.012), 0.004, NO_DIFFERENCE))
     assert same == (
         "Words: 1.2 of 100 letters are misheard, as with the original; "
-        "another seed changes it by 0.4: no difference found."
+        "another seed changes it by 0.4, margin 1.0: no difference found."
     )
     worse = figure_words(figure("dnsmos_ovrl", (3.9, 3.2), 0.05, "worse"))
     assert worse == (
-        "Naturalness: 3.20 of 5 points predicted, 0.70 below the original; "
-        "another seed changes it by 0.05: worse."
+        "Naturalness by DNSMOS: 3.20 of 5 points predicted, 0.70 below the original; "
+        "another seed changes it by 0.05, margin 0.10: worse."
+    )
+    assert figure_words(figure("distillmos", (4.2, 3.9), 0.05, "worse")).startswith(
+        "Naturalness by Distill-MOS: 3.90 of 5 points predicted, 0.30 below the original;"
     )
     far = figure_words(figure("mcd_db", (0.0, 6.0), 1.6, "worse"))
     assert far == (
-        "Closeness: 6 dB away from the original; another seed of the original is 1.6 away: worse."
+        "Closeness by mel-cepstral distortion: 6 dB away from the original; "
+        "another seed of the original is 1.6 away, margin 0.5: worse."
     )
-    unsure = figure_words(figure("wer", (0.1, 0.2), 0.05, NO_DIFFERENCE))
+    unsure = figure_words(figure("wer", (0.1, 0.2), 0.05, UNDECIDED))
     assert "10.0 more than the original" in unsure
-    assert "leaves room for chance" in unsure
+    assert unsure.endswith("margin 2.0: undecided.")
+
+
+def test_a_similarity_says_what_the_original_gets():
+    close = figure_words(figure("visqol", (4.7, 4.21), 4.7, "worse"))
+    assert close == (
+        "Closeness by ViSQOL: 4.21 of 5 points predicted; "
+        "another seed of the original gets 4.70, margin 0.10: worse."
+    )
+    who = figure_words(figure("speaker_similarity", (0.88, 0.86), 0.01, NO_DIFFERENCE), 0.667)
+    assert who == (
+        "Speaker: similarity 0.86 of 1 to the original's next sentence (the original itself 0.88, "
+        "another voice 0.67); another seed changes it by 0.01, margin 0.02: no difference found."
+    )
+    alone = dataclasses.replace(figure("visqol", (4.7, 4.2), 4.7, NO_FLOOR), floor=None)
+    assert figure_words(alone) == (
+        "Closeness by ViSQOL: 4.20 of 5 points predicted: no noise floor was measured."
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tiny):
+    """Return an Evaluation with these figures."""
+    settings = Settings(metrics=("loudness",), noise_seeds=0)
+    found = evaluate(tiny, tiny, ["hi there", "you"], settings)
+
+    def with_figures(*figures, **more):
+        named = {one.metric.name: one for one in figures}
+        return dataclasses.replace(found, figures=named, **more)
+
+    return with_figures
+
+
+def test_the_claim_names_who_judged(measured):
+    words = figure("cer", (0.012, 0.012), 0.004, NO_DIFFERENCE)
+    natural = figure("distillmos", (4.2, 3.9), 0.05, "worse")
+    deaf = figure("dnsmos_ovrl", (3.9, 3.9), 0.05, NO_DIFFERENCE)
+    close = figure("visqol", (4.7, 4.6), 4.7, UNDECIDED)
+    assert evidence.claim_words(measured(words, natural, deaf, close)) == (
+        "A difference from the original was found on 2 sentences (no difference found: words by "
+        "character error rate; worse: naturalness by Distill-MOS; undecided: closeness by ViSQOL)."
+    )
+    assert evidence.claim_words(measured(words, deaf)) == (
+        "It is undecided whether there is a difference from the original on 2 sentences (no "
+        "difference found: words by character error rate, naturalness by DNSMOS; not measured: "
+        "closeness)."
+    )
+    same = figure("log_mel_db", (1.0, 1.0), 1.0, NO_DIFFERENCE)
+    assert evidence.claim_words(measured(words, deaf, same)).startswith(
+        "No difference from the original was found on 2 sentences (no difference found: words by"
+    )
+
+
+def test_the_quality_box_claims_first_and_says_what_it_does_not_hear(measured):
+    figures = (
+        figure("cer", (0.012, 0.02), 0.004, UNDECIDED),
+        figure("distillmos", (4.2, 3.9), 0.05, "worse"),
+        figure("visqol", (4.7, 4.21), 4.7, "worse"),
+        figure("speaker_similarity", (0.88, 0.86), 0.01, NO_DIFFERENCE),
+    )
+    about = {"signature": "texts:2.abc|seeds:0+1", "other_voice": 0.67}
+    about |= {"unmeasured": {"x": f"No x: {INSTALL}.", "y": f"No y: {INSTALL}."}}
+    found = measured(*figures, notes=("Not trained on the language 'fr'.",), **about)
+    shown = tables.shown("quality", found)
+    page = html.unescape(shown["quality"])
+    assert page.index(evidence.claim_words(found)) < page.index("<ul") < page.index("<table")
+    rows = cells(page)
+    assert rows["Distill-MOS, 1 to 5"] == ["4.20", "3.90", "−0.300 (−0.310 to −0.290)", "±0.0500"]
+    assert rows["ViSQOL, 1 to 5"] == ["–", "4.21", "−0.490 (−0.500 to −0.480)", "4.70"]
+    assert rows["Speaker, 0 to 1"][:2] == ["0.880", "0.860"]
+    assert rows["DNSMOS, 1 to 5"] == ["–"] * 4
+    assert "another voice 0.67" in page
+    assert f"Distill-MOS ({PREDICTORS['distillmos'].deaf})" in page
+    assert "DNSMOS (" not in page, "it was not used"
+    assert page.count(INSTALL) == 1
+    assert "No y: see above. Not trained on the language 'fr'." in page
+    assert page.endswith("<p>Signature: texts:2.abc|seeds:0+1</p></div>")
+    table = pd.read_csv(shown["quality_csv"].value["path"])
+    assert set(table["signature"]) == {found.signature}
+    assert set(table["claim"]) == {"a difference"}
+    assert list(table["margin"]) == [one.metric.margin for one in figures]
+
+
+def test_the_status_ends_with_the_claim_and_claims_nothing_that_was_not_measured(
+    request_, monkeypatch
+):
+    monkeypatch.setattr(predictors, "problem", lambda name: f"No {name}: {INSTALL}.")
+    monkeypatch.setattr(utterances, "measure_dnsmos", lambda *_: Dnsmos(3.0, 3.0, 3.0))
+    monkeypatch.setattr(evidence, "FAMILIES", ("naturalness", "speaker"))
+    (shown,) = tables.measure_quality({"asked": request_, "quality_texts": 2}, None, Progress())
+    assert shown["status"] == (
+        "Done. Quality: 2 held-out Harvard sentences. It is undecided whether there is a "
+        "difference from the original on 2 sentences (not measured: words, closeness; no "
+        "difference found: naturalness by DNSMOS)."
+    )
+    page = html.unescape(shown["quality"])
+    assert "Naturalness is by DNSMOS only" in page
+    assert "Whether it is the same speaker is not measured. No resemblyzer: see above." in page

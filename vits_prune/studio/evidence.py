@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator, Sequence
+from collections.abc import Container, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +11,8 @@ import pandas as pd
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
-from vits_prune.measure.quality import METRICS, NO_DIFFERENCE, Figure
+from vits_prune.measure.predictors import INSTALL, PREDICTORS
+from vits_prune.measure.quality import CLAIMED, METRICS, NO_DIFFERENCE, UNDECIDED, Figure
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.spec import in_words
@@ -41,25 +41,51 @@ from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import PARTS, Voice, spoken_language
 
-FAMILIES = ("intelligibility", "naturalness", "closeness")
+FAMILIES = ("intelligibility", "naturalness", "closeness", "speaker")
 LABELS = {
     "cer": ("Letters misheard, of 100", 100.0),
     "wer": ("Words misheard, of 100", 100.0),
+    "distillmos": ("Distill-MOS, 1 to 5", 1.0),
     "dnsmos_ovrl": ("DNSMOS, 1 to 5", 1.0),
+    "visqol": ("ViSQOL, 1 to 5", 1.0),
+    "log_mel_db": ("Log-mel distance, dB", 1.0),
     "mcd_db": ("Mel-cepstral distortion, dB", 1.0),
     "f0_rmse_cents": ("Pitch error, cents", 1.0),
+    "speaker_similarity": ("Speaker, 0 to 1", 1.0),
 }
 """Metrics of the table: what the page calls each, and the factor to that unit."""
-COLUMNS = [
-    *("metric", "unit", "original", "pruned", "change", "change, low", "change, high"),
-    *("noise floor, low", "noise floor, high", "verdict", "in words", "sentences"),
-]
-DEAF = {
-    "words": "the recogniser guesses from context, and a flat or robotic voice is no error to it",
-    "naturalness": "DNSMOS was trained on noisy calls and hardly hears what pruning does",
-    "closeness": "it counts every difference, whether or not anyone can hear it",
+_NUMBERS = (
+    *("original", "pruned", "change", "change, low", "change, high"),
+    *("noise floor, low", "noise floor, high", "margin"),
+)
+COLUMNS = [*("metric", "unit", *_NUMBERS, "verdict", "in words", "sentences", "claim", "signature")]
+_PREDICTORS = {
+    "distillmos": "distillmos",
+    "dnsmos_ovrl": "dnsmos",
+    "visqol": "visqol",
+    "speaker_similarity": "resemblyzer",
 }
-"""What each family of metrics does not hear."""
+"""Metric -> the predictor that it comes from."""
+_DEAF = {
+    "cer": (
+        "the recogniser",
+        "it guesses from context, and a flat or robotic voice is no error to it",
+    ),
+    **{
+        metric: (PREDICTORS[name].title, PREDICTORS[name].deaf)
+        for metric, name in _PREDICTORS.items()
+    },
+    "log_mel_db": (
+        "the distances",
+        "they count every difference, whether or not anyone can hear it",
+    ),
+}
+"""Metric -> who measures it, and what they do not hear."""
+_CLAIMS = {
+    NO_DIFFERENCE: "No difference from the original was found",
+    "a difference": "A difference from the original was found",
+    UNDECIDED: "It is undecided whether there is a difference from the original",
+}
 
 
 class CurvePoint(NamedTuple):
@@ -106,8 +132,8 @@ class Points:
 
     @property
     def unmeasured(self) -> str:
-        """What cannot be measured and why, in sentences."""
-        return " ".join(self.points[0].evaluation.unmeasured.values())
+        """What is not measured and why, and what limits the rest, in sentences."""
+        return gaps(self.points[0].evaluation)
 
     @property
     def knee(self) -> float | None:
@@ -289,7 +315,7 @@ def find_knee(
         InputError: there is no limit, one cannot be measured, or no amount can be reached.
     """
     if not limits:
-        raise InputError("Give at least one limit: of character errors, or of DNSMOS.")
+        raise InputError("Give at least one limit: of words, naturalness or closeness.")
     voice = workbench.bench.voice_of(request, token)
     said, note = measuring_texts(voice, request.text, texts)
     families = tuple({METRICS[one.metric].family for one in limits})
@@ -306,6 +332,9 @@ def find_knee(
     return Knee(voice.name, spec, tuple(limits), False, tried, len(said), settings.seed), note
 
 
+# One voice in words
+
+
 def quality_table(evaluation: Evaluation) -> pd.DataFrame:
     """Return a row a metric: both voices, the change with its 95% interval, the noise floor.
 
@@ -313,9 +342,9 @@ def quality_table(evaluation: Evaluation) -> pd.DataFrame:
     other seed.
     """
     figures = [evaluation.figures[name] for name in LABELS if name in evaluation.figures]
-    rows = [(*_numbers(one), figure_words(one), len(evaluation.texts)) for one in figures]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.astype(dict.fromkeys(COLUMNS[2:9], float))
+    same = len(evaluation.texts), evaluation.claim.verdict, evaluation.signature
+    rows = [(*_numbers(one), figure_words(one, evaluation.other_voice), *same) for one in figures]
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(_NUMBERS, float))
 
 
 def _numbers(one: Figure) -> tuple[str | float | None, ...]:
@@ -325,37 +354,83 @@ def _numbers(one: Figure) -> tuple[str | float | None, ...]:
         one.pruned.value,
         *(getattr(change, field, None) for field in ("value", "low", "high")),
         *(getattr(floor, field, None) for field in ("low", "high")),
-        one.verdict,
+        *(one.margin, one.verdict),
     )
 
 
-def figure_words(one: Figure) -> str:
-    """Return what one figure means, as a sentence with its verdict."""
-    value, name = one.pruned.value, one.metric.name
-    change = one.difference.value if one.difference else 0.0
-    limit = one.floor.high if one.floor else math.inf
-    if one.metric.kind == "distance":
-        what = "Pitch" if name == "f0_rmse_cents" else "Closeness"
-        said = f"{what}: {value:.3g} {one.metric.unit} away from the original"
-        seed = f"another seed of the original is {limit:.3g} away"
-        within = value <= limit
+def figure_words(one: Figure, other_voice: float | None = None) -> str:
+    """Return what one figure means, as a sentence with its verdict.
+
+    `other_voice` is the speaker similarity that another voice gets.
+    """
+    name, value, unit, scale, form = one.metric.name, one.pruned.value, one.metric.unit, 1.0, ".2f"
+    change, floor = one.difference.value if one.difference else 0.0, one.floor
+    more, less, own = "above", "below", original_value(one)
+    if one.metric.family == "intelligibility":
+        (_, scale), form, more, less = LABELS[name], ".1f", "more than", "fewer than"
+        what = "letters" if name == "cer" else "words"
+        said = f"Words: {scale * value:{form}} of 100 {what} are misheard"
+    elif name == "speaker_similarity":
+        others = {"the original itself": own, "another voice": other_voice}
+        beside = ", ".join(f"{who} {one:.2f}" for who, one in others.items() if one is not None)
+        said = f"Speaker: similarity {value:.2f} of 1 to the original's next sentence ({beside})"
+    elif unit.startswith("predicted opinion"):
+        what = "Closeness" if name == "visqol" else "Naturalness"
+        said = f"{what} by {measured_by(name)}: {value:.2f} of 5 points predicted"
     else:
-        digits, points = (2, "of 5 points predicted") if name == "dnsmos_ovrl" else (1, "")
-        what = "Naturalness" if points else "Words"
-        scale = LABELS[name][1]
-        more, less = ("above", "below") if points else ("more than", "fewer than")
-        misheard = f"of 100 {'letters' if name == 'cer' else 'words'} are misheard"
-        said = f"{what}: {scale * value:.{digits}f} {points or misheard}"
-        moved = f"{scale * abs(change):.{digits}f}"
-        same = not float(moved)
-        said += (
-            ", as with the original" if same
-            else f", {moved} {more if change > 0 else less} the original"
-        )  # fmt: skip
-        seed = f"another seed changes it by {scale * limit:.{digits}f}"
-        within = abs(change) <= limit
-    if not one.floor:
+        form = ".3g"
+        what = "Pitch" if name == "f0_rmse_cents" else f"Closeness by {one.metric.title}"
+        said = f"{what}: {value:{form}} {unit} away from the original"
+    if one.metric.kind == "voice" and one.metric.family != "speaker":
+        moved = f"{scale * abs(change):{form}}"
+        same, way = not float(moved), more if change > 0 else less
+        said += ", as with the original" if same else f", {moved} {way} the original"
+    if floor is None or own is None:
         return f"{said}: {one.verdict}."
-    if one.verdict == NO_DIFFERENCE and not within:
-        seed += ", and the interval leaves room for chance"
-    return f"{said}; {seed}: {one.verdict}."
+    seed = f"another seed changes it by {scale * floor.high:{form}}"
+    if one.metric.kind == "distance":
+        gets = f"is {own:{form}} away" if one.metric.better == "lower" else f"gets {own:{form}}"
+        seed = f"another seed of the original {gets}"
+    margin = "" if one.margin is None else f", margin {scale * one.margin:{form}}"
+    return f"{said}; {seed}{margin}: {one.verdict}."
+
+
+def original_value(one: Figure) -> float | None:
+    """Return what the original gets: of a distance, its farthest other seed, if there is one."""
+    if one.metric.kind == "distance" and one.floor:
+        return one.floor.low if one.metric.better == "higher" else one.floor.high
+    return one.original.value if one.original else None
+
+
+def measured_by(metric: str) -> str:
+    """Return the predictor that a metric comes from, else the metric's title."""
+    name = _PREDICTORS.get(metric)
+    return PREDICTORS[name].title if name else METRICS[metric].title
+
+
+def claim_words(found: Evaluation) -> str:
+    """Return what may be said of two voices, as one sentence that names who judged."""
+    claim, by_verdict = found.claim, dict[str, list[str]]()
+    for what, metrics in CLAIMED.items():
+        metric = next((one for one in metrics if one in found.figures), None)
+        who = f"{what} by {measured_by(metric)}" if metric else what
+        by_verdict.setdefault(claim.verdicts[what], []).append(who)
+    reasons = "; ".join(f"{verdict}: {', '.join(who)}" for verdict, who in by_verdict.items())
+    said = f"{len(found.texts)} sentence{'s' * (len(found.texts) != 1)}"
+    return f"{_CLAIMS[claim.verdict]} on {said} ({reasons})."
+
+
+def deaf_words(measured: Container[str]) -> str:
+    """Return what those who measured these metrics do not hear, as a sentence."""
+    found = ", ".join(f"{who} ({what})" for name, (who, what) in _DEAF.items() if name in measured)
+    return f"None of these hears everything: {found}." if found else ""
+
+
+def gaps(found: Evaluation | Reference) -> str:
+    """Return what is not measured and why, and what limits the rest, in sentences.
+
+    The line that installs all optional predictors is said once.
+    """
+    said = " ".join((*found.unmeasured.values(), *found.notes))
+    first, line, rest = said.partition(INSTALL)
+    return first + line + rest.replace(INSTALL, "see above")

@@ -22,18 +22,13 @@ from vits_prune.healing.storage import Curve
 from vits_prune.progress import SILENT, Cancelled, Progress
 from vits_prune.studio import heal_stretch, workbench
 from vits_prune.studio.descriptions import check_size
-from vits_prune.studio.evidence import measured_original, measuring_texts
+from vits_prune.studio.evidence import gaps, measured_original, measuring_texts
 from vits_prune.studio.heal_stretch import Checkpoint, StepMade, Stretch, StretchEnd
 from vits_prune.studio.jobs import Update, calls_are_limited, until_halted
 from vits_prune.studio.renditions import timed_text
 from vits_prune.studio.request import Order, Request
 from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
-from vits_prune.study.judge import (
-    CheckpointJudge,
-    JudgeSettings,
-    judging_settings,
-    tuning_texts,
-)
+from vits_prune.study.judge import CheckpointJudge, JudgeSettings, judging_settings, tuning_texts
 from vits_prune.synthesis.speak import Speech
 from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import Voice, spoken_language
@@ -67,7 +62,7 @@ class HealJob:
     note: str = ""
     """Which sentences it is measured on."""
     unmeasured: str = ""
-    """What cannot be measured and why, in sentences."""
+    """What is not measured and why, and what limits the rest, in sentences."""
 
     @property
     def complete(self) -> bool:
@@ -166,6 +161,12 @@ def _settings(request: Request) -> Settings:
     return judging_settings(request.seed, request.delivery)
 
 
+def claim_settings(request: Request) -> Settings:
+    """Return how a voice is measured for what is said of it: with a noise floor, and who speaks."""
+    how = _settings(request)
+    return dataclasses.replace(how, metrics=(*how.metrics, "speaker"), noise_seeds=1)
+
+
 def _shortened(request: Request) -> Request:
     """Return the request for the beginning of its text, which checkpoints speak."""
     return dataclasses.replace(request, text=timed_text(request.text))
@@ -245,7 +246,7 @@ def _prepare(job: HealJob, token: str | None, progress: Progress) -> tuple[Check
     said = tuning_texts(voice, order.texts, split_sentences(request.text))
     reference = measured_original(request, token, voice, said.texts, _settings(request), progress)
     job.note = said.words
-    job.unmeasured = " ".join((*reference.unmeasured.values(), *reference.notes))
+    job.unmeasured = gaps(reference)
     original = workbench.say(
         voice, _shortened(request), "own", progress.part(0.0, 1.0, "original: ")
     )
@@ -381,7 +382,7 @@ def compare(
     request = job.order.request
     voice, pruned = _voices(request, token)
     said, note = measuring_texts(voice, request.text, job.order.texts)
-    reference = measured_original(request, token, voice, said, _settings(request), progress)
+    reference = measured_original(request, token, voice, said, claim_settings(request), progress)
 
     def measured(one: Voice, when: str, start: float) -> Evaluation:
         def report(message: str, fraction: float) -> None:

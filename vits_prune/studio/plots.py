@@ -15,12 +15,12 @@ from matplotlib.patches import Patch
 from vits_prune.measure import quality
 from vits_prune.measure.weights import MatrixPair, WeightHistogram
 from vits_prune.pruning.spec import METHODS, in_words
-from vits_prune.studio.evidence import Points
+from vits_prune.studio.evidence import Points, deaf_words, original_value
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.renditions import LayerChange
 from vits_prune.study.charts import COLOURS, GREY, empty_figure, set_title, styled, title_of
 from vits_prune.study.comparison import PART_NAMES
-from vits_prune.study.knee import compared
+from vits_prune.study.knee import Limit, compared, usual_limits
 from vits_prune.voices.voice import PARTS
 
 ORIGINAL, PRUNED = COLOURS[:2]
@@ -135,17 +135,29 @@ def curve_value(found: Points) -> dict[str, Any]:
         verdicts = {name: one.verdict for name, one in figures.items()}
         line["points"].append({**point, "figures": values, "verdicts": verdicts})
     hint = f"Measured on {found.note}; bars are 95% intervals. "
-    if "dnsmos_ovrl" in metrics:
-        hint += "DNSMOS was trained on noisy speech, not on synthesis. "
     if knee is not None:
         series[in_words(points[0].spec, amount=False)]["knee"] = knee
-        lost = "2 points more character errors and 0.1 less DNSMOS"
+        lost = _lost(usual_limits(points[0].evaluation.figures))
         hint = f"Knee: the last point with at most {lost}, at {knee:.0%}. {hint}"
     structured = any(METHODS[one.spec.method].structured for one in points)
     axis = "weights that are zero or gone" if structured else "sparsity"
     value = {"series": list(series.values()), "metrics": metrics}
-    hint = f"{hint}{found.unmeasured}".strip()
+    hint = " ".join(filter(None, (hint.strip(), deaf_words(metrics), found.unmeasured)))
     return {**value, "hint": hint, "axis": f"{axis} of the whole voice"}
+
+
+def _lost(limits: Sequence[Limit]) -> str:
+    """Return what limits allow to be lost, in words."""
+    said = []
+    for one in limits:
+        title, lost = quality.METRICS[one.metric].title, f"{abs(one.change):g}"
+        if one.metric == "cer":
+            said.append(f"{100 * one.change:g} points more character errors")
+        elif quality.METRICS[one.metric].kind == "distance":
+            said.append(f"{lost} less {title} than another seed of the original")
+        else:
+            said.append(f"{lost} less {title}")
+    return " and ".join(filter(None, (", ".join(said[:-1]), said[-1])))
 
 
 def heat_value(found: Points, amounts: Sequence[float]) -> dict[str, Any]:
@@ -161,8 +173,9 @@ def heat_value(found: Points, amounts: Sequence[float]) -> dict[str, Any]:
         changes = {name: one.value for name, one in intervals.items() if one}
         for metric in changes:
             what = quality.METRICS[metric]
-            distance = what.kind == "distance"
-            title = title_of(what) + ", change from the original" * (not distance)
+            distance = what.limited_by_value
+            whose = "another seed of the original" if what.kind == "distance" else "the original"
+            title = title_of(what) + f", change from {whose}" * (not distance)
             metrics[metric] = {"title": title, "better": what.better, "distance": distance}
         verdicts = {metric: evaluation.figures[metric].verdict for metric in changes}
         cell = {"changes": changes, "verdicts": verdicts}
@@ -204,7 +217,6 @@ def tried_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 COURSE_POINTS = 300
 """Most points of a line of losses."""
-_COURSE = ("cer", "dnsmos_ovrl", "duration_ratio")
 _TOPS = {"cer": 1.0}
 """Where a picture ends: a recogniser that hears words in noise may count many times the text."""
 
@@ -220,14 +232,15 @@ def course_value(job: HealJob, hint: str) -> dict[str, Any]:
         for name in names
         if name not in ("step", "seconds", "total")
     }
-    for name in _COURSE:
+    checked = job.checkpoints[0].figures if job.checkpoints else {}
+    for name in (*quality.strictest(checked), "duration_ratio"):
         found = [(one.step, one.figures[name]) for one in job.checkpoints if name in one.figures]
         if not found:
             continue
-        original = found[0][1].original
+        original = original_value(found[0][1])
         measured.append({
             "title": quality.METRICS[name].title,
-            "original": original.value if original else quality.METRICS[name].neutral,
+            "original": quality.METRICS[name].neutral if original is None else original,
             "top": _TOPS.get(name),
             "points": [
                 [step, one.pruned.value, one.pruned.low, one.pruned.high] for step, one in found

@@ -22,7 +22,7 @@ from vits_prune.studio.jobs import Update, in_background
 from vits_prune.studio.request import Request
 from vits_prune.studio.ship_jobs import WAITING, AtHand, check_choice, one_at_a_time, work
 from vits_prune.study.comparison import DEFAULT_TEXT
-from vits_prune.study.evaluation import Settings, evaluate_against
+from vits_prune.study.evaluation import evaluate_against
 from vits_prune.voices.voice import Voice, spoken_language
 
 if TYPE_CHECKING:
@@ -256,12 +256,7 @@ def measured(
         from vits_prune.ship.bundle import sample_texts
 
         said = sample_texts(original, _TEXTS)  # the page's own text is English
-    settings = Settings(
-        seed=request.seed,
-        metrics=heal_jobs.JUDGED_FAMILIES,
-        noise_seeds=1,
-        delivery=request.delivery,
-    )
+    settings = heal_jobs.claim_settings(request)
     reference = measured_original(request, token, original, said, settings, progress.part(0.0, 0.5))
     pruned = voice.to(original.device)
     return evaluate_against(reference, pruned, progress=progress.part(0.5, 1.0)).to_dict()

@@ -16,6 +16,7 @@ from vits_prune.studio import evidence
 from vits_prune.studio.renditions import csv
 from vits_prune.studio.request import SPEAKING, request_of
 from vits_prune.study import comparison
+from vits_prune.study.evaluation import Evaluation
 from vits_prune.ui.events import Page
 from vits_prune.ui.widgets import Made
 
@@ -212,11 +213,10 @@ def _latency(frame: pd.DataFrame | None) -> str:
     return table + _note(note) + _details("Processor time and arithmetic", costs + _listed(words))
 
 
-def _quality(frame: pd.DataFrame | None) -> str:
-    rows, said = (
-        [],
-        {} if frame is None else {row["metric"]: row for row in frame.to_dict("records")},
-    )
+def _quality(found: Evaluation | None) -> str:
+    frame = None if found is None else evidence.quality_table(found)
+    said = {} if frame is None else {row["metric"]: row for row in frame.to_dict("records")}
+    rows = []
     for name, (label, scale) in evidence.LABELS.items():
         row = said.get(METRICS[name].title)
         if row is None:
@@ -229,20 +229,30 @@ def _quality(frame: pd.DataFrame | None) -> str:
         kind = {"worse": "bad", "better": "good"}.get(row["verdict"], "")
         both = (_cell(number(scale * row[end])) for end in ("original", "pruned"))
         rows.append((label, *both, _cell(moved, kind), _cell(noise)))
-    words = [NONE] * len(rows) if frame is None else frame["in words"]
-    items = "".join(f"<li>{escape(one)}</li>" for one in words)
     heads = ("Metric", "Original", "Pruned", "Change (95% interval)", "Noise floor")
     table = _table("Quality: the numbers", heads, rows)
-    deaf = "; ".join(f"{what}: {words}" for what, words in evidence.DEAF.items())
-    return f"<ul class='said'>{items}</ul>{table}{_note(f'What these do not hear: {deaf}.')}"
+    words = [NONE] * len(rows) if frame is None else frame["in words"]
+    items = "".join(f"<li>{escape(one)}</li>" for one in words)
+    claim, notes = NONE, [""]
+    if found:
+        claim = evidence.claim_words(found)
+        notes = [evidence.deaf_words(found.figures), evidence.gaps(found)]
+        notes.append(f"Signature: {found.signature}")
+    more = "".join(_note(one) for one in notes)
+    return f"{_CLAIM}{escape(claim)}</p><ul class='said'>{items}</ul>{table}{more}"
 
 
+_CLAIM = "<p style='padding-right:172px;font-size:var(--t3,16px);line-height:24px;color:inherit'>"
+"""Beside it is the button for the CSV."""
 _DRAWN = {"sparsity": _sparsity, "size": _size, "latency": _latency, "quality": _quality}
 
 
-def html(name: str, frame: pd.DataFrame | None = None) -> str:
-    """Return a table by name, with dashes where nothing was measured."""
-    return f"<div class='measures'>{_DRAWN[name](frame)}</div>"
+def html(name: str, found: Any = None) -> str:
+    """Return a table by name, with dashes where nothing was measured.
+
+    `found` is its DataFrame, of quality the Evaluation.
+    """
+    return f"<div class='measures'>{_DRAWN[name](found)}</div>"
 
 
 def savings() -> str:
@@ -304,7 +314,7 @@ def tables_components() -> Made:
                 with gr.Column(min_width=280):
                     made.add(name, gr.HTML, html(name))
                     made.download(name)
-        title = "Quality: words, naturalness, closeness (measured when you open it)"
+        title = "Quality: words, naturalness, closeness, speaker (measured when you open it)"
         with gr.Accordion(title, open=False, elem_id="quality-box") as made["quality_box"]:
             with gr.Row():
                 limits = {"minimum": 2, "maximum": 20, "step": 1}
@@ -316,10 +326,11 @@ def tables_components() -> Made:
     return made
 
 
-def shown(name: str, frame: pd.DataFrame, who: str = "Pruned") -> dict[str, Any]:
+def shown(name: str, found: Any, who: str = "Pruned") -> dict[str, Any]:
     """Return the updates that show a table and offer it as CSV; `who` is compared."""
+    frame = evidence.quality_table(found) if name == "quality" else found
     button = gr.DownloadButton(value=csv(frame, name), interactive=True)
-    drawn = html(name, frame).replace("<th scope='col'>Pruned</th>", f"<th scope='col'>{who}</th>")
+    drawn = html(name, found).replace("<th scope='col'>Pruned</th>", f"<th scope='col'>{who}</th>")
     return {name: drawn, f"{name}_csv": button}
 
 
@@ -336,10 +347,9 @@ def measure_quality(
     request, texts = values["asked"] or request_of(values), int(values["quality_texts"])
     wanted, families = [request.spec], evidence.FAMILIES
     for found in evidence.measure_points(request, token, wanted, texts, families, progress):
-        frame = evidence.quality_table(found.points[0].evaluation)
-        status = f"Done. Quality was measured on {found.note}. {found.unmeasured}"
-        who = "Healed" if request.healed else "Pruned"
-        yield {"status": status.strip(), **shown("quality", frame, who)}
+        evaluation, who = found.points[0].evaluation, "Healed" if request.healed else "Pruned"
+        status = f"Done. Quality: {found.note}. {evidence.claim_words(evaluation)}"
+        yield {"status": status, **shown("quality", evaluation, who)}
 
 
 def wire_quality(page: Page) -> list[Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 import pandas as pd
 
-from vits_prune.measure.quality import FAMILIES
+from vits_prune.measure.quality import FAMILIES, METRICS
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.studio import evidence, plots
 from vits_prune.studio.request import PRUNING, SPEAKING, request_of, values_of
 from vits_prune.study.comparison import PART_NAMES
-from vits_prune.study.knee import KNEE_RULE, Limit
+from vits_prune.study.knee import KNEE_RULE, Limit, usual_limits
 from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS
 from vits_prune.ui import tables
 from vits_prune.ui.events import QUIET, Page, sentences
@@ -27,7 +28,13 @@ Shown = Iterator[dict[str, Any]]
 _MOST_TEXTS = 20
 _CURVE = ("curve_texts", "curve_step", "curve_last", "curve_metrics")
 _HEAT = ("heat_by", "heat_texts", "heat_amounts", "heat_metrics")
-_KNEE = ("curve_texts", "knee_cer", "knee_dnsmos")
+_LIMITS = {
+    "intelligibility": ("knee_cer", "Character errors: points that may be lost", 0.5),
+    "naturalness": ("knee_naturalness", "{}: how much may be lost", 0.05),
+    "closeness": ("knee_closeness", "{}: how far below another seed of the original", 0.05),
+}
+"""Family of a limit -> its control, the label, where {} is the predictor, and the step."""
+_KNEE = ("curve_texts", *(name for name, *_ in _LIMITS.values()))
 _TRIED = ("Amount", "Metric", "Change (95% interval)", "Limit", "Limit is")
 
 
@@ -48,7 +55,7 @@ def curve_tab() -> Made:
 def _add_curve(made: Made) -> None:
     gr.Markdown(
         "### Quality against amount\n\nThe voice is pruned by the method above at a row of amounts;"
-        " a speech recogniser and a naturalness predictor measure it on held-out sentences, against"
+        " a speech recogniser and other predictors measure it on held-out sentences, against"
         " the original and against the original with other seeds."
     )
     with gr.Row():
@@ -57,16 +64,18 @@ def _add_curve(made: Made) -> None:
         limits = {"minimum": 0.2, "maximum": 0.9, "step": 0.1}
         made.add("curve_last", gr.Slider, 0.6, "Up to", min_width=120, **limits)
         _add_texts(made, "curve", 5)
-    _add_measures(made, "curve", "Measure the curve")
+    _add_measures(made, "curve", "Measure the curve", "closeness")
     made.download("curve")
     gr.Markdown(
         "### The knee\n\nThe largest amount within limits, by bisection on as many sentences."
     )
+    known = {METRICS[one.metric].family: one for one in usual_limits()}
     with gr.Row():
-        label = "Character errors: points that may be lost"
-        made.add("knee_cer", gr.Number, 2.0, label, minimum=0, step=0.5)
-        label = "DNSMOS, overall: how much may be lost"
-        made.add("knee_dnsmos", gr.Number, 0.1, label, minimum=0, step=0.05)
+        for family, (name, label, step) in _LIMITS.items():
+            one = known.get(family)
+            lost = abs(one.change) * _scale(one) if one else None
+            label = label.format(evidence.measured_by(one.metric) if one else "")
+            made.add(name, gr.Number, lost, label, minimum=0, step=step, visible=bool(one))
     made.add("knee_start", gr.Button, "Find the knee", variant="primary")
     made.add("knee_words", gr.Markdown, "")
     tables.add_grid(made, "knee", "knee")
@@ -94,8 +103,13 @@ def _add_texts(made: Made, of: str, count: int) -> None:
     made.add(f"{of}_texts", gr.Slider, count, "Sentences", min_width=120, **limits)
 
 
-def _add_measures(made: Made, of: str, start: str) -> None:
-    usual = ["intelligibility", "naturalness", "rhythm"]
+def _scale(limit: Limit) -> float:
+    """Return the factor to what the control of a limit shows: errors are in points."""
+    return 100.0 if limit.metric == "cer" else 1.0
+
+
+def _add_measures(made: Made, of: str, start: str, *more: str) -> None:
+    usual = ["intelligibility", "naturalness", "rhythm", *more]
     made.add(f"{of}_metrics", gr.CheckboxGroup, usual, "Measures", choices=list(FAMILIES))
     made.add(f"{of}_start", gr.Button, start, variant="primary")
     made[of] = widget(of)
@@ -136,10 +150,14 @@ def _status(found: evidence.Points, what: str) -> str:
 
 def find_knee(values: Values, token: str | None, progress: Progress) -> Shown:
     """Bisect the amount within the limits; show what was tried."""
-    texts, cer, dnsmos = (values[name] for name in _KNEE)
-    limits = [Limit("cer", float(cer) / 100)] if cer is not None else []
-    limits += [Limit("dnsmos_ovrl", -float(dnsmos))] if dnsmos is not None else []
-    found, note = evidence.find_knee(request_of(values), token, int(texts), limits, progress)
+    limits = []
+    for one in usual_limits():
+        lost = values[_LIMITS[METRICS[one.metric].family][0]]
+        if lost is not None:
+            change = math.copysign(float(lost) / _scale(one), one.change)
+            limits.append(Limit(one.metric, change))
+    texts = int(values["curve_texts"])
+    found, note = evidence.find_knee(request_of(values), token, texts, limits, progress)
     amount, rows, words = f"{found.amount:.0%}", found.rows(), in_words(found.spec, amount=False)
     rule = KNEE_RULE.replace(" (with --strict: its whole 95% interval)", "")
     drawn = tables.grid("Amounts that were tried", _TRIED, plots.tried_rows(rows))

@@ -9,9 +9,9 @@ import gradio as gr
 import pandas as pd
 
 from vits_prune.errors import InputError
-from vits_prune.measure.quality import METRICS, Interval
+from vits_prune.measure.quality import METRICS, Figure, Interval
 from vits_prune.progress import SILENT, Progress
-from vits_prune.studio import heal_jobs, plots, renditions, workbench
+from vits_prune.studio import evidence, heal_jobs, plots, renditions, workbench
 from vits_prune.studio.descriptions import plain
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.jobs import until_halted
@@ -26,6 +26,7 @@ from vits_prune.studio.request import (
     values_of,
 )
 from vits_prune.study.evaluation import Evaluation
+from vits_prune.study.knee import usual_limits
 from vits_prune.synthesis.speak import Speech
 from vits_prune.ui import tables
 from vits_prune.ui.events import QUIET, Page, tickets
@@ -40,7 +41,10 @@ _PLAYERS = {
     "heal_unhealed": ("Pruned", plots.PRUNED),
     "heal_healed": ("Pruned and healed", "#2a9d6f"),
 }
-_COMPARED = ("cer", "wer", "dnsmos_ovrl", "duration_ratio", "duration_drift")
+_COMPARED = (
+    *("cer", "wer", "distillmos", "dnsmos_ovrl", "visqol", "log_mel_db"),
+    *("speaker_similarity", "duration_ratio", "duration_drift"),
+)
 _SHARES = ("cer", "wer")
 _HEADS = ("Measure", "Original", "Pruned", "Healed", "Healed minus original")
 
@@ -203,16 +207,16 @@ def _found(job: HealJob) -> dict[str, Any]:
     done = job.voice is not None
     hint = (
         f"Losses on a logarithmic scale. Below: measured on {job.note}; bars are 95% intervals, the"
-        " dashed line is the original. The best checkpoint is the one closest to the original in"
-        f" character errors and DNSMOS there. {job.unmeasured}"
+        " dashed line is the original (of a comparison with it: another seed of the original)."
     )
+    hint = " ".join(filter(None, (hint, _chosen_by(job), job.unmeasured)))
     choices = [
         (_named(one.step) + " (kept)" * (done and one.step == job.kept), one.step)
         for one in job.checkpoints
         if one.speech
     ]
     found = {
-        "heal_course": plots.course_value(job, hint.strip()),
+        "heal_course": plots.course_value(job, hint),
         "heal_checkpoint": gr.Radio(choices, visible=True),
     }
     if done:
@@ -245,6 +249,16 @@ def _spoken(order: Order, speeches: list[Speech]) -> dict[str, Any]:
     }
 
 
+def _chosen_by(job: HealJob) -> str:
+    """Say what the best checkpoint is chosen by."""
+    limits = usual_limits(job.checkpoints[0].figures) if job.checkpoints else ()
+    names = [evidence.measured_by(one.metric) for one in limits]
+    if not names:
+        return ""
+    by = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return f"The best checkpoint is the one closest to the original in {by} there."
+
+
 def _kept_words(job: HealJob) -> str:
     """Say which voice is kept."""
     scores = {one.step: one.score for one in job.checkpoints if one.score is not None}
@@ -266,24 +280,33 @@ def _compared(before: Evaluation, after: Evaluation, note: str) -> dict[str, Any
     for name in _COMPARED:
         if name not in after.figures:
             continue
-        was, now = before.figures[name], after.figures[name]
+        was, now = before.figures.get(name), after.figures[name]
         title = "length of the speech" if name == "duration_ratio" else METRICS[name].title
-        figures = (now.original, was.pruned, now.pruned)
-        cells = [_interval(name, one) for one in figures]
+        cells = (_original(now), _interval(name, was and was.pruned), _interval(name, now.pruned))
         shown.append((title, *cells, _interval(name, now.difference, change=True)))
     rows = [{"voice": "pruned", **before.to_row()}, {"voice": "healed", **after.to_row()}]
     held_out = "held-out" in note
-    words = [
+    words = (
+        f"**Healed: {evidence.claim_words(after)}**",
         f"Measured on {note}; 95% intervals in brackets. The checkpoint was"
-        f" {'not' if held_out else 'also'} chosen by these sentences."
-    ]
-    if "dnsmos_ovrl" in after.figures:
-        words.append("DNSMOS was trained on noisy speech, not on synthesis.")
+        f" {'not' if held_out else 'also'} chosen by these sentences.",
+        evidence.deaf_words(after.figures),
+        plain(evidence.gaps(after), 3_000),
+        f"Signature: `{after.signature}`",
+    )
     table = tables.grid("Before and after healing", _HEADS, shown)
     return {
-        "heal_compared": " ".join([*words, *after.unmeasured.values()]),
+        "heal_compared": " ".join(filter(None, words)),
         **tables.grid_shown("heal_table", table, pd.DataFrame(rows), "healed"),
     }
+
+
+def _original(one: Figure) -> str:
+    """Return what the original gets: of a distance, what another seed of it gets."""
+    value = evidence.original_value(one)
+    if one.original or value is None:
+        return _interval(one.metric.name, one.original)
+    return f"{value:.2f} (another seed)"
 
 
 def _interval(name: str, one: Interval | None, change: bool = False) -> str:

@@ -122,11 +122,10 @@ LESSONS = (
         "Why can this method take so much more than the one of page 2?",
         "Page 2 looks at the size of each weight alone. Second order looks at the signals that meet"
         " in a layer, and so at pairs of weights: where two do similar work, one can go and the"
-        " other takes over. joe: a speech recogniser finds no clear difference from the original"
-        " (letters wrong in a hundred: +0.1, somewhere between -3.1 and +3.2). That does not mean"
-        " that nobody hears one. Measured apart, by Distill-MOS, a program that predicts how"
-        " natural listeners find speech (1 to 5): 3.99, and 4.35 for the original (6 sentences)."
-        " Your ears decide.",
+        " other takes over. joe: a speech recogniser cannot decide whether it is worse than the"
+        " original (letters wrong in a hundred: +0.1, somewhere between -3.1 and +3.2)."
+        " Distill-MOS, a program that predicts how natural listeners find speech (1 to 5), finds it"
+        " worse: 3.99, and 4.35 for the original (6 sentences). Your ears decide.",
         pictures.criteria,
     ),
     Lesson(
