@@ -21,6 +21,7 @@ from tests.voices.hf_factory import make_checkpoint
 from tests.voices.loopback_hub import Account, Fault, Repository, serving
 from vits_prune import HealPlan, PruneSpec, load_voice, prune, speak
 from vits_prune.errors import HubError, InputError, LoginError, NotFoundError
+from vits_prune.measure import predictors
 from vits_prune.progress import SILENT, Cancelled, Progress
 from vits_prune.ship import export_report
 from vits_prune.ship.formats import FORMATS
@@ -53,6 +54,7 @@ def bench(tiny):
         patch.setattr(bench, "voice", lambda *_, **__: tiny)
         patch.setattr(bench, "is_loaded", lambda *_: True)
         patch.setattr(judge, "JUDGED_FAMILIES", ("rhythm", "loudness"))  # need no recogniser
+        patch.setattr(predictors, "problem", lambda name: f"{name} is not installed.")
         patch.setattr(export_report, "TIMING_ROUNDS", 1)
         yield bench
         heal_jobs.jobs.clear()

@@ -251,3 +251,19 @@ def test_the_status_ends_with_the_claim_and_claims_nothing_that_was_not_measured
     page = html.unescape(shown["quality"])
     assert "Naturalness is by DNSMOS only" in page
     assert "Whether it is the same speaker is not measured. No resemblyzer: see above." in page
+
+
+@pytest.mark.skipif(
+    any(one.version is None for one in PREDICTORS.values()),
+    reason="an optional predictor is not installed",
+)
+def test_every_predictor_that_is_here_has_its_row(request_, monkeypatch):
+    monkeypatch.setattr(evidence, "FAMILIES", evidence.FAMILIES[1:])  # noise has no words
+    (shown,) = tables.measure_quality({"asked": request_, "quality_texts": 2}, None, Progress())
+    rows, page = cells(shown["quality"]), html.unescape(shown["quality"])
+    for name in ("distillmos", "dnsmos_ovrl", "visqol", "speaker_similarity"):
+        assert "–" not in rows[evidence.LABELS[name][0]][1:], name
+    assert "naturalness by Distill-MOS" in shown["status"]
+    assert "closeness by ViSQOL" in shown["status"]
+    assert "|resemblyzer:" in page
+    assert INSTALL not in page

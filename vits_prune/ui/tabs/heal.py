@@ -282,7 +282,11 @@ def _compared(before: Evaluation, after: Evaluation, note: str) -> dict[str, Any
             continue
         was, now = before.figures.get(name), after.figures[name]
         title = "length of the speech" if name == "duration_ratio" else METRICS[name].title
-        cells = (_original(now), _interval(name, was and was.pruned), _interval(name, now.pruned))
+        cells = (
+            _original(now),
+            _interval(name, was.pruned if was else None),
+            _interval(name, now.pruned),
+        )
         shown.append((title, *cells, _interval(name, now.difference, change=True)))
     rows = [{"voice": "pruned", **before.to_row()}, {"voice": "healed", **after.to_row()}]
     held_out = "held-out" in note
