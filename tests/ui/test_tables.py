@@ -192,8 +192,9 @@ def test_the_claim_names_who_judged(measured):
     deaf = figure("dnsmos_ovrl", (3.9, 3.9), 0.05, NO_DIFFERENCE)
     close = figure("visqol", (4.7, 4.6), 4.7, UNDECIDED)
     assert evidence.claim_words(measured(words, natural, deaf, close)) == (
-        "A difference from the original was found on 2 sentences (no difference found: words by "
-        "character error rate; worse: naturalness by Distill-MOS; undecided: closeness by ViSQOL)."
+        "A difference from the original was found on 2 sentences (worse: naturalness by "
+        "Distill-MOS; no difference found: words by character error rate; undecided: closeness by "
+        "ViSQOL)."
     )
     assert evidence.claim_words(measured(words, deaf)) == (
         "It is undecided whether there is a difference from the original on 2 sentences (no "

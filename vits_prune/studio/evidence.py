@@ -415,7 +415,8 @@ def claim_words(found: Evaluation) -> str:
         metric = next((one for one in metrics if one in found.figures), None)
         who = f"{what} by {measured_by(metric)}" if metric else what
         by_verdict.setdefault(claim.verdicts[what], []).append(who)
-    reasons = "; ".join(f"{verdict}: {', '.join(who)}" for verdict, who in by_verdict.items())
+    first = sorted(by_verdict, key=lambda verdict: verdict not in ("worse", "better"))
+    reasons = "; ".join(f"{verdict}: {', '.join(by_verdict[verdict])}" for verdict in first)
     said = f"{len(found.texts)} sentence{'s' * (len(found.texts) != 1)}"
     return f"{_CLAIMS[claim.verdict]} on {said} ({reasons})."
 

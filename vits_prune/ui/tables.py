@@ -236,8 +236,8 @@ def _quality(found: Evaluation | None) -> str:
     claim, notes = NONE, [""]
     if found:
         claim = evidence.claim_words(found)
-        notes = [evidence.deaf_words(found.figures), evidence.gaps(found)]
-        notes.append(f"Signature: {found.signature}")
+        about = evidence.deaf_words(found.figures), evidence.gaps(found)
+        notes = [*filter(None, about), f"Signature: {found.signature}"]
     more = "".join(_note(one) for one in notes)
     return f"{_CLAIM}{escape(claim)}</p><ul class='said'>{items}</ul>{table}{more}"
 
