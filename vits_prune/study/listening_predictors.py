@@ -212,7 +212,7 @@ def _measurer(voice: Voice, matched: bool) -> Callable[[Condition, Progress], Co
             if any(name in row for row in rows)
         }
         how = f"timing:original|levels:{'matched' if matched else 'own'}"
-        signature = f"{signature_of(one.texts, settings, listener)}|{how}"
+        signature = f"{signature_of(one.texts, (one.seed,), delivery, listener)}|{how}"
         return dataclasses.replace(one, changes=measured, signature=signature)
 
     return measure
