@@ -116,6 +116,7 @@ function follow() {  // the browser moves the line over the pictures; nothing is
   if (moving) moving.cancel();
   moving = find('.head').animate(way, {duration: 1000 * current.buffer.duration, iterations: Infinity});
 }
+window.addEventListener('resize', () => { if (current) { follow(); tick(); } });
 function tick() {
   if (!current) return;
   const known = sounds.get(current.url), seconds = position() * current.buffer.duration;
