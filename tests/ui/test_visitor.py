@@ -157,8 +157,7 @@ def test_the_curve_and_the_parts_are_measured_and_heard(page):
         number(page, f"{of}-texts", "2")
     number(page, "curve-last", "0.2")
     page.locator("#curve-start").click()
-    expect(page.locator("#status")).to_contain_text("Press a point", timeout=PATIENCE)
-    expect(page.locator("#curve .point")).to_have_count(3)
+    expect(page.locator("#curve .point")).to_have_count(3, timeout=PATIENCE)
     page.locator("#curve .point").nth(2).focus()
     page.keyboard.press("Enter")
     expect(page.locator("#amount input[type=range]")).to_have_value("0.2")
@@ -166,9 +165,9 @@ def test_the_curve_and_the_parts_are_measured_and_heard(page):
     for name in ("30%", "50%"):
         page.locator("#heat-amounts").get_by_label(name, exact=True).uncheck()
     page.locator("#heat-start").click()
-    expect(page.locator("#status")).to_contain_text("Press a cell", timeout=PATIENCE)
+    # Not the status line, which the stage's own timing may have by then.
     cells = page.locator("#heat td button")
-    expect(cells).to_have_count(4)
+    expect(cells).to_have_count(4, timeout=PATIENCE)
     page.get_by_label("Metric of the picture").select_option("duration_ratio")
     expect(cells.nth(3)).to_have_text("0.00")  # the decoder alone leaves the rhythm as it was
     cells.nth(3).click()
