@@ -1,4 +1,4 @@
-"""joe as a plain Hugging Face checkpoint: a second kind of real voice for what matters most."""
+"""Real voices made of joe: a plain Hugging Face checkpoint, and one of two speakers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from transformers import VitsModel
 
-from benchmarks.voices import write_hugging_face
+from benchmarks.voices import train_speakers, with_speakers, write_hugging_face
 from tests.nearly import nearly
-from vits_prune import PruneSpec, load_voice, prune, speak
+from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.pruning import Shape
 from vits_prune.ship.formats import export_voice
 from vits_prune.study.evaluation import Settings, evaluate_against, prepare_reference
@@ -76,3 +76,14 @@ def test_it_is_pruned_understood_and_read_back(plain, reference, spec, tmp_path)
     form = "dense" if spec.method == "structured" else "sparse"
     export_voice(pruned, tmp_path / "small", form)
     assert nearly(speak(load_voice(tmp_path / "small"), TEXT).waveform, spoken.waveform)
+
+
+def test_two_speakers_start_as_joe_and_come_apart(joe, tmp_path):
+    two = with_speakers(joe)
+    original = speak(joe, TEXT)
+    for speaker in two.speakers:
+        assert nearly(speak(two.with_speaker(speaker), TEXT).waveform, original.waveform)
+    save_voice(prune(train_speakers(two, joe, 2), SPECS[0]), tmp_path / "two")
+    again = load_voice(tmp_path / "two")
+    low, high = (speak(again.with_speaker(one), TEXT, timing=original) for one in ("low", "high"))
+    assert np.abs(low.waveform - high.waveform).max() > 0.01
