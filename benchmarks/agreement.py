@@ -1,6 +1,7 @@
 """Every predictor over one ladder of damage, how they rank it, and where they disagree.
 
-    python benchmarks/agreement.py [--voice joe] [--texts 20] [--out DIR] [--healed NAME=DIR ...]
+    python benchmarks/agreement.py [--voice joe] [--texts 20] [--out DIR] [--rungs NAME ...]
+        [--healed NAME=DIR ...]
 
 The rungs are L1 global and local and second order by sensitivity at rising amounts, structured
 pruning, and healed voices from folders that `heal` wrote. Each is measured against the original on
@@ -54,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--voice", default="joe")
     parser.add_argument("--texts", type=int, default=20)
+    parser.add_argument("--rungs", nargs="+", default=[*LADDER], choices=LADDER, metavar="NAME")
     parser.add_argument("--healed", nargs="*", default=[], metavar="NAME=DIR")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -62,7 +64,7 @@ def main() -> None:
     print(f"{voice.name}, {options.texts} held-out sentences\n{reference.signature}\n")
     rungs: dict[str, Voice] = {"original, again": voice}
     rows = []
-    for name in (*rungs, *LADDER, *options.healed):
+    for name in (*rungs, *options.rungs, *options.healed):
         spec = LADDER.get(name)
         title, _, folder = name.partition("=")
         pruned = rungs.get(name) or (prune(voice, spec) if spec else load_voice(folder))
