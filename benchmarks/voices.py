@@ -9,8 +9,8 @@ transformers' own: the same phonemes and blanks, without the marks ^ and $ that 
 a sentence. Its identity kernels add zeros, 4% of all weights, that pruning finds first.
 
 `two-speakers` adds speakers to joe, whose conditioning starts at zero, and trains flow and decoder
-on joe resampled to 0.9 and 1.12 times its pitch and formants, at its own rhythm. A step takes about
-a second on one thread. Equal steps on equal threads give the same voice; on a folder that holds one
+on joe resampled to 0.9 and 1.12 times its pitch and formants, at its own rhythm. A step takes
+one to two seconds on one thread. Equal steps on equal threads give the same voice; on a folder that holds one
 training goes on. What is learnt in 300 steps is the formants, not the pitch.
 """
 
