@@ -234,17 +234,21 @@ def figures(**verdicts):
 
 
 def test_a_claim_is_that_of_the_strictest_metrics():
-    same = figures(cer=NO_DIFFERENCE, dnsmos_ovrl=NO_DIFFERENCE, log_mel_db=NO_DIFFERENCE)
+    same = dict.fromkeys(("cer", "dnsmos_ovrl", "log_mel_db"), NO_DIFFERENCE)
     assert claim(same).verdict == NO_DIFFERENCE
-    assert claim(same | figures(distillmos="worse")).verdict == "a difference"
-    assert claim(same | figures(visqol=UNDECIDED)).verdict == UNDECIDED
-    found = claim(figures(cer=NO_DIFFERENCE, distillmos=NO_DIFFERENCE))
+    assert claim(same | {"distillmos": "worse"}).verdict == "a difference"
+    assert claim(same | {"visqol": UNDECIDED}).verdict == UNDECIDED
+    found = claim({"cer": NO_DIFFERENCE, "distillmos": NO_DIFFERENCE})
     assert found.verdict == UNDECIDED
-    assert found.sentence() == (
-        "Beside the original: undecided (words: no difference found; naturalness: no difference "
-        f"found; closeness: {NOT_MEASURED})."
+    assert found.sentence(1) == (
+        "It is undecided whether there is a difference from the original on 1 sentence (no "
+        "difference found: words by character error rate, naturalness by Distill-MOS; "
+        f"{NOT_MEASURED}: closeness)."
     )
-    assert strictest(("cer", "dnsmos_ovrl", "distillmos", "mcd_db")) == ("cer", "distillmos")
+    assert strictest(("cer", "dnsmos_ovrl", "distillmos", "mcd_db")) == {
+        "words": "cer",
+        "naturalness": "distillmos",
+    }
 
 
 @pytest.mark.parametrize(

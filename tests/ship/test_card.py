@@ -161,21 +161,22 @@ def test_the_strictest_predictor_decides_and_says_what_it_is_deaf_to(facts):
     evidence["claim"] = {"verdict": same}  # what the file itself claims is not read
     card = model_card(dataclasses.replace(facts, evidence=evidence))
     assert (
-        "Beside the original: a difference (words: no difference found; naturalness: worse; "
-        "closeness: no difference found)." in card
+        "A difference from the original was found on 2 sentences (worse: naturalness by "
+        "Distill-MOS; no difference found: words by character error rate, closeness by ViSQOL)."
+        in card
     )
     assert "character errors 4 before, 3 now; Distill-MOS 4 before, 3 now" in card
     for name in ("Distill-MOS", "DNSMOS", "ViSQOL"):
         assert card.count(f"{name} judges ") == 1
     assert "Resemblyzer" not in card
-    assert "Whether it is the same speaker was not measured." in card
+    assert "Whether it is the same speaker is not measured." in card
     figures = ("cer", "dnsmos_ovrl", "log_mel_db")
     card = model_card(
         dataclasses.replace(facts, evidence=judged(facts.voice, **dict.fromkeys(figures, same)))
     )
-    assert "Beside the original: no difference found (" in card
+    assert "No difference from the original was found on 2 sentences (" in card
     assert "DNSMOS (which hardly hears what pruning does) 4 before, 3 now" in card
-    assert "- Naturalness is by DNSMOS only.\n- Closeness is by spectral distances only." in card
+    assert "- Naturalness is by DNSMOS only.\n- Closeness is by a spectral distance only." in card
     assert "More figures" not in card
     assert "Distill-MOS" not in card
 
@@ -196,7 +197,7 @@ def test_evidence_of_an_older_version_claims_nothing(facts):
         del figure["margin"]
     del evidence["signature"]
     card = model_card(dataclasses.replace(facts, evidence=evidence))
-    assert "Beside the original: undecided (words: undecided; naturalness: undecided;" in card
+    assert "is a difference from the original on 2 sentences (undecided: words by" in card
     assert "| no difference found |" not in card
     assert "An older version of vits_prune measured this" in card
     assert "Signature" not in card

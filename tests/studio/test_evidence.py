@@ -311,7 +311,7 @@ def test_what_is_missing_is_said_with_one_line_to_install_it(request_, monkeypat
     assert "not trained on" not in said
     value = curve_value(found)
     assert said in value["hint"]
-    assert "the distances (they count every difference" in value["hint"]
+    assert "A spectral distance judges" in value["hint"]
     assert "visqol" not in value["metrics"]
     assert found.knee is None, "no limit can be held against what was measured"
 

@@ -28,6 +28,7 @@ from vits_prune.measure.quality import (
     Figure,
     Floor,
     Interval,
+    claim,
 )
 from vits_prune.measure.waveform import Dnsmos
 from vits_prune.progress import Progress
@@ -186,23 +187,26 @@ def measured(tiny):
     return with_figures
 
 
-def test_the_claim_names_who_judged(measured):
+def test_the_claim_names_who_judged():
+    def claimed(*figures):
+        return claim({one.metric.name: one.verdict for one in figures}).sentence(2)
+
     words = figure("cer", (0.012, 0.012), 0.004, NO_DIFFERENCE)
     natural = figure("distillmos", (4.2, 3.9), 0.05, "worse")
     deaf = figure("dnsmos_ovrl", (3.9, 3.9), 0.05, NO_DIFFERENCE)
     close = figure("visqol", (4.7, 4.6), 4.7, UNDECIDED)
-    assert evidence.claim_words(measured(words, natural, deaf, close)) == (
+    assert claimed(words, natural, deaf, close) == (
         "A difference from the original was found on 2 sentences (worse: naturalness by "
         "Distill-MOS; no difference found: words by character error rate; undecided: closeness by "
         "ViSQOL)."
     )
-    assert evidence.claim_words(measured(words, deaf)) == (
+    assert claimed(words, deaf) == (
         "It is undecided whether there is a difference from the original on 2 sentences (no "
         "difference found: words by character error rate, naturalness by DNSMOS; not measured: "
         "closeness)."
     )
     same = figure("log_mel_db", (1.0, 1.0), 1.0, NO_DIFFERENCE)
-    assert evidence.claim_words(measured(words, deaf, same)).startswith(
+    assert claimed(words, deaf, same).startswith(
         "No difference from the original was found on 2 sentences (no difference found: words by"
     )
 
@@ -219,15 +223,15 @@ def test_the_quality_box_claims_first_and_says_what_it_does_not_hear(measured):
     found = measured(*figures, notes=("Not trained on the language 'fr'.",), **about)
     shown = tables.shown("quality", found)
     page = html.unescape(shown["quality"])
-    assert page.index(evidence.claim_words(found)) < page.index("<ul") < page.index("<table")
+    assert page.index(found.claim.sentence(2)) < page.index("<ul") < page.index("<table")
     rows = cells(page)
     assert rows["Distill-MOS, 1 to 5"] == ["4.20", "3.90", "−0.300 (−0.310 to −0.290)", "±0.0500"]
     assert rows["ViSQOL, 1 to 5"] == ["–", "4.21", "−0.490 (−0.500 to −0.480)", "4.70"]
     assert rows["Speaker, 0 to 1"][:2] == ["0.880", "0.860"]
     assert rows["DNSMOS, 1 to 5"] == ["–"] * 4
     assert "another voice 0.67" in page
-    assert f"Distill-MOS ({PREDICTORS['distillmos'].deaf})" in page
-    assert "DNSMOS (" not in page, "it was not used"
+    assert f"Distill-MOS judges a voice alone; {PREDICTORS['distillmos'].deaf}." in page
+    assert "DNSMOS judges" not in page, "it was not used"
     assert page.count(INSTALL) == 1
     assert "No y: see above. Not trained on the language 'fr'." in page
     assert page.endswith("<p>Signature: texts:2.abc|seeds:0+1</p></div>")

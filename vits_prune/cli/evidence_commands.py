@@ -31,12 +31,11 @@ from vits_prune.cli.terminal import (
     writing,
 )
 from vits_prune.errors import InputError
-from vits_prune.measure.predictors import absent
+from vits_prune.measure.predictors import absent, deaf_words
 from vits_prune.measure.quality import METRICS
 from vits_prune.pruning import PruneSpec
 from vits_prune.study.evaluation import Evaluation, evaluate
 from vits_prune.study.knee import KNEE_RULE, Knee, find_knee, parse_limit, seeds_for, usual_limits
-from vits_prune.study.listening_predictors import deaf_words
 from vits_prune.study.sweep import SweepResult, VoicesResult, run_sweep, run_voices
 from vits_prune.study.sweep_engines import VoiceRef
 from vits_prune.study.sweep_grid import (
@@ -160,7 +159,7 @@ def _print_evaluation(found: Evaluation) -> None:
         for one in found.figures.values()
     ]
     print_table(rows)
-    print("", found.claim.sentence(), *deaf_words(found.figures), sep="\n")
+    print("", found.claim.sentence(len(found.texts)), *deaf_words(found.figures), sep="\n")
     if found.other_voice is not None:
         another = "Another voice, the original four semitones higher, has the speaker similarity"
         print(f"{another} {found.other_voice:.3g}.")

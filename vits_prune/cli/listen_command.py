@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.cli.terminal import ProgressLine, print_left_out, print_table, writing
-from vits_prune.measure.predictors import PREDICTORS, absent
+from vits_prune.measure.predictors import FAMILIES, absent, deaf_words
 from vits_prune.study.listening import Hearing
 from vits_prune.study.listening_predictors import (
     COMPARED,
@@ -95,11 +95,10 @@ def _agreements(trials: Sequence[Trial]) -> list[Agreement]:
     for one in found:
         _print_agreement(one)
     measured = {name for one in found for heard in one.conditions for name in heard.changes}
-    for name, known in PREDICTORS.items():
-        if name in measured:
-            print(f"{known.title}: {known.deaf}.")
+    for sentence in deaf_words(measured):
+        print(sentence)
     if measured:
-        print_left_out(absent(("naturalness", "closeness", "speaker")).values())
+        print_left_out(absent(FAMILIES).values())
         print()
     return found
 

@@ -39,6 +39,8 @@ INSTALL = (
 )
 """One line installs all optional predictors. Without --no-deps they bring torchaudio, which breaks
 transformers, and packages that need a compiler; nothing of those is used."""
+FAMILIES = ("naturalness", "closeness", "speaker")
+"""Of metrics, that predictors judge."""
 LOWEST, HIGHEST = 1.0, 5.0
 """The ends of the opinion scale."""
 _SILENCE = 1e-4
@@ -52,13 +54,16 @@ class Predictor:
     """What predicts an opinion, or a similarity, from sound."""
 
     title: str
-    package: str
-    """On PyPI."""
-    versions: tuple[str, ...]
-    """Beginnings of the versions that this library was checked with."""
+    family: str
+    metrics: tuple[str, ...]
+    """That come from it, all of this family."""
     judges: str
     deaf: str
     """What it does not hear, as a clause."""
+    package: str = ""
+    """On PyPI."""
+    versions: tuple[str, ...] = ()
+    """Beginnings of the versions that this library was checked with."""
     languages: tuple[str, ...] = ()
     """That it was trained on; none where it does not depend on language."""
 
@@ -74,48 +79,50 @@ class Predictor:
 PREDICTORS: Mapping[str, Predictor] = MappingProxyType(
     {
         "distillmos": Predictor(
-            "Distill-MOS",
-            "distillmos",
-            ("0.9.",),
-            "a voice alone",
+            *("Distill-MOS", "naturalness", ("distillmos",), "a voice alone"),
             "it does not know the original: another voice, as natural, gets the same opinion",
+            *("distillmos", ("0.9.",)),
             ("en", "de", "zh"),
         ),
         "dnsmos": Predictor(
-            "DNSMOS",
-            "speechmos",
-            ("0.0.1",),
+            *("DNSMOS", "naturalness", ("dnsmos_sig", "dnsmos_bak", "dnsmos_ovrl")),
             "a voice alone",
             "it was trained on noisy calls and hardly hears what pruning does",
+            *("speechmos", ("0.0.1",)),
             ("en",),
         ),
         "visqol": Predictor(
-            "ViSQOL",
-            "visqol-python",
-            ("3.8.",),
+            *("ViSQOL", "closeness", ("visqol",)),
             "the pruned voice beside the original, at the original's durations",
             "it compares spectra, and hardly hears a buzz or a phase that has come apart",
+            *("visqol-python", ("3.8.",)),
         ),
         "resemblyzer": Predictor(
-            "Resemblyzer",
-            "Resemblyzer",
-            ("0.1.",),
+            *("Resemblyzer", "speaker", ("speaker_similarity",)),
             "who speaks, beside another sentence of the original",
             "it hears the timbre of a speaker, not how clear or natural the speech is",
+            *("Resemblyzer", ("0.1.",)),
             ("en",),
         ),
     }
 )
 """By name, those that judge alike with the strictest first."""
 
-
-_FAMILIES = {
-    "distillmos": "naturalness",
-    "dnsmos": "naturalness",
-    "visqol": "closeness",
-    "resemblyzer": "speaker",
+_RECOGNISER = Predictor(
+    *("The recogniser", "intelligibility", ("wer", "cer"), "words"),
+    "it guesses from context, and a flat or robotic voice is no error to it",
+)
+_DISTANCE = Predictor(
+    *("A spectral distance", "closeness", ("mcd_db", "log_mel_db")),
+    "the pruned voice beside the original, at the original's durations",
+    "it counts every difference, whether or not anyone can hear it",
+)
+_WITHOUT = {
+    "distillmos": (PREDICTORS["dnsmos"], "Naturalness is by DNSMOS only"),
+    "visqol": (_DISTANCE, "Closeness is by a spectral distance only"),
+    "resemblyzer": (None, "Whether it is the same speaker is not measured"),
 }
-"""Predictor -> the family of metrics that it belongs to."""
+"""Optional predictor -> who judges without it, if anyone, and what that means."""
 
 
 class Unusable(InputError):
@@ -142,16 +149,16 @@ def problem(name: str) -> str:
     return _load(name).problem
 
 
-def usable(families: Container[str] = tuple(_FAMILIES.values())) -> tuple[str, ...]:
+def usable(families: Container[str] = FAMILIES) -> tuple[str, ...]:
     """Return the names of the predictors of families of metrics that can be used, in order."""
     return tuple(
         name
         for name in PREDICTORS
-        if _FAMILIES[name] in families and (name == "dnsmos" or not problem(name))
+        if PREDICTORS[name].family in families and (name == "dnsmos" or not problem(name))
     )
 
 
-def versions(families: Container[str] = tuple(_FAMILIES.values())) -> dict[str, str]:
+def versions(families: Container[str] = FAMILIES) -> dict[str, str]:
     """Return what the figures of this machine come from: predictor -> version and variant."""
     found = {}
     for name in usable(families):
@@ -332,28 +339,38 @@ _OPENERS: dict[str, Callable[[], Any]] = {
 # What is said beside the figures
 
 
-def absent(families: Sequence[str]) -> dict[str, str]:
-    """Return metric, or family, -> why it is left out, for predictors that are not there."""
-    found = {}
-    for name, (metric, instead) in _INSTEAD.items():
-        if _FAMILIES[name] in families and (reason := problem(name)):
-            found[metric] = f"{instead} {reason}".strip()
+def deaf_words(measured: Container[str]) -> list[str]:
+    """Return what each predictor judges and what it is deaf to, in sentences.
+
+    Of those that are in `measured` by their name, or by a metric that comes from them.
+    """
+    known = {"recogniser": _RECOGNISER, **PREDICTORS, "distance": _DISTANCE}
+    return [
+        f"{one.title} judges {one.judges}; {one.deaf}."
+        for name, one in known.items()
+        if any(metric in measured for metric in (name, *one.metrics))
+    ]
+
+
+def without(measured: Container[str]) -> list[str]:
+    """Return what the absence of metrics means, in sentences."""
+    found = []
+    for name, (instead, words) in _WITHOUT.items():
+        judged = any(metric in measured for metric in (instead or _RECOGNISER).metrics)
+        if judged and PREDICTORS[name].metrics[0] not in measured:
+            found.append(f"{words}.")
     return found
 
 
-_INSTEAD = {
-    "distillmos": (
-        "distillmos",
-        f"Naturalness is by DNSMOS only: {PREDICTORS['dnsmos'].deaf}.",
-    ),
-    "visqol": (
-        "visqol",
-        "Closeness is by spectral distances only: they count every difference, whether or not "
-        "anyone can hear it.",
-    ),
-    "resemblyzer": ("speaker", "Whether it is the same speaker is not measured."),
-}
-"""Optional predictor -> what is left out without it, and what that means."""
+def absent(families: Sequence[str]) -> dict[str, str]:
+    """Return metric, or family, -> why it is left out, for predictors that are not there."""
+    found = {}
+    for name, (instead, words) in _WITHOUT.items():
+        known = PREDICTORS[name]
+        if known.family in families and (reason := problem(name)):
+            said = f"{words}: {instead.deaf}. {reason}" if instead else f"{words}. {reason}"
+            found[known.metrics[0] if instead else known.family] = said
+    return found
 
 
 def cautions(families: Sequence[str], language: str, sampling_rate: int) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vits_prune.measure.predictors import PREDICTORS
+
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
 INTERVAL_METHOD = (
@@ -342,10 +344,23 @@ measured decides."""
 NOT_MEASURED = "not measured"
 
 
-def strictest(measured: Container[str]) -> tuple[str, ...]:
-    """Return for each entry of CLAIMED the first metric that was measured."""
-    firsts = (next((one for one in some if one in measured), "") for some in CLAIMED.values())
-    return tuple(filter(None, firsts))
+_CLAIMS = {
+    NO_DIFFERENCE: "No difference from the original was found",
+    "a difference": "A difference from the original was found",
+    UNDECIDED: "It is undecided whether there is a difference from the original",
+}
+
+
+def strictest(measured: Container[str]) -> dict[str, str]:
+    """Return entry of CLAIMED -> its first metric that was measured, without those with none."""
+    firsts = {what: [one for one in some if one in measured] for what, some in CLAIMED.items()}
+    return {what: some[0] for what, some in firsts.items() if some}
+
+
+def measured_by(metric: str) -> str:
+    """Return the title of the predictor that a metric comes from, else of the metric."""
+    titles = (one.title for one in PREDICTORS.values() if metric in one.metrics)
+    return next(titles, METRICS[metric].title)
 
 
 @dataclass(frozen=True)
@@ -354,6 +369,8 @@ class Claim:
 
     verdicts: dict[str, str]
     """By entry of CLAIMED: the verdict of its strictest metric, or NOT_MEASURED."""
+    metrics: dict[str, str]
+    """By entry of CLAIMED that was measured: that metric."""
 
     @property
     def verdict(self) -> str:
@@ -363,16 +380,20 @@ class Claim:
             return NO_DIFFERENCE
         return "a difference" if found & {"worse", "better"} else UNDECIDED
 
-    def sentence(self) -> str:
-        """Return the verdict with its reasons."""
-        reasons = "; ".join(f"{name}: {verdict}" for name, verdict in self.verdicts.items())
-        return f"Beside the original: {self.verdict} ({reasons})."
+    def sentence(self, texts: int) -> str:
+        """Return the verdict on so many sentences, and who judged; 0 where nobody knows."""
+        by_verdict: dict[str, list[str]] = {}
+        for what, verdict in self.verdicts.items():
+            by = f" by {measured_by(self.metrics[what])}" if what in self.metrics else ""
+            by_verdict.setdefault(verdict, []).append(what + by)
+        first = sorted(by_verdict, key=lambda verdict: verdict not in ("worse", "better"))
+        reasons = "; ".join(f"{verdict}: {', '.join(by_verdict[verdict])}" for verdict in first)
+        on = f" on {texts} sentence{'s' * (texts != 1)}" if texts else ""
+        return f"{_CLAIMS[self.verdict]}{on} ({reasons})."
 
 
-def claim(figures: Mapping[str, Figure]) -> Claim:
-    """Return what the strictest figures say together."""
-    verdicts = {}
-    for name, metrics in CLAIMED.items():
-        first = next((one for one in metrics if one in figures), None)
-        verdicts[name] = figures[first].verdict if first else NOT_MEASURED
-    return Claim(verdicts)
+def claim(verdicts: Mapping[str, str]) -> Claim:
+    """Return what the verdicts of metrics say together: that of the strictest of each kind."""
+    first = strictest(verdicts)
+    said = {what: verdicts[first[what]] if what in first else NOT_MEASURED for what in CLAIMED}
+    return Claim(said, first)

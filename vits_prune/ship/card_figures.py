@@ -14,21 +14,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
-from vits_prune.measure.predictors import PREDICTORS
+from vits_prune.measure.predictors import PREDICTORS, deaf_words, without
 from vits_prune.measure.quality import (
-    CLAIMED,
     METRICS,
     NO_DIFFERENCE,
     NO_FLOOR,
-    NOT_MEASURED,
     TOO_FEW,
     UNDECIDED,
-    Claim,
+    claim,
     strictest,
 )
 from vits_prune.measure.weights import Size, Sparsity
 from vits_prune.ship.formats import Export
-from vits_prune.study.listening_predictors import deaf_words
 from vits_prune.study.signature import check_comparable
 from vits_prune.study.sweep_store import plain as jsonable
 from vits_prune.synthesis.speak import STAGES
@@ -44,12 +41,6 @@ _FIRST = (
     *("speaker_similarity", "duration_ratio", "lufs"),
 )
 """The figures that are not folded away, beside those that the claim stands on."""
-_WITHOUT = {
-    "distillmos": ("dnsmos_ovrl", "Naturalness is by DNSMOS only."),
-    "visqol": ("log_mel_db", "Closeness is by spectral distances only."),
-    "speaker_similarity": ("cer", "Whether it is the same speaker was not measured."),
-}
-"""Metric -> what is said where it was not measured, beside another metric that was."""
 _OLD = (
     "An older version of vits_prune measured this, whose verdicts of no difference were no claims: "
     "they are undecided here. The figures have no signature: do not compare them with others."
@@ -147,7 +138,7 @@ def quality(evidence: Evidence) -> str:
     first: list[list[str]] = []
     more: list[list[str]] = []
     measured = _measured(evidence)
-    shown = {*_FIRST, *strictest(measured)}
+    shown = {*_FIRST, *strictest(measured).values()}
     for name in measured:
         metric, figure = METRICS[name], _inside(evidence, "figures", name)
         before, after = (_number(figure, which, "value") for which in _BOTH)
@@ -161,7 +152,9 @@ def quality(evidence: Evidence) -> str:
         return ""
     titles = ["metric", "original", "this voice", "change [95% interval]"]
     titles += ["noise floor", "margin", "verdict"]
-    words = [_claim(evidence).sentence(), *_how(evidence, measured)]
+    # Whatever the evidence itself claims.
+    verdicts = {name: _verdict(_inside(evidence, "figures", name)) for name in measured}
+    words = [claim(verdicts).sentence(len(_sentences(evidence))), *_how(evidence, measured)]
     words += [table(titles, first)] if first else []
     if more:
         folded = f"<summary>More figures</summary>\n\n{table(titles, more)}\n\n"
@@ -189,8 +182,7 @@ def _how(evidence: Evidence, measured: Sequence[str]) -> list[str]:
     if another is not None and "speaker_similarity" in measured:
         what = "Another voice, the original four semitones higher, has the speaker similarity"
         by.append(f"{what} {another:.3g}.")
-    for name, (beside, without) in _WITHOUT.items():
-        by += [without] * (beside in measured and name not in measured)
+    by += without(measured)
     rule = (
         "Intervals are 95%, bootstrapped over sentences. The noise floor is what another seed of "
         "the noise does to the original's own figure; a difference is claimed only if the whole "
@@ -202,21 +194,11 @@ def _how(evidence: Evidence, measured: Sequence[str]) -> list[str]:
 
 
 def _verdict(figure: Mapping[str, Any]) -> str:
-    """Return the verdict if it is a known one, else ""."""
+    """Return the verdict if it is a known one, else UNDECIDED."""
     said = figure.get("verdict")
     if said == NO_DIFFERENCE and _number(figure, "margin") is None:
         return UNDECIDED  # of an older version, which did not test it
-    return said if isinstance(said, str) and said in _VERDICTS else ""
-
-
-def _claim(evidence: Evidence) -> Claim:
-    """Return what the verdicts in the table claim together, whatever the evidence itself says."""
-    verdicts, measured = {}, _measured(evidence)
-    for what, metrics in CLAIMED.items():
-        first = next((name for name in metrics if name in measured), None)
-        said = _verdict(_inside(evidence, "figures", first)) if first else NOT_MEASURED
-        verdicts[what] = said or UNDECIDED
-    return Claim(verdicts)
+    return said if isinstance(said, str) and said in _VERDICTS else UNDECIDED
 
 
 def signature_in(evidence: Evidence) -> str:
@@ -252,12 +234,10 @@ def in_short(evidence: Evidence) -> str:
         "dnsmos_ovrl": "DNSMOS (which hardly hears what pruning does)",
     }
     said = []
-    for metrics in (CLAIMED["words"], CLAIMED["naturalness"]):
-        for name in metrics:
-            before, after = (_number(evidence, "figures", name, which, "value") for which in _BOTH)
-            if before is not None and after is not None:
-                said.append(f"{titles[name]} {before:.3g} before, {after:.3g} now")
-                break
+    for name in filter(titles.get, strictest(_measured(evidence)).values()):
+        before, after = (_number(evidence, "figures", name, which, "value") for which in _BOTH)
+        if before is not None and after is not None:
+            said.append(f"{titles[name]} {before:.3g} before, {after:.3g} now")
     return "; ".join(said)
 
 
@@ -308,17 +288,19 @@ def results(evidence: Evidence) -> list[EvalResult]:
 
 def _texts(evidence: Evidence) -> tuple[str, str]:
     """What was spoken: in words, and as an identifier."""
-    rows = evidence.get("sentences")
-    rows = rows[:10_000] if isinstance(rows, list) else []
-    said = [row.get("text") for row in rows if isinstance(row, Mapping)]
+    said = [row.get("text") for row in _sentences(evidence)[:10_000] if isinstance(row, Mapping)]
     if said and set(map(str, said)) <= set(load_texts(None, "held-out")):
         return f"{len(said)} held-out Harvard sentences (IEEE 1969)", "harvard-sentences"
     return f"{len(said) or 'Some'} sentences of its maker's choice", "own-sentences"
 
 
+def _sentences(evidence: Evidence) -> list[Any]:
+    rows = evidence.get("sentences")
+    return rows if isinstance(rows, list) else []
+
+
 def _alarms(evidence: Evidence) -> list[str]:
-    rows, alarms = evidence.get("sentences"), _inside(evidence, "alarms")
-    count = len(rows) if isinstance(rows, list) else 0
+    count, alarms = len(_sentences(evidence)), _inside(evidence, "alarms")
     numbers = {text(kind, 40): _number(alarms, kind) for kind in list(alarms)[:20]}
     raised = [f"{kind}: {number:g} of {count}" for kind, number in numbers.items() if number]
     return [f"Speech failures: {', '.join(raised)}."] * bool(raised)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,8 +11,8 @@ import pandas as pd
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
-from vits_prune.measure.predictors import INSTALL, PREDICTORS
-from vits_prune.measure.quality import CLAIMED, METRICS, NO_DIFFERENCE, UNDECIDED, Figure
+from vits_prune.measure.predictors import INSTALL
+from vits_prune.measure.quality import METRICS, Figure, measured_by
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.spec import in_words
@@ -59,33 +59,6 @@ _NUMBERS = (
     *("noise floor, low", "noise floor, high", "margin"),
 )
 COLUMNS = [*("metric", "unit", *_NUMBERS, "verdict", "in words", "sentences", "claim", "signature")]
-_PREDICTORS = {
-    "distillmos": "distillmos",
-    "dnsmos_ovrl": "dnsmos",
-    "visqol": "visqol",
-    "speaker_similarity": "resemblyzer",
-}
-"""Metric -> the predictor that it comes from."""
-_DEAF = {
-    "cer": (
-        "the recogniser",
-        "it guesses from context, and a flat or robotic voice is no error to it",
-    ),
-    **{
-        metric: (PREDICTORS[name].title, PREDICTORS[name].deaf)
-        for metric, name in _PREDICTORS.items()
-    },
-    "log_mel_db": (
-        "the distances",
-        "they count every difference, whether or not anyone can hear it",
-    ),
-}
-"""Metric -> who measures it, and what they do not hear."""
-_CLAIMS = {
-    NO_DIFFERENCE: "No difference from the original was found",
-    "a difference": "A difference from the original was found",
-    UNDECIDED: "It is undecided whether there is a difference from the original",
-}
 
 
 class CurvePoint(NamedTuple):
@@ -400,31 +373,6 @@ def original_value(one: Figure) -> float | None:
     if one.metric.kind == "distance" and one.floor:
         return one.floor.low if one.metric.better == "higher" else one.floor.high
     return one.original.value if one.original else None
-
-
-def measured_by(metric: str) -> str:
-    """Return the predictor that a metric comes from, else the metric's title."""
-    name = _PREDICTORS.get(metric)
-    return PREDICTORS[name].title if name else METRICS[metric].title
-
-
-def claim_words(found: Evaluation) -> str:
-    """Return what may be said of two voices, as one sentence that names who judged."""
-    claim, by_verdict = found.claim, dict[str, list[str]]()
-    for what, metrics in CLAIMED.items():
-        metric = next((one for one in metrics if one in found.figures), None)
-        who = f"{what} by {measured_by(metric)}" if metric else what
-        by_verdict.setdefault(claim.verdicts[what], []).append(who)
-    first = sorted(by_verdict, key=lambda verdict: verdict not in ("worse", "better"))
-    reasons = "; ".join(f"{verdict}: {', '.join(by_verdict[verdict])}" for verdict in first)
-    said = f"{len(found.texts)} sentence{'s' * (len(found.texts) != 1)}"
-    return f"{_CLAIMS[claim.verdict]} on {said} ({reasons})."
-
-
-def deaf_words(measured: Container[str]) -> str:
-    """Return what those who measured these metrics do not hear, as a sentence."""
-    found = ", ".join(f"{who} ({what})" for name, (who, what) in _DEAF.items() if name in measured)
-    return f"None of these hears everything: {found}." if found else ""
 
 
 def gaps(found: Evaluation | Reference) -> str:

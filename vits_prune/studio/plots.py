@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from vits_prune.measure import quality
+from vits_prune.measure.predictors import deaf_words
 from vits_prune.measure.weights import MatrixPair, WeightHistogram
 from vits_prune.pruning.spec import METHODS, in_words
-from vits_prune.studio.evidence import Points, deaf_words, original_value
+from vits_prune.studio.evidence import Points, original_value
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.renditions import LayerChange
 from vits_prune.study.charts import COLOURS, GREY, empty_figure, set_title, styled, title_of
@@ -142,7 +143,7 @@ def curve_value(found: Points) -> dict[str, Any]:
     structured = any(METHODS[one.spec.method].structured for one in points)
     axis = "weights that are zero or gone" if structured else "sparsity"
     value = {"series": list(series.values()), "metrics": metrics}
-    hint = " ".join(filter(None, (hint.strip(), deaf_words(metrics), found.unmeasured)))
+    hint = " ".join(filter(None, (hint.strip(), *deaf_words(metrics), found.unmeasured)))
     return {**value, "hint": hint, "axis": f"{axis} of the whole voice"}
 
 
@@ -233,7 +234,7 @@ def course_value(job: HealJob, hint: str) -> dict[str, Any]:
         if name not in ("step", "seconds", "total")
     }
     checked = job.checkpoints[0].figures if job.checkpoints else {}
-    for name in (*quality.strictest(checked), "duration_ratio"):
+    for name in (*quality.strictest(checked).values(), "duration_ratio"):
         found = [(one.step, one.figures[name]) for one in job.checkpoints if name in one.figures]
         if not found:
             continue

@@ -128,7 +128,7 @@ class Evaluation:
     @property
     def claim(self) -> Claim:
         """What may be said of the two voices."""
-        return claim(self.figures)
+        return claim({name: one.verdict for name, one in self.figures.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able values. Only "cost" differs from run to run."""

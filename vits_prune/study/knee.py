@@ -89,7 +89,7 @@ def usual_limits(measured: Container[str] | None = None) -> tuple[Limit, ...]:
     None for what can be measured here, with the predictors that are installed.
     """
     names = strictest(("cer", "dnsmos_ovrl", *usable()) if measured is None else measured)
-    return tuple(limit for limit in LIMITS if limit.metric in names)
+    return tuple(limit for limit in LIMITS if limit.metric in names.values())
 
 
 def seeds_for(limits: Iterable[Limit]) -> int:

@@ -12,7 +12,7 @@ import functools
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from vits_prune.errors import InputError
 from vits_prune.files import write_file
 from vits_prune.measure.closeness import measure_closeness
 from vits_prune.measure.predictors import (
+    FAMILIES,
     HIGHEST,
     PREDICTORS,
     cautions,
@@ -46,31 +47,12 @@ from vits_prune.voices.voice import Voice, spoken_language
 
 LEAST_CONDITIONS = 3
 """Fewer have no rank correlation."""
-PREDICTED_BY: Mapping[str, str] = MappingProxyType(
-    {
-        "distillmos": "distillmos",
-        "dnsmos_sig": "dnsmos",
-        "dnsmos_bak": "dnsmos",
-        "dnsmos_ovrl": "dnsmos",
-        "visqol": "visqol",
-        "speaker_similarity": "resemblyzer",
-    }
-)
-"""Metric -> the predictor that it comes from."""
 COMPARED: Mapping[str, str] = MappingProxyType(
     {name: one.title for name, one in PREDICTORS.items()}
     | {name: METRICS[name].title for name in ("log_mel_db", "mcd_db")}
 )
 """What is compared with listeners -> its title: the predictors, and distances that need none."""
-_FAMILIES = ("naturalness", "closeness", "speaker")
 _MAX_GAIN = 10.0
-
-
-def deaf_words(metrics: Container[str]) -> list[str]:
-    """Return what each predictor of these metrics judges and what it is deaf to, in sentences."""
-    used = dict.fromkeys(name for metric, name in PREDICTED_BY.items() if metric in metrics)
-    known = [PREDICTORS[name] for name in used]
-    return [f"{one.title} judges {one.judges}; {one.deaf}." for one in known]
 
 
 @dataclass(frozen=True)
@@ -147,7 +129,7 @@ def measure_agreement(trials: Sequence[Trial], progress: Progress = SILENT) -> A
     except InputError as error:
         why = f"Predictors cannot be compared with these listeners: {error}"
         return Agreement(setup, name, problem=why)
-    notes = cautions(_FAMILIES, spoken_language(voice) or "", voice.sampling_rate)
+    notes = cautions(FAMILIES, spoken_language(voice) or "", voice.sampling_rate)
     return Agreement(setup, name, tuple(measured), notes=notes)
 
 
@@ -201,8 +183,8 @@ def _measurer(voice: Voice, matched: bool) -> Callable[[Condition, Progress], Co
 
     def measure(one: Condition, progress: Progress) -> Condition:
         delivery = _delivery(one.delivery)
-        settings = Settings(seed=one.seed, metrics=_FAMILIES, noise_seeds=0, delivery=delivery)
-        listener = Listener(_FAMILIES, settings.recogniser, "", predictors=there)
+        settings = Settings(seed=one.seed, metrics=FAMILIES, noise_seeds=0, delivery=delivery)
+        listener = Listener(FAMILIES, settings.recogniser, "", predictors=there)
         pruned = prune(voice, one.spec, progress=progress.part(0.0, 0.5))
         said = progress.part(0.5, 1.0).track(one.texts, "sentence")
         rows = [changes(pruned, text, one.seed, delivery) for text in said]

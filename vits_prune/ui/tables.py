@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 import pandas as pd
 
+from vits_prune.measure.predictors import deaf_words
 from vits_prune.measure.quality import METRICS
 from vits_prune.progress import Progress
 from vits_prune.studio import evidence
@@ -235,8 +236,8 @@ def _quality(found: Evaluation | None) -> str:
     items = "".join(f"<li>{escape(one)}</li>" for one in words)
     claim, notes = NONE, [""]
     if found:
-        claim = evidence.claim_words(found)
-        about = evidence.deaf_words(found.figures), evidence.gaps(found)
+        claim = found.claim.sentence(len(found.texts))
+        about = " ".join(deaf_words(found.figures)), evidence.gaps(found)
         notes = [*filter(None, about), f"Signature: {found.signature}"]
     more = "".join(_note(one) for one in notes)
     return f"{_CLAIM}{escape(claim)}</p><ul class='said'>{items}</ul>{table}{more}"
@@ -348,7 +349,7 @@ def measure_quality(
     wanted, families = [request.spec], evidence.FAMILIES
     for found in evidence.measure_points(request, token, wanted, texts, families, progress):
         evaluation, who = found.points[0].evaluation, "Healed" if request.healed else "Pruned"
-        status = f"Done. Quality: {found.note}. {evidence.claim_words(evaluation)}"
+        status = f"Done. Quality: {found.note}. {evaluation.claim.sentence(len(evaluation.texts))}"
         yield {"status": status, **shown("quality", evaluation, who)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from vits_prune.measure.quality import FAMILIES, METRICS
+from vits_prune.measure.quality import FAMILIES, METRICS, measured_by
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.studio import evidence, plots
@@ -74,7 +74,7 @@ def _add_curve(made: Made) -> None:
         for family, (name, label, step) in _LIMITS.items():
             one = known.get(family)
             lost = abs(one.change) * _scale(one) if one else None
-            label = label.format(evidence.measured_by(one.metric) if one else "")
+            label = label.format(measured_by(one.metric) if one else "")
             made.add(name, gr.Number, lost, label, minimum=0, step=step, visible=bool(one))
     made.add("knee_start", gr.Button, "Find the knee", variant="primary")
     made.add("knee_words", gr.Markdown, "")

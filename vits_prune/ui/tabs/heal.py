@@ -9,7 +9,8 @@ import gradio as gr
 import pandas as pd
 
 from vits_prune.errors import InputError
-from vits_prune.measure.quality import METRICS, Figure, Interval
+from vits_prune.measure.predictors import deaf_words
+from vits_prune.measure.quality import METRICS, Figure, Interval, measured_by
 from vits_prune.progress import SILENT, Progress
 from vits_prune.studio import evidence, heal_jobs, plots, renditions, workbench
 from vits_prune.studio.descriptions import plain
@@ -252,7 +253,7 @@ def _spoken(order: Order, speeches: list[Speech]) -> dict[str, Any]:
 def _chosen_by(job: HealJob) -> str:
     """Say what the best checkpoint is chosen by."""
     limits = usual_limits(job.checkpoints[0].figures) if job.checkpoints else ()
-    names = [evidence.measured_by(one.metric) for one in limits]
+    names = [measured_by(one.metric) for one in limits]
     if not names:
         return ""
     by = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
@@ -291,10 +292,10 @@ def _compared(before: Evaluation, after: Evaluation, note: str) -> dict[str, Any
     rows = [{"voice": "pruned", **before.to_row()}, {"voice": "healed", **after.to_row()}]
     held_out = "held-out" in note
     words = (
-        f"**Healed: {evidence.claim_words(after)}**",
+        f"**Healed: {after.claim.sentence(len(after.texts))}**",
         f"Measured on {note}; 95% intervals in brackets. The checkpoint was"
         f" {'not' if held_out else 'also'} chosen by these sentences.",
-        evidence.deaf_words(after.figures),
+        *deaf_words(after.figures),
         plain(evidence.gaps(after), 3_000),
         f"Signature: `{after.signature}`",
     )
