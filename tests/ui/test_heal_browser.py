@@ -24,13 +24,18 @@ from vits_prune import load_voice, speak
 pytestmark = pytest.mark.xdist_group("server")
 
 
-def test_a_healing_is_watched_and_stopped(page):
+def begin(page):
+    """Begin to heal a small voice, for much longer than a test lasts."""
     choose_voice(page, TINY)
     page.locator("#text textarea").fill("hi there")
     open_tab(page, "Heal")
     number(page, "heal-minutes", "20")
     number(page, "heal-texts", "2")
     page.locator("#heal-start").click()
+
+
+def test_a_healing_is_watched_and_stopped(page):
+    begin(page)
     line = page.locator("#heal-course .losses polyline").first
     expect(line).to_be_attached(timeout=PATIENCE)  # the recogniser loads before
     page.locator("#heal-stop").click()
@@ -44,12 +49,7 @@ def test_a_healing_is_watched_and_stopped(page):
 def test_a_voice_is_healed_heard_on_the_way_stopped_saved_and_put_on_the_stage(page, tmp_path):
     status, stage = page.locator("#heal-status"), page.locator("#stage .pruned-name")
     slider = page.locator("#amount input[type=range]")
-    choose_voice(page, TINY)
-    page.locator("#text textarea").fill("hi there")
-    open_tab(page, "Heal")
-    number(page, "heal-minutes", "20")
-    number(page, "heal-texts", "2")
-    page.locator("#heal-start").click()
+    begin(page)
     checkpoints = page.locator("#heal-checkpoint input")
     expect(checkpoints).to_have_count(1, timeout=3 * PATIENCE)  # the recogniser loads
     left = re.compile(r"step \d+ of \d+, about \d+:\d\d left")
