@@ -241,7 +241,7 @@ def test_the_knee_of_the_curve_is_before_the_first_lost_limit(tiny):
     hint = curve_value(curve_of(rows, tiny))["hint"]
     lost = "2 points more character errors and 0.1 less DNSMOS, overall"
     assert hint.startswith(f"Knee: the last point with at most {lost}, at 5%. Measured on 2 sent")
-    assert "DNSMOS (it was trained on noisy calls" in hint
+    assert "DNSMOS judges a voice alone; it was trained on noisy calls" in hint
     assert "Distill-MOS" not in hint
 
 
@@ -254,7 +254,7 @@ def test_the_knee_of_the_curve_is_by_the_strictest_predictors(tiny):
     assert found.knee == 0.05, "ViSQOL is more than 0.25 below another seed"
     value = curve_value(found)
     assert "0.1 less Distill-MOS and 0.25 less ViSQOL than another seed" in value["hint"]
-    assert "Distill-MOS (it does not know the original" in value["hint"]
+    assert "Distill-MOS judges a voice alone; it does not know the original" in value["hint"]
     del rows[2]["visqol"], rows[3]["visqol"], rows[0]["visqol"], rows[1]["visqol"]
     assert curve_of(rows, tiny).knee == 0.1
 
@@ -270,6 +270,7 @@ def test_a_similarity_in_the_heat_map_is_its_change_from_another_seed(tiny):
 @pytest.mark.parametrize("there", [True, False])
 def test_the_limits_of_the_knee_are_those_that_can_be_measured_here(there, monkeypatch):
     monkeypatch.setattr(predictors, "problem", lambda name: "" if there else "It is not here.")
+    monkeypatch.setattr(predictors.Predictor, "checked", there)
     with gr.Blocks():
         made = curve.curve_tab()
     assert made["knee_naturalness"].label.startswith("Distill-MOS" if there else "DNSMOS:")

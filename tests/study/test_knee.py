@@ -8,6 +8,7 @@ import math
 import pytest
 
 from vits_prune import InputError, PruneSpec
+from vits_prune.measure import predictors
 from vits_prune.measure.quality import METRICS, Figure, Interval
 from vits_prune.progress import Progress
 from vits_prune.study.evaluation import Settings, prepare_reference
@@ -16,6 +17,7 @@ from vits_prune.study.knee import (
     bisect,
     find_knee,
     last_before,
+    likely_limits,
     parse_limit,
     prune_until_knee,
     seeds_for,
@@ -92,6 +94,13 @@ def test_the_usual_limits_are_those_of_the_strictest_metrics():
     assert [limit.metric for limit in usual_limits(("wer", "lufs"))] == []
     assert usual_limits() in (USUAL, usual_limits(METRICS))
     assert (seeds_for(USUAL), seeds_for(usual_limits(METRICS))) == (0, 1)
+
+
+def test_the_likely_limits_load_no_predictor(monkeypatch):
+    """The page names them before anything is measured."""
+    usual = usual_limits()
+    monkeypatch.setattr(predictors, "_load", lambda name: pytest.fail(f"{name} was loaded"))
+    assert likely_limits() == usual
 
 
 def test_a_similarity_is_limited_by_how_far_it_falls_short_of_another_seed(tiny):

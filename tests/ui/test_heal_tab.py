@@ -143,7 +143,7 @@ def test_the_last_update_shows_all_that_was_found(order, updates, whole):
     said = shown["heal_compared"]
     assert said.startswith("**Healed: ")
     assert "not measured: words, closeness" in said
-    assert "DNSMOS (it was trained on noisy calls" in said
+    assert "DNSMOS judges a voice alone; it was trained on noisy calls" in said
     assert said.count("Resemblyzer==") == 1
     assert rows["signature"][0] in said
     curve = pd.read_csv(shown["heal_csv"].value["path"])

@@ -75,6 +75,11 @@ class Predictor:
         except importlib.metadata.PackageNotFoundError:
             return None
 
+    @property
+    def checked(self) -> bool:
+        """Whether a version that was checked is installed; nothing is loaded to say so."""
+        return (self.version or "").startswith(self.versions)
+
 
 PREDICTORS: Mapping[str, Predictor] = MappingProxyType(
     {
@@ -183,7 +188,7 @@ def _open(name: str) -> _Loaded:
     version = known.version
     if version is None:
         return _Loaded(problem=f"{known.title} is not installed: {INSTALL}.")
-    if not version.startswith(known.versions):
+    if not known.checked:
         checked = " or ".join(f"{one}x" for one in known.versions)
         what = f"{known.title} {version} is installed, and this library was checked with {checked}"
         return _Loaded(problem=f"{what}: left out. For the right one: {INSTALL}.")

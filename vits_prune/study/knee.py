@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.measure.predictors import usable
+from vits_prune.measure.predictors import PREDICTORS, usable
 from vits_prune.measure.quality import METRICS, Figure, Interval, strictest
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import prune, prune_steps
@@ -86,10 +86,18 @@ beside the original. Of two predictors that judge alike the strictest one counts
 def usual_limits(measured: Container[str] | None = None) -> tuple[Limit, ...]:
     """Return those of LIMITS whose metric is the strictest of what was measured.
 
-    None for what can be measured here, with the predictors that are installed.
+    None for what can be measured here, with the predictors that are installed, which are loaded.
     """
-    names = strictest(("cer", "dnsmos_ovrl", *usable()) if measured is None else measured)
-    return tuple(limit for limit in LIMITS if limit.metric in names.values())
+    if measured is None:
+        measured = ("cer", *(name for one in usable() for name in PREDICTORS[one].metrics))
+    names = strictest(measured).values()
+    return tuple(limit for limit in LIMITS if limit.metric in names)
+
+
+def likely_limits() -> tuple[Limit, ...]:
+    """Return the `usual_limits` if every predictor that is installed works; nothing is loaded."""
+    there = [one for one in PREDICTORS.values() if one.checked]
+    return usual_limits(("cer", "dnsmos_ovrl", *(name for one in there for name in one.metrics)))
 
 
 def seeds_for(limits: Iterable[Limit]) -> int:

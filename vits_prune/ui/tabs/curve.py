@@ -15,7 +15,7 @@ from vits_prune.pruning.spec import PruneSpec, in_words
 from vits_prune.studio import evidence, plots
 from vits_prune.studio.request import PRUNING, SPEAKING, request_of, values_of
 from vits_prune.study.comparison import PART_NAMES
-from vits_prune.study.knee import KNEE_RULE, Limit, usual_limits
+from vits_prune.study.knee import KNEE_RULE, Limit, likely_limits, usual_limits
 from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS
 from vits_prune.ui import tables
 from vits_prune.ui.events import QUIET, Page, sentences
@@ -69,7 +69,7 @@ def _add_curve(made: Made) -> None:
     gr.Markdown(
         "### The knee\n\nThe largest amount within limits, by bisection on as many sentences."
     )
-    known = {METRICS[one.metric].family: one for one in usual_limits()}
+    known = {METRICS[one.metric].family: one for one in likely_limits()}
     with gr.Row():
         for family, (name, label, step) in _LIMITS.items():
             one = known.get(family)
