@@ -137,7 +137,7 @@ def complaint(page: Page, words: str) -> None:
 
 def downloaded(page: Page, name: str, **how) -> bytes:
     """Return the file behind a download link."""
-    link = page.locator(f"#{name} a[download]").first
+    link = page.locator(f"#{name} a[download][href]").first
     link.wait_for(**{"state": "attached", "timeout": PATIENCE, **how})
     answer = page.request.get(link.evaluate("a => a.href"))
     assert answer.ok

@@ -170,6 +170,30 @@ def test_a_new_text_plays_at_the_chosen_amount_before_the_rest_is_made(visit, jo
     page.context.close()
 
 
+def test_players_hold_nothing_of_the_sentence_before(visit):
+    page = visit()
+    done(page)
+    before, old = page.evaluate("shifts.length"), [len(one) for one, _ in players(page)]
+    full = [page.locator(f"#{side}-audio audio[src]") for side in ("original", "pruned")]
+    downloads = page.locator("#stage .players a:visible")
+    page.locator("#text textarea").fill("The birch canoe slid on the smooth planks. " * 6)
+    page.locator("#speak").click()
+    for player in full:
+        expect(player).to_have_count(0)
+    expect(downloads).to_have_count(0)
+    expect(page.locator("#original-audio")).to_contain_text("not made yet")
+    expect(page.locator("#stage .play")).to_be_enabled()
+    expect(full[1]).to_have_count(1, timeout=PATIENCE)  # it speaks first
+    assert full[0].count() == 0
+    done(page)
+    expect(downloads).to_have_count(2)
+    new = [len(one) for one, _ in players(page)]
+    assert new[0] == new[1] > 3 * old[0]
+    shifted = page.evaluate(f"shifts.slice({before}).reduce((a, b) => a + b, 0)")
+    assert shifted < 0.05, f"the page moved by {shifted}"
+    page.context.close()
+
+
 # What is shown
 
 

@@ -133,6 +133,8 @@ def speak(values: Values, token: str | None, progress: Progress) -> Shown:
     play = ticket if ticket[:1] in "ph" else ""
     spoken = workbench.bench.recall(request, token)
     if spoken is None:
+        if not row.points:
+            yield {"stage": stage_value(row, amount)}  # nothing of the row before is there
         pruned = renditions.hear_pruned(request, token, part.part(0.0, 0.6))
         row.add_sound(amount, pruned)
         yield {"stage": stage_value(row, amount, play)}

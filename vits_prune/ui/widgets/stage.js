@@ -2,9 +2,10 @@
 const FADE = 0.015, PAUSE = 0.3, EDGE = 0.005, SETTLED = 300;
 const find = (name) => element.querySelector(name);
 const slider = () => document.querySelector('#amount input[type=range]');
-const value = () => ({points: [], amounts: [], ...props.value});
+const making = () => !(props.value && props.value.points && props.value.points.length);  // a new row has no sound yet
+const value = () => ({points: [], amounts: [], ...(making() ? earlier : props.value)});  // till then the one before sounds
 const sounds = new Map();  // by address: {buffer, levels}
-let context = null, output = null, current = null, original = false, played = '', settling = 0, drawing = 0, ticking = 0, moving = null, drawn = '';
+let earlier = null, context = null, output = null, current = null, original = false, played = '', settling = 0, drawing = 0, ticking = 0, moving = null, drawn = '';
 
 const amount = () => Number(slider() ? slider().value : value().amount || 0);
 const ready = (point) => point && point.sound && sounds.get(point.sound.url);
@@ -42,6 +43,7 @@ async function load(sound) {
   sounds.set(sound.url, {buffer, seconds: raw.length / rate, samples: raw.length});
 }
 async function loadAll(mine) {
+  if (making()) return;
   const list = [...value().points].sort((a, b) => Math.abs(a.amount - amount()) - Math.abs(b.amount - amount()));
   const wanted = [list[0] && list[0].sound, value().original, ...list.slice(1).map((point) => point.sound)];
   for (const sound of wanted) {
@@ -57,6 +59,7 @@ async function loadAll(mine) {
     } else if (current) take();
   }
   const used = new Set(wanted.filter(Boolean).map((sound) => sound.url));
+  if (current) used.add(current.url);
   for (const url of sounds.keys()) if (!used.has(url)) sounds.delete(url);
 }
 
@@ -194,6 +197,7 @@ function draw() {
   const [top, middle, bottom] = element.querySelectorAll('canvas');
   const shade = (level) => heat(Math.min(1, Math.max(0, (level + 85) / 75)));
   const a = first && sounds.has(first.url) && levels(first.url), b = point && levels(point.sound.url);
+  for (const canvas of [top, middle, bottom]) canvas.width = 1;  // empties it
   if (a) paint(top, a, shade);
   if (b) paint(middle, b, shade);
   bottom.parentElement.hidden = !value().aligned;
@@ -223,10 +227,18 @@ function show() {
   drawing = setTimeout(draw, 0);  // after the buttons: they are what is waited for
 }
 function player(side, sound, name, file) {
-  if (!sound) return;
-  const box = find(`#${side}-audio`), link = box.querySelector('a');
+  const box = find(`#${side}-audio`), link = box.querySelector('a'), audio = box.querySelector('audio');
+  if (!sound || making()) {  // nothing of the sentence before
+    if (link.hasAttribute('href')) {
+      link.removeAttribute('href');
+      audio.removeAttribute('src');
+      audio.load();
+    }
+    box.querySelector('figcaption').textContent = `${name}: not made yet`;
+    return;
+  }
   if (link.getAttribute('href') !== sound.url) {
-    box.querySelector('audio').src = sound.url;
+    audio.src = sound.url;
     link.href = sound.url;
   }
   link.download = file;
@@ -316,6 +328,7 @@ window.stageMoved = () => {  // the amount was set by something else; a run for 
 };
 
 function refresh() {
+  if (!making()) earlier = props.value;
   find('.stage').dataset.made = value().points.length;
   show();
   loadAll(props.value);
