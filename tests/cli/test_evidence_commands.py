@@ -254,6 +254,8 @@ def test_knee(tiny_folder, texts, tmp_path, capsys):
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert f"Knee: amount {found['amount']:.2f}" in printed
+    assert f"Signature: {found['signature']}\n" in printed
+    assert found["signature"].startswith("texts:2.")
     assert 6 <= len(found["steps"]) <= 7
     assert {step["kept"] for step in found["steps"]} <= {True, False}
     assert found["steps"][0]["decisions"][0]["interval"]["low"] is not None

@@ -21,7 +21,9 @@ from vits_prune import PruneSpec, load_voice, prune, save_voice, speak
 from vits_prune.cli.heal_command import TrainingLog, how_to_resume, typed_judge, warn_of_measuring
 from vits_prune.cli.main import main, make_parser
 from vits_prune.cli.terminal import ProgressLine
+from vits_prune.errors import InputError
 from vits_prune.healing import HealPlan, TrainingStep
+from vits_prune.measure.quality import METRICS, Figure, Interval
 from vits_prune.study.judge import Judgement
 from vits_prune.study.knee import usual_limits
 
@@ -324,6 +326,20 @@ def test_a_run_that_goes_on_with_measuring_keeps_the_curve(tiny, tmp_path):
     assert [row["step"] for row in curve_of(tmp_path)] == ["10", "20"]
     log.observe(TrainingStep(21, 40, {"mel": 0.2}, 2.1))
     assert [row["step"] for row in log.curve.rows] == [10, 20]
+
+
+def test_checkpoints_that_were_measured_otherwise_are_not_gone_on_with(tiny, tmp_path):
+    log = TrainingLog(tmp_path, signature="texts:2.ab|seeds:0")
+    change = Interval(0.1, None, None, 2)
+    one = Figure(METRICS["cer"], None, change, change, None, None, "")
+    log.judged(Judgement(20, 40, {"cer": one}, None), tiny)
+    assert curve_of(tmp_path)[0]["signature"] == "texts:2.ab|seeds:0"
+    with pytest.raises(InputError, match=r"measured otherwise: .*differ in texts \(2.ab and 3.c"):
+        TrainingLog(tmp_path, True, "texts:3.cd|seeds:0")
+    for signature in ("texts:2.ab|seeds:0", ""):
+        again = TrainingLog(tmp_path, True, signature)
+        again.observe(TrainingStep(21, 40, {"mel": 0.2}, 2.1))
+        assert again.curve.signature == "texts:2.ab|seeds:0"
 
 
 def test_measuring_that_takes_most_of_the_minutes_is_told(capsys):

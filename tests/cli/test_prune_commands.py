@@ -189,6 +189,7 @@ def test_until_the_knee(tiny_folder, tmp_path, capsys, monkeypatch, change, code
     said = capsys.readouterr()
     assert "Amount 0.3: duration_drift" in said.out
     assert ("Stopped at amount 0.9: all steps keep them" in said.out) == (code == 0)
+    assert ("Signature: texts:2." in said.out) == (code == 0)
     assert ("breaks the limits" in said.err) == (code == 2)
     assert (tmp_path / "saved").exists() == (code == 0)
 

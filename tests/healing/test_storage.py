@@ -101,6 +101,17 @@ def test_a_curve_is_read_up_to_a_step(tmp_path):
     assert Curve.read(tmp_path / "none.csv", 20).rows == []
 
 
+def test_what_was_measured_has_its_signature(tmp_path):
+    curve = Curve(signature="texts:2.ab|seeds:0")
+    curve.rows += [{"step": 10, "mel": 0.5}, {"step": 20, "measured_cer": 0.1}]
+    curve.write(tmp_path / "curve.csv")
+    lines = (tmp_path / "curve.csv").read_text().splitlines()
+    assert lines[1:] == ["10,,0.5,,", "20,,,0.1,texts:2.ab|seeds:0"]
+    found = Curve.read(tmp_path / "curve.csv")
+    assert (found.rows, found.signature) == (curve.rows, curve.signature)
+    assert Curve.read(tmp_path / "curve.csv", 10).signature == ""
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -182,11 +182,19 @@ def test_curves_of_another_signature_are_not_to_be_compared(tiny, pruned, tmp_pa
     healed = {"plan": HealPlan().to_dict(), "steps": 20, "of": 20}
     voice = dataclasses.replace(pruned, recipe={"healed": [healed]})
     more["evidence"] = evaluate(tiny, voice, ("hi there", "you hi"), how).to_dict()
-    for column, warns in (("measured_cer", True), ("mel", False)):
-        (sweep / "curve-cer.png").unlink(missing_ok=True)
-        (sweep / "curve.csv").write_text(f"step,{column}\n10,0.5\n20,0.4\n")
-        card = write_bundle(voice, tmp_path / column, **more).card
-        assert ("figures above: one of the two has no signature" in card) == warns
+    (sweep / "curve-cer.png").unlink()
+    own = more["evidence"]["signature"]
+    for name, column, signature, words in (
+        ("unsigned", "measured_cer", "", "figures above: one of the two has no signature"),
+        ("differs", "measured_cer", "texts:9", "figures above. These figures cannot be compared"),
+        ("agrees", "measured_cer", own, ""),
+        ("losses", "mel", "", ""),
+    ):
+        lines = f"step,{column},signature\n10,0.5,{signature}\n20,0.4,{signature}\n"
+        (sweep / "curve.csv").write_text(lines)
+        card = write_bundle(voice, tmp_path / name, **more).card
+        assert ("Do not compare it with the figures above" in card) == bool(words)
+        assert words in card
 
 
 def test_what_does_not_fit(tiny, joe, pruned, tmp_path):

@@ -199,6 +199,7 @@ def test_the_knee_is_shown(request_, monkeypatch):
     knee = shown["status"].split()[-1].rstrip(".")
     assert f"**Knee: {knee}** (magnitude (L1), global, 2 held-out" in shown["knee_words"]
     assert "--strict" not in shown["knee_words"]
+    assert "Signature: `texts:2." in shown["knee_words"]
     last = re.findall(r"<td>(kept|broken)[^<]*</td></tr>", shown["knee"])
     kept = [word == "kept" for word in last]
     assert list(pd.read_csv(shown["knee_csv"].value["path"])["kept"]) == kept

@@ -247,6 +247,9 @@ def test_the_command(tiny_folder, tiny, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == len(report["tried"])
     assert [row["what"] for row in rows if row["chosen"] == "True"] == [report["chosen"]["words"]]
+    signatures = {row["stage"]: row["signature"] for row in rows}
+    assert f"Signature: {signatures['verified']}\n" in shown
+    assert signatures["verified"] != signatures["chosen"], "on other sentences"
     saved = load_voice(out / "voice")
     assert list(saved.recipe["pruned"]) == report["chosen"]["specs"]
     rebuilt = tiny

@@ -135,6 +135,7 @@ def test_a_tiny_voice(tiny):
     assert all(abs(step.decisions[0].interval.value) <= 0.05 for step in knee.trials if step.kept)
     assert any(abs(step.decisions[0].interval.value) > 0.05 for step in knee.trials)
     assert json.loads(json.dumps(knee.to_dict()))["amount"] == knee.amount
+    assert {row["signature"] for row in knee.rows()} == {reference.signature}
     assert [row["amount"] for row in knee.rows()] == sorted(step.amount for step in knee.trials)
     again = find_knee(tiny, local, limits, texts=TEXTS)
     assert (again.spec, again.trials) == (knee.spec, knee.trials)

@@ -147,6 +147,8 @@ def test_the_last_update_shows_all_that_was_found(order, updates, whole):
     assert said.count("Resemblyzer==") == 1
     assert rows["signature"][0] in said
     curve = pd.read_csv(shown["heal_csv"].value["path"])
+    assert set(curve["signature"].dropna()) == {job.signature}
+    assert shown["heal_course"]["hint"].endswith(f"Signature: {job.signature}")
     assert list(curve["step"]) == sorted(curve["step"])
     assert curve["measured_dnsmos_ovrl"].count() == 3
     assert "measured_dnsmos_ovrl_low" in curve

@@ -215,6 +215,7 @@ def _print_knee(knee: Knee) -> None:
     for sentence in deaf_words(metrics):
         print(sentence)
     print_left_out(absent([METRICS[name].family for name in metrics]).values())
+    print(f"Signature: {knee.signature}")
 
 
 def _sweep(options: Namespace) -> None:

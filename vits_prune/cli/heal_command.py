@@ -28,6 +28,7 @@ from vits_prune.healing.training import is_main_process
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec, Shape
 from vits_prune.study.judge import CheckpointJudge, Judgement, JudgeSettings, judge_of
+from vits_prune.study.signature import check_comparable
 from vits_prune.synthesis.texts import read_text_file
 from vits_prune.voices.load import load_voice
 from vits_prune.voices.voice import Voice
@@ -102,7 +103,7 @@ def _heal(options: Namespace) -> None:
     if judge and is_main_process():
         healings = 1 if spec is None else len(spec.schedule_amounts())
         warn_of_measuring(plan.share(healings - 1, healings), judge.seconds)
-    log = TrainingLog(work, options.resume)
+    log = TrainingLog(work, options.resume, judge.signature if judge else "")
     try:
         healed = _run(log, plan, voice, start, data, judge)
     except KeyboardInterrupt:
@@ -121,6 +122,8 @@ def _heal(options: Namespace) -> None:
             f"on {healed.sentences} sentences ({', '.join(healed.trained)}); the voice of step "
             f"{healed.step} is saved to {saved}; the losses of all steps are in {work / _CURVE}"
         )
+        if log.signature:
+            print(f"Signature of the measured checkpoints: {log.signature}")
 
 
 def _run(
@@ -244,12 +247,29 @@ class TrainingLog:
 
     Args:
         resume: whether rows of an earlier run are kept.
+        signature: of what is measured.
         progress: shows the steps; it may raise to end the work.
+
+    Raises:
+        InputError: the earlier run measured otherwise, so its best checkpoint cannot be compared.
     """
 
-    def __init__(self, folder: Path, resume: bool = False, progress: Progress = SILENT) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        resume: bool = False,
+        signature: str = "",
+        progress: Progress = SILENT,
+    ) -> None:
         self.folder, self.resume, self.progress = folder, resume, progress
-        self.curve = Curve(_ROW_EVERY)
+        self.signature, self.curve = signature, Curve(_ROW_EVERY, signature)
+        before = Curve.read(folder / _CURVE).signature if resume else ""
+        try:
+            if before and signature:
+                check_comparable(before, signature)
+        except InputError as error:
+            what = f"The checkpoints in {folder} were measured otherwise"
+            raise InputError(f"{what}: give another --workdir without --resume. {error}") from error
         self.step = 0
         """Steps that are done, those of earlier healings included."""
         self._earlier_steps, self._earlier_seconds = 0, 0.0
@@ -306,5 +326,6 @@ class TrainingLog:
         if self.step or not step:
             return
         self.step, self.curve = step, Curve.read(self.folder / _CURVE, step, _ROW_EVERY)
+        self.curve.signature = self.signature or self.curve.signature
         if self._earlier_steps and self.curve.rows:
             self._earlier_seconds = float(self.curve.rows[-1].get("seconds", 0.0))

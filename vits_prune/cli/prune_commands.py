@@ -225,6 +225,7 @@ def _until_knee(
     measured = f"{kept}; {len(reference.texts)} sentences"
     print(f"Stopped at amount {found.amount:.3g}: {where} ({measured}).")
     print_left_out(absent(families).values())
+    print(f"Signature: {reference.signature}")
     return found.voice
 
 
@@ -307,3 +308,4 @@ def _print_solution(solution: Solution) -> None:
         print(f"  {spec.to_json()}")
     judged = [METRICS[limit.metric].family for limit in solution.budget.judged]
     print_left_out(absent(judged).values())
+    print(f"Signature: {chosen.signature}")

@@ -233,10 +233,13 @@ class TrainingStep:
 
 
 class Curve:
-    """One row for `every` so many steps, with the mean of each loss, and what was measured."""
+    """One row for `every` so many steps, with the mean of each loss, and what was measured.
 
-    def __init__(self, every: int = 10) -> None:
-        self._every = every
+    `signature` is that of all that was measured, in columns that begin with measured_.
+    """
+
+    def __init__(self, every: int = 10, signature: str = "") -> None:
+        self._every, self.signature = every, signature
         self._losses: list[Mapping[str, float]] = []
         self.rows: list[CurveRow] = []
 
@@ -261,11 +264,15 @@ class Curve:
 
     def write(self, path: Path) -> None:
         """Write the curve as CSV, whole or not at all; raise InputError if the disk is full."""
-        columns = dict.fromkeys(("step", "seconds", *(name for row in self.rows for name in row)))
+        rows: list[dict[str, Any]] = [dict(row) for row in self.rows]
+        for row in rows:
+            if self.signature and any(name.startswith("measured_") for name in row):
+                row["signature"] = self.signature
+        columns = dict.fromkeys(("step", "seconds", *(name for row in rows for name in row)))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(columns), restval="")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(rows)
         try:
             write_file(path, text.getvalue())
         except OSError as error:
@@ -287,10 +294,12 @@ class Curve:
                 if "step" not in (table.fieldnames or ()):
                     raise ValueError("no column of steps")
                 for cells in table:
+                    signature = cells.pop("signature", "")
                     row = {name: float(cell) for name, cell in cells.items() if name and cell}
                     if len(curve.rows) == max_rows or (step is not None and row["step"] > step):
                         break
                     curve.rows.append({**row, "step": int(row["step"])})
+                    curve.signature = signature or curve.signature
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, OverflowError, csv.Error) as error:

@@ -232,12 +232,12 @@ def _healing(source: Path, folder: Path, evidence: Mapping[str, Any]) -> Picture
     what = f"{source / 'curve.csv'} is not the course of a healing"
     unreadable = InputError(f"{what}: give the folder that `heal` wrote.")
     try:
-        rows = Curve.read(source / "curve.csv", max_rows=10 * MAX_DRAWN_ROWS).rows
+        curve = Curve.read(source / "curve.csv", max_rows=10 * MAX_DRAWN_ROWS)
     except DamagedFileError as error:
         raise unreadable from error
-    every = dict.fromkeys(name for row in rows for name in row)
+    every = dict.fromkeys(name for row in curve.rows for name in row)
     names = [name for name in every if _COLUMN.fullmatch(name)][:_MOST_COLUMNS]
-    rows = [{name: row[name] for name in names if name in row} for row in rows]
+    rows = [{name: row[name] for name in names if name in row} for row in curve.rows]
     if len(names) < 2 or "step" not in names:
         raise unreadable
     name, title = "healing.png", "losses by step; below, changes from the original in quality"
@@ -246,7 +246,8 @@ def _healing(source: Path, folder: Path, evidence: Mapping[str, Any]) -> Picture
     except (ValueError, OverflowError) as error:  # numbers that cannot be drawn
         raise unreadable from error
     words = "The course of its healing: each loss, and what was measured of the checkpoints."
-    warning = unlike(evidence, [""]) if any(one.startswith("measured_") for one in names) else ""
+    measured = any(one.startswith("measured_") for one in names)
+    warning = unlike(evidence, [curve.signature]) if measured else ""
     return Picture(name, "losses against steps", f"{words} {warning}".rstrip())
 
 

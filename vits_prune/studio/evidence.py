@@ -302,7 +302,8 @@ def find_knee(
         return evaluate_against(reference, pruned, progress=part).figures
 
     spec, tried = bisect(at_amount(request.spec, 0.0), limits, measure)
-    return Knee(voice.name, spec, tuple(limits), False, tried, len(said), settings.seed), note
+    on = len(said), settings.seed, reference.signature
+    return Knee(voice.name, spec, tuple(limits), False, tried, *on), note
 
 
 # One voice in words

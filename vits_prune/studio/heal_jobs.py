@@ -63,6 +63,8 @@ class HealJob:
     """Which sentences it is measured on."""
     unmeasured: str = ""
     """What is not measured and why, and what limits the rest, in sentences."""
+    signature: str = ""
+    """Of what is measured of the checkpoints."""
 
     @property
     def complete(self) -> bool:
@@ -79,7 +81,7 @@ class HealJob:
         for one in self.checkpoints:
             found = {f"measured_{name}": value for name, value in measured(one).items()}
             rows.setdefault(one.step, {"step": one.step}).update(found)
-        curve = Curve()
+        curve = Curve(signature=self.signature)
         curve.rows = [rows[step] for step in sorted(rows)]
         return curve
 
@@ -245,7 +247,7 @@ def _prepare(job: HealJob, token: str | None, progress: Progress) -> tuple[Check
     voice, pruned = _voices(request, token, progress)
     said = tuning_texts(voice, order.texts, split_sentences(request.text))
     reference = measured_original(request, token, voice, said.texts, _settings(request), progress)
-    job.note = said.words
+    job.note, job.signature = said.words, reference.signature
     job.unmeasured = gaps(reference)
     original = workbench.say(
         voice, _shortened(request), "own", progress.part(0.0, 1.0, "original: ")

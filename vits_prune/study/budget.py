@@ -135,6 +135,8 @@ class Candidate:
     """Multiply-accumulates over the original's, zeros included."""
     quality: Mapping[str, Interval] = field(default_factory=lambda: MappingProxyType({}))
     """Metric -> what its limit applies to: the change from the original, or the distance."""
+    signature: str = ""
+    """All that the quality depends on besides the voices; see `signature_of`."""
 
     @property
     def words(self) -> str:
@@ -162,7 +164,8 @@ class Candidate:
             interval = self.quality.get(limit.metric)
             for end, name in (("", "value"), ("_low", "low"), ("_high", "high")):
                 row[f"{limit.metric}{end}"] = getattr(interval, name, None)
-        return {**row, "breaks": " ".join(budget.broken(self)) if self.stage != "cut" else ""}
+        row["breaks"] = " ".join(budget.broken(self)) if self.stage != "cut" else ""
+        return {**row, "signature": self.signature}
 
 
 @dataclass(frozen=True, eq=False)

@@ -155,8 +155,9 @@ class BudgetSearch:
             part, voice = progress.part(i / len(order), (i + 1) / len(order)), self.voices[one]
             ratio, macs = time_against(self._voice, voice, self._text, self._seed, FINAL_RUNS)
             quality = _quality(self._budget, reference, voice, part)
-            final = dataclasses.replace(one, stage="verified", quality=quality)
-            final = dataclasses.replace(final, latency_ratio=ratio, macs_ratio=macs)
+            final = dataclasses.replace(one, latency_ratio=ratio, macs_ratio=macs)
+            final = dataclasses.replace(final, stage="verified", quality=quality)
+            final = dataclasses.replace(final, signature=reference.signature)
             found.append(final)
             self.add(final, voice)
             if not self._budget.broken(final):
@@ -261,7 +262,8 @@ class BudgetSearch:
         quality = _quality(self._budget, self._reference, voice, progress)
         kind: Literal["dense", "sparse"] = "sparse" if sparse < dense else "dense"
         mb, count = min(sparse, dense), count_parameters(voice)
-        self.add(Candidate(specs, "chosen", count, kind, mb, *timed, quality), voice)
+        signature = self._reference.signature
+        self.add(Candidate(specs, "chosen", count, kind, mb, *timed, quality, signature), voice)
 
 
 def fit_zeros(

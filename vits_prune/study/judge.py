@@ -135,6 +135,11 @@ class CheckpointJudge:
     observer: Callable[[Judgement, Voice], None] | None = None
     progress: Progress = SILENT
 
+    @property
+    def signature(self) -> str:
+        """All that the judgements depend on besides the voices, "" where nothing is measured."""
+        return self.reference.signature if self.reference else ""
+
     def wants(self, step: int, of: int | None) -> bool:
         """Return whether a step is judged: evenly over the training, the last one at its end."""
         count = self.evaluations

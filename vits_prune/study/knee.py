@@ -139,6 +139,8 @@ class Knee:
     """In the order in which they were made."""
     texts: int
     seed: int
+    signature: str = ""
+    """All that the figures depend on besides the voice; see `signature_of`."""
 
     @property
     def amount(self) -> float:
@@ -159,7 +161,8 @@ class Knee:
                 row["limit"] = one.limit.change
                 for end in ("value", "low", "high"):
                     row[end] = getattr(one.interval, end, None)
-                found.append({**row, "kept": one.kept, "certain": one.certain})
+                row |= {"kept": one.kept, "certain": one.certain, "signature": self.signature}
+                found.append(row)
         return found
 
 
@@ -226,8 +229,8 @@ def find_knee(
         return evaluate_against(reference, pruned, progress=part.part(0.5, 1.0)).figures
 
     spec, trials = bisect(base, limits, measure, strict=strict)
-    seed = reference.settings.seed
-    return Knee(voice.name, spec, limits, strict, trials, len(reference.texts), seed)
+    on = len(reference.texts), reference.settings.seed, reference.signature
+    return Knee(voice.name, spec, limits, strict, trials, *on)
 
 
 def bisect(

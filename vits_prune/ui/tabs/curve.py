@@ -160,9 +160,10 @@ def find_knee(values: Values, token: str | None, progress: Progress) -> Shown:
     found, note = evidence.find_knee(request_of(values), token, texts, limits, progress)
     amount, rows, words = f"{found.amount:.0%}", found.rows(), in_words(found.spec, amount=False)
     rule = KNEE_RULE.replace(" (with --strict: its whole 95% interval)", "")
+    signature = f"Signature: `{found.signature}`"
     drawn = tables.grid("Amounts that were tried", _TRIED, plots.tried_rows(rows))
     yield {
-        "knee_words": f"**Knee: {amount}** ({words}, {note}). {rule}",
+        "knee_words": f"**Knee: {amount}** ({words}, {note}). {rule} {signature}",
         **tables.grid_shown("knee", drawn, pd.DataFrame(rows), "knee"),
         "status": f"Done. The largest amount within the limits is {amount}.",
     }

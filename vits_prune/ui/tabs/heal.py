@@ -210,7 +210,8 @@ def _found(job: HealJob) -> dict[str, Any]:
         f"Losses on a logarithmic scale. Below: measured on {job.note}; bars are 95% intervals, the"
         " dashed line is the original (of a comparison with it: another seed of the original)."
     )
-    hint = " ".join(filter(None, (hint, _chosen_by(job), job.unmeasured)))
+    signature = f"Signature: {job.signature}" if job.signature else ""
+    hint = " ".join(filter(None, (hint, _chosen_by(job), job.unmeasured, signature)))
     choices = [
         (_named(one.step) + " (kept)" * (done and one.step == job.kept), one.step)
         for one in job.checkpoints
