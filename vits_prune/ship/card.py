@@ -323,7 +323,8 @@ def _healed(one: HealRecord) -> str:
         f"**Healed.** What was pruned{parts} was trained on the original's own speech "
         "(self-distillation: its durations, priors, latents and waveform for the same noise): "
         f"{taken}, {one.sentences:,} sentences, batches of {plan.batch}.": True,
-        f"The voice of step {one.kept or 0:,} was the best and was kept.": one.kept_early,
+        "Of the voices that were measured on the way, the one closest to the original was kept, "
+        f"that of step {one.kept or 0:,}.": one.kept_early and not one.stopped,
         "Discriminators joined in.": plan.adversarial,
         f"Arithmetic in {plan.precision}.": plan.precision != "no",
         f"{one.recordings:,} recordings of its maker were used as well.": one.recordings,

@@ -21,6 +21,7 @@ from vits_prune.measure.quality import (
     NO_FLOOR,
     TOO_FEW,
     UNDECIDED,
+    Claim,
     claim,
     strictest,
 )
@@ -152,9 +153,7 @@ def quality(evidence: Evidence) -> str:
         return ""
     titles = ["metric", "original", "this voice", "change [95% interval]"]
     titles += ["noise floor", "margin", "verdict"]
-    # Whatever the evidence itself claims.
-    verdicts = {name: _verdict(_inside(evidence, "figures", name)) for name in measured}
-    words = [claim(verdicts).sentence(len(_sentences(evidence))), *_how(evidence, measured)]
+    words = [_claim(evidence).sentence(len(_sentences(evidence))), *_how(evidence, measured)]
     words += [table(titles, first)] if first else []
     if more:
         folded = f"<summary>More figures</summary>\n\n{table(titles, more)}\n\n"
@@ -201,6 +200,12 @@ def _verdict(figure: Mapping[str, Any]) -> str:
     return said if isinstance(said, str) and said in _VERDICTS else UNDECIDED
 
 
+def _claim(evidence: Evidence) -> Claim:
+    """Return what the verdicts in the table claim together, whatever the evidence itself says."""
+    figures = {name: _inside(evidence, "figures", name) for name in _measured(evidence)}
+    return claim({name: _verdict(figure) for name, figure in figures.items()})
+
+
 def signature_in(evidence: Evidence) -> str:
     """Return the signature of the evidence in one line, "" if it has none."""
     said = evidence.get("signature")
@@ -224,7 +229,7 @@ def unlike(evidence: Evidence, signatures: Iterable[str]) -> str:
 
 
 def in_short(evidence: Evidence) -> str:
-    """Return the two figures that matter most, "" if they were not measured.
+    """Return what is claimed and the two figures that matter most, "" if none was measured.
 
     Of those of naturalness it is the strictest that was measured.
     """
@@ -238,7 +243,7 @@ def in_short(evidence: Evidence) -> str:
         before, after = (_number(evidence, "figures", name, which, "value") for which in _BOTH)
         if before is not None and after is not None:
             said.append(f"{titles[name]} {before:.3g} before, {after:.3g} now")
-    return "; ".join(said)
+    return f"{'; '.join(said)}; beside the original: {_claim(evidence).verdict}" if said else ""
 
 
 def latency(evidence: Evidence) -> str:
