@@ -141,7 +141,8 @@ LESSONS = (
         " tables are smaller, so any computer has less to multiply, and the ordinary file shrinks"
         " too. The price: a channel takes its important weights with it. joe, with 176 of 256"
         " channels: 0.48 of the decoder's multiplications are left, and a speech recogniser gets"
-        " 2.8 letters more in a hundred wrong (somewhere between -0.8 and +6.3).",
+        " 2.8 letters more in a hundred wrong (somewhere between -0.8 and +6.3). It is understood,"
+        " and not natural: Distill-MOS gives it 2.87, and the original 4.09 (6 sentences).",
         pictures.channels,
     ),
     Lesson(
