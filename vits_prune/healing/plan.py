@@ -58,7 +58,7 @@ class HealPlan(Options):
     )
     learning_rate: float = option(
         5e-4,
-        "the highest rate of AdamW, of which each part has its share",
+        "the highest learning rate, of which each part has its share",
         float,
         low=1e-7,
         high=0.1,

@@ -21,6 +21,7 @@ from vits_prune.healing.losses import (
     generator_loss,
     weighted_sum,
 )
+from vits_prune.healing.optimizer import Muon
 from vits_prune.healing.plan import HealPlan
 from vits_prune.healing.storage import WEIGHTS_PREFIX, Checkpoints, StoredState, Tensors
 from vits_prune.healing.student import masks, restored
@@ -87,8 +88,8 @@ class Training:
             | {"part": part}
             for part in self.trained
         ]
-        fused, rate = accelerator.device.type in ("cpu", "cuda"), plan.learning_rate
-        optimizer = torch.optim.AdamW(groups, rate, BETAS, weight_decay=0.0, fused=fused)
+        fused = accelerator.device.type in ("cpu", "cuda")
+        optimizer = Muon(groups, plan.learning_rate, BETAS, fused, dict(self._masked))
         losses = Distillation(self.model, self.trained, window, pruned.sampling_rate)
         self.needs_text = losses.needs_text
         losses = losses.to(accelerator.device).eval()
@@ -256,7 +257,7 @@ def _all_finite(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 def _optimizer_state(optimizer: Any, named: Tensors, prefix: str) -> dict[str, torch.Tensor]:
-    """Return AdamW's tensors by name, so that they can be stored without pickle."""
+    """Return an optimiser's tensors by name, so that they can be stored without pickle."""
     return {
         f"{prefix}.{kind}.{name}": number
         for name, tensor in named.items()
