@@ -1,8 +1,8 @@
-"""The optimiser of healing: Muon for the matrices of a layer, AdamW for all else."""
+"""The optimiser of healing: Muon for the weights that are named to it, AdamW for all else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ _ITERATIONS = 5
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but weights of two and more dimensions get orthogonal updates.
+    """AdamW, but the chosen weights of two and more dimensions get orthogonal updates.
 
     Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon), with the update's size of Liu et
     al. 2025 (arXiv:2502.16982, section 2.2), so that one learning rate serves both. A convolution
-    [out, in, taps] counts as a matrix [out, in * taps]. Where a weight's mask is 0 it stays.
+    [out, in, taps] counts as a matrix [out, in * taps].
     """
 
     def __init__(
@@ -30,17 +30,17 @@ class Muon(torch.optim.AdamW):
         rate: float,
         betas: tuple[float, float],
         fused: bool,
-        masks: Mapping[torch.Tensor, torch.Tensor],
+        chosen: Iterable[torch.Tensor],
     ) -> None:
         super().__init__(groups, rate, betas, weight_decay=0.0, fused=fused)
-        self._masks = masks
+        self._chosen = {weight for weight in chosen if _is_matrix(weight)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step; gradients of matrices are gone after it."""
+        """Take a step; the chosen weights have no gradient after it."""
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is not None and _is_matrix(weight):
+                if weight.grad is not None and weight in self._chosen:
                     self._move(weight, weight.grad, group["lr"])
                     weight.grad = None  # AdamW passes over it
         return super().step(closure)
@@ -52,8 +52,6 @@ class Muon(torch.optim.AdamW):
         mean = state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
         matrix = gradient.lerp(mean, MOMENTUM).flatten(1)
         update = orthogonal(matrix).reshape(weight.shape)
-        if weight in self._masks:
-            update = update * self._masks[weight]
         weight.sub_(update, alpha=rate * _LIKE_ADAMW * max(matrix.shape) ** 0.5)
 
 

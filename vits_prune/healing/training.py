@@ -89,7 +89,14 @@ class Training:
             for part in self.trained
         ]
         fused = accelerator.device.type in ("cpu", "cuda")
-        optimizer = Muon(groups, plan.learning_rate, BETAS, fused, dict(self._masked))
+        # At 80% zeros orthogonal updates were worse than AdamW's, and in other parts not measured.
+        with_zeros = {weight for weight, _ in self._masked}
+        chosen = [
+            weight
+            for name, weight in self.weights.items()
+            if name.startswith("decoder.") and weight not in with_zeros
+        ]
+        optimizer = Muon(groups, plan.learning_rate, BETAS, fused, chosen)
         losses = Distillation(self.model, self.trained, window, pruned.sampling_rate)
         self.needs_text = losses.needs_text
         losses = losses.to(accelerator.device).eval()
