@@ -57,7 +57,7 @@ from vits_prune.voices.voice import Voice
 
 log = logging.getLogger(__name__)
 
-_FORMAT, _MAX_THREADS = 3, 4096
+_FORMAT, _MAX_THREADS = 2, 4096
 """Of what a step does: a checkpoint of another format is not continued."""
 LENGTH_TEXTS = 64
 """Sentences on which a healed voice is made as long as the original: a second or two on a CPU."""
