@@ -118,7 +118,7 @@ def test_play_sounds_loops_and_goes_from_voice_to_voice_without_a_gap(visit, sai
     offset, cosine = fit(record.between(begun, begun + 1.25 * length), loops["0.3"])
     assert cosine > 0.99, "not the pruned voice, or not one round after the other"
     start = begun - offset
-    late = record.onset - start + 0.1 * rate  # a loaded machine may lose a block
+    late = record.onset - start + 0.1 * rate  # once it was recorded 10 ms early
     assert late % length < 0.6 * rate, "it does not begin at the beginning"
     for at, side in places:
         now = record.between(at + 0.1 * rate, at + 0.7 * rate)
