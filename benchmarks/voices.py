@@ -10,9 +10,9 @@ a sentence. Its identity kernels add zeros, 4% of all weights, that pruning find
 
 `two-speakers` adds speakers to joe, whose conditioning starts at zero, and trains flow and decoder
 on joe resampled to 0.9 and 1.12 times its pitch and formants, at its own rhythm. On a folder that
-holds such a voice, training goes on. 300 steps took seven minutes on one thread. They teach the formants, not the pitch, and leave the sound rough: on
-five sentences the speakers' likeness is 0.65 to each other and 0.87 to themselves, CER 0.09 both,
-Distill-MOS 1.9 and 2.1 (joe 4.1).
+holds such a voice, training goes on. 300 steps took seven minutes on one thread. They teach the
+formants, not the pitch, and leave the sound rough: on five sentences the speakers' likeness is 0.65
+to each other and 0.87 to themselves, CER 0.09 both, Distill-MOS 1.9 and 2.1 (joe 4.1).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def test_weights_that_are_not_chosen_are_left_to_adamw():
     assert torch.equal(ours, _stepped(_adamw, start))
 
 
-def test_a_step_is_as_large_as_one_of_adamw():
+def test_a_step_has_its_size_whatever_the_gradient():
     start = torch.zeros(64, 64, 3)
     ours = _stepped(lambda one: Muon([{"params": [one]}], 1e-3, (0.9, 0.99), True, [one]), start, 1)
-    assert 0.2e-3 < float(ours.square().mean().sqrt()) < 1e-3
+    assert float(ours.square().mean().sqrt()) == pytest.approx(0.2e-3, rel=0.3)
