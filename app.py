@@ -1,10 +1,12 @@
 """The Space's entry: build the page and launch it."""
 
+from vits_prune.memory import keep_freed_memory
 from vits_prune.ui.page import build, launch_options
 from vits_prune.ui.stage import prepare
 
 demo = build()
 
 if __name__ == "__main__":
+    keep_freed_memory()
     prepare()
     demo.launch(**launch_options())

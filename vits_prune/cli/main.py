@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
+from vits_prune.memory import keep_freed_memory
 from vits_prune.ship import bench
 
 
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for bad input, 1 for any other error, 130 after Ctrl-C.
     """
+    keep_freed_memory()
     typed = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="vits_prune")
     if list(typed[:1]) == ["bench"]:

@@ -20,6 +20,7 @@ from vits_prune.cli.terminal import (
 )
 from vits_prune.errors import InputError
 from vits_prune.files import write_json
+from vits_prune.kernels import KERNELS
 from vits_prune.measure import measure_sparsity
 from vits_prune.measure.predictors import absent
 from vits_prune.measure.quality import METRICS
@@ -68,6 +69,8 @@ def add_commands(commands: Any) -> None:
     parser.add_flag("--timing", words, default="own", choices=("own", "locked"))
     parser.add_fields(Delivery)
     parser.add_flag("--runs", "timed runs of each voice", int, default=5)
+    kernels = "what they are timed with: auto takes what is faster on this machine, part by part"
+    parser.add_flag("--kernels", kernels, default=KERNELS[0], choices=KERNELS)
     parser.add_out("folder for the sound, the report and the tables")
 
     words = "list the layers of a voice, and why some are left alone"
@@ -109,6 +112,7 @@ def _compare(options: Namespace) -> None:
     text, seed = checked_text(options.text), checked_seed(options.seed)
     voice = load(options)
     how = {"timing": options.timing, "delivery": delivery, "runs": options.runs}
+    how["kernels"] = options.kernels
     with ProgressLine() as progress:
         pruned = prune(voice, spec, progress=progress)
     with ProgressLine() as progress:

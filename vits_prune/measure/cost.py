@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vits_prune.errors import InputError
+from vits_prune.kernels import engine_of, measure_kernels
 from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import STAGES, Delivery, Speech, join, speak, speak_sentences
 from vits_prune.voices.voice import Voice
@@ -56,6 +57,10 @@ class VoiceLatency:
     """Multiply-accumulates of convolutions and linear layers for this text, zeros included."""
     nonzero_macs: int
     """Those with a weight that is not zero: the work of a perfect sparse kernel."""
+    sparse: tuple[str, ...] = ()
+    """What ran with sparse kernels, such as "flow 1" and "decoder stage 3"."""
+    dense_seconds: Spread | None = None
+    """Seconds of all stages with dense kernels alone, in the same runs; None if nothing ran sparse."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class Latency:
     original: VoiceLatency
     pruned: VoiceLatency
     speed_up: Spread
-    """Seconds of the original over seconds of the pruned voice, run by run."""
+    """Seconds of the original over seconds of the pruned voice, run by run, each with the kernels
+    that are best for it unless others were asked for."""
     runs: int
     threads: int
     device: str
@@ -79,6 +85,7 @@ def measure_latency(
     *,
     delivery: Delivery = Delivery(),
     runs: int = DEFAULT_RUNS,
+    kernels: str = "auto",
     progress: Progress = SILENT,
 ) -> Latency:
     """Time two voices on one text, in turn and in changing order, after one warm-up run of each.
@@ -87,46 +94,75 @@ def measure_latency(
     keeps the original's durations. Otherwise a voice whose durations run away would look faster
     per second of speech.
 
-    `runs` counts those of each voice.
+    `runs` counts those of each voice. With "auto" `kernels` each voice gets the faster ones of every
+    part, which are measured first where they are not known. A voice that runs something sparse is
+    also timed dense.
 
     Raises:
-        InputError: the text cannot be spoken, or `runs` is below 1.
+        InputError: the text cannot be spoken, `runs` is below 1, or there are no such kernels.
     """
     if runs < 1:
         raise InputError("runs must be at least 1.")
+    voices = original, pruned
+    if kernels == "auto":
+        for voice in voices:
+            measure_kernels(voice, progress.part(0.0, 0.3))
     first, original_macs = count_macs(original, text, seed, delivery=delivery)
     _, pruned_macs = count_macs(pruned, text, seed, timing=first, delivery=delivery)
-    pair: list[tuple[int, Voice, Any]] = [(0, original, "own"), (1, pruned, first)]
-    timed: tuple[list[_Run], list[_Run]] = ([], [])
-    for run in progress.track(range(runs), "run"):
-        for which, voice, timing in pair if run % 2 == 0 else reversed(pair):
+    frames = [int(one.durations.sum()) for one in first.sentences]
+    sparse = [_sparse_units(voice, kernels, frames) for voice in voices]
+    jobs = [(which, kernels) for which in (0, 1)]
+    jobs += [(which, "dense") for which in (0, 1) if sparse[which]]
+    timed: dict[tuple[int, str], list[_Run]] = {job: [] for job in jobs}
+    timings: tuple[Any, Any] = ("own", first)
+    for run in progress.part(0.3, 1.0).track(range(-1, runs), "run"):  # the first one warms up
+        for job in jobs if run % 2 == 0 else reversed(jobs):
+            which, chosen = job
+            how: dict[str, Any] = {"timing": timings[which], "delivery": delivery}
             cpu = time.process_time()
-            speech = _speak_with_prediction(voice, text, seed, timing, delivery)
-            timed[which].append((speech, time.process_time() - cpu))
+            speech = _speak_with_prediction(voices[which], text, seed, kernels=chosen, **how)
+            if run >= 0:
+                timed[job].append((speech, time.process_time() - cpu))
+    found = []
+    for which, macs in enumerate((original_macs, pruned_macs)):
+        best, dense = timed[which, kernels], timed.get((which, "dense")) if sparse[which] else None
+        total = Spread.of([_total(one) for one in dense]) if dense else None
+        found.append(_summary(best, *macs, sparse[which], total))
+    pairs = zip(timed[0, kernels], timed[1, kernels], strict=True)
     return Latency(
-        original=_summary(timed[0], *original_macs),
-        pruned=_summary(timed[1], *pruned_macs),
-        speed_up=Spread.of([_total(a) / _total(b) for a, b in zip(*timed, strict=True)]),
+        original=found[0],
+        pruned=found[1],
+        speed_up=Spread.of([_total(a) / _total(b) for a, b in pairs]),
         runs=runs,
         threads=torch.get_num_threads(),
         device=original.device.type,
     )
 
 
+def _sparse_units(voice: Voice, kernels: str, frames: list[int]) -> tuple[str, ...]:
+    """Return what of a voice runs sparse in any of some sentences."""
+    engine = engine_of(voice, kernels)
+    if engine is None:
+        return ()
+    named = set().union(*(engine.sparse_units(kernels, one) for one in frames))
+    return tuple(unit.name for unit in engine.units if unit.name in named)
+
+
 def _total(run: _Run) -> float:
     return sum(run[0].seconds.values())
 
 
-def _speak_with_prediction(
-    voice: Voice, text: str, seed: int, timing: Literal["own"] | Speech, delivery: Delivery
-) -> Speech:
-    pieces = speak_sentences(
-        voice, text, seed, timing=timing, delivery=delivery, always_predict=True
-    )
-    return join(list(pieces))
+def _speak_with_prediction(voice: Voice, text: str, seed: int, **how: Any) -> Speech:
+    return join(list(speak_sentences(voice, text, seed, always_predict=True, **how)))
 
 
-def _summary(runs: list[_Run], dense_macs: int, nonzero_macs: int) -> VoiceLatency:
+def _summary(
+    runs: list[_Run],
+    dense_macs: int,
+    nonzero_macs: int,
+    sparse: tuple[str, ...],
+    dense_seconds: Spread | None,
+) -> VoiceLatency:
     seconds = runs[0][0].audio_seconds
     stages = {stage: Spread.of([run[0].seconds[stage] for run in runs]) for stage in STAGES}
     return VoiceLatency(
@@ -136,6 +172,8 @@ def _summary(runs: list[_Run], dense_macs: int, nonzero_macs: int) -> VoiceLaten
         audio_seconds=seconds,
         dense_macs=dense_macs,
         nonzero_macs=nonzero_macs,
+        sparse=sparse,
+        dense_seconds=dense_seconds,
     )
 
 
@@ -171,7 +209,8 @@ def count_macs(
     for module in copy.model.modules():
         if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)):
             module.register_forward_hook(count)
-    return _speak_with_prediction(copy, text, seed, timing, delivery), (counts[0], counts[1])
+    how: dict[str, Any] = {"timing": timing, "delivery": delivery, "kernels": "dense"}
+    return _speak_with_prediction(copy, text, seed, **how), (counts[0], counts[1])
 
 
 @dataclass(frozen=True)

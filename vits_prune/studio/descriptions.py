@@ -123,11 +123,12 @@ def _size_words(before: Size, after: Size) -> str:
 
 def _speed_words(latency: Latency) -> str:
     if is_faster(latency):
-        return f"It speaks {speed_of(latency):.1f} times as fast."
+        how = ", as its kernels skip the zeros" if latency.pruned.sparse else ""
+        return f"It speaks {speed_of(latency):.1f} times as fast{how}."
     runs = f"{latency.speed_up.low:.2f} to {latency.speed_up.high:.2f} times the speed, run by run"
-    if latency.pruned.dense_macs < latency.original.dense_macs:
+    if latency.pruned.sparse or latency.pruned.dense_macs < latency.original.dense_macs:
         return f"It is not clearly faster ({runs})."
-    return f"It is not faster: a zero costs what any number costs ({runs})."
+    return f"It is not faster: where few weights are zero, a zero costs what any number costs ({runs})."
 
 
 def _sound_words(spoken: Spoken) -> Iterator[str]:

@@ -97,6 +97,7 @@ def time_both(request: Request, token: str | None, progress: Progress) -> Latenc
         request.seed,
         delivery=request.delivery,
         runs=RUNS,
+        kernels=request.kernels,
         progress=Progress(between_runs),
     )
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from vits_prune.errors import InputError
 from vits_prune.healing import HealPlan
+from vits_prune.kernels import KERNELS
 from vits_prune.pruning import PruneSpec, Shape
 from vits_prune.pruning.spec import METHODS
 from vits_prune.study.comparison import DEFAULT_TEXT
-from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text
+from vits_prune.synthesis.speak import Delivery, check_kernels, checked_seed, checked_text
 from vits_prune.voices.load import EMBEDDED
 
 MAX_CHARACTERS = 2_000
@@ -37,13 +38,13 @@ PRUNING = (
 )  # fmt: skip
 """The controls that make a PruneSpec."""
 _DELIVERY = tuple(one.name for one in dataclasses.fields(Delivery))
-SPEAKING = ("voice", "speaker", "text", "seed", "timing", *_DELIVERY, *PRUNING)
+SPEAKING = ("voice", "speaker", "text", "seed", "timing", "kernels", *_DELIVERY, *PRUNING)
 """The controls that make a Request."""
 _SPEC: dict[str, Any] = {one.name: one.default for one in dataclasses.fields(PruneSpec)}
 _SPEC |= {"by_lever": False, **{name: getattr(Shape(), name) for name in LEVERS}}
 FIRST: dict[str, Any] = {
     **{"voice": EMBEDDED, "speaker": None, "text": DEFAULT_TEXT, "seed": 0, "timing": "locked"},
-    **dict.fromkeys(_DELIVERY),
+    **{"kernels": KERNELS[0], **dict.fromkeys(_DELIVERY)},
     **{name: _SPEC[name] for name in PRUNING},
     **{"protect": [], "parts": list(PruneSpec.parts), **dict.fromkeys(COUNTED, ALL)},
 }
@@ -74,6 +75,8 @@ class Request:
     speaker: str | None = None
     healed: Order | None = None
     """In place of the pruned voice, the one that was healed so."""
+    kernels: str = KERNELS[0]
+    """What both voices speak and are timed with."""
 
     def checked(self) -> Request:
         """Return itself.
@@ -98,6 +101,7 @@ class Request:
                 raise InputError(f"{words}.")
         checked_text(self.text)
         checked_seed(self.seed)
+        check_kernels(self.kernels)
         return self
 
     def at(self, spec: PruneSpec) -> Request:
@@ -124,6 +128,7 @@ def request_of(values: Mapping[str, Any], spec: PruneSpec | None = None) -> Requ
         values.get("timing", "own"),
         Delivery(*(None if values.get(name) == "" else values.get(name) for name in _DELIVERY)),
         values.get("speaker") or None,
+        kernels=values.get("kernels", KERNELS[0]),
     ).checked()
 
 
@@ -286,6 +291,8 @@ def as_python(request: Request) -> str:
     how = [f"seed={request.seed}", f"timing={request.timing!r}"]
     if request.delivery != Delivery():
         how.append(f"delivery={delivery}")
+    if request.kernels != KERNELS[0]:
+        how.append(f"kernels={request.kernels!r}")
     healed = f"heal(pruned, voice, {_call(request.healed.plan)}).voice" if request.healed else ""
     used = f"{spec}{how}{healed} compare( load_voice( prune("
     known = ("Delivery", "HealPlan", "PruneSpec", "Shape", "compare", "heal", "load_voice", "prune")
@@ -337,4 +344,5 @@ def as_command(request: Request) -> str:
     if plan:
         return shlex.join([*words, "--out", "healed"])
     words += [f"--text={request.text}", "--seed", str(request.seed), "--timing", request.timing]
+    words += ["--kernels", request.kernels] if request.kernels != KERNELS[0] else []
     return shlex.join([*words, "--out", "compared"])

@@ -377,7 +377,7 @@ def trace(token: str | None) -> str:
 
 
 def _original_key(request: Request, token: str | None) -> tuple[Any, ...]:
-    said = (request.text, request.seed, request.delivery)
+    said = (request.text, request.seed, request.delivery, request.kernels)
     return (request.reference, trace(token), request.speaker or None, *said)
 
 
@@ -385,7 +385,7 @@ def say(
     voice: Voice, request: Request, timing: Literal["own"] | Speech, progress: Progress
 ) -> Speech:
     """Speak the text of a request."""
-    how: dict[str, Any] = {"timing": timing, "progress": progress}
+    how: dict[str, Any] = {"timing": timing, "kernels": request.kernels, "progress": progress}
     return speak(voice, request.text, request.seed, request.delivery, **how)
 
 

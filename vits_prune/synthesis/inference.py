@@ -168,6 +168,13 @@ def sample_latents(
 ) -> torch.Tensor:
     """Return `sample_prior` after the flow ran backwards over it, [1, flow_size, frames]."""
     latents = sample_prior(means, log_variances, durations, key, noise_scale)
+    return run_flow(voice, latents, conditioning)
+
+
+def run_flow(
+    voice: Voice, latents: torch.Tensor, conditioning: torch.Tensor | None
+) -> torch.Tensor:
+    """Run the flow backwards over a sample of the prior, [1, flow_size, frames]."""
     return voice.model.flow(latents, torch.ones_like(latents[:, :1]), conditioning, reverse=True)
 
 

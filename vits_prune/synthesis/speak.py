@@ -14,12 +14,14 @@ import torch
 
 from vits_prune.errors import InputError
 from vits_prune.fields import check_options, option
+from vits_prune.kernels import KERNELS, engine_of, why_missing
 from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.inference import (
     Scales,
     encode,
     predict_durations,
-    sample_latents,
+    run_flow,
+    sample_prior,
     speaker_embedding,
 )
 from vits_prune.voices.voice import Sentence, Voice
@@ -118,11 +120,13 @@ def speak(
     delivery: Delivery = Delivery(),
     *,
     timing: Literal["own"] | Speech = "own",
+    kernels: str = "auto",
     progress: Progress = SILENT,
 ) -> Speech:
     """Speak a text.
 
-    The noise depends on the seed alone, so equal weights give equal samples.
+    The noise depends on the seed alone, so equal weights give equal samples. Sparse kernels give
+    those of dense ones within 1e-5 of full scale.
 
     Args:
         voice: the voice that speaks.
@@ -131,14 +135,15 @@ def speak(
         delivery: speaking rate and noise scales.
         timing: "own" for the voice's own durations, or the Speech of another voice on the same
             text. Its durations are then used, so that the two are sample-aligned.
+        kernels: one of KERNELS. "auto" runs sparse what `measure_kernels` found to be faster.
         progress: reports each sentence.
 
     Raises:
         InputError: the text is empty, too long or unspeakable, a value is out of range, or
             `timing` belongs to another text.
     """
-    sentences = speak_sentences(voice, text, seed, delivery, timing=timing, progress=progress)
-    return join(list(sentences))
+    how: dict[str, Any] = {"timing": timing, "kernels": kernels, "progress": progress}
+    return join(list(speak_sentences(voice, text, seed, delivery, **how)))
 
 
 def predict_rhythm(
@@ -161,6 +166,7 @@ def speak_sentences(
     delivery: Delivery = Delivery(),
     *,
     timing: Literal["own"] | Speech = "own",
+    kernels: str = "auto",
     progress: Progress = SILENT,
     always_predict: bool = False,
     silent: bool = False,
@@ -171,6 +177,7 @@ def speak_sentences(
     that its cost can be measured. With `silent` only durations are predicted.
     """
     seed = checked_seed(seed)
+    check_kernels(kernels)
     scales = delivery.for_voice(voice)
     start = time.perf_counter()
     sentences, dropped = read_text(voice, text)
@@ -187,6 +194,7 @@ def speak_sentences(
             always_predict,
             silent,
             frames_left,
+            kernels,
         )
         frames_left -= int(speech.durations.sum())
         if index == 0:
@@ -222,6 +230,14 @@ def checked_seed(seed: Any) -> int:
         return int(seed)
     span = f"from 0 to {MAX_SEED}"
     raise InputError(f"The seed must be a whole number {span}, not {str(seed)[:40]!r}.")
+
+
+def check_kernels(kernels: str) -> None:
+    """Raise InputError unless these kernels are known and this process has them."""
+    if kernels not in KERNELS:
+        raise InputError(f"kernels must be one of {', '.join(KERNELS)}, not {kernels!r:.40}.")
+    if kernels == "sparse" and (why := why_missing()):
+        raise InputError(f"There are no sparse kernels: {why}. Speak with kernels dense.")
 
 
 def checked_text(text: object) -> str:
@@ -278,6 +294,7 @@ def _speak_sentence(
     always_predict: bool,
     silent: bool,
     most_frames: int,
+    kernels: str,
 ) -> Speech:
     """Run the four stages on one sentence and time each."""
     times = [_now(voice)]
@@ -296,11 +313,18 @@ def _speak_sentence(
             times += times[-1:] * 2
             waveform = np.zeros(0, np.float32)
         else:
-            latents = sample_latents(
-                voice, means, log_variances, durations, conditioning, key, scales.noise_scale
-            )
-            times.append(_now(voice))
-            waveform = voice.model.decoder(latents, conditioning)[0, 0].float().cpu().numpy()
+            latents = sample_prior(means, log_variances, durations, key, scales.noise_scale)
+            engine = engine_of(voice, kernels)
+            sparse = engine.sparse_units(kernels, latents.shape[2]) if engine else frozenset()
+            if engine and sparse:
+                latents = engine.run_flow(latents, conditioning, sparse)
+                times.append(_now(voice))
+                waveform = engine.run_decoder(latents, conditioning, sparse)
+            else:
+                latents = run_flow(voice, latents, conditioning)
+                times.append(_now(voice))
+                waveform = voice.model.decoder(latents, conditioning)
+            waveform = waveform[0, 0].float().cpu().numpy()
             times.append(_now(voice))
     spoken = SpokenSentence(sentence.text, sentence.tokens, durations, sentence.ids)
     seconds = dict(zip(STAGES, np.diff(times).tolist(), strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from vits_prune.errors import InputError
+from vits_prune.kernels import KERNELS
 from vits_prune.progress import Progress
 from vits_prune.pruning import Shape
 from vits_prune.pruning.spec import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED, PruneSpec
@@ -106,6 +107,12 @@ def option_components() -> Made:
         ("Its own: hear the rhythm break", "own"),
     ]
     made.add("timing", gr.Radio, "locked", "Rhythm of the pruned voice", choices=timings)
+    kernels = [
+        ("Auto: what is faster on this machine, part by part", "auto"),
+        ("Dense: zeros cost what other numbers cost", "dense"),
+        ("Sparse: zeros are skipped everywhere", "sparse"),
+    ]
+    made.add("kernels", gr.Radio, KERNELS[0], "Kernels", choices=kernels)
     made.add("seed", gr.Number, 0, "Seed", precision=0, minimum=0, maximum=MAX_SEED)
     for name, label, limits in (
         ("speaking_rate", "Speaking rate", "0.25 to 4"),

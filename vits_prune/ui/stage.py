@@ -264,7 +264,9 @@ def wire_stage(demo: gr.Blocks, page: Page) -> list[Any]:
     chain[-1].then(None, js="() => stageRun.ended()", **QUIET)
     pressed = [page["speak"].click, page["text"].submit]
     gr.on(pressed, None, js=_SPEAK, **QUIET)
-    chosen = [page[name].input for name in ("voice", "speaker", "method", "scope", "timing")]
+    chosen = [
+        page[name].input for name in ("voice", "speaker", "method", "scope", "timing", "kernels")
+    ]
     gr.on(chosen, None, js=_RENDER, **QUIET)
     page["amount"].change(None, js="() => window.stageMoved && stageMoved()", **QUIET)
     example = page["examples"].click(
