@@ -12,7 +12,7 @@ from torch import nn
 from transformers.models.vits import modeling_vits
 
 from vits_prune.kernels.engine import run_sparse
-from vits_prune.kernels.units import _coupling, _stage, decoder_units
+from vits_prune.kernels.units import coupling_unit, decoder_units, stage_unit
 from vits_prune.voices.architecture import ResidualBlock2
 
 FULL_SCALE = 1e-5
@@ -71,7 +71,7 @@ def test_a_decoder_stage(
     block = ResidualBlock2 if plain else modeling_vits.HifiGanResidualBlock
     blocks = [block(channels, kernel, dilations, 0.1) for kernel in kernels]
     post = nn.Conv1d(channels, 1, 7, padding=3, bias=False) if last else None
-    unit = _stage("decoder stage 1", upsample, blocks, post, 0.1)
+    unit = stage_unit("decoder stage 1", upsample, blocks, post, 0.1)
     mask(unit.layers, sparsity)
     check(unit, max(1, frames // stride), threads)
 
@@ -109,7 +109,7 @@ def test_a_coupling_layer(
     hidden, half, layers, kernel, dilation, speaker, turned, sparsity, frames, threads
 ):
     layer = wavenet(hidden, 2 * half, layers, kernel, dilation, speaker)
-    unit = _coupling("flow 1", layer, turned)
+    unit = coupling_unit("flow 1", layer, turned)
     mask(unit.layers, sparsity)
     check(unit, frames, threads, torch.randn(1, speaker, 1) if speaker else None)
 
@@ -118,14 +118,14 @@ def test_a_coupling_layer(
 def test_lengths_from_one_frame_to_sixty_seconds(frames):
     layer = wavenet(8, 4, 2, 5, 1, 0)
     mask([one for one in layer.modules() if isinstance(one, nn.Conv1d)], 0.8)
-    check(_coupling("flow 1", layer, True), frames, 2)
+    check(coupling_unit("flow 1", layer, True), frames, 2)
 
 
 def test_a_weight_that_is_no_number_is_not_hidden():
     layer = wavenet(8, 4, 1, 3, 1, 0)
     mask([one for one in layer.modules() if isinstance(one, nn.Conv1d)], 0.8)
     layer.conv_post.weight.data[0, 0, 0] = torch.nan
-    unit = _coupling("flow 1", layer, False)
+    unit = coupling_unit("flow 1", layer, False)
     with torch.no_grad():
         found = run_sparse(unit, unit.make(), torch.ones(1, 4, 5), None)
     assert found.isnan().any()

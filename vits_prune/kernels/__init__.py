@@ -1,7 +1,7 @@
 """Sparse kernels for CPUs: convolutions that skip zeros, wherever they are.
 
-A voice's flow and decoder run with them where that is faster (see `engine`). They need numba; without
-it everything runs dense.
+A voice's flow and decoder run with them where that is faster (see `engine`). They need numba;
+without it everything runs dense.
 """
 
 from __future__ import annotations

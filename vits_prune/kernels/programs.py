@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -93,7 +94,7 @@ class ProgramBuilder:
     _phases: tuple[int, int, int] = (1, 0, 1)
     """Stride, padding and taps of a phase of the transposed convolution."""
 
-    def add(self, kind: int, source: str, target: str, rows: int, **more: int) -> None:
+    def add(self, kind: int, source: str, target: str, rows: int, **more: Any) -> None:
         """Add an operation without weights; `rows` go to the target, or out."""
         self._reserve(target, rows)
         self.operations.append(Operation(kind, source, target, rows, **more))
@@ -146,7 +147,7 @@ class ProgramBuilder:
         for name in (target, kept):
             self._reserve(name, rows)
         self._reserve(source, weight.shape[1])
-        places = {"mode": mode, "residual": residual, "kept": kept}
+        places: dict[str, Any] = {"mode": mode, "residual": residual, "kept": kept}
         self.operations.append(Operation(tiles.CONV, source, target, rows, first, reach, **places))
 
     def _reserve(self, buffer: str, rows: int) -> None:

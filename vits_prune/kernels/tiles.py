@@ -302,7 +302,7 @@ def run_tile(program, weights, m, x, out, begin, end, frame, scales):
         left, right = min(left, columns), min(right, columns)
         if kind == LOAD:
             _load(m, target + t, stride, count, x, first, begin - margin, columns, FLOAT(1))
-        elif kind == LOAD_LOW or kind == UP:
+        elif kind in (LOAD_LOW, UP):
             q0 = (begin - margin + padding) // phases
             low = (end + margin - 1 + padding) // phases - q0 + 1
             if kind == LOAD_LOW:
@@ -349,7 +349,7 @@ def run_tile(program, weights, m, x, out, begin, end, frame, scales):
             if left + right:
                 if mode != RESIDUAL:
                     _clear(m, target + t, stride, count, columns, left, right)
-                if mode == RESIDUAL or mode == RESIDUAL_ACTIVATED:
+                if mode in (RESIDUAL, RESIDUAL_ACTIVATED):
                     _clear(m, kept + t, stride, count, columns, left, right)
         else:
             for row in range(count):

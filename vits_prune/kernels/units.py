@@ -72,7 +72,7 @@ def decoder_units(decoder: nn.Module, slope: float) -> Iterator[Unit]:
     for index, upsample in enumerate(decoder.upsampler):
         blocks = list(decoder.resblocks[index * branches : (index + 1) * branches])
         post = decoder.conv_post if index + 1 == count else None
-        yield _stage(f"decoder stage {index + 1}", upsample, blocks, post, slope)
+        yield stage_unit(f"decoder stage {index + 1}", upsample, blocks, post, slope)
 
 
 def _first(decoder: nn.Module, slope: float) -> Unit:
@@ -105,7 +105,7 @@ def _convolutions(block: nn.Module) -> list[tuple[nn.Conv1d, ...]]:
     return [(one,) for one in block.convs]
 
 
-def _stage(
+def stage_unit(
     name: str,
     upsample: nn.ConvTranspose1d,
     blocks: list[nn.Module],
@@ -135,7 +135,7 @@ def _stage(
                 for layer in step[:-1]:
                     builder.convolve(layer, source, spare, mode=tiles.ACTIVATED)
                     source, spare = spare, _OTHER[spare]
-                how = {"mode": tiles.RESIDUAL_ACTIVATED, "kept": "branch"}
+                how: dict[str, Any] = {"mode": tiles.RESIDUAL_ACTIVATED, "kept": "branch"}
                 if step is steps[-1]:
                     how, spare = {"mode": tiles.SUM}, "sum"
                     if index == 0:
@@ -166,7 +166,7 @@ def flow_units(flow: nn.Module) -> Iterator[Unit]:
     weights of every second layer are turned round instead (see `turned_at_end`).
     """
     for index, layer in enumerate(reversed(flow.flows)):
-        yield _coupling(f"flow {index + 1}", layer, turned=index % 2 == 0)
+        yield coupling_unit(f"flow {index + 1}", layer, turned=index % 2 == 0)
 
 
 def turned_at_end(flow: nn.Module) -> bool:
@@ -178,7 +178,7 @@ def _added_to(buffer: str) -> dict[str, Any]:
     return {"mode": tiles.RESIDUAL, "residual": buffer, "kept": buffer}
 
 
-def _coupling(name: str, layer: nn.Module, turned: bool) -> Unit:
+def coupling_unit(name: str, layer: nn.Module, turned: bool) -> Unit:
     half, net = layer.half_channels, layer.wavenet
     hidden = net.hidden_size
     read, written = (half, 0) if turned else (0, half)

@@ -60,7 +60,7 @@ class VoiceLatency:
     sparse: tuple[str, ...] = ()
     """What ran with sparse kernels, such as "flow 1" and "decoder stage 3"."""
     dense_seconds: Spread | None = None
-    """Seconds of all stages with dense kernels alone, in the same runs; None if nothing ran sparse."""
+    """Seconds of all stages with dense kernels, in the same runs; None if nothing ran sparse."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def measure_latency(
     keeps the original's durations. Otherwise a voice whose durations run away would look faster
     per second of speech.
 
-    `runs` counts those of each voice. With "auto" `kernels` each voice gets the faster ones of every
-    part, which are measured first where they are not known. A voice that runs something sparse is
+    `runs` counts those of each voice. With "auto" each voice gets the kernels that are faster, part
+    by part; where that is not known it is measured first. A voice that runs something sparse is
     also timed dense.
 
     Raises:

@@ -252,10 +252,10 @@ def latency_table(latency: Latency, pattern: str = "") -> pd.DataFrame:
         _row(f"{STAGE_NAMES[one]} (ms)", before.stage_seconds[one], after.stage_seconds[one], 1e3)
         for one in (*STAGES, "total")
     ]
-    totals = [one.dense_seconds or one.stage_seconds["total"] for one in (before, after)]
+    first, second = (one.dense_seconds or one.stage_seconds["total"] for one in (before, after))
     if before.sparse or after.sparse:
         rows[-1]["in words"] = "each voice with the kernels that are best for it"
-        rows.append(_row("all stages, dense kernels (ms)", *totals, 1e3, ZEROS_COST))
+        rows.append(_row("all stages, dense kernels (ms)", first, second, 1e3, ZEROS_COST))
     fewer = f"{_GONE.format('arithmetic')}, on any hardware"
     sparse = "what sparse kernels compute"
     if pattern == "2:4":

@@ -319,12 +319,12 @@ def _speak_sentence(
             if engine and sparse:
                 latents = engine.run_flow(latents, conditioning, sparse)
                 times.append(_now(voice))
-                waveform = engine.run_decoder(latents, conditioning, sparse)
+                output = engine.run_decoder(latents, conditioning, sparse)
             else:
                 latents = run_flow(voice, latents, conditioning)
                 times.append(_now(voice))
-                waveform = voice.model.decoder(latents, conditioning)
-            waveform = waveform[0, 0].float().cpu().numpy()
+                output = voice.model.decoder(latents, conditioning)
+            waveform = output[0, 0].float().cpu().numpy()
             times.append(_now(voice))
     spoken = SpokenSentence(sentence.text, sentence.tokens, durations, sentence.ids)
     seconds = dict(zip(STAGES, np.diff(times).tolist(), strict=True))
