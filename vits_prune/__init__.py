@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vits_prune.errors import InputError
     from vits_prune.healing.plan import HealData, HealPlan, HealResult, HealRun
+    from vits_prune.kernels import measure_kernels
     from vits_prune.measure import measure_latency, measure_size, measure_sparsity
     from vits_prune.pruning import Layer, PruneSpec, Shape, layers, prune, prune_steps
     from vits_prune.study.comparison import Comparison, compare
@@ -28,6 +29,7 @@ _HOMES = {
     for module, names in {
         "errors": "InputError",
         "healing.plan": "HealData HealPlan HealResult HealRun",
+        "kernels": "measure_kernels",
         "measure": "measure_latency measure_size measure_sparsity",
         "pruning": "Layer PruneSpec Shape layers prune prune_steps",
         "study.comparison": "Comparison compare",

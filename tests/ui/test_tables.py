@@ -90,7 +90,7 @@ def test_speed_is_claimed_only_where_the_runs_agree():
     same = Latency(latency(0.2), latency(0.199), Spread(1, 0.9, 1.1), 5, 1, "cpu")
     page = tables.html("latency", latency_table(same))
     assert cells(page)["All stages"][2] == cells(page)["Flow"][2] == "not faster"
-    assert "Not faster: 1.01× the speed (run by run: 0.90 to 1.10); same kernels" in page
+    assert "Not faster: 1.01× the speed (run by run: 0.90 to 1.10); dense kernels" in page
     slow = Latency(latency(0.1), latency(0.2, macs=9 * 10**8), Spread(0.5, 0.5, 0.5), 5, 1, "cpu")
     assert cells(tables.html("latency", latency_table(slow)))["Flow"][2] == "+100% slower"
 
