@@ -122,7 +122,9 @@ def onnx(voice: Voice, runs: int, threads: int) -> None:
                 timed = in_turn(lambda _run: speak(one, TEXT, timing=spoken), rival, runs)  # noqa: B023
                 for (ours, _), rate in zip(timed, rates[1:], strict=True):
                     ratios.append(rate / (ours / spoken.audio_seconds))
-                print(f"joe, {amount:.0%} zeros, times onnxruntime's speed unpruned: {describe(ratios)}")
+                print(
+                    f"joe, {amount:.0%} zeros, times onnxruntime's speed unpruned: {describe(ratios)}"
+                )
             process.stdin.close()
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from vits_prune.errors import InputError
 from vits_prune.kernels import engine_of, measure_kernels
 from vits_prune.progress import SILENT, Progress
+from vits_prune.pruning.layers import uses_of_weights
 from vits_prune.synthesis.speak import STAGES, Delivery, Speech, join, speak, speak_sentences
 from vits_prune.voices.voice import Voice
 
@@ -189,30 +189,21 @@ def count_macs(
 ) -> tuple[Speech, tuple[int, int]]:
     """Speak once and count the multiply-accumulates of every Conv1d, ConvTranspose1d and Linear.
 
-    A convolution uses each weight once per output frame, a transposed one once per input frame, a
-    linear layer once per row. Products of activations (attention) and additions of biases are not
+    See `uses_of_weights`. Products of activations (attention) and additions of biases are not
     counted.
 
     Returns:
         The Speech and (all, those with a weight that is not zero).
     """
-    counts = [0, 0]
-
-    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        if isinstance(module, nn.Linear):
-            positions = output.numel() // output.shape[-1]
-        else:
-            frames = inputs[0] if isinstance(module, nn.ConvTranspose1d) else output
-            positions = frames.shape[0] * frames.shape[-1]
-        counts[0] += positions * module.weight.numel()
-        counts[1] += positions * int(torch.count_nonzero(module.weight))
-
-    copy = voice.with_weights({})  # another thread may be speaking with this voice
-    for module in copy.model.modules():
-        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)):
-            module.register_forward_hook(count)
     how: dict[str, Any] = {"timing": timing, "delivery": delivery, "kernels": "dense"}
-    return _speak_with_prediction(copy, text, seed, **how), (counts[0], counts[1])
+    spoken: list[Speech] = []
+    uses = uses_of_weights(
+        voice, lambda copy: spoken.append(_speak_with_prediction(copy, text, seed, **how))
+    )
+    weights = {name: voice.model.get_parameter(f"{name}.weight") for name in uses}
+    dense = sum(count * weights[name].numel() for name, count in uses.items())
+    nonzero = sum(count * int(weights[name].count_nonzero()) for name, count in uses.items())
+    return spoken[0], (dense, nonzero)
 
 
 @dataclass(frozen=True)

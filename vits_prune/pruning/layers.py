@@ -5,7 +5,8 @@ A layer's inputs are the windows that its matrix multiplies, and least squares f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,30 @@ def layers(voice: Voice) -> tuple[Layer, ...]:
 def prunable_layers(voice: Voice, parts: tuple[str, ...] = PARTS) -> tuple[Layer, ...]:
     """Return the layers of the given parts whose weights may become zero."""
     return tuple(layer for layer in layers(voice) if layer.prunable and layer.part in parts)
+
+
+def uses_of_weights(voice: Voice, run: Callable[[Voice], object]) -> dict[str, int]:
+    """Return how often each weight of a layer is used while `run` lets a copy of a voice speak.
+
+    By the name of each Conv1d, ConvTranspose1d and Linear that runs. A convolution uses each weight
+    once per output frame, a transposed one once per input frame, a linear layer once per row.
+    """
+    uses: dict[str, int] = {}
+
+    def count(name: str, module: Any, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+        if isinstance(module, nn.Linear):
+            found = output.numel() // output.shape[-1]
+        else:
+            frames = inputs[0] if isinstance(module, nn.ConvTranspose1d) else output
+            found = frames.shape[0] * frames.shape[-1]
+        uses[name] = uses.get(name, 0) + found
+
+    copy = voice.with_weights({})  # another thread may be speaking with this voice
+    for name, module in copy.model.named_modules():
+        if isinstance(module, PRUNABLE_KINDS):
+            module.register_forward_hook(functools.partial(count, name))
+    run(copy)
+    return uses
 
 
 def chosen_layers(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:

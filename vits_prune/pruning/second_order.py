@@ -20,6 +20,7 @@ from vits_prune.pruning.calibration import Statistics, calibrate
 from vits_prune.pruning.layers import Layer, LayerMatrix, chosen_layers
 from vits_prune.pruning.scores import (
     check_finite,
+    layer_costs,
     lowest,
     output_errors,
     pattern_mask,
@@ -88,7 +89,9 @@ def _counts(
         scores = weigh(aim, spec, scores, progress.part(heard, 1.0))
     check_finite(voice, scores)
     arrays = {name: one.masked_fill(closed[name], -1.0).numpy() for name, one in scores.items()}
-    return share_out(arrays, zeros_wanted(voice, spec, layers), spec.scope, spec.floor)
+    costs = layer_costs(aim, spec)
+    zeros = zeros_wanted(voice, spec, layers, costs)
+    return share_out(arrays, zeros, spec.scope, spec.floor, costs)
 
 
 def _pruned(

@@ -91,6 +91,12 @@ SCOPES: dict[str, str] = {
     "sensitivity": "each layer's share depends on what its errors do to the speech",
 }
 
+COSTS: dict[str, str] = {
+    "weights": "weights: bytes",
+    "macs": "multiply-accumulates: time, with sparse kernels",
+}
+"""What an amount is a share of, and what damage is weighed against."""
+
 IMPORTANCES: dict[str, str] = {
     "sensitivity": "what its errors do to the speech",
     "second_order": "what the layers that read it lose even if the other channels replace it",
@@ -230,6 +236,12 @@ class PruneSpec(Options):
     importance: str = option(
         "sensitivity", "how a structured method judges a channel", choices=IMPORTANCES
     )
+    cost: str = option(
+        "weights",
+        "what the amount is a share of, and what damage is weighed against; macs goes with the "
+        "methods activation and second_order, and not with the scope local",
+        choices=COSTS,
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -237,6 +249,13 @@ class PruneSpec(Options):
         self._check_structured()
         if self.pattern:
             self._check_pattern()
+        method, local = METHODS[self.method], self.scope == "local"
+        weighs = method.calibrated and not method.structured and not local and not self.pattern
+        if self.cost != PruneSpec.cost and not weighs:
+            what = (
+                "Only activation and second_order, global or by sensitivity and without a pattern"
+            )
+            raise InputError(f"{what}, weigh multiply-accumulates: give cost weights.")
 
     def _check_amounts(self) -> None:
         if any(after <= before for before, after in itertools.pairwise(self.amounts)):
@@ -335,7 +354,7 @@ def in_words(spec: PruneSpec, *, amount: bool = True) -> str:
     elif spec.pattern:
         pieces.append(f"pattern {spec.pattern}")
     elif amount:
-        pieces.append(f"{100 * spec.amount:.4g}%")
+        pieces.append(f"{100 * spec.amount:.4g}%" + " of the arithmetic" * (spec.cost == "macs"))
     if not method.structured and not spec.pattern:
         pieces.append("by sensitivity" if spec.scope == "sensitivity" else spec.scope)
     if spec.importance != PruneSpec.importance:

@@ -128,7 +128,9 @@ def _speed_words(latency: Latency) -> str:
     runs = f"{latency.speed_up.low:.2f} to {latency.speed_up.high:.2f} times the speed, run by run"
     if latency.pruned.sparse or latency.pruned.dense_macs < latency.original.dense_macs:
         return f"It is not clearly faster ({runs})."
-    return f"It is not faster: dense kernels ran, where a zero costs what any number costs ({runs})."
+    return (
+        f"It is not faster: dense kernels ran, where a zero costs what any number costs ({runs})."
+    )
 
 
 def _sound_words(spoken: Spoken) -> Iterator[str]:
