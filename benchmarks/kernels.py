@@ -1,6 +1,7 @@
 """Sparse kernels against torch's dense ones and onnxruntime: joe, and VITS's default shapes (MMS).
 
-    python benchmarks/kernels.py [--runs 9] [--threads 2] [--amounts 0.55 0.8 0.9] [--only parts|voices]
+    python benchmarks/kernels.py [--runs 9] [--threads 2] [--amounts 0.55 0.8 0.9]
+        [--only parts|voices]
 
 Parts: each coupling layer and decoder stage, activations, padding and residuals included, dense and
 sparse in turn, on a sentence of 200 frames. Voices: from text to waveform with the original's
@@ -83,7 +84,9 @@ def parts(pruned: Voice, title: str, runs: int) -> None:
         totals.setdefault(unit.name.split()[0], []).append(timed)
         x = x if unit.in_place else unit.dense(x, None)
     for name, units in totals.items():
-        sums = [[sum(one[side] for one in run) for side in (0, 1)] for run in zip(*units)]
+        sums = [
+            [sum(one[side] for one in run) for side in (0, 1)] for run in zip(*units, strict=True)
+        ]
         print(f"{title}, {name} in all: {describe([dense / ours for ours, dense in sums])}")
 
 
@@ -122,9 +125,8 @@ def onnx(voice: Voice, runs: int, threads: int) -> None:
                 timed = in_turn(lambda _run: speak(one, TEXT, timing=spoken), rival, runs)  # noqa: B023
                 for (ours, _), rate in zip(timed, rates[1:], strict=True):
                     ratios.append(rate / (ours / spoken.audio_seconds))
-                print(
-                    f"joe, {amount:.0%} zeros, times onnxruntime's speed unpruned: {describe(ratios)}"
-                )
+                what = f"joe, {amount:.0%} zeros, times onnxruntime's speed with the unpruned joe"
+                print(f"{what}: {describe(ratios)}")
             process.stdin.close()
 
 

@@ -270,8 +270,8 @@ def latency(evidence: Evidence) -> str:
     words = (
         f"One sentence, both voices in turn with the same number of frames, in torch on {device}, "
         f"{threads} threads: median of {runs} runs (least to most). Times as fast as the original: "
-        f"{speed}. In dense kernels zeros make nothing faster. vits_prune's sparse kernels skip them "
-        "on a CPU; fewer channels and layers are faster everywhere."
+        f"{speed}. In dense kernels zeros make nothing faster. The sparse kernels of vits_prune "
+        "skip them on a CPU; fewer channels and layers are faster everywhere."
     )
     return f"{words}\n\n{table(['', 'original', 'this voice'], rows)}"
 

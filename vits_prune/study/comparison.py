@@ -60,8 +60,8 @@ SAVINGS = pd.DataFrame(
             "single weights (magnitude, random, activation, second order)",
             "become zero in their place; every tensor keeps its shape",
             "only in the sparse file; dense files and memory stay as they are",
-            "with this library's sparse kernels on a CPU, from about half zeros on; in dense kernels a "
-            "zero costs what any other number costs",
+            "with this library's sparse kernels on a CPU, from about half zeros on; in dense "
+            "kernels a zero costs what any other number costs",
         ),
         (
             "a 2:4 pattern of them",
