@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from vits_prune import PARTS, InputError, PruneSpec, measure_sparsity, prune
+from vits_prune import PARTS, InputError, PruneSpec, measure_sparsity, prune, speak
 from vits_prune.pruning import scores
-from vits_prune.pruning.layers import LayerMatrix, prunable_layers
+from vits_prune.pruning.layers import LayerMatrix, prunable_layers, uses_of_weights
 from vits_prune.pruning.scores import (
     most_zeros,
     pattern_mask,
@@ -318,6 +319,41 @@ def test_layers_at_their_floor_give_to_the_others_in_order():
     scores = {"low": np.zeros(10, np.float32), "high": np.arange(1, 21, dtype=np.float32)}
     assert share_out(scores, 8, "global") == {"low": 8, "high": 0}
     assert share_out(scores, 8, "global", 0.5) == {"low": 5, "high": 3}
+
+
+def test_a_budget_of_costs_is_spent_where_it_does_least_damage():
+    scores = {"cheap": np.full(10, 1.0, np.float32), "dear": np.full(10, 1.5, np.float32)}
+    costs = {"cheap": 1.0, "dear": 4.0}
+    assert share_out(scores, 30, "global", costs=costs) == {"cheap": 0, "dear": 7}
+    assert share_out(scores, 45, "global", costs=costs) == {"cheap": 5, "dear": 10}
+    assert share_out(scores, 45, "global", 0.2, costs) == {"cheap": 8, "dear": 8}
+    assert share_out(scores, 15, "global") == {"cheap": 10, "dear": 5}
+
+
+@pytest.mark.parametrize("method", ["activation", "second_order"])
+@pytest.mark.parametrize("scope", ["global", "sensitivity"])
+def test_an_amount_of_arithmetic_is_taken_from_the_arithmetic(tiny, method, scope):
+    spec = PruneSpec(method, scope, 0.5, parts=("flow", "decoder"), protect=(), texts=("hi you",))
+    spec = dataclasses.replace(spec, cost="macs")
+    pruned = prune(tiny, spec)
+    uses = uses_of_weights(tiny, lambda copy: speak(copy, "hi you", kernels="dense"))
+    whole, left = 0, 0
+    for layer in prunable_layers(tiny, spec.parts):
+        weight = pruned.model.get_parameter(layer.parameter)
+        whole += uses.get(layer.name, 0) * layer.weights
+        left += uses.get(layer.name, 0) * int(weight.count_nonzero())
+    assert left / whole == pytest.approx(0.5, abs=0.01)
+
+
+def test_uses_of_weights(joe):
+    spoken = []
+    uses = uses_of_weights(joe, lambda copy: spoken.append(speak(copy, "Hi.", kernels="dense")))
+    frames = int(spoken[0].durations.sum())
+    assert uses["decoder.conv_pre"] == uses["decoder.upsampler.0"] == frames
+    assert uses["decoder.upsampler.1"] == 8 * frames
+    assert uses["decoder.conv_post"] == 256 * frames
+    assert uses["flow.flows.0.wavenet.in_layers.0"] == frames
+    assert uses["text_encoder.encoder.layers.0.attention.q_proj"] == len(spoken[0].durations)
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])

@@ -286,6 +286,19 @@ def test_specs_written_before_there_was_an_importance():
     assert "importance" not in spec.to_dict()
 
 
+def test_arithmetic_is_weighed_where_damage_is_measured():
+    PruneSpec("second_order", "sensitivity", 0.5, cost="macs")
+    PruneSpec("activation", "global", 0.5, cost="macs")
+    for wrong in (
+        {},
+        {"method": "structured"},
+        {"method": "second_order", "scope": "local"},
+        {"method": "second_order", "amount": 0.5, "pattern": "2:4"},
+    ):
+        with pytest.raises(InputError, match="give cost weights"):
+            PruneSpec(**wrong, cost="macs")
+
+
 def test_an_importance_is_for_a_structured_method():
     for name in IMPORTANCES:
         assert PruneSpec("structured", importance=name).importance == name

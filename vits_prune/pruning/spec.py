@@ -249,8 +249,7 @@ class PruneSpec(Options):
         self._check_structured()
         if self.pattern:
             self._check_pattern()
-        method, local = METHODS[self.method], self.scope == "local"
-        weighs = method.calibrated and not method.structured and not local and not self.pattern
+        weighs = weighs_arithmetic(self.method, self.scope) and not self.pattern
         if self.cost != PruneSpec.cost and not weighs:
             what = (
                 "Only activation and second_order, global or by sensitivity and without a pattern"
@@ -340,6 +339,12 @@ class PruneSpec(Options):
         if isinstance(fields, dict) and fields.get("shape") is not None:
             fields = {**fields, "shape": Shape.from_dict(fields["shape"])}
         return super().from_dict(fields)
+
+
+def weighs_arithmetic(method: str, scope: str) -> bool:
+    """Return whether a method can share its amount out by multiply-accumulates in a scope."""
+    chosen = METHODS.get(method, METHODS["magnitude"])
+    return chosen.calibrated and not chosen.structured and scope != "local"
 
 
 def in_words(spec: PruneSpec, *, amount: bool = True) -> str:

@@ -12,7 +12,7 @@ from vits_prune.measure import Latency, Size
 from vits_prune.measure.closeness import log_mel
 from vits_prune.measure.waveform import finite
 from vits_prune.pruning.layers import Layer, LayerMatrix, chosen_layers, prunable_layers
-from vits_prune.pruning.scores import sparsity_preview, zeros_wanted
+from vits_prune.pruning.scores import layer_costs, sparsity_preview, zeros_wanted
 from vits_prune.pruning.spec import METHODS, SCOPES, PruneSpec
 from vits_prune.pruning.structured.couplings import sizes, sizes_of
 from vits_prune.pruning.structured.cut import shape_for
@@ -186,7 +186,7 @@ def check_feasible(voice: Voice, spec: PruneSpec) -> None:
     if METHODS[spec.method].structured:
         sizes(voice.model.config, spec.shape or shape_for(voice, spec))
     else:
-        zeros_wanted(voice, spec, chosen_layers(voice, spec))
+        zeros_wanted(voice, spec, chosen_layers(voice, spec), layer_costs(voice, spec))
 
 
 def _grouped(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
@@ -207,6 +207,9 @@ def _unstructured(voice: Voice, spec: PruneSpec) -> str:
     chosen = _grouped(voice, spec)
     everything = sum(layer.weights for layer in prunable_layers(voice))
     mine = sum(layer.weights for layer in chosen)
+    if spec.cost != PruneSpec.cost:
+        share = f"**{100 * spec.amount:.1f}%** of the multiply-accumulates of the chosen parts"
+        return f"Zeros will save {share}; the share of the weights shows once pruned.  \n{_PRESS}"
     wanted = round(spec.amount * mine) if spec.pattern else zeros_wanted(voice, spec, chosen)
     words = f"Sparsity: **{100 * wanted / everything:.1f}%** of the whole voice."
     layers = prunable_layers(voice, spec.parts)

@@ -16,7 +16,7 @@ from vits_prune.errors import InputError
 from vits_prune.healing import HealPlan
 from vits_prune.kernels import KERNELS
 from vits_prune.pruning import PruneSpec, Shape
-from vits_prune.pruning.spec import METHODS
+from vits_prune.pruning.spec import METHODS, weighs_arithmetic
 from vits_prune.study.comparison import DEFAULT_TEXT
 from vits_prune.synthesis.speak import Delivery, check_kernels, checked_seed, checked_text
 from vits_prune.voices.load import EMBEDDED
@@ -34,7 +34,7 @@ COUNTED = ("branches", "encoder_layers", "flows")
 LEVERS = ("decoder_width", "resblock_width", "ffn_width", *COUNTED)
 PRUNING = (
     "method", "scope", "amount", "parts", "protect", "floor", "pattern", "steps", "schedule",
-    "by_lever", *LEVERS, "importance",
+    "by_lever", *LEVERS, "importance", "cost",
 )  # fmt: skip
 """The controls that make a PruneSpec."""
 _DELIVERY = tuple(one.name for one in dataclasses.fields(Delivery))
@@ -154,7 +154,9 @@ def spec_of(values: Mapping[str, Any]) -> PruneSpec:
     floor = 0.0 if found["floor"] is None else found["floor"]
     steps = 1 if found["steps"] is None else found["steps"]
     schedule = "cubic" if steps == 1 else found["schedule"]
-    return dataclasses.replace(plain, floor=floor, steps=steps, schedule=schedule)
+    cost = found["cost"] if weighs_arithmetic(method, plain.scope) else PruneSpec.cost
+    more: dict[str, Any] = {"floor": floor, "steps": steps, "schedule": schedule, "cost": cost}
+    return dataclasses.replace(plain, **more)
 
 
 def values_of(spec: PruneSpec) -> dict[str, Any]:

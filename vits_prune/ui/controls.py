@@ -14,7 +14,16 @@ from vits_prune.errors import InputError
 from vits_prune.kernels import KERNELS
 from vits_prune.progress import Progress
 from vits_prune.pruning import Shape
-from vits_prune.pruning.spec import IMPORTANCES, METHODS, SCHEDULES, SCOPES, UNGROUPED, PruneSpec
+from vits_prune.pruning.spec import (
+    COSTS,
+    IMPORTANCES,
+    METHODS,
+    SCHEDULES,
+    SCOPES,
+    UNGROUPED,
+    PruneSpec,
+    weighs_arithmetic,
+)
 from vits_prune.pruning.structured.couplings import sizes_of
 from vits_prune.pruning.structured.cut import shape_for
 from vits_prune.studio import workbench
@@ -145,6 +154,9 @@ def _add_pruning(made: Made) -> None:
         made.add("steps", gr.Slider, PruneSpec.steps, "Steps", minimum=1, maximum=MAX_STEPS, **how)
         how = {"choices": list(SCHEDULES), "visible": False}
         made.add("schedule", gr.Radio, PruneSpec.schedule, "How the amount grows", **how)
+    choices = [(words, name) for name, words in COSTS.items()]
+    label = "What the amount is a share of"
+    made.add("cost", gr.Radio, PruneSpec.cost, label, choices=choices, visible=False)
     how["choices"] = [(f"{n.replace('_', ' ')}: {words}", n) for n, words in IMPORTANCES.items()]
     made.add("importance", gr.Radio, PruneSpec.importance, "What a channel is judged by", **how)
     with gr.Group(visible=False, elem_id="levers") as made["levers"]:
@@ -171,7 +183,9 @@ def wire_controls(demo: gr.Blocks, page: Page) -> None:
     last: dict[str, Any] = {"queue": True, "trigger_mode": "always_last", "concurrency_limit": 4}
     changed = [page[name].change for name in PRUNING]
     gr.on(changed, **page.event(read, ["voice", *PRUNING], ["readout"], **last))
-    changed = [page[name].change for name in ("facts", "method", "scope", "pattern", "steps")]
+    changed = [
+        page[name].change for name in ("facts", "method", "scope", "pattern", "steps", "cost")
+    ]
     gr.on(changed, **page.event(_arrange, LOADED, ARRANGED))
     # A lever that is taken over starts where the amount has it. Gradio 6.31 forgets a value that
     # is set while its component is out of sight, so all comes in one update.
@@ -235,7 +249,7 @@ def _arrange(values: Mapping[str, Any], token: str | None, levers: bool = False)
 
 ARRANGED = (
     "method_words", "scope", "amount", "parts", "more", "protect", "pattern_words", "floor",
-    "steps", "schedule", "importance", "levers", *LEVERS,
+    "steps", "schedule", "importance", "cost", "levers", *LEVERS,
 )  # fmt: skip
 """What `arranged` changes."""
 
@@ -257,6 +271,8 @@ def arranged(
     share = "Share of the weights that become zero"
     if structured:
         share = "Share of the channels of each chosen part that go"
+    elif values["cost"] == "macs" and weighs_arithmetic(method, values["scope"]):
+        share = "Share of the multiply-accumulates that zeros save"
     words, info, set_amount = "", share, {}
     if pattern:
         set_amount, info = {"value": PATTERNS[pattern]}, f"{share}: set by the pattern"
@@ -273,6 +289,7 @@ def arranged(
             "steps": not pattern,
             "schedule": gradual,
             "importance": structured,
+            "cost": weighs_arithmetic(method, values["scope"]) and not pattern,
             "levers": structured,
             **{name: by_lever and (voice is None or _has(voice, name)) for name in LEVERS},
         }.items()
