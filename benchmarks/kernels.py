@@ -46,6 +46,23 @@ for line in sys.stdin:
     print(json.dumps([time.perf_counter() - start, samples]), flush=True)
 """
 
+_BEGINNING = """
+import resource, sys, time
+import torch
+from vits_prune import PruneSpec, load_voice, prune, speak
+from vits_prune.memory import keep_freed_memory
+keep_freed_memory()
+torch.set_num_threads(int(sys.argv[2]))
+pruned, seconds = prune(load_voice("joe"), PruneSpec(scope="local", amount=0.8)), []
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for run in range(3):
+    start = time.perf_counter()
+    speak(pruned, sys.argv[3], kernels=sys.argv[1])
+    seconds.append(time.perf_counter() - start)
+more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(f"first sentence {seconds[0]:.2f} s, third {seconds[2]:.2f} s; {more:.0f} MiB more at its peak")
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -64,6 +81,7 @@ def main() -> None:
             if options.only != "parts":
                 voices(voice, pruned, f"{voice.name}, {amount:.0%} zeros", options.runs)
     if options.only != "parts":
+        beginnings(options.threads)
         onnx(load_voice("joe"), options.runs, options.threads)
 
 
@@ -101,6 +119,14 @@ def voices(voice: Voice, pruned: Voice, title: str, runs: int) -> None:
         f"dense {1e3 * dense.median:.0f} ms; sparse: {', '.join(found.pruned.sparse) or 'nothing'}"
     )
     print("  " + ", ".join(f"{name} {first[name].median / best[name].median:.2f}" for name in best))
+
+
+def beginnings(threads: int) -> None:
+    """Print the memory of a process that speaks three sentences, and its first and third one."""
+    for kernels in ("dense", "sparse"):
+        command = [sys.executable, "-c", _BEGINNING, kernels, str(threads), TEXT]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        print(f"joe, 80% zeros, a fresh process, {kernels}: {run.stdout.strip()}")
 
 
 def onnx(voice: Voice, runs: int, threads: int) -> None:

@@ -131,7 +131,7 @@ class Engine:
     @torch.inference_mode()
     def _times(self, unit: Unit, frames: int) -> store.Times:
         x = torch.randn(1, unit.inputs, frames, generator=torch.Generator().manual_seed(0))
-        program, density = self._program(unit), self._densities[unit.name]
+        program, density = unit.make(), self._densities[unit.name]  # of a whole voice: large
         weights = sum(layer.weight.numel() for layer in unit.layers)
         thin = [program.thinned(one / max(one, density)) for one in _DENSITIES]
         jobs: list[Callable[[], Any]] = [lambda: unit.dense(x, None)]
