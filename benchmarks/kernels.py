@@ -60,7 +60,7 @@ for run in range(3):
     speak(pruned, sys.argv[3], kernels=sys.argv[1])
     seconds.append(time.perf_counter() - start)
 more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-print(f"first sentence {seconds[0]:.2f} s, third {seconds[2]:.2f} s; {more:.0f} MiB more at its peak")
+print(f"sentence 1: {seconds[0]:.2f} s, 3: {seconds[2]:.2f} s; {more:.0f} MiB more at its peak")
 """
 
 
