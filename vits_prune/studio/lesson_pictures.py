@@ -83,9 +83,9 @@ def multiplications(request: Request, token: str | None) -> str:
     first, (all_of_them, _) = count_macs(bench.voice_of(request, token), request.text, **how)
     _, (done, useful) = count_macs(bench.pruned(request, token), request.text, timing=first, **how)
     rows = [
-        ("original: carried out", all_of_them, _count(all_of_them), "original"),
-        ("90% zeros: carried out", done, _count(done), "pruned"),
-        ("90% zeros: not by zero", useful, _count(useful), "pruned"),
+        ("original, dense kernels: carried out", all_of_them, _count(all_of_them), "original"),
+        ("90% zeros, dense kernels: carried out", done, _count(done), "pruned"),
+        ("90% zeros, sparse kernels: carried out", useful, _count(useful), "pruned"),
     ]
     note = f"Counted while this voice said: “{request.text}”"
     return bars("Multiplications to say one sentence", rows, note)

@@ -80,6 +80,7 @@ SAVINGS = pd.DataFrame(
 )
 """What each kind of pruning saves."""
 ZEROS_COST = "dense kernels: a zero costs what any other number costs"
+DENSE_TOTAL = "all stages, dense kernels (ms)"
 _GONE = "structured: channels or layers are gone, and their {} with them"
 
 
@@ -254,15 +255,15 @@ def latency_table(latency: Latency, pattern: str = "") -> pd.DataFrame:
         _row(f"{STAGE_NAMES[one]} (ms)", before.stage_seconds[one], after.stage_seconds[one], 1e3)
         for one in (*STAGES, "total")
     ]
-    first, second = (one.dense_seconds or one.stage_seconds["total"] for one in (before, after))
-    if before.sparse or after.sparse:
-        rows[-1]["in words"] = "each voice with the kernels that are best for it"
-        rows.append(_row("all stages, dense kernels (ms)", first, second, 1e3, ZEROS_COST))
     fewer = f"{_GONE.format('arithmetic')}, on any hardware"
     sparse = "what sparse kernels compute"
     if pattern == "2:4":
         sparse += "; sparse tensor cores (NVIDIA Ampere and later) do skip the zeros of 2:4"
     dense, time = fewer if _fewer_macs(latency) else ZEROS_COST, "CPU-s per s of speech"
+    if before.sparse or after.sparse:
+        rows[-1]["in words"] = "each voice with the kernels that are best for it"
+    first, second = (one.dense_seconds or one.stage_seconds["total"] for one in (before, after))
+    rows.append(_row(DENSE_TOTAL, first, second, 1e3, dense))
     for what, field, factor, words in (
         ("real-time factor (s per s of speech)", "real_time_factor", 1.0, _speed_words(latency)),
         (f"processor time ({time})", "cpu_seconds_per_audio_second", 1.0, "all threads together"),

@@ -50,8 +50,10 @@ SIZE_ROWS = {
         "parameters that are not zero (M)": "Weights not zero",
     }),
 }  # fmt: skip
+_STAGES = [f"{name} (ms)" for name in reversed(comparison.STAGE_NAMES.values())]
 STAGES = _rows("ms", "faster", "slower", {
-    f"{name} (ms)": name.capitalize() for name in reversed(comparison.STAGE_NAMES.values())
+    name: name.partition(" (")[0].capitalize()
+    for name in (_STAGES[0], comparison.DENSE_TOTAL, *_STAGES[1:])
 })  # fmt: skip
 _RTF = "real-time factor (s per s of speech)"
 LATENCY_ROWS = {**STAGES, **_rows("", "faster", "slower", {_RTF: "Real-time factor"})}
@@ -198,7 +200,7 @@ def _latency(frame: pd.DataFrame | None) -> str:
         """
         if row["what"] in (total, _RTF):
             return speed.startswith("faster")
-        if same and row["what"] in LATENCY_ROWS:
+        if (same and row["what"] in LATENCY_ROWS) or row["in words"] == comparison.ZEROS_COST:
             return False
         if math.isnan(row.get("pruned, lowest run", math.nan)):
             return abs(row["pruned / original"] - 1) >= 0.005

@@ -85,16 +85,18 @@ LESSONS = (
     ),
     Lesson(
         "Speed",
-        "Why it is not faster",
+        "Why it is not faster, and what makes it so",
         {"amount": 0.9},
         "Now 90% of the weights are zero, and little or nothing is left of the speech (joe's"
-        " loudest moment is 78.6 dB quieter). Look at the table Latency, which says how long"
-        " computing takes: is it shorter than before?",
-        "Most multiplications are now by zero. Why does the computer not skip them?",
-        "A processor multiplies whole rows of numbers at once, without looking at them. To test"
-        " each number first would cost more than to multiply. The picture counts them: as"
-        " many are carried out with 90% zeros as with none. To save time takes a program that was"
-        " written for zeros, or a smaller network: see page 7.",
+        " loudest moment is 78.6 dB quieter). The table Latency says how long computing takes, with"
+        " the kernels that are best for each voice, and with dense kernels: which is shorter?",
+        "Most multiplications are now by zero. Why do dense kernels not skip them?",
+        "A kernel is the program that multiplies. A dense one multiplies whole rows of numbers at"
+        " once, without looking at them; to test each number first would cost more than to"
+        " multiply. The picture counts: as many are carried out with 90% zeros as with none. A"
+        " sparse kernel has a list of the weights that are not zero, and multiplies each by many"
+        " neighbouring moments of the sound at once: it never meets a zero. Another way is a"
+        " smaller network: see page 7.",
         pictures.multiplications,
     ),
     Lesson(
