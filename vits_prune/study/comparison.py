@@ -80,7 +80,7 @@ SAVINGS = pd.DataFrame(
 )
 """What each kind of pruning saves."""
 ZEROS_COST = "dense kernels: a zero costs what any other number costs"
-DENSE_TOTAL = "all stages, dense kernels (ms)"
+DENSE_TOTAL = "all stages, dense (ms)"
 _GONE = "structured: channels or layers are gone, and their {} with them"
 
 
