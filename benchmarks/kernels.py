@@ -20,6 +20,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+_HERE = sys.path.pop(0)  # or transformers takes this file for a package named "kernels"
+import transformers.models.vits.modeling_vits  # noqa: F401
+
+sys.path.insert(0, _HERE)
+
 import torch
 from structure import TEXT, default_voice
 from timing import describe, in_turn
@@ -28,7 +33,7 @@ from vits_prune import PruneSpec, Voice, load_voice, measure_latency, prune, spe
 from vits_prune.kernels import engine_of
 from vits_prune.kernels.engine import run_sparse
 from vits_prune.memory import keep_freed_memory
-from vits_prune.ship import export_voice
+from vits_prune.ship.formats import export_voice
 
 FRAMES = 200
 _ONNX = """
@@ -131,7 +136,7 @@ def beginnings(threads: int) -> None:
 
 def onnx(voice: Voice, runs: int, threads: int) -> None:
     """Time onnxruntime on the unpruned export and sparse voices in turn, by second of speech."""
-    ids = json.dumps(list(voice.tokenizer.sentences(TEXT)[0].ids))
+    ids = json.dumps(list(next(iter(voice.tokenizer.sentences(TEXT))).ids))
     with tempfile.TemporaryDirectory() as folder:
         model = export_voice(voice, Path(folder) / "joe", "piper").model
         command = [sys.executable, "-c", _ONNX, str(model), str(threads), ids]

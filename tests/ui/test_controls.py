@@ -12,6 +12,7 @@ from vits_prune.ui import controls
 
 def visible(voice=None, method="magnitude", scope="global", pattern="", steps=1, by_lever=False):
     values = {"method": method, "scope": scope, "pattern": pattern, "steps": steps}
+    values["cost"] = "weights"
     found = controls.arranged(voice, {**values, "by_lever": by_lever})
     assert set(found) == set(controls.ARRANGED)
     return {name for name, update in found.items() if update.get("visible", True)}, found
@@ -27,7 +28,7 @@ def test_only_what_applies_is_in_sight(tiny, joe):
     assert found["amount"]["value"] == 0.5
     assert not found["amount"]["interactive"]
     assert "Ampere" in found["pattern_words"]["value"]
-    assert "a CPU gains nothing" in found["pattern_words"]["value"]
+    assert "a CPU gains no more than from other zeros" in found["pattern_words"]["value"]
     shown, _ = visible(method="structured", pattern="2:4")
     assert not shown & {"scope", "more", "pattern_words", *controls.LEVERS}
     assert {"amount", "importance", "levers"} <= shown
@@ -53,6 +54,7 @@ def test_levers_start_where_the_amount_has_them(joe):
     assert found == {"decoder_width": 0.5, "resblock_width": 1, "ffn_width": 1, **counts}
     assert controls.levers_for(joe, 0.5, None)["flows"] == controls.ALL
     values = {"method": "structured", "scope": "global", "pattern": "", "steps": 1}
+    values["cost"] = "weights"
     shown = controls.arranged(joe, {**values, "by_lever": True}, found)
     assert {name: shown[name]["value"] for name in found} == found
 

@@ -67,7 +67,7 @@ SAVINGS = pd.DataFrame(
             "a 2:4 pattern of them",
             "2 of every 4 neighbours become zero",
             "in the sparse file, and in the GPU's own 2:4 format",
-            "on sparse tensor cores (NVIDIA Ampere and later); on a CPU as single weights do",
+            "on sparse tensor cores (NVIDIA Ampere and later); on a CPU like single weights",
         ),
         (
             "channels and layers (structured)",

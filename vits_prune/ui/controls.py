@@ -75,7 +75,7 @@ _LEVER_WORDS = {
 }
 _PATTERN_WORDS = (
     "At most {} of every {} neighbouring input channels stay: the amount is {:.0%}. Sparse tensor"
-    " cores of NVIDIA GPUs (Ampere and later) {}; a CPU gains nothing."
+    " cores of NVIDIA GPUs (Ampere and later) {}; a CPU gains no more than from other zeros."
 )
 _GAINS = {
     "2:4": "compute this at up to twice the speed",
