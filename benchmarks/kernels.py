@@ -97,7 +97,7 @@ def parts(pruned: Voice, title: str, runs: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, pruned.model.config.flow_size, FRAMES, generator=generator)
     for unit in engine.units:
-        program = unit.make()
+        program = unit.make(False)
         timed = in_turn(
             lambda _run: run_sparse(unit, program, x, None),  # noqa: B023
             lambda _run: unit.dense(x, None),  # noqa: B023

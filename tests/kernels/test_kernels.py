@@ -12,6 +12,7 @@ from tests.voices.hf_factory import make_checkpoint
 from tests.voices.piper_factory import Shape, make_voice
 from vits_prune import InputError, PruneSpec, load_voice, prune, pruning, speak
 from vits_prune.kernels import chosen_kernels, engine_of, measure_kernels, store
+from vits_prune.kernels.units import flow_units
 
 TEXT = "hi there, how are you"
 FULL_SCALE = 1e-5
@@ -83,7 +84,36 @@ def test_kernels_are_chosen_by_what_was_measured(joe, own_store):
     for one in chosen_kernels(joe):
         assert one.dense_seconds == found[one.unit].dense_seconds  # measured once
         assert one.sparse_seconds >= found[one.unit].sparse_seconds
-    assert len(json.loads(own_store.read_text())["seconds"]) > 4
+
+
+def test_times_that_other_work_disturbed_are_not_kept_on_disk(own_store):
+    times = store.Times(1.0, 0.4, 0.5, 0.1, 0.2)
+    store.keep("disturbed", times, steady=False)
+    assert store.find("disturbed") == times
+    assert not own_store.exists()
+    store.keep("quiet", times)
+    assert list(json.loads(own_store.read_text())["seconds"]) == ["quiet"]
+
+
+def test_without_a_home_times_are_kept_in_memory(monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(store.Path, "home", nobody)
+    monkeypatch.setattr(store, "_known", {})
+    times = store.Times(1.0, 0.4, 0.5, 0.1, 0.2)
+    store.keep("a", times)
+    assert store.find("a") == times
+    assert store.find("b") is None
+
+
+def test_a_voice_whose_tiles_would_be_huge_runs_dense(tmp_path):
+    config = {"wavenet_dilation_rate": 8, "prior_encoder_num_wavenet_layers": 6, "hidden_size": 64}
+    voice = load_voice(make_checkpoint(tmp_path / "voice", **config))
+    assert next(iter(flow_units(voice.model.flow))).make(False) is None
+    dense, sparse = both(voice, "hi")
+    assert np.abs(dense.waveform - sparse.waveform).max() <= 5 * FULL_SCALE
 
 
 def test_what_was_measured_is_found_again_and_a_damaged_file_is_not_believed(own_store):
@@ -93,10 +123,11 @@ def test_what_was_measured_is_found_again_and_a_damaged_file_is_not_believed(own
     for content, found in (
         (None, times),
         ("{", None),
-        (json.dumps({"format": 1, "seconds": {"a": [1, "x"]}}), None),
-        (json.dumps({"format": 1, "seconds": {"a": [1, 0.4, -1, 0.1, 0.2]}}), None),
-        (json.dumps({"format": 2, "seconds": {"a": [1, 0.4, 1, 0.1, 0.2]}}), None),
-        (json.dumps({"format": 1, "seconds": 3}), None),
+        (json.dumps({"format": 2, "seconds": {"a": [1, "x"]}}), None),
+        (json.dumps({"format": 2, "seconds": {"a": [1, 0.4, -1, 0.1, 0.2]}}), None),
+        (json.dumps({"format": 1, "seconds": {"a": [1, 0.4, 1, 0.1, 0.2]}}), None),
+        (json.dumps({"format": 2, "seconds": 3}), None),
+        (json.dumps({"format": 2, "seconds": {"a": [1, 0.1, 1, 0.1, 1]}}), None),
     ):
         store._known.clear()
         store._read_from.clear()

@@ -41,7 +41,7 @@ def check(unit, frames, threads, conditioning=None):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = run_sparse(unit, unit.make(), x.clone(), conditioning)
+        found = run_sparse(unit, unit.make(False), x.clone(), conditioning)
     finally:
         torch.set_num_threads(before)
     assert found.shape == expected.shape
@@ -127,13 +127,13 @@ def test_a_weight_that_is_no_number_is_not_hidden():
     layer.conv_post.weight.data[0, 0, 0] = torch.nan
     unit = coupling_unit("flow 1", layer, False)
     with torch.no_grad():
-        found = run_sparse(unit, unit.make(), torch.ones(1, 4, 5), None)
+        found = run_sparse(unit, unit.make(False), torch.ones(1, 4, 5), None)
     assert found.isnan().any()
 
 
 def test_the_bits_do_not_depend_on_threads_or_neighbours(joe):
     unit = list(decoder_units(joe.model.decoder, 0.1))[2]
-    program = unit.make().thinned(0.1)
+    program = unit.make(False).thinned(0.1)
     x = torch.randn(1, unit.inputs, 700, generator=torch.Generator().manual_seed(0))
     found = []
     for threads in (1, 2, 3):

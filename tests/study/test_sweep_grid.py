@@ -157,3 +157,13 @@ def test_sensitivity_of_what_a_method_protects(tiny):
     assert len(layer_points(tiny, (0.2,))) > len(names) > 1
     with pytest.raises(InputError, match="no layer"):
         layer_points(tiny, (0.2,), ["decoder.nothing"])
+
+
+def test_a_grid_weighs_arithmetic_where_that_can_be():
+    base = PruneSpec("second_order", "global", 0.5, cost="macs")
+    grid = Grid(
+        methods=("magnitude", "second_order"), scopes=("local", "global"), amounts=(0.5,), base=base
+    )
+    weighing = [spec for spec in grid.specs() if spec.cost == "macs"]
+    assert len(grid.specs()) == 4
+    assert [(spec.method, spec.scope) for spec in weighing] == [("second_order", "global")]

@@ -38,13 +38,22 @@ _engines_lock = ForkSafeLock()
 def why_missing() -> str:
     """Return why this process has no sparse kernels; empty if it has."""
     try:
-        importlib.import_module("vits_prune.kernels.engine")
-    except ImportError:
-        return "numba is not installed"
-    except Exception as error:  # numba is too old, or cannot compile here
+        importlib.import_module("vits_prune.kernels.engine").try_out()
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:  # of another version, or it cannot compile here
+        first = str(error).strip().partition("\n")[0][:120]
         log.warning("Sparse kernels cannot be used: %s: %s", type(error).__name__, error)
-        return f"numba cannot compile them here ({type(error).__name__})"
+        return f"numba cannot compile them here ({type(error).__name__}: {first})"
     return ""
+
+
+def ready() -> bool:
+    """Return whether kernels were compiled and measured in this process, so that nothing waits."""
+    return bool(_measured)
+
+
+_measured: list[bool] = []
 
 
 def engine_of(voice: Voice, kernels: str = "auto") -> Engine | None:
@@ -75,6 +84,7 @@ def measure_kernels(voice: Voice, progress: Progress = SILENT) -> None:
     engine = engine_of(voice)
     if engine is not None:
         engine.measure(progress)
+        _measured.append(True)
 
 
 def chosen_kernels(voice: Voice, frames: int = DEFAULT_FRAMES) -> list[Choice]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +24,7 @@ import torch
 from llvmlite import binding
 
 from vits_prune.kernels import store
-from vits_prune.kernels.programs import Program
+from vits_prune.kernels.programs import Program, ProgramBuilder
 from vits_prune.kernels.units import Conditioning, Unit, decoder_units, flow_units, turned_at_end
 from vits_prune.progress import SILENT, Progress
 from vits_prune.threads import ForkSafeLock, renew_in_forks
@@ -30,7 +32,8 @@ from vits_prune.threads import ForkSafeLock, renew_in_forks
 LENGTHS = (100, 500)
 """Frames, about 1 and 6 seconds of joe, at which kernels are timed."""
 _DENSITIES = (0.4, 0.1)
-_RUNS = 3
+_RUNS, _ATTEMPTS, _STEADY = 5, 3, 1.4
+"""Of a timing: runs, how often it is tried, and by how much median and best run may differ."""
 _GAIN = 0.95
 """A unit runs sparse if that takes at most this share of the dense time."""
 _ROUND = 64
@@ -60,7 +63,7 @@ class Engine:
         self._turned = turned_at_end(model.flow)
         self.units = (*self._flow, *self._decoder)
         self._densities = {unit.name: unit.density for unit in self.units}
-        self._programs: dict[str, Program] = {}
+        self._programs: dict[str, Program | None] = {}
         self._lock = ForkSafeLock()
 
     def choices(self, frames: int) -> list[Choice] | None:
@@ -104,47 +107,59 @@ class Engine:
         sparse: frozenset[str],
     ) -> torch.Tensor:
         for unit in units:
-            if unit.name in sparse:
-                x = run_sparse(unit, self._program(unit), x, conditioning)
-            else:
+            program = self._program(unit) if unit.name in sparse else None
+            if program is None:
                 x = unit.dense(x, conditioning)
+            else:
+                x = run_sparse(unit, program, x, conditioning)
         return x
 
-    def _program(self, unit: Unit) -> Program:
+    def _program(self, unit: Unit) -> Program | None:
+        """Return the packed program; the weights of a Voice do not change, so it is packed once."""
         with self._lock:
             if unit.name not in self._programs:
-                self._programs[unit.name] = unit.make()
+                self._programs[unit.name] = unit.make(False)
             return self._programs[unit.name]
 
     def measure(self, progress: Progress = SILENT) -> None:
         """Time the units whose shapes were never measured on this machine, and keep the result."""
-        jobs = []
+        jobs: dict[str, tuple[Unit, int]] = {}
         for units in (self._flow, self._decoder):
             rate = 1
             for unit in units:
-                jobs += [(unit, frames, rate) for frames in LENGTHS]
+                for frames in LENGTHS:
+                    key = _key(unit, frames)
+                    if key not in jobs and store.find(key) is None:
+                        jobs[key] = (unit, frames * rate)
                 rate *= unit.rate
-        missing = [one for one in jobs if store.find(_key(*one[:2])) is None]
-        for unit, frames, rate in progress.track(missing, "timing kernels"):
-            store.keep(_key(unit, frames), self._times(unit, frames * rate))
+        for key in progress.track(list(jobs), "timing kernels"):
+            store.keep(key, *_times(*jobs[key]))
 
-    @torch.inference_mode()
-    def _times(self, unit: Unit, frames: int) -> store.Times:
-        x = torch.randn(1, unit.inputs, frames, generator=torch.Generator().manual_seed(0))
-        program, density = unit.make(), self._densities[unit.name]  # of a whole voice: large
-        weights = sum(layer.weight.numel() for layer in unit.layers)
-        thin = [program.thinned(one / max(one, density)) for one in _DENSITIES]
-        jobs: list[Callable[[], Any]] = [lambda: unit.dense(x, None)]
-        jobs += [functools.partial(run_sparse, unit, one, x, None) for one in thin]
-        best = [float("inf")] * len(jobs)
+
+@torch.inference_mode()
+def _times(unit: Unit, frames: int) -> tuple[store.Times, bool]:
+    """Return how long a unit takes, and whether the runs agree: other work makes them differ."""
+    full = unit.make(True)  # other voices of this shape may have any density
+    x = torch.randn(1, unit.inputs, frames, generator=torch.Generator().manual_seed(0))
+    jobs: list[Callable[[], Any]] = [lambda: unit.dense(x, None)]
+    if full is not None:
+        jobs += [functools.partial(run_sparse, unit, full.thinned(d), x, None) for d in _DENSITIES]
+    for _ in range(_ATTEMPTS):
+        runs: list[list[float]] = [[] for _ in jobs]
         for attempt in range(1 + _RUNS):
-            for index, job in enumerate(jobs):
+            for job, seconds in zip(jobs, runs, strict=True):
                 begun = time.perf_counter()
                 job()
                 if attempt:  # the first one warms up
-                    best[index] = min(best[index], time.perf_counter() - begun)
-        points = [(one.nonzero / weights, best[at]) for at, one in enumerate(thin, 1)]
-        return store.Times(best[0], *points[0], *points[1])
+                    seconds.append(time.perf_counter() - begun)
+        steady = all(statistics.median(one) <= _STEADY * min(one) for one in runs)
+        if steady:
+            break
+    best = [*map(min, runs), math.inf, math.inf]
+    high, low = _DENSITIES
+    if full is None:
+        return store.Times(0.0, high, 1.0, low, 1.0), True
+    return store.Times(best[0], high, best[1], low, best[2]), steady
 
 
 def _key(unit: Unit, frames: int) -> str:
@@ -155,6 +170,17 @@ def _key(unit: Unit, frames: int) -> str:
 @functools.cache
 def _machine() -> str:
     return f"{binding.get_host_cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def try_out() -> None:
+    """Compile the kernels, or load what was compiled before, and run them once."""
+    builder = ProgramBuilder()
+    builder.load("x", 1)
+    builder.convolve(torch.nn.Conv1d(1, 1, 1), "x", "y")
+    builder.store("y", 1)
+    program, x = builder.build(), np.ones((1, 1), np.float32)
+    assert program is not None
+    _run_tiles(program, x, np.empty((1, 1), np.float32), program.bias, 1)
 
 
 def run_sparse(
@@ -193,7 +219,8 @@ def _run_tiles(
         work()
     finally:
         for one in helpers:
-            one.result()
+            if not one.cancel():  # else it had not begun, and nothing is left to do
+                one.result()
 
 
 _own = threading.local()

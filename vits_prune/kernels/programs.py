@@ -17,6 +17,8 @@ from vits_prune.kernels import tiles
 MAX_BUFFER_BYTES = 1 << 20
 """Of one buffer of a tile: some of them together fit a core's share of the caches."""
 LONGEST_TILE, SHORTEST_TILE = 4096, 64
+MAX_MEMORY_BYTES = 64 << 20
+"""Of all buffers of a tile. Published voices need a tenth; a stranger's dilations may need any."""
 
 
 @dataclass
@@ -49,7 +51,6 @@ class Program:
     layout: tuple[int, ...]
     tile: int
     scales: tuple[np.float32, ...]
-    nonzero: int
 
     def run(
         self,
@@ -70,9 +71,7 @@ class Program:
         kept = np.random.default_rng(0).random(len(self.values)) < share
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
         pointers, offsets, values = before[self.pointers], self.offsets[kept], self.values[kept]
-        return dataclasses.replace(
-            self, pointers=pointers, offsets=offsets, values=values, nonzero=int(kept.sum())
-        )
+        return dataclasses.replace(self, pointers=pointers, offsets=offsets, values=values)
 
 
 @dataclass
@@ -80,11 +79,13 @@ class ProgramBuilder:
     """Collects operations and the layers that they compute.
 
     Args:
+        full: pack every weight as if it were not zero, for a clock.
         slope: of leaky ReLU inside.
         last_slope: of leaky ReLU at the end.
         factor: of what is stored.
     """
 
+    full: bool = False
     slope: float = 1.0
     last_slope: float = 1.0
     factor: float = 1.0
@@ -159,8 +160,8 @@ class ProgramBuilder:
         self._layers.append((weight, bias, dilation, ""))
         return first
 
-    def build(self) -> Program:
-        """Return the program, packed."""
+    def build(self) -> Program | None:
+        """Return the program, packed; None if its tiles are too large to be of use."""
         reach = self._spread_margins()
         stride, padding, taps = self._phases
         widest = max(rows for name, rows in self.rows.items() if name != "low")
@@ -175,6 +176,8 @@ class ProgramBuilder:
             places[name] = numbers
             numbers += rows * (low if name == "low" else row) + tiles.WIDE
         spare, numbers = numbers, numbers + stride * low + tiles.WIDE
+        if 4 * numbers > MAX_MEMORY_BYTES:
+            return None
         table = [
             (
                 *(one.kind, places[one.source], places[one.target], one.rows, one.first),
@@ -189,7 +192,6 @@ class ProgramBuilder:
             (row, origin, stride, padding, taps, low, spare, low),
             tile,
             tuple(np.float32(one) for one in (self.slope, self.last_slope, self.factor)),
-            sum(int(np.count_nonzero(weight)) for weight, *_ in self._layers),
         )
 
     def _spread_margins(self) -> int:
@@ -211,6 +213,8 @@ class ProgramBuilder:
     def _packed(self, row: int, low: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         counts, offsets, values, bias = [np.zeros(1, np.int64)], [], [], []
         for weight, shift, dilation, source in self._layers:
+            if self.full:
+                weight = np.full(weight.shape, 0.01, np.float32)
             output, channel, tap = np.nonzero(weight)
             stride = low if source == "low" else row
             counts.append(np.bincount(output, minlength=len(weight)))

@@ -41,6 +41,18 @@ WIDE, MIDDLE, NARROW = (LANES * count for count in _REGISTERS)
 FLOAT = np.float32
 
 
+def _compiled(**how: Any) -> Any:
+    """Compile at the first call, and keep the result on disk where a folder can be written."""
+
+    def compile_(function: Any) -> Any:
+        try:
+            return numba.njit(nogil=True, inline="never", cache=True, **how)(function)
+        except RuntimeError:  # no such folder
+            return numba.njit(nogil=True, inline="never", **how)(function)
+
+    return compile_
+
+
 def _make_row(registers: int, mode: int) -> Any:
     """Return a function that computes one output row of a sparse convolution over a window.
 
@@ -150,7 +162,7 @@ _M0, _M1, _M2, _M3, _M4 = (_make_row(_REGISTERS[1], mode) for mode in range(5))
 _N0, _N1, _N2, _N3, _N4 = (_make_row(_REGISTERS[2], mode) for mode in range(5))
 
 
-@numba.njit(nogil=True, cache=True, inline="never")
+@_compiled()
 def _rows(mode, m, s0, stride, count, pointers, first, o, v, bias, res, kept, target, slope, t, e):
     """Compute `count` output rows of a sparse convolution for the columns t to e, and a bit on."""
     while t < e:
@@ -195,7 +207,7 @@ def _rows(mode, m, s0, stride, count, pointers, first, o, v, bias, res, kept, ta
         t += WIDE if left > 2 * MIDDLE else MIDDLE if left > NARROW else NARROW
 
 
-@numba.njit(nogil=True, cache=True, inline="never")
+@_compiled()
 def _up(m, source, target, stride, count, pointers, first, o, v, bias, spare, room, phases, low):
     """Compute rows of a transposed convolution: each phase is a convolution of the low rate."""
     for row in range(count):
@@ -229,20 +241,20 @@ def _tanh(x):
 # The loops below run over slices: over places in one large array LLVM does not vectorise them.
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", inline="never")
+@_compiled(error_model="numpy")
 def _gate(tanh, sigmoid, target):
     """Write the tanh of one row times the sigmoid of another."""
     for t in range(len(target)):
         target[t] = _tanh(tanh[t]) * (FLOAT(0.5) * _tanh(FLOAT(0.5) * sigmoid[t]) + FLOAT(0.5))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", inline="never")
+@_compiled(error_model="numpy")
 def _tanh_row(source, target):
     for t in range(len(target)):
         target[t] = _tanh(source[t])
 
 
-@numba.njit(nogil=True, cache=True, inline="never")
+@_compiled()
 def _leaky(source, target, factor, slope):
     """Write the leaky ReLU of a factor times the source; a slope of 1 is none."""
     for t in range(len(target)):
@@ -251,7 +263,7 @@ def _leaky(source, target, factor, slope):
         target[t] = value if value > bent else bent
 
 
-@numba.njit(nogil=True, cache=True, inline="never")
+@_compiled()
 def _load(m, target, stride, count, x, first, begin, columns, slope):
     """Copy rows of x, frames `begin` and on, zero where there is none, through leaky ReLU."""
     frames = x.shape[1]
@@ -266,7 +278,7 @@ def _load(m, target, stride, count, x, first, begin, columns, slope):
             _leaky(source, m[at + low : at + high], FLOAT(1), slope)
 
 
-@numba.njit(nogil=True, cache=True, inline="never")
+@_compiled()
 def _clear(m, place, stride, count, columns, left, right):
     """Set the first and last columns of rows to zero."""
     for row in range(count):
@@ -275,7 +287,7 @@ def _clear(m, place, stride, count, columns, left, right):
         m[at + columns - right : at + columns] = FLOAT(0)
 
 
-@numba.njit(nogil=True, cache=True, inline="never")
+@_compiled()
 def run_tile(program, weights, m, x, out, begin, end, frame, scales):
     """Run a program over the frames `begin` to `end` of its output.
 

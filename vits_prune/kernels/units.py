@@ -34,7 +34,7 @@ class Unit:
         inputs, rows: of the input and the output.
         rate: frames of the output for one of the input; `tail` more at the end.
         dense: torch's computation, [1, rows, frames] to the same.
-        make: packs the sparse program.
+        make: packs the sparse program, with True as if no weight were zero; None: too large.
         shift: given the conditioning, what it adds to the program's bias; None without.
         in_place: whether the output is the input with some rows changed.
     """
@@ -45,7 +45,7 @@ class Unit:
     rate: int
     layers: tuple[nn.Module, ...]
     dense: Callable[[torch.Tensor, Conditioning], torch.Tensor]
-    make: Callable[[], Program]
+    make: Callable[[bool], Program | None]
     shift: Callable[[torch.Tensor], np.ndarray] | None = None
     in_place: bool = False
     tail: int = 0
@@ -54,7 +54,7 @@ class Unit:
     def shape(self) -> str:
         """What the time depends on besides the density: kinds and shapes of the layers."""
         sizes = [(*one.weight.shape, *one.stride, *one.dilation) for one in self.layers]
-        return f"{self.name.partition(' ')[0]} {sizes}"
+        return f"{self.name} {sizes}" if self.rate > 1 else f"{self.name.partition(' ')[0]} {sizes}"
 
     @property
     def density(self) -> float:
@@ -84,8 +84,8 @@ def _first(decoder: nn.Module, slope: float) -> Unit:
             hidden = hidden + decoder.cond(conditioning)
         return functional.leaky_relu(hidden, slope)
 
-    def make() -> Program:
-        builder = ProgramBuilder(slope)
+    def make(full: bool = False) -> Program | None:
+        builder = ProgramBuilder(full, slope)
         builder.load("x", layer.in_channels)
         builder.convolve(layer, "x", "y", mode=tiles.ACTIVATED)
         builder.store("y", layer.out_channels)
@@ -124,8 +124,8 @@ def stage_unit(
         x = functional.leaky_relu(total / len(blocks), last_slope)
         return x if post is None else torch.tanh(post(x))
 
-    def make() -> Program:
-        builder = ProgramBuilder(slope, last_slope, 1 / len(blocks))
+    def make(full: bool = False) -> Program | None:
+        builder = ProgramBuilder(full, slope, last_slope, 1 / len(blocks))
         builder.upsample(upsample, "x")
         builder.add(tiles.LEAKY, "x", "active", rows)
         for index, block in enumerate(blocks):
@@ -189,8 +189,8 @@ def coupling_unit(name: str, layer: nn.Module, turned: bool) -> Unit:
         out, _ = layer(x, torch.ones_like(x[:, :1]), conditioning, reverse=True)
         return out.flip(1) if turned else out
 
-    def make() -> Program:
-        builder = ProgramBuilder()
+    def make(full: bool = False) -> Program | None:
+        builder = ProgramBuilder(full)
         weight, bias = (
             one.detach().float().numpy() for one in (layer.conv_pre.weight, layer.conv_pre.bias)
         )

@@ -307,10 +307,10 @@ class CostMeter:
         self._runs: list[tuple[float, float, Energy]] = []
 
     def speak(self, text: str, seed: int, delivery: Delivery) -> Speech:
-        """Speak a text with the voice's own timing."""
+        """Speak a text with the voice's own timing, and dense kernels: figures last longer."""
         self._meter.restart()
         before = time.process_time()
-        speech = speak(self._voice, text, seed, delivery)
+        speech = speak(self._voice, text, seed, delivery, kernels="dense")
         cpu, energy = time.process_time() - before, self._meter.read()
         self._runs.append((speech.audio_seconds, cpu, energy))
         return speech

@@ -11,6 +11,7 @@ output, counts as a share of that output.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -223,15 +224,22 @@ def _apply(weight: torch.Tensor, cut: Cut) -> torch.Tensor:
 def layer_costs(voice: Voice, spec: PruneSpec) -> dict[str, float] | None:
     """Return the multiply-accumulates of one weight of each layer, per frame of the latents.
 
-    By parameter name, counted on a sentence of the calibration. None where every weight costs one.
+    By parameter name, counted on the first sentence of the calibration that the voice can speak.
+    None where every weight costs one.
     """
     if spec.cost == PruneSpec.cost:
         return None
     spoken: list[Speech] = []
-    text = texts_for(voice, spec)[0]
-    uses = uses_of_weights(
-        voice, lambda copy: spoken.append(speak(copy, text, spec.seed, kernels="dense"))
-    )
+
+    def say(copy: Voice) -> None:
+        for text in texts_for(voice, spec):
+            with contextlib.suppress(InputError):
+                spoken.append(speak(copy, text, spec.seed, kernels="dense"))
+                return
+
+    uses = uses_of_weights(voice, say)
+    if not spoken:
+        raise InputError(f"{voice.name} can speak none of the calibration sentences: give others.")
     frames = int(spoken[0].durations.sum())
     layers = prunable_layers(voice, spec.parts)
     return {layer.parameter: max(1, uses.get(layer.name, 0)) / frames for layer in layers}

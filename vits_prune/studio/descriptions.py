@@ -12,7 +12,7 @@ from vits_prune.measure import Latency, Size
 from vits_prune.measure.closeness import log_mel
 from vits_prune.measure.waveform import finite
 from vits_prune.pruning.layers import Layer, LayerMatrix, chosen_layers, prunable_layers
-from vits_prune.pruning.scores import layer_costs, sparsity_preview, zeros_wanted
+from vits_prune.pruning.scores import sparsity_preview, zeros_wanted
 from vits_prune.pruning.spec import METHODS, SCOPES, PruneSpec
 from vits_prune.pruning.structured.couplings import sizes, sizes_of
 from vits_prune.pruning.structured.cut import shape_for
@@ -185,8 +185,8 @@ def check_feasible(voice: Voice, spec: PruneSpec) -> None:
     """Raise InputError if the voice cannot lose so much: protected layers and a floor cap it."""
     if METHODS[spec.method].structured:
         sizes(voice.model.config, spec.shape or shape_for(voice, spec))
-    else:
-        zeros_wanted(voice, spec, chosen_layers(voice, spec), layer_costs(voice, spec))
+    elif spec.cost == PruneSpec.cost:  # else only speaking tells
+        zeros_wanted(voice, spec, chosen_layers(voice, spec))
 
 
 def _grouped(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:

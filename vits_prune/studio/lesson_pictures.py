@@ -85,7 +85,7 @@ def multiplications(request: Request, token: str | None) -> str:
     rows = [
         ("original, dense kernels: carried out", all_of_them, _count(all_of_them), "original"),
         ("90% zeros, dense kernels: carried out", done, _count(done), "pruned"),
-        ("90% zeros, sparse kernels: carried out", useful, _count(useful), "pruned"),
+        ("90% zeros: not by zero", useful, _count(useful), "pruned"),
     ]
     note = f"Counted while this voice said: “{request.text}”"
     return bars("Multiplications to say one sentence", rows, note)

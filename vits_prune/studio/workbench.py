@@ -21,6 +21,7 @@ import torch
 
 from vits_prune.caches import Bounded, Scratch
 from vits_prune.errors import InputError
+from vits_prune.kernels import ready
 from vits_prune.measure import Size, Sparsity, measure_size, measure_sparsity
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec, prune_steps
@@ -385,7 +386,8 @@ def say(
     voice: Voice, request: Request, timing: Literal["own"] | Speech, progress: Progress
 ) -> Speech:
     """Speak the text of a request."""
-    how: dict[str, Any] = {"timing": timing, "kernels": request.kernels, "progress": progress}
+    kernels = "dense" if request.kernels == "auto" and not ready() else request.kernels
+    how: dict[str, Any] = {"timing": timing, "kernels": kernels, "progress": progress}
     return speak(voice, request.text, request.seed, request.delivery, **how)
 
 

@@ -256,12 +256,12 @@ def latency_table(latency: Latency, pattern: str = "") -> pd.DataFrame:
         for one in (*STAGES, "total")
     ]
     fewer = f"{_GONE.format('arithmetic')}, on any hardware"
-    sparse = "what sparse kernels compute"
+    sparse = "what sparse kernels would compute if they ran everything"
     if pattern == "2:4":
         sparse += "; sparse tensor cores (NVIDIA Ampere and later) do skip the zeros of 2:4"
     dense, time = fewer if _fewer_macs(latency) else ZEROS_COST, "CPU-s per s of speech"
     if before.sparse or after.sparse:
-        rows[-1]["in words"] = "each voice with the kernels that are best for it"
+        rows[-1]["in words"] = "each voice with the kernels named above, not all of them dense"
     first, second = (one.dense_seconds or one.stage_seconds["total"] for one in (before, after))
     rows.append(_row(DENSE_TOTAL, first, second, 1e3, dense))
     for what, field, factor, words in (
@@ -301,7 +301,8 @@ def _speed_words(latency: Latency) -> str:
 
 def _computes_less(latency: Latency) -> bool:
     """Return whether the pruned voice has less to do with the kernels that it ran with."""
-    return _fewer_macs(latency) or bool(latency.pruned.sparse)
+    fewer = latency.pruned.nonzero_macs < latency.original.nonzero_macs
+    return _fewer_macs(latency) or (bool(latency.pruned.sparse) and fewer)
 
 
 def _fewer_macs(latency: Latency) -> bool:

@@ -325,7 +325,7 @@ def _measure_voice(
             # With equal durations the same noise gives the same samples: nothing to speak again.
             locked = own
             if not np.array_equal(own.durations, original.durations):
-                locked = speak(voice, text, seed, delivery, timing=original)
+                locked = speak(voice, text, seed, delivery, timing=original, kernels="dense")
             close = measure_closeness(
                 original.waveform,
                 locked.waveform,

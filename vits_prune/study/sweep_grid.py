@@ -14,7 +14,7 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.pruning import prune
 from vits_prune.pruning.layers import prunable_layers
-from vits_prune.pruning.spec import METHODS, PruneSpec
+from vits_prune.pruning.spec import METHODS, PruneSpec, weighs_arithmetic
 from vits_prune.voices.voice import PARTS, Voice
 
 MAX_POINTS = 10_000
@@ -120,10 +120,11 @@ class Grid:
     def specs(self) -> tuple[PruneSpec, ...]:
         """Return the points in order: curve by curve, each from the smallest amount up."""
         values = itertools.product(self.methods, self.parts_groups, self.scopes, self.amounts)
-        found = [
-            replace(self.base, method=method, parts=parts, scope=scope, amount=amount)
-            for method, parts, scope, amount in values
-        ]
+        found = []
+        for method, parts, scope, amount in values:
+            cost = self.base.cost if weighs_arithmetic(method, scope) else PruneSpec.cost
+            own: dict[str, Any] = {"method": method, "parts": parts, "scope": scope, "cost": cost}
+            found.append(replace(self.base, amount=amount, **own))
         return tuple(dict.fromkeys(found))
 
     def points(self) -> tuple[Point, ...]:
@@ -167,7 +168,7 @@ def layer_points(
     for name in names:
         if not any(_begins(layer.name, name) for layer in layers):
             raise _no_layer(voice, name)
-    base = replace(base, scope="local")
+    base = replace(base, scope="local", cost=PruneSpec.cost)
     if METHODS[base.method].protect:
         base = _unprotected(base)
     return tuple(

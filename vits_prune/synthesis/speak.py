@@ -178,6 +178,8 @@ def speak_sentences(
     """
     seed = checked_seed(seed)
     check_kernels(kernels)
+    if kernels == "sparse" and voice.device.type != "cpu":
+        raise InputError("Sparse kernels run on a CPU: choose auto or dense on a GPU.")
     scales = delivery.for_voice(voice)
     start = time.perf_counter()
     sentences, dropped = read_text(voice, text)

@@ -119,7 +119,7 @@ def option_components() -> Made:
     kernels = [
         ("Auto: what is faster on this machine, part by part", "auto"),
         ("Dense: zeros cost what other numbers cost", "dense"),
-        ("Sparse: zeros are skipped everywhere", "sparse"),
+        ("Sparse: all zeros of flow and decoder are skipped", "sparse"),
     ]
     made.add("kernels", gr.Radio, KERNELS[0], "Kernels", choices=kernels)
     made.add("seed", gr.Number, 0, "Seed", precision=0, minimum=0, maximum=MAX_SEED)
