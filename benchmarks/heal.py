@@ -51,9 +51,8 @@ def compare(
     """Time both and print."""
     plan = HealPlan()
     window = Window.of(pruned, plan.segment)
-    training = Training(
-        pruned, parts_to_train(pruned, teacher), plan, window, make_accelerator(plan, cpu=True)
-    )
+    trained, accelerator = parts_to_train(pruned, teacher), make_accelerator(plan, cpu=True)
+    training = Training(pruned, teacher, trained, plan, window, accelerator)
     if own and not training.needs_text:
         return  # nothing before the decoder differs
     done, text_only = (

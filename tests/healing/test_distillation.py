@@ -28,7 +28,8 @@ from vits_prune.voices.voice import PARTS
 
 def losses_of(voice, student=None, trained=PARTS):
     student = student or voice
-    return Distillation(student.model, trained, Window.of(voice, 16), voice.sampling_rate)
+    window, rate = Window.of(voice, 16), voice.sampling_rate
+    return Distillation(student.model, voice.model, trained, window, rate)
 
 
 def text_only_of(voice, speakers=(0,)):
@@ -56,16 +57,15 @@ def test_no_window_lies_in_the_padding_of_a_waveform(tiny):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_teacher_itself_makes_no_error(families, kind):
     voice = families[kind]
-    names = {"prior", "hidden", "durations", "flow", "mel", "stft", "level"}
+    names = {"prior", "hidden", "durations", "flow", "mel", "stft", "level", "waveform"}
     text_only = text_only_of(voice).draw(3, (0, 0, 0))
     for step, (joint, more) in enumerate([(False, {}), (True, {}), (True, text_only)]):
-        losses, spoken = losses_of(voice)(batch_of(voice, step) | more, joint=joint)
-        # Phases are compared only where the latents are the teacher's.
-        assert set(losses) == names | (set() if joint else {"waveform"})
+        losses, (spoken, wanted) = losses_of(voice)(batch_of(voice, step) | more, joint=joint)
+        assert set(losses) == names
         assert {name: round(float(one), 3) for name, one in losses.items()} == dict.fromkeys(
             losses, 0.0
         )
-        assert spoken.shape == (4, 16 * voice.hop_length)
+        assert spoken.shape == wanted.shape == (4, 16 * voice.hop_length)
 
 
 def test_each_part_is_judged_by_its_own_work(families):
@@ -81,10 +81,17 @@ def test_each_part_is_judged_by_its_own_work(families):
         assert {name for name, loss in losses.items() if loss > 0.01} == expected
 
 
-def test_jointly_a_later_part_hears_the_earlier_ones(tiny, sparse):
+def test_jointly_the_decoder_gets_its_own_latents_and_the_target_that_belongs_to_them(tiny, sparse):
+    batch = batch_of(tiny)
     student = with_part_of(tiny, sparse, "text_encoder")
-    losses, _ = losses_of(tiny, student)(batch_of(tiny), joint=True)
+    _, (alone, _) = losses_of(tiny, student)(batch)
+    losses, (spoken, wanted) = losses_of(tiny, student)(batch, joint=True)
     assert losses["flow"] < 1e-3  # judged on the teacher's prior all the same
+    assert losses["mel"] < 1e-3  # this decoder is the teacher's
+    assert float((spoken - alone).abs().mean()) > 1e-3
+    assert torch.allclose(spoken, wanted, atol=1e-6)
+    both = with_part_of(tiny, sparse, "decoder")
+    losses, _ = losses_of(tiny, both)(batch, joint=True)
     assert losses["mel"] > 0.01
 
 

@@ -19,6 +19,7 @@ def training_of(pruned, teacher, **changes):
     plan = dataclasses.replace(QUICK, **changes)
     return Training(
         pruned,
+        teacher,
         parts_to_train(pruned, teacher),
         plan,
         Window.of(teacher, 16),

@@ -151,24 +151,40 @@ class Distillation(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, trained: Collection[str], window: Window, sampling_rate: int
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        trained: Collection[str],
+        window: Window,
+        sampling_rate: int,
     ) -> None:
         super().__init__()
+        self._teacher = (teacher.decoder,)  # not a part of this module: it does not learn
         self.student, self.trained, self.window = student, frozenset(trained), window
         self.spectral = SpectralLoss(sampling_rate, window.segment * window.hop)
         self.needs_text = self.trained != {"decoder"}
         """Whether a batch must hold what comes before the decoder."""
 
-    def forward(self, batch: Batch, joint: bool = False) -> tuple[Losses, torch.Tensor | None]:
-        """Return the losses, and the decoder's waveform [size, segment * hop] if it learns.
+    def forward(
+        self, batch: Batch, joint: bool = False
+    ) -> tuple[Losses, tuple[torch.Tensor, torch.Tensor] | None]:
+        """Return the losses, and if the decoder learns its waveforms and those wanted of it.
+
+        Both are [size, segment * hop].
 
         The batch is of `draw_batch`, `TextOnlySentences.draw` and `draw_recordings`. With `joint`
-        the student's own stages feed its decoder, not the teacher's.
+        the student's own stages feed its decoder, and the teacher's decoder says what it should
+        make of them. No gradient goes back through these latents: spectra of a target that belongs
+        to other latents teach a voice to blur.
         """
         conditioning = self._conditioning(batch["speaker"])
         joint = joint and self.needs_text and "decoder" in self.trained
         losses, prior = self._text_losses(batch, joint)
-        latents = self._flow(batch, prior, conditioning) if joint else batch["latents"]
+        latents, waveform = batch["latents"], batch["waveform"]
+        if joint:
+            with torch.no_grad():
+                latents = self._flow(batch, prior, conditioning)
+                waveform = self._waveform(self._teacher[0], latents, conditioning).float()
         if "flow" in self.trained:
             # On the teacher's prior, or the flow would learn to blur the errors of the student's.
             made = self._flow(batch, None, conditioning)
@@ -177,20 +193,17 @@ class Distillation(nn.Module):
             losses["flow"] = error / (frames * made.shape[1])
         if "decoder" not in self.trained:
             return losses, None
-        spoken = self._speak(latents, conditioning)
-        losses |= self.spectral(spoken, batch["waveform"])
-        losses["level"] = level_loss(spoken, batch["waveform"])
-        if not joint:
-            # With its own latents no phase matches, and silence would be the best answer (joe at
-            # 90% zeros became 3.8 dB quieter).
-            losses["waveform"] = waveform_loss(spoken, batch["waveform"])
+        spoken = self._waveform(self.student.decoder, latents, conditioning)
+        losses |= self.spectral(spoken, waveform)
+        losses["level"] = level_loss(spoken, waveform)
+        losses["waveform"] = waveform_loss(spoken, waveform)
         if "recorded_latents" in batch:
             # Spectra alone, for the phase of a recording is the microphone's.
             conditioning = self._conditioning(batch["recorded_speaker"])
-            recorded = self._speak(batch["recorded_latents"], conditioning)
+            recorded = self._waveform(self.student.decoder, batch["recorded_latents"], conditioning)
             compared = self.spectral(recorded, batch["recorded_waveform"])
             losses |= {f"recorded_{name}": loss for name, loss in compared.items()}
-        return losses, spoken
+        return losses, (spoken, waveform)
 
     def _text_losses(self, batch: Batch, joint: bool) -> tuple[Losses, Prior | None]:
         """Return losses by token, of text-only sentences if any; with `joint` the spoken prior."""
@@ -262,9 +275,11 @@ class Distillation(nn.Module):
         edge = self.window.flow
         return flowed[..., edge : flowed.shape[-1] - edge]
 
-    def _speak(self, latents: torch.Tensor, conditioning: torch.Tensor | None) -> torch.Tensor:
+    def _waveform(
+        self, decoder: nn.Module, latents: torch.Tensor, conditioning: torch.Tensor | None
+    ) -> torch.Tensor:
         edge = self.window.decoder * self.window.hop
-        spoken = self.student.decoder(latents, conditioning)[:, 0]
+        spoken = decoder(latents, conditioning)[:, 0]
         return spoken[:, edge : spoken.shape[1] - edge]
 
 

@@ -186,7 +186,9 @@ class _Healing:
         self._main = self._accelerator.is_main_process
         self._pruned, self._teacher = pruned.to(device), teacher.to(device)
         self._window = Window.of(pruned, plan.segment)
-        self._training = Training(self._pruned, trained, plan, self._window, self._accelerator)
+        self._training = Training(
+            self._pruned, self._teacher, trained, plan, self._window, self._accelerator
+        )
         self._checkpoints = Checkpoints(run.path / "checkpoints") if run.path else None
         self._written = self._checkpoints if self._main else None
         self._speech = data.speech or _teacher_speech(self._teacher, data.texts, plan, run.path)

@@ -69,6 +69,7 @@ class Training:
     def __init__(
         self,
         pruned: Voice,
+        teacher: Voice,
         trained: Collection[str],
         plan: HealPlan,
         window: Window,
@@ -97,7 +98,7 @@ class Training:
             if name.startswith("decoder.") and weight not in with_zeros
         ]
         optimizer = Muon(groups, plan.learning_rate, BETAS, fused, chosen)
-        losses = Distillation(self.model, self.trained, window, pruned.sampling_rate)
+        losses = Distillation(self.model, teacher.model, self.trained, window, pruned.sampling_rate)
         self.needs_text = losses.needs_text
         losses = losses.to(accelerator.device).eval()
         self.losses, self._optimizer = accelerator.prepare(losses, optimizer)
@@ -126,10 +127,11 @@ class Training:
         for group in self._optimizer.param_groups:
             judged = adversary and group["part"] == "decoder"
             group["lr"] = rate * (ADVERSARIAL_RATE if judged else RATES[group["part"]])
-        losses, spoken = self.losses(batch, joint=done >= 1 - self._plan.joint)
+        losses, pair = self.losses(batch, joint=done >= 1 - self._plan.joint)
         total = weighted_sum(losses)
-        if adversary and spoken is not None:
-            added = adversary.losses(batch["waveform"], spoken, rate, learn)
+        if adversary and pair is not None:
+            spoken, wanted = pair
+            added = adversary.losses(wanted, spoken, rate, learn)
             total, losses = total + sum(added.values()), {**losses, **added}
         numbers = self._numbers({**losses, "total": total})
         # Averages gradients over the processes, so all of them see alike whether they are finite.
