@@ -189,8 +189,7 @@ def test_a_healing_that_an_older_version_was_stopped_in_goes_on(tmp_path):
     ]
     succeed("heal", *same, "--workdir", work, "--resume", "--out", out)
     healed, whole = load_voice(out), load_voice(FOLDERS / "healed")
-    if SAME_MACHINE:
-        assert cases.weights_digest(healed) == cases.weights_digest(whole)
+    # Near, and not the same: since then the decoder has another target in the last steps.
     for (name, tensor), other in zip(
         healed.model.named_parameters(), whole.model.parameters(), strict=True
     ):
