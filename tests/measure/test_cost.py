@@ -87,7 +87,7 @@ def test_bad_input(tiny, text, runs):
 def flops(voice, text):
     """Count as torch does: twice the multiply-accumulates of convolutions and linear layers."""
     with FlopCounterMode(display=False) as counter:
-        speak(voice, text)
+        speak(voice, text, kernels="dense")
     counts = {
         str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()
     }
