@@ -112,6 +112,7 @@ def stage_unit(
     post: nn.Conv1d | None,
     slope: float,
 ) -> Unit:
+    """Return a stage of the decoder; with `post`, the last one, it ends in the waveform."""
     last_slope = slope if post is None else FINAL_SLOPE
     rows = upsample.out_channels
     inside = [one for block in blocks for step in _convolutions(block) for one in step]
@@ -179,6 +180,7 @@ def _added_to(buffer: str) -> dict[str, Any]:
 
 
 def coupling_unit(name: str, layer: nn.Module, turned: bool) -> Unit:
+    """Return a coupling layer run backwards; `turned`: its channels are the other way round."""
     half, net = layer.half_channels, layer.wavenet
     hidden = net.hidden_size
     read, written = (half, 0) if turned else (0, half)
