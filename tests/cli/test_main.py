@@ -15,6 +15,8 @@ import vits_prune.study.comparison
 from tests.nearly import nearly
 from vits_prune import PruneSpec, layers, load_voice, measure_sparsity, prune, speak
 from vits_prune.cli.main import main
+from vits_prune.measure.cost import count_macs
+from vits_prune.synthesis.texts import load_calibration_texts
 
 TEXT = "the birch canoe slid"
 WRITTEN = {
@@ -152,9 +154,11 @@ def test_prune_then_load(tiny_folder, tiny, tmp_path, capsys):
     found = load_voice(out)
     assert nearly(speak(found, TEXT).waveform, speak(prune(tiny, spec), TEXT).waveform)
     assert json.loads((out / "prune_spec.json").read_text()) == spec.to_dict()
-    assert (
-        f"{100 * measure_sparsity(found).overall:.1f}%" in capsys.readouterr().out.splitlines()[-1]
-    )
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert f"with {100 * measure_sparsity(found).overall:.1f}% of its weights at zero" in said
+    first, (whole, _) = count_macs(load_voice(tiny_folder), load_calibration_texts()[0])
+    _, (_, left) = count_macs(found, load_calibration_texts()[0], timing=first)
+    assert f"with {100 * left / whole:.1f}% of its multiply-accumulates left" in said
 
 
 BAD = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import threading
 from pathlib import Path
 
@@ -15,9 +17,13 @@ from tests.voices import piper_factory
 from vits_prune import PruneSpec, prune, speak
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
+from vits_prune.measure.cost import count_macs
 from vits_prune.progress import Cancelled, Progress
 from vits_prune.pruning import prune_steps
+from vits_prune.pruning.calibration import texts_for
+from vits_prune.pruning.layers import prunable_layers
 from vits_prune.pruning.scores import sparsity_preview
+from vits_prune.pruning.spec import Shape
 from vits_prune.studio import descriptions, renditions, workbench
 from vits_prune.studio.descriptions import forecast_words, readout
 from vits_prune.studio.jobs import Update, in_background
@@ -112,6 +118,45 @@ def test_the_readout_says_what_pruning_then_does(tiny):
         spec = PruneSpec(method, texts=SHORT, **how)
         zeros = measure_sparsity(prune(tiny, spec)).overall
         assert f"**{100 * zeros:.1f}%**" in forecast_words(tiny, spec), spec
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PruneSpec(amount=0.5),
+        PruneSpec(amount=0.5, scope="local", parts=("flow", "decoder")),
+        PruneSpec("activation", "local", 0.6, protect=("flow.flows.0",)),
+        PruneSpec("activation", "global", 0.6, parts=("flow", "decoder"), cost="macs"),
+        PruneSpec("structured", amount=0.5),
+        PruneSpec("structured", shape=Shape(branches=1, flows=1, multiple=1)),
+    ],
+)
+def test_the_readout_says_how_much_arithmetic_pruning_leaves(upload, spec):
+    words, voice = readout(upload, spec, None), workbench.bench.voice(upload)
+    text = texts_for(voice, PruneSpec())[0]
+    pruned = prune(voice, dataclasses.replace(spec, texts=SHORT))
+    said, (whole, _) = count_macs(voice, text)
+    _, (_, left) = count_macs(pruned, text, timing=said)
+    found = float(re.search(r"\*\*([\d.]+)%\*\* of the multiply-accumulates", words)[1])
+    assert found == pytest.approx(100 * left / whole, abs=0.3)
+    if spec.method == "structured":
+        weights = [sum(one.weights for one in prunable_layers(v)) for v in (pruned, voice)]
+        assert f"Leaves **{100 * weights[0] / weights[1]:.1f}%** of the weights" in words
+
+
+def test_the_readout_says_what_only_pruning_tells(upload, monkeypatch):
+    ranked = readout(upload, PruneSpec("second_order", amount=0.4), None)
+    assert "the share of the multiply-accumulates shows once pruned" in ranked
+    spec = PruneSpec("second_order", amount=0.4, cost="macs")
+    assert "the share of the weights shows once pruned" in readout(upload, spec, None)
+    monkeypatch.setattr(descriptions, "macs_per_weight", mute)
+    for asked in (PruneSpec(), PruneSpec("structured", amount=0.5), spec):
+        assert "of the multiply-accumulates" not in readout(upload, asked, None)
+
+
+def mute(voice):
+    """Be a voice that can speak no sentence."""
+    raise InputError("It can speak none of the calibration sentences.")
 
 
 def test_facts_name_the_licence_and_the_free_cut(tiny, joe):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import tempfile
@@ -22,9 +23,11 @@ from vits_prune.errors import InputError
 from vits_prune.files import write_json
 from vits_prune.kernels import KERNELS
 from vits_prune.measure import measure_sparsity
+from vits_prune.measure.cost import count_macs
 from vits_prune.measure.predictors import absent
 from vits_prune.measure.quality import METRICS
 from vits_prune.pruning import PruneSpec, prune
+from vits_prune.pruning.calibration import texts_for
 from vits_prune.pruning.spec import METHODS
 from vits_prune.study.evaluation import Settings, prepare_reference
 from vits_prune.study.knee import (
@@ -199,6 +202,11 @@ def _prune(options: Namespace) -> None:
         found.append(f"with {after / 1e6:.2f} of {before / 1e6:.2f} million parameters")
     if sparsity >= 0.001 or after >= before:
         found.append(f"with {100 * sparsity:.1f}% of its weights at zero")
+    with contextlib.suppress(InputError):  # nothing that it can say
+        text = texts_for(voice, spec)[0]
+        said, (whole, _) = count_macs(voice, text)
+        _, (_, left) = count_macs(pruned, text, timing=said)
+        found.append(f"with {100 * left / whole:.1f}% of its multiply-accumulates left")
     print(f"{voice.name} {', '.join(found)}, saved to {options.out}")
 
 

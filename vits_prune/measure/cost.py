@@ -8,16 +8,20 @@ from __future__ import annotations
 import functools
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.kernels import engine_of, measure_kernels
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.layers import uses_of_weights
+from vits_prune.pruning.scores import layer_costs
+from vits_prune.pruning.spec import PruneSpec
 from vits_prune.synthesis.speak import STAGES, Delivery, Speech, join, speak, speak_sentences
 from vits_prune.voices.voice import Voice
 
@@ -204,6 +208,21 @@ def count_macs(
     dense = sum(count * weights[name].numel() for name, count in uses.items())
     nonzero = sum(count * int(weights[name].count_nonzero()) for name, count in uses.items())
     return spoken[0], (dense, nonzero)
+
+
+_per_weight: Bounded[str, Mapping[str, float]] = Bounded(1, lambda _: 0)
+
+
+def macs_per_weight(voice: Voice) -> Mapping[str, float]:
+    """Return the multiply-accumulates of one weight of each prunable layer, per frame.
+
+    By parameter name, counted on a built-in sentence once, and kept as long as the model lives.
+
+    Raises:
+        InputError: the voice can speak none of the sentences.
+    """
+    every = PruneSpec(method="activation", cost="macs")
+    return _per_weight.get_or_make("", lambda: layer_costs(voice, every) or {}, owner=voice.model)
 
 
 @dataclass(frozen=True)

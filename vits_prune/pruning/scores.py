@@ -152,21 +152,24 @@ def sorted_magnitudes(voice: Voice) -> SortedMagnitudes:
     return _kept.get_or_make("", lambda: SortedMagnitudes(voice), owner=voice.model)
 
 
-def sparsity_preview(voice: Voice, spec: PruneSpec) -> Mapping[str, float] | None:
+def sparsity_preview(
+    voice: Voice, spec: PruneSpec, costs: Mapping[str, float] | None = None
+) -> Mapping[str, float] | None:
     """Return the share of zeros that `prune` would make, of each part and "overall", 0 to 1.
 
     It equals what `measure_sparsity` finds after pruning. None where only pruning can tell:
-    another method, protected layers, a floor, a pattern, or shares by sensitivity.
+    another method, protected layers, a floor, a pattern, or shares by sensitivity. With the costs
+    of a weight of each layer the shares are of weights times costs.
     """
     if not _sorting_suffices(spec):
         return None
     magnitudes = sorted_magnitudes(voice)
     cuts = magnitudes.cuts(spec)
-    zeros, weights = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    zeros, weights = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
     for layer in magnitudes.layers:
-        cut = cuts.get(layer.parameter, Cut()).zeros
-        zeros[layer.part] += max(magnitudes.zeros(layer.parameter), cut)
-        weights[layer.part] += layer.weights
+        cut, cost = cuts.get(layer.parameter, Cut()).zeros, costs[layer.parameter] if costs else 1
+        zeros[layer.part] += cost * max(magnitudes.zeros(layer.parameter), cut)
+        weights[layer.part] += cost * layer.weights
     shares = {part: zeros[part] / weights[part] for part in PARTS if weights[part]}
     return {"overall": sum(zeros.values()) / max(1, sum(weights.values())), **shares}
 

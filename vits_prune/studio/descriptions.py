@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,16 +11,18 @@ import torch
 from vits_prune.errors import InputError
 from vits_prune.measure import Latency, Size
 from vits_prune.measure.closeness import log_mel
+from vits_prune.measure.cost import macs_per_weight
 from vits_prune.measure.waveform import finite
 from vits_prune.pruning.layers import Layer, LayerMatrix, chosen_layers, prunable_layers
 from vits_prune.pruning.scores import sparsity_preview, zeros_wanted
-from vits_prune.pruning.spec import METHODS, SCOPES, PruneSpec
-from vits_prune.pruning.structured.couplings import sizes, sizes_of
-from vits_prune.pruning.structured.cut import shape_for
+from vits_prune.pruning.spec import METHODS, SCOPES, PruneSpec, Shape
+from vits_prune.pruning.structured.couplings import group_counts, sizes, sizes_of
+from vits_prune.pruning.structured.cut import cut, shape_for, survivor
 from vits_prune.studio import workbench
 from vits_prune.studio.workbench import Spoken, listens
 from vits_prune.study.comparison import PART_NAMES, is_faster, speed_of
 from vits_prune.synthesis.inference import MAX_SENTENCE_SECONDS
+from vits_prune.voices.architecture import empty_model
 from vits_prune.voices.voice import PARTS, Voice
 
 SLOW = "It listens to the voice first: 10 to 60 seconds once, less for another amount."
@@ -169,7 +172,23 @@ def readout(reference: str, spec: PruneSpec, token: str | None) -> str:
     if found is None:
         return forecast_words(voice, spec)
     parts = [f"{PART_NAMES[part]} {100 * found[part]:.1f}%" for part in PARTS if part in found]
-    return f"Sparsity: **{100 * found['overall']:.1f}%** of the whole voice  \n{' · '.join(parts)}"
+    words, costs = f"Sparsity: **{100 * found['overall']:.1f}%** of the whole voice", _costs(voice)
+    saved = sparsity_preview(voice, spec, costs) if costs else None
+    if saved:
+        words += f", which leaves {_macs(1 - saved['overall'])}"
+    return f"{words}  \n{' · '.join(parts)}"
+
+
+def _costs(voice: Voice) -> Mapping[str, float]:
+    """Return the arithmetic of a weight of each layer; nothing of a voice that cannot speak."""
+    try:
+        return macs_per_weight(voice)
+    except InputError:
+        return {}
+
+
+def _macs(share: float) -> str:
+    return f"**{100 * share:.1f}%** of the multiply-accumulates"
 
 
 def forecast_words(voice: Voice, spec: PruneSpec) -> str:
@@ -204,14 +223,20 @@ def _grouped(voice: Voice, spec: PruneSpec) -> tuple[Layer, ...]:
 
 
 def _unstructured(voice: Voice, spec: PruneSpec) -> str:
-    chosen = _grouped(voice, spec)
-    everything = sum(layer.weights for layer in prunable_layers(voice))
-    mine = sum(layer.weights for layer in chosen)
+    chosen, costs = _grouped(voice, spec), _costs(voice)
+    everything, every_mac = _weigh(prunable_layers(voice), costs)
+    mine, my_macs = _weigh(chosen, costs)
     if spec.cost != PruneSpec.cost:
-        share = f"**{100 * spec.amount:.1f}%** of the multiply-accumulates of the chosen parts"
-        return f"Zeros will save {share}; the share of the weights shows once pruned.  \n{_PRESS}"
+        if not costs:
+            return _PRESS
+        left = _macs(1 - zeros_wanted(voice, spec, chosen, costs) / every_mac)
+        return f"Leaves {left}; the share of the weights shows once pruned.  \n{_PRESS}"
     wanted = round(spec.amount * mine) if spec.pattern else zeros_wanted(voice, spec, chosen)
-    words = f"Sparsity: **{100 * wanted / everything:.1f}%** of the whole voice."
+    words = f"Sparsity: **{100 * wanted / everything:.1f}%** of the whole voice"
+    if costs and (spec.pattern or spec.scope == "local"):  # the same share of every layer
+        words += f", which leaves {_macs(1 - wanted / mine * my_macs / every_mac)}."
+    else:
+        words += "; the share of the multiply-accumulates shows once pruned."
     layers = prunable_layers(voice, spec.parts)
     named = [
         name
@@ -224,9 +249,15 @@ def _unstructured(voice: Voice, spec: PruneSpec) -> str:
     return f"{words}  \n{_PRESS}" if listens(spec) else words
 
 
+def _weigh(layers: Sequence[Layer], costs: Mapping[str, float]) -> tuple[int, float]:
+    """Return the weights of layers and their multiply-accumulates per frame, 0 without costs."""
+    macs = sum(layer.weights * costs.get(layer.parameter, 0.0) for layer in layers)
+    return sum(layer.weights for layer in layers), macs
+
+
 def _structured(voice: Voice, spec: PruneSpec) -> str:
-    config = voice.model.config
-    now, then = sizes_of(config), sizes(config, spec.shape or shape_for(voice, spec))
+    config, shape = voice.model.config, spec.shape or shape_for(voice, spec)
+    now, then = sizes_of(config), sizes(config, shape)
     changed = []
     for name, words in _SIZES.items():
         before, after = (
@@ -235,8 +266,27 @@ def _structured(voice: Voice, spec: PruneSpec) -> str:
         )
         if before != after:
             changed.append(f"{words} {before} → **{after}**")
-    what = " · ".join(changed) or "Nothing goes: all levers are at their full length."
-    return f"{what}  \n{_PRESS}"
+    if not changed:
+        return f"Nothing goes: all levers are at their full length.  \n{_PRESS}"
+    return f"{' · '.join(changed)}{_left_by(voice, shape)}  \n{_PRESS}"
+
+
+def _left_by(voice: Voice, shape: Shape) -> str:
+    """Return what a shape leaves of the weights and of the arithmetic: any cut of it tells."""
+    blank = dataclasses.replace(voice, model=empty_model(voice.model.config))
+    counts = group_counts(blank, sizes(voice.model.config, shape))
+    kept = {group: tuple(range(count)) for group, count in counts.items()}
+    small, before, costs = cut(blank, kept), prunable_layers(voice), _costs(voice)
+    weights = dict(small.model.named_parameters())
+    survivors = {layer: survivor(blank, small, kept, layer.name) for layer in before}
+    after = [
+        dataclasses.replace(layer, weights=weights[f"{one.name}.weight"].numel())
+        for layer, one in survivors.items()
+        if one
+    ]
+    (whole, macs), (left, macs_left) = _weigh(before, costs), _weigh(after, costs)
+    share = f"  \nLeaves **{100 * left / whole:.1f}%** of the weights"
+    return f"{share} and {_macs(macs_left / macs)}." if costs else f"{share}."
 
 
 _SIZES = {
