@@ -25,7 +25,7 @@ from vits_prune.measure.predictors import INSTALL
 from vits_prune.measure.quality import METRICS, Figure, Floor, Interval
 from vits_prune.measure.waveform import Dnsmos
 from vits_prune.progress import Cancelled, Progress
-from vits_prune.studio import descriptions, heal_jobs, heal_stretch, plots, workbench
+from vits_prune.studio import descriptions, evidence, heal_jobs, heal_stretch, plots, workbench
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.heal_stretch import Checkpoint, StepMade, Stretch, StretchEnd
 from vits_prune.studio.request import FIRST, Order, Request, order_of
@@ -241,6 +241,19 @@ def test_the_healed_voice_goes_on_the_stage_and_comes_off_again(order, updates, 
     assert plain["stage"]["original"] != shown["stage"]["original"], "rows of their own"
     (sound,) = (one for one in plain["stage"]["points"] if one["amount"] == 0.5)
     assert not nearly(samples(sound["sound"]), own.pcm16())
+
+
+def test_the_stage_claims_of_a_healed_voice_what_was_measured_of_it(order, updates, monkeypatch):
+    monkeypatch.setattr(evidence, "FAMILIES", ("naturalness", "rhythm"))
+    healed = heal_jobs.staged(order, order.request)
+    words = evidence.claim_words(healed, None)
+    assert words
+    assert f"Healed: {words}" in updates[-1]["heal_compared"]
+    job = heal_jobs.recall(order)
+    recipe = {**job.voice.recipe, "healed": []}
+    again = job.voice.with_weights({}, recipe=recipe)
+    monkeypatch.setattr(workbench.bench, "pruned", lambda *_: again)
+    assert evidence.claim_words(healed, None) == "", "another voice, healed to the same order"
 
 
 # Stopped

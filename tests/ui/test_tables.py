@@ -6,6 +6,7 @@ import dataclasses
 import html
 import re
 
+import gradio as gr
 import pandas as pd
 import pytest
 
@@ -32,12 +33,13 @@ from vits_prune.measure.quality import (
 )
 from vits_prune.measure.waveform import Dnsmos
 from vits_prune.progress import Progress
-from vits_prune.studio import evidence
-from vits_prune.studio.evidence import figure_words
+from vits_prune.studio import evidence, renditions
+from vits_prune.studio.descriptions import LABELS, figure_words
+from vits_prune.studio.rows import row_of
 from vits_prune.study.comparison import latency_table, size_table, sparsity_table
 from vits_prune.study.evaluation import Settings, evaluate
-from vits_prune.synthesis.speak import STAGES
-from vits_prune.ui import tables
+from vits_prune.synthesis.speak import STAGES, Delivery
+from vits_prune.ui import stage, tables
 
 
 def cells(page: str) -> dict[str, list[str]]:
@@ -258,6 +260,38 @@ def test_the_status_ends_with_the_claim_and_claims_nothing_that_was_not_measured
     assert "Whether it is the same speaker is not measured. No resemblyzer: see above." in page
 
 
+def test_the_stage_claims_what_was_measured_and_nothing_else(request_, monkeypatch):
+    monkeypatch.setattr(predictors, "problem", lambda name: f"No {name}: {INSTALL}.")
+    monkeypatch.setattr(utterances, "measure_dnsmos", lambda *_: Dnsmos(3.0, 3.0, 3.0))
+    monkeypatch.setattr(evidence, "FAMILIES", ("naturalness", "loudness"))
+    asked = dataclasses.replace(request_, seed=71)  # no other test measured it
+
+    def words(request):
+        row_of(request).add(request.spec.amount, renditions.hear(request, None))
+        shown = stage.claim({"asked": request}, None)["stage"]
+        (said,) = (one for one in shown["points"] if one["amount"] == request.spec.amount)
+        return said["words"]
+
+    assert words(asked).endswith("dB from the original (mean of its mel bands).")
+    list(evidence.measure_points(asked, None, [asked.spec], 6, ("naturalness",)))
+    assert "difference" not in words(asked), "not all of a claim was measured"
+    for texts in (3, 2):
+        list(tables.measure_quality({"asked": asked, "quality_texts": texts}, None, Progress()))
+    claimed = "It is undecided whether there is a difference from the original on 3 sentences"
+    assert claimed in words(asked), "the larger of the two"
+    assert words(asked).endswith("no difference found: naturalness by DNSMOS).")
+    first = next(stage.measure({"asked": asked}, None, Progress()))
+    assert any(claimed in one["words"] for one in first["stage"]["points"])
+    for same in ({"text": "you there"}, {"seed": 72}, {"timing": "own"}):
+        assert claimed in words(dataclasses.replace(asked, **same)), same
+    for another in (
+        {"spec": dataclasses.replace(asked.spec, amount=0.4)},
+        {"delivery": Delivery(speaking_rate=1.5)},
+    ):
+        assert "difference" not in words(dataclasses.replace(asked, **another)), another
+    assert stage.claim({"asked": None}, None) == {"stage": gr.skip()}
+
+
 @pytest.mark.skipif(
     any(one.version is None for one in PREDICTORS.values()),
     reason="an optional predictor is not installed",
@@ -270,7 +304,7 @@ def test_every_predictor_that_is_here_has_its_row(request_, monkeypatch):
     (shown,) = tables.measure_quality({"asked": request_, "quality_texts": 2}, None, Progress())
     rows, page = cells(shown["quality"]), html.unescape(shown["quality"])
     for name in ("distillmos", "dnsmos_ovrl", "visqol", "speaker_similarity"):
-        assert "–" not in rows[evidence.LABELS[name][0]][1:], name
+        assert "–" not in rows[LABELS[name][0]][1:], name
     assert "naturalness by Distill-MOS" in shown["status"]
     assert "closeness by ViSQOL" in shown["status"]
     assert "|resemblyzer:" in page

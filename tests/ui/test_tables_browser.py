@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.ui.browsing import PATIENCE
+from tests.ui.conftest import TINY
 
 pytestmark = pytest.mark.xdist_group("server")
 
@@ -26,4 +27,16 @@ def test_tables_are_in_sight_and_a_layer_is_shown_by_keyboard(visit):
     page.locator("#layers .sought").fill("flows.0.conv_post")
     page.locator("#layers .list button[tabindex='0']").press("Enter")
     expect(page.locator("#layer-words")).to_contain_text("flow.flows.0.conv_post", timeout=PATIENCE)
+    page.close()
+
+
+@pytest.mark.slow
+def test_the_sentence_on_the_stage_ends_with_the_claim_once_quality_is_measured(visit):
+    page = visit(f"?voice={TINY}&text=hi+there")
+    page.locator("#speak").click()
+    words = page.locator("#stage .words")
+    expect(words).to_contain_text("times", timeout=PATIENCE)
+    assert "difference" not in words.inner_text()
+    page.locator("#quality-box > button").click()
+    expect(words).to_contain_text("difference from the original", timeout=3 * PATIENCE)
     page.close()

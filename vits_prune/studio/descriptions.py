@@ -12,6 +12,7 @@ from vits_prune.errors import InputError
 from vits_prune.measure import Latency, Size
 from vits_prune.measure.closeness import log_mel
 from vits_prune.measure.cost import macs_per_weight
+from vits_prune.measure.quality import Figure, measured_by
 from vits_prune.measure.waveform import finite
 from vits_prune.pruning.layers import Layer, LayerMatrix, chosen_layers, prunable_layers
 from vits_prune.pruning.scores import sparsity_preview, zeros_wanted
@@ -28,6 +29,18 @@ from vits_prune.voices.voice import PARTS, Voice
 SLOW = "It listens to the voice first: 10 to 60 seconds once, less for another amount."
 MAX_PARAMETERS = 100_000_000
 """Largest voice that the page heals, which takes seven times its memory, or writes."""
+LABELS = {
+    "cer": ("Letters misheard, of 100", 100.0),
+    "wer": ("Words misheard, of 100", 100.0),
+    "distillmos": ("Distill-MOS, 1 to 5", 1.0),
+    "dnsmos_ovrl": ("DNSMOS, 1 to 5", 1.0),
+    "visqol": ("ViSQOL, 1 to 5", 1.0),
+    "log_mel_db": ("Log-mel distance, dB", 1.0),
+    "mcd_db": ("Mel-cepstral distortion, dB", 1.0),
+    "f0_rmse_cents": ("Pitch error, cents", 1.0),
+    "speaker_similarity": ("Speaker, 0 to 1", 1.0),
+}
+"""Metrics of the table of quality: what the page calls each, and the factor to that unit."""
 _PRESS = "Pruning runs when you press Speak."
 
 
@@ -153,6 +166,50 @@ def _sound_words(spoken: Spoken) -> Iterator[str]:
     if pruned.cut_short:
         most = f"{MAX_SENTENCE_SECONDS:.0f} seconds"
         yield f"The pruned voice's durations ran away: a sentence was cut at {most}."
+
+
+def figure_words(one: Figure, other_voice: float | None = None) -> str:
+    """Return what one figure means, as a sentence with its verdict.
+
+    `other_voice` is the speaker similarity that another voice gets.
+    """
+    name, value, unit, scale, form = one.metric.name, one.pruned.value, one.metric.unit, 1.0, ".2f"
+    change, floor = one.difference.value if one.difference else 0.0, one.floor
+    more, less, own = "above", "below", original_value(one)
+    if one.metric.family == "intelligibility":
+        (_, scale), form, more, less = LABELS[name], ".1f", "more than", "fewer than"
+        what = "letters" if name == "cer" else "words"
+        said = f"Words: {scale * value:{form}} of 100 {what} are misheard"
+    elif name == "speaker_similarity":
+        others = {"the original itself": own, "another voice": other_voice}
+        beside = ", ".join(f"{who} {one:.2f}" for who, one in others.items() if one is not None)
+        said = f"Speaker: similarity {value:.2f} of 1 to the original's next sentence ({beside})"
+    elif unit.startswith("predicted opinion"):
+        what = "Closeness" if name == "visqol" else "Naturalness"
+        said = f"{what} by {measured_by(name)}: {value:.2f} of 5 points predicted"
+    else:
+        form = ".3g"
+        what = "Pitch" if name == "f0_rmse_cents" else f"Closeness by {one.metric.title}"
+        said = f"{what}: {value:{form}} {unit} away from the original"
+    if one.metric.kind == "voice" and one.metric.family != "speaker":
+        moved = f"{scale * abs(change):{form}}"
+        same, way = not float(moved), more if change > 0 else less
+        said += ", as with the original" if same else f", {moved} {way} the original"
+    if floor is None or own is None:
+        return f"{said}: {one.verdict}."
+    seed = f"another seed changes it by {scale * floor.high:{form}}"
+    if one.metric.kind == "distance":
+        gets = f"is {own:{form}} away" if one.metric.better == "lower" else f"gets {own:{form}}"
+        seed = f"another seed of the original {gets}"
+    margin = "" if one.margin is None else f", margin {scale * one.margin:{form}}"
+    return f"{said}; {seed}{margin}: {one.verdict}."
+
+
+def original_value(one: Figure) -> float | None:
+    """Return what the original gets: of a distance, its farthest other seed, if there is one."""
+    if one.metric.kind == "distance" and one.floor:
+        return one.floor.low if one.metric.better == "higher" else one.floor.high
+    return one.original.value if one.original else None
 
 
 # Before pruning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,12 +13,12 @@ from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.measure import measure_sparsity
 from vits_prune.measure.predictors import INSTALL
-from vits_prune.measure.quality import METRICS, Figure, measured_by
+from vits_prune.measure.quality import METRICS, Figure
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.spec import in_words
 from vits_prune.studio import workbench
-from vits_prune.studio.descriptions import check_feasible
+from vits_prune.studio.descriptions import LABELS, check_feasible, figure_words
 from vits_prune.studio.request import Request, at_amount
 from vits_prune.studio.workbench import trace
 from vits_prune.study.evaluation import (
@@ -42,18 +43,6 @@ from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.voice import PARTS, Voice, spoken_language
 
 FAMILIES = ("intelligibility", "naturalness", "closeness", "speaker")
-LABELS = {
-    "cer": ("Letters misheard, of 100", 100.0),
-    "wer": ("Words misheard, of 100", 100.0),
-    "distillmos": ("Distill-MOS, 1 to 5", 1.0),
-    "dnsmos_ovrl": ("DNSMOS, 1 to 5", 1.0),
-    "visqol": ("ViSQOL, 1 to 5", 1.0),
-    "log_mel_db": ("Log-mel distance, dB", 1.0),
-    "mcd_db": ("Mel-cepstral distortion, dB", 1.0),
-    "f0_rmse_cents": ("Pitch error, cents", 1.0),
-    "speaker_similarity": ("Speaker, 0 to 1", 1.0),
-}
-"""Metrics of the table: what the page calls each, and the factor to that unit."""
 _NUMBERS = (
     *("original", "pruned", "change", "change, low", "change, high"),
     *("noise floor, low", "noise floor, high", "margin"),
@@ -261,7 +250,34 @@ def _point(
         return CurvePoint(one.spec, _taken(voice, pruned), found, one.layer)
 
     place, waiting = (key, one, request.healed), "waiting for another measurement of this point"
-    return _points.get_or_make(place, make, lambda: progress.report(waiting, 0.0))
+    return _points.get_or_make(
+        place,
+        make,
+        lambda: progress.report(waiting, 0.0),
+        enough=lambda known: _is_of(known.evaluation, request),
+    )
+
+
+def _is_of(evaluation: Evaluation, request: Request) -> bool:
+    """Return whether the voice that was measured is still the request's: it may be healed anew."""
+    return not request.healed or evaluation.recipe == workbench.bench.pruned(request).recipe
+
+
+def claim_words(request: Request, token: str | None) -> str:
+    """Return what the largest evaluation of the request's pruned voice claims, "" without one.
+
+    Only one that measured all that a claim stands on will do. Its seed may be another.
+    """
+    voice, found = workbench.bench.voice_of(request, token), []
+    for (key, one, healed), point in _points.items():
+        texts, _ = measuring_texts(voice, request.text, len(key.texts))
+        settings = dataclasses.replace(key.settings, delivery=request.delivery)
+        same = key == _key(request, token, voice, texts, settings)
+        same &= (one, healed) == (Point(request.spec), request.healed)
+        if same and set(FAMILIES) <= set(settings.metrics) and _is_of(point.evaluation, request):
+            found.append(point.evaluation)
+    largest = max(found, key=lambda one: len(one.texts), default=None)
+    return largest.claim.sentence(len(largest.texts)) if largest else ""
 
 
 def _taken(voice: Voice, pruned: Voice) -> float:
@@ -330,50 +346,6 @@ def _numbers(one: Figure) -> tuple[str | float | None, ...]:
         *(getattr(floor, field, None) for field in ("low", "high")),
         *(one.margin, one.verdict),
     )
-
-
-def figure_words(one: Figure, other_voice: float | None = None) -> str:
-    """Return what one figure means, as a sentence with its verdict.
-
-    `other_voice` is the speaker similarity that another voice gets.
-    """
-    name, value, unit, scale, form = one.metric.name, one.pruned.value, one.metric.unit, 1.0, ".2f"
-    change, floor = one.difference.value if one.difference else 0.0, one.floor
-    more, less, own = "above", "below", original_value(one)
-    if one.metric.family == "intelligibility":
-        (_, scale), form, more, less = LABELS[name], ".1f", "more than", "fewer than"
-        what = "letters" if name == "cer" else "words"
-        said = f"Words: {scale * value:{form}} of 100 {what} are misheard"
-    elif name == "speaker_similarity":
-        others = {"the original itself": own, "another voice": other_voice}
-        beside = ", ".join(f"{who} {one:.2f}" for who, one in others.items() if one is not None)
-        said = f"Speaker: similarity {value:.2f} of 1 to the original's next sentence ({beside})"
-    elif unit.startswith("predicted opinion"):
-        what = "Closeness" if name == "visqol" else "Naturalness"
-        said = f"{what} by {measured_by(name)}: {value:.2f} of 5 points predicted"
-    else:
-        form = ".3g"
-        what = "Pitch" if name == "f0_rmse_cents" else f"Closeness by {one.metric.title}"
-        said = f"{what}: {value:{form}} {unit} away from the original"
-    if one.metric.kind == "voice" and one.metric.family != "speaker":
-        moved = f"{scale * abs(change):{form}}"
-        same, way = not float(moved), more if change > 0 else less
-        said += ", as with the original" if same else f", {moved} {way} the original"
-    if floor is None or own is None:
-        return f"{said}: {one.verdict}."
-    seed = f"another seed changes it by {scale * floor.high:{form}}"
-    if one.metric.kind == "distance":
-        gets = f"is {own:{form}} away" if one.metric.better == "lower" else f"gets {own:{form}}"
-        seed = f"another seed of the original {gets}"
-    margin = "" if one.margin is None else f", margin {scale * one.margin:{form}}"
-    return f"{said}; {seed}{margin}: {one.verdict}."
-
-
-def original_value(one: Figure) -> float | None:
-    """Return what the original gets: of a distance, its farthest other seed, if there is one."""
-    if one.metric.kind == "distance" and one.floor:
-        return one.floor.low if one.metric.better == "higher" else one.floor.high
-    return one.original.value if one.original else None
 
 
 def gaps(found: Evaluation | Reference) -> str:

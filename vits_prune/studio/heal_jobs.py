@@ -22,12 +22,12 @@ from vits_prune.healing.storage import Curve
 from vits_prune.progress import SILENT, Cancelled, Progress
 from vits_prune.studio import heal_stretch, workbench
 from vits_prune.studio.descriptions import check_size
-from vits_prune.studio.evidence import gaps, measured_original, measuring_texts
+from vits_prune.studio.evidence import Points, gaps, measure_points, measured_original
 from vits_prune.studio.heal_stretch import Checkpoint, StepMade, Stretch, StretchEnd
 from vits_prune.studio.jobs import Update, calls_are_limited, until_halted
 from vits_prune.studio.renditions import timed_text
 from vits_prune.studio.request import Order, Request
-from vits_prune.study.evaluation import Evaluation, Settings, evaluate_against
+from vits_prune.study.evaluation import Evaluation, Settings
 from vits_prune.study.judge import CheckpointJudge, JudgeSettings, judging_settings, tuning_texts
 from vits_prune.synthesis.speak import Speech
 from vits_prune.voices.hf_text import split_sentences
@@ -381,16 +381,18 @@ def compare(
     Returns:
         The evaluation of each against the original, and which sentences they are.
     """
-    request = job.order.request
-    voice, pruned = _voices(request, token)
-    said, note = measuring_texts(voice, request.text, job.order.texts)
-    reference = measured_original(request, token, voice, said, claim_settings(request), progress)
+    request, families = job.order.request, claim_settings(job.order.request).metrics
 
-    def measured(one: Voice, when: str, start: float) -> Evaluation:
+    def measured(one: Request, when: str, start: float) -> Points:
         def report(message: str, fraction: float) -> None:
-            progress.report(message.replace("pruned", when), start + fraction / 2)
+            words = message.rpartition("pruned: ")[2]
+            progress.report(f"{when} healing: {words}", start + fraction / 2)
 
-        return evaluate_against(reference, one, progress=Progress(report))
+        (found,) = measure_points(
+            one, token, [one.spec], job.order.texts, families, Progress(report)
+        )
+        return found
 
-    before = measured(pruned, "before healing", 0.0)
-    return before, measured(_healed(job), "after healing", 0.5), note
+    before = measured(request, "before", 0.0)
+    after = measured(staged(job.order, request), "after", 0.5)
+    return before.points[0].evaluation, after.points[0].evaluation, after.note

@@ -16,7 +16,8 @@ from vits_prune.measure import quality
 from vits_prune.measure.predictors import deaf_words
 from vits_prune.measure.weights import MatrixPair, WeightHistogram
 from vits_prune.pruning.spec import METHODS, in_words
-from vits_prune.studio.evidence import Points, original_value
+from vits_prune.studio.descriptions import original_value
+from vits_prune.studio.evidence import Points
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.renditions import LayerChange
 from vits_prune.study.charts import COLOURS, GREY, empty_figure, set_title, styled, title_of

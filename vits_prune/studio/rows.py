@@ -45,6 +45,13 @@ class Point:
     """A 16-bit WAV file, which lives as long as the row."""
     words: str
     """What pruning by this amount did."""
+    claim: str = ""
+    """What may be said of its quality; empty where that was not measured."""
+
+    @property
+    def said(self) -> str:
+        """Both, as the stage says them."""
+        return f"{self.words} {self.claim}".rstrip()
 
 
 @dataclass(eq=False)
@@ -83,6 +90,10 @@ class Row:
             known, words=words or known.words or happened(spoken)
         )
         return self.points[amount]
+
+    def claim(self, amount: float, words: str) -> None:
+        """Keep what may be said of the quality at an amount that is made."""
+        self.points[amount] = dataclasses.replace(self.points[amount], claim=words)
 
     def _write(self, speech: Speech) -> Path:
         file = Path(tempfile.mkdtemp(dir=self.folder.name)) / "speech.wav"

@@ -52,7 +52,9 @@ def build() -> gr.Blocks:
         page = Page(made)
         wire_controls(demo, page)
         running = [*stage.wire_stage(demo, page), *curve.wire_evidence(page)]
-        running += tables.wire_quality(page)
+        measured = tables.wire_quality(page)
+        stage.wire_claim(page, measured)
+        running += measured
         running += by_layer.wire_layers(page)
         learn.wire_learn(page)
         by_ear.wire_listen(page)

@@ -12,7 +12,7 @@ import gradio as gr
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
 from vits_prune.pruning.spec import MAX_AMOUNT, METHODS, PruneSpec, in_words
-from vits_prune.studio import renditions, workbench
+from vits_prune.studio import evidence, renditions, workbench
 from vits_prune.studio.descriptions import happened
 from vits_prune.studio.heal_jobs import staged
 from vits_prune.studio.request import (
@@ -105,7 +105,7 @@ def stage_value(row: Row, amount: float, play: str = "") -> dict[str, Any]:
     aligned = row.request.timing == "locked"
     first = "Healed after pruning. " if row.request.healed else ""
     points = [
-        {"amount": one.amount, "sound": _file(one.sound), "words": first + one.words}
+        {"amount": one.amount, "sound": _file(one.sound), "words": f"{first}{one.said}"}
         for one in sorted(row.points.values(), key=lambda one: one.amount)
     ]
     original = _file(row.original) if row.original else None
@@ -185,6 +185,7 @@ def measure(values: Values, token: str | None, progress: Progress) -> Shown:
     row, amount = row_of(request, token), request.spec.amount
     size = workbench.bench.size(request, token)
     row.add(amount, spoken, happened(spoken, size))
+    row.claim(amount, evidence.claim_words(request, token))
     table = comparison.size_table(*size)
     yield {"stage": stage_value(row, amount), **_table(request, "size", table)}
     # A press of Speak measures anew; an opened page or a moved slider takes what is known.
@@ -199,6 +200,16 @@ def measure(values: Values, token: str | None, progress: Progress) -> Shown:
         "status": f"Done. Latency: {runs}, {found.threads} threads, {found.device}.",
         **_table(request, "latency", table),
     }
+
+
+def claim(values: Values, token: str | None) -> dict[str, Any]:
+    """Say on the stage what the quality that was measured of its voice lets claim."""
+    request = values["asked"]
+    row = known_row(request, token) if request else None
+    if row is None or request.spec.amount not in row.points:
+        return {"stage": gr.skip()}
+    row.claim(request.spec.amount, evidence.claim_words(request, token))
+    return {"stage": stage_value(row, request.spec.amount)}
 
 
 def fill_row(values: Values, token: str | None, progress: Progress) -> Shown:
@@ -277,6 +288,12 @@ def wire_stage(demo: gr.Blocks, page: Page) -> list[Any]:
     page["end"].click(tickets.cancel, page["ticket"], None, js=now, queue=False, **QUIET)
     step = page.event(hear_step, ("asked", "rendition"), ("status", "rendition_audio"), "work")
     return [page["rendition"].input(**step)]
+
+
+def wire_claim(page: Page, measured: list[Any]) -> None:
+    """Say on the stage what was measured by events."""
+    for event in measured:
+        event.success(**page.event(claim, ("asked",), ("stage",)))
 
 
 def _wire_address(page: Page) -> None:

@@ -14,6 +14,7 @@ from vits_prune.measure.predictors import deaf_words
 from vits_prune.measure.quality import METRICS
 from vits_prune.progress import Progress
 from vits_prune.studio import evidence
+from vits_prune.studio.descriptions import LABELS
 from vits_prune.studio.renditions import csv
 from vits_prune.studio.request import SPEAKING, request_of
 from vits_prune.study import comparison
@@ -224,7 +225,7 @@ def _quality(found: Evaluation | None) -> str:
     frame = None if found is None else evidence.quality_table(found)
     said = {} if frame is None else {row["metric"]: row for row in frame.to_dict("records")}
     rows = []
-    for name, (label, scale) in evidence.LABELS.items():
+    for name, (label, scale) in LABELS.items():
         row = said.get(METRICS[name].title)
         if row is None:
             rows.append((label, *[_cell(NONE)] * 4))

@@ -13,7 +13,7 @@ from vits_prune.measure.predictors import deaf_words
 from vits_prune.measure.quality import METRICS, Figure, Interval, measured_by
 from vits_prune.progress import SILENT, Progress
 from vits_prune.studio import evidence, heal_jobs, plots, renditions, workbench
-from vits_prune.studio.descriptions import plain
+from vits_prune.studio.descriptions import original_value, plain
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.jobs import until_halted
 from vits_prune.studio.request import (
@@ -309,7 +309,7 @@ def _compared(before: Evaluation, after: Evaluation, note: str) -> dict[str, Any
 
 def _original(one: Figure) -> str:
     """Return what the original gets: of a distance, what another seed of it gets."""
-    value = evidence.original_value(one)
+    value = original_value(one)
     if one.original or value is None:
         return _interval(one.metric.name, one.original)
     return f"{value:.2f} (another seed)"
