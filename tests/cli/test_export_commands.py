@@ -42,6 +42,7 @@ def test_export(tiny_folder, tmp_path, capsys, monkeypatch, format, precision):
     assert f"Written to {out}" in shown
     if format in ("dense", "sparse"):
         assert load_voice(out).name
+        assert "python -m vits_prune bench out" in shown
     else:
         assert "python bench.py tiny.onnx" in shown
         assert "no sample is off by more than" in shown
@@ -162,3 +163,8 @@ def test_bench_needs_neither_torch_nor_transformers(tiny, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert json.loads(written.read_text())["rows"][0]["real_time_factor"] > 0
+        saved = [*command[:-1], str(tmp_path)]
+        done = subprocess.run(saved, env=environment, cwd=place, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "a saved voice needs torch and vits_prune" in done.stderr
+        assert "torch is not here" in done.stderr

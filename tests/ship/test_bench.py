@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import onnx
 import pytest
 
 from vits_prune import InputError, PruneSpec, prune, save_voice
+from vits_prune.kernels import engine, store
+from vits_prune.ship import torch_reference
 from vits_prune.ship.bench import (
     BenchError,
     bench,
@@ -27,7 +30,7 @@ from vits_prune.ship.bench import (
     table,
 )
 from vits_prune.ship.formats import export_voice
-from vits_prune.ship.torch_reference import bench_saved
+from vits_prune.ship.torch_reference import VoiceEngine, bench_voice
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def test_a_stock_piper_voice(tmp_path):
 
 def test_what_was_measured_is_shown_though_it_cannot_be_written(tmp_path, capsys):
     options = argparse.Namespace(
-        model="x.onnx",
+        models=["x.onnx"],
         merge=None,
         threads="1",
         runs=1,
@@ -83,13 +86,46 @@ def test_what_was_measured_is_shown_though_it_cannot_be_written(tmp_path, capsys
     assert "RTF" in capsys.readouterr().out
 
 
-def test_a_saved_folder(tiny, tmp_path):
+def test_a_saved_voice_beside_an_export(model, tiny, tmp_path):
+    """On a board with vits_prune the program beside the export measures both."""
     folder = save_voice(prune(tiny, PruneSpec(amount=0.5)), tmp_path / "saved", "sparse")
-    result = bench_saved(folder, [1], runs=1)
-    [row] = result["rows"]
+    out = tmp_path / "board.json"
+    command = [sys.executable, "bench.py", str(folder), model.name, "--runs", "1", "--json"]
+    done = subprocess.run(
+        [*command, str(out)],
+        cwd=model.parent,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    assert done.returncode == 0, done.stderr
+    saved, export = merge([str(out)])
+    assert saved["model"] == "saved"
+    assert saved["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+    [row], [other] = saved["rows"], export["rows"]
     assert "torch" in row["versions"]
     assert row["audio_seconds"] > 0
     assert row["peak_memory_bytes"] > 50e6
+    assert (row["runtime"], other["runtime"]) == ("torch, dense", "onnxruntime")
+    assert "torch, dense" in done.stdout
+
+
+def test_a_saved_voice_runs_sparse_where_that_was_measured_to_be_faster(joe, monkeypatch):
+    """Times that other work disturbed are not on disk: they travel with the job."""
+    fast, jobs = store.Times(1.0, 0.4, 0.02, 0.1, 0.01), []
+    monkeypatch.setattr(engine, "_times", lambda _unit, _frames: (fast, False))
+    monkeypatch.setattr(torch_reference, "measure_in_processes", lambda *job: jobs.append(job))
+    bench_voice("joe", [1], runs=1)
+    [(path, plan, _threads, _runs, _command, prepare)] = jobs
+    plan = json.loads(json.dumps({**plan, **prepare(1)}))
+    ids = min((sentence["ids"] for sentence in plan["sentences"]), key=len)
+    for given, sparse in ((plan, 8), ({**plan, "kernels": {}}, 0)):
+        store._known.clear()
+        voice = VoiceEngine(path, 1, given)
+        assert voice.say(ids) > joe.sampling_rate
+        assert voice.runtime == f"torch, {sparse} of 8 parts sparse"
+    monkeypatch.setattr(torch_reference, "why_missing", lambda: "numba is not installed")
+    assert voice.runtime == "torch, dense: numba is not installed"
 
 
 def test_alone_beside_the_model(model, tmp_path):
@@ -178,7 +214,7 @@ def test_folders(model, tmp_path):
         bench(tmp_path / "folder", [1], 1)
     (tmp_path / "folder" / "config.json").write_text("{}")
     with pytest.raises(InputError, match="folder is"):
-        bench_saved(tmp_path / "folder", [1], 1)
+        bench_voice(tmp_path / "folder", [1], 1)
     for name in ("a.onnx", "b.onnx"):
         shutil.copy(model, tmp_path / "folder" / name)
     with pytest.raises(BenchError, match=r"such as a.onnx"):

@@ -6,7 +6,6 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
@@ -75,9 +74,10 @@ def make_parser() -> argparse.ArgumentParser:
         module.add_commands(commands)
     _add_bench(
         commands,
-        help="measure an exported voice on this machine; needs onnxruntime alone",
+        help="measure voices on this machine; an .onnx needs onnxruntime and numpy alone",
         description="The export puts the same program beside the .onnx as bench.py, for a machine "
-        "without vits_prune.",
+        "without vits_prune. A saved voice runs with the kernels that are best for it on this "
+        f"machine; it needs {bench.NEEDS} there.",
     )
     return parser
 
@@ -89,18 +89,18 @@ def _add_bench(commands: Any, **words: str) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    folder = Path(options.model or "")
     try:
-        if options.model and folder.is_dir() and not list(folder.glob("*.onnx")):
-            from vits_prune.ship.torch_reference import bench_saved
-
-            bench.run(options, bench_saved)
-        else:
-            bench.run(options)
-    except ImportError as error:
-        raise InputError(
-            f"{folder.name} is a saved voice, which takes vits_prune and torch ({error.name} is "
-            "not here): bench an .onnx export instead."
-        ) from error
+        bench.run(options, _bench_one)
     except bench.BenchError as error:
         raise InputError(str(error)) from error
+
+
+def _bench_one(model: str, *how: Any) -> dict[str, Any]:
+    if bench.is_onnx(model):
+        return bench.bench(model, *how)
+    try:
+        from vits_prune.ship.torch_reference import bench_voice
+    except ImportError as error:
+        what = f"{model[:80]} is no .onnx file or folder with one, and a saved voice needs"
+        raise InputError(f"{what} {bench.NEEDS}: {error.name} is not here.") from error
+    return bench_voice(model, *how)

@@ -14,6 +14,7 @@ from vits_prune.cli.terminal import ProgressLine
 from vits_prune.errors import InputError, NotFoundError
 from vits_prune.files import read_json
 from vits_prune.progress import Progress
+from vits_prune.ship.bench import NEEDS
 from vits_prune.ship.licence import Licence, licence_of
 from vits_prune.study.evaluation import Settings, evaluate
 from vits_prune.synthesis.speak import checked_seed
@@ -121,6 +122,9 @@ def _export(options: Namespace) -> None:
     if (export.folder / "bench.py").is_file():
         print("On the machine that is to speak: pip install onnxruntime numpy")
         print(f"python bench.py {export.model.name} --threads 1,2")
+    else:
+        print(f"On the machine that is to speak, with {NEEDS}:")
+        print(f"python -m vits_prune bench {export.folder.name} --threads 1,2")
 
 
 def _size(count: int) -> str:

@@ -66,6 +66,12 @@ def find(key: str) -> Times | None:
         return _known.get(key)
 
 
+def known() -> dict[str, Times]:
+    """Return what this process knows."""
+    with _lock:
+        return dict(_known)
+
+
 def keep(key: str, times: Times, steady: bool = True) -> None:
     """Keep what was measured; on disk too if it was steady and the disk can be written."""
     place = path()

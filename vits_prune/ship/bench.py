@@ -1,6 +1,7 @@
 """Measure an exported voice on this machine, with Python 3.10, numpy and onnxruntime alone.
 
     python bench.py voice.onnx --threads 1,2 --json laptop.json    (or the folder that it is in)
+    python bench.py sparse joe voice.onnx    (saved voices too: with torch and vits_prune there)
     python bench.py --merge laptop.json board.json
 
 An export puts a copy of this file next to the model, so it imports nothing of vits_prune. Each
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -30,9 +32,11 @@ MAX_RESULT_BYTES = 4 << 20
 METADATA = "vits_prune_bench"
 """In the model's own metadata: what `.bench.json` holds."""
 MAX_METADATA = 1 << 16
+NEEDS = "torch and vits_prune (and numba for sparse kernels)"
 COLUMNS = (
     ("threads", "threads", 1),
     ("load (ms)", "load_seconds", 1e3),
+    ("speech (s)", "audio_seconds", 1),
     ("first audio (ms)", "first_audio_seconds", 1e3),
     ("a sentence (ms)", "sentence_seconds", 1e3),
     ("RTF", "real_time_factor", 1),
@@ -85,6 +89,7 @@ class OnnxEngine:
         if "sid" in inputs:
             self._fixed["sid"] = self._ints([int(plan.get("speaker") or 0)])
         self.versions = {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}
+        self.runtime = "onnxruntime"
 
     def say(self, ids: list[int]) -> int:
         """Speak a sentence and return the number of samples."""
@@ -96,13 +101,20 @@ class OnnxEngine:
             raise BenchError(f"{why}: take model and sentences from one export.") from error
 
 
+def is_onnx(model: str | Path) -> bool:
+    """Return whether this is an .onnx file or a folder with one, which onnxruntime runs."""
+    path = Path(model)
+    return path.suffix == ".onnx" or any(path.glob("*.onnx"))
+
+
 def find_model(path: Path) -> Path:
     """Return the file, or the one .onnx of a folder."""
     if not path.exists():
         raise BenchError(f"There is no file or folder {str(path)[:200]!r}: check the path.")
     found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
     if not found:
-        raise BenchError(f"{path.resolve().name} holds no exported voice: give another folder.")
+        what = f"{path.resolve().name} holds no exported voice"
+        raise BenchError(f"{what}: give another folder. A saved voice needs {NEEDS}.")
     if len(found) > 1:
         raise BenchError(f"{path.name} holds several: name one, such as {found[0].name:.60}.")
     return found[0]
@@ -212,6 +224,7 @@ def measure(engine: Any, plan: dict[str, Any], runs: int, started: float) -> dic
         "peak_memory_bytes": peak_memory(),
         "joules_per_audio_second": None if used is None else used / audio,
         "runs": runs,
+        "runtime": engine.runtime,
         "versions": engine.versions,
     }
 
@@ -301,16 +314,25 @@ def bench(
 
 
 def measure_in_processes(
-    model: Path, plan: dict[str, Any], threads: list[int], runs: int, command: list[str]
+    model: Path,
+    plan: dict[str, Any],
+    threads: list[int],
+    runs: int,
+    command: list[str],
+    prepare: Callable[[int], dict[str, Any]] = lambda _threads: {},
 ) -> dict[str, Any]:
-    """Return the result of a bench; `command` starts a process that calls `answer`."""
+    """Return the result of a bench; `command` starts a process that calls `answer`.
+
+    What `prepare` does for a number of threads is not counted; its result goes into the plan.
+    """
     sound = threads and all(1 <= count <= MOST_THREADS for count in threads)
     if not sound or not 1 <= runs <= MAX_RUNS:
         most = f"{MOST_THREADS} --threads and {MAX_RUNS} --runs"
         raise BenchError(f"Give at least one and at most {most}, as in --threads 1,2 --runs 5.")
-    rows = []
+    rows, there = [], model.exists()
     for count in threads:
-        job = {"model": str(model.resolve()), "threads": count, "runs": runs, "plan": plan}
+        job = {"model": str(model.resolve() if there else model.as_posix()), "threads": count}
+        job |= {"runs": runs, "plan": {**plan, **prepare(count)}}
         libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         own = {**os.environ, **dict.fromkeys(libraries, str(count))}
         done = subprocess.run(
@@ -328,7 +350,8 @@ def measure_in_processes(
     label = "/".join(model.resolve().parts[-1 if model.is_dir() else -2 :])
     files = model.iterdir() if model.is_dir() else [model]
     size = sum(file.stat().st_size for file in files if file.is_file())
-    about = {"vits_prune_bench": 1, "model": label, "bytes": size, "machine": machine()}
+    about = {"vits_prune_bench": 1, "model": label if there else model.as_posix()}
+    about |= {"bytes": size if there else None, "machine": machine()}
     return {**about, "rows": rows}
 
 
@@ -361,13 +384,14 @@ def merge(paths: list[str]) -> list[dict[str, Any]]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return results side by side, as text."""
-    rows = [["model", "MB", "machine", *(title for title, _, _ in COLUMNS)]]
+    rows = [["model", "MB", "machine", "run by", *(title for title, _, _ in COLUMNS)]]
     for result in results:
         about = result["machine"]
         where = f"{about.get('processor', '?')}, {about.get('cores', '?')} cores"[:48]
         first = [str(result.get("model")), _shown(result.get("bytes"), 1e-6), where]
         for row in result["rows"]:
-            rows.append([*first, *(_shown(row.get(key), factor) for _, key, factor in COLUMNS)])
+            cells = (_shown(row.get(key), factor) for _, key, factor in COLUMNS)
+            rows.append([*first, str(row.get("runtime", "-"))[:48], *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (map(str.ljust, row, widths) for row in rows)
     return "\n".join("  ".join(line).rstrip() for line in lines)
@@ -384,8 +408,9 @@ def _shown(value: Any, factor: float) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, which `python -m vits_prune bench` has too."""
     add = parser.add_argument
-    what = "an exported .onnx, its folder, or the folder of a saved voice"
-    add("model", nargs="?", metavar="DIR|FILE.onnx", help=what)
+    what = "exported .onnx files or their folders, which need onnxruntime and numpy alone; saved "
+    what += f"voices (sparse, dense) and joe too, which need {NEEDS}"
+    add("models", nargs="*", default=None, metavar="MODEL", help=what)
     add("--threads", default="1", metavar="N,N", help="numbers of threads (default: %(default)s)")
     add("--runs", type=int, default=5, help="counted runs of every sentence (default: %(default)s)")
     what = "the sentences as ids, default: the .bench.json beside the model"
@@ -397,8 +422,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = bench) -> None:
     """Do what the options of `add_arguments` say, with `bench`, and print the table."""
-    if (options.model is None) == (options.merge is None):
-        raise BenchError("Give an .onnx file or a folder, or --merge with files of --json.")
+    if bool(options.models) == bool(options.merge):
+        raise BenchError("Give .onnx files or folders, or --merge with files of --json.")
     try:
         threads = [int(count) for count in options.threads.split(",")]
     except ValueError:
@@ -407,13 +432,15 @@ def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = benc
     if options.merge:
         results = merge(options.merge)
     else:
-        results = [bench(options.model, threads, options.runs, options.sentences)]
+        how = threads, options.runs, options.sentences
+        results = [bench(model, *how) for model in options.models]
     print(table(results))
     if all(row.get("joules_per_audio_second") is None for one in results for row in one["rows"]):
         print("\nEnergy: no counter was read.")
     if options.json:
         part = f"{options.json}.part"
-        content = json.dumps(results if options.merge else results[0], indent=2) + "\n"
+        alone = len(results) == 1 and not options.merge
+        content = json.dumps(results[0] if alone else results, indent=2) + "\n"
         try:
             Path(part).write_text(content, encoding="utf-8")
             os.replace(part, options.json)
@@ -430,8 +457,11 @@ def main() -> int:
         return 0
     parser = argparse.ArgumentParser("bench", description=__doc__.partition("\n")[0])
     add_arguments(parser)
+    options = parser.parse_args()
+    if not all(map(is_onnx, options.models)) and importlib.util.find_spec("vits_prune"):
+        return subprocess.call([sys.executable, "-m", "vits_prune", "bench", *sys.argv[1:]])
     try:
-        run(parser.parse_args())
+        run(options)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

@@ -15,18 +15,21 @@ import numpy as np
 import torch
 
 from vits_prune.errors import InputError
+from vits_prune.kernels import engine_of, measure_kernels, store, why_missing
+from vits_prune.memory import keep_freed_memory
 from vits_prune.ship.bench import answer, measure_in_processes, read_plan
 from vits_prune.synthesis.inference import (
     Scales,
     encode,
     log_durations,
+    parts_of,
     predict_durations,
-    sample_latents,
+    sample_prior,
     speaker_embedding,
 )
 from vits_prune.synthesis.speak import read_text
 from vits_prune.synthesis.texts import load_texts
-from vits_prune.voices.load import load_folder
+from vits_prune.voices.load import load_voice
 from vits_prune.voices.voice import Voice, draw_texts, spoken_language
 
 TOLERANCE = 1e-4
@@ -55,49 +58,83 @@ def bench_plan(voice: Voice, count: int = 5) -> dict[str, Any]:
     }
 
 
-def waveform_of(voice: Voice, ids: tuple[int, ...], pace: Scales) -> np.ndarray:
+def waveform_of(
+    voice: Voice, ids: tuple[int, ...], pace: Scales, kernels: str = "dense"
+) -> np.ndarray:
     """Return one sentence's waveform, float32 [samples], with the noise of seed 0."""
     with torch.inference_mode():
         conditioning = speaker_embedding(voice)
         hidden, means, log_variances = encode(voice, ids)
         durations, _ = predict_durations(voice, hidden, conditioning, (0, 0), pace, 1 << 30)
-        latents = sample_latents(
-            voice, means, log_variances, durations, conditioning, (0, 0), pace.noise_scale
-        )
-        return voice.model.decoder(latents, conditioning)[0, 0].float().cpu().numpy()
+        latents = sample_prior(means, log_variances, durations, (0, 0), pace.noise_scale)
+        flow, decoder = parts_of(voice, kernels, latents.shape[2])
+        return decoder(flow(latents, conditioning), conditioning)[0, 0].float().cpu().numpy()
 
 
-class FolderEngine:
-    """A saved voice, run by torch on the processor."""
+class VoiceEngine:
+    """Any voice, run by torch on the processor, and by sparse kernels where those are faster."""
 
-    def __init__(self, folder: Path, threads: int, plan: dict[str, Any]) -> None:
+    def __init__(self, path: Path, threads: int, plan: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
-        self._voice = load_folder(folder)
+        for key, times in plan.get("kernels", {}).items():
+            store.keep(key, store.Times(*times), steady=False)  # it is on disk, or not steady
+        self._voice = load_voice(path.as_posix())
         if self._voice.speakers and plan.get("speaker") is not None:
             self._voice = self._voice.with_speaker(plan["speaker"])
         noise, length, duration_noise = plan["scales"]
         self._pace = Scales(1 / length, noise, duration_noise)
+        self._sparse: set[str] = set()
         self.versions = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
 
     def say(self, ids: list[int]) -> int:
         """Speak a sentence and return the number of samples."""
-        return len(waveform_of(self._voice, tuple(ids), self._pace))
+        samples = len(waveform_of(self._voice, tuple(ids), self._pace, "auto"))
+        if engine := engine_of(self._voice):
+            self._sparse |= engine.sparse_units("auto", samples // self._voice.hop_length)
+        return samples
+
+    @property
+    def runtime(self) -> str:
+        """What ran the sentences so far."""
+        if why := why_missing():
+            return f"torch, dense: {why}"
+        engine = engine_of(self._voice)
+        parts = f", {len(self._sparse)} of {len(engine.units)} parts sparse" if engine else ""
+        return f"torch{parts or ', dense'}"
 
 
-def bench_saved(
-    folder: str | Path, threads: list[int], runs: int = 5, sentences: str | Path | None = None
+def bench_voice(
+    reference: str | Path, threads: list[int], runs: int = 5, sentences: str | Path | None = None
 ) -> dict[str, Any]:
-    """Measure the folder of a saved voice as `bench` does an ONNX file."""
-    path = Path(folder)
-    plan = read_plan(path, Path(sentences)) if sentences else bench_plan(load_folder(path))
+    """Measure what `load_voice` takes as `bench` does an ONNX file.
+
+    Kernels are compiled and timed first, once for a machine, and do not count.
+    """
+    voice = load_voice(reference)
+    plan = read_plan(Path(reference), Path(sentences)) if sentences else bench_plan(voice)
     root = str(Path(__file__).resolve().parents[2])
     code = f"import sys; sys.path.insert(0, {root!r}); import {__name__} as it; it.main()"
-    return measure_in_processes(path, plan, threads, runs, [sys.executable, "-c", code])
+
+    def kernel_times(count: int) -> dict[str, Any]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            measure_kernels(voice)
+        finally:
+            torch.set_num_threads(before)
+        return {"kernels": {key: dataclasses.astuple(one) for key, one in store.known().items()}}
+
+    command = [sys.executable, "-c", code]
+    return measure_in_processes(Path(reference), plan, threads, runs, command, kernel_times)
 
 
 def main() -> None:
     """Answer one job of a bench, in a process of its own."""
-    answer(FolderEngine)
+    from vits_prune.voices import onnx_load, saved  # noqa: F401 - not counted as loading the voice
+
+    why_missing()  # loads the kernels, which is not counted either
+    keep_freed_memory()
+    answer(VoiceEngine)
 
 
 def check_onnx(path: Path, voice: Voice) -> float:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
 from vits_prune.progress import Progress
+from vits_prune.ship.bench import NEEDS
 from vits_prune.ship.formats import FORMATS, export_voice, file_stem
 from vits_prune.studio import heal_jobs, workbench
 from vits_prune.studio.descriptions import check_size
@@ -250,7 +251,7 @@ def usage(folder: str, format: str, model: str, plain: bool) -> tuple[str, str]:
         )
     options = "--threads 1,2 --json board.json"
     if not model:
-        return python, f"# with vits_prune installed there\npython -m vits_prune bench . {options}"
+        return python, f"# with {NEEDS} there\npython -m vits_prune bench . {options}"
     shell = f"pip install onnxruntime numpy && python bench.py {model} {options}"
     if format == "piper":
         shell += (

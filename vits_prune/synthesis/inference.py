@@ -7,11 +7,14 @@ nor on the length of the utterance.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from vits_prune.kernels import engine_of
 from vits_prune.voices.voice import Voice
 
 MAX_SENTENCE_SECONDS = 60.0
@@ -21,6 +24,8 @@ MAX_ACTIVATION = 1 << 27
 any published voice stays far below it."""
 DURATION_NOISE, PRIOR_NOISE, POSTERIOR_NOISE = 0, 1, 2
 """Purposes of noise. Each has its own stream."""
+Part = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Runs a part of a voice, given latents [1, flow_size, frames] and the speaker's conditioning."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,19 @@ def run_flow(
 ) -> torch.Tensor:
     """Run the flow backwards over a sample of the prior, [1, flow_size, frames]."""
     return voice.model.flow(latents, torch.ones_like(latents[:, :1]), conditioning, reverse=True)
+
+
+def parts_of(voice: Voice, kernels: str, frames: int) -> tuple[Part, Part]:
+    """Return what runs the flow backwards and what runs the decoder, over so many frames.
+
+    `kernels` is one of KERNELS; where there are no sparse ones, both run dense.
+    """
+    engine = engine_of(voice, kernels)
+    sparse = engine.sparse_units(kernels, frames) if engine else frozenset()
+    if engine and sparse:
+        flow = functools.partial(engine.run_flow, sparse=sparse)
+        return flow, functools.partial(engine.run_decoder, sparse=sparse)
+    return functools.partial(run_flow, voice), voice.model.decoder
 
 
 def sample_prior(

@@ -14,13 +14,13 @@ import torch
 
 from vits_prune.errors import InputError
 from vits_prune.fields import check_options, option
-from vits_prune.kernels import KERNELS, engine_of, why_missing
+from vits_prune.kernels import KERNELS, why_missing
 from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.inference import (
     Scales,
     encode,
+    parts_of,
     predict_durations,
-    run_flow,
     sample_prior,
     speaker_embedding,
 )
@@ -316,17 +316,10 @@ def _speak_sentence(
             waveform = np.zeros(0, np.float32)
         else:
             latents = sample_prior(means, log_variances, durations, key, scales.noise_scale)
-            engine = engine_of(voice, kernels)
-            sparse = engine.sparse_units(kernels, latents.shape[2]) if engine else frozenset()
-            if engine and sparse:
-                latents = engine.run_flow(latents, conditioning, sparse)
-                times.append(_now(voice))
-                output = engine.run_decoder(latents, conditioning, sparse)
-            else:
-                latents = run_flow(voice, latents, conditioning)
-                times.append(_now(voice))
-                output = voice.model.decoder(latents, conditioning)
-            waveform = output[0, 0].float().cpu().numpy()
+            flow, decoder = parts_of(voice, kernels, latents.shape[2])
+            latents = flow(latents, conditioning)
+            times.append(_now(voice))
+            waveform = decoder(latents, conditioning)[0, 0].float().cpu().numpy()
             times.append(_now(voice))
     spoken = SpokenSentence(sentence.text, sentence.tokens, durations, sentence.ids)
     seconds = dict(zip(STAGES, np.diff(times).tolist(), strict=True))
