@@ -213,12 +213,15 @@ def sentences_of(budget: Budget, chosen: Candidate, tried: Sequence[Candidate]) 
     return (
         "None of the voices that were verified on the held-out sentences keeps all limits. "
         f"The nearest is: {chosen.words}; it breaks {budget.in_words(broken)}.",
-        *_conflicts(budget, [one for one in tried if one.stage != "cut"]),
+        *_conflicts(budget, [one for one in tried if one.stage == "chosen"]),
     )
 
 
 def _conflicts(budget: Budget, measured: Sequence[Candidate]) -> list[str]:
-    """Name the smallest sets of limits that nothing keeps, and what giving up one gives."""
+    """Name the smallest sets of limits that nothing keeps, and what giving up one gives.
+
+    All are measured on the same sentences, those of the choice: figures on others do not compare.
+    """
     names = list(budget.loads(measured[0])) if measured else []
     found: list[tuple[str, ...]] = []
     sets = (itertools.combinations(names, size) for size in range(1, len(names) + 1))
@@ -229,7 +232,8 @@ def _conflicts(budget: Budget, measured: Sequence[Candidate]) -> list[str]:
     sentences = []
     for some in found:
         together = " together" if len(some) > 1 else ""
-        sentences.append(f"Of all that was tried nothing keeps {budget.in_words(some)}{together}.")
+        nothing = f"Of all that was tried nothing keeps {budget.in_words(some)}{together}"
+        sentences.append(f"{nothing}, on the tuning sentences.")
         for name in some if together else ():
             kept = [one for one in some if one != name]
             fitting = [one for one in measured if not set(kept) & set(budget.broken(one))]
