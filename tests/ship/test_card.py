@@ -80,8 +80,8 @@ def evidence_of(voice, value=0.03):
             "threads": 2,
             "device": "cpu",
             "speed_up": spread,
-            "original": timed,
-            "pruned": timed,
+            "original": {**timed, "sparse": []},
+            "pruned": {**timed, "sparse": ["flow 1", "decoder stage 3"]},
         },
     }
 
@@ -135,6 +135,7 @@ def test_evidence_becomes_tables_and_results(facts):
     assert "Signature: `texts:2.ab|seeds:0`" in card
     assert "2 held-out Harvard sentences" in card
     assert "| **all stages** (ms) | 10 (9 to 20) | 10 (9 to 20) |" in card
+    assert "| what ran in sparse kernels | nothing | flow 1, decoder stage 3 |" in card
     assert "silence: 1 of 2" in card
     assert "character errors 0.02 before, 0.03 now" in card
     (result,) = ModelCard(card).data.eval_results
@@ -287,6 +288,7 @@ def test_strangers_words_stay_words(tiny, tmp_path):
         "sentences": [{"text": HOSTILE}],
     }
     evidence["latency"] |= {"device": HOSTILE, "runs": HOSTILE}
+    evidence["latency"]["pruned"]["sparse"] = [HOSTILE]
     evidence["figures"]["cer"]["verdict"] = HOSTILE
     evidence |= {"signature": f"texts:`{HOSTILE}`", "claim": {"verdict": HOSTILE}}
     plain = facts_of(tiny, tmp_path / "out")

@@ -264,6 +264,10 @@ def latency(evidence: Evidence) -> str:
         rows.append(["multiply-accumulates (G)", f"{before / 1e9:.3g}", f"{after / 1e9:.3g}"])
     if not rows:
         return ""
+    sparse = [_inside(found, which).get("sparse") for which in _BOTH]
+    if all(isinstance(some, list) for some in sparse):
+        ran = (text(", ".join(map(str, some or ("nothing",)))) for some in sparse)
+        rows.append(["what ran in sparse kernels", *ran])
     runs, threads = (_plain(_number(found, name)) or "?" for name in ("runs", "threads"))
     speed = _spread(_inside(found, "speed_up"), 1.0) or "?"
     device = text(found.get("device", "?"), 60)
