@@ -6,13 +6,14 @@
 The rungs are L1 global and local and second order by sensitivity at rising amounts, structured
 pruning, and healed voices from folders that `heal` wrote. Each is measured against the original on
 held-out sentences. Correlations are Spearman's over the rungs; a rung where two predictors disagree
-is one whose ranks lie farthest apart. With --out a table (CSV) and a picture of the spectrograms of
-those rungs beside the original's.
+is one whose ranks lie farthest apart. With --out a table (CSV) and pictures of spectrograms beside
+the original's: of those rungs, and of each healed voice after the one that it was healed from.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,6 +97,13 @@ def main() -> None:
         table.to_csv(options.out / "agreement.csv", index=False)
         names = list(dict.fromkeys(apart["rung"]))[:3]
         draw(voice, {name: rungs[name] for name in names}, options.out / "disagreements.png")
+        shown = {}
+        for name in (one.partition("=")[0] for one in options.healed):
+            specs = map(PruneSpec.from_dict, rungs[name].recipe["pruned"])
+            shown[f"{name}, before healing"] = functools.reduce(prune, specs, voice)
+            shown[name] = rungs[name]
+        if shown:
+            draw(voice, shown, options.out / "healed.png")
 
 
 def ranks(table: pd.DataFrame) -> dict[str, np.ndarray]:
