@@ -53,7 +53,7 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
         survivors = int(nonzero.sum())
         masks = [] if survivors == values.size else [np.packbits(nonzero)]
         plain = [part.tobytes() for part in (*masks, *_planes(values[nonzero]))]
-        packed = [min(compressor.compress(part), part, key=len) for part in plain]
+        packed = [min(part, compressor.compress(part), key=len) for part in plain]
         frames += packed
         lengths = [len(frame) for frame in packed]
         entry = {"dtype": dtype, "tensors": shapes, "survivors": survivors, "frames": lengths}
