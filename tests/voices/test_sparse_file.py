@@ -10,8 +10,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save
-from zstandard import ZstdCompressor
+from safetensors.numpy import load, save
+from zstandard import ZstdCompressor, ZstdDecompressor
 
 from vits_prune import InputError, PruneSpec, prune
 from vits_prune.voices.sparse_file import decode, encode
@@ -164,7 +164,7 @@ def test_no_flipped_byte_gives_another_voice(sample):
     assert refused > 0.9 * len(sample)
 
 
-def crafted(index, frames=b"", format="vits_prune.sparse.2", crc32=None):
+def crafted(index, frames=b"", format="vits_prune.sparse.3", crc32=None):
     described = ZstdCompressor().compress(
         index if isinstance(index, bytes) else json.dumps(index).encode()
     )
@@ -241,3 +241,60 @@ def test_more_elements_than_the_network_has_are_not_unpacked():
     assert decode(data, 10_000)["x"].numel() == 10_000
     with pytest.raises(InputError, match="damaged"):
         decode(data, 9_999)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.4, 1.0])
+def test_weights_on_a_grid_come_back_to_the_bit_and_take_their_bits(zeros):
+    random = torch.Generator().manual_seed(0)
+    numbers = torch.randint(-7, 8, (96, 64, 5), generator=random).float()
+    numbers[torch.rand(numbers.shape, generator=random) < zeros] = 0.0
+    scales = torch.rand(96, 1, 1, generator=random).add(0.5).bfloat16().float()
+    other = {"bias": some(96), "small": some(3, 5), "large": some(300, 200, zeros=0.0)}
+    tensors = {"first": numbers * scales, **other, "turned": (numbers * scales).transpose(0, 1)}
+    data = encode(tensors)
+    assert same(tensors, decode(data))
+    assert len(data) < 2 * 0.55 * numbers.numel() + 4 * 61_000
+
+
+def test_half_precision_leaves_grids_alone():
+    tensors = {"grid": torch.tensor([[0.3, 0.6], [0.7, -1.4]]), "free": some(40, 50)}
+    found = decode(encode(tensors, half=True))
+    assert found["grid"].equal(tensors["grid"])
+    assert found["free"].equal(tensors["free"].half())
+
+
+def test_bytes_that_pack_to_their_own_length_come_back():
+    """The length alone tells packed bytes from plain ones."""
+    random, ties, packer = torch.Generator().manual_seed(0), 0, ZstdCompressor(level=3)
+    for _ in range(200):
+        tensors = {"bias": torch.randn(128, generator=random).half()}
+        assert same(tensors, decode(encode(tensors)))
+        words = tensors["bias"].numpy().view(np.uint16)
+        plane = ((words << 1) >> 8).astype(np.uint8).tobytes()
+        ties += len(packer.compress(plane)) == len(plane)
+    assert ties > 0
+
+
+def with_index(data, change):
+    """The file with other facts about its first group, and a checksum that fits."""
+    blobs = load(data)
+    index = json.loads(ZstdDecompressor().decompress(blobs["index"].tobytes()))
+    index[0] |= change
+    return crafted(index, blobs["frames"].tobytes())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"axes": [2]},
+        {"axes": [-1]},
+        {"axes": []},
+        {"axes": ["x"]},
+        {"tensors": {"weight": [1_000_000_000, 0]}, "survivors": 0},
+    ],
+)
+def test_a_grid_that_claims_what_it_does_not_have_is_refused(change):
+    tensors = {"weight": torch.tensor([[0.5, 1.5], [0.25, 0.5]])}
+    assert same(tensors, decode(encode(tensors)))
+    with pytest.raises(InputError, match="damaged"):
+        decode(with_index(encode(tensors), change))

@@ -21,7 +21,10 @@ from vits_prune.synthesis.texts import DEFAULT_COUNT, load_texts, read_text_file
 from vits_prune.voices.load import EMBEDDED, load_voice
 from vits_prune.voices.voice import Voice
 
-GRID_FIELDS = ("protect", "floor", "pattern", "steps", "schedule", "importance", "texts", "seed")
+GRID_FIELDS = (
+    *("protect", "floor", "pattern", "steps", "schedule", "importance", "bits"),
+    *("texts", "seed"),
+)
 """Fields of a PruneSpec that all points of a grid share."""
 _REF = "joe, a hub id, a folder, or a Piper .onnx"
 _PLACES = {"steps": "prune_steps", "texts": "calibration_texts", "seed": "prune_seed"}

@@ -12,6 +12,7 @@ from torch import nn
 
 from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.healing.batches import Batch, Window
+from vits_prune.healing.learnt_grid import LearntGrid, rounded
 from vits_prune.healing.losses import (
     DiscriminatorOutput,
     Discriminators,
@@ -84,8 +85,13 @@ class Training:
         self.weights = {name: one.requires_grad_(True) for name, one in named if name in copies}
         zeros = masks(pruned).items()
         self._masked = [(self.weights[name], mask) for name, mask in zeros if name in self.weights]
+        grids = ((name, LearntGrid.of(one)) for name, one in self.weights.items())
+        self._grids = {name: grid for name, grid in grids if grid}
+        self._learnt = self.weights | {
+            f"{name}.log_scales": grid.log_scales for name, grid in self._grids.items()
+        }
         groups: list[dict[str, Any]] = [
-            {"params": [one for name, one in self.weights.items() if name.startswith(f"{part}.")]}
+            {"params": [one for name, one in self._learnt.items() if name.startswith(f"{part}.")]}
             | {"part": part}
             for part in self.trained
         ]
@@ -95,7 +101,7 @@ class Training:
         chosen = [
             weight
             for name, weight in self.weights.items()
-            if name.startswith("decoder.") and weight not in with_zeros
+            if name.startswith("decoder.") and weight not in with_zeros and name not in self._grids
         ]
         optimizer = Muon(groups, plan.learning_rate, BETAS, fused, chosen)
         losses = Distillation(self.model, teacher.model, self.trained, window, pruned.sampling_rate)
@@ -127,15 +133,16 @@ class Training:
         for group in self._optimizer.param_groups:
             judged = adversary and group["part"] == "decoder"
             group["lr"] = rate * (ADVERSARIAL_RATE if judged else RATES[group["part"]])
-        losses, pair = self.losses(batch, joint=done >= 1 - self._plan.joint)
-        total = weighted_sum(losses)
-        if adversary and pair is not None:
-            spoken, wanted = pair
-            added = adversary.losses(wanted, spoken, rate, learn)
-            total, losses = total + sum(added.values()), {**losses, **added}
-        numbers = self._numbers({**losses, "total": total})
-        # Averages gradients over the processes, so all of them see alike whether they are finite.
-        self._accelerator.backward(total)
+        with rounded(self._grids.values()):
+            losses, pair = self.losses(batch, joint=done >= 1 - self._plan.joint)
+            total = weighted_sum(losses)
+            if adversary and pair is not None:
+                spoken, wanted = pair
+                added = adversary.losses(wanted, spoken, rate, learn)
+                total, losses = total + sum(added.values()), {**losses, **added}
+            numbers = self._numbers({**losses, "total": total})
+            # Averages gradients over the processes: all see alike whether they are finite.
+            self._accelerator.backward(total)
         self._apply(learn)
         return numbers
 
@@ -176,19 +183,28 @@ class Training:
 
     def voice(self) -> Voice:
         """Return the student as it is now: weights of its own, zeros in place to the bit."""
-        weights = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
-        return self._pruned.with_weights(restored(weights, self._pruned))
+        return self._pruned.with_weights(restored(self._spoken(), self._pruned))
+
+    def _spoken(self) -> dict[str, torch.Tensor]:
+        """Return copies of the weights, those with a grid on it."""
+        copies = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
+        return copies | {name: grid.on_grid() for name, grid in self._grids.items()}
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return all that the next steps depend on, as tensors by name."""
-        found = {f"{WEIGHTS_PREFIX}{name}": tensor for name, tensor in self.weights.items()}
-        found |= _optimizer_state(self._optimizer, self.weights, "optimizer")
+        found = {f"{WEIGHTS_PREFIX}{name}": tensor for name, tensor in self._spoken().items()}
+        for name, grid in self._grids.items():
+            found |= {f"free.{name}": grid.weight, f"log_scales.{name}": grid.log_scales}
+        found |= _optimizer_state(self._optimizer, self._learnt, "optimizer")
         return found | (self._adversary.state() if self._adversary else {})
 
     def load(self, state: Tensors) -> None:
         """Take over what `state` returned; KeyError: one is missing, ValueError: another shape."""
         _copy_all(self.weights, state, WEIGHTS_PREFIX)
-        _load_optimizer(self._optimizer, self.weights, "optimizer", state)
+        _copy_all({name: grid.weight for name, grid in self._grids.items()}, state, "free.")
+        scales = {name: grid.log_scales for name, grid in self._grids.items()}
+        _copy_all(scales, state, "log_scales.")
+        _load_optimizer(self._optimizer, self._learnt, "optimizer", state)
         if self._adversary:
             self._adversary.load(state)
 

@@ -11,6 +11,7 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.layers import Layer, layers
+from vits_prune.pruning.rounding import round_voice
 from vits_prune.pruning.spec import METHODS, PruneSpec, Shape
 from vits_prune.voices.voice import Voice
 
@@ -50,10 +51,11 @@ def prune_steps(
     module: Any = importlib.import_module(method.module)
     current, count = voice, len(amounts)
     for index, amount in enumerate(amounts):
-        now = dataclasses.replace(spec, amount=amount, steps=1, amounts=())
         last = index + 1 == count
-        done = spec if last else dataclasses.replace(now, amounts=amounts[: index + 1])
-        history = [*voice.recipe.get("pruned", ()), done.to_dict()]
+        bits = spec.bits if last else 0
+        now = dataclasses.replace(spec, amount=amount, steps=1, amounts=(), bits=bits)
+        told = spec if last else dataclasses.replace(now, amounts=amounts[: index + 1])
+        history = [*voice.recipe.get("pruned", ()), told.to_dict()]
         recipe = MappingProxyType({**current.recipe, "pruned": history})
         before = f"step {index + 1} of {count}: " if count > 1 else ""
         part = progress.part(index / count, (index + 1) / count, before)
@@ -63,6 +65,9 @@ def prune_steps(
         else:
             weights = module.prune_weights(current, now, progress=part, **original)
             current = current.with_weights(weights, recipe=recipe)
+        if bits:
+            done = weights if method.recovers else ()
+            current = current.with_weights(round_voice(current, now, done))
         part.report("pruned", 1.0)
         if after_step:
             current = after_step(index, current)

@@ -192,13 +192,14 @@ class LayerMatrix:
         return isinstance(self.module, nn.ConvTranspose1d)
 
     @property
-    def _phases(self) -> int:
+    def phases(self) -> int:
+        """Rows of each output channel."""
         return self.module.stride[0] if self._transposed and self.dense else 1
 
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns), the bias not counted."""
-        size, phases = self.module.weight.shape, self._phases
+        size, phases = self.module.weight.shape, self.phases
         if self._transposed:
             return size[1] * phases, size[0] * (size[2] // phases)
         return size[0], self.module.weight.numel() // size[0]
@@ -213,7 +214,7 @@ class LayerMatrix:
         if not self._transposed:
             return weight.reshape(self.shape)
         inputs, outputs, taps = weight.shape
-        phases = weight.reshape(inputs, outputs, taps // self._phases, self._phases)
+        phases = weight.reshape(inputs, outputs, taps // self.phases, self.phases)
         return phases.permute(1, 3, 0, 2).reshape(self.shape)
 
     def back(self, matrix: torch.Tensor) -> torch.Tensor:
@@ -221,7 +222,7 @@ class LayerMatrix:
         if not self._transposed:
             return matrix.reshape(self.module.weight.shape).contiguous()
         inputs, outputs, taps = self.module.weight.shape
-        phases = matrix.reshape(outputs, self._phases, inputs, taps // self._phases)
+        phases = matrix.reshape(outputs, self.phases, inputs, taps // self.phases)
         return phases.permute(2, 0, 3, 1).reshape(inputs, outputs, taps).contiguous()
 
     def with_bias(self) -> torch.Tensor:
@@ -243,7 +244,7 @@ class LayerMatrix:
     def channels(self, matrix: torch.Tensor) -> torch.Tensor:
         """Return a matrix as [rows, input channels, taps]."""
         taps = 1 if isinstance(self.module, nn.Linear) else self.module.kernel_size[0]
-        return matrix.reshape(matrix.shape[0], -1, taps // self._phases)
+        return matrix.reshape(matrix.shape[0], -1, taps // self.phases)
 
     def usable(self, inputs: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """Return which windows there are, bool [batch, positions].

@@ -158,10 +158,10 @@ def sparsity_preview(
     """Return the share of zeros that `prune` would make, of each part and "overall", 0 to 1.
 
     It equals what `measure_sparsity` finds after pruning. None where only pruning can tell:
-    another method, protected layers, a floor, a pattern, or shares by sensitivity. With the costs
-    of a weight of each layer the shares are of weights times costs.
+    another method, protected layers, a floor, a pattern, shares by sensitivity, or rounding. With
+    the costs of a weight of each layer the shares are of weights times costs.
     """
-    if not _sorting_suffices(spec):
+    if spec.bits or not _sorting_suffices(spec):
         return None
     magnitudes = sorted_magnitudes(voice)
     cuts = magnitudes.cuts(spec)

@@ -3,8 +3,9 @@
 The problem of a layer is that of SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774): least
 squares on its inputs, with a number of zeros. It is solved by ADMM as in ALPS (Meng et al. 2024,
 arXiv:2406.07831), which unlike one pass of error feedback can take a choice back, and ends with
-conjugate gradients for the survivors. Biases take part. Grouped and depthwise convolutions, which
-have no one matrix, are pruned as by activation (scores.py).
+conjugate gradients for the survivors. With bits the survivors then take places on a grid, by
+coordinate descent (rounding.py). Biases take part, unrounded. Grouped and depthwise convolutions,
+which have no one matrix, are pruned as by activation (scores.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.calibration import Statistics, calibrate
 from vits_prune.pruning.layers import Layer, LayerMatrix, chosen_layers
+from vits_prune.pruning.rounding import best_scales, descend, largest_number, nearest
 from vits_prune.pruning.scores import (
     check_finite,
     layer_costs,
@@ -66,7 +68,7 @@ def prune_weights(
     found = calibrate(voice, spec, layers, covariances=True, progress=counting)
     for done, (layer, statistics) in enumerate(found):
         count = counts.get(layer.parameter, 0)
-        if count or spec.neighbours:
+        if count or spec.neighbours or spec.bits:
             changed |= _pruned(voice, aim, layer, statistics, count, spec)
         share = (done + 1) / len(layers)
         progress.report(f"pruned {layer.name}", _COUNTED + (1 - _COUNTED) * share)
@@ -109,10 +111,12 @@ def _pruned(
         scores = output_errors(aim, layer, statistics).masked_fill(closed, -1.0)
         mask = lowest(spec, scores, count, matrix, layer.name)
         weight = matrix.module.weight.detach()
-        return {layer.parameter: weight.masked_fill(mask | closed, 0.0)}
+        weight = weight.masked_fill(mask | closed, 0.0)
+        return {layer.parameter: nearest(weight, matrix.module, spec.bits)}
     covariance = damped(statistics.covariance, max(1, statistics.windows))
     target, shut, name = matrix.with_bias(), matrix.of(closed), layer.name
-    problem = LayerProblem(target, covariance, shut, matrix, count, spec.neighbours, name)
+    pattern = spec.neighbours
+    problem = LayerProblem(target, covariance, shut, matrix, count, pattern, name, spec.bits)
     return {f"{name}.{kind}": new for kind, new in matrix.split(problem.solve()).items()}
 
 
@@ -132,6 +136,7 @@ class LayerProblem:
         closed: which weights are zero already and stay so, bool [rows, columns].
         matrix, neighbours, name: of the layer and the pattern.
         count: how many weights become zero, for a pattern any; if more are closed, all of those.
+        bits: of each weight that stays, on a grid of its output channel; 0 for no grid.
     """
 
     def __init__(
@@ -143,6 +148,7 @@ class LayerProblem:
         count: int,
         neighbours: tuple[int, int] | None = None,
         name: str = "the layer",
+        bits: int = 0,
     ) -> None:
         # In units in which every input has energy 1, a weight's size says what it contributes.
         self._unit = covariance.diagonal().rsqrt()
@@ -150,12 +156,13 @@ class LayerProblem:
         self._target = target / self._unit[None]
         self._closed, self._any_closed = closed, bool(closed.any())
         self._matrix, self._count, self._neighbours = matrix, count, neighbours
-        self._name = name
+        self._name, self._bits = name, bits
 
     def solve(self) -> torch.Tensor:
         """Return W, as wide as the target."""
         kept, start = self._choose()
-        return self._refined(kept, start) * kept * self._unit[None]
+        found = self._refined(kept, start) * kept
+        return self._rounded(found, kept) if self._bits else found * self._unit[None]
 
     def _choose(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Which weights stay, by ADMM, as a mask of 1 and 0; and the weights that it ends with."""
@@ -223,3 +230,14 @@ class LayerProblem:
             new = residual.square().sum(1, keepdim=True)
             direction, size = residual + new / size.clamp(min=1e-30) * direction, new
         return found if math.isfinite(float(found.sum())) else start
+
+    def _rounded(self, found: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The survivors on their grid, each where the output errs least given the others."""
+        top, columns = largest_number(self._bits), self._closed.shape[1]
+        kept, unit = kept[:, :columns], self._unit[None, :columns]
+        phases = self._matrix.phases
+        together = (found[:, :columns] * unit).reshape(-1, phases * columns)
+        energies = self._unit[:columns].square().reciprocal().repeat(phases)
+        scales = best_scales(together, top, energies).repeat_interleave(phases, dim=0)
+        numbers, found = descend(found, self._target, self._covariance, kept, scales / unit, top)
+        return torch.cat([numbers * scales, found[:, columns:] * self._unit[None, columns:]], 1)

@@ -20,6 +20,8 @@ MAX_SCHEDULE = 64
 
 _DURATIONS = ("duration_predictor", "decoder.conv_post")
 _SPEAKERS = ("decoder.cond", "flow.flows.*.wavenet.cond_layer")
+DELICATE = (*_DURATIONS, *_SPEAKERS)
+"""Layers whose errors are heard most, and which hold few weights."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ METHODS: dict[str, Method] = {
         "speaks a few sentences. The least important weights become zero; the others keep their "
         "values.",
         calibrated=True,
-        protect=(*_DURATIONS, *_SPEAKERS),
+        protect=DELICATE,
     ),
     "second_order": Method(
         "vits_prune.pruning.second_order",
@@ -71,7 +73,7 @@ METHODS: dict[str, Method] = {
         "can replace. Those become zero, and the others are adjusted so that the output of each "
         "layer stays as close to the original's as possible.",
         calibrated=True,
-        protect=(*_DURATIONS, *_SPEAKERS),
+        protect=DELICATE,
         recovers=True,
     ),
     "structured": Method(
@@ -96,6 +98,9 @@ COSTS: dict[str, str] = {
     "macs": "multiply-accumulates: time, with sparse kernels",
 }
 """What an amount is a share of, and what damage is weighed against."""
+
+BITS = (8, 6, 5, 4, 3)
+"""Of rounded weights."""
 
 IMPORTANCES: dict[str, str] = {
     "sensitivity": "what its errors do to the speech",
@@ -242,6 +247,15 @@ class PruneSpec(Options):
         "methods activation and second_order, and not with the scope local",
         choices=COSTS,
     )
+    bits: int = option(
+        0,
+        "bits of each weight that stays, on a grid of its output channel: 8, 6, 5, 4 or 3; 0 for "
+        "all of float32",
+        int,
+        low=0,
+        high=max(BITS),
+        noun="number of bits",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -255,6 +269,8 @@ class PruneSpec(Options):
                 "Only activation and second_order, global or by sensitivity and without a pattern"
             )
             raise InputError(f"{what}, weigh multiply-accumulates: give cost weights.")
+        if self.bits and self.bits not in BITS:
+            raise InputError(f"Weights have 8, 6, 5, 4, 3 or all (0) bits, not {self.bits}.")
 
     def _check_amounts(self) -> None:
         if any(after <= before for before, after in itertools.pairwise(self.amounts)):
@@ -294,6 +310,11 @@ class PruneSpec(Options):
         if abs(self.amount - (of - keep) / of) > 1e-6:
             share = f"{of - keep} of {of}: give the amount {(of - keep) / of:g}, or no pattern."
             raise InputError(f"The pattern {self.pattern} zeroes {share}")
+
+    @property
+    def idle(self) -> bool:
+        """Whether a voice stays as it is."""
+        return not (self.amount or self.shape or self.pattern or self.bits)
 
     @property
     def neighbours(self) -> tuple[int, int] | None:
@@ -362,6 +383,8 @@ def in_words(spec: PruneSpec, *, amount: bool = True) -> str:
         pieces.append(f"{100 * spec.amount:.4g}%" + " of the arithmetic" * (spec.cost == "macs"))
     if not method.structured and not spec.pattern:
         pieces.append("by sensitivity" if spec.scope == "sensitivity" else spec.scope)
+    if spec.bits:
+        pieces.append(f"{spec.bits} bits")
     if spec.importance != PruneSpec.importance:
         pieces.append(f"by {spec.importance.replace('_', ' ')}")
     if spec.parts != PARTS:

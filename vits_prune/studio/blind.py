@@ -286,7 +286,7 @@ def spoken(request: Request, token: str | None, progress: Progress = SILENT) -> 
     """Return what the pruned voice of a request says with the original's durations."""
     bench, spec = workbench.bench, request.spec
     original = bench.original(request, token, progress)
-    if spec.amount == 0 and spec.shape is None:
+    if spec.idle:
         return original
 
     def say() -> Speech:

@@ -238,7 +238,7 @@ def _speak_again(known: HealJob, order: Order, token: str | None, progress: Prog
 def _prepare(job: HealJob, token: str | None, progress: Progress) -> tuple[CheckpointJudge, Speech]:
     """Prune; measure and hear the pruned voice, which also shows how long that takes."""
     order, request = job.order, job.order.request
-    if request.spec.amount == 0 and request.spec.shape is None:
+    if request.spec.idle:
         raise InputError(
             "Nothing is pruned yet, so there is nothing to heal: set the amount above 0 first."
         )

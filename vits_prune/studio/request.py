@@ -34,7 +34,7 @@ COUNTED = ("branches", "encoder_layers", "flows")
 LEVERS = ("decoder_width", "resblock_width", "ffn_width", *COUNTED)
 PRUNING = (
     "method", "scope", "amount", "parts", "protect", "floor", "pattern", "steps", "schedule",
-    "by_lever", *LEVERS, "importance", "cost",
+    "by_lever", *LEVERS, "importance", "cost", "bits",
 )  # fmt: skip
 """The controls that make a PruneSpec."""
 _DELIVERY = tuple(one.name for one in dataclasses.fields(Delivery))
@@ -140,7 +140,8 @@ def spec_of(values: Mapping[str, Any]) -> PruneSpec:
     """
     found = _SPEC | dict(values)
     method = found["method"]
-    plain = PruneSpec(method, found["scope"], found["amount"], found["parts"] or ())
+    how = found["scope"], found["amount"], found["parts"] or ()
+    plain = PruneSpec(method, *how, bits=_whole(found["bits"]) or 0)
     if METHODS[plain.method].structured:
         levers = {name: found[name] for name in LEVERS}
         levers |= {name: _whole(levers[name]) for name in COUNTED}

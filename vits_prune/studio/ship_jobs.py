@@ -66,7 +66,7 @@ class AtHand:
         check_size(original, "write", "export")
         if self.job and self.job.voice:
             return self.job.voice.to("cpu"), original
-        if not (spec.amount or spec.shape or spec.pattern):
+        if spec.idle:
             return original, original  # its recipe must not say that something was pruned
         return workbench.bench.pruned(request, token, progress).to("cpu"), original
 

@@ -275,7 +275,7 @@ class Workbench:
     def _prune(self, request: Request, token: str | None, progress: Progress) -> Steps:
         loading, spec = progress.part(0.0, 0.1), request.spec
         voice = self.voice_of(request, token, "cpu", loading)
-        if spec.amount == 0 and spec.shape is None:  # nothing to listen for
+        if spec.idle:  # nothing to listen for
             recipe = {**voice.recipe, "pruned": [*voice.recipe.get("pruned", ()), spec.to_dict()]}
             return ((0.0, voice.with_weights({}, recipe=MappingProxyType(recipe))),)
         count, size = len(spec.schedule_amounts()), _bytes(voice)

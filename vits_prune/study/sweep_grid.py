@@ -33,7 +33,7 @@ class Point:
     @property
     def untouched(self) -> bool:
         """Whether this is the original itself."""
-        return self.spec.amount == 0 and self.spec.shape is None
+        return self.spec.idle
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values, the same for equal points."""

@@ -15,6 +15,7 @@ from vits_prune.kernels import KERNELS
 from vits_prune.progress import Progress
 from vits_prune.pruning import Shape
 from vits_prune.pruning.spec import (
+    BITS,
     COSTS,
     IMPORTANCES,
     METHODS,
@@ -157,6 +158,9 @@ def _add_pruning(made: Made) -> None:
     choices = [(words, name) for name, words in COSTS.items()]
     label = "What the amount is a share of"
     made.add("cost", gr.Radio, PruneSpec.cost, label, choices=choices, visible=False)
+    offered = [("32, as they are", 0), *((str(bits), bits) for bits in BITS)]
+    info = "Fewer make the sparse file smaller: whole numbers times one scale an output channel"
+    made.add("bits", gr.Radio, PruneSpec.bits, "Bits of each weight", choices=offered, info=info)
     how["choices"] = [(f"{n.replace('_', ' ')}: {words}", n) for n, words in IMPORTANCES.items()]
     made.add("importance", gr.Radio, PruneSpec.importance, "What a channel is judged by", **how)
     with gr.Group(visible=False, elem_id="levers") as made["levers"]:

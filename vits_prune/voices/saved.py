@@ -118,7 +118,8 @@ def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
     config = manifest.config_of(voice)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in voice.model.state_dict().items()}
     require_finite(voice.model, voice.name)
-    if precision == "fp16":
+    half, whole = precision == "fp16", tensors
+    if half:
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             what = "weights beyond 65,504, more than fp16 holds"
@@ -133,7 +134,7 @@ def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
         save_file(tensors, weights, metadata={"format": "pt", **manifest.MARK})
         _sort_metadata(weights)
     else:
-        weights.write_bytes(encode(tensors))
+        weights.write_bytes(encode(whole, half=half))
     voice.tokenizer.save(str(folder))
     manifest.write_manifest(folder, manifest.describe(voice, form, precision))
     if steps := voice.recipe.get("pruned"):

@@ -2,7 +2,8 @@
 
 A tensor becomes a bitmask of its non-zero places and the surviving values, split into planes of
 first, second, ... bytes ("byte shuffle", as in HDF5 and Blosc) after a rotation that moves the sign
-behind the mantissa, so that exponents have a plane of their own. Each plane and mask is a Zstandard
+behind the mantissa, so that exponents have a plane of their own. Of weights on a grid (grid.py) the
+whole numbers are one plane, and the scales have their own. Each plane and mask is a Zstandard
 frame, if that is shorter; small tensors share one. A CRC-32 over everything reveals damage.
 """
 
@@ -12,6 +13,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,10 +22,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from vits_prune.errors import InputError
+from vits_prune.voices.grid import Grid, along, find_grid
 
-_FORMAT = "vits_prune.sparse.2"
+_FORMAT = "vits_prune.sparse.3"
+_READ = (_FORMAT, "vits_prune.sparse.2")
+"""The second format is the third without grids."""
 _LEVEL = 3
 _WORDS = {"float32": np.uint32, "float16": np.uint16}
+_GRID, _SCALE_PLANES = "grid", 4
 _GROUP_ELEMENTS = 1 << 15
 """Smaller tensors share frames with their neighbours: a frame's tables take a hundred bytes."""
 MAX_ELEMENTS = 300_000_000
@@ -37,27 +43,48 @@ _BROKEN = (
 Shapes = dict[str, tuple[int, ...]]
 
 
-def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
+@dataclass(frozen=True)
+class _Group:
+    """Neighbouring tensors of one kind, which share frames."""
+
+    kind: str
+    """float32, float16 or _GRID."""
+    shapes: Shapes
+    values: list[np.ndarray]
+    """Of each tensor; of a grid its whole numbers."""
+    grids: list[Grid]
+
+    @property
+    def elements(self) -> int:
+        return _elements(self.shapes)
+
+
+def encode(tensors: Mapping[str, torch.Tensor], *, half: bool = False) -> bytes:
     """Return float32 or float16 tensors as the bytes of a sparse-encoded safetensors file.
 
-    `decode` makes the same tensors from it to the bit, except that -0.0 becomes 0.0.
+    `decode` makes the same tensors from it to the bit, except that -0.0 becomes 0.0. With `half`,
+    what is on no grid is stored as float16.
     """
     compressor = zstandard.ZstdCompressor(level=_LEVEL)
     frames: list[bytes] = []
     index = []
-    for dtype, shapes in _groups(tensors):
-        values = np.concatenate(
-            [tensors[name].detach().cpu().contiguous().numpy().reshape(-1) for name in shapes]
-        )
+    for group in _groups(tensors, half):
+        values = np.concatenate([one.reshape(-1) for one in group.values])
         nonzero = values != 0
         survivors = int(nonzero.sum())
-        masks = [] if survivors == values.size else [np.packbits(nonzero)]
-        plain = [part.tobytes() for part in (*masks, *_planes(values[nonzero]))]
+        parts = [] if survivors == values.size else [np.packbits(nonzero)]
+        entry = {"dtype": group.kind, "tensors": group.shapes, "survivors": survivors}
+        if group.grids:
+            scales = np.concatenate([grid.scales for grid in group.grids])
+            parts += [values[nonzero].view(np.uint8), *_planes(scales)]
+            entry["axes"] = [grid.axis for grid in group.grids]
+        else:
+            parts += _planes(values[nonzero])
+        plain = [part.tobytes() for part in parts]
+        # Of equal lengths the plain one: the length tells them apart.
         packed = [min(part, compressor.compress(part), key=len) for part in plain]
         frames += packed
-        lengths = [len(frame) for frame in packed]
-        entry = {"dtype": dtype, "tensors": shapes, "survivors": survivors, "frames": lengths}
-        index.append(entry)
+        index.append({**entry, "frames": [len(frame) for frame in packed]})
     described = compressor.compress(json.dumps(index, separators=(",", ":")).encode())
     blobs = {
         "frames": np.frombuffer(b"".join(frames), np.uint8),
@@ -68,20 +95,30 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> bytes:
     return save({**blobs, "crc32": checksum}, metadata={"format": _FORMAT})
 
 
-def _groups(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, Shapes]]:
-    """Yield type and shapes of the neighbouring tensors that share frames, in order."""
-    group, shapes = "", Shapes()
+def _groups(tensors: Mapping[str, torch.Tensor], half: bool) -> Iterator[_Group]:
+    """Yield the groups in order; smaller tensors share one."""
+    group = _Group("", {}, [], [])
     for name, tensor in tensors.items():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype not in _WORDS:
-            raise TypeError(f"{name} is {dtype}, not float32 or float16.")
-        full = max(tensor.numel(), _elements(shapes)) >= _GROUP_ELEMENTS
-        if shapes and (full or group != dtype):
-            yield group, shapes
-            shapes = {}
-        group, shapes[name] = dtype, tuple(tensor.shape)
-    if shapes:
-        yield group, shapes
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in _WORDS:
+            raise TypeError(f"{name} is {kind}, not float32 or float16.")
+        values = tensor.detach().cpu().contiguous().numpy()
+        grid = find_grid(values)
+        if grid is not None:
+            kind, values = _GRID, grid.numbers
+        elif half:
+            kind, values = "float16", values.astype(np.float16)
+        full = max(values.size, group.elements) >= _GROUP_ELEMENTS
+        if group.shapes and (full or group.kind != kind):
+            yield group
+            group = _Group("", {}, [], [])
+        if not group.shapes:
+            group = _Group(kind, {}, [], [])
+        group.shapes[name] = tuple(tensor.shape)
+        group.values.append(values)
+        group.grids.extend([grid] if grid else [])
+    if group.shapes:
+        yield group
 
 
 def _elements(shapes: Shapes) -> int:
@@ -100,7 +137,7 @@ def decode(data: bytes, most_elements: int = MAX_ELEMENTS) -> dict[str, torch.Te
     try:
         blobs = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        if header["format"] != _FORMAT:
+        if header["format"] not in _READ:
             raise InputError("This is no sparse-encoded voice of this version: encode it again.")
         if blobs["crc32"].tolist() != [_checksum(blobs)]:
             raise ValueError("the checksum does not fit")
@@ -127,20 +164,39 @@ def _decode_groups(index: list[dict], frames: np.ndarray, most: int) -> dict[str
         for length in entry["frames"]:
             pieces.append(frames[begin : begin + length])
             begin += length
-        size, start = _elements(shapes), 0
-        values = _decode_group(entry["dtype"], size, int(entry["survivors"]), pieces)
-        for name, shape in shapes.items():
+        size, start, kind = _elements(shapes), 0, entry["dtype"]
+        scales = []
+        if kind == _GRID:
+            scales, pieces = _scales(entry, shapes, pieces), pieces[:-_SCALE_PLANES]
+        values = _decode_group(kind, size, int(entry["survivors"]), pieces)
+        for number, (name, shape) in enumerate(shapes.items()):
             end = start + math.prod(shape)
-            tensors[name] = torch.from_numpy(values[start:end].reshape(shape))
+            whole = values[start:end].reshape(shape)
+            tensors[name] = torch.from_numpy(whole * scales[number] if scales else whole)
             start = end
     if begin != frames.size:
         raise ValueError("frames that belong to no tensor")
     return tensors
 
 
+def _scales(entry: dict, shapes: Shapes, pieces: list[np.ndarray]) -> list[np.ndarray]:
+    """Return each tensor's scales, in a shape that multiplies it; `pieces` ends with theirs."""
+    axes = list(map(int, entry["axes"]))
+    pairs = list(zip(axes, shapes.values(), strict=True))
+    if any(not 0 <= axis < len(shape) for axis, shape in pairs) or len(pieces) < _SCALE_PLANES:
+        raise ValueError("scales of no axis")
+    counts = [shape[axis] for axis, shape in pairs]
+    if sum(counts) > _elements(shapes):
+        raise ValueError("more scales than numbers")
+    planes = [_unpacked(piece, sum(counts)) for piece in pieces[-_SCALE_PLANES:]]
+    every = _joined(planes, np.dtype(np.uint32)).view(np.float32)
+    each = np.split(every, np.cumsum(counts)[:-1])
+    return [along(one, axis, len(shape)) for one, (axis, shape) in zip(each, pairs, strict=True)]
+
+
 def _decode_group(dtype: str, size: int, survivors: int, pieces: list[np.ndarray]) -> np.ndarray:
     """Return the values of a group, end to end."""
-    word = np.dtype(_WORDS[dtype])
+    word = np.dtype(np.uint8 if dtype == _GRID else _WORDS[dtype])
     masked = survivors != size
     if not 0 <= survivors <= size or len(pieces) != masked + word.itemsize:
         raise ValueError("another number of frames than the group has")
@@ -149,10 +205,11 @@ def _decode_group(dtype: str, size: int, survivors: int, pieces: list[np.ndarray
         mask = np.unpackbits(_unpacked(pieces[0], -(-size // 8)), count=size).view(bool)
         if np.count_nonzero(mask) != survivors:
             raise ValueError("a mask with another number of survivors")
-    values = _joined([_unpacked(piece, survivors) for piece in pieces[masked:]], word).view(dtype)
+    planes = [_unpacked(piece, survivors) for piece in pieces[masked:]]
+    values = planes[0].view(np.int8) if dtype == _GRID else _joined(planes, word).view(dtype)
     if not masked:
         return values
-    whole = np.zeros(size, dtype=dtype)
+    whole = np.zeros(size, dtype=values.dtype)
     whole[mask] = values
     return whole
 
