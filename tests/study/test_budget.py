@@ -12,7 +12,7 @@ import pytest
 from tests.nearly import nearly
 from vits_prune import InputError, PruneSpec, load_voice, measure_size, prune, speak
 from vits_prune.cli.main import main
-from vits_prune.measure.cost import Spread
+from vits_prune.measure.cost import Spread, macs_per_weight
 from vits_prune.measure.quality import Interval
 from vits_prune.progress import Progress
 from vits_prune.pruning import Shape
@@ -31,6 +31,7 @@ from vits_prune.study.budget import (
 from vits_prune.study.budget_solver import (
     BudgetSearch,
     dense_megabytes,
+    fit_time,
     fit_zeros,
     solve_budget,
     sparse_bytes,
@@ -192,6 +193,58 @@ def test_as_many_zeros_as_a_size_needs(tiny):
     assert spec.amount < 0.02
     spec, voice = fit_zeros(tiny, 1000)
     assert sparse_bytes(voice) > 1000  # no zeros are enough
+
+
+def arithmetic_left(original, pruned):
+    """Return the share of the multiply-accumulates whose weight is not zero."""
+    costs = macs_per_weight(original)
+    left, whole = (
+        sum(costs[name] * int(one.model.get_parameter(name).count_nonzero()) for name in costs)
+        for one in (pruned, original)
+    )
+    return left / whole
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.2])
+def test_as_many_zeros_as_a_time_needs(tiny, fixed):
+    def excess(pruned):  # a machine on which time follows arithmetic
+        return fixed + 1.1 * arithmetic_left(tiny, pruned) - 0.5
+
+    spec, voice = fit_time(tiny, 0.5, excess)
+    assert spec.cost == "macs"
+    assert -0.05 < excess(voice) <= 0
+    spec, voice = fit_time(tiny, 0.5, lambda pruned: 0.4)
+    assert spec.amount > 0.9  # no zeros are enough
+
+
+def test_a_limit_of_time_is_met_by_zeros_where_kernels_skip_them(tiny, monkeypatch):
+    def timed(voice, other, *_):
+        left = arithmetic_left(voice, other) if same_shape(voice, other) else 0.9
+        return Spread(left, left, left), left
+
+    def same_shape(*voices):
+        counts = {measure_size(one).parameters for one in voices}
+        return len(counts) == 1
+
+    monkeypatch.setattr(budget_solver, "engine_of", lambda voice: "kernels")
+    monkeypatch.setattr(budget_solver, "time_against", timed)
+    found = solve_budget(tiny, Budget(None, 0.5, QUALITY), TEXTS, HELD_OUT)
+    assert found.kept
+    assert [(spec.method, spec.cost) for spec in found.chosen.specs] == [("second_order", "macs")]
+    assert arithmetic_left(tiny, found.voice) <= 0.5
+
+
+def test_zeros_go_on_where_a_shape_ends(tiny, monkeypatch):
+    """With limits that nothing keeps, zeros are added to the least damaged slower shape too."""
+    monkeypatch.setattr(budget_solver, "engine_of", lambda voice: "kernels")
+    slow = Spread(0.9, 0.9, 0.9)
+    monkeypatch.setattr(budget_solver, "time_against", lambda *_: (slow, 0.9))
+    budget = Budget(None, 0.5, (Limit("lufs", -1e-6),))
+    found = solve_budget(tiny, budget, TEXTS, HELD_OUT)
+    assert not found.kept
+    both = [one for one in found.tried if len(one.specs) == 2]
+    assert both
+    assert all(one.specs[0].shape and one.specs[1].cost == "macs" for one in both)
 
 
 def test_less_time(tiny):

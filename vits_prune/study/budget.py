@@ -28,8 +28,9 @@ from vits_prune.voices.voice import Voice
 BUDGET_RULE = (
     "Size is that of the smaller of two lossless files, plain float32 or sparse; MB are 1,000,000 "
     "bytes. The latency ratio is the median of runs in turn with the original, on one sentence "
-    "with the same number of frames. Candidates are chosen on the tuning sentences and calibrated "
-    "on others; the verdict is that of the held-out ones, by the estimates."
+    "with the same number of frames, each voice with the kernels that are best for it here. "
+    "Candidates are chosen on the tuning sentences and calibrated on others; the verdict is that "
+    "of the held-out ones, by the estimates."
 )
 STAGE_LEVERS = {
     "decoder": ("decoder_width", "branches", "resblock_width"),
@@ -132,7 +133,7 @@ class Candidate:
     latency_ratio: Spread
     """Seconds over the original's, by run."""
     macs_ratio: float
-    """Multiply-accumulates over the original's, zeros included."""
+    """Multiply-accumulates with a weight that is not zero, over the original's."""
     quality: Mapping[str, Interval] = field(default_factory=lambda: MappingProxyType({}))
     """Metric -> what its limit applies to: the change from the original, or the distance."""
     signature: str = ""
@@ -323,11 +324,11 @@ def estimate_shapes(
 def time_against(
     voice: Voice, other: Voice, text: str, seed: int, runs: int
 ) -> tuple[Spread, float]:
-    """Return the latency ratio and the ratio of MACs of a voice over the original."""
+    """Return the ratios of time and of MACs that are not by zero, of a voice to the original."""
     latency = measure_latency(voice, other, text, seed, runs=runs)
     speed = latency.speed_up
     ratio = Spread(1 / speed.median, 1 / speed.high, 1 / speed.low)
-    return ratio, latency.pruned.dense_macs / max(1, latency.original.dense_macs)
+    return ratio, latency.pruned.nonzero_macs / max(1, latency.original.nonzero_macs)
 
 
 def _estimate_levers(

@@ -1,8 +1,8 @@
 """From limits to the PruneSpecs that keep them.
 
-Time is saved by structure, bytes by structure or by zeros in the lossless sparse file. So the
-answer is one spec or two: a shape, then zeros. Shapes that are fast or small enough are found on
-cheap cuts, and the least damaging ones are pruned with care and measured.
+Structure and zeros save time and bytes: zeros by sparse kernels, where this machine has them, and
+in the lossless sparse file. So the answer is a shape, zeros, or both. Shapes that are fast or small
+enough are found on cheap cuts, and the least damaging ones are pruned with care and measured.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from vits_prune.errors import InputError
 from vits_prune.files import write_file, write_json
-from vits_prune.measure.cost import Spread
+from vits_prune.kernels import engine_of
+from vits_prune.measure.cost import macs_per_weight
 from vits_prune.measure.quality import METRICS
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import Shape, prune
@@ -57,6 +58,8 @@ FINAL_RUNS = 9
 MAX_ZEROS = 0.95
 """With more zeros no voice speaks."""
 ZERO_TRIES = 4
+SLOPE, FIXED = 1.4, 0.1
+"""Time over the original's is about SLOPE x the arithmetic left + FIXED, in sparse kernels."""
 _FINE = 0.001
 Specs = tuple[PruneSpec, ...]
 ShapeEstimates = Sequence[ShapeEstimate]
@@ -134,14 +137,23 @@ class BudgetSearch:
         self.voices[candidate] = voice
 
     def run(self, progress: Progress) -> None:
-        """Try shapes, slower ones if all lose too much, then zeros for the least damaged."""
+        """Try shapes and zeros, slower shapes if all lose too much, then zeros for the size."""
         shapes = self._find_shapes(progress.part(0.0, 0.1))
-        part = progress.part(0.1, 0.5)
+        part = progress.part(0.1, 0.4)
         for i, shape in enumerate(shapes):
             self._try_shape(shape, part.part(i / len(shapes), (i + 1) / len(shapes)))
-        ratio = self._budget.max_latency_ratio
-        if ratio and all(self._budget.damage(one) > 1 for one in self._measured):
-            self._try_slower(ratio, progress.part(0.5, 0.65))
+        ratio, damage = self._budget.max_latency_ratio, self._budget.damage
+        sparse = ratio if engine_of(self._voice) is not None else None
+        if sparse:
+            self._try_sparse(self._voice, (), sparse, progress.part(0.4, 0.5))
+        if ratio and all(damage(one) > 1 for one in self._measured):
+            self._try_slower(ratio, progress.part(0.5, 0.6))
+            slow = [one for one in self._measured if one.specs[-1].shape]
+            slow = [one for one in slow if "latency" in self._budget.broken(one)]
+            if sparse and slow:
+                base = min(slow, key=damage)
+                part = progress.part(0.6, 0.65)
+                self._try_sparse(self.voices[base], base.specs, sparse, part)
         if self._budget.max_mb is not None:
             self._try_zeros(self._budget.max_mb, progress.part(0.65, 1.0))
 
@@ -217,10 +229,18 @@ class BudgetSearch:
         known = next((one for one in self.tried if one.specs == (spec,)), None)
         if known:
             self.tried.remove(known)
-            timed = known.latency_ratio, known.macs_ratio
-        else:
-            timed = time_against(self._voice, small, self._text, self._seed, 3)
-        self._measure((spec,), small, timed, progress.part(0.6, 1.0))
+        self._measure((spec,), small, progress.part(0.6, 1.0))
+
+    def _try_sparse(self, voice: Voice, specs: Specs, ratio: float, progress: Progress) -> None:
+        """Add zeros to a voice, where they save most time, until it is within the limit of time."""
+
+        def excess(pruned: Voice) -> float:
+            timed, _ = time_against(self._voice, pruned, self._text, self._seed, RUNS)
+            return timed.median - MARGIN * ratio
+
+        part = progress.part(0.0, 0.7)
+        spec, pruned = fit_time(voice, ratio, excess, self._seed, progress=part)
+        self._measure((*specs, spec), pruned, progress.part(0.7, 1.0))
 
     def _try_slower(self, ratio: float, progress: Progress) -> None:
         """Try shapes between the limit of time and the original, to show what quality costs."""
@@ -244,20 +264,17 @@ class BudgetSearch:
         chosen = [*(one for one in large if one not in slow), *slow][:ZEROED]
         if slow and slow[0] not in chosen:
             chosen[-1] = slow[0]
-        bases = [
-            (self.voices[one], one.specs, (one.latency_ratio, one.macs_ratio)) for one in chosen
-        ]
+        bases = [(self.voices[one], one.specs) for one in chosen]
         if self._budget.max_latency_ratio is None:
-            bases = [(self._voice, (), (Spread(1.0, 1.0, 1.0), 1.0)), *bases][:ZEROED]
-        for i, (voice, specs, timed) in enumerate(bases):
+            bases = [(self._voice, ()), *bases][:ZEROED]
+        for i, (voice, specs) in enumerate(bases):
             part = progress.part(i / len(bases), (i + 1) / len(bases))
             zeros = part.part(0.0, 0.7)
             spec, pruned = fit_zeros(voice, 1e6 * max_mb, self._seed, progress=zeros)
-            self._measure((*specs, spec), pruned, timed, part.part(0.7, 1.0))
+            self._measure((*specs, spec), pruned, part.part(0.7, 1.0))
 
-    def _measure(
-        self, specs: Specs, voice: Voice, timed: tuple[Spread, float], progress: Progress
-    ) -> None:
+    def _measure(self, specs: Specs, voice: Voice, progress: Progress) -> None:
+        timed = time_against(self._voice, voice, self._text, self._seed, RUNS)
         dense, sparse = dense_megabytes(voice), sparse_bytes(voice) / 1e6
         quality = _quality(self._budget, self._reference, voice, progress)
         kind: Literal["dense", "sparse"] = "sparse" if sparse < dense else "dense"
@@ -285,21 +302,55 @@ def fit_zeros(
         low, high = (low, middle) if fits else (middle, high)
     around = [sparse_bytes(prune(voice, PruneSpec(amount=amount))) for amount in (0.6, 0.8)]
     slope = max(1.0, (around[0] - around[1]) / 0.2)
-    careful = PruneSpec(method="second_order", seed=seed)
+    careful = PruneSpec(method="second_order", amount=high, seed=seed)
+    return _fit(voice, careful, lambda one: (sparse_bytes(one) - max_bytes) / slope, 0.01, progress)
+
+
+def fit_time(
+    voice: Voice,
+    ratio: float,
+    excess: Callable[[Voice], float],
+    seed: int = 0,
+    *,
+    progress: Progress = SILENT,
+) -> tuple[PruneSpec, Voice]:
+    """Set as much arithmetic to zero as a limit of time asks for, and hardly more.
+
+    `excess` says by how much of the original's time a voice exceeds the limit `ratio`. If MAX_ZEROS
+    is too little the voice is too slow.
+
+    Raises:
+        InputError: the voice can say nothing for calibration.
+    """
+    amount = min(MAX_ZEROS, 1 - (ratio - FIXED) / SLOPE)
+    careful = PruneSpec("second_order", "sensitivity", amount, seed=seed, cost="macs")
+    return _fit(voice, careful, lambda one: excess(one) / SLOPE, 0.03, progress)
+
+
+def _fit(
+    voice: Voice,
+    careful: PruneSpec,
+    over: Callable[[Voice], float],
+    near: float,
+    progress: Progress,
+) -> tuple[PruneSpec, Voice]:
+    """Correct the amount of a spec by how much more is needed, until hardly more is taken."""
     layers = prunable_layers(voice)
-    free = sum(layer.weights for layer in layers if not careful.protects(layer.name))
-    most = min(MAX_ZEROS, 0.999 * free / max(1, sum(layer.weights for layer in layers)))
-    amount, best = min(most, high), None
+    costs = macs_per_weight(voice) if careful.cost == "macs" else {}
+    sizes = {one.name: one.weights * costs.get(one.parameter, 1) for one in layers}
+    free = sum(size for name, size in sizes.items() if not careful.protects(name))
+    most = min(MAX_ZEROS, 0.999 * free / max(1, sum(sizes.values())))
+    amount, best = min(most, careful.amount), None
     for turn in range(ZERO_TRIES):
         spec = dataclasses.replace(careful, amount=math.floor(1e4 * amount) / 1e4)
         part = progress.part(turn / ZERO_TRIES, (turn + 1) / ZERO_TRIES, "zeros: ")
         pruned = prune(voice, spec, progress=part)
-        over = (sparse_bytes(pruned) - max_bytes) / slope
-        if over <= 0 and (best is None or spec.amount < best[0].amount):
+        more = over(pruned)
+        if more <= 0 and (best is None or spec.amount < best[0].amount):
             best = spec, pruned
-        if -0.01 < over <= 0 or (spec.amount == 0 if over <= 0 else spec.amount >= most - _FINE):
+        if -near < more <= 0 or (spec.amount == 0 if more <= 0 else spec.amount >= most - _FINE):
             break
-        amount = min(most, max(0.0, amount + over + 2 * _FINE))
+        amount = min(most, max(0.0, amount + more + near / 5))
     progress.report("zeros set", 1.0)
     return best or (spec, pruned)
 
