@@ -398,7 +398,7 @@ def _without_kernels(report):
     return {**report, "latency": {**report["latency"], **voices}}
 
 
-_KERNELS = ("sparse", "dense_seconds")
+_KERNELS = ("sparse", "dense_seconds", "kernels")
 
 
 def layers_table():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vits_prune import InputError, PruneSpec, measure_latency, prune, speak
-from vits_prune.measure import Spread, cost
+from vits_prune.kernels import packed_bytes
+from vits_prune.measure import Spread, cost, measure_size
 from vits_prune.measure.cost import EnergyMeter, count_macs
 from vits_prune.progress import Cancelled, Progress
 from vits_prune.synthesis.speak import STAGES, Delivery
@@ -61,6 +64,25 @@ def test_what_is_reported(tiny):
     assert found.original.stage_seconds["total"].low / found.pruned.stage_seconds[
         "total"
     ].high <= found.speed_up.low * (1 + 1e-9)
+
+
+def test_the_first_sound_is_that_of_the_first_sentence(tiny):
+    text = "Hi. " + 6 * "The birch canoe slid on the smooth planks. "
+    found = measure_latency(tiny, prune(tiny, PruneSpec()), text, runs=3)
+    for voice in (found.original, found.pruned):
+        first, total = voice.first_sound_seconds, voice.stage_seconds["total"]
+        assert 0 < first.low <= first.median <= first.high < total.low
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells the peak")
+def test_peak_memory_is_what_is_held_and_what_speaking_takes(tiny, monkeypatch):
+    held = measure_size(tiny).memory_bytes
+    found = measure_latency(tiny, tiny, TEXT, runs=1)
+    assert held <= found.original.peak_memory_bytes < held + (100 << 20)
+    packing = measure_latency(tiny, tiny, TEXT, runs=1, kernels="sparse").pruned
+    assert packing.peak_memory_bytes >= held + packed_bytes(tiny) > held
+    monkeypatch.setattr(cost, "peak_growth", lambda work: None)
+    assert measure_latency(tiny, tiny, TEXT, runs=1).original.peak_memory_bytes is None
 
 
 def test_delivery_is_used(tiny):

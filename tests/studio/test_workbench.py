@@ -240,6 +240,21 @@ def test_old_uploads_are_forgotten(hub, piper_files, tmp_path):
         assert bench.voice(reference).name == "your voice"
 
 
+def test_packed_kernels_count_among_the_bytes_of_a_voice(bench):
+    request = Request(TINY, TEXT, PruneSpec(scope="local", amount=0.5), kernels="sparse")
+    voice = bench.pruned(request)
+    weights = workbench.voice_bytes(voice)
+    assert weights == 4 * sum(one.numel() for one in voice.model.parameters())
+    heard(bench, request)
+    nonzero = sum(
+        int(one.count_nonzero())
+        for one in (*voice.model.flow.parameters(), *voice.model.decoder.parameters())
+    )
+    packed = workbench.voice_bytes(voice) - weights
+    assert 4 * nonzero < packed < 20 * nonzero
+    assert workbench.voice_bytes(voice, voice) == weights + packed
+
+
 # To a worker and back
 
 

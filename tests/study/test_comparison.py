@@ -49,7 +49,7 @@ def test_the_four_tables(tiny, comparison):
     assert len(found["sparsity"]) == 5
     assert len(found["layers"]) == len(layers(tiny))
     assert len(found["size"]) == 6
-    assert len(found["latency"]) == len(STAGES) + 1 + 3 + 2
+    assert len(found["latency"]) == len(STAGES) + 1 + 3 + 2 + 2
     for name, table in found.items():
         assert list(table.columns) == list(EMPTY[name].columns)
         assert table.to_csv(index=False).count("\n") == len(table) + 1

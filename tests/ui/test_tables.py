@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from vits_prune import PruneSpec, prune
+from vits_prune.kernels.engine import Choice
 from vits_prune.measure import (
     Latency,
     Spread,
@@ -80,7 +81,8 @@ def latency(seconds: float, spread: float = 0.01, macs: int = 10**9) -> VoiceLat
         return Spread(value, value * (1 - spread), value * (1 + spread))
 
     stages = {stage: runs(seconds) for stage in STAGES} | {"total": runs(seconds * len(STAGES))}
-    return VoiceLatency(stages, runs(seconds), runs(seconds), 1.0, macs, macs)
+    how = {"first_sound_seconds": runs(seconds), "peak_memory_bytes": round(seconds * 1e9)}
+    return VoiceLatency(stages, runs(seconds), runs(seconds), 1.0, macs, macs, **how)
 
 
 def test_speed_is_claimed_only_where_the_runs_agree():
@@ -89,12 +91,30 @@ def test_speed_is_claimed_only_where_the_runs_agree():
     assert found["All stages"] == ["800 ms", "400 ms", "−50.0% faster"]
     assert found["Decoder"] == ["200 ms", "100 ms", "−50.0% faster"]
     assert found["Multiply-adds"] == ["1.00 G", "0.500 G", "−50.0% fewer"]
+    assert found["First sound"] == ["200 ms", "100 ms", "−50.0% sooner"]
+    assert found["Peak memory"] == ["200 MB", "100 MB", "−50.0% less"]
     same = Latency(latency(0.2), latency(0.199), Spread(1, 0.9, 1.1), 5, 1, "cpu")
     page = tables.html("latency", latency_table(same))
     assert cells(page)["All stages"][2] == cells(page)["Flow"][2] == "not faster"
     assert "Not faster: 1.01× the speed (run by run: 0.90 to 1.10); dense kernels" in page
     slow = Latency(latency(0.1), latency(0.2, macs=9 * 10**8), Spread(0.5, 0.5, 0.5), 5, 1, "cpu")
     assert cells(tables.html("latency", latency_table(slow)))["Flow"][2] == "+100% slower"
+
+
+def test_the_kernels_of_each_part_are_shown_with_what_they_were_chosen_by():
+    voices = []
+    for seconds, density in ((0.2, 1.0), (0.1, 0.25)):
+        sparse = Choice("flow 1", density, density < 1, 2e-3, density * 4e-3)
+        dense = Choice("decoder stage 1", density, False, 1e-3, 2e-3)
+        one = latency(seconds, macs=round(density * 10**9))
+        voices.append(dataclasses.replace(one, sparse=("flow 1",), kernels=(sparse, dense)))
+    found = Latency(*voices, Spread(2, 1.9, 2.1), 5, 1, "cpu")
+    page = tables.html("latency", latency_table(found))
+    assert cells(page)["Flow 1"] == ["2.00 ms", "1.00 ms", "−50.0% faster"]
+    assert "sparse, as 25% of its weights are not zero: dense 2 ms" in page
+    assert "dense, as 25% of its weights are not zero: sparse 2 ms" in page
+    unmeasured = Latency(latency(0.2), latency(0.1), Spread(2, 1.9, 2.1), 5, 1, "cpu")
+    assert "part by part" not in tables.html("latency", latency_table(unmeasured))
 
 
 def test_every_row_of_the_frames_is_shown_and_none_waits_empty(tiny):

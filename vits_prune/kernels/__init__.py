@@ -75,6 +75,13 @@ def engine_of(voice: Voice, kernels: str = "auto") -> Engine | None:
         return _engines[model]
 
 
+def packed_bytes(voice: Voice) -> int:
+    """Return what a voice's sparse kernels hold beside its weights: those that ran so far."""
+    with _engines_lock:
+        engine = _engines.get(voice.model)
+    return engine.nbytes if engine else 0
+
+
 def measure_kernels(voice: Voice, progress: Progress = SILENT) -> None:
     """Compile the kernels and time them against torch at this voice's shapes, unless that is known.
 

@@ -52,6 +52,11 @@ class Choice:
     sparse_seconds: float
     """Predicted for this density."""
 
+    @property
+    def seconds(self) -> float:
+        """Those of the kernels that were chosen."""
+        return self.sparse_seconds if self.sparse else self.dense_seconds
+
 
 class Engine:
     """Flow and decoder of one model, each unit with dense or sparse kernels."""
@@ -120,6 +125,12 @@ class Engine:
             if unit.name not in self._programs:
                 self._programs[unit.name] = unit.make(False)
             return self._programs[unit.name]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the programs that were packed so far."""
+        with self._lock:
+            return sum(one.nbytes for one in self._programs.values() if one)
 
     def measure(self, progress: Progress = SILENT) -> None:
         """Time the units whose shapes were never measured on this machine, and keep the result."""

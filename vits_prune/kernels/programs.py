@@ -52,6 +52,11 @@ class Program:
     tile: int
     scales: tuple[np.float32, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights."""
+        return sum(one.nbytes for one in (self.pointers, self.offsets, self.values, self.bias))
+
     def run(
         self,
         memory: np.ndarray,

@@ -5,19 +5,22 @@ Energy comes from counters of the machine (RAPL, NVML) and is never estimated.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.kernels import engine_of, measure_kernels
+from vits_prune.kernels import chosen_kernels, engine_of, measure_kernels, packed_bytes
+from vits_prune.memory import peak_growth
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.layers import uses_of_weights
 from vits_prune.pruning.scores import layer_costs
@@ -25,11 +28,12 @@ from vits_prune.pruning.spec import PruneSpec
 from vits_prune.synthesis.speak import STAGES, Delivery, Speech, join, speak, speak_sentences
 from vits_prune.voices.voice import Voice
 
+if TYPE_CHECKING:
+    from vits_prune.kernels.engine import Choice
+
 DEFAULT_RUNS = 5
 RAPL = Path("/sys/class/powercap")
 """Where Linux shows the processor's energy counters."""
-_Run = tuple[Speech, float]
-"""One run and its processor seconds."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,13 @@ class VoiceLatency:
     """What ran with sparse kernels, such as "flow 1" and "decoder stage 3"."""
     dense_seconds: Spread | None = None
     """Seconds of all stages with dense kernels, in the same runs; None if nothing ran sparse."""
+    kernels: tuple[Choice, ...] = ()
+    """What "auto" took for each part of the longest sentence, and why; empty with others."""
+    first_sound_seconds: Spread | None = None
+    """From the text to the samples of its first sentence, the voice being loaded."""
+    peak_memory_bytes: int | None = None
+    """Weights, sparse kernels, and what speaking held besides at most; None where no system
+    tells."""
 
 
 @dataclass(frozen=True)
@@ -126,19 +137,23 @@ def measure_latency(
         for job in jobs if run % 2 == 0 else reversed(jobs):
             which, chosen = job
             how: dict[str, Any] = {"timing": timings[which], "delivery": delivery}
-            cpu = time.process_time()
-            speech = _speak_with_prediction(voices[which], text, seed, kernels=chosen, **how)
-            timed[job].append((speech, time.process_time() - cpu))
+            timed[job].append(_timed(voices[which], text, seed, kernels=chosen, **how))
     found = []
     for which, macs in enumerate((original_macs, pruned_macs)):
         best, dense = timed[which, kernels], timed.get((which, "dense")) if sparse[which] else None
-        total = Spread.of([_total(one) for one in dense]) if dense else None
-        found.append(_summary(best, *macs, sparse[which], total))
+        voice, how = voices[which], {"timing": timings[which], "kernels": kernels}
+        summary = dataclasses.replace(
+            _summary(best, *macs, sparse[which]),
+            dense_seconds=Spread.of([one.total for one in dense]) if dense else None,
+            kernels=tuple(chosen_kernels(voice, max(frames))) if kernels == "auto" else (),
+            peak_memory_bytes=_peak_memory(voice, text, seed, delivery, how),
+        )
+        found.append(summary)
     pairs = zip(timed[0, kernels], timed[1, kernels], strict=True)
     return Latency(
         original=found[0],
         pruned=found[1],
-        speed_up=Spread.of([_total(a) / _total(b) for a, b in pairs]),
+        speed_up=Spread.of([a.total / b.total for a, b in pairs]),
         runs=runs,
         threads=torch.get_num_threads(),
         device=original.device.type,
@@ -154,32 +169,56 @@ def _sparse_units(voice: Voice, kernels: str, frames: list[int]) -> tuple[str, .
     return tuple(unit.name for unit in engine.units if unit.name in named)
 
 
-def _total(run: _Run) -> float:
-    return sum(run[0].seconds.values())
+class _Run(NamedTuple):
+    """One run of a voice."""
+
+    speech: Speech
+    cpu_seconds: float
+    first_sound_seconds: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages."""
+        return sum(self.speech.seconds.values())
 
 
-def _speak_with_prediction(voice: Voice, text: str, seed: int, **how: Any) -> Speech:
-    return join(list(speak_sentences(voice, text, seed, always_predict=True, **how)))
+def _timed(voice: Voice, text: str, seed: int, **how: Any) -> _Run:
+    """Speak with the duration predictor running, and look at the clocks."""
+    begun, cpu = time.perf_counter(), time.process_time()
+    pieces: list[Speech] = []
+    first = math.nan
+    for piece in speak_sentences(voice, text, seed, always_predict=True, **how):
+        first = first if pieces else time.perf_counter() - begun
+        pieces.append(piece)
+    return _Run(join(pieces), time.process_time() - cpu, first)
+
+
+def _peak_memory(
+    voice: Voice, text: str, seed: int, delivery: Delivery, how: dict[str, Any]
+) -> int | None:
+    if voice.device.type != "cpu":
+        return None
+    growth = peak_growth(lambda: speak(voice, text, seed, delivery, **how))
+    if growth is None:
+        return None
+    held = sum(one.numel() * one.element_size() for one in voice.model.parameters())
+    return held + packed_bytes(voice) + growth
 
 
 def _summary(
-    runs: list[_Run],
-    dense_macs: int,
-    nonzero_macs: int,
-    sparse: tuple[str, ...],
-    dense_seconds: Spread | None,
+    runs: list[_Run], dense_macs: int, nonzero_macs: int, sparse: tuple[str, ...]
 ) -> VoiceLatency:
-    seconds = runs[0][0].audio_seconds
-    stages = {stage: Spread.of([run[0].seconds[stage] for run in runs]) for stage in STAGES}
+    stages = {stage: Spread.of([run.speech.seconds[stage] for run in runs]) for stage in STAGES}
+    seconds = runs[0].speech.audio_seconds
     return VoiceLatency(
-        stage_seconds={**stages, "total": Spread.of([_total(run) for run in runs])},
-        real_time_factor=Spread.of([_total(run) / seconds for run in runs]),
-        cpu_seconds_per_audio_second=Spread.of([cpu / seconds for _, cpu in runs]),
+        stage_seconds={**stages, "total": Spread.of([run.total for run in runs])},
+        real_time_factor=Spread.of([run.total / seconds for run in runs]),
+        cpu_seconds_per_audio_second=Spread.of([run.cpu_seconds / seconds for run in runs]),
         audio_seconds=seconds,
         dense_macs=dense_macs,
         nonzero_macs=nonzero_macs,
         sparse=sparse,
-        dense_seconds=dense_seconds,
+        first_sound_seconds=Spread.of([run.first_sound_seconds for run in runs]),
     )
 
 
@@ -202,7 +241,7 @@ def count_macs(
     how: dict[str, Any] = {"timing": timing, "delivery": delivery, "kernels": "dense"}
     spoken: list[Speech] = []
     uses = uses_of_weights(
-        voice, lambda copy: spoken.append(_speak_with_prediction(copy, text, seed, **how))
+        voice, lambda copy: spoken.append(_timed(copy, text, seed, **how).speech)
     )
     weights = {name: voice.model.get_parameter(f"{name}.weight") for name in uses}
     dense = sum(count * weights[name].numel() for name, count in uses.items())

@@ -93,9 +93,8 @@ class HealJob:
 
 
 def _bytes(job: HealJob) -> float:
-    parameters = job.voice.model.parameters() if job.voice else ()
     speeches = [one.speech.waveform.nbytes for one in job.checkpoints if one.speech]
-    return sum(t.numel() * t.element_size() for t in parameters) + sum(speeches)
+    return (workbench.voice_bytes(job.voice) if job.voice else 0) + sum(speeches)
 
 
 jobs: Bounded[Order, HealJob] = Bounded(_BYTES, _bytes)

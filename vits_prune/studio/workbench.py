@@ -21,7 +21,7 @@ import torch
 
 from vits_prune.caches import Bounded, Scratch
 from vits_prune.errors import InputError
-from vits_prune.kernels import ready
+from vits_prune.kernels import packed_bytes, ready
 from vits_prune.measure import Size, Sparsity, measure_size, measure_sparsity
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec, prune_steps
@@ -64,10 +64,12 @@ class Spoken:
         return same and bool((self.original.durations == self.pruned.durations).all())
 
 
-def _bytes(*voices: Voice) -> int:
-    """Return the bytes of voices; what they share counts once."""
+def voice_bytes(*voices: Voice) -> int:
+    """Return the bytes of voices, packed kernels included; what they share counts once."""
     tensors = (tensor for voice in voices for tensor in voice.model.parameters())
-    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+    packed = {voice.model: packed_bytes(voice) for voice in voices}
+    shared = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
+    return sum(shared.values()) + sum(packed.values())
 
 
 class Workbench:
@@ -83,11 +85,11 @@ class Workbench:
         self, folder: Path | None = None, voices_bytes: int = _VOICES_BYTES, uploads: int = 16
     ) -> None:
         self._gpu = False
-        self._voices: Bounded[tuple[str, ...], Voice] = Bounded(voices_bytes, _bytes)
+        self._voices: Bounded[tuple[str, ...], Voice] = Bounded(voices_bytes, voice_bytes)
         self._pruned: Bounded[tuple[Any, ...], Steps] = Bounded(
-            _PRUNED_BYTES, lambda steps: _bytes(*(voice for _, voice in steps))
+            _PRUNED_BYTES, lambda steps: voice_bytes(*(voice for _, voice in steps))
         )
-        self._healed: Bounded[Order, Voice] = Bounded(_HEALED_BYTES, _bytes)
+        self._healed: Bounded[Order, Voice] = Bounded(_HEALED_BYTES, voice_bytes)
         self._spoken: Bounded[tuple[Request, str], Spoken] = Bounded(
             _SPEECH_BYTES, lambda one: one.original.waveform.nbytes + one.pruned.waveform.nbytes
         )
@@ -278,7 +280,7 @@ class Workbench:
         if spec.idle:  # nothing to listen for
             recipe = {**voice.recipe, "pruned": [*voice.recipe.get("pruned", ()), spec.to_dict()]}
             return ((0.0, voice.with_weights({}, recipe=MappingProxyType(recipe))),)
-        count, size = len(spec.schedule_amounts()), _bytes(voice)
+        count, size = len(spec.schedule_amounts()), voice_bytes(voice)
         if count > 1 and count * size > _STEPS_BYTES:
             raise InputError(
                 f"{count} steps of this voice would take {count * size / 1e9:.1f} GB: take fewer."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from vits_prune.measure import (
     Size,
     Sparsity,
     Spread,
+    VoiceLatency,
     measure_latency,
     measure_size,
     measure_sparsity,
@@ -81,6 +83,9 @@ SAVINGS = pd.DataFrame(
 """What each kind of pruning saves."""
 ZEROS_COST = "dense kernels: a zero costs what any other number costs"
 DENSE_TOTAL = "all stages, dense (ms)"
+FIRST_SOUND, PEAK_MEMORY = "time to first sound (ms)", "peak memory (MB)"
+PREDICTED = ", predicted (ms)"
+"""Ends the name of a row about the kernels of one part."""
 _GONE = "structured: channels or layers are gone, and their {} with them"
 
 
@@ -246,7 +251,7 @@ def size_table(original: Size, pruned: Size) -> pd.DataFrame:
 
 
 def latency_table(latency: Latency, pattern: str = "") -> pd.DataFrame:
-    """Return times by stage, real-time factor, processor time and arithmetic.
+    """Return times by stage, real-time factor, memory, arithmetic, and the kernels of each part.
 
     With the pattern of the zeros the table names the hardware that would gain from it.
     """
@@ -266,12 +271,27 @@ def latency_table(latency: Latency, pattern: str = "") -> pd.DataFrame:
     rows.append(_row(DENSE_TOTAL, first, second, 1e3, dense))
     for what, field, factor, words in (
         ("real-time factor (s per s of speech)", "real_time_factor", 1.0, _speed_words(latency)),
+        (FIRST_SOUND, "first_sound_seconds", 1e3, "from the text to its first sentence's samples"),
+        (PEAK_MEMORY, "peak_memory_bytes", 1e-6, "weights, sparse kernels, and what speaking took"),
         (f"processor time ({time})", "cpu_seconds_per_audio_second", 1.0, "all threads together"),
         ("multiply-accumulates, dense (G)", "dense_macs", 1e-9, dense),
         ("multiply-accumulates with a non-zero weight (G)", "nonzero_macs", 1e-9, sparse),
     ):
-        rows.append(_row(what, getattr(before, field), getattr(after, field), factor, words))
-    return pd.DataFrame(rows, columns=_COLUMNS["latency"])
+        first, second = getattr(before, field), getattr(after, field)
+        if first is not None and second is not None:
+            rows.append(_row(what, first, second, factor, words))
+    return pd.DataFrame([*rows, *_kernel_rows(before, after)], columns=_COLUMNS["latency"])
+
+
+def _kernel_rows(before: VoiceLatency, after: VoiceLatency) -> Iterator[dict[str, Any]]:
+    """Yield what "auto" chose for each part that both voices have, and what it was chosen by."""
+    known = {one.unit: one for one in before.kernels}
+    for one in after.kernels:
+        if one.unit in known:
+            chosen, other = ("sparse", "dense")[:: 1 if one.sparse else -1]
+            words = f"{chosen}, as {100 * one.density:.0f}% of its weights are not zero: {other}"
+            words += f" {1e3 * (one.dense_seconds if one.sparse else one.sparse_seconds):.3g} ms"
+            yield _row(f"{one.unit}{PREDICTED}", known[one.unit].seconds, one.seconds, 1e3, words)
 
 
 def speed_of(latency: Latency) -> float:
@@ -311,7 +331,7 @@ def _fewer_macs(latency: Latency) -> bool:
 
 
 def _row(
-    what: str, before: Spread | int, after: Spread | int, factor: float, words: str = ""
+    what: str, before: Spread | float, after: Spread | float, factor: float, words: str = ""
 ) -> dict[str, Any]:
     """Return a row of two values; those of several runs have their lowest and highest too."""
     first, second = (one.median if isinstance(one, Spread) else one for one in (before, after))

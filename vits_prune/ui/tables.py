@@ -59,7 +59,14 @@ STAGES = _rows("ms", "faster", "slower", {
 _RTF = "real-time factor (s per s of speech)"
 _DENSE = (comparison.DENSE_TOTAL, "text encoder (ms)", "durations (ms)")
 """What no sparse kernel makes faster."""
-LATENCY_ROWS = {**STAGES, **_rows("", "faster", "slower", {_RTF: "Real-time factor"})}
+_MEMORY_NOISE = 0.1
+"""Share by which the peak of one voice differs from run to run."""
+LATENCY_ROWS = {
+    **STAGES,
+    **_rows("", "faster", "slower", {_RTF: "Real-time factor"}),
+    **_rows("ms", "sooner", "later", {comparison.FIRST_SOUND: "First sound"}),
+    **_rows("MB", "less", "more", {comparison.PEAK_MEMORY: "Peak memory"}),
+}
 COSTS = {
     **_rows("s/s", "less", "more", {"processor time (CPU-s per s of speech)": "Processor time"}),
     **_rows("G", "fewer", "more", {
@@ -208,7 +215,8 @@ def _latency(frame: pd.DataFrame | None) -> str:
         if (same and row["what"] in LATENCY_ROWS) or (zeros_alone and row["what"] in _DENSE):
             return False
         if math.isnan(row.get("pruned, lowest run", math.nan)):
-            return abs(row["pruned / original"] - 1) >= 0.005
+            noise = _MEMORY_NOISE if row["what"] == comparison.PEAK_MEMORY else 0.005
+            return abs(row["pruned / original"] - 1) >= noise
         before, after = (
             [row[f"{name}, {end} run"] for end in ("lowest", "highest")]
             for name in ("original", "pruned")
@@ -218,7 +226,14 @@ def _latency(frame: pd.DataFrame | None) -> str:
     table, _ = _pairs("Latency", frame, LATENCY_ROWS, apart)
     costs, words = _pairs("Processor time and arithmetic", frame, COSTS, apart)
     note = f"{speed[:1].upper()}{speed[1:]}." if speed else ""
-    return table + _note(note) + _details("Processor time and arithmetic", costs + _listed(words))
+    table += _note(note) + _details("Processor time and arithmetic", costs + _listed(words))
+    ends = comparison.PREDICTED
+    parts = {what: what.removesuffix(ends).capitalize() for what in said if what.endswith(ends)}
+    if parts:
+        rows = _rows("ms", "faster", "slower", parts)
+        kernels, words = _pairs("Kernels, part by part: predicted times", frame, rows, apart)
+        table += _details("Kernels, part by part", kernels + _listed(words))
+    return table
 
 
 def _quality(found: Evaluation | None) -> str:
