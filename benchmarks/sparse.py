@@ -1,13 +1,15 @@
 """Sparse kernels against torch's dense ones and onnxruntime: joe, and VITS's default shapes (MMS).
 
     python benchmarks/kernels.py [--runs 9] [--threads 2] [--amounts 0.55 0.8 0.9]
-        [--only parts|voices]
+        [--only parts|voices] [--voices NAME=DIR ...]
 
 Parts: each coupling layer and decoder stage, activations, padding and residuals included, dense and
 sparse in turn, on a sentence of 200 frames. Voices: from text to waveform with the original's
 durations, every voice with the kernels that are best for it. onnxruntime runs the unpruned export
 in a process of its own, between them. Weights go by magnitude, the same share of each layer: speed
 does not depend on which. What a pruned voice sounds like is in RESULTS.md, "Sparse kernels".
+
+With --voices nothing but voices from folders is timed, which `prune` or `heal` wrote of joe.
 """
 
 from __future__ import annotations
@@ -70,9 +72,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--amounts", type=float, nargs="+", default=[0.55, 0.8, 0.9])
     parser.add_argument("--only", choices=("parts", "voices"))
+    parser.add_argument("--voices", nargs="+", default=[], metavar="NAME=DIR")
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
+    for name, folder in (one.split("=", 1) for one in options.voices):
+        voices(load_voice("joe"), load_voice(folder), name, options.runs)
+    if options.voices:
+        return
     for voice in (load_voice("joe"), default_voice()):
         for amount in options.amounts:
             pruned = prune(voice, PruneSpec(scope="local", amount=amount))
@@ -119,6 +126,9 @@ def voices(voice: Voice, pruned: Voice, title: str, runs: int) -> None:
         f"dense {1e3 * dense.median:.0f} ms; sparse: {', '.join(found.pruned.sparse) or 'nothing'}"
     )
     print("  " + ", ".join(f"{name} {first[name].median / best[name].median:.2f}" for name in best))
+    peaks = [one.peak_memory_bytes for one in (found.original, found.pruned)]
+    if None not in peaks:
+        print(f"  peak memory {peaks[0] / 1e6:.0f} -> {peaks[1] / 1e6:.0f} MB")
 
 
 def beginnings(threads: int) -> None:

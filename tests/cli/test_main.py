@@ -158,7 +158,7 @@ def test_prune_then_load(tiny_folder, tiny, tmp_path, capsys):
     assert f"with {100 * measure_sparsity(found).overall:.1f}% of its weights at zero" in said
     first, (whole, _) = count_macs(load_voice(tiny_folder), load_calibration_texts()[0])
     _, (_, left) = count_macs(found, load_calibration_texts()[0], timing=first)
-    assert f"with {100 * left / whole:.1f}% of its multiply-accumulates left" in said
+    assert f", {100 * left / whole:.1f}% of its multiply-accumulates left" in said
 
 
 BAD = [

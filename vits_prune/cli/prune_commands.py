@@ -199,15 +199,15 @@ def _prune(options: Namespace) -> None:
     sparsity = measure_sparsity(pruned).overall
     found = []
     if after < before:
-        found.append(f"with {after / 1e6:.2f} of {before / 1e6:.2f} million parameters")
+        found.append(f"{after / 1e6:.2f} of {before / 1e6:.2f} million parameters")
     if sparsity >= 0.001 or after >= before:
-        found.append(f"with {100 * sparsity:.1f}% of its weights at zero")
+        found.append(f"{100 * sparsity:.1f}% of its weights at zero")
     with contextlib.suppress(InputError):  # nothing that it can say
         text = texts_for(voice, spec)[0]
         said, (whole, _) = count_macs(voice, text)
         _, (_, left) = count_macs(pruned, text, timing=said)
-        found.append(f"with {100 * left / whole:.1f}% of its multiply-accumulates left")
-    print(f"{voice.name} {', '.join(found)}, saved to {options.out}")
+        found.append(f"{100 * left / whole:.1f}% of its multiply-accumulates left")
+    print(f"{voice.name} with {', '.join(found)}, saved to {options.out}")
 
 
 def _until_knee(
