@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
 
 import vits_prune.kernels
 from tests.voices.hf_factory import make_checkpoint
@@ -141,15 +147,71 @@ def test_a_tiny_voice_is_left_to_torch(tiny):
     assert engine_of(tiny, "sparse") is not None
 
 
-def test_without_numba_everything_runs_dense_and_says_so(joe, monkeypatch):
-    why = "numba is not installed"
-    monkeypatch.setattr(vits_prune.kernels, "why_missing", lambda: why)
-    monkeypatch.setattr("vits_prune.synthesis.speak.why_missing", lambda: why)
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (ModuleNotFoundError("no", name="numba"), "numba is not installed"),
+        (
+            ImportError("Numba needs NumPy 2.4 or less\nSee"),
+            r"ImportError: Numba needs NumPy .*ss\)",
+        ),
+        (OSError(28, "No space left on device"), "OSError: .*No space left"),
+        (AssertionError(), "numba cannot compile them here"),
+    ],
+)
+def test_without_kernels_everything_runs_dense_and_says_so_once(
+    joe, monkeypatch, caplog, error, why
+):
+    def fail():
+        raise error
+
+    asked = functools.cache(vits_prune.kernels.why_missing.__wrapped__)
+    monkeypatch.setattr(vits_prune.kernels, "why_missing", asked)
+    monkeypatch.setattr("vits_prune.synthesis.speak.why_missing", asked)
+    monkeypatch.setattr("vits_prune.kernels.engine.try_out", fail)
+    caplog.set_level(logging.WARNING, "vits_prune")
     assert engine_of(joe) is None
     measure_kernels(joe)
     assert speak(joe, "Hi.").audio_seconds > 0.2
-    with pytest.raises(InputError, match="no sparse kernels: numba is not installed"):
+    with pytest.raises(InputError, match=f"no sparse kernels: .*{why}"):
         speak(joe, "Hi.", kernels="sparse")
+    [said] = caplog.messages
+    assert said.startswith("There are no sparse kernels, everything runs dense: ")
+
+
+_WITHOUT_NUMBA = """
+import sys
+sys.modules["numba"] = sys.modules["llvmlite"] = None
+from vits_prune import InputError, load_voice, speak
+voice = load_voice(sys.argv[1])
+print(len(speak(voice, "hi").waveform))
+try:
+    speak(voice, "hi", kernels="sparse")
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_python_that_has_no_numba(tiny, tiny_folder):
+    command = [sys.executable, "-c", _WITHOUT_NUMBA, str(tiny_folder)]
+    own = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, env=own, capture_output=True, text=True)
+    samples, error = done.stdout.splitlines()
+    assert int(samples) == len(speak(tiny, "hi").waveform)
+    assert error.startswith("There are no sparse kernels: numba is not installed.")
+    assert done.stderr.count("numba is not installed") == 1
+
+
+@pytest.mark.parametrize("weight", [0.0, float("nan")])
+def test_a_decoder_of_zeros_or_of_what_is_no_number(tiny, weight):
+    names = [name for name, _ in tiny.model.named_parameters() if name.endswith(".weight")]
+    changed = {
+        name: torch.full_like(tiny.model.get_parameter(name), weight)
+        for name in names
+        if name.startswith(("flow.", "decoder."))
+    }
+    dense, sparse = (one.waveform for one in both(tiny.with_weights(changed), "hi"))
+    np.testing.assert_allclose(sparse, dense, atol=FULL_SCALE)
 
 
 def test_kernels_have_names(tiny):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import hypothesis
@@ -11,6 +14,7 @@ from hypothesis import strategies
 from torch import nn
 from transformers.models.vits import modeling_vits
 
+from vits_prune.kernels import engine, tiles
 from vits_prune.kernels.engine import run_sparse
 from vits_prune.kernels.units import coupling_unit, decoder_units, stage_unit
 from vits_prune.voices.architecture import ResidualBlock2
@@ -22,13 +26,13 @@ drawn = hypothesis.settings(max_examples=40, deadline=None)
 
 
 def mask(layers, sparsity, seed=0):
-    """Set this share of the weights to zero, and in a layer of several rows one row whole."""
+    """Set this share of the weights to zero, and, unless it is none, one of several rows whole."""
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
         weight = layer.weight.data
         weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
         weight *= torch.rand(weight.shape, generator=generator) >= sparsity
-        if len(weight) > 1:
+        if sparsity and len(weight) > 1:
             weight[0] = 0
         if layer.bias is not None:
             layer.bias.data.copy_(torch.randn(layer.bias.shape, generator=generator) / 10)
@@ -121,14 +125,73 @@ def test_lengths_from_one_frame_to_sixty_seconds(frames):
     check(coupling_unit("flow 1", layer, True), frames, 2)
 
 
-def test_a_weight_that_is_no_number_is_not_hidden():
-    layer = wavenet(8, 4, 1, 3, 1, 0)
-    mask([one for one in layer.modules() if isinstance(one, nn.Conv1d)], 0.8)
-    layer.conv_post.weight.data[0, 0, 0] = torch.nan
-    unit = coupling_unit("flow 1", layer, False)
-    with torch.no_grad():
-        found = run_sparse(unit, unit.make(False), torch.ones(1, 4, 5), None)
-    assert found.isnan().any()
+def small_units():
+    """A coupling layer and a last decoder stage, half of whose weights are zero."""
+    blocks = [ResidualBlock2(6, kernel, [1, 3], 0.1) for kernel in (3, 5)]
+    upsample, post = nn.ConvTranspose1d(9, 6, 8, 4, padding=2), nn.Conv1d(6, 1, 7, padding=3)
+    units = (
+        coupling_unit("flow 1", wavenet(8, 4, 2, 3, 1, 0), False),
+        stage_unit("decoder stage 1", upsample, blocks, post, 0.1),
+    )
+    for unit in units:
+        mask(unit.layers, 0.5)
+    return units
+
+
+@pytest.mark.parametrize("place", range(6))
+@torch.no_grad()
+def test_a_weight_that_is_no_number_is_not_hidden(place):
+    for unit in small_units():
+        unit.layers[place].weight.data.view(-1)[-1] = torch.nan
+        x = torch.ones(1, unit.inputs, 5)
+        assert unit.dense(x, None).isnan().any()
+        assert run_sparse(unit, unit.make(False), x, None).isnan().any()
+
+
+@torch.no_grad()
+def test_of_no_frames_come_none():
+    for unit in small_units():
+        found = run_sparse(unit, unit.make(False), torch.ones(1, unit.inputs, 0), None)
+        assert found.shape == (1, unit.rows, 0)
+
+
+def test_a_machine_with_one_core(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    monkeypatch.setattr(engine, "_threads", engine._Threads())
+    for unit in small_units():
+        check(unit, 700, 3)
+
+
+def test_vectors_are_as_wide_as_the_processor_tells(monkeypatch):
+    for features, lanes in (({"avx512f": True}, 16), ({"avx2": True}, 8), ({"avx2": False}, 4)):
+        monkeypatch.setattr(tiles.binding, "get_host_cpu_features", lambda one=features: one)
+        assert tiles._lanes() == lanes
+
+    def unknown():
+        raise RuntimeError("failed to get host cpu features")
+
+    monkeypatch.setattr(tiles.binding, "get_host_cpu_features", unknown)
+    assert tiles._lanes() == 4
+
+
+_WITHOUT = """
+import sys
+import pytest
+from llvmlite import binding
+binding.get_host_cpu_features = lambda: {}
+from vits_prune.kernels import tiles
+assert tiles.LANES == 4
+sys.exit(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_processor_without_wide_vectors(tmp_path):
+    """All of this file again, compiled for the least processor of this kind."""
+    own = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", _WITHOUT, "-m", "not slow", "-k", "not wide", __file__]
+    done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_bits_do_not_depend_on_threads_or_neighbours(joe):

@@ -38,14 +38,16 @@ _engines_lock = ForkSafeLock()
 def why_missing() -> str:
     """Return why this process has no sparse kernels; empty if it has."""
     try:
+        importlib.import_module("numba")
         importlib.import_module("vits_prune.kernels.engine").try_out()
+        return ""
     except ModuleNotFoundError as error:
-        return f"{error.name} is not installed"
+        why = f"{error.name} is not installed"
     except Exception as error:  # of another version, or it cannot compile here
         first = str(error).strip().partition("\n")[0][:120]
-        log.warning("Sparse kernels cannot be used: %s: %s", type(error).__name__, error)
-        return f"numba cannot compile them here ({type(error).__name__}: {first})"
-    return ""
+        why = f"numba cannot compile them here ({type(error).__name__}: {first})"
+    log.warning("There are no sparse kernels, everything runs dense: %s.", why)
+    return why
 
 
 def ready() -> bool:

@@ -215,6 +215,8 @@ def _run_tiles(
 ) -> None:
     """Run a program over all frames of `out`, in tiles that threads take in turn."""
     frames = out.shape[1]
+    if not frames:
+        return
     tile = min(program.tile, -(-frames // (threads * _ROUND)) * _ROUND)
     count = -(-frames // tile)
     tile, turn = -(-frames // count), itertools.count()
