@@ -147,6 +147,8 @@ def test_the_readout_says_how_much_arithmetic_pruning_leaves(upload, spec):
 def test_the_readout_says_what_only_pruning_tells(upload, monkeypatch):
     ranked = readout(upload, PruneSpec("second_order", amount=0.4), None)
     assert "the share of the multiply-accumulates shows once pruned" in ranked
+    nothing = readout(upload, PruneSpec("second_order", amount=0), None)
+    assert "leaves **100.0%** of the multiply-accumulates" in nothing
     spec = PruneSpec("second_order", amount=0.4, cost="macs")
     assert "the share of the weights shows once pruned" in readout(upload, spec, None)
     monkeypatch.setattr(descriptions, "macs_per_weight", mute)

@@ -290,7 +290,7 @@ def _unstructured(voice: Voice, spec: PruneSpec) -> str:
         return f"Leaves {left}; the share of the weights shows once pruned.  \n{_PRESS}"
     wanted = round(spec.amount * mine) if spec.pattern else zeros_wanted(voice, spec, chosen)
     words = f"Sparsity: **{100 * wanted / everything:.1f}%** of the whole voice"
-    if costs and (spec.pattern or spec.scope == "local"):  # the same share of every layer
+    if costs and (spec.pattern or spec.scope == "local" or not wanted):  # the same of every layer
         words += f", which leaves {_macs(1 - wanted / mine * my_macs / every_mac)}."
     else:
         words += "; the share of the multiply-accumulates shows once pruned."
