@@ -150,15 +150,38 @@ def test_any_sampling_rate(rate):
     assert embed_speaker(noise, rate).shape == (256,)
 
 
+def hide(patch, *names):
+    """Make predictors look as if they were not installed."""
+    real, hidden = importlib.metadata.version, {PREDICTORS[name].package for name in names}
+
+    def version(package):
+        if package in hidden:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return real(package)
+
+    patch.setattr(importlib.metadata, "version", version)
+
+
+def test_naturalness_is_judged_without_dnsmos_too_and_by_nobody_it_is_left_out(anew):
+    hide(anew, "dnsmos")
+    line = "DNSMOS is not installed: pip install speechmos==0.0.1.1."
+    there = PREDICTORS["distillmos"].checked
+    assert absent(("naturalness",)) == (
+        {"dnsmos_ovrl": line} if there else {"naturalness": f"{problem('distillmos')} {line}"}
+    )
+    anew.setattr(predictors, "_loaded", type(predictors._loaded)(8, lambda _: 1))
+    hide(anew, "dnsmos", "distillmos")
+    said = f"Distill-MOS is not installed: {INSTALL}. {line}"
+    assert absent(("naturalness",)) == {"naturalness": said}
+    assert usable(("naturalness",)) == ()
+
+
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_what_is_not_installed_is_said_with_the_line_that_installs_it(anew, name):
-    def version(package):
-        raise importlib.metadata.PackageNotFoundError(package)
-
-    anew.setattr(importlib.metadata, "version", version)
+    hide(anew, *OPTIONAL)
     assert problem(name) == f"{PREDICTORS[name].title} is not installed: {INSTALL}."
     assert usable() == ("dnsmos",)
-    assert versions() == {"dnsmos": "None"}
+    assert list(versions()) == ["dnsmos"]
     with pytest.raises(Unusable, match="is not installed"):
         predictors._use(name)
     found = absent(("naturalness", "closeness", "speaker"))
@@ -167,7 +190,7 @@ def test_what_is_not_installed_is_said_with_the_line_that_installs_it(anew, name
     assert absent(("intelligibility",)) == {}
 
 
-@pytest.mark.parametrize("name", OPTIONAL)
+@pytest.mark.parametrize("name", PREDICTORS)
 def test_another_version_is_left_out(anew, name):
     anew.setattr(importlib.metadata, "version", lambda _: "99.1")
     assert f"{PREDICTORS[name].title} 99.1 is installed, and this library was" in problem(name)
@@ -181,7 +204,19 @@ def test_a_broken_package_costs_its_figure_and_no_more(anew, name, module):
     version = PREDICTORS[name].versions[0] + "0"
     anew.setattr(importlib.metadata, "version", lambda _: version)
     anew.setitem(sys.modules, module, types.ModuleType(module))  # without what is asked of it
-    assert "is installed but does not load (AttributeError" in problem(name)
+    assert "is installed but does not work (AttributeError" in problem(name)
+    assert name not in usable()
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_what_loads_and_cannot_judge_costs_its_figure_and_no_more(anew, name):
+    def judge(*_):
+        raise RuntimeError("no such kernel\nmore")
+
+    version = PREDICTORS[name].versions[0] + "0"
+    anew.setattr(importlib.metadata, "version", lambda _: version)
+    anew.setitem(predictors._OPENERS, name, (dict, judge))
+    assert "is installed but does not work (RuntimeError: no such kernel): left" in problem(name)
     assert name not in usable()
 
 
@@ -193,7 +228,13 @@ def test_missing_weights(anew, tmp_path):
         raise FileNotFoundError(2, "No such file or directory", "weights.pt")
 
     anew.setattr(torch, "load", load)
-    assert "does not load (FileNotFoundError" in problem("distillmos")
+    assert "does not work (FileNotFoundError" in problem("distillmos")
+
+
+@needed
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_what_is_installed_passes_its_trial(anew, name):
+    assert problem(name) == ""
 
 
 def test_what_limits_the_figures_is_said(anew):

@@ -9,8 +9,9 @@ import pytest
 
 from tests.nearly import nearly
 from vits_prune import InputError, PruneSpec, prune
-from vits_prune.measure.predictors import absent
-from vits_prune.measure.quality import FAMILIES, METRICS, NO_DIFFERENCE, NO_FLOOR
+from vits_prune.measure import predictors
+from vits_prune.measure.predictors import PREDICTORS, absent
+from vits_prune.measure.quality import FAMILIES, METRICS, NO_DIFFERENCE, NO_FLOOR, UNDECIDED
 from vits_prune.measure.recognition import Recogniser
 from vits_prune.progress import Progress
 from vits_prune.study import evaluation as module
@@ -168,6 +169,20 @@ def test_voices_that_read_as_other_tokens(tiny, joe):
     found = evaluate(tiny, joe, ["the birch canoe slid"], settings)
     assert "cannot be sample-aligned" in found.unmeasured["closeness"]
     assert list(found.figures) == ["duration_ratio"]
+
+
+def test_a_predictor_that_does_not_work_is_left_out_and_said(tiny, monkeypatch):
+    monkeypatch.setattr(
+        predictors, "problem", lambda name: f"{PREDICTORS[name].title} does not work."
+    )
+    small = prune(tiny, PruneSpec(amount=0.3))
+    metrics = ("naturalness", "speaker", "loudness")
+    found = evaluate(tiny, small, ["hi there you", "you hi"], Settings(metrics=metrics))
+    assert list(found.figures) == ["lufs"]
+    assert found.unmeasured["naturalness"] == "Distill-MOS does not work. DNSMOS does not work."
+    assert found.unmeasured["speaker"].endswith("Resemblyzer does not work.")
+    assert found.claim.verdict == UNDECIDED
+    assert "dnsmos" not in found.signature
 
 
 def test_texts_that_cannot_be_said_are_left_out_with_a_note(tiny):

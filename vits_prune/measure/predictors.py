@@ -1,7 +1,7 @@
 """The predictors of what listeners would say: what each judges, what it is deaf to, where it is.
 
-DNSMOS comes with the requirements. The others are packages with their weights, found by themselves
-where they are installed (`INSTALL`), and left out, with the reason, where they are not usable.
+DNSMOS comes with the requirements; one line installs the others, with their weights (`INSTALL`).
+They are found by themselves, and left out, with the reason, where they are not usable.
 
 Sources: Distill-MOS (Stahl and Gamper 2025, arXiv:2502.05356), trained on opinions of synthetic and
 transmitted speech; ViSQOL 3 (Chinen et al. 2020, arXiv:2004.09584) in speech mode, as ported by
@@ -29,7 +29,7 @@ import torch
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.measure.waveform import RATE, at_16_khz
+from vits_prune.measure.waveform import RATE, at_16_khz, measure_dnsmos
 from vits_prune.synthesis.spectra import power_spectrum
 from vits_prune.threads import ForkSafeLock
 
@@ -39,6 +39,7 @@ INSTALL = (
 )
 """One line installs all optional predictors. Without --no-deps they bring torchaudio, which breaks
 transformers, and packages that need a compiler; nothing of those is used."""
+_INSTALL_DNSMOS = "pip install speechmos==0.0.1.1"
 FAMILIES = ("naturalness", "closeness", "speaker")
 """Of metrics, that predictors judge."""
 LOWEST, HIGHEST = 1.0, 5.0
@@ -150,16 +151,14 @@ _importing = threading.Lock()
 
 
 def problem(name: str) -> str:
-    """Return why a predictor cannot be used, as a sentence; "" where it can. It is loaded."""
+    """Return why a predictor cannot be used, as a sentence; "" where it can. It is tried."""
     return _load(name).problem
 
 
 def usable(families: Container[str] = FAMILIES) -> tuple[str, ...]:
     """Return the names of the predictors of families of metrics that can be used, in order."""
     return tuple(
-        name
-        for name in PREDICTORS
-        if PREDICTORS[name].family in families and (name == "dnsmos" or not problem(name))
+        name for name in PREDICTORS if PREDICTORS[name].family in families and not problem(name)
     )
 
 
@@ -184,25 +183,26 @@ def _load(name: str) -> _Loaded:
 
 
 def _open(name: str) -> _Loaded:
-    known = PREDICTORS[name]
+    known, line = PREDICTORS[name], INSTALL if name in _WITHOUT else _INSTALL_DNSMOS
     version = known.version
     if version is None:
-        return _Loaded(problem=f"{known.title} is not installed: {INSTALL}.")
+        return _Loaded(problem=f"{known.title} is not installed: {line}.")
     if not known.checked:
         checked = " or ".join(f"{one}x" for one in known.versions)
         what = f"{known.title} {version} is installed, and this library was checked with {checked}"
-        return _Loaded(problem=f"{what}: left out. For the right one: {INSTALL}.")
+        return _Loaded(problem=f"{what}: left out. For the right one: {line}.")
     try:
-        return _Loaded(_OPENERS[name]())
+        load, trial = _OPENERS[name]
+        loaded = _Loaded(load())
+        _loaded.put(name, loaded)  # the trial takes it from there
+        trial(np.sin(np.arange(RATE, dtype=np.float32)))
+        return loaded
     except Exception as error:
         # Whatever a broken package raises: a figure less, and a sentence that says so.
-        log.info("%s cannot be loaded", known.title, exc_info=True)
-        what = f"{known.title} {version} is installed but does not load ({_first_line(error)})"
-        return _Loaded(problem=f"{what}: left out. To install it again: {INSTALL}.")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        log.info("%s does not work", known.title, exc_info=True)
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        what = f"{known.title} {version} is installed but does not work ({said})"
+        return _Loaded(problem=f"{what}: left out. To install it again: {line}.")
 
 
 @contextlib.contextmanager
@@ -334,11 +334,13 @@ def _silent(sound: np.ndarray) -> bool:
     return float(np.max(np.abs(sound))) < _SILENCE
 
 
-_OPENERS: dict[str, Callable[[], Any]] = {
-    "distillmos": _open_distillmos,
-    "visqol": _open_visqol,
-    "resemblyzer": _open_resemblyzer,
+_OPENERS: dict[str, tuple[Callable[[], Any], Callable[[np.ndarray], Any]]] = {
+    "distillmos": (_open_distillmos, lambda sound: measure_distillmos(sound, RATE)),
+    "dnsmos": (bool, lambda sound: measure_dnsmos(sound, RATE)),  # it opens itself
+    "visqol": (_open_visqol, lambda sound: measure_visqol(sound, 0.5 * sound, RATE)),
+    "resemblyzer": (_open_resemblyzer, lambda sound: embed_speaker(sound, RATE)),
 }
+"""By name: what loads it, and a trial."""
 
 
 # What is said beside the figures
@@ -375,6 +377,9 @@ def absent(families: Sequence[str]) -> dict[str, str]:
         if known.family in families and (reason := problem(name)):
             said = f"{words}: {instead.deaf}. {reason}" if instead else f"{words}. {reason}"
             found[known.metrics[0] if instead else known.family] = said
+    if "naturalness" in families and (reason := problem("dnsmos")):
+        other = found.pop("distillmos", "") and problem("distillmos")
+        found["naturalness" if other else "dnsmos_ovrl"] = f"{other} {reason}".strip()
     return found
 
 

@@ -62,7 +62,7 @@ class Listener:
     threads: int | None = None
     """Of the predictors; None for the number of cores."""
     predictors: tuple[str, ...] = ()
-    """The optional ones that can be used, of PREDICTORS."""
+    """Those that can be used, of PREDICTORS."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,8 @@ def _measure_alone(speech: Speech, text: str, listener: Listener) -> Utterance:
         transcript = transcribe(*sound, listener.language, listener.recogniser)
         words = measure_word_errors(text, transcript, listener.language)
     if "naturalness" in listener.families:
-        dnsmos = measure_dnsmos(*sound, listener.threads)
+        if "dnsmos" in listener.predictors:
+            dnsmos = measure_dnsmos(*sound, listener.threads)
         if "distillmos" in listener.predictors:
             distillmos = measure_distillmos(*sound)
     if "loudness" in listener.families:

@@ -154,7 +154,9 @@ def _measurer(voice: Voice, matched: bool) -> Callable[[Condition, Progress], Co
     there = usable()
 
     def opinions(sound: np.ndarray, rate: int) -> dict[str, float]:
-        found = {"dnsmos": measure_dnsmos(sound, rate).ovrl}
+        found = {}
+        if "dnsmos" in there:
+            found["dnsmos"] = measure_dnsmos(sound, rate).ovrl
         if "distillmos" in there:
             found["distillmos"] = measure_distillmos(sound, rate)
         return found
