@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import vits_prune.kernels
 from tests.voices.hf_factory import make_checkpoint
 from tests.voices.piper_factory import Shape, make_voice
 from vits_prune import InputError, PruneSpec, load_voice, prune, pruning, speak
-from vits_prune.kernels import chosen_kernels, engine_of, measure_kernels, store
+from vits_prune.kernels import chosen_kernels, engine, engine_of, measure_kernels, store
 from vits_prune.kernels.units import flow_units
 
 TEXT = "hi there, how are you"
@@ -90,6 +91,23 @@ def test_kernels_are_chosen_by_what_was_measured(joe, own_store):
     for one in chosen_kernels(joe):
         assert one.dense_seconds == found[one.unit].dense_seconds  # measured once
         assert one.sparse_seconds >= found[one.unit].sparse_seconds
+
+
+@pytest.mark.parametrize(("share", "steady"), [(1.0, True), (0.5, False)])
+def test_times_are_disturbed_where_torch_waited_for_the_processor(monkeypatch, share, steady):
+    """Each run takes a second, in which the thread computes for `share` of it."""
+    now = {"perf_counter": 0.0, "thread_time": 0.0}
+
+    def work(*_how):
+        now["perf_counter"] += 1
+        now["thread_time"] += share
+
+    program = SimpleNamespace(thinned=lambda _share: None)
+    unit = SimpleNamespace(make=lambda _full: program, inputs=1, dense=work)
+    monkeypatch.setattr(engine, "run_sparse", work)
+    for name in now:
+        monkeypatch.setattr(engine.time, name, lambda name=name: now[name])
+    assert engine._times(unit, 5) == (store.Times(1.0, 0.4, 1.0, 0.1, 1.0), steady)
 
 
 def test_times_that_other_work_disturbed_are_not_kept_on_disk(own_store):

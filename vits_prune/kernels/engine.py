@@ -34,6 +34,9 @@ LENGTHS = (100, 500)
 _DENSITIES = (0.4, 0.1)
 _RUNS, _ATTEMPTS, _STEADY = 5, 3, 1.4
 """Of a timing: runs, how often it is tried, and by how much median and best run may differ."""
+_BUSY = 0.8
+"""Share of the dense time in which the thread that calls torch must compute: it always does, unless
+it waits for the processor. Other work may slow every run down alike."""
 _GAIN = 0.95
 """A unit runs sparse if that takes at most this share of the dense time."""
 _ROUND = 64
@@ -149,7 +152,7 @@ class Engine:
 
 @torch.inference_mode()
 def _times(unit: Unit, frames: int) -> tuple[store.Times, bool]:
-    """Return how long a unit takes, and whether the runs agree: other work makes them differ."""
+    """Return how long a unit takes, and whether nothing else seems to have run meanwhile."""
     full = unit.make(True)  # other voices of this shape may have any density
     x = torch.randn(1, unit.inputs, frames, generator=torch.Generator().manual_seed(0))
     jobs: list[Callable[[], Any]] = [lambda: unit.dense(x, None)]
@@ -157,13 +160,18 @@ def _times(unit: Unit, frames: int) -> tuple[store.Times, bool]:
         jobs += [functools.partial(run_sparse, unit, full.thinned(d), x, None) for d in _DENSITIES]
     for _ in range(_ATTEMPTS):
         runs: list[list[float]] = [[] for _ in jobs]
+        busy = 0.0
         for attempt in range(1 + _RUNS):
             for job, seconds in zip(jobs, runs, strict=True):
-                begun = time.perf_counter()
+                begun, computed = time.perf_counter(), time.thread_time()
                 job()
                 if attempt:  # the first one warms up
                     seconds.append(time.perf_counter() - begun)
-        steady = all(statistics.median(one) <= _STEADY * min(one) for one in runs)
+                    if job is jobs[0]:
+                        busy += time.thread_time() - computed
+        steady = busy >= _BUSY * sum(runs[0]) and all(
+            statistics.median(one) <= _STEADY * min(one) for one in runs
+        )
         if steady:
             break
     best = [*map(min, runs), math.inf, math.inf]
