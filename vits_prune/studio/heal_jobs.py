@@ -30,7 +30,7 @@ from vits_prune.studio.request import Order, Request
 from vits_prune.study.evaluation import Evaluation, Settings
 from vits_prune.study.judge import CheckpointJudge, JudgeSettings, judging_settings, tuning_texts
 from vits_prune.synthesis.speak import Speech
-from vits_prune.voices.hf_text import split_sentences
+from vits_prune.voices.sentences import split_sentences
 from vits_prune.voices.voice import Voice, spoken_language
 
 EVALUATIONS = JudgeSettings.evaluations

@@ -27,8 +27,8 @@ from vits_prune.studio.jobs import on_gpu
 from vits_prune.studio.request import Request
 from vits_prune.studio.workbench import Spoken, trace
 from vits_prune.synthesis.speak import Speech, write_wav
-from vits_prune.voices.hf_text import split_sentences
 from vits_prune.voices.saved import save_voice
+from vits_prune.voices.sentences import split_sentences
 from vits_prune.voices.voice import Voice
 
 MAX_TIMED_CHARACTERS = 300

@@ -22,6 +22,7 @@ from vits_prune.files import read_json, shown_name
 from vits_prune.threads import ForkSafeLock
 from vits_prune.voices.espeak import phonemise
 from vits_prune.voices.espeak_library import use_installed_espeak
+from vits_prune.voices.sentences import clean, plain_spaces, spelt, split_sentences
 from vits_prune.voices.voice import Sentence, is_letter
 
 if TYPE_CHECKING:
@@ -37,32 +38,6 @@ _MAX_SYMBOL = 64
 # Both keep state of their own: espeak-ng in a C library, uroman in a cache of romanised text.
 _ESPEAK_LOCK = ForkSafeLock()
 _UROMAN_LOCK = ForkSafeLock()
-
-_CLOSERS = "\"'”’»›)]}」』）】》〉"
-# Ends a sentence wherever it stands, for scripts that put no space after it; those of the second
-# set need a space or the end behind them.
-_ALWAYS_ENDS = (
-    "\u3002\uff01\uff1f\uff0e\uff61"  # Chinese, Japanese
-    "\u0964\u0965"  # the scripts of India
-    "\u061f\u06d4"  # Arabic, Urdu
-    "\u0589\u1362\u1367\u1368"  # Armenian, Ethiopic
-    "\u104b\u17d4\u17d5\u0f0d\u0f0e"  # Burmese, Khmer, Tibetan
-    "\u1803\u1809"  # Mongolian
-)
-_ENDS = re.compile(
-    rf"[{_ALWAYS_ENDS}]+[.!?…{_ALWAYS_ENDS}{re.escape(_CLOSERS)}]*"
-    rf"|[.!?…]+[{re.escape(_CLOSERS)}]*(?=\s|$|[{_ALWAYS_ENDS}])"
-)
-_CLAUSE_ENDS = ",;:\u2013\u2014\u3001\uff0c\uff1a\uff1b\u060c\u061b\u1363\u104a"
-_LOOK_BACK = 32
-"""Characters before a full stop that decide whether it ends the sentence."""
-_ABBREVIATION = re.compile(
-    r"mr|mrs|ms|mx|dr|prof|st|sr|jr|rev|hon|gen|col|maj|capt|cmdr|lt|"
-    r"sgt|gov|sen|rep|pres|mt|ft|vs|etc|al|cf|ca|approx|dept|est|fig|inc|"
-    r"ltd|no|nos|nr|vol|vols|pp|ed|eds|eq|jan|feb|mar|apr|jun|jul|aug|"
-    r"sep|sept|oct|nov|dec|bzw|usw|ggf|evtl|mme|mlle|sra|srta|av",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +100,7 @@ class HubTokenizer:
 
     def sentences(self, text: str) -> Iterator[Sentence]:
         """Yield the sentences of a text in order. A sentence without anything to say has no ids."""
-        return map(self._sentence, split_sentences(_clean(text)))
+        return map(self._sentence, split_sentences(clean(text)))
 
     def save(self, folder: str) -> None:
         """Write the files from which `load` makes this tokenizer again."""
@@ -180,6 +155,7 @@ class HubTokenizer:
     def _prepare(self, text: str) -> str:
         """Change case, romanise and phonemise as VitsTokenizer.prepare_for_tokenization does."""
         tokenizer = self.tokenizer
+        text = self._in_known_form(text)
         if tokenizer.normalize:
             text = tokenizer.normalize_text(text)
         text = tokenizer._preprocess_char(text)
@@ -187,6 +163,17 @@ class HubTokenizer:
             with _UROMAN_LOCK:
                 text = _uroman().romanize_string(text)
         return re.sub(r"\s+", " ", phonemise(text)) if tokenizer.phonemize else text
+
+    def _in_known_form(self, text: str) -> str:
+        """Return a text with the spaces and the forms of letters that the voice has symbols for."""
+        symbols, lower = self.tokenizer.encoder, self.tokenizer.normalize
+        reads_any = self.tokenizer.phonemize or self.tokenizer.is_uroman
+
+        def known(c: str) -> bool:
+            return c in symbols or (lower and c.lower() in symbols)
+
+        text = plain_spaces(text, known if not reads_any else str.isascii)
+        return unicodedata.normalize("NFC", text) if reads_any else spelt(text, known)
 
     def _keep_known(self, prepared: str) -> tuple[str, tuple[str, ...]]:
         """Return what the voice has symbols for, and what it lacks, each once, without spaces."""
@@ -204,58 +191,6 @@ class HubTokenizer:
         if self.tokenizer.normalize and not self.tokenizer.phonemize:
             kept = kept.strip()
         return kept, tuple(dropped)
-
-
-def split_sentences(text: str, limit: int = 400) -> list[str]:
-    """Return the sentences of a text in any script, none longer than `limit` characters.
-
-    A sentence ends at a line break or at final punctuation; a full stop ends nothing after an
-    initial, an abbreviation, a number that opens the sentence, or inside a word. What is too long
-    is cut after clause punctuation, else at white space, else anywhere between characters.
-    """
-    sentences = []
-    for line in text.splitlines():
-        start = 0
-        for match in _ENDS.finditer(line):
-            before = line[max(start, match.start() - _LOOK_BACK) : match.start()]
-            if match.group() != "." or not _keeps_going(before):
-                sentences.append(line[start : match.end()].strip())
-                start = match.end()
-        sentences.append(line[start:].strip())
-    return [piece for sentence in sentences for piece in _cut(sentence, max(1, limit))]
-
-
-def _keeps_going(before: str) -> bool:
-    """Whether a full stop after this text is part of a word."""
-    if before.strip().isdecimal():  # "1. First"
-        return True
-    word = re.split(r"[\W\d_]", before)[-1]
-    return _ABBREVIATION.fullmatch(word) is not None or (len(word) == 1 and word.isascii())
-
-
-def _cut(sentence: str, limit: int) -> Iterator[str]:
-    while len(sentence) > limit:
-        window = sentence[: limit + 1]
-        ends = [
-            i + 1
-            for i in range(limit // 2, limit)
-            if window[i] in _CLAUSE_ENDS and (window[i + 1].isspace() or not window[i].isascii())
-        ]
-        ends = ends or [i for i in range(1, limit + 1) if window[i].isspace()]
-        end = ends[-1] if ends else limit
-        if not ends:
-            while end > limit // 2 and end > 1 and unicodedata.category(sentence[end])[0] == "M":
-                end -= 1
-        yield sentence[:end].strip()
-        sentence = sentence[end:].strip()
-    if sentence:
-        yield sentence
-
-
-def _clean(text: str) -> str:
-    """Remove lone surrogates and blank control characters, which C libraries do not take."""
-    text = text.encode("utf-8", "ignore").decode("utf-8")
-    return "".join(" " if unicodedata.category(c) == "Cc" and not c.isspace() else c for c in text)
 
 
 @functools.cache

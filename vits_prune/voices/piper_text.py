@@ -14,6 +14,7 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.files import read_json
 from vits_prune.voices.espeak import check_voice, clauses
+from vits_prune.voices.sentences import most_characters, plain_spaces, spelt, split_sentences
 from vits_prune.voices.voice import Sentence, is_letter
 
 TOKENIZER_FILE = "piper.json"
@@ -39,7 +40,9 @@ class PiperTokenizer:
     """Read text as the Piper runtime does.
 
     espeak-ng's phonemes, or the text's own code points, have a blank after each: `^ _ p _ ... $`.
-    Ids equal those of piper-tts 1.8 except where its newer espeak-ng pronounces differently. Arabic
+    Ids equal those of piper-tts 1.8 except where its newer espeak-ng pronounces differently, where
+    a sentence would be longer than the longest speech, and where a vocabulary of characters has
+    only another form of a letter or a space. Arabic
     is read as it is written, without the vowels that piper-tts adds with a model of its own.
 
     Args:
@@ -48,9 +51,11 @@ class PiperTokenizer:
     """
 
     def __init__(self, settings: Mapping[str, Any], shown: str = TOKENIZER_FILE) -> None:
-        self.phoneme_type = settings.get("phoneme_type", "espeak")
+        given = settings.get("phoneme_type", "espeak")
+        # Some trainers write the name of an enumeration: "PhonemeType.ESPEAK".
+        self.phoneme_type = str(given).rpartition(".")[2].lower()
         if self.phoneme_type not in ("espeak", "text"):
-            kind = f"{str(self.phoneme_type)[:20]!r}, not espeak or text"
+            kind = f"{str(given)[:20]!r}, not espeak or text"
             raise InputError(f"{shown} has phonemes of type {kind}: use another voice.")
         self.espeak_voice: str | None = None
         if self.phoneme_type == "espeak":
@@ -93,7 +98,11 @@ class PiperTokenizer:
 
     def sentences(self, text: str) -> Iterator[Sentence]:
         """Yield the sentences of a text in order; `[[...]]` in a text holds phonemes."""
-        groups = [(_code_points(text), text)] if self.phoneme_type == "text" else self._spoken(text)
+        if self.phoneme_type == "espeak":
+            groups = self._spoken(text)
+        else:
+            pieces = [text] if len(text) <= most_characters(text) else split_sentences(text)
+            groups = [(self._characters(piece), piece) for piece in pieces]
         return itertools.starmap(self._sentence, groups)
 
     def __call__(self, text: str, return_tensors: str | None = None) -> dict[str, Any]:
@@ -159,9 +168,18 @@ class PiperTokenizer:
             phonemes += _LANGUAGE_FLAG.sub("", clause.phonemes) + clause.mark + pause
             part += clause.text
             if clause.ends_sentence or (place == len(found) and phonemes):
-                groups.append((self._merged(_code_points(phonemes)), part))
+                shorter = split_sentences(part) if len(part) > most_characters(part) else [part]
+                if len(shorter) > 1:  # else its end would be beyond the longest speech
+                    groups += [group for piece in shorter for group in self._spoken_part(piece)]
+                else:
+                    groups.append((self._merged(_code_points(phonemes)), part))
                 phonemes, part = "", ""
         return groups
+
+    def _characters(self, text: str) -> list[str]:
+        """Return the code points of a text in the forms that the voice has symbols for."""
+        text = plain_spaces(unicodedata.normalize("NFD", text), self.phoneme_ids.__contains__)
+        return [*spelt(text, self.phoneme_ids.__contains__)]
 
     def _merged(self, phonemes: list[str]) -> list[str]:
         """Join the phonemes of known vowel clusters, the longest first, from left to right."""
