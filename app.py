@@ -1,5 +1,10 @@
 """The Space's entry: build the page and launch it."""
 
+from vits_prune.interrupt import clean_interrupts, stop_at_once
+
+if __name__ == "__main__":
+    stop_at_once()  # while modules load
+
 from vits_prune.memory import keep_freed_memory
 from vits_prune.ui.page import build, launch_options
 from vits_prune.ui.stage import prepare
@@ -9,4 +14,5 @@ demo = build()
 if __name__ == "__main__":
     keep_freed_memory()
     prepare()
-    demo.launch(**launch_options())
+    with clean_interrupts():
+        demo.launch(**launch_options())

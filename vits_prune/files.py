@@ -19,6 +19,11 @@ from vits_prune.errors import DamagedFileError, InputError
 _CHUNK = 1 << 20
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with "~" made the home folder: in `--out=~/x` shells leave it."""
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a new file to write to, which takes the place of `path` when the block ends well.

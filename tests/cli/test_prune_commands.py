@@ -78,7 +78,7 @@ def test_calibration_texts_from_a_file(tmp_path):
 
 
 BAD = [
-    "--decoder-width 0.5",
+    "--method magnitude --decoder-width 0.5",
     "--method structured --decoder-width 0",
     "--method structured --branches 0",
     "--pattern 4:2",
@@ -91,7 +91,7 @@ BAD = [
     "--steps many",
     "--method structured --flows 2 --amount 0.5",
     "--method structured --flows 2 --parts decoder",
-    "--importance weight_norm",
+    "--method random --importance weight_norm",
     "--method structured --importance beauty",
     "--steps 0.3,0.5 --amount 0.6",
     "--schedule square",

@@ -59,7 +59,8 @@ def test_what_is_on_disk_wins(tiny_folder, tmp_path, monkeypatch, asked):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_folder, "joe")
     shutil.copytree(tiny_folder, "owner/name")
-    assert load_voice("joe").origin.family == "hugging-face"
+    assert load_voice("./joe").origin.family == "hugging-face"
+    assert load_voice("joe").origin.family == "piper"
     assert load_voice("owner/name").name == "name"
     assert asked == []
 

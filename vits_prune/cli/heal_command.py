@@ -12,6 +12,7 @@ from typing import Any
 from vits_prune.cli.options import load, says_how_to_prune, spec_of, typed_fields
 from vits_prune.cli.terminal import ProgressLine, print_left_out
 from vits_prune.errors import InputError
+from vits_prune.files import expanded
 from vits_prune.healing import (
     HealData,
     HealPlan,
@@ -56,7 +57,7 @@ def add_commands(commands: Any) -> None:
     parser.add_spec(steps="--prune-steps")
     parser.add_fields(HealPlan)
     parser.add_fields(JudgeSettings, changes={"texts": {"flag": "--evaluation-texts"}})
-    parser.add_flags(Path, _PLACES)
+    parser.add_flags(expanded, _PLACES)
     parser.add_flag("--resume", "go on where this healing was stopped", bool)
     parser.add_out("folder for the healed voice")
 

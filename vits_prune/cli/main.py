@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vits_prune.errors import InputError
+from vits_prune.interrupt import STOPPED, clean_interrupts
 from vits_prune.memory import keep_freed_memory
 from vits_prune.ship import bench
 
@@ -33,13 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # for terminals that lack a character
     try:
-        options.run(options)
+        with clean_interrupts():
+            options.run(options)
     except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped.", file=sys.stderr)
-        return 130
+        return STOPPED
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away (`| head`)
         return 1

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
+from vits_prune.files import expanded
 from vits_prune.measure.recognition import DEFAULT_MODEL, Recogniser
 from vits_prune.pruning import PruneSpec, Shape
+from vits_prune.pruning.spec import METHODS
 from vits_prune.study.evaluation import Settings
 from vits_prune.synthesis.texts import DEFAULT_COUNT, load_texts, read_text_file
 from vits_prune.voices.load import EMBEDDED, load_voice
@@ -116,7 +118,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_out(self, help: str) -> None:
         """Add the required --out."""
-        self.add_flag("--out DIR", help, Path, required=True)
+        self.add_flag("--out DIR", help, expanded, required=True)
 
     def add_spec(
         self,
@@ -136,7 +138,7 @@ class CommandParser(argparse.ArgumentParser):
         changes["steps"] = {"flag": steps, "dest": "prune_steps", "type": str}
         changes["seed"] = {"flag": "--prune-seed"}
         words = "file of sentences to calibrate on, one a line (default: built-in ones)"
-        changes["texts"] = {"flag": "--calibration-texts", "type": Path, "help": words}
+        changes["texts"] = {"flag": "--calibration-texts", "type": expanded, "help": words}
         changes["texts"] |= {"nargs": None, "metavar": "FILE"}
         if names is None:
             names = [one.name for one in dataclasses.fields(PruneSpec) if one.name != "amounts"]
@@ -149,7 +151,7 @@ class CommandParser(argparse.ArgumentParser):
     def add_texts(self, help: str, default: int | None = None) -> None:
         """Add --texts and --text-file."""
         self.add_flag("--texts N", help, int, default=default)
-        self.add_flag("--text-file FILE", "your own sentences, one a line", Path)
+        self.add_flag("--text-file FILE", "your own sentences, one a line", expanded)
 
     def add_settings(self, names: Collection[str] = (), **defaults: Any) -> None:
         """Add --seed, --recogniser, --language, and the evaluation's Settings in `names`."""
@@ -176,6 +178,14 @@ def typed_fields(options: Namespace, kind: type, places: Mapping[str, str] = {})
     return {name: value for name, value in values.items() if value is not None}
 
 
+def as_typed(text: str) -> str:
+    """Return an argument as it was typed in UTF-8, which Python does not know in the locale C."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
+
+
 def load(options: Namespace) -> Voice:
     """Load the voice that the options of `add_voice` name."""
     return load_voice(options.voice, options.speaker, revision=options.revision)
@@ -189,6 +199,11 @@ def spec_of(options: Namespace) -> PruneSpec:
         if idle:
             raise InputError(f"Levers such as --decoder-width replace --{idle[0]}: leave out one.")
         fields["shape"] = Shape(**levers)
+    if levers or "importance" in fields:
+        method = METHODS.get(fields.setdefault("method", "structured"))
+        if method and not method.structured:
+            flag = f"--{next(iter(levers), 'importance').replace('_', '-')}"
+            raise InputError(f"{flag} goes with --method structured, not {fields['method']}.")
     if fields.get("parts") == ["all"]:
         del fields["parts"]
     if "amount" not in fields:

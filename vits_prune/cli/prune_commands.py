@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.cli.options import load, settings_of, spec_of, texts_of, typed_fields
+from vits_prune.cli.options import as_typed, load, settings_of, spec_of, texts_of, typed_fields
 from vits_prune.cli.terminal import (
     ProgressLine,
     interval_words,
@@ -66,7 +66,8 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser("compare", help=words, run=_compare)
     parser.add_voice()
     parser.add_spec()
-    parser.add_flag("--text", "what to say", default="The birch canoe slid on the smooth planks.")
+    text = "The birch canoe slid on the smooth planks."
+    parser.add_flag("--text", "what to say", as_typed, default=text)
     parser.add_flag("--seed", "seed of the noise", int, default=0)
     words = "durations of the pruned voice: its own, or locked to the original's"
     parser.add_flag("--timing", words, default="own", choices=("own", "locked"))

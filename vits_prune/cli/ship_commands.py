@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vits_prune.cli.options import CommandParser, load, texts_of
 from vits_prune.cli.terminal import ProgressLine
 from vits_prune.errors import InputError, NotFoundError
-from vits_prune.files import read_json
+from vits_prune.files import expanded, read_json
 from vits_prune.progress import Progress
 from vits_prune.ship.bench import NEEDS
 from vits_prune.ship.licence import Licence, licence_of
@@ -73,10 +73,10 @@ def add_commands(commands: Any) -> None:
     parser.add_flag("--original REF", words)
     evidence = parser.add_mutually_exclusive_group()
     words = "what `evaluate --json` wrote, and `compare` (report.json)"
-    parser.add_flag("--evidence FILE", words, Path, group=evidence, nargs="+")
+    parser.add_flag("--evidence FILE", words, expanded, group=evidence, nargs="+")
     words = "measure now: quality on N held-out sentences, and speed"
     parser.add_flag("--texts N", words, int, group=evidence)
-    parser.add_flags(Path, _FILES)
+    parser.add_flags(expanded, _FILES)
     parser.add_flag("--samples N", "sentences to listen to", int, default=3)
     parser.add_flag("--seed", "noise of the samples and of what is measured", int, default=0)
     parser.add_flags(bool, _SWITCHES)

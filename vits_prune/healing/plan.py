@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vits_prune.errors import InputError
 from vits_prune.fields import Options, check_options, option
+from vits_prune.files import expanded
 from vits_prune.healing.storage import TrainingStep
 from vits_prune.healing.teacher import SHARD, TeacherSpeech
 from vits_prune.progress import SILENT, Progress
@@ -136,7 +137,7 @@ class HealRun:
     @property
     def path(self) -> Path | None:
         """The folder as a path."""
-        return None if self.folder is None else Path(self.folder)
+        return None if self.folder is None else expanded(self.folder)
 
 
 @dataclass(frozen=True, eq=False)

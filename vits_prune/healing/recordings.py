@@ -18,6 +18,7 @@ import torch
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
+from vits_prune.files import expanded
 from vits_prune.healing.batches import RecordedPair
 from vits_prune.healing.posterior import (
     Posterior,
@@ -87,7 +88,7 @@ def read_recordings(
     Raises:
         InputError: there is no readable transcript or no usable recording.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     rows, skipped = read_rows(folder)
     root = folder.resolve()
     usable: list[Recording] = []

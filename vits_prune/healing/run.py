@@ -53,7 +53,7 @@ from vits_prune.pruning import PruneSpec, prune_steps
 from vits_prune.pruning.blocks import sentence_ids
 from vits_prune.synthesis.speak import Delivery
 from vits_prune.threads import torch_threads
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, without_masks
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ def heal(
     """
     if run.resume and run.folder is None:
         raise InputError("There is nothing to resume without a folder of checkpoints: give one.")
+    pruned, teacher = without_masks(pruned), without_masks(teacher)
     healing = _Healing(pruned, teacher, plan, data, run, judge)
     with healing.resumed():
         return healing.train()

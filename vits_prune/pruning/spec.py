@@ -291,8 +291,8 @@ class PruneSpec(Options):
         if shaped and (self.steps > 1 or self.amounts):
             raise InputError("A shape is cut in one step: leave the steps out, or give an amount.")
         if shaped and not (structured and isinstance(self.shape, Shape)):
-            what = "A shape is for a structured method, and is a Shape"
-            raise InputError(f"{what}: Shape(decoder_width=0.5).")
+            what = "A shape goes with the method structured"
+            raise InputError(f"{what}: PruneSpec('structured', shape=Shape(decoder_width=0.5)).")
         # Equal voices have equal specs: a field without effect has its default.
         idle = ["scope"] * structured + ["amount", "parts"] * shaped
         for name in idle:

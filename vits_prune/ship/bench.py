@@ -103,7 +103,7 @@ class OnnxEngine:
 
 def is_onnx(model: str | Path) -> bool:
     """Return whether this is an .onnx file or a folder with one, which onnxruntime runs."""
-    path = Path(model)
+    path = Path(os.path.expanduser(model))
     return path.suffix == ".onnx" or any(path.glob("*.onnx"))
 
 
@@ -244,7 +244,7 @@ def peak_memory() -> int | None:
 
 def _text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        return Path(os.path.expanduser(path)).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -300,8 +300,8 @@ def bench(
     Raises:
         BenchError: the model or the sentences cannot be used, or are not of one export.
     """
-    path = find_model(Path(model))
-    plan = read_plan(path, None if sentences is None else Path(sentences))
+    path = find_model(Path(os.path.expanduser(model)))
+    plan = read_plan(path, None if sentences is None else Path(os.path.expanduser(sentences)))
     if sentences is None and "sha256" in plan:  # those of another export may be given on purpose
         try:
             found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -442,7 +442,7 @@ def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = benc
         alone = len(results) == 1 and not options.merge
         content = json.dumps(results[0] if alone else results, indent=2) + "\n"
         try:
-            Path(part).write_text(content, encoding="utf-8")
+            Path(os.path.expanduser(part)).write_text(content, encoding="utf-8")
             os.replace(part, options.json)
         except OSError as error:
             raise BenchError(f"{options.json} cannot be written: {error.strerror}.") from None

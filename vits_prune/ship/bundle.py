@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.files import read_json
+from vits_prune.files import expanded, read_json
 from vits_prune.measure.quality import METRICS
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.spec import METHODS
@@ -81,7 +81,7 @@ def write_bundle(
     Raises:
         InputError: what does not fit together, or the folder cannot be written.
     """
-    target, chosen = Path(folder), _chosen_repository(repo_id)
+    target, chosen = expanded(folder), _chosen_repository(repo_id)
     if isinstance(samples, bool) or not isinstance(samples, int) or not 0 <= samples <= MAX_SAMPLES:
         what = f"a whole number from 0 to {MAX_SAMPLES}, not {str(samples)[:40]!r}"
         raise InputError(f"The number of samples must be {what}.")
@@ -90,12 +90,12 @@ def write_bundle(
     if evidence is not None:
         check_evidence(evidence, voice, original)
     if curve is not None:
-        check_curve(Path(curve), voice)
+        check_curve(expanded(curve), voice)
     with written_whole(target, check_place(target)) as beside:
         export = export_voice(voice, beside, format, precision, progress=progress.part(0, 0.4))
         speaking = progress.part(0.4, 0.95)
         spoken = _speak(export.shipped, original, beside, samples, seed, speaking)
-        pictures = () if curve is None else copy_curves(Path(curve), beside, evidence or {})
+        pictures = () if curve is None else copy_curves(expanded(curve), beside, evidence or {})
         facts = CardFacts(chosen, voice, export, original, spoken, seed, evidence, pictures)
         progress.report("writing the model card", 0.95)
         card = model_card(facts)

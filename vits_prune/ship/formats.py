@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.files import write_json
+from vits_prune.files import expanded, write_json
 from vits_prune.progress import SILENT, Progress
 from vits_prune.ship import bench as standalone
 from vits_prune.ship.onnx_graph import write_onnx
@@ -35,7 +35,7 @@ from vits_prune.voices.manifest import (
 from vits_prune.voices.onnx_load import checksums_in, is_export, model_in
 from vits_prune.voices.piper_text import TOKENIZER_FILE, PiperTokenizer
 from vits_prune.voices.saved import save_voice, written_whole
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, without_masks
 
 EXPORT_FILE = EXPORT.name
 """In a folder that an ONNX export wrote; what has it may be replaced by another export."""
@@ -108,12 +108,12 @@ def export_voice(
     if precision not in kind.precisions:
         known = ", ".join(kind.precisions)
         raise InputError(f"The format {format} has the precisions {known}, not {precision!r:.22}.")
-    target = Path(folder)
+    target = expanded(folder)
     check_export_place(target)
     manifest = SAVED_FILE if format in WEIGHT_FILES else EXPORT_FILE
     if target.is_dir() and any(target.iterdir()) and not (target / manifest).is_file():
         raise InputError(f"{target} holds an export of another format: give a new folder's name.")
-    voice = voice.to("cpu")
+    voice = without_masks(voice.to("cpu"))
     require_finite(voice.model, voice.name)
     model, shipped, error = kind.write(voice, target, format, precision, progress)
     files = {path.name: path.stat().st_size for path in sorted(target.iterdir()) if path.is_file()}

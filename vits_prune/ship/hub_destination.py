@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import HubError, InputError, LoginError
-from vits_prune.files import parse_json
+from vits_prune.files import expanded, parse_json
 from vits_prune.ship.hub_transfer import Push, UnreadableAnswer
 from vits_prune.voices.hub import parse_repo_id
 from vits_prune.voices.manifest import EXPORT, SAVED
@@ -45,7 +45,7 @@ def pushable_files(folder: str | Path) -> dict[str, Path]:
         InputError: it is no folder with a voice of this library, holds something that is not
             pushed, or is too large.
     """
-    root = Path(folder)
+    root = expanded(folder)
 
     def wrong(what: str) -> InputError:
         return InputError(f"{what}; nothing was published.")

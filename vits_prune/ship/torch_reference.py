@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from vits_prune.errors import InputError
+from vits_prune.files import expanded
 from vits_prune.kernels import engine_of, measure_kernels, store, why_missing
 from vits_prune.memory import keep_freed_memory
 from vits_prune.ship.bench import answer, measure_in_processes, read_plan
@@ -111,7 +112,7 @@ def bench_voice(
     Kernels are compiled and timed first, once for a machine, and do not count.
     """
     voice = load_voice(reference)
-    plan = read_plan(Path(reference), Path(sentences)) if sentences else bench_plan(voice)
+    plan = read_plan(expanded(reference), expanded(sentences)) if sentences else bench_plan(voice)
     root = str(Path(__file__).resolve().parents[2])
     code = f"import sys; sys.path.insert(0, {root!r}); import {__name__} as it; it.main()"
 
@@ -125,7 +126,7 @@ def bench_voice(
         return {"kernels": {key: dataclasses.astuple(one) for key, one in store.known().items()}}
 
     command = [sys.executable, "-c", code]
-    return measure_in_processes(Path(reference), plan, threads, runs, command, kernel_times)
+    return measure_in_processes(expanded(reference), plan, threads, runs, command, kernel_times)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from vits_prune.study.evaluation import Reference, Settings, evaluate_against, p
 from vits_prune.study.knee import seeds_for, usual_limits
 from vits_prune.synthesis.speak import Delivery
 from vits_prune.synthesis.texts import load_texts
-from vits_prune.voices.voice import Voice, spoken_language
+from vits_prune.voices.voice import Voice, spoken_language, without_masks
 
 JUDGED_FAMILIES = ("intelligibility", "naturalness", "closeness", "rhythm")
 _SCORE_STEP = 0.5
@@ -245,6 +245,7 @@ def heal(
         >>> result.step, result.of  # doctest: +SKIP
         (450, 600)
     """
+    pruned, teacher = without_masks(pruned), without_masks(teacher)
     parts_to_train(pruned, teacher)  # raises before the original is measured
     judge = _as_judge(judge, teacher, data, plan)
     return training.heal(pruned, teacher, plan, data=data, run=run, judge=judge)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from vits_prune.errors import InputError
-from vits_prune.files import write_file
+from vits_prune.files import expanded, write_file
 from vits_prune.progress import SILENT, Pieces, Progress
 from vits_prune.study.evaluation import Settings
 from vits_prune.study.sweep_engines import (
@@ -151,7 +151,7 @@ def run_sweep(
                 on_point(row)
         rows = tuple(store.records[point]["row"] for point in points if point in store.records)
     added, seconds = len(store.records) - before, time.perf_counter() - start
-    return SweepResult(Path(out), rows, tuple(failures), added, seconds)
+    return SweepResult(expanded(out), rows, tuple(failures), added, seconds)
 
 
 def _load(given: VoiceRef | str | os.PathLike[str]) -> tuple[VoiceRef, Voice]:
@@ -197,7 +197,7 @@ def run_voices(
     Raises:
         InputError: bad input, or the table cannot be written.
     """
-    refs, out = tuple(dict.fromkeys(refs)), Path(out)
+    refs, out = tuple(dict.fromkeys(refs)), expanded(out)
     _check_choices(jobs, engine)
     if not refs:
         raise InputError("There is no voice to sweep: name at least one.")

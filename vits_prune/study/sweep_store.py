@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.files import Manifest, write_file
+from vits_prune.files import Manifest, expanded, write_file
 from vits_prune.study.signature import check_comparable
 from vits_prune.study.sweep_grid import Point
 
@@ -48,7 +48,7 @@ class Store:
             InputError: the folder holds something else, is in use, or cannot be written.
             DamagedFileError: a line of it is damaged.
         """
-        self.folder = Path(folder)
+        self.folder = expanded(folder)
         self.records: dict[Point, dict[str, Any]] = {}
         """Point, row and details of what is done."""
         self._order = {point: i for i, point in enumerate(points)}

@@ -7,9 +7,9 @@ import math
 import os
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 
 from vits_prune.errors import InputError
+from vits_prune.files import expanded
 from vits_prune.synthesis.speak import MAX_CHARACTERS
 
 HALVES = ("tuning", "held-out")
@@ -69,13 +69,13 @@ def read_text_file(path: str | os.PathLike[str], count: int | None = None) -> Te
     """Read a user's sentences, one on each line.
 
     The file is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Anything else is read as
-    Latin-1, with a note. `count` is how many are read from the start; None for all.
+    Windows-1252, with a note. `count` is how many are read from the start; None for all.
 
     Raises:
         InputError: the file cannot be read, is not text, is too large, is empty, or has too many
             lines or too long ones.
     """
-    path = Path(path)
+    path = expanded(path)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_TEXT_FILE_BYTES + 1)
@@ -131,5 +131,8 @@ def _decoded(content: bytes) -> tuple[str, list[str]]:
         if encoding != "utf-8":
             shown = f"The text file begins as {encoding.removesuffix('-sig')} but is not"
             raise InputError(f"{shown}: save it again as UTF-8.") from error
-    note = "The text file is not UTF-8 and was read as Latin-1"
-    return content.decode("latin-1"), [f"{note}: save it as UTF-8 where letters look wrong."]
+    note = "The text file is not UTF-8 and was read as Windows-1252"
+    text = content.decode("cp1252", errors="surrogateescape")
+    # Five bytes have no meaning there: they are left out.
+    text = "".join(c for c in text if not "\udc80" <= c <= "\udcff")
+    return text, [f"{note}: save it as UTF-8 where letters look wrong."]

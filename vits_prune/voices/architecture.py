@@ -183,6 +183,7 @@ def fold_and_cut(model: VitsModel) -> FreeCut:
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+            module._load_state_dict_pre_hooks.clear()  # weight norm's own, which nothing can pickle
     model.eval().requires_grad_(False)
     after = list(model.parameters())
     return FreeCut(

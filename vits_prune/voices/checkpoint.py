@@ -34,6 +34,11 @@ _MAX_CARD_CHARACTERS = 1 << 16
 _MAX_LICENCES, _MAX_LICENCE = 8, 64
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}\.safetensors")
 _FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
+_TRAINING = (
+    *("posterior_encoder.", "discriminator.", "duration_predictor.post_"),
+    *("duration_predictor.flows.1.", "text_encoder.embed_positions."),
+)
+"""Beginnings of names that a checkpoint may have, and speech does not need."""
 _OLD_NAMES = {
     ".weight_g": ".parametrizations.weight.original0",
     ".weight_v": ".parametrizations.weight.original1",
@@ -155,6 +160,9 @@ def _places(
             for key in handle.keys():  # noqa: SIM118 - not a dict
                 current = _current_name(key)
                 if current not in wanted:
+                    if not current.startswith(_TRAINING):
+                        what = f"{current[:80]!r}, weights that VITS does not use"
+                        raise InputError(f"{name} has {what}: choose a plain VITS checkpoint.")
                     continue
                 part = handle.get_slice(key)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
+from vits_prune.files import expanded
 from vits_prune.progress import SILENT, Progress
 from vits_prune.voices.voice import Origin, Voice
 
@@ -28,7 +29,7 @@ def load_voice(
         ref: "joe" (the embedded voice), a hub id such as "facebook/mms-tts-eng" or
             "owner/name@revision", a folder (transformers' layout, or written by `save_voice` or an
             export), or an `.onnx` file of Piper or of an export. What exists on disk wins over a
-            hub id of that name.
+            hub id of that name; "joe" is always the embedded voice, and "./joe" a folder.
         speaker: index or name, for a voice with several; None for the first.
         revision: branch, tag or commit of a hub id.
         token: access token for the hub; None for the usual one (HF_TOKEN or `hf auth login`),
@@ -41,12 +42,12 @@ def load_voice(
     text = os.fspath(ref) if isinstance(ref, (str, os.PathLike)) else ""
     if not isinstance(text, str) or not text.strip():
         raise InputError("Name a voice: joe, a hub id, a folder or an .onnx file.")
-    if text == EMBEDDED and not Path(text).exists():
+    if text == EMBEDDED:
         return load_embedded(speaker)
     try:
-        path = Path(text).expanduser()
+        path = expanded(text)
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError, RuntimeError):  # a name too long for a path, or with a NUL byte
+    except (OSError, ValueError):  # a name too long for a path, or with a NUL byte
         is_folder = is_file = False
     if is_folder:
         return load_folder(path, speaker)

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import VitsConfig
 
 from vits_prune.errors import InputError
-from vits_prune.files import read_json, shown_name
+from vits_prune.files import expanded, read_json, shown_name
 from vits_prune.voices.architecture import NarrowVitsConfig, PiperVitsConfig, checked_config
 from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.manifest import EXPORT, FORMS, Facts, check_reading
@@ -38,15 +38,32 @@ _SCALES = {
 
 
 def model_in(folder: Path) -> Path | None:
-    """Return the .onnx that an export wrote to a folder, or its only one; None for a checkpoint."""
+    """Return the .onnx that an export wrote to a folder, or its only one; None for a checkpoint.
+
+    Raises:
+        InputError: it is an export that is not whole, or there are several.
+    """
     if is_export(folder):
         named = [name for name in checksums_in(folder) if name.endswith(".onnx")]
         if len(named) != 1 or not (folder / named[0]).is_file():
             what = f"it lacks the .onnx that its {EXPORT.name} names"
             raise InputError(f"{shown_name(folder)} is not a whole export: {what}.")
         return folder / named[0]
-    found = [] if (folder / "config.json").exists() else sorted(folder.glob("*.onnx"))
-    return found[0] if len(found) == 1 else None
+    if (folder / "config.json").exists() and not _is_piper_json(folder / "config.json"):
+        return None
+    found = sorted(path for path in folder.glob("*.onnx") if not path.name.startswith("."))
+    if len(found) > 1:
+        there = ", ".join(path.name for path in found[:8]) + ", ..." * (len(found) > 8)
+        raise InputError(f"{shown_name(folder)} holds several voices: give one of {there}.")
+    return found[0] if found else None
+
+
+def _is_piper_json(path: Path) -> bool:
+    """Return whether a config.json is that of Piper's trainer, and not that of transformers."""
+    try:
+        return "phoneme_id_map" in read_json(path, max_bytes=MAX_JSON_BYTES)
+    except InputError:
+        return False
 
 
 def checksums_in(folder: Path) -> dict[str, str]:
@@ -135,8 +152,8 @@ def load_piper(
         licence: of the weights, if it is known.
         speaker: index or name; by default the one that the .json names, else the first.
     """
-    model_path = Path(model_path)
-    config_path = Path(config_path) if config_path is not None else config_next_to(model_path)
+    model_path = expanded(model_path)
+    config_path = expanded(config_path) if config_path is not None else config_next_to(model_path)
     shown = config_path.name
     if not config_path.is_file():
         what = "a Piper voice is an .onnx file with its .onnx.json in the same folder"
@@ -167,10 +184,12 @@ def load_piper(
 
 
 def config_next_to(model_path: Path) -> Path:
-    """Return `x.onnx.json`, or `x.json` if only that exists."""
+    """Return `x.onnx.json`, or, if only that exists, `x.json` or the trainer's `config.json`."""
     usual = model_path.with_name(model_path.name + ".json")
-    other = model_path.with_suffix(".json")
-    return other if other.exists() and not usual.exists() else usual
+    other, trainers = model_path.with_suffix(".json"), model_path.with_name("config.json")
+    if usual.exists() or other.exists() or not _is_piper_json(trainers):
+        return other if other.exists() and not usual.exists() else usual
+    return trainers
 
 
 def _sampling_rate(settings: Mapping[str, Any], shown: str) -> int:

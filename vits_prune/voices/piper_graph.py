@@ -27,6 +27,7 @@ MAX_MODEL_BYTES = 512 << 20
 MAX_NODES = 200_000
 MAX_LAYERS = 64
 """Most layers of one kind (Piper's own: 6 attention layers, 12 residual blocks)."""
+_INPUTS = {"input", "input_lengths", "scales", "sid"}
 _FLOATS, _INT8 = (1, 10, 11), 3
 """Types of a TensorProto: FLOAT, FLOAT16, DOUBLE; INT8."""
 _UNSOUND = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
@@ -68,6 +69,8 @@ class PiperGraph:
     """By the path of their module in training, such as "flow.flows.6.enc.in_layers.0"."""
     tables: dict[str, torch.Tensor] = field(default_factory=dict)
     """Embeddings by the graph input that picks a row: "input" (phonemes), "sid" (speakers)."""
+    unknown_inputs: tuple[str, ...] = ()
+    """What it asks for, and no Piper voice does."""
     facts: Facts | None = None
     """What the file says about the voice; None for a file that this library did not write."""
 
@@ -178,7 +181,9 @@ def _collect(graph: onnx.GraphProto) -> PiperGraph:
         if source in found.tensors:
             found.tensors[name] = found.tensors[source]
     _dequantise(graph, found.tensors, aliases)
-    inputs = {value.name for value in graph.input} - set(found.tensors)
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = {value.name for value in graph.input} - stored
+    found.unknown_inputs = tuple(sorted(inputs - _INPUTS))
     for node in graph.node:
         if node.op_type in ("Conv", "ConvTranspose"):
             _add_convolution(found, node)

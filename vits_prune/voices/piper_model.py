@@ -90,12 +90,17 @@ def piper_config(
 def build_model(graph: PiperGraph, config: VitsConfig, shown: str) -> VitsModel:
     """Return the model of a graph in float32; InputError if a weight is missing or unfit."""
     with naming(shown):
+        asked = str(graph.unknown_inputs[:3])[1:-1].rstrip(",")
+        require(not asked, f"it asks for {asked}, which no Piper voice does")
         model = empty_model(config)
         found = dict(_weights(model, graph))
         weights = {
             name: _checked(name, parameter, found.get(name))
             for name, parameter in model.named_parameters()
         }
+        layers = {piper_name(name) for name, _ in model.named_modules()}
+        spare = sorted(set(graph.convolutions) - layers)
+        require(not spare, f"it has a layer {spare[:1]} that VITS has not")
         model.load_state_dict(weights, strict=True, assign=True)
     return model.requires_grad_(False).eval()
 
@@ -229,6 +234,8 @@ def _convolution(
 def _checked(name: str, parameter: nn.Parameter, weight: torch.Tensor | None) -> torch.Tensor:
     require(weight is not None, f"it has no weights for {name!r}")
     assert weight is not None
+    if [one for one in weight.shape if one != 1] == [one for one in parameter.shape if one != 1]:
+        weight = weight.reshape(parameter.shape)  # onnxruntime's optimiser adds sides of 1
     sizes = f"{tuple(weight.shape)}, not {tuple(parameter.shape)}"
     require(weight.shape == parameter.shape, f"its weights for {name!r} are {sizes}")
     if not torch.isfinite(weight).all():

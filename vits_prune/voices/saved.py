@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import VitsConfig, VitsModel
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.files import read_json, replaced_folder, shown_name, write_json
+from vits_prune.files import expanded, read_json, replaced_folder, shown_name, write_json
 from vits_prune.voices import manifest
 from vits_prune.voices.architecture import (
     NarrowVitsConfig,
@@ -33,7 +33,7 @@ from vits_prune.voices.checkpoint import load_checkpoint, require_finite
 from vits_prune.voices.hf_text import HubTokenizer
 from vits_prune.voices.piper_text import PiperTokenizer
 from vits_prune.voices.sparse_file import decode, encode
-from vits_prune.voices.voice import Origin, Voice
+from vits_prune.voices.voice import Origin, Voice, without_masks
 
 _MAX_SPARSE_BYTES = 2 << 30
 
@@ -57,14 +57,14 @@ def save_voice(
         InputError: the folder holds something that no save wrote, the disk does not take it, there
             is no such form or precision, or a weight is not finite or too large for fp16.
     """
-    target = Path(folder)
+    target = expanded(folder)
     choices = {"form": (form, manifest.WEIGHT_FILES), "precision": (precision, ("fp32", "fp16"))}
     for what, (given, known) in choices.items():
         if given not in known:
             raise InputError(f"A saved voice has the {what} {' or '.join(known)}: choose one.")
     check_save_place(target)
     with written_whole(target, manifest.SAVED_FILE) as new:
-        _write(voice, new, form, precision)
+        _write(without_masks(voice), new, form, precision)
     return target
 
 

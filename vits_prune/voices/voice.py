@@ -128,6 +128,12 @@ class Voice:
         """Return the modules that run at inference, by part, in the order of PARTS."""
         return {part: getattr(self.model, part) for part in PARTS}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "recipe": dict(self.recipe)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({**state, "recipe": MappingProxyType(state["recipe"])})
+
     def with_weights(self, weights: Mapping[str, torch.Tensor], **changes: Any) -> Voice:
         """Return a Voice with the tensors {name in `named_parameters()`: tensor} for its own.
 
@@ -184,6 +190,27 @@ def copy_with_weights(model: M, weights: Mapping[str, torch.Tensor]) -> M:
     return _clone(model, replaced)
 
 
+def without_masks(voice: Voice) -> Voice:
+    """Return a voice whose weights are what the masks of `torch.nn.utils.prune` leave of them.
+
+    A voice that has no such masks is returned itself.
+    """
+    from torch import nn
+    from torch.nn.utils import prune
+
+    if not prune.is_pruned(voice.model):
+        return voice
+    copy = dataclasses.replace(voice, model=_clone(voice.model, {}))
+    for module in copy.model.modules():
+        for hook in [*module._forward_pre_hooks.values()]:
+            if isinstance(hook, prune.BasePruningMethod):
+                name = f"{hook._tensor_name}_orig"
+                mine = nn.Parameter(module._parameters[name].detach().clone(), requires_grad=False)
+                module._parameters[name] = mine  # `remove` writes to it
+                prune.remove(module, hook._tensor_name)
+    return copy
+
+
 def _clone(module: M, replaced: Mapping[int, nn.Parameter]) -> M:
     """Make a module anew around the same tensors; copy.deepcopy takes several times as long."""
     clone = object.__new__(type(module))
@@ -201,12 +228,17 @@ def spoken_language(voice: Voice) -> str | None:
 
     Piper voices name their espeak-ng voice ("en-us"), hub checkpoints a language (MMS: ISO 639-3).
     """
+    return language_of(voice.tokenizer.language) if voice.tokenizer.language else None
+
+
+def language_of(tag: str) -> str | None:
+    """Return the language of a tag as Whisper names it, None for one that is no tag.
+
+    "azj-script_latin", "en-gb-x-rp" and "cmn" become "az", "en" and "zh".
+    """
     import langcodes
 
-    if not voice.tokenizer.language:
-        return None
-    # "azj-script_latin", "en-gb-x-rp" and "cmn" become "az", "en" and "zh"
-    tag = voice.tokenizer.language.split("_")[0].split("-script")[0]
+    tag = tag.split("_")[0].split("-script")[0]
     try:
         found = langcodes.Language.get(langcodes.standardize_tag(tag, macro=True)).language
     except langcodes.LanguageTagError:
