@@ -28,7 +28,7 @@ def grid_layers(voice):
 
 
 def delicate(layer):
-    return layer.part == "duration_predictor" or layer.name == "decoder.conv_post"
+    return layer.part in ("duration_predictor", "decoder")
 
 
 @pytest.mark.parametrize("method", ["magnitude", "second_order"])

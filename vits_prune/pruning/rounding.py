@@ -11,12 +11,14 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from vits_prune.pruning.layers import prunable_layers
+from vits_prune.pruning.layers import Layer, prunable_layers
 from vits_prune.pruning.spec import DELICATE, PruneSpec, begins_with
 from vits_prune.voices.voice import Voice
 
 DELICATE_BITS = 8
-"""Fewest of a delicate layer."""
+"""Fewest of a delicate layer and of the decoder, which holds few of the weights and is heard most
+(joe, 80% zeros, nearest, ten tuning sentences: Distill-MOS 3.36 unrounded, 2.65 with 5 bits in
+every part, 3.31 with 8 in the decoder)."""
 _NARROWEST, _TRIED = 0.3, 20
 """Scales are tried down to this share of the one at which nothing is clipped, and how many."""
 SWEEPS = 4
@@ -35,18 +37,22 @@ def round_voice(
 ) -> dict[str, torch.Tensor]:
     """Return the weights of the spec's parts, each at its nearest place on a grid, by name.
 
-    Delicate layers get 8 bits or more, and those that are protected by name stay as they are.
-    `done` names the parameters that are on their grid already.
+    The decoder and delicate layers get 8 bits or more, and those that are protected by name stay as
+    they are. `done` names the parameters that are on their grid already.
     """
     weights, found = dict(voice.model.named_parameters()), {}
     for layer in prunable_layers(voice, spec.parts):
         name, named = layer.parameter, spec.protect is not None and spec.protects(layer.name)
         if name not in done and not named:
-            delicate = any(begins_with(layer.name, pattern) for pattern in DELICATE)
-            bits = max(spec.bits, DELICATE_BITS) if delicate else spec.bits
             module = voice.model.get_submodule(layer.name)
-            found[name] = nearest(weights[name].detach(), module, bits)
+            found[name] = nearest(weights[name].detach(), module, bits_of(layer, spec))
     return found
+
+
+def bits_of(layer: Layer, spec: PruneSpec) -> int:
+    """Return the bits of a layer's weights, 0 for all of float32."""
+    delicate = any(begins_with(layer.name, one) for one in ("decoder", *DELICATE))
+    return max(spec.bits, DELICATE_BITS) if spec.bits and delicate else spec.bits
 
 
 def nearest(weight: torch.Tensor, module: nn.Module, bits: int) -> torch.Tensor:

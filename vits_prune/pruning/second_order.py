@@ -19,7 +19,7 @@ import torch
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning.calibration import Statistics, calibrate
 from vits_prune.pruning.layers import Layer, LayerMatrix, chosen_layers
-from vits_prune.pruning.rounding import best_scales, descend, largest_number, nearest
+from vits_prune.pruning.rounding import best_scales, bits_of, descend, largest_number, nearest
 from vits_prune.pruning.scores import (
     check_finite,
     layer_costs,
@@ -112,11 +112,11 @@ def _pruned(
         mask = lowest(spec, scores, count, matrix, layer.name)
         weight = matrix.module.weight.detach()
         weight = weight.masked_fill(mask | closed, 0.0)
-        return {layer.parameter: nearest(weight, matrix.module, spec.bits)}
+        return {layer.parameter: nearest(weight, matrix.module, bits_of(layer, spec))}
     covariance = damped(statistics.covariance, max(1, statistics.windows))
     target, shut, name = matrix.with_bias(), matrix.of(closed), layer.name
-    pattern = spec.neighbours
-    problem = LayerProblem(target, covariance, shut, matrix, count, pattern, name, spec.bits)
+    pattern, bits = spec.neighbours, bits_of(layer, spec)
+    problem = LayerProblem(target, covariance, shut, matrix, count, pattern, name, bits)
     return {f"{name}.{kind}": new for kind, new in matrix.split(problem.solve()).items()}
 
 

@@ -249,8 +249,8 @@ class PruneSpec(Options):
     )
     bits: int = option(
         0,
-        "bits of each weight that stays, on a grid of its output channel: 8, 6, 5, 4 or 3; 0 for "
-        "all of float32",
+        "bits of each weight that stays, on a grid of its output channel: 8, 6, 5, 4 or 3 (8 in "
+        "decoder and durations); 0 for all of float32",
         int,
         low=0,
         high=max(BITS),

@@ -82,7 +82,9 @@ def load_model(folder: Path, config: VitsConfig, *, name: str) -> tuple[VitsMode
         idle += ("duration_predictor.post_", "duration_predictor.flows.1.")
     state = model.state_dict()
     wanted = {key: tensor.shape for key, tensor in state.items() if not key.startswith(idle)}
-    tensors = read_tensors(weight_files(folder, name), wanted, name)
+    files = weight_files(folder, name)
+    tensors = read_tensors(files, wanted, name)
+    _check_others(files, wanted, name)
     model.load_state_dict(tensors, strict=False, assign=True)
     free_cut = fold_and_cut(model)
     require_finite(model, name)
@@ -160,9 +162,6 @@ def _places(
             for key in handle.keys():  # noqa: SIM118 - not a dict
                 current = _current_name(key)
                 if current not in wanted:
-                    if not current.startswith(_TRAINING):
-                        what = f"{current[:80]!r}, weights that VITS does not use"
-                        raise InputError(f"{name} has {what}: choose a plain VITS checkpoint.")
                     continue
                 part = handle.get_slice(key)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
@@ -176,6 +175,17 @@ def _places(
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(f"{name} lacks the weights {missing[0]}{more} of its config.json.")
     return found
+
+
+def _check_others(files: list[Path], wanted: Container[str], name: str) -> None:
+    """Raise InputError if the files have weights that would change what the voice says."""
+    for file in files:
+        with safe_open(file, "pt") as handle:
+            keys = map(_current_name, handle.keys())
+        spare = [key for key in keys if key not in wanted and not key.startswith(_TRAINING)]
+        if spare:
+            what = f"{spare[0][:80]!r}, weights that VITS does not use"
+            raise InputError(f"{name} has {what}: choose a plain VITS checkpoint.")
 
 
 def _current_name(key: str) -> str:
