@@ -61,14 +61,6 @@ def test_big_endian_utf_16(tmp_path):
     assert read_text_file(path).texts == ("Größe",)
 
 
-def test_windows_1252_is_said(tmp_path):
-    path = tmp_path / "texts.txt"
-    path.write_bytes("Größe zählt.\n".encode("cp1252"))
-    found = read_text_file(path)
-    assert found.texts == ("Größe zählt.",)
-    assert "Windows-1252" in found.notes[0]
-
-
 def test_fewer_than_asked_for_is_said(tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("One.\nTwo.\nThree.\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vits_prune.errors import InputError
+from vits_prune.files import expanded
 from vits_prune.synthesis.inference import POSTERIOR_NOISE, draw_noise
 from vits_prune.synthesis.spectra import power_spectrum
 from vits_prune.voices.load import EMBEDDED
@@ -157,12 +158,12 @@ def _locate(ref: str | os.PathLike[str], revision: str | None) -> tuple[Path, st
     from vits_prune.voices.hub import fetch_snapshot, parse_repo_id
 
     text = os.fspath(ref)
+    with contextlib.suppress(OSError, ValueError):  # too long, or with a NUL byte
+        path = expanded(text)
+        if text != EMBEDDED and path.is_dir():
+            return path, path.resolve().name
     if text == EMBEDDED or text.endswith(".onnx"):
         raise _has_none(Path(text).stem, "Piper's exports leave it out")
-    with contextlib.suppress(OSError, ValueError, RuntimeError):  # too long, or with a NUL byte
-        path = Path(text).expanduser()
-        if path.is_dir():
-            return path, path.resolve().name
     repo_id, named = parse_repo_id(text)
     return fetch_snapshot(repo_id, revision or named).folder, repo_id.partition("/")[2]
 

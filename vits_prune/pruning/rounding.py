@@ -22,7 +22,8 @@ every part, 3.31 with 8 in the decoder)."""
 _NARROWEST, _TRIED = 0.3, 20
 """Scales are tried down to this share of the one at which nothing is clipped, and how many."""
 SWEEPS = 4
-"""Of coordinate descent; the fourth changes the error by less than a hundredth."""
+"""Of coordinate descent. After one the error is up to an eighth larger at 5 bits, and two fifths at
+4 (seven layers of joe, 75% zeros)."""
 _BLOCK = 64
 """Columns after which the other columns learn of the changes, in one product."""
 

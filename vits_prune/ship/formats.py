@@ -198,7 +198,7 @@ def check_export_place(folder: Path) -> None:
 
 def check_own_place(reference: str, folder: Path) -> None:
     """Raise InputError if the voice that is exported was loaded from this folder."""
-    source = Path(reference).expanduser()
+    source = expanded(reference)
     own = (source.resolve(), source.resolve().parent)
     if source.exists() and folder.exists() and folder.resolve() in own:
         what = f"{folder} is the folder of the voice itself, which would be removed"

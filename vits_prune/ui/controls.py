@@ -159,7 +159,7 @@ def _add_pruning(made: Made) -> None:
     label = "What the amount is a share of"
     made.add("cost", gr.Radio, PruneSpec.cost, label, choices=choices, visible=False)
     offered = [("32, as they are", 0), *((str(bits), bits) for bits in BITS)]
-    info = "Fewer make the sparse file smaller: whole numbers times one scale an output channel"
+    info = "Fewer make the sparse file smaller; decoder and durations keep 8"
     made.add("bits", gr.Radio, PruneSpec.bits, "Bits of each weight", choices=offered, info=info)
     how["choices"] = [(f"{n.replace('_', ' ')}: {words}", n) for n, words in IMPORTANCES.items()]
     made.add("importance", gr.Radio, PruneSpec.importance, "What a channel is judged by", **how)
