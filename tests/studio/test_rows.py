@@ -183,7 +183,7 @@ def test_the_sentence_about_zeros_and_what_the_voice_cannot_say():
         " sparse format shrinks from 60.0 to 45.0 MB (-25%). It is not faster: dense kernels"
         " ran, where a zero costs what any number costs (0.98 to 1.20 times the speed, run by"
         " run). It lasts 20% shorter than the original. The voice has no symbol for: ñ ␣ The"
-        " pruned voice's durations ran away: a sentence was cut at 60 seconds."
+        " pruned voice's durations ran away: a sentence was cut at the longest speech."
     )
     same = Spoken(said(100), dataclasses.replace(said(100), durations=np.array([99])), zeros)
     assert happened(same).endswith("million. It lasts as long as the original.")

@@ -37,7 +37,6 @@ from vits_prune.study.knee import (
     seeds_for,
     usual_limits,
 )
-from vits_prune.synthesis.inference import MAX_SENTENCE_SECONDS
 from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text, write_wav
 from vits_prune.synthesis.texts import load_texts, read_text_file
 from vits_prune.voices.manifest import SAVED_FILE
@@ -130,11 +129,6 @@ def _compare(options: Namespace) -> None:
             table.to_csv(options.out / f"{name}.csv", index=False)
         write_json(options.out / "report.json", report)
     print(comparison)
-    if comparison.pruned.dropped:
-        print(f"\nThe voice has no symbol for: {' '.join(comparison.pruned.dropped)}")
-    if comparison.pruned.cut_short:
-        most = f"{MAX_SENTENCE_SECONDS:.0f} seconds"
-        print(f"\nThe pruned voice's durations ran away: a sentence was ended at {most}.")
     written = ["original.wav", "pruned.wav", "report.json", *(f"{name}.csv" for name in tables)]
     print(f"\nWritten to {options.out}: {', '.join(written)}")
 

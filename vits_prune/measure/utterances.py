@@ -7,6 +7,7 @@ FastSpeech, Ren et al. 2019, arXiv:1905.09263) or a clipped sound. Thresholds ar
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +120,8 @@ def measure_utterance(
         failures += word_failures(found.words, first.words if first else None)
     if spoken and "rhythm" in listener.families:
         rhythm = measure_rhythm(spoken, speech)
-        failures += rhythm_failures(rhythm.duration_ratio, speech.cut_short)
+        ran_away = speech.cut_short and not spoken.cut_short
+        failures += rhythm_failures(rhythm.duration_ratio, ran_away, speech.unspoken)
     return dataclasses.replace(found, failures=failures, rhythm=rhythm, closeness=None)
 
 
@@ -168,12 +170,25 @@ def sound_failures(speech: Speech, buzz_of_original: float = 0.0) -> tuple[Failu
     return tuple(found)
 
 
-def rhythm_failures(duration_ratio: float, cut_short: bool) -> tuple[Failure, ...]:
-    """Return the failures in the length: runaway, collapsed."""
+def rhythm_failures(
+    duration_ratio: float, cut_short: bool, unspoken: Sequence[str] = ()
+) -> tuple[Failure, ...]:
+    """Return the failures in the length: runaway, collapsed.
+
+    `cut_short` says that the limit ended it and not the original, `unspoken` what was lost so.
+    """
     detail = f"{duration_ratio:.2f} times the original's time"
     if duration_ratio > LONGEST_RATIO or cut_short:
-        return (Failure("runaway", detail + (", ended at the limit" if cut_short else "")),)
+        detail += ", ended at the limit" if cut_short else ""
+        lost = f": {quoted(unspoken)} not said" if cut_short and unspoken else ""
+        return (Failure("runaway", detail + lost),)
     return (Failure("collapsed", detail),) if duration_ratio < SHORTEST_RATIO else ()
+
+
+def quoted(texts: Sequence[str]) -> str:
+    """Return the beginnings of a few texts, in quotes."""
+    shown = [f"“{one}”" if len(one) <= 60 else f"“{one[:60]}…”" for one in texts[:3]]
+    return ", ".join(shown) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
 def word_failures(errors: WordErrors, original: WordErrors | None = None) -> tuple[Failure, ...]:

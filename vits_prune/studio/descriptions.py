@@ -21,8 +21,7 @@ from vits_prune.pruning.structured.couplings import group_counts, sizes, sizes_o
 from vits_prune.pruning.structured.cut import cut, shape_for, survivor
 from vits_prune.studio import workbench
 from vits_prune.studio.workbench import Spoken, listens
-from vits_prune.study.comparison import PART_NAMES, is_faster, speed_of
-from vits_prune.synthesis.inference import MAX_SENTENCE_SECONDS
+from vits_prune.study.comparison import PART_NAMES, is_faster, speed_of, what_was_lost
 from vits_prune.voices.architecture import empty_model
 from vits_prune.voices.voice import PARTS, Voice
 
@@ -160,12 +159,7 @@ def _sound_words(spoken: Spoken) -> Iterator[str]:
         yield f"It lasts {abs(change)}% {'longer' if change > 0 else 'shorter'} than the original."
     else:
         yield "It lasts as long as the original."
-    if original.dropped:
-        symbols = " ".join(symbol.strip() or "␣" for symbol in original.dropped[:40])
-        yield f"The voice has no symbol for: {symbols}"
-    if pruned.cut_short:
-        most = f"{MAX_SENTENCE_SECONDS:.0f} seconds"
-        yield f"The pruned voice's durations ran away: a sentence was cut at {most}."
+    yield from what_was_lost(original, pruned)
 
 
 def figure_words(one: Figure, other_voice: float | None = None) -> str:

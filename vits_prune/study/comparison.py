@@ -21,6 +21,7 @@ from vits_prune.measure import (
     measure_size,
     measure_sparsity,
 )
+from vits_prune.measure.utterances import quoted
 from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.speak import STAGES, Delivery, Speech, check_kernels, checked_seed, speak
 from vits_prune.voices.voice import Voice
@@ -141,6 +142,7 @@ class Comparison:
                     "frames": int(speech.durations.sum()),
                     "dropped_symbols": list(speech.dropped),
                     "cut_short": speech.cut_short,
+                    "unspoken": list(speech.unspoken),
                 }
                 for name, speech in zip(names, (self.original, self.pruned), strict=True)
             },
@@ -153,6 +155,8 @@ class Comparison:
             if name != "layers":
                 shown = table.dropna(axis="columns", how="all")
                 lines += ["", name, shown.to_string(index=False, na_rep="")]
+        for words in what_was_lost(self.original, self.pruned):
+            lines += ["", words]
         return "\n".join(lines)
 
 
@@ -197,6 +201,24 @@ def compare(
     how: dict[str, Any] = {"delivery": delivery, "runs": runs, "kernels": kernels}
     latency = measure_latency(*voices, text, seed, progress=part, **how)
     return Comparison(text, seed, timing, voices, first, second, sparsity, size, latency)
+
+
+def what_was_lost(original: Speech, pruned: Speech) -> Iterator[str]:
+    """Yield sentences about what two voices did not say: symbols, and words beyond a limit."""
+    if original.dropped:
+        symbols = " ".join(symbol.strip() or "␣" for symbol in original.dropped[:40])
+        yield f"The voice has no symbol for: {symbols}"
+    if original.cut_short:
+        yield "A sentence is longer than the longest speech and was cut: write shorter ones."
+    elif pruned.cut_short:
+        yield "The pruned voice's durations ran away: a sentence was cut at the longest speech."
+    lost, missing = original.unspoken, pruned.unspoken
+    if lost and lost == missing:
+        yield f"Neither voice said {quoted(lost)}."
+    else:
+        for who, ends in (("original", lost), ("pruned voice", missing)):
+            if ends:
+                yield f"The {who} did not say {quoted(ends)}."
 
 
 def sparsity_table(original: Sparsity, pruned: Sparsity) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from vits_prune.kernels import engine_of
 from vits_prune.voices.voice import Voice
 
 MAX_SENTENCE_SECONDS = 60.0
-"""Where durations run away, a sentence ends here."""
+"""Where durations run away, a sentence ends here; later by as much as it is to be said slower."""
 MAX_ACTIVATION = 1 << 27
 """Numbers in the largest activation of a sentence (512 MiB of float32). A sentence of 60 seconds of
 any published voice stays far below it."""
@@ -35,6 +35,11 @@ class Scales:
     speaking_rate: float
     noise_scale: float
     noise_scale_duration: float
+
+    @property
+    def longer(self) -> float:
+        """How many times as long a limit of seconds is, 1 to 4: for slow speech it moves."""
+        return min(4.0, max(1.0, 1.0 / self.speaking_rate))
 
 
 def draw_noise(key: int | tuple[int, ...], purpose: int, rows: int, columns: int) -> np.ndarray:
@@ -102,7 +107,7 @@ def predict_durations(
     """
     logarithms = log_durations(voice.model, hidden, conditioning, key, scales)
     frames = torch.ceil(torch.exp(logarithms) * (1.0 / scales.speaking_rate))[0, 0]
-    longest = int(MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)
+    longest = int(scales.longer * MAX_SENTENCE_SECONDS * voice.sampling_rate / voice.hop_length)
     limit = max(1, min(most_frames, longest, MAX_ACTIVATION // _widest_frame(voice)))
     # A heavily pruned predictor may answer with anything. NaN becomes one frame.
     finite = torch.nan_to_num(frames.double(), nan=1.0, posinf=float(limit)).clamp(0, limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ STAGES = ("text", "durations", "flow", "decoder")
 """The timed stages, in order. "text" is tokeniser and text encoder."""
 MAX_CHARACTERS = 5_000
 MAX_SPEECH_SECONDS = 900.0
-"""Where durations run away, a text ends here. 5,000 characters take about 400 seconds."""
+"""Where durations run away, a text ends here; later by as much as it is to be said slower.
+5,000 characters take about 400 seconds."""
 MAX_SEED = 2**32 - 1
 
 
@@ -43,6 +45,23 @@ class SpokenSentence:
     durations: np.ndarray
     """Frames of each token, int64 [tokens]."""
     ids: tuple[int, ...]
+
+    @property
+    def unspoken(self) -> str:
+        """The end of the text that durations leave no frame for, from its first such word on.
+
+        Words are counted, in a script without spaces characters. Where the tokens have more or
+        fewer of them than the text (numbers, joined words), the same share counts as spoken.
+        """
+        count = len(np.trim_zeros(self.durations, "b"))
+        starts = [word.start() for word in re.finditer(r"\S*\w\S*", self.text)]
+        ends = _word_ends(self.tokens)
+        if len(starts) < 2 or len(ends) < 2:
+            starts = [place for place, c in enumerate(self.text) if c.isalnum()]
+            if len(starts) != len(ends):  # else each character is a word
+                ends = [place for place, one in enumerate(self.tokens) if _is_said(one)]
+        spoken = sum(end < count for end in ends) * len(starts) // max(1, len(ends))
+        return self.text[starts[spoken] :] if spoken < len(starts) else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +88,11 @@ class Speech:
     def audio_seconds(self) -> float:
         """Length of the speech in seconds."""
         return len(self.waveform) / self.sampling_rate
+
+    @property
+    def unspoken(self) -> tuple[str, ...]:
+        """What a limit cut off, the end of a sentence each."""
+        return tuple(one.unspoken for one in self.sentences if one.unspoken)
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -185,7 +209,7 @@ def speak_sentences(
     sentences, dropped = read_text(voice, text)
     locked = _locked_durations(timing, sentences)
     reading = time.perf_counter() - start
-    frames_left = int(MAX_SPEECH_SECONDS * voice.sampling_rate / voice.hop_length)
+    frames_left = int(scales.longer * MAX_SPEECH_SECONDS * voice.sampling_rate / voice.hop_length)
     for index, sentence in enumerate(progress.track(sentences, "sentence")):
         speech = _speak_sentence(
             voice,
@@ -325,6 +349,21 @@ def _speak_sentence(
     seconds = dict(zip(STAGES, np.diff(times).tolist(), strict=True))
     sound = waveform, voice.sampling_rate, durations, voice.hop_length
     return Speech(*sound, seconds, (spoken,), cut_short=cut_short)
+
+
+def _word_ends(tokens: tuple[str, ...]) -> list[int]:
+    """Return the place of each word's last token; words are what spaces part."""
+    ends, word = {}, 0
+    for place, token in enumerate(tokens):
+        if token == " ":
+            word += 1
+        elif _is_said(token):
+            ends[word] = place
+    return [*ends.values()]
+
+
+def _is_said(token: str) -> bool:
+    return any(character.isalnum() for character in token)
 
 
 def _now(voice: Voice) -> float:
