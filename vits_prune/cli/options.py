@@ -11,7 +11,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from vits_prune.errors import InputError
 from vits_prune.files import expanded
@@ -39,6 +39,12 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, run: Callable[[Namespace], None] | None = None, **more: Any) -> None:
         super().__init__(**more)
         self.set_defaults(run=run)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with 2."""
+        if message.endswith("expected one argument"):
+            message += " (a value that begins with a hyphen is written so: --text=-hello)"
+        super().error(message)
 
     def add_flag(
         self,

@@ -234,12 +234,16 @@ def use_installed_espeak() -> None:
 
 @lru_cache(maxsize=1)
 def _phonemizer() -> Callable[[str], str]:
-    """Return the call that VitsTokenizer makes: phonemes with stress and punctuation."""
+    """Return the call that VitsTokenizer makes: phonemes with stress and punctuation.
+
+    The flags around words of another language, such as (ko), are left out: they would be said.
+    """
     import phonemizer
 
     use_installed_espeak()
-    options = {"language": "en-us", "backend": "espeak", "strip": True}
-    return partial(phonemizer.phonemize, preserve_punctuation=True, with_stress=True, **options)
+    options: dict[str, Any] = {"language": "en-us", "backend": "espeak", "strip": True}
+    options |= {"language_switch": "remove-flags", "preserve_punctuation": True}
+    return partial(phonemizer.phonemize, with_stress=True, **options)
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {

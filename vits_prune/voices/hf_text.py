@@ -22,7 +22,7 @@ from vits_prune.files import read_json, shown_name
 from vits_prune.threads import ForkSafeLock
 from vits_prune.voices.espeak import phonemise
 from vits_prune.voices.espeak_library import use_installed_espeak
-from vits_prune.voices.sentences import clean, plain_spaces, spelt, split_sentences
+from vits_prune.voices.sentences import clean, for_espeak, plain_spaces, spelt, split_sentences
 from vits_prune.voices.voice import Sentence, is_letter
 
 if TYPE_CHECKING:
@@ -173,7 +173,9 @@ class HubTokenizer:
             return c in symbols or (lower and c.lower() in symbols)
 
         text = plain_spaces(text, known if not reads_any else str.isascii)
-        return unicodedata.normalize("NFC", text) if reads_any else spelt(text, known)
+        if not reads_any:
+            return spelt(text, known)
+        return unicodedata.normalize("NFC", for_espeak(text))
 
     def _keep_known(self, prepared: str) -> tuple[str, tuple[str, ...]]:
         """Return what the voice has symbols for, and what it lacks, each once, without spaces."""

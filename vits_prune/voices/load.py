@@ -57,6 +57,9 @@ def load_voice(
         from vits_prune.voices.onnx_load import load_onnx
 
         return load_onnx(path, speaker)
+    if text != (bare := text.strip().strip("\"'")):  # as Windows copies a path
+        how: dict[str, Any] = {"revision": revision, "token": token, "progress": progress}
+        return load_voice(bare, speaker, **how)
     if text.endswith((".onnx", "/", "\\")) or text.startswith((".", "/", "~", "\\")):
         raise InputError(f"There is no file or folder {text[:200]!r}: check the path.")
     return load_hub(text, speaker, revision=revision, token=token, progress=progress)

@@ -14,7 +14,13 @@ from typing import Any
 from vits_prune.errors import InputError
 from vits_prune.files import read_json
 from vits_prune.voices.espeak import check_voice, clauses
-from vits_prune.voices.sentences import most_characters, plain_spaces, spelt, split_sentences
+from vits_prune.voices.sentences import (
+    for_espeak,
+    most_characters,
+    plain_spaces,
+    spelt,
+    split_sentences,
+)
 from vits_prune.voices.voice import Sentence, is_letter
 
 TOKENIZER_FILE = "piper.json"
@@ -41,8 +47,8 @@ class PiperTokenizer:
 
     espeak-ng's phonemes, or the text's own code points, have a blank after each: `^ _ p _ ... $`.
     Ids equal those of piper-tts 1.8 except where its newer espeak-ng pronounces differently, where
-    a sentence would be longer than the longest speech, and where a vocabulary of characters has
-    only another form of a letter or a space. Arabic
+    a sentence would be longer than the longest speech, where invisible characters would part a
+    word, and where a vocabulary of characters has only another form of a letter or a space. Arabic
     is read as it is written, without the vowels that piper-tts adds with a model of its own.
 
     Args:
@@ -162,7 +168,7 @@ class PiperTokenizer:
     def _spoken_part(self, text: str) -> list[tuple[list[str], str]]:
         groups: list[tuple[list[str], str]] = []
         phonemes, part = "", ""
-        found = clauses(text, self.espeak_voice or "")
+        found = clauses(for_espeak(text), self.espeak_voice or "")
         for place, clause in enumerate(found, 1):
             pause = " " if clause.mark in (",", ":", ";") else ""
             phonemes += _LANGUAGE_FLAG.sub("", clause.phonemes) + clause.mark + pause

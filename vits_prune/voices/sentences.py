@@ -8,9 +8,23 @@ from collections.abc import Callable, Iterator
 
 LONGEST = 400
 """Characters of the longest sentence: half a minute of speech."""
-_ALIKE = ("'’‘ʼʻ`´′", '"“”„«»', "-‐‑–—−", "țţ", "ȚŢ", "șş", "ȘŞ", "өѳ", "ӨѲ")
+_ALIKE = (
+    *("'’‘ʼʻ`´′׳", '"“”„«»״', "-‐‑–—−־", "țţ", "ȚŢ", "șş", "ȘŞ", "өѳ", "ӨѲ"),
+    *("iıİ", "đðɖ", "ĐÐƉ", "əǝә", "ƏƎӘ", "σς", "یيى", "کك", "هہە"),
+)
 """Characters that are typed for each other. Some checkpoints learnt one, and writers use another:
-MMS's Romanian has the cedilla, its Tatar the fita."""
+MMS's Romanian has the cedilla, its Tatar the fita; keyboards for Arabic type Persian, and the
+capital of i has a dot in Turkish."""
+_MARKS = str.maketrans("\u0329\u0331", "\u0323\u0323")
+"""Lines below are typed for Yoruba's dots below."""
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u0640\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
+"""Soft hyphens, joiners, marks of direction and variants, lengthened lines: nothing to be said."""
+_SARA_AM = re.compile("([\u0e48-\u0e4b]*)\u0e4d([\u0e48-\u0e4b]*)\u0e32")
+"""The Thai vowel am in two characters, with its tone before, between or after them."""
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])[-‐‑–—−־/|…,;:!?](?=[^\W\d_])")
+"""Punctuation that parts two words without any space."""
 _WIDE = 3
 """Chinese, Japanese and Korean characters take this many times as long to say."""
 _CLOSERS = "\"'”’»›)]}」』）】》〉"
@@ -111,16 +125,41 @@ def spelt(text: str, known: Callable[[str], bool]) -> str:
     """
     if all(map(known, {*text})):
         return text
-    return "".join(
+    text = _INVISIBLE.sub(lambda found: found[0] if known(found[0]) else "", text)
+    if known("\u0e33") and not known("\u0e4d"):
+        text = _SARA_AM.sub("\\1\\2\u0e33", text)
+    text = "".join(
         next((form for form in _forms(letter) if all(map(known, form))), letter)
         for letter in _letters(text)
     )
+    return _BETWEEN_WORDS.sub(lambda found: found[0] if known(found[0]) else " ", text)
+
+
+def for_espeak(text: str) -> str:
+    """Return a text without the invisible characters and the hyphen that espeak-ng stumbles over.
+
+    Joiners stay between the pictures of one emoji and in Malayalam's letters without a vowel, and
+    spaces of no width between words of scripts that have no other.
+    """
+
+    def read(found: re.Match[str]) -> str:
+        before, after = text[: found.start()][-1:], text[found.end() :][:1]
+        if found[0] == "\u200d":
+            inside = unicodedata.category(before or " ")[0] in "LM" and before not in "\u0d4d\ufe0f"
+            return "" if inside else found[0]
+        cased = before.lower() != before.upper() or after.lower() != after.upper()
+        stays = found[0] == "\u200c" or (found[0] == "\u200b" and not cased)
+        return found[0] if stays else ""
+
+    return _INVISIBLE.sub(read, text).replace("־", "-")
 
 
 def _forms(letter: str) -> Iterator[str]:
     yield letter
     for form in ("NFC", "NFD", "NFKC"):
         yield unicodedata.normalize(form, letter)
+    yield unicodedata.normalize("NFC", letter.translate(_MARKS))
+    yield unicodedata.normalize("NFD", letter.translate(_MARKS))
     composed = unicodedata.normalize("NFC", letter)
     for group in _ALIKE:
         if composed in group:
