@@ -127,7 +127,7 @@ class Options:
     def from_json(cls: type[T], text: str) -> T:
         """Return the value that `to_json` wrote, or raise as `from_dict` does."""
         try:
-            fields = json.loads(text)
+            fields = json.loads(text.lstrip("\ufeff") if isinstance(text, str) else text)
         except (ValueError, RecursionError, TypeError) as error:
             what = f"This {cls.__name__} is not JSON"
             raise InputError(f"{what}: give the text that to_json() wrote.") from error

@@ -20,8 +20,16 @@ _CHUNK = 1 << 20
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return a path with "~" made the home folder: in `--out=~/x` shells leave it."""
-    return Path(os.path.expanduser(path))
+    """Return a path with "~" made the home folder: in `--out=~/x` shells leave it.
+
+    Raises:
+        InputError: it begins with the home folder of a user whom this machine does not know.
+    """
+    found = Path(os.path.expanduser(path))
+    if found.parts[:1] and found.parts[0].startswith("~"):
+        advice = f"write the whole path, or ./{found.parts[0]} for a folder here"
+        raise InputError(f"There is no home folder {found.parts[0][:100]!r}: {advice}.")
+    return found
 
 
 @contextlib.contextmanager
@@ -122,7 +130,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 def read_json(path: Path, name: str = "", max_bytes: int = 1 << 20) -> dict[str, Any]:
     """Return the JSON object in a file that may be hostile.
 
-    It is UTF-8 with or without a byte order mark. Messages say that it belongs to `name`.
+    It is UTF-8, 16 or 32 with or without a byte order mark. Messages say that it belongs to `name`.
 
     Raises:
         InputError: it is missing, larger than `max_bytes`, or not a JSON object.
@@ -148,7 +156,7 @@ def parse_json(content: bytes, shown: str, max_bytes: int = 1 << 20) -> dict[str
     if len(content) > max_bytes:
         raise InputError(f"{shown} is larger than {max_bytes >> 20} MiB: check the file.")
     try:
-        values = json.loads(content.decode("utf-8-sig"))
+        values = json.loads(content)  # UTF-8, 16 or 32
     except (ValueError, RecursionError) as error:
         raise InputError(f"{shown} is not JSON: download or save it again.") from error
     if not isinstance(values, dict):

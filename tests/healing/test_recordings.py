@@ -244,7 +244,7 @@ def test_a_broken_row_is_skipped_and_listed(tmp_path, voice, row, reason):
         (b"hello\n", "known layout"),
         (b"file_name,speaker\na.wav,1\n", "no column of texts"),
         (b"file_name,text\n" + b"x" * 200_000 + b",y\n", "cannot be read as CSV"),
-        (b"\xff\xfea|b", "not in UTF-8"),
+        (b"\xff\xfea|b", "begins as utf-16 but is not"),
         (b"a|b\0c\n", "not a text file"),
         (b"missing|x\n", "No recording.*missing: There is no such file"),
         (b"file_name,text\n", "transcript is empty"),

@@ -86,7 +86,7 @@ TEXTS += [
     "?!",
     "One\nline\n\nA paragraph\n\n\nDone\n",
     "A.\tB.\u00a0C",
-    "e\u0301t\u00e9",
+    "\u00e9t\u00e9",
     "word " * 300,
 ]
 

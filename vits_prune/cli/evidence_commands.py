@@ -19,6 +19,7 @@ from vits_prune.cli.options import (
     pattern_amount,
     settings_of,
     texts_of,
+    typed_path,
 )
 from vits_prune.cli.terminal import (
     ProgressLine,
@@ -30,7 +31,6 @@ from vits_prune.cli.terminal import (
     writing,
 )
 from vits_prune.errors import InputError
-from vits_prune.files import expanded
 from vits_prune.measure.predictors import absent, deaf_words
 from vits_prune.measure.quality import METRICS
 from vits_prune.pruning import PruneSpec
@@ -67,7 +67,7 @@ def add_commands(commands: Any) -> None:
     words = "the pruned voice: a folder that `prune` wrote, or what --voice takes"
     parser.add_flag("--against DIR|REF", words, required=True)
     _add_measuring(parser)
-    parser.add_flag("--json FILE", "write all measurements, sentence by sentence", expanded)
+    parser.add_flag("--json FILE", "write all measurements, sentence by sentence", typed_path)
 
     words = "measure a whole grid of pruned voices; started again it goes on where it stopped"
     parser = commands.add_parser("sweep", help=words, run=_sweep)
@@ -101,7 +101,7 @@ def add_commands(commands: Any) -> None:
     parser.add_spec(GRID_FIELDS)
     _add_measuring(parser, ("noise_seeds",), noise_seeds=0)
     words = "write the amounts that were tried and the intervals that decided"
-    parser.add_flag("--json FILE", words, expanded)
+    parser.add_flag("--json FILE", words, typed_path)
 
 
 def _add_amounts(parser: CommandParser, default: str) -> None:

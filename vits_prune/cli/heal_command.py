@@ -9,10 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vits_prune.cli.options import load, says_how_to_prune, spec_of, typed_fields
+from vits_prune.cli.options import (
+    load,
+    says_how_to_prune,
+    spec_of,
+    texts_in,
+    typed_fields,
+    typed_path,
+)
 from vits_prune.cli.terminal import ProgressLine, print_left_out
 from vits_prune.errors import InputError
-from vits_prune.files import expanded
 from vits_prune.healing import (
     HealData,
     HealPlan,
@@ -30,7 +36,6 @@ from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import PruneSpec, Shape
 from vits_prune.study.judge import CheckpointJudge, Judgement, JudgeSettings, judge_of
 from vits_prune.study.signature import check_comparable
-from vits_prune.synthesis.texts import read_text_file
 from vits_prune.voices.load import load_voice
 from vits_prune.voices.voice import Voice
 
@@ -57,7 +62,7 @@ def add_commands(commands: Any) -> None:
     parser.add_spec(steps="--prune-steps")
     parser.add_fields(HealPlan)
     parser.add_fields(JudgeSettings, changes={"texts": {"flag": "--evaluation-texts"}})
-    parser.add_flags(expanded, _PLACES)
+    parser.add_flags(typed_path, _PLACES)
     parser.add_flag("--resume", "go on where this healing was stopped", bool)
     parser.add_out("folder for the healed voice")
 
@@ -90,7 +95,7 @@ def _heal(options: Namespace) -> None:
     from vits_prune.voices.saved import check_save_place, save_voice
 
     plan, spec = plan_of(options), spec_to_heal(options)
-    texts = None if options.texts is None else read_text_file(options.texts).texts
+    texts = None if options.texts is None else texts_in(options.texts)
     if not options.out.name:
         raise InputError(f"{options.out} has no name: give the name of a new folder with --out.")
     work = options.workdir or options.out.with_name(f"{options.out.name}-healing")

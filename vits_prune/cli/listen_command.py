@@ -6,8 +6,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
+from vits_prune.cli.options import typed_path
 from vits_prune.cli.terminal import ProgressLine, print_left_out, print_table, writing
-from vits_prune.files import expanded
 from vits_prune.measure.predictors import FAMILIES, absent, deaf_words
 from vits_prune.study.listening import Hearing
 from vits_prune.study.listening_predictors import (
@@ -40,9 +40,9 @@ def add_commands(commands: Any) -> None:
         run=_listen,
     )
     words = "CSV files of the page's tab Listen blind"
-    parser.add_flag("--merge CSV", words, expanded, nargs="+", required=True)
+    parser.add_flag("--merge CSV", words, typed_path, nargs="+", required=True)
     words = "folder for merged.csv, predictors.csv and the plot"
-    parser.add_flag("--out DIR", words, expanded)
+    parser.add_flag("--out DIR", words, typed_path)
     words = "do not measure what predictors say of the sounds that were heard"
     parser.add_flag("--no-predictors", words, bool)
 

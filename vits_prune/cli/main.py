@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,21 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _add_bench(parser.add_subparsers())
     else:
         parser = make_parser()
-    options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # for terminals that lack a character
+    options = parser.parse_args(arguments)
     try:
         with clean_interrupts():
             options.run(options)
+            print(end="", flush=True)
     except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped.", file=sys.stderr)
         return STOPPED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away (`| head`)
+    except BrokenPipeError:  # the reader went away (`| head`), and at exit Python writes again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:
         print(f"{parser.prog}: {type(error).__name__}: {error}", file=sys.stderr)

@@ -11,6 +11,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vits_prune.errors import InputError
@@ -119,12 +120,12 @@ class CommandParser(argparse.ArgumentParser):
             self.add_flag("--voice REF", words, default=[EMBEDDED], nargs="+")
         else:
             self.add_flag("--voice REF", _REF, default=EMBEDDED)
-        self.add_flag("--speaker", "index or name, for a voice with several")
+        self.add_flag("--speaker", "index or name, for a voice with several", as_typed)
         self.add_flag("--revision", "branch, tag or commit of a hub id")
 
     def add_out(self, help: str) -> None:
         """Add the required --out."""
-        self.add_flag("--out DIR", help, expanded, required=True)
+        self.add_flag("--out DIR", help, typed_path, required=True)
 
     def add_spec(
         self,
@@ -144,7 +145,7 @@ class CommandParser(argparse.ArgumentParser):
         changes["steps"] = {"flag": steps, "dest": "prune_steps", "type": str}
         changes["seed"] = {"flag": "--prune-seed"}
         words = "file of sentences to calibrate on, one a line (default: built-in ones)"
-        changes["texts"] = {"flag": "--calibration-texts", "type": expanded, "help": words}
+        changes["texts"] = {"flag": "--calibration-texts", "type": typed_path, "help": words}
         changes["texts"] |= {"nargs": None, "metavar": "FILE"}
         if names is None:
             names = [one.name for one in dataclasses.fields(PruneSpec) if one.name != "amounts"]
@@ -157,7 +158,7 @@ class CommandParser(argparse.ArgumentParser):
     def add_texts(self, help: str, default: int | None = None) -> None:
         """Add --texts and --text-file."""
         self.add_flag("--texts N", help, int, default=default)
-        self.add_flag("--text-file FILE", "your own sentences, one a line", expanded)
+        self.add_flag("--text-file FILE", "your own sentences, one a line", typed_path)
 
     def add_settings(self, names: Collection[str] = (), **defaults: Any) -> None:
         """Add --seed, --recogniser, --language, and the evaluation's Settings in `names`."""
@@ -182,6 +183,14 @@ def typed_fields(options: Namespace, kind: type, places: Mapping[str, str] = {})
     names = [field.name for field in dataclasses.fields(kind)]
     values = {name: getattr(options, places.get(name, name), None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def typed_path(text: str) -> Path:
+    """Return a path with its home folder, as argparse's type of an option."""
+    try:
+        return expanded(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def as_typed(text: str) -> str:
@@ -248,7 +257,7 @@ def _spec_fields(options: Namespace) -> dict[str, Any]:
     """Return the fields of a PruneSpec that were typed; files of texts are read."""
     fields = typed_fields(options, PruneSpec, _PLACES)
     if "texts" in fields:
-        fields["texts"] = read_text_file(fields["texts"]).texts
+        fields["texts"] = texts_in(fields["texts"])
     steps = fields.pop("steps", None)
     if steps is None:
         return fields
@@ -268,7 +277,12 @@ def texts_of(options: Namespace) -> tuple[str, ...]:
         return load_texts(count, half or "held-out")
     if half:
         raise InputError("--half chooses built-in sentences: leave it out with --text-file.")
-    found = read_text_file(options.text_file, options.texts)
+    return texts_in(options.text_file, options.texts)
+
+
+def texts_in(path: Path, count: int | None = None) -> tuple[str, ...]:
+    """Return the sentences of a user's file, and print the notes about how it was read."""
+    found = read_text_file(path, count)
     for note in found.notes:
         print(note, file=sys.stderr)
     return found.texts

@@ -11,7 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.cli.options import as_typed, load, settings_of, spec_of, texts_of, typed_fields
+from vits_prune.cli.options import (
+    as_typed,
+    load,
+    settings_of,
+    spec_of,
+    texts_in,
+    texts_of,
+    typed_fields,
+)
 from vits_prune.cli.terminal import (
     ProgressLine,
     interval_words,
@@ -38,7 +46,7 @@ from vits_prune.study.knee import (
     usual_limits,
 )
 from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text, write_wav
-from vits_prune.synthesis.texts import load_texts, read_text_file
+from vits_prune.synthesis.texts import load_texts
 from vits_prune.voices.manifest import SAVED_FILE
 from vits_prune.voices.voice import Voice
 
@@ -281,7 +289,7 @@ def _budget_texts(options: Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]
         count = 10 if options.texts is None else options.texts
         return load_texts(count, "tuning"), load_texts(count, "held-out")
     count = None if options.texts is None else 2 * options.texts
-    found = tuple(dict.fromkeys(read_text_file(options.text_file, count).texts))
+    found = tuple(dict.fromkeys(texts_in(options.text_file, count)))
     if len(found) < 2:
         raise InputError("The text file holds one sentence: add another to verify on.")
     return found[::2], found[1::2]

@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vits_prune.cli.options import CommandParser, load, texts_of
+from vits_prune.cli.options import CommandParser, load, texts_of, typed_path
 from vits_prune.cli.terminal import ProgressLine
 from vits_prune.errors import InputError, NotFoundError
-from vits_prune.files import expanded, read_json
+from vits_prune.files import read_json
 from vits_prune.progress import Progress
 from vits_prune.ship.bench import NEEDS
 from vits_prune.ship.licence import Licence, licence_of
 from vits_prune.study.evaluation import Settings, evaluate
 from vits_prune.synthesis.speak import checked_seed
 from vits_prune.voices.hub import parse_repo_id
-from vits_prune.voices.load import load_voice
+from vits_prune.voices.load import EMBEDDED, load_hub, load_voice
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
@@ -73,10 +73,10 @@ def add_commands(commands: Any) -> None:
     parser.add_flag("--original REF", words)
     evidence = parser.add_mutually_exclusive_group()
     words = "what `evaluate --json` wrote, and `compare` (report.json)"
-    parser.add_flag("--evidence FILE", words, expanded, group=evidence, nargs="+")
+    parser.add_flag("--evidence FILE", words, typed_path, group=evidence, nargs="+")
     words = "measure now: quality on N held-out sentences, and speed"
     parser.add_flag("--texts N", words, int, group=evidence)
-    parser.add_flags(expanded, _FILES)
+    parser.add_flags(typed_path, _FILES)
     parser.add_flag("--samples N", "sentences to listen to", int, default=3)
     parser.add_flag("--seed", "noise of the samples and of what is measured", int, default=0)
     parser.add_flags(bool, _SWITCHES)
@@ -242,7 +242,7 @@ def _require_consent(licence: Licence, options: Namespace) -> None:
         print(f"Licence: {licence.notice}", file=sys.stderr)
     if not licence.needs_consent or options.yes or options.dry_run:
         return
-    if not sys.stdin.isatty():
+    if not (sys.stdin and sys.stdin.isatty()):
         raise InputError("Nothing was published: the licence above needs your consent, give --yes.")
     try:
         answer = input("Push it all the same? [y/N] ")
@@ -263,7 +263,9 @@ def _original(voice: Voice, options: Namespace) -> Voice | None:
     source, why = published(voice), "it was a file or folder: name it with --original"
     if source is not None:
         try:
-            return load_voice(source[0], revision=source[1])
+            # A folder here may have the name of a hub id.
+            load_original = load_voice if source[0] == EMBEDDED else load_hub
+            return load_original(source[0], revision=source[1])
         except NotFoundError as error:
             why = str(error)
     what = f"The original of {voice.name} is not at hand, and the card compares with nothing"

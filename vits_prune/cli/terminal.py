@@ -31,7 +31,7 @@ class ProgressLine:
     def __init__(self, gently: bool = False) -> None:
         self._gently = gently
         self._interrupted = False
-        self._shows = sys.stderr.isatty()
+        self._shows = bool(sys.stderr and sys.stderr.isatty())
         self._start = time.monotonic()
 
     def __enter__(self) -> Progress:

@@ -7,6 +7,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vits_prune.errors import InputError
+from vits_prune.synthesis.texts import decoded
 
 if TYPE_CHECKING:
     import soundfile
@@ -34,6 +36,9 @@ _MAX_SAMPLE = 1.5
 _BLOCK, _MAX_CHUNKS = 1 << 16, 1_000
 _WAV_SLACK_BYTES = 64
 """May be missing from a WAV file whose writer counted its header among the samples."""
+
+
+log = logging.getLogger(__name__)
 
 
 class UnusableError(Exception):
@@ -108,11 +113,11 @@ def _transcript(path: Path) -> str:
         if len(content) > MAX_TRANSCRIPT_BYTES:
             most = f"{MAX_TRANSCRIPT_BYTES >> 20} MiB"
             raise InputError(f"{path.name} is larger than {most}: give fewer recordings.")
-        text = content.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path.name} cannot be read: check the folder of recordings.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path.name} is not in UTF-8: save it again as UTF-8.") from error
+    text, notes = decoded(content, path.name)
+    for note in notes:
+        log.warning(note)
     if "\0" in text:
         raise InputError(f"{path.name} is not a text file: give {_LAYOUTS}.")
     return text
@@ -121,12 +126,15 @@ def _transcript(path: Path) -> str:
 def _from_csv(text: str) -> Iterator[Row | Skipped]:
     first = text.lstrip().split("\n", 1)[0]
     try:
-        header = next(csv.reader([first]), [])
-        if _FILE_COLUMN in header and len(header) <= _MAX_COLUMNS:
+        for mark in ",;\t":  # spreadsheets of some countries write the others
+            how: Any = {"delimiter": mark, "skipinitialspace": True}
+            header = next(csv.reader([first], **how), [])
+            if _FILE_COLUMN not in header or len(header) > _MAX_COLUMNS:
+                continue
             if not set(header) & set(_TEXT_COLUMNS):
                 names = " or ".join(_TEXT_COLUMNS)
                 raise InputError(f"metadata.csv has no column of texts: name one {names}.")
-            reader = csv.DictReader(io.StringIO(text.lstrip()))
+            reader = csv.DictReader(io.StringIO(text.lstrip()), **how)
             for values in reader:
                 yield _row(values, f"line {reader.line_num} of metadata.csv")
             return

@@ -289,7 +289,7 @@ class Curve:
         """
         curve = cls(every)
         try:
-            with path.open(newline="", encoding="utf-8") as file:
+            with path.open(newline="", encoding="utf-8-sig") as file:
                 table = csv.DictReader(file)
                 if "step" not in (table.fieldnames or ()):
                     raise ValueError("no column of steps")

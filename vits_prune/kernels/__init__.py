@@ -13,6 +13,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.utils import prune as torch_prune
 
 from vits_prune.progress import SILENT, Progress
 from vits_prune.threads import ForkSafeLock
@@ -61,13 +62,15 @@ _measured: list[bool] = []
 def engine_of(voice: Voice, kernels: str = "auto") -> Engine | None:
     """Return what runs a voice's flow and decoder with sparse kernels.
 
-    None for "dense", for a voice that is not on the CPU or not float32, for a tiny one in "auto",
-    and where numba is missing or fails.
+    None for "dense", for a voice that is not on the CPU or not float32 or has masks of
+    `torch.nn.utils.prune`, for a tiny one in "auto", and where numba is missing or fails.
     """
     model = voice.model
     if kernels == "dense" or (kernels == "auto" and not _worth_it(model)):
         return None
     if voice.device.type != "cpu" or model.dtype != torch.float32 or why_missing():
+        return None
+    if torch_prune.is_pruned(model):  # a mask may be newer than what the kernels packed
         return None
     from vits_prune.kernels.engine import Engine
 

@@ -26,7 +26,7 @@ from vits_prune.pruning.layers import uses_of_weights
 from vits_prune.pruning.scores import layer_costs
 from vits_prune.pruning.spec import PruneSpec
 from vits_prune.synthesis.speak import STAGES, Delivery, Speech, join, speak, speak_sentences
-from vits_prune.voices.voice import Voice
+from vits_prune.voices.voice import Voice, without_masks
 
 if TYPE_CHECKING:
     from vits_prune.kernels.engine import Choice
@@ -238,6 +238,7 @@ def count_macs(
     Returns:
         The Speech and (all, those with a weight that is not zero).
     """
+    voice = without_masks(voice)
     how: dict[str, Any] = {"timing": timing, "delivery": delivery, "kernels": "dense"}
     spoken: list[Speech] = []
     uses = uses_of_weights(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +83,12 @@ def whisper_language(given: str) -> str:
     """
     from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-    name = str(given).strip().lower().replace("_", "-")
+    name = str(given).strip(" \t\n'\"").lower().replace("_", "-").partition(".")[0]
     found = name if name in LANGUAGES else TO_LANGUAGE_CODE.get(name) or language_of(name)
-    if found is None or found not in LANGUAGES:
+    if found not in LANGUAGES:  # "British English", "Portuguese (Brazil)"
+        named = {TO_LANGUAGE_CODE.get(word) for word in re.findall(r"\w+", name)} - {None}
+        found = named.pop() if len(named) == 1 else None
+    if found is None:
         raise InputError(
             f"The recogniser knows no language {str(given)[:40]!r}: write a code such as en or de, "
             "or an English name such as German."
@@ -182,7 +186,7 @@ def load_recogniser(recogniser: Recogniser) -> WhisperModel:
 
 def _load(name: str, device: str, compute_type: str, threads: int) -> WhisperModel:
     import torch
-    from faster_whisper import WhisperModel
+    from faster_whisper import WhisperModel, available_models, download_model
 
     where, threads_of_torch = name, torch.get_num_threads()
     if name == DEFAULT_MODEL:
@@ -190,6 +194,8 @@ def _load(name: str, device: str, compute_type: str, threads: int) -> WhisperMod
         if found and found.submodule_search_locations:
             where = str(Path(found.submodule_search_locations[0], "model"))
     try:
+        if where in available_models() and Path(where).is_dir():
+            where = download_model(where)  # a size is a size, whatever lies in a folder
         return WhisperModel(where, device=device, compute_type=compute_type, cpu_threads=threads)
     except Exception as error:  # faster-whisper, CTranslate2 and the hub raise many kinds
         raise InputError(

@@ -16,7 +16,7 @@ from torch import nn
 from vits_prune.errors import InputError
 from vits_prune.pruning.layers import Layer, layers, prunable_layers, why_protected
 from vits_prune.voices.sparse_file import encode
-from vits_prune.voices.voice import PARTS, Voice
+from vits_prune.voices.voice import PARTS, Voice, without_masks
 
 WINDOW = 64
 """Rows and columns of a MatrixPair at most."""
@@ -67,6 +67,7 @@ class Sparsity:
 
 def measure_sparsity(voice: Voice) -> Sparsity:
     """Count the zeros of every layer of a voice."""
+    voice = without_masks(voice)
     parameters, history = dict(voice.model.named_parameters()), voice.recipe.get("pruned", ())
     chosen = {part for pruning in history for part in pruning.get("parts", PARTS)}
     rows = []
@@ -97,6 +98,7 @@ class Size:
 
 def measure_size(voice: Voice) -> Size:
     """Write a voice in each format, read off the sizes, remove the files."""
+    voice = without_masks(voice)
     held = dict(voice.model.named_parameters())
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in held.items()}
     halves = {name: tensor.half() for name, tensor in tensors.items()}

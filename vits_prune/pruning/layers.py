@@ -16,7 +16,7 @@ from torch.nn.functional import pad as padded
 
 from vits_prune.errors import InputError
 from vits_prune.pruning.spec import METHODS, PruneSpec, begins_with
-from vits_prune.voices.voice import PARTS, Voice
+from vits_prune.voices.voice import PARTS, Voice, without_masks
 
 PRUNABLE_KINDS = (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)
 
@@ -71,7 +71,7 @@ class Layer:
 def layers(voice: Voice) -> tuple[Layer, ...]:
     """Return every weight tensor that runs when a voice speaks, in the model's order, no biases."""
     found = []
-    for name, module in voice.model.named_modules():
+    for name, module in without_masks(voice).model.named_modules():
         for short, parameter in module.named_parameters(recurse=False):
             if short == "bias":
                 continue

@@ -29,6 +29,8 @@ from typing import Any
 MOST_THREADS = 256
 MAX_RUNS = 1000
 MAX_RESULT_BYTES = 4 << 20
+EMBEDDED = "joe"
+"""The voice that installs with vits_prune, whatever lies in a folder of that name."""
 METADATA = "vits_prune_bench"
 """In the model's own metadata: what `.bench.json` holds."""
 MAX_METADATA = 1 << 16
@@ -104,14 +106,19 @@ class OnnxEngine:
 def is_onnx(model: str | Path) -> bool:
     """Return whether this is an .onnx file or a folder with one, which onnxruntime runs."""
     path = Path(os.path.expanduser(model))
-    return path.suffix == ".onnx" or any(path.glob("*.onnx"))
+    return str(model) != EMBEDDED and (path.suffix.lower() == ".onnx" or bool(_models_in(path)))
+
+
+def _models_in(folder: Path) -> list[Path]:
+    """The .onnx files of a folder; macOS keeps facts about them in hidden ones."""
+    return sorted(path for path in folder.glob("*.onnx") if not path.name.startswith("."))
 
 
 def find_model(path: Path) -> Path:
     """Return the file, or the one .onnx of a folder."""
     if not path.exists():
         raise BenchError(f"There is no file or folder {str(path)[:200]!r}: check the path.")
-    found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+    found = _models_in(path) if path.is_dir() else [path]
     if not found:
         what = f"{path.resolve().name} holds no exported voice"
         raise BenchError(f"{what}: give another folder. A saved voice needs {NEEDS}.")
@@ -123,10 +130,10 @@ def find_model(path: Path) -> Path:
 def read_result(path: str | Path) -> Any:
     """Return the JSON in a file of at most 4 MiB."""
     try:
-        with open(path, "rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             content = file.read(MAX_RESULT_BYTES + 1)
         if len(content) <= MAX_RESULT_BYTES:
-            return json.loads(content.decode("utf-8"))
+            return json.loads(content)  # with or without a byte order mark
         why = f"is larger than {MAX_RESULT_BYTES >> 20} MiB"
     except OSError as error:
         why = f"cannot be read ({error.strerror})"
@@ -173,19 +180,20 @@ def _plan_inside(model: Path) -> Any:
 
 def _plan_of_piper(model: Path) -> Any:
     """For a stock Piper voice: the letters that its .json knows, twenty to a sentence."""
-    path = model.with_name(f"{model.name}.json")
-    if not path.is_file():
+    names = (f"{model.name}.json", f"{model.stem}.json", "config.json")
+    path = next(filter(Path.is_file, map(model.with_name, names)), None)
+    if path is None:
         return None
     settings = read_result(path)
     try:
-        known, given = settings["phoneme_id_map"], settings["inference"]
+        known, given = settings["phoneme_id_map"], settings.get("inference", {})
         begin, blank, end = (known.get(symbol, []) for symbol in "^_$")
         letters = [symbol for symbol in sorted(known) if len(symbol) == 1 and symbol.isalpha()]
         sentences = []
         for at in range(0, min(100, len(letters)), 20):
             ids = [i for letter in letters[at : at + 20] for i in (*known[letter], *blank)]
             sentences.append({"ids": [*begin, *blank, *ids, *end]})
-        scales = [given["noise_scale"], given["length_scale"], 0.0]
+        scales = [given.get("noise_scale", 0.667), given.get("length_scale", 1.0), 0.0]
         rate = settings["audio"]["sample_rate"]
         return {"sampling_rate": rate, "scales": scales, "sentences": sentences}
     except (KeyError, TypeError, AttributeError):
@@ -329,7 +337,7 @@ def measure_in_processes(
     if not sound or not 1 <= runs <= MAX_RUNS:
         most = f"{MOST_THREADS} --threads and {MAX_RUNS} --runs"
         raise BenchError(f"Give at least one and at most {most}, as in --threads 1,2 --runs 5.")
-    rows, there = [], model.exists()
+    rows, there = [], model.exists() and str(model) != EMBEDDED
     for count in threads:
         job = {"model": str(model.resolve() if there else model.as_posix()), "threads": count}
         job |= {"runs": runs, "plan": {**plan, **prepare(count)}}
@@ -429,6 +437,7 @@ def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = benc
     except ValueError:
         what = f"--threads {options.threads[:40]!r} is no list of whole numbers"
         raise BenchError(f"{what}: give --threads 1,2.") from None
+    target = Path(os.path.expanduser(options.json or ""))
     if options.merge:
         results = merge(options.merge)
     else:
@@ -438,14 +447,14 @@ def run(options: argparse.Namespace, bench: Callable[..., dict[str, Any]] = benc
     if all(row.get("joules_per_audio_second") is None for one in results for row in one["rows"]):
         print("\nEnergy: no counter was read.")
     if options.json:
-        part = f"{options.json}.part"
+        part = target.with_name(f"{target.name}.part")
         alone = len(results) == 1 and not options.merge
         content = json.dumps(results[0] if alone else results, indent=2) + "\n"
         try:
-            Path(os.path.expanduser(part)).write_text(content, encoding="utf-8")
-            os.replace(part, options.json)
+            part.write_text(content, encoding="utf-8")
+            part.replace(target)
         except OSError as error:
-            raise BenchError(f"{options.json} cannot be written: {error.strerror}.") from None
+            raise BenchError(f"{target} cannot be written: {error.strerror}.") from None
 
 
 def main() -> int:
@@ -458,13 +467,16 @@ def main() -> int:
     parser = argparse.ArgumentParser("bench", description=__doc__.partition("\n")[0])
     add_arguments(parser)
     options = parser.parse_args()
-    if not all(map(is_onnx, options.models)) and importlib.util.find_spec("vits_prune"):
-        return subprocess.call([sys.executable, "-m", "vits_prune", "bench", *sys.argv[1:]])
     try:
+        if not all(map(is_onnx, options.models)) and importlib.util.find_spec("vits_prune"):
+            return subprocess.call([sys.executable, "-m", "vits_prune", "bench", *sys.argv[1:]])
         run(options)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("bench: stopped.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -134,7 +133,7 @@ class Candidate:
     """Seconds over the original's, by run."""
     macs_ratio: float
     """Multiply-accumulates with a weight that is not zero, over the original's."""
-    quality: Mapping[str, Interval] = field(default_factory=lambda: MappingProxyType({}))
+    quality: Mapping[str, Interval] = field(default_factory=dict)
     """Metric -> what its limit applies to: the change from the original, or the distance."""
     signature: str = ""
     """All that the quality depends on besides the voices; see `signature_of`."""

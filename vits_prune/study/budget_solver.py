@@ -13,14 +13,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 from vits_prune.errors import InputError
 from vits_prune.files import write_file, write_json
 from vits_prune.kernels import engine_of
 from vits_prune.measure.cost import macs_per_weight
-from vits_prune.measure.quality import METRICS
+from vits_prune.measure.quality import METRICS, Interval
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import Shape, prune
 from vits_prune.pruning.layers import prunable_layers
@@ -403,7 +402,7 @@ def save_solution(solution: Solution, folder: Path) -> list[Path]:
 
 def _quality(
     budget: Budget, reference: Reference, voice: Voice, progress: Progress
-) -> MappingProxyType:
+) -> dict[str, Interval]:
     figures = evaluate_against(reference, voice, progress=progress).figures
     found = {limit.metric: compared(figures.get(limit.metric)) for limit in budget.judged}
-    return MappingProxyType({name: one for name, one in found.items() if one is not None})
+    return {name: one for name, one in found.items() if one is not None}

@@ -167,7 +167,9 @@ def read_trials(path: Path) -> list[Trial]:
     if len(content) > _MAX_BYTES:
         raise InputError(f"{shown} is larger than {_MAX_BYTES >> 20} MiB: {again}.")
     try:
-        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+        text = content.decode("utf-8-sig")
+        mark = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets have their own
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=mark))
     except (ValueError, csv.Error) as error:
         raise InputError(f"{shown} is not a CSV file in UTF-8: {again}.") from error
     if not rows or any(name not in rows[0] for name in COLUMNS if name not in _LATER):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 
 from vits_prune.errors import InputError
 from vits_prune.fields import check_options, option
+from vits_prune.files import expanded, write_file
 from vits_prune.kernels import KERNELS, why_missing
 from vits_prune.progress import SILENT, Progress
 from vits_prune.synthesis.inference import (
@@ -246,7 +248,9 @@ def write_wav(speech: Speech, path: str | Path) -> None:
     """Write speech as a 16-bit PCM WAV, never normalised."""
     import soundfile
 
-    soundfile.write(path, speech.pcm16(), speech.sampling_rate, subtype="PCM_16")
+    sound = io.BytesIO()
+    soundfile.write(sound, speech.pcm16(), speech.sampling_rate, subtype="PCM_16", format="WAV")
+    write_file(expanded(path), sound.getvalue())
 
 
 def checked_seed(seed: Any) -> int:

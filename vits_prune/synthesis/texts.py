@@ -68,8 +68,8 @@ def load_calibration_texts() -> tuple[str, ...]:
 def read_text_file(path: str | os.PathLike[str], count: int | None = None) -> TextFile:
     """Read a user's sentences, one on each line.
 
-    The file is in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Anything else is read as
-    Windows-1252, with a note. `count` is how many are read from the start; None for all.
+    The file is in UTF-8 or UTF-16, or in UTF-32 with a byte order mark. Other text in Latin letters
+    is read as Windows-1252, with a note. `count` is how many are read from the start; None for all.
 
     Raises:
         InputError: the file cannot be read, is not text, is too large, is empty, or has too many
@@ -87,12 +87,12 @@ def read_text_file(path: str | os.PathLike[str], count: int | None = None) -> Te
         raise InputError(
             f"The text file is larger than {limit}: give {MAX_FILE_TEXTS:,} sentences at most."
         )
-    text, notes = _decoded(content)
+    text, notes = decoded(content, "The text file")
     if "\0" in text:
         shown = f"{path.name[:100]!r} is not a text file"
         raise InputError(f"{shown}: give one with a sentence a line, in UTF-8.")
     lines = [line.strip() for line in text.splitlines()]
-    texts = [line for line in lines if line]
+    texts = [line for line in lines if any(map(str.isprintable, line))]  # no lone Ctrl-Z
     if not texts:
         raise InputError("The text file holds no sentence: write one on each line.")
     for number, line in enumerate(lines, 1):
@@ -122,17 +122,28 @@ def _data_lines(name: str) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
 
 
-def _decoded(content: bytes) -> tuple[str, list[str]]:
-    """Return the text and notes about its encoding."""
+def decoded(content: bytes, shown: str) -> tuple[str, list[str]]:
+    """Return the text in a file that messages call `shown`, and notes about its encoding.
+
+    Raises:
+        InputError: it is not text in an encoding that can be told.
+    """
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    zeros = content[::2].count(0), content[1::2].count(0)
+    if encoding == "utf-8" and min(zeros) == 0 and 4 * max(zeros) > len(content):
+        encoding = "utf-16-be" if zeros[0] else "utf-16-le"  # without a mark
     try:
         return content.decode(encoding), []
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
-            shown = f"The text file begins as {encoding.removesuffix('-sig')} but is not"
-            raise InputError(f"{shown}: save it again as UTF-8.") from error
-    note = "The text file is not UTF-8 and was read as Windows-1252"
-    text = content.decode("cp1252", errors="surrogateescape")
-    # Five bytes have no meaning there: they are left out.
-    text = "".join(c for c in text if not "\udc80" <= c <= "\udcff")
+            what = f"{shown} begins as {encoding.removesuffix('-sig')} but is not"
+            raise InputError(f"{what}: save it again as UTF-8.") from error
+    try:
+        text = content.decode("cp1252")
+    except UnicodeDecodeError:
+        text = ""
+    letters = [c.isascii() for c in text if c.isalpha()]
+    if 2 * sum(letters) <= len(letters):  # as of another script
+        raise InputError(f"{shown} is neither UTF-8 nor Windows-1252: save it again as UTF-8.")
+    note = f"{shown} is not UTF-8 and was read as Windows-1252"
     return text, [f"{note}: save it as UTF-8 where letters look wrong."]

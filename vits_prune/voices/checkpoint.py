@@ -157,10 +157,12 @@ def _places(
 ) -> dict[str, tuple[Path, str]]:
     """Return the file and the key there of each wanted tensor, all of them checked."""
     found: dict[str, tuple[Path, str]] = {}
+    keys: set[str] = set()
     for file in files:
         with safe_open(file, "pt") as handle:
             for key in handle.keys():  # noqa: SIM118 - not a dict
                 current = _current_name(key)
+                keys.add(current)
                 if current not in wanted:
                     continue
                 part = handle.get_slice(key)
@@ -172,6 +174,9 @@ def _places(
                     raise InputError(f"{name} stores {current} as {dtype}: save it as float32.")
                 found[current] = (file, key)
     if missing := [key for key in wanted if key not in found]:
+        if f"{missing[0]}_orig" in keys:
+            how = 'make it permanent with torch.nn.utils.prune.remove(layer, "weight")'
+            raise InputError(f"{name} keeps a mask beside {missing[0]}: {how}, and save again.")
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(f"{name} lacks the weights {missing[0]}{more} of its config.json.")
     return found

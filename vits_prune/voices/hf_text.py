@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vits_prune.errors import InputError
-from vits_prune.files import read_json, shown_name
+from vits_prune.files import expanded, read_json, shown_name
 from vits_prune.threads import ForkSafeLock
 from vits_prune.voices.espeak import phonemise
 from vits_prune.voices.espeak_library import use_installed_espeak
@@ -58,7 +58,7 @@ class HubTokenizer:
 
         `vocab_size` None is that of vocab.json; `name` is what messages call the voice.
         """
-        folder = Path(folder)
+        folder = expanded(folder)
         name = name or shown_name(folder)
         vocab = _read_vocab(folder, name, vocab_size)
         contents = {"vocab.json": vocab, "tokenizer_config.json": _read_settings(folder, name)}
@@ -104,7 +104,7 @@ class HubTokenizer:
 
     def save(self, folder: str) -> None:
         """Write the files from which `load` makes this tokenizer again."""
-        self.tokenizer.save_pretrained(folder)
+        self.tokenizer.save_pretrained(expanded(folder))
 
     def piper_settings(self) -> dict[str, Any]:
         """Return what the .json of a Piper voice says of reading; InputError if Piper cannot do so.
@@ -173,9 +173,7 @@ class HubTokenizer:
             return c in symbols or (lower and c.lower() in symbols)
 
         text = plain_spaces(text, known if not reads_any else str.isascii)
-        if not reads_any:
-            return spelt(text, known)
-        return unicodedata.normalize("NFC", for_espeak(text))
+        return for_espeak(text) if reads_any else spelt(text, known)
 
     def _keep_known(self, prepared: str) -> tuple[str, tuple[str, ...]]:
         """Return what the voice has symbols for, and what it lacks, each once, without spaces."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from vits_prune.voices.voice import Origin, Voice
 
 EMBEDDED = "joe"
 """The voice that installs with the requirements."""
+
+log = logging.getLogger(__name__)
 
 
 def load_voice(
@@ -43,6 +46,8 @@ def load_voice(
     if not isinstance(text, str) or not text.strip():
         raise InputError("Name a voice: joe, a hub id, a folder or an .onnx file.")
     if text == EMBEDDED:
+        if os.path.isdir(EMBEDDED):
+            log.warning("joe is the voice that is installed; ./joe is the folder here.")
         return load_embedded(speaker)
     try:
         path = expanded(text)
@@ -52,7 +57,7 @@ def load_voice(
     if is_folder:
         return load_folder(path, speaker)
     if is_file:
-        if path.suffix != ".onnx":
+        if path.suffix.lower() != ".onnx":
             raise InputError(f"{path.name} is not a voice: give an .onnx file or a folder.")
         from vits_prune.voices.onnx_load import load_onnx
 

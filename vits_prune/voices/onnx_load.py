@@ -41,7 +41,7 @@ def model_in(folder: Path) -> Path | None:
     """Return the .onnx that an export wrote to a folder, or its only one; None for a checkpoint.
 
     Raises:
-        InputError: it is an export that is not whole, or there are several.
+        InputError: it is an export that is not whole, or there are several, here or in folders.
     """
     if is_export(folder):
         named = [name for name in checksums_in(folder) if name.endswith(".onnx")]
@@ -51,10 +51,13 @@ def model_in(folder: Path) -> Path | None:
         return folder / named[0]
     if (folder / "config.json").exists() and not _is_piper_json(folder / "config.json"):
         return None
-    found = sorted(path for path in folder.glob("*.onnx") if not path.name.startswith("."))
-    if len(found) > 1:
-        there = ", ".join(path.name for path in found[:8]) + ", ..." * (len(found) > 8)
-        raise InputError(f"{shown_name(folder)} holds several voices: give one of {there}.")
+    found = [path for path in sorted(folder.glob("*.onnx")) if not path.name.startswith(".")]
+    within = [] if found else sorted(folder.glob("*/*.onnx"))
+    names = [path.relative_to(folder).as_posix() for path in found or within]
+    if len(found) > 1 or within:
+        what = "several voices" if found else "folders with voices"
+        there = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+        raise InputError(f"{shown_name(folder)} holds {what}: give one of {there}.")
     return found[0] if found else None
 
 
@@ -203,7 +206,7 @@ def _sampling_rate(settings: Mapping[str, Any], shown: str) -> int:
 
 def _scales(settings: Mapping[str, Any], shown: str) -> dict[str, float]:
     """Return noise_scale, length_scale and noise_w."""
-    given = settings.get("inference", {})
+    given = settings.get("inference") or {}
     if not isinstance(given, dict):
         raise InputError(f"{shown} has an inference entry that is not an object: {AS_PUBLISHED}")
     scales = {key: given.get(key, default) for key, (default, _, _) in _SCALES.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ MAX_NODES = 200_000
 MAX_LAYERS = 64
 """Most layers of one kind (Piper's own: 6 attention layers, 12 residual blocks)."""
 _INPUTS = {"input", "input_lengths", "scales", "sid"}
+_QUANTISED = {"ConvInteger", "DequantizeLinear", "MatMulInteger", "QLinearConv"}
 _FLOATS, _INT8 = (1, 10, 11), 3
 """Types of a TensorProto: FLOAT, FLOAT16, DOUBLE; INT8."""
 _UNSOUND = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
@@ -69,8 +70,8 @@ class PiperGraph:
     """By the path of their module in training, such as "flow.flows.6.enc.in_layers.0"."""
     tables: dict[str, torch.Tensor] = field(default_factory=dict)
     """Embeddings by the graph input that picks a row: "input" (phonemes), "sid" (speakers)."""
-    unknown_inputs: tuple[str, ...] = ()
-    """What it asks for, and no Piper voice does."""
+    read: frozenset[str] = frozenset()
+    """Names of the tensors that nodes read."""
     facts: Facts | None = None
     """What the file says about the voice; None for a file that this library did not write."""
 
@@ -87,6 +88,18 @@ class PiperGraph:
         usual = 0 < len(indices) <= MAX_LAYERS and indices == wanted
         require(usual, f"its layers {pattern!r} are not numbered as in VITS")
         return len(indices)
+
+    def unused(self, weights: Iterable[torch.Tensor | None]) -> list[str]:
+        """Return the tensors, but for single numbers, that nodes read and `weights` do not hold."""
+        used = {one.untyped_storage().data_ptr() for one in weights if one is not None}
+        ends = tuple(end for ends in _NORM_NAMES for end in ends)  # folded into others
+        there = ((name, self.tensors[name]) for name in self.read if name in self.tensors)
+        return sorted(
+            name
+            for name, tensor in there
+            if tensor.numel() > 3 and not name.endswith(ends)
+            if tensor.untyped_storage().data_ptr() not in used
+        )
 
     @property
     def symbols(self) -> torch.Tensor:
@@ -183,9 +196,14 @@ def _collect(graph: onnx.GraphProto) -> PiperGraph:
     _dequantise(graph, found.tensors, aliases)
     stored = {tensor.name for tensor in graph.initializer}
     inputs = {value.name for value in graph.input} - stored
-    found.unknown_inputs = tuple(sorted(inputs - _INPUTS))
+    require(
+        inputs <= _INPUTS,
+        f"it asks for {min(inputs - _INPUTS, default='')[:60]!r}, which no Piper voice does",
+    )
+    rounded = {node.op_type for node in graph.node} & _QUANTISED
+    require(not rounded, "it is quantised, which cannot be undone")
     for node in graph.node:
-        if node.op_type in ("Conv", "ConvTranspose"):
+        if node.op_type in ("Conv", "FusedConv", "ConvTranspose"):
             _add_convolution(found, node)
         elif node.op_type == "Gather":
             table, index = node.input[0], _resolve(node.input[1], aliases)
@@ -193,6 +211,7 @@ def _collect(graph: onnx.GraphProto) -> PiperGraph:
                 found.tables[index] = found.tensors[table]
     if "dp.flows.0.logs" not in found.tensors:
         _add_log_scale(graph, found.tensors)
+    found.read = frozenset(name for node in graph.node for name in node.input)
     return found
 
 
@@ -273,10 +292,10 @@ def _add_log_scale(graph: onnx.GraphProto, tensors: dict[str, torch.Tensor]) -> 
             if source is None or source.op_type != "Sub" or source.input[1] != "dp.flows.0.m":
                 continue
             if factor in tensors:
-                tensors["dp.flows.0.logs"] = -torch.log(tensors[factor])
+                tensors["dp.flows.0.logs"] = -torch.log(tensors.pop(factor))
                 return
             if exponential is None or exponential.op_type != "Exp":
                 continue
             if exponential.input[0] in tensors:
-                tensors["dp.flows.0.logs"] = -tensors[exponential.input[0]]
+                tensors["dp.flows.0.logs"] = -tensors.pop(exponential.input[0])
                 return

@@ -90,8 +90,6 @@ def piper_config(
 def build_model(graph: PiperGraph, config: VitsConfig, shown: str) -> VitsModel:
     """Return the model of a graph in float32; InputError if a weight is missing or unfit."""
     with naming(shown):
-        asked = str(graph.unknown_inputs[:3])[1:-1].rstrip(",")
-        require(not asked, f"it asks for {asked}, which no Piper voice does")
         model = empty_model(config)
         found = dict(_weights(model, graph))
         weights = {
@@ -101,6 +99,8 @@ def build_model(graph: PiperGraph, config: VitsConfig, shown: str) -> VitsModel:
         layers = {piper_name(name) for name, _ in model.named_modules()}
         spare = sorted(set(graph.convolutions) - layers)
         require(not spare, f"it has a layer {spare[:1]} that VITS has not")
+        others = [] if graph.facts else graph.unused(found.values())
+        require(not others, f"it has the weights {others[:1]}, which VITS does not use")
         model.load_state_dict(weights, strict=True, assign=True)
     return model.requires_grad_(False).eval()
 

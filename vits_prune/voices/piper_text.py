@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.files import read_json
+from vits_prune.files import expanded, read_json
 from vits_prune.voices.espeak import check_voice, clauses
 from vits_prune.voices.sentences import (
+    clean,
     for_espeak,
     most_characters,
     plain_spaces,
@@ -37,8 +38,8 @@ _ABOUT_WITHIN = {
 }
 _RAW_PHONEMES = re.compile(r"(\[\[.*?\]\])")
 _LANGUAGE_FLAG = re.compile(r"\([^)]+\)")
-_SYMBOL_CATEGORIES = ("So", "Sk", "Sm", "Sc", "Cn", "Co")
-"""Unicode categories of emoji, arrows and signs, which are said by name or not at all."""
+_SYMBOL_CATEGORIES = ("So", "Sk", "Sm", "Sc", "Nd", "Nl", "No", "Cn", "Co")
+"""Unicode categories of emoji, arrows, signs and numbers, which are said or passed over."""
 AS_PUBLISHED = "give the JSON file of a Piper voice as it was published."
 
 
@@ -47,9 +48,9 @@ class PiperTokenizer:
 
     espeak-ng's phonemes, or the text's own code points, have a blank after each: `^ _ p _ ... $`.
     Ids equal those of piper-tts 1.8 except where its newer espeak-ng pronounces differently, where
-    a sentence would be longer than the longest speech, where invisible characters would part a
-    word, and where a vocabulary of characters has only another form of a letter or a space. Arabic
-    is read as it is written, without the vowels that piper-tts adds with a model of its own.
+    a sentence would be longer than the longest speech, where `for_espeak` changes the text, and
+    where a vocabulary of characters has only another form of a letter or a space. Arabic is read as
+    it is written, without the vowels that piper-tts adds with a model of its own.
 
     Args:
         settings: the object in the voice's JSON file; InputError if it is not supported.
@@ -57,18 +58,20 @@ class PiperTokenizer:
     """
 
     def __init__(self, settings: Mapping[str, Any], shown: str = TOKENIZER_FILE) -> None:
-        given = settings.get("phoneme_type", "espeak")
+        given = settings.get("phoneme_type") or "espeak"
         # Some trainers write the name of an enumeration: "PhonemeType.ESPEAK".
-        self.phoneme_type = str(given).rpartition(".")[2].lower()
+        kind = str(given).rpartition(".")[2].strip().lower()
+        self.phoneme_type = re.sub("^espeak.ng$", "espeak", kind)
         if self.phoneme_type not in ("espeak", "text"):
             kind = f"{str(given)[:20]!r}, not espeak or text"
             raise InputError(f"{shown} has phonemes of type {kind}: use another voice.")
         self.espeak_voice: str | None = None
         if self.phoneme_type == "espeak":
             espeak = settings.get("espeak")
-            self.espeak_voice = espeak.get("voice") if isinstance(espeak, dict) else None
-            if not isinstance(self.espeak_voice, str):
+            named = espeak.get("voice") if isinstance(espeak, dict) else None
+            if not isinstance(named, str):
                 raise InputError(f"{shown} names no espeak.voice: {AS_PUBLISHED}")
+            self.espeak_voice = named.strip().replace("_", "-")
             check_voice(self.espeak_voice)
         self.about = _about(settings)
         self.phoneme_ids = _phoneme_ids(settings.get("phoneme_id_map"), shown)
@@ -128,7 +131,7 @@ class PiperTokenizer:
     def save(self, folder: str | Path) -> None:
         """Write piper.json into a folder that exists; `load` makes this tokenizer from it again."""
         content = json.dumps(self.piper_settings(), ensure_ascii=False, indent=1) + "\n"
-        Path(folder, TOKENIZER_FILE).write_text(content, encoding="utf-8")
+        (expanded(folder) / TOKENIZER_FILE).write_text(content, encoding="utf-8")
 
     def piper_settings(self) -> dict[str, Any]:
         """Return the settings that make this tokenizer again, with the facts about the voice."""
@@ -146,7 +149,7 @@ class PiperTokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> PiperTokenizer:
         """Read piper.json from a folder; InputError if it is missing or cannot be used."""
-        return cls(read_json(Path(folder, TOKENIZER_FILE), max_bytes=MAX_JSON_BYTES))
+        return cls(read_json(expanded(folder) / TOKENIZER_FILE, max_bytes=MAX_JSON_BYTES))
 
     def _spoken(self, text: str) -> list[tuple[list[str], str]]:
         """Return phonemes and text of each sentence; `[[...]]` joins what is on both sides."""
@@ -184,8 +187,10 @@ class PiperTokenizer:
 
     def _characters(self, text: str) -> list[str]:
         """Return the code points of a text in the forms that the voice has symbols for."""
-        text = plain_spaces(unicodedata.normalize("NFD", text), self.phoneme_ids.__contains__)
-        return [*spelt(text, self.phoneme_ids.__contains__)]
+        known = self.phoneme_ids.__contains__
+        text = spelt(plain_spaces(unicodedata.normalize("NFD", clean(text)), known), known)
+        folded = ((c, c.casefold()) for c in text)  # as Piper's own phonemiser in C++ does
+        return [*"".join(c if known(c) or not all(map(known, f)) else f for c, f in folded)]
 
     def _merged(self, phonemes: list[str]) -> list[str]:
         """Join the phonemes of known vowel clusters, the longest first, from left to right."""

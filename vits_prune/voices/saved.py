@@ -116,7 +116,11 @@ def written_whole(target: Path, kind: str) -> Iterator[Path]:
 
 def _write(voice: Voice, folder: Path, form: str, precision: str) -> None:
     config = manifest.config_of(voice)
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in voice.model.state_dict().items()}
+    state = voice.model.state_dict()
+    if other := set(state) ^ set(empty_model(config).state_dict()):
+        what = f"Layers were added to {voice.name} or taken out of it ({min(other)[:80]})"
+        raise InputError(f"{what}: bring it back into the form that load_voice gave it.")
+    tensors = {name: tensor.float().contiguous().cpu() for name, tensor in state.items()}
     require_finite(voice.model, voice.name)
     half, whole = precision == "fp16", tensors
     if half:

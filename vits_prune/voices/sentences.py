@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 LONGEST = 400
 """Characters of the longest sentence: half a minute of speech."""
 _ALIKE = (
-    *("'’‘ʼʻ`´′׳", '"“”„«»״', "-‐‑–—−־", "țţ", "ȚŢ", "șş", "ȘŞ", "өѳ", "ӨѲ"),
+    *("'’‘ʼʻ`´′׳", '"“”„«»״', "-‐‑‒–—―−־", "țţ", "ȚŢ", "șş", "ȘŞ", "өѳ", "ӨѲ"),
     *("iıİ", "đðɖ", "ĐÐƉ", "əǝә", "ƏƎӘ", "σς", "یيى", "کك", "هہە"),
 )
 """Characters that are typed for each other. Some checkpoints learnt one, and writers use another:
@@ -18,15 +18,21 @@ capital of i has a dot in Turkish."""
 _MARKS = str.maketrans("\u0329\u0331", "\u0323\u0323")
 """Lines below are typed for Yoruba's dots below."""
 _INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u0640\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+    "[\u00ad\u034f\u061c\u0640\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
 """Soft hyphens, joiners, marks of direction and variants, lengthened lines: nothing to be said."""
 _SARA_AM = re.compile("([\u0e48-\u0e4b]*)\u0e4d([\u0e48-\u0e4b]*)\u0e32")
 """The Thai vowel am in two characters, with its tone before, between or after them."""
-_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])[-‐‑–—−־/|…,;:!?](?=[^\W\d_])")
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])[-‐‑‒–—―−־/\\_|…,;:!?](?=[^\W\d_])")
 """Punctuation that parts two words without any space."""
+_BLANKS = "\u2800\u3164\uffa0"
+"""What is typed for a space and is none in Unicode."""
+_RAISED = ("<super>", "<sub>")
+_SHAPED = ("<initial>", "<medial>", "<final>", "<isolated>")
+"""Of Arabic letters, as PDF files have them."""
+_SIGNS = "＄％＆＠＃＋＝"
 _WIDE = 3
-"""Chinese, Japanese and Korean characters take this many times as long to say."""
+"""Characters that are syllables take this many times as long to say, and so do digits."""
 _CLOSERS = "\"'”’»›)]}」』）】》〉"
 # Ends a sentence wherever it stands, for scripts that put no space after it; those of the second
 # set need a space or the end behind them.
@@ -76,7 +82,12 @@ def split_sentences(text: str, limit: int = LONGEST) -> list[str]:
 
 def most_characters(sentence: str, limit: int = LONGEST) -> int:
     """Return how many characters of a sentence take as long as `limit` letters."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in sentence)
+    wide = sum(
+        unicodedata.east_asian_width(c) in "WFH"
+        or c.isdecimal()
+        or (not c.isascii() and re.search("SYLLAB|CHEROKEE", unicodedata.name(c, "")) is not None)
+        for c in sentence
+    )
     return max(1, limit // _WIDE if 2 * wide > len(sentence) else limit)
 
 
@@ -109,13 +120,21 @@ def _cut(sentence: str, limit: int) -> Iterator[str]:
 
 def clean(text: str) -> str:
     """Remove lone surrogates and blank control characters, which C libraries do not take."""
-    text = text.encode("utf-8", "ignore").decode("utf-8")
+    text = text.encode("utf-8", "ignore").decode("utf-8").replace("\r\n", "\n")
     return "".join(" " if unicodedata.category(c) == "Cc" and not c.isspace() else c for c in text)
 
 
 def plain_spaces(text: str, known: Callable[[str], bool]) -> str:
-    """Return a text with U+0020 for all white space that is not known."""
-    return "".join(" " if c.isspace() and not known(c) else c for c in text)
+    """Return a text with U+0020 for all white space, or what is typed for it, that is not known."""
+    return "".join(c if known(c) or not (c.isspace() or c in _BLANKS) else " " for c in text)
+
+
+def _unstyled(c: str) -> str:
+    if c.isascii():
+        return c
+    tag, plain = unicodedata.decomposition(c).partition(" ")[0], unicodedata.normalize("NFKC", c)
+    usual = plain.isascii() and (plain.isalnum() or c in _SIGNS)
+    return plain if tag in _SHAPED or (usual and tag not in _RAISED and c != "№") else c
 
 
 def spelt(text: str, known: Callable[[str], bool]) -> str:
@@ -136,10 +155,12 @@ def spelt(text: str, known: Callable[[str], bool]) -> str:
 
 
 def for_espeak(text: str) -> str:
-    """Return a text without the invisible characters and the hyphen that espeak-ng stumbles over.
+    """Return a text in the characters that espeak-ng says, and does not spell out or pass over.
 
-    Joiners stay between the pictures of one emoji and in Malayalam's letters without a vowel, and
-    spaces of no width between words of scripts that have no other.
+    Letters are composed; those of full width, in circles and of mathematics are plain, as are
+    apostrophes and the hyphen of Hebrew. Of invisible characters, joiners stay between the pictures
+    of one emoji and in Malayalam's letters without a vowel, and spaces of no width between words of
+    scripts that have no other.
     """
 
     def read(found: re.Match[str]) -> str:
@@ -151,7 +172,9 @@ def for_espeak(text: str) -> str:
         stays = found[0] == "\u200c" or (found[0] == "\u200b" and not cased)
         return found[0] if stays else ""
 
-    return _INVISIBLE.sub(read, text).replace("־", "-")
+    text = plain_spaces(_INVISIBLE.sub(read, text), lambda c: c not in _BLANKS)
+    text = unicodedata.normalize("NFC", "".join(map(_unstyled, text)))
+    return re.sub(r"(?<=\w)[ʼ`´](?=\w)", "’", text).replace("־", "-")
 
 
 def _forms(letter: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="nn.Module")
 
-_WHISPER_CODES = {"nb": "no", "zlm": "ms"}
+_WHISPER_CODES = {"nb": "no", "zlm": "ms", "jv": "jw", "fil": "tl"}
 """Languages that Whisper has under another code than the standard's."""
 PARTS = ("text_encoder", "duration_predictor", "flow", "decoder")
 """The four parts of VITS that run when it speaks, in order (Kim et al. 2021, arXiv:2106.06103)."""
@@ -194,10 +194,19 @@ def without_masks(voice: Voice) -> Voice:
     """Return a voice whose weights are what the masks of `torch.nn.utils.prune` leave of them.
 
     A voice that has no such masks is returned itself.
+
+    Raises:
+        InputError: a layer's weights are made of others, as by weight norm.
     """
     from torch import nn
     from torch.nn.utils import prune
+    from torch.nn.utils.parametrize import is_parametrized
 
+    for name, module in voice.model.named_modules():
+        hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
+        if is_parametrized(module) or {"WeightNorm", "SpectralNorm"} & {*hooks}:
+            what = f"Its layer {name} is parametrised by torch"
+            raise InputError(f"{what}: make that permanent first (remove_parametrizations).")
     if not prune.is_pruned(voice.model):
         return voice
     copy = dataclasses.replace(voice, model=_clone(voice.model, {}))
