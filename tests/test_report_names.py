@@ -100,6 +100,21 @@ def test_a_folder_of_folders_names_the_voices_in_them(tmp_path):
         load_voice(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--amount", "30%", "give a number such as 0.3, not '30%'"),
+        ("--decoder-width", "0,5", "give a number such as 0.3, not '0,5'"),
+        ("--flows", "two", "give a whole number, not 'two'"),
+    ],
+)
+def test_numbers_are_asked_for_in_plain_words(option, value, words, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["prune", "--voice", "joe", option, value, "--out", "x"])
+    assert error.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 # Names
 
 

@@ -45,6 +45,8 @@ class CommandParser(argparse.ArgumentParser):
         """Print the usage and the message, and exit with 2."""
         if message.endswith("expected one argument"):
             message += " (a value that begins with a hyphen is written so: --text=-hello)"
+        message = message.replace("invalid float value:", "give a number such as 0.3, not")
+        message = message.replace("invalid int value:", "give a whole number, not")
         super().error(message)
 
     def add_flag(
