@@ -78,6 +78,15 @@ def test_scratch_folders_are_removed_once_there_are_many():
     assert third.is_dir()
 
 
+def test_scratch_folders_are_cleared():
+    scratch = Scratch()
+    before = scratch.folder()
+    (before / "file").write_bytes(b"1")
+    scratch.clear()
+    assert not before.exists()
+    assert scratch.folder().is_dir()
+
+
 def test_scratch_folders_are_bounded_in_bytes():
     scratch = Scratch(most=100, most_bytes=1000)
     folders = []

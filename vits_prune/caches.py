@@ -177,6 +177,12 @@ class Scratch:
         self._most, self._most_bytes = most, most_bytes
         self._lock = ForkSafeLock()
 
+    def clear(self) -> None:
+        """Remove all folders."""
+        with self._lock:
+            while self._folders:
+                shutil.rmtree(self._folders.popleft(), ignore_errors=True)
+
     def folder(self) -> Path:
         """Return a new empty folder."""
         made = Path(tempfile.mkdtemp(dir=self._root.name))

@@ -8,14 +8,18 @@ again.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.progress import Progress
+from vits_prune.progress import SILENT, Progress
+
+_TELL_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -86,18 +90,76 @@ class ForkSafeLock:
         """Return whether somebody holds the lock."""
         return self._lock.locked()
 
-    @contextlib.contextmanager
-    def turn(self, progress: Progress, message: str) -> Iterator[None]:
-        """Hold the lock; while another thread holds it, report the message, which may cancel."""
-        while not self.acquire(timeout=0.2):
-            progress.report(message, 0.0)
-        try:
-            yield
-        finally:
-            self.release()
-
     def __enter__(self) -> bool:
         return self.acquire()
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class WaitingLine:
+    """Whoever comes is served in turn, so many at a time; whoever waits is told their place.
+
+    Nobody stands in the line of a forked process.
+
+    Args:
+        width: how many are served at a time.
+    """
+
+    def __init__(self, width: int = 1) -> None:
+        self._width = width
+        self.after_fork()
+        renew_in_forks(self)
+
+    def after_fork(self) -> None:
+        """Begin with nobody in the line."""
+        self._moved, self._line = threading.Condition(), list[object]()
+        self._served, self._seconds = 0, 0.0
+
+    @contextlib.contextmanager
+    def turn(self, progress: Progress = SILENT, message: str = "waiting") -> Iterator[None]:
+        """Do what is inside the block when it is one's turn.
+
+        Args:
+            progress: told the message with the place, and by experience how long it takes. It may
+                raise to leave the line.
+            message: what one waits for.
+        """
+        mine = object()
+        with self._moved:
+            self._line.append(mine)
+        begun = None
+        try:
+            self._wait(mine, progress, message)
+            begun = time.monotonic()
+            yield
+        finally:
+            with self._moved:
+                if begun is not None:
+                    self._served += 1
+                    self._seconds += time.monotonic() - begun
+                if mine in self._line:  # it is not in a forked process
+                    self._line.remove(mine)
+                self._moved.notify_all()
+
+    def _wait(self, mine: object, progress: Progress, message: str) -> None:
+        told = -math.inf
+        while place := self._place(mine):
+            progress.raise_if_cancelled()
+            if time.monotonic() - told >= _TELL_SECONDS:
+                told = time.monotonic()
+                progress.report(f"{message}: place {place}{self._expected(place)}", 0.0)
+            with self._moved:
+                if self._place(mine):
+                    self._moved.wait(0.2)
+
+    def _place(self, mine: object) -> int:
+        """Return the place among those who wait, 0 when it is one's turn."""
+        with self._moved:
+            return max(0, self._line.index(mine) + 1 - self._width)
+
+    def _expected(self, place: int) -> str:
+        """Return how long it takes by experience, in words."""
+        if not self._served:
+            return ""
+        return f", about {math.ceil(place * self._seconds / self._served / self._width)} s"

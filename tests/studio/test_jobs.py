@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -170,6 +171,22 @@ def test_an_unwanted_stream_ends_in_the_middle_of_the_work_and_shows_nothing_mor
         assert await results(stream(counting(), unwanted.is_set)) == []
 
     asyncio.run(visit())
+
+
+def test_a_stream_does_not_repeat_itself_many_times_a_second():
+    def waiting(progress):
+        for _ in range(40):
+            progress.report("waiting", 0.5)
+            time.sleep(0.005)
+        yield 1
+
+    async def seen():
+        return [one async for one in stream(waiting)]
+
+    *waited, last = asyncio.run(seen())
+    assert last == 1
+    assert len(waited) < 10, "each costs the page a whole update"
+    assert set(waited) <= {Update("waiting", 0.5)}
 
 
 def test_what_is_no_ticket_cancels_nothing():

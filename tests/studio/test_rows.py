@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ from vits_prune import PruneSpec, measure_latency, prune, speak
 from vits_prune.measure import Latency, Size, Sparsity, Spread
 from vits_prune.measure.cost import VoiceLatency
 from vits_prune.measure.weights import LayerSparsity
+from vits_prune.progress import Progress
 from vits_prune.pruning.layers import Layer
 from vits_prune.studio import renditions, rows, workbench
 from vits_prune.studio.descriptions import happened
@@ -107,6 +109,43 @@ def test_the_first_row_is_made_in_the_background(request_, monkeypatch):
     for seed in range(200):  # what visitors ask for pushes out other rows, not this one
         row_of(dataclasses.replace(request_, seed=seed + 1)).seconds = 1e6
     assert known_row(request_) is first
+    rows.forget(first=False)
+    assert known_row(request_) is first
+
+
+def test_hearing_goes_on_while_another_visitors_voice_is_calibrated(request_, monkeypatch):
+    calibrating, go_on = threading.Event(), threading.Event()
+    real = workbench.prune_steps
+
+    def slow(voice, spec, **named):
+        if spec.method == "activation":
+            calibrating.set()
+            assert go_on.wait(60)
+        return real(voice, spec, **named)
+
+    monkeypatch.setattr(workbench, "prune_steps", slow)
+    theirs = request_.at(dataclasses.replace(request_.spec, method="activation"))
+    with ThreadPoolExecutor(1) as pool:
+        dear = pool.submit(renditions.hear_pruned, theirs, None)
+        try:
+            assert calibrating.wait(60)
+            assert renditions.hear_pruned(request_, None).audio_seconds > 0
+            assert not dear.done()
+        finally:
+            go_on.set()
+        assert dear.result(60).audio_seconds > 0
+
+
+def test_work_gives_way_to_those_who_wait_to_hear(request_):
+    told, passed = [], threading.Event()
+    progress = renditions.giving_way(Progress(lambda *one: told.append(one)))
+    thread = threading.Thread(target=lambda: (progress.report("at work", 0.5), passed.set()))
+    with workbench.bench.hearing():
+        thread.start()
+        assert not passed.wait(0.2)
+    assert passed.wait(20)
+    thread.join()
+    assert told == [("at work", 0.5)]
 
 
 def test_looking_for_a_row_makes_none(request_):

@@ -180,7 +180,7 @@ def test_stopped_it_ends_at_once_and_keeps_the_rows():
     count, total = lines(seen[-1]), len(ship_jobs.CHOICES)
     assert 1 <= count < total
     assert f"Stopped: {count} of {total} formats" in seen[-1]["ship_status"]
-    with ship_jobs.one_at_a_time:  # given back at the end of the work
+    with ship_jobs.one_at_a_time.turn():  # given back at the end of the work
         assert left_behind() == []
     words = run(export.compare, lambda: True)[-1]["ship_status"]
     assert words == "Stopped before anything was written."
@@ -195,8 +195,9 @@ def test_when_the_time_is_up_the_rest_is_left_out(tiny, monkeypatch):
 
 def test_one_voice_is_written_at_a_time_and_waiting_can_be_stopped():
     messages, kind = [], {"ship_format": "dense"}
-    with ship_jobs.one_at_a_time:
-        shown = run(export.zip_file, lambda: ship_jobs.WAITING in messages, None, messages, **kind)
+    with ship_jobs.one_at_a_time.turn():
+        waiting = f"{ship_jobs.WAITING}: place 1"
+        shown = run(export.zip_file, lambda: waiting in messages, None, messages, **kind)
     assert shown[-1]["ship_zipping"].startswith("Stopped")
 
 

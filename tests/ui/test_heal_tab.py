@@ -308,7 +308,7 @@ def test_whoever_leaves_leaves_no_work_and_no_files(order, quick):
     )
     with pytest.raises(Cancelled):
         list(heal.heal(long, None, never, progress))
-    with heal_stretch.one_at_a_time:  # given back at the end of the work
+    with heal_stretch.one_at_a_time.turn():  # given back at the end of the work
         pass
     assert left_behind() == []
     with pytest.raises(InputError, match="still being healed"):
@@ -326,7 +326,7 @@ def test_one_voice_trains_at_a_time(order, quick):
         found.extend(heal_jobs.heal(theirs, None, never, Progress(listen)))
 
     thread = threading.Thread(target=run)
-    with heal_stretch.one_at_a_time:
+    with heal_stretch.one_at_a_time.turn():
         thread.start()
         assert going.wait(60)
     thread.join(300)
@@ -404,7 +404,7 @@ def test_the_thread_that_trains_holds_its_folder(stretch, monkeypatch):
         run.close()
     finally:
         go_on.set()
-    with heal_stretch.one_at_a_time:
+    with heal_stretch.one_at_a_time.turn():
         assert held == [True]
 
 

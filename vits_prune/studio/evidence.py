@@ -19,6 +19,7 @@ from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.spec import in_words
 from vits_prune.studio import workbench
 from vits_prune.studio.descriptions import LABELS, check_feasible, figure_words
+from vits_prune.studio.renditions import giving_way, measuring
 from vits_prune.studio.request import Request, at_amount
 from vits_prune.studio.workbench import trace
 from vits_prune.study.evaluation import (
@@ -47,6 +48,7 @@ _NUMBERS = (
     *("original", "pruned", "change", "change, low", "change, high"),
     *("noise floor, low", "noise floor, high", "margin"),
 )
+_LONGEST_PAUSE, _WAITING = 5.0, "waiting to measure"
 COLUMNS = [*("metric", "unit", *_NUMBERS, "verdict", "in words", "sentences", "claim", "signature")]
 
 
@@ -212,12 +214,15 @@ def measure_points(
     able = _reachable(voice, asked)
     left_out = tuple(one for one in asked if one not in able)
     said, note = measuring_texts(voice, request.text, texts)
-    reference = measured_original(request, token, voice, said, settings, progress)
+    progress = giving_way(progress, _LONGEST_PAUSE)
+    with measuring.turn(progress, _WAITING):
+        reference = measured_original(request, token, voice, said, settings, progress)
     key, points = _key(request, token, voice, said, settings), []
     for i, one in enumerate(able):
         words = f"{one.layer}, {one.spec.amount:.0%}" if one.layer else in_words(one.spec)
         part = progress.part(0.0, 1.0, f"{what} {i + 1} of {len(able)}, {words}: ")
-        points.append(_point(key, reference, request, one, token, part))
+        with measuring.turn(part, _WAITING):  # one point, so that others measure in between
+            points.append(_point(key, reference, request, one, token, part))
         yield Points(tuple(points), len(able), note, left_out)
 
 
@@ -309,13 +314,16 @@ def find_knee(
     said, note = measuring_texts(voice, request.text, texts)
     families = tuple({METRICS[one.metric].family for one in limits})
     settings = _settings(request, families, seeds_for(limits))
-    reference = measured_original(request, token, voice, said, settings, progress)
+    progress = giving_way(progress, _LONGEST_PAUSE)
+    with measuring.turn(progress, _WAITING):
+        reference = measured_original(request, token, voice, said, settings, progress)
     check_measured(limits, reference)
 
     def measure(spec: PruneSpec) -> Any:
         part = progress.part(0.0, 1.0, f"looking for the knee: amount {spec.amount:.2f}: ")
-        pruned = workbench.bench.pruned(request.at(spec), token, part)
-        return evaluate_against(reference, pruned, progress=part).figures
+        with measuring.turn(part, _WAITING):
+            pruned = workbench.bench.pruned(request.at(spec), token, part)
+            return evaluate_against(reference, pruned, progress=part).figures
 
     spec, tried = bisect(at_amount(request.spec, 0.0), limits, measure)
     on = len(said), settings.seed, reference.signature

@@ -21,7 +21,7 @@ from vits_prune.studio.jobs import Update, calls_are_limited, in_background, on_
 from vits_prune.studio.request import Request
 from vits_prune.study.judge import CheckpointJudge, Judgement
 from vits_prune.synthesis.speak import Speech
-from vits_prune.threads import ForkSafeLock
+from vits_prune.threads import ForkSafeLock, WaitingLine
 from vits_prune.voices.voice import Voice
 
 STRETCH_SECONDS = 60.0
@@ -32,7 +32,7 @@ ROW_EVERY = 5
 _HALT = "halt"
 _LONGEST_PAUSE = 5.0
 
-one_at_a_time = ForkSafeLock()
+one_at_a_time = WaitingLine()
 """Held while a voice trains."""
 _held: Counter[Path] = Counter()
 """How many hold each folder of a healing, in this process."""

@@ -21,6 +21,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])
 HEARTBEAT_SECONDS = 0.3
 _LOOK_SECONDS = 0.1
+_REPEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ async def stream(
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             loop.call_soon_threadsafe(is_news.set)
 
-    cancelled = _start(work, put)
+    cancelled, told, at = _start(work, put), None, 0.0
     try:
         while not unwanted():
             if not news:
@@ -98,8 +99,11 @@ async def stream(
                 if one.error:
                     raise one.error
                 return
-            if not (isinstance(one, Update) and news):  # only the last of several Updates matters
-                yield one
+            if isinstance(one, Update):
+                if news or (one == told and loop.time() - at < _REPEAT_SECONDS):
+                    continue  # only the last of several matters, and the same one now and then
+                told, at = one, loop.time()
+            yield one
     finally:
         cancelled.set()
 

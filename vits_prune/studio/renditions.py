@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -25,8 +26,9 @@ from vits_prune.pruning.structured.cut import Survivor, choice_for, survivor
 from vits_prune.studio import workbench
 from vits_prune.studio.jobs import on_gpu
 from vits_prune.studio.request import Request
-from vits_prune.studio.workbench import Spoken, trace
+from vits_prune.studio.workbench import Spoken, listens, trace
 from vits_prune.synthesis.speak import Speech, write_wav
+from vits_prune.threads import WaitingLine
 from vits_prune.voices.saved import save_voice
 from vits_prune.voices.sentences import split_sentences
 from vits_prune.voices.voice import Voice
@@ -39,6 +41,29 @@ _PREFERRED = (
     "text_encoder.encoder.layers.0.feed_forward.conv_1",
 )
 """Beginnings of the names of layers that show well what happens, the best first."""
+_speaking, measuring = WaitingLine(), WaitingLine()
+
+
+@contextlib.contextmanager
+def _turn(request: Request, token: str | None, progress: Progress) -> Iterator[None]:
+    """Wait to speak; a voice that is listened to first is pruned before, so that others go on."""
+    bench = workbench.bench
+    with bench.hearing():
+        if listens(request.spec):
+            bench.pruned(request, token, progress)
+        with _speaking.turn(progress, "waiting to speak"):
+            bench.pruned(request, token, progress)  # in this process, for all that follows
+            yield
+
+
+def giving_way(progress: Progress, longest_seconds: float = 60.0) -> Progress:
+    """Return a progress that lets those who wait to hear pass at each report."""
+
+    def report(message: str, fraction: float) -> None:
+        workbench.bench.let_hearing_pass(longest_seconds)
+        progress.report(message, fraction)
+
+    return Progress(report)
 
 
 @on_gpu(60)
@@ -50,8 +75,8 @@ def _hear_pruned(request: Request, token: str | None, progress: Progress) -> Spe
 
 def hear_pruned(request: Request, token: str | None, progress: Progress = SILENT) -> Speech:
     """Let the pruned voice speak alone, which is sooner than both."""
-    workbench.bench.pruned(request, token, progress)  # in this process, for all that follows
-    return _hear_pruned(request, token, progress)
+    with _turn(request, token, progress):
+        return _hear_pruned(request, token, progress)
 
 
 @on_gpu(60)
@@ -68,8 +93,8 @@ def hear(
     pruned: Speech | None = None,
 ) -> Spoken:
     """Let both voices speak, or the original where the pruned one has; remember what they said."""
-    workbench.bench.pruned(request, token, progress)  # in this process, for all that follows
-    spoken = _hear(request, token, pruned, progress)
+    with _turn(request, token, progress):
+        spoken = _hear(request, token, pruned, progress)
     workbench.bench.remember(request, spoken, token)
     return spoken
 
@@ -85,11 +110,6 @@ def time_both(request: Request, token: str | None, progress: Progress) -> Latenc
     bench = workbench.bench
     bench.use_gpu()
     progress.report("timing both voices in turn", 0.0)
-
-    def between_runs(message: str, fraction: float) -> None:
-        bench.let_hearing_pass()
-        progress.report(f"timing both voices in turn: {message}", fraction)
-
     return measure_latency(
         bench.voice_of(request, token),
         bench.pruned(request, token),
@@ -98,7 +118,7 @@ def time_both(request: Request, token: str | None, progress: Progress) -> Latenc
         delivery=request.delivery,
         runs=RUNS,
         kernels=request.kernels,
-        progress=Progress(between_runs),
+        progress=giving_way(progress.part(0.0, 1.0, "timing both voices in turn: ")),
     )
 
 
@@ -138,7 +158,8 @@ def hear_step(
     if not 0 <= index < len(steps):
         raise InputError(f"This voice was pruned in {len(steps)} steps: choose one of them.")
     part = progress.part(0.0, 1.0, f"step {index + 1}: ")
-    return workbench.say(steps[index][1], request, original, part)
+    with _speaking.turn(part, "waiting to speak"):
+        return workbench.say(steps[index][1], request, original, part)
 
 
 # Layers

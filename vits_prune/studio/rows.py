@@ -23,7 +23,7 @@ from vits_prune.studio.jobs import calls_are_limited
 from vits_prune.studio.request import Request, at_amount
 from vits_prune.studio.workbench import Spoken, listens, trace
 from vits_prune.synthesis.speak import Speech, write_wav
-from vits_prune.threads import ForkSafeLock
+from vits_prune.threads import WaitingLine
 from vits_prune.voices.voice import Voice
 
 AMOUNTS = (*(round(0.05 * i, 2) for i in range(20)), MAX_AMOUNT)
@@ -63,8 +63,8 @@ class Row:
     original: Path | None = None
     seconds: float = 0.0
     folder: Any = field(default_factory=lambda: tempfile.TemporaryDirectory(prefix=_PREFIX))
-    making: ForkSafeLock = field(default_factory=ForkSafeLock)
-    """Held while one amount is made: two visitors of a row do not make it twice."""
+    making: WaitingLine = field(default_factory=WaitingLine)
+    """One amount is made at a time: two visitors of a row do not make it twice."""
 
     @property
     def amounts(self) -> tuple[float, ...]:
@@ -112,14 +112,16 @@ def _row_bytes(row: Row) -> float:
 
 
 _rows: Bounded[tuple[Request, str], Row] = Bounded(_ROW_BYTES, _row_bytes)
+_filling = WaitingLine()
 _first: dict[tuple[Request, str], Row] = {}
 """What `warm_up` made: no other row pushes it out."""
 
 
-def forget() -> None:
-    """Forget all rows."""
-    _first.clear()
+def forget(first: bool = True) -> None:
+    """Forget all rows; what `warm_up` made only if `first` says so."""
     _rows.clear()
+    if first:
+        _first.clear()
 
 
 def known_row(request: Request, token: str | None = None) -> Row | None:
@@ -151,7 +153,10 @@ def fill(row: Row, token: str | None = None, progress: Progress = SILENT) -> Ite
     for i, amount in enumerate(row.amounts):
         part = progress.part(i / len(row.amounts), (i + 1) / len(row.amounts))
         bench.let_hearing_pass()
-        with row.making.turn(part, "waiting for another visitor's row"):
+        if amount in row.points:
+            continue
+        filling = _filling.turn(part, "waiting to fill the slider")
+        with filling, row.making.turn(part, "waiting for another visitor's row"):
             made = amount not in row.points and _make(row, voice, amount, token, part)
         if made:
             yield row
@@ -181,7 +186,7 @@ def warm_up(request: Request) -> None:
     """Make a row in a thread, the request's own amount first, so that visitors find it made."""
 
     def work() -> None:
-        from vits_prune.studio.renditions import latency
+        from vits_prune.studio.renditions import latency, measuring
 
         bench = workbench.bench
         try:
@@ -193,7 +198,8 @@ def warm_up(request: Request) -> None:
             for _ in fill(row):
                 pass
             if not calls_are_limited():
-                latency(request, None)
+                with measuring.turn():
+                    latency(request, None)
         except Exception:
             log.exception("the first row cannot be made")
 

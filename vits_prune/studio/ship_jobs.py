@@ -20,7 +20,7 @@ from vits_prune.studio.descriptions import check_size
 from vits_prune.studio.heal_jobs import HealJob
 from vits_prune.studio.jobs import until_halted
 from vits_prune.studio.request import Request
-from vits_prune.threads import ForkSafeLock
+from vits_prune.threads import WaitingLine
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _LONGEST_PAUSE = 5.0
 
 work = tempfile.TemporaryDirectory(prefix="vits_prune-ship-")
 """A folder for each voice that is being written."""
-one_at_a_time = ForkSafeLock()
+one_at_a_time = WaitingLine()
 """Held while a voice is written: two at once would time each other, and take twice the disk."""
 WAITING = "waiting for another export to end"
 

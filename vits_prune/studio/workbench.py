@@ -28,7 +28,7 @@ from vits_prune.pruning import PruneSpec, prune_steps
 from vits_prune.pruning.spec import METHODS
 from vits_prune.studio.request import Order, Request
 from vits_prune.synthesis.speak import Speech, predict_rhythm, speak
-from vits_prune.threads import ForkSafeLock, renew_in_forks
+from vits_prune.threads import WaitingLine, renew_in_forks
 from vits_prune.voices.load import EMBEDDED, load_embedded, load_hub
 from vits_prune.voices.voice import Voice
 
@@ -98,7 +98,7 @@ class Workbench:
         )
         self._sizes: Bounded[tuple[str, str], Size] = Bounded(256, lambda _: 1)
         self._uploads: Bounded[str, Path] = Bounded(uploads, lambda _: 1)
-        self._calibrating = ForkSafeLock()
+        self._calibrating, self._loading = WaitingLine(), WaitingLine(width=2)
         self._temporary = tempfile.TemporaryDirectory(prefix="vits_prune-workbench-")
         self._folder = folder or Path(self._temporary.name)
         self._quiet, self._listeners = threading.Condition(), 0
@@ -171,6 +171,10 @@ class Workbench:
     def _load(self, reference: str, token: str | None, progress: Progress) -> Voice:
         if reference == EMBEDDED:
             return load_embedded()
+        with self._loading.turn(progress, "waiting to load the voice"):
+            return self._fetch(reference, token, progress)
+
+    def _fetch(self, reference: str, token: str | None, progress: Progress) -> Voice:
         if reference.startswith(_UPLOAD):
             return self._load_upload(reference)
         from vits_prune.voices.hub import parse_repo_id, trim_cache
@@ -221,6 +225,12 @@ class Workbench:
         for forgotten in self._uploads.put(reference, folder):
             shutil.rmtree(forgotten, ignore_errors=True)
         return reference, voice
+
+    def forget_uploads(self) -> None:
+        """Remove the files of all uploaded voices."""
+        for _, folder in self._uploads.items():
+            shutil.rmtree(folder, ignore_errors=True)
+        self._uploads.clear()
 
     def _load_upload(self, reference: str) -> Voice:
         from vits_prune.voices.onnx_load import load_piper

@@ -11,10 +11,10 @@ from vits_prune.progress import SILENT
 from vits_prune.pruning import PruneSpec
 from vits_prune.pruning.scores import sparsity_preview
 from vits_prune.studio import workbench
-from vits_prune.studio.renditions import hear, time_both, wav
+from vits_prune.studio.renditions import hear, measuring, time_both, wav
 from vits_prune.studio.request import request_of
 from vits_prune.study.comparison import DEFAULT_TEXT, Comparison
-from vits_prune.ui.events import LANES, sentences
+from vits_prune.ui.events import sentences
 from vits_prune.voices.load import EMBEDDED
 from vits_prune.voices.voice import PARTS
 
@@ -51,7 +51,7 @@ def add_endpoints() -> None:
     report, shares = hidden(gr.JSON, "report"), hidden(gr.JSON, "sparsity")
     some = [asked[name] for name in ("voice", "scope", "amount", "parts", "method", "spec")]
     for work, inputs, outputs, lane in (
-        (compare, list(asked.values()), [original, pruned, report], LANES["measure"]),
+        (compare, list(asked.values()), [original, pruned, report], {"concurrency_limit": 4}),
         (sparsity, some, shares, {"concurrency_limit": 4}),
     ):
         gr.Button(visible=False).click(work, inputs, outputs, api_name=work.__name__, **lane)
@@ -94,7 +94,8 @@ def compare(
         said = {"voice": voice, "speaker": speaker, "text": text, "seed": seed, "timing": timing}
         request = request_of(said, _spec(scope, amount, parts, method, spec))
         bench, spoken = workbench.bench, hear(request, None)
-        latency = time_both(request, None, SILENT)
+        with measuring.turn():
+            size, latency = bench.size(request), time_both(request, None, SILENT)
         comparison = Comparison(
             request.text,
             request.seed,
@@ -103,7 +104,7 @@ def compare(
             spoken.original,
             spoken.pruned,
             spoken.sparsity,
-            bench.size(request),
+            size,
             latency,
         )
         return (wav(spoken.original, "original"), wav(spoken.pruned, "pruned"), comparison.report())

@@ -17,15 +17,14 @@ from vits_prune.studio.descriptions import plain
 from vits_prune.studio.jobs import Tickets, Update, stream
 
 QUIET: dict[str, Any] = {"api_visibility": "private"}
-_LIMITS = {"load": 2, "prune": 4, "work": 1, "measure": 1, "fill": 1, "look": 2, "heal": 1,
-           "begin": 2}  # fmt: skip
+_LIMITS = {"load": 2, "work": None, "measure": None, "fill": None, "look": 2, "heal": 1, "begin": 2}
 LANES: dict[str, dict[str, Any]] = {
     "at once": {"queue": False, "show_progress": "hidden"},
     **{lane: {"concurrency_id": lane, "concurrency_limit": most} for lane, most in _LIMITS.items()},
 }
-"""Who waits for whom. Hearing is one at a time; measuring has its own line and lets hearing pass.
-So has pruning, which takes up to a minute where it listens first, and the start of a blind
-test ("begin"), which prunes and speaks too."""
+"""Who waits for whom. Those who hear, measure and fill their slider wait in lines of the studio: it
+tells them their place, and they can end their run while they wait. The start of a blind test
+("begin") prunes and speaks too."""
 
 tickets = Tickets()
 log = logging.getLogger(__name__)

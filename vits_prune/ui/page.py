@@ -12,15 +12,20 @@ from vits_prune.ui import stage, tables
 from vits_prune.ui.api import add_endpoints
 from vits_prune.ui.controls import control_components, option_components, wire_controls
 from vits_prune.ui.events import Page
+from vits_prune.ui.presence import wire_presence
 from vits_prune.ui.tabs import by_ear, by_layer, curve, export, heal, learn
 from vits_prune.ui.widgets import source
 
+_MOST_EVENTS = 256
+"""Under way at once, those that wait for their turn included."""
+_MOST_SESSIONS = 200
+"""Whose state Gradio keeps, with a copy of the configuration, for an hour after they left."""
 _TITLE = "# vits_prune: hear what pruning does to a voice"
 
 
 def build() -> gr.Blocks:
     """Return the whole page, ready for `launch(**launch_options())`."""
-    with gr.Blocks(title="vits_prune", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
+    with gr.Blocks(title="vits_prune", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         with gr.Row(elem_id="title"):
             gr.Markdown(_TITLE)
             if os.environ.get("OAUTH_CLIENT_ID"):
@@ -61,7 +66,8 @@ def build() -> gr.Blocks:
         export.wire_export(demo, page, heal.wire_heal(page))
         stage.wire_stop(page, running)
         add_endpoints()
-    return demo.queue(max_size=64, default_concurrency_limit=1)
+        wire_presence(demo)
+    return demo.queue(max_size=_MOST_EVENTS, default_concurrency_limit=1)
 
 
 def launch_options() -> dict[str, Any]:
@@ -97,6 +103,8 @@ def launch_options() -> dict[str, Any]:
         "head": f"<style>\n{source('theme.css')}{source('table.css')}</style>\n"
         f"<script>\n{source('run.js')}</script>",
         "max_file_size": "160mb",
+        "max_threads": _MOST_EVENTS,
+        "state_session_capacity": _MOST_SESSIONS,
         "mcp_server": importlib.util.find_spec("mcp") is not None,
         "show_error": False,
         "ssr_mode": False,

@@ -179,6 +179,11 @@ def hear_step(values: Values, token: str | None, progress: Progress) -> Shown:
 
 def measure(values: Values, token: str | None, progress: Progress) -> Shown:
     """Show the size and the latency of both voices, and say what happened."""
+    with renditions.measuring.turn(progress, "waiting to measure"):
+        yield from _measure(values, token, progress)
+
+
+def _measure(values: Values, token: str | None, progress: Progress) -> Shown:
     request = values["asked"]
     progress.report("writing each file format to see its size", 0.0)
     spoken = renditions.heard_before(request, token, progress)

@@ -364,7 +364,7 @@ def wire_heal(page: Page) -> Any:
     gr.on(stops, tickets.cancel, ticket, None, js=_STOP, queue=False, **QUIET)
     asked = ("heal_key", "heal_checkpoint")
     page["heal_checkpoint"].input(**page.event(hear_checkpoint, asked, ("heal_audio",), "look"))
-    page["heal_save"].click(**page.event(save, ("heal_key",), ("heal_saved",), "work"))
+    page["heal_save"].click(**page.event(save, ("heal_key",), ("heal_saved",), "look"))
     set_as = page.event(take_over, ("heal_key",), ("voice", "speaker", *PRUNING))
     taken = page["heal_stage"].click(**set_as)
     taken.success(None, js="() => stageRun.speak(true, true)", **QUIET)
