@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 
 from vits_prune.errors import InputError
-from vits_prune.ui.events import Page, sentences, tickets, visitor_token
+from vits_prune.ui.events import Page, on_stage, sentences, tickets, visitor_token
 
 
 def test_only_sentences_reach_the_page(caplog):
@@ -21,6 +21,12 @@ def test_only_sentences_reach_the_page(caplog):
         raise RuntimeError("/home/owner/secret is broken")
     assert "secret" not in caught.value.message
     assert "secret" in caplog.text, "the owner finds it in the log"
+
+
+def test_a_page_whose_state_is_forgotten_gets_a_sentence(request_):
+    assert on_stage({"asked": request_}) is request_
+    with pytest.raises(InputError, match="press Speak again"):
+        on_stage({"asked": None})
 
 
 def test_no_visitor_is_given_the_servers_token(monkeypatch):

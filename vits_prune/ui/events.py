@@ -15,6 +15,7 @@ import gradio as gr
 from vits_prune.errors import InputError
 from vits_prune.studio.descriptions import plain
 from vits_prune.studio.jobs import Tickets, Update, stream
+from vits_prune.studio.request import Request
 
 QUIET: dict[str, Any] = {"api_visibility": "private"}
 _LIMITS = {"load": 2, "work": None, "measure": None, "fill": None, "look": 2, "heal": 1, "begin": 2}
@@ -36,6 +37,13 @@ def visitor_token(oauth: gr.OAuthToken | None) -> str | None:
     The server's own token is never used for what a visitor names.
     """
     return oauth.token if oauth is not None else None
+
+
+def on_stage(values: dict[str, Any]) -> Request:
+    """Return what the stage was asked for. Raises InputError if the server has forgotten it."""
+    if values["asked"] is None:  # it was started anew, or many others came since
+        raise InputError("What this page showed is no longer kept here: press Speak again.")
+    return values["asked"]
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from vits_prune.ui.widgets import source
 
 _MOST_EVENTS = 256
 """Under way at once, those that wait for their turn included."""
-_MOST_SESSIONS = 200
-"""Whose state Gradio keeps, with a copy of the configuration, for an hour after they left."""
+_MOST_SESSIONS = 128
+"""Whose state Gradio keeps, gone or not: 0.6 MB each, mostly a copy of the configuration."""
 _TITLE = "# vits_prune: hear what pruning does to a voice"
 
 

@@ -28,7 +28,7 @@ from vits_prune.studio.rows import Row, fill, known_row, row_of, warm_up
 from vits_prune.study import comparison
 from vits_prune.ui import tables
 from vits_prune.ui.controls import LOADED, VOICE_SHOWN, load_voice
-from vits_prune.ui.events import LANES, QUIET, Page, sentences, tickets
+from vits_prune.ui.events import LANES, QUIET, Page, on_stage, sentences, tickets
 from vits_prune.ui.tabs.learn import open_page
 from vits_prune.ui.widgets import Made, player, widget
 
@@ -167,7 +167,7 @@ def _renditions(request: Request) -> gr.Radio:
 
 def hear_step(values: Values, token: str | None, progress: Progress) -> Shown:
     """Let the voice of one step of gradual pruning speak."""
-    request, index = values["asked"], values["rendition"]
+    request, index = on_stage(values), values["rendition"]
     if isinstance(index, bool) or not isinstance(index, int):
         raise InputError("Choose one of the steps.")
     speech = renditions.hear_step(request, index, token, progress)

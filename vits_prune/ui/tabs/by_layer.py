@@ -12,7 +12,7 @@ from vits_prune.pruning.spec import in_words
 from vits_prune.studio import plots, renditions
 from vits_prune.studio.descriptions import lesson_words
 from vits_prune.study import comparison
-from vits_prune.ui.events import QUIET, Page
+from vits_prune.ui.events import QUIET, Page, on_stage
 from vits_prune.ui.tables import savings
 from vits_prune.ui.widgets import Made, widget
 
@@ -53,7 +53,7 @@ def list_layers(values: Values, token: str | None, progress: Progress) -> Shown:
 
 def draw_layer(values: Values, token: str | None, progress: Progress) -> Shown:
     """Draw the matrix and the weights of the layer that was pressed."""
-    request, layer = values["asked"], values["layer"]
+    request, layer = on_stage(values), values["layer"]
     changes, _ = renditions.layer_changes(request, token, progress)
     alone = {one.layer.name: one.layer.reason for one in changes}.get(layer, "")
     if alone:
