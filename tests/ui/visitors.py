@@ -163,12 +163,15 @@ class Visitor:
 
     async def stop(self) -> None:
         """Press Stop."""
-        (event,) = [one for one in self.site.on("stop", "click") if one["backend_fn"]]
+        events = self.site.on("stop", "click")
+        cancels = {one for event in events for one in event["cancels"]}
         for event_id, one in list(self._running.items()):
-            if one in event["cancels"]:
+            if one in cancels:
                 cancelled = {"session_hash": self.session, "fn_index": one, "event_id": event_id}
                 await self._http.post(f"{_API}/cancel", json=cancelled)
-        await self.run(event)
+        for event in events:
+            if event["backend_fn"] and event["inputs"]:
+                await self.run(event)
 
     # How
 
