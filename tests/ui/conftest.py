@@ -110,7 +110,7 @@ def running(port: int, hub_url: str, base: Path, log: Path, more: dict[str, str]
 
 
 def wait_until_it_answers(url: str, process: subprocess.Popen, log: Path) -> None:
-    give_up = time.monotonic() + 120
+    give_up = time.monotonic() + 600
     while True:
         assert process.poll() is None, f"app.py ended:\n{log.read_text(errors='replace')}"
         assert time.monotonic() < give_up, (
