@@ -136,7 +136,7 @@ def measured_original(
     """Return the original measured on these texts, from the cache where it was measured before."""
     return _references.get_or_make(
         _key(request, token, voice, texts, settings),
-        lambda: prepare_reference(voice, texts, settings, progress=progress),
+        lambda: prepare_reference(voice, texts, settings, progress=_behind_hearing(progress)),
         lambda: progress.report("waiting for another measurement of the original", 0.0),
     )
 
@@ -214,7 +214,6 @@ def measure_points(
     able = _reachable(voice, asked)
     left_out = tuple(one for one in asked if one not in able)
     said, note = measuring_texts(voice, request.text, texts)
-    progress = giving_way(progress, _LONGEST_PAUSE)
     with measuring.turn(progress, _WAITING):
         reference = measured_original(request, token, voice, said, settings, progress)
     key, points = _key(request, token, voice, said, settings), []
@@ -224,6 +223,11 @@ def measure_points(
         with measuring.turn(part, _WAITING):  # one point, so that others measure in between
             points.append(_point(key, reference, request, one, token, part))
         yield Points(tuple(points), len(able), note, left_out)
+
+
+def _behind_hearing(progress: Progress) -> Progress:
+    """Return a progress for what nobody waits for to hear: pruning must not give way to them."""
+    return giving_way(progress, _LONGEST_PAUSE)
 
 
 def _settings(request: Request, metrics: tuple[str, ...], noise_seeds: int) -> Settings:
@@ -251,7 +255,7 @@ def _point(
         voice = workbench.bench.voice_of(request, token)
         pruned = workbench.bench.pruned(request.at(one.spec), token, progress)
         pruned = one.alone(voice, pruned) if one.layer else pruned
-        found = evaluate_against(reference, pruned, progress=progress)
+        found = evaluate_against(reference, pruned, progress=_behind_hearing(progress))
         return CurvePoint(one.spec, _taken(voice, pruned), found, one.layer)
 
     place, waiting = (key, one, request.healed), "waiting for another measurement of this point"
@@ -314,7 +318,6 @@ def find_knee(
     said, note = measuring_texts(voice, request.text, texts)
     families = tuple({METRICS[one.metric].family for one in limits})
     settings = _settings(request, families, seeds_for(limits))
-    progress = giving_way(progress, _LONGEST_PAUSE)
     with measuring.turn(progress, _WAITING):
         reference = measured_original(request, token, voice, said, settings, progress)
     check_measured(limits, reference)
@@ -323,6 +326,7 @@ def find_knee(
         part = progress.part(0.0, 1.0, f"looking for the knee: amount {spec.amount:.2f}: ")
         with measuring.turn(part, _WAITING):
             pruned = workbench.bench.pruned(request.at(spec), token, part)
+            part = _behind_hearing(part)
             return evaluate_against(reference, pruned, progress=part).figures
 
     spec, tried = bisect(at_amount(request.spec, 0.0), limits, measure)
