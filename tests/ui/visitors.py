@@ -99,7 +99,8 @@ class Visitor:
         self._running: dict[str, int] = {}
         self._listening: asyncio.Task[None] | None = None
         self._heard: Heard | None = None
-        limits = httpx.Limits(max_connections=None)
+        # A connection that rested may be closed by the server just when it is used again.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._http = httpx.AsyncClient(base_url=site.url, timeout=None, limits=limits)
 
     async def __aenter__(self) -> Self:
