@@ -18,9 +18,8 @@ from typing import Any
 from timing import describe
 
 from vits_prune import PruneSpec, load_voice, prune, speak
-from vits_prune.measure.closeness import track_pitch
 from vits_prune.measure.recognition import Recogniser, transcribe
-from vits_prune.measure.waveform import measure_dnsmos
+from vits_prune.measure.waveform import measure_dnsmos, track_pitch
 from vits_prune.study.sweep import run_sweep
 from vits_prune.study.sweep_grid import Grid, parse_amounts
 from vits_prune.synthesis.texts import load_texts

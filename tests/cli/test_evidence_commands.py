@@ -80,10 +80,12 @@ def test_evaluate(tiny_folder, texts, tmp_path, capsys):
 def bare(monkeypatch):
     """No optional predictor is installed."""
 
+    real = importlib.metadata.version
+
     def version(package):
         if package in ("distillmos", "visqol-python", "Resemblyzer"):
             raise importlib.metadata.PackageNotFoundError(package)
-        return "0.0.1.1"
+        return real(package)
 
     monkeypatch.setattr(predictors, "_loaded", type(predictors._loaded)(8, lambda _: 1))
     monkeypatch.setattr(importlib.metadata, "version", version)

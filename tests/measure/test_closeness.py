@@ -15,7 +15,6 @@ from vits_prune import speak
 from vits_prune.measure.closeness import (
     MEL_BANDS,
     MEL_COEFFICIENTS,
-    PitchContour,
     compare_pitch,
     log_mel,
     measure_closeness,
@@ -23,8 +22,8 @@ from vits_prune.measure.closeness import (
     mel_cepstral_distortion,
     multi_resolution_stft,
     same_tokens,
-    track_pitch,
 )
+from vits_prune.measure.waveform import PitchContour, track_pitch
 
 RATE = 22_050
 

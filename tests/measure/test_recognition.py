@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -131,8 +132,9 @@ def test_loading_leaves_the_threads_of_torch_alone():
 
 def test_threads_share_one_model(monkeypatch):
     made, recogniser = [], Recogniser(model="made-up")
+    fake = types.SimpleNamespace(transcribe=lambda *_, **__: ([], None))
     monkeypatch.setattr(
-        "faster_whisper.WhisperModel", lambda *args, **kwargs: made.append(args) or object()
+        "faster_whisper.WhisperModel", lambda *args, **kwargs: made.append(args) or fake
     )
     threads = [threading.Thread(target=load_recogniser, args=(recogniser,)) for _ in range(4)]
     for thread in threads:

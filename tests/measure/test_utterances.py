@@ -161,7 +161,7 @@ def test_what_the_recogniser_misses_of_the_original_too_is_no_failure():
 
 
 LETTERS = "the birch canoe slid"
-LISTENER = Listener(("rhythm", "loudness"), Recogniser(), "en")
+LISTENER = Listener(("rhythm", "loudness"), Recogniser(), "en", predictors=("pyloudnorm",))
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import sys
+import types
 
 import pytest
 
 from tests.nearly import nearly
 from vits_prune import InputError, PruneSpec, prune
-from vits_prune.measure import predictors
+from vits_prune.caches import Bounded
+from vits_prune.measure import predictors, recognition, waveform
 from vits_prune.measure.predictors import PREDICTORS, absent
 from vits_prune.measure.quality import FAMILIES, METRICS, NO_DIFFERENCE, NO_FLOOR, UNDECIDED
 from vits_prune.measure.recognition import Recogniser
 from vits_prune.progress import Progress
 from vits_prune.study import evaluation as module
 from vits_prune.study.evaluation import Settings, evaluate, evaluate_against, prepare_reference
+from vits_prune.study.knee import Limit, check_measured
 from vits_prune.study.signature import check_comparable
 
 QUICK = Recogniser(beam_size=1)
@@ -173,7 +177,9 @@ def test_voices_that_read_as_other_tokens(tiny, joe):
 
 def test_a_predictor_that_does_not_work_is_left_out_and_said(tiny, monkeypatch):
     monkeypatch.setattr(
-        predictors, "problem", lambda name: f"{PREDICTORS[name].title} does not work."
+        predictors,
+        "problem",
+        lambda name: f"{PREDICTORS[name].title} does not work." if name in PREDICTORS else "",
     )
     small = prune(tiny, PruneSpec(amount=0.3))
     metrics = ("naturalness", "speaker", "loudness")
@@ -183,6 +189,38 @@ def test_a_predictor_that_does_not_work_is_left_out_and_said(tiny, monkeypatch):
     assert found.unmeasured["speaker"].endswith("Resemblyzer does not work.")
     assert found.claim.verdict == UNDECIDED
     assert "dnsmos" not in found.signature
+
+
+@pytest.mark.parametrize(
+    ("module", "lost", "left"),
+    [
+        ("swift_f0", "Pitch is not compared. SwiftF0", {"cer", "mcd_db", "lufs"}),
+        ("pyloudnorm", "Loudness is not measured. pyloudnorm", {"cer", "mcd_db", "voicing_error"}),
+        ("faster_whisper", "Words are not measured. The recogniser", {"mcd_db", "lufs"}),
+    ],
+)
+def test_a_broken_package_of_the_requirements_costs_its_figures_and_no_more(
+    tiny, monkeypatch, module, lost, left
+):
+    for where, name in ((waveform, "_detectors"), (recognition, "_models")):
+        monkeypatch.setattr(where, name, Bounded(2, lambda _: 1))
+    monkeypatch.setattr(predictors, "_loaded", Bounded(8, lambda _: 1))
+    monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    settings = Settings(
+        *(3, ("intelligibility", "closeness", "loudness"), Recogniser("tiny.en", "en")),
+        noise_seeds=0,
+    )
+    reference = prepare_reference(tiny, ["hi there you"], settings)
+    found = evaluate_against(reference, prune(tiny, PruneSpec(amount=0.3)))
+    (said,) = (one for one in found.unmeasured.values() if one.startswith(lost))
+    assert "does not work (" in said
+    assert left <= set(found.figures)
+    gone = {"swift_f0": "voicing_error", "pyloudnorm": "lufs", "faster_whisper": "cer"}[module]
+    assert gone not in found.figures
+    assert found.rows()[0][gone] is None
+    assert ("swift-f0" in found.signature) == (module != "swift_f0")
+    with pytest.raises(InputError, match=lost.partition(".")[0]):
+        check_measured((Limit(gone, 0.1),), reference)
 
 
 def test_texts_that_cannot_be_said_are_left_out_with_a_note(tiny):

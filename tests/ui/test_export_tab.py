@@ -55,7 +55,9 @@ def bench(tiny):
         patch.setattr(bench, "is_loaded", lambda *_: True)
         patch.setattr(judge, "JUDGED_FAMILIES", ("rhythm", "loudness"))  # need no recogniser
         patch.setattr(
-            predictors, "problem", lambda name: f"{name} is not installed." * (name != "dnsmos")
+            predictors,
+            "problem",
+            lambda name: f"{name} is not installed." * (name in predictors.OPTIONAL),
         )
         patch.setattr(export_report, "TIMING_ROUNDS", 1)
         yield bench

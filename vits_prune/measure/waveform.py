@@ -1,7 +1,7 @@
-"""Measures of one waveform: loudness, DNSMOS, spectrogram, clipping, silence and buzz.
+"""Measures of one waveform: loudness, pitch, DNSMOS, clipping, silence and buzz.
 
-Sources: loudness by ITU-R BS.1770-4; naturalness by DNSMOS P.835 (Reddy et al. 2022,
-arXiv:2110.01763); resampling by soxr.
+Sources: loudness by ITU-R BS.1770-4; F0 by SwiftF0 (Nieradzik 2025, arXiv:2508.18440); naturalness
+by DNSMOS P.835 (Reddy et al. 2022, arXiv:2110.01763); resampling by soxr.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from vits_prune.threads import available_cores
 
 if TYPE_CHECKING:
     import onnxruntime
+    from swift_f0 import SwiftF0
 
 RATE = 16_000
 """Samples per second in the training data of Whisper, DNSMOS and SwiftF0."""
 SILENCE_LUFS = -70.0
 """The loudness of silence: the absolute gate of BS.1770."""
+F0_RANGE_HZ = (50.0, 600.0)
+_VOICED = 0.5
 
 _WINDOW = int(9.01 * RATE)
 # From raw outputs to opinion scores, highest power first, as in the reference implementation.
@@ -32,6 +35,7 @@ _SIG = (-0.08397278, 1.22083953, 0.0052439)
 _BAK = (-0.13166888, 1.60915514, -0.39604546)
 _OVRL = (-0.06766283, 1.11546468, 0.04602535)
 _sessions: Bounded[str, onnxruntime.InferenceSession] = Bounded(1, lambda _: 1, survives_fork=False)
+_detectors: Bounded[int | None, SwiftF0] = Bounded(2, lambda _: 1, survives_fork=False)
 _pools: Bounded[int, ThreadPoolExecutor] = Bounded(2, lambda _: 1, survives_fork=False)
 
 _FULL_SCALE, _CLIPPED_RUN = 0.999, 3
@@ -76,6 +80,29 @@ def measure_lufs(waveform: np.ndarray, sampling_rate: int) -> float:
     with np.errstate(all="ignore"):  # the logarithm of a block below the gate
         loudness = pyloudnorm.Meter(sampling_rate, block_size=block).integrated_loudness(samples)
     return max(SILENCE_LUFS, float(loudness)) if np.isfinite(loudness) else SILENCE_LUFS
+
+
+@dataclass(frozen=True, eq=False)
+class PitchContour:
+    """Fundamental frequency by frame of 16 ms, and whether the frame is voiced (bool)."""
+
+    hertz: np.ndarray
+    voiced: np.ndarray
+
+
+def track_pitch(
+    waveform: np.ndarray, sampling_rate: int, threads: int | None = None
+) -> PitchContour:
+    """Return F0 from 50 to 600 Hz every 16 ms, voiced where SwiftF0's confidence is 0.5 or more."""
+
+    def open_detector() -> SwiftF0:
+        from swift_f0 import SwiftF0
+
+        return SwiftF0(threads=threads, spin=False)
+
+    detector = _detectors.get_or_make(threads, open_detector)
+    found = detector.detect(at_16_khz(waveform, sampling_rate), RATE, *F0_RANGE_HZ)
+    return PitchContour(found.pitch_hz, found.confidence >= _VOICED)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,15 @@ import numpy as np
 
 from vits_prune.errors import InputError, UnmeasurableError
 from vits_prune.fields import check_options, option
-from vits_prune.measure.closeness import PitchContour, measure_closeness, same_tokens, track_pitch
+from vits_prune.measure.closeness import measure_closeness, same_tokens
 from vits_prune.measure.cost import Cost, CostMeter
-from vits_prune.measure.predictors import absent, cautions, embed_speaker, usable
+from vits_prune.measure.predictors import (
+    absent,
+    cautions,
+    embed_speaker,
+    usable,
+    usable_measures,
+)
 from vits_prune.measure.quality import (
     FAMILIES,
     INTERVAL_METHOD,
@@ -30,7 +36,7 @@ from vits_prune.measure.quality import (
 )
 from vits_prune.measure.recognition import Recogniser, why_unsupported
 from vits_prune.measure.utterances import FAILURES, Listener, Utterance, measure_utterance
-from vits_prune.measure.waveform import transposed
+from vits_prune.measure.waveform import PitchContour, track_pitch, transposed
 from vits_prune.progress import SILENT, Progress
 from vits_prune.study.signature import signature_of
 from vits_prune.synthesis.speak import MAX_SEED, Delivery, Speech, checked_text, read_text, speak
@@ -83,7 +89,7 @@ class Reference:
     """Of the original, one for each text."""
     utterances: tuple[Utterance, ...]
     contours: tuple[PitchContour, ...]
-    """F0; empty if closeness is not measured."""
+    """F0; empty if pitch is not measured."""
     others: tuple[tuple[Utterance, ...], ...]
     """The noise floor: the original with each other seed."""
     cost: Cost
@@ -241,7 +247,7 @@ def prepare_reference(
         speech = meter.speak(text, settings.seed, settings.delivery)
         speeches.append(speech)
         utterances.append(measure_utterance(speech, text, listener))
-        if "closeness" in listener.families:
+        if "swift-f0" in listener.predictors:
             contours.append(track_pitch(speech.waveform, voice.sampling_rate, listener.threads))
     reference = Reference(
         name=voice.name,
@@ -286,7 +292,7 @@ def evaluate_against(
             f"{reference.name}: the two cannot be sample-aligned."
         )
     figures = _figures(reference, utterances)
-    if "mcd_db" in figures and "f0_rmse_cents" not in figures:
+    if reference.contours and "mcd_db" in figures and "f0_rmse_cents" not in figures:
         unmeasured["f0_rmse_cents"] = (
             f"{reference.name} and {pruned.name} are nowhere voiced at the same time."
         )
@@ -330,8 +336,9 @@ def _measure_voice(
                 original.waveform,
                 locked.waveform,
                 original.sampling_rate,
-                contour=reference.contours[i],
+                contour=reference.contours[i] if reference.contours else None,
                 threads=listener.threads,
+                pitch=bool(reference.contours),
                 visqol="visqol" in listener.predictors,
             )
             found = dataclasses.replace(found, closeness=close)
@@ -390,7 +397,8 @@ def _listener(voice: Voice, settings: Settings) -> tuple[Listener, dict[str, str
         families = tuple(family for family in families if family != name)
     if recogniser.threads is None:
         recogniser = dataclasses.replace(recogniser, threads=settings.threads)
-    listener = Listener(families, recogniser, language or "", settings.threads, usable(families))
+    there = (*usable(families), *usable_measures(families))
+    listener = Listener(families, recogniser, language or "", settings.threads, there)
     return listener, unmeasured | absent(families)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vits_prune.errors import InputError
-from vits_prune.measure.predictors import PREDICTORS, usable
+from vits_prune.measure.predictors import PREDICTORS, usable, with_its_kin
 from vits_prune.measure.quality import METRICS, Figure, Interval, strictest
 from vits_prune.progress import SILENT, Progress
 from vits_prune.pruning import prune, prune_steps
@@ -324,12 +325,12 @@ def compared(figure: Figure | None) -> Interval | None:
 def check_measured(limits: Sequence[Limit], reference: Reference) -> None:
     """Raise InputError if a reference was measured without the metric of a limit."""
     for family in sorted({METRICS[limit.metric].family for limit in limits}):
-        if family not in reference.listener.families:
+        if family not in reference.listener.families or family in reference.unmeasured:
             words = f"The reference was measured without {family}: give no limit of it."
             raise InputError(reference.unmeasured.get(family, words))
-    for limit in limits:
-        if limit.metric in reference.unmeasured:
-            raise InputError(reference.unmeasured[limit.metric])
+    for name in itertools.chain.from_iterable(with_its_kin(limit.metric) for limit in limits):
+        if name in reference.unmeasured:
+            raise InputError(reference.unmeasured[name])
     if seeds_for(limits) > reference.settings.noise_seeds:
         raise InputError(
             "A limit of ViSQOL needs a noise floor: measure with a noise seed or more."

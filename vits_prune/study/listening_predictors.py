@@ -174,7 +174,7 @@ def _measurer(voice: Voice, matched: bool) -> Callable[[Condition, Progress], Co
             second = _at_level_of(first, second)
         now = opinions(second, rate)
         found = {name: now[name] - before[name] for name in now}
-        close = measure_closeness(first, second, rate, visqol="visqol" in there)
+        close = measure_closeness(first, second, rate, pitch=False, visqol="visqol" in there)
         found |= {"log_mel_db": close.log_mel_db, "mcd_db": close.mcd_db}
         if close.visqol is not None:
             found["visqol"] = close.visqol - HIGHEST

@@ -19,8 +19,6 @@ from vits_prune.measure.quality import CONFIDENCE, RESAMPLES
 from vits_prune.measure.utterances import Listener
 from vits_prune.synthesis.speak import Delivery
 
-_PACKAGES = {"intelligibility": "faster-whisper", "closeness": "swift-f0"}
-
 
 def signature_of(
     texts: Sequence[str], seeds: Sequence[int], delivery: Delivery, listener: Listener
@@ -35,9 +33,9 @@ def signature_of(
     if "intelligibility" in families:
         model = f"{recogniser.model}.{recogniser.compute_type}.beam{recogniser.beam_size}"
         found["recogniser"] = f"{model}.{listener.language}"
-    for family, package in _PACKAGES.items():
-        if family in families:
-            found[package] = _version(package)
+        found["faster-whisper"] = _version("faster-whisper")
+    if "swift-f0" in listener.predictors:
+        found["swift-f0"] = _version("swift-f0")
     found |= predictors.versions(families)
     found["bootstrap"] = f"{RESAMPLES}.{CONFIDENCE:g}"
     found["vits_prune"] = _version("vits_prune")
