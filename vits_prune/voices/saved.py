@@ -223,8 +223,9 @@ def _unfitting(folder: Path) -> DamagedFileError:
 def _load_own_layout(weights: Path, config: VitsConfig) -> VitsModel:
     """Return the model whose tensors were written as they are."""
     model = empty_model(config)
+    dense = weights.name == manifest.WEIGHT_FILES["dense"]
     try:
-        if weights.name == manifest.WEIGHT_FILES["dense"]:
+        if dense:
             stored = load_file(weights)
         else:
             if weights.stat().st_size > _MAX_SPARSE_BYTES:
@@ -232,7 +233,7 @@ def _load_own_layout(weights: Path, config: VitsConfig) -> VitsModel:
             most = sum(tensor.numel() for tensor in model.state_dict().values())
             stored = decode(weights.read_bytes(), most)
         # Copies: safetensors maps the file, which may change under a voice that is in use.
-        tensors = {name: one.to(torch.float32, copy=True) for name, one in stored.items()}
+        tensors = {name: one.to(torch.float32, copy=dense) for name, one in stored.items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ValueError("a weight is not finite")
         model.load_state_dict(tensors, strict=True, assign=True)

