@@ -15,6 +15,7 @@ from vits_prune.cli.terminal import time_left
 from vits_prune.measure import predictors
 from vits_prune.measure.predictors import PREDICTORS, deaf_words
 from vits_prune.measure.quality import METRICS
+from vits_prune.measure.weights import measure_sparsity
 from vits_prune.voices.saved import save_voice
 
 CHEAP = ("--metrics", "rhythm", "loudness", "--noise-seeds", "1")
@@ -172,6 +173,19 @@ def test_sweep(tiny_folder, texts, tmp_path, capsys):
     assert "other settings" in refused(
         capsys, "sweep", "--voice", tiny_folder, "--text-file", texts, *command, "--seed", "5"
     )
+
+
+def test_sweep_of_rounded_weights(tiny_folder, texts, tmp_path):
+    """The points have their bits, the one at no zeros too, and share a grid's other options."""
+    out, voice = tmp_path / "sweep", load_voice(tiny_folder)
+    command = ("--bits", "4", "--amount", "0,0.5", *CHEAP, "--out", out)
+    assert run("sweep", tiny_folder, texts, *command) == 0
+    found = rows(out / "sweep.csv")
+    assert [json.loads(row["options"]) for row in found] == 2 * [{"bits": 4}]
+    for row in found:
+        rounded = prune(voice, PruneSpec(amount=float(row["amount"]), bits=4))
+        assert float(row["sparsity"]) == pytest.approx(measure_sparsity(rounded).overall, abs=1e-6)
+        assert float(row["sparsity"]) > float(row["amount"])
 
 
 def test_sweep_of_two_voices(tiny_folder, texts, tmp_path, capsys):

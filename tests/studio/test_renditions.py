@@ -144,6 +144,18 @@ def test_the_readout_says_how_much_arithmetic_pruning_leaves(upload, spec):
         assert f"Leaves **{100 * weights[0] / weights[1]:.1f}%** of the weights" in words
 
 
+@pytest.mark.parametrize("how", [{}, {"method": "activation", "cost": "macs"}])
+def test_the_readout_says_that_rounding_makes_zeros_too(upload, tiny, how):
+    spec = PruneSpec(amount=0.1, bits=3, texts=SHORT, **how)
+    assert "Rounding to 3 bits may make more zeros." in readout(upload, spec, None)
+    assert "Rounding" not in readout(upload, dataclasses.replace(spec, bits=0), None)
+    plain, rounded = (
+        measure_sparsity(prune(tiny, dataclasses.replace(spec, bits=bits))).overall
+        for bits in (0, 3)
+    )
+    assert rounded > plain + 0.02
+
+
 def test_the_readout_says_what_only_pruning_tells(upload, monkeypatch):
     ranked = readout(upload, PruneSpec("second_order", amount=0.4), None)
     assert "the share of the multiply-accumulates shows once pruned" in ranked

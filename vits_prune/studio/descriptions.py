@@ -281,7 +281,8 @@ def _unstructured(voice: Voice, spec: PruneSpec) -> str:
         if not costs:
             return _PRESS
         left = _macs(1 - zeros_wanted(voice, spec, chosen, costs) / every_mac)
-        return f"Leaves {left}; the share of the weights shows once pruned.  \n{_PRESS}"
+        words = f"Leaves {left}; the share of the weights shows once pruned.{_rounded(spec)}"
+        return f"{words}  \n{_PRESS}"
     wanted = round(spec.amount * mine) if spec.pattern else zeros_wanted(voice, spec, chosen)
     words = f"Sparsity: **{100 * wanted / everything:.1f}%** of the whole voice"
     if costs and (spec.pattern or spec.scope == "local" or not wanted):  # the same of every layer
@@ -297,7 +298,12 @@ def _unstructured(voice: Voice, spec: PruneSpec) -> str:
     if named:
         shown = ", ".join(f"`{name[:60].replace('`', '')}`" for name in named[:6])
         words += f" Protected: {shown}; the rest loses {100 * wanted / mine:.1f}%."
+    words += _rounded(spec)
     return f"{words}  \n{_PRESS}" if listens(spec) else words
+
+
+def _rounded(spec: PruneSpec) -> str:
+    return f" Rounding to {spec.bits} bits may make more zeros." if spec.bits else ""
 
 
 def _weigh(layers: Sequence[Layer], costs: Mapping[str, float]) -> tuple[int, float]:

@@ -126,7 +126,7 @@ def _elements(shapes: Shapes) -> int:
 
 
 def _checksum(blobs: Mapping[str, np.ndarray]) -> int:
-    return zlib.crc32(blobs["frames"], zlib.crc32(blobs["index"]))
+    return zlib.crc32(blobs["frames"].data, zlib.crc32(blobs["index"].data))
 
 
 def decode(data: bytes, most_elements: int = MAX_ELEMENTS) -> dict[str, torch.Tensor]:
@@ -238,8 +238,8 @@ def _joined(planes: list[np.ndarray], word: np.dtype) -> np.ndarray:
 
 def _unpacked(piece: np.ndarray, size: int) -> np.ndarray:
     """Return the bytes of a frame: exactly `size`, so no crafted file unpacks to more."""
-    if piece.size < size and zstandard.frame_content_size(piece) == size:
-        unpacked = zstandard.ZstdDecompressor().decompress(piece, max_output_size=size)
+    if piece.size < size and zstandard.frame_content_size(piece.data) == size:
+        unpacked = zstandard.ZstdDecompressor().decompress(piece.data, max_output_size=size)
         piece = np.frombuffer(unpacked, np.uint8)
     if piece.size != size:
         raise ValueError("a frame of another size than its tensors")
