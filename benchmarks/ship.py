@@ -1,9 +1,10 @@
 """Sizes, loading and speed of exports.
 
-    python benchmarks/ship.py [--runs 9] [--threads 2] [--only sparse|piper|onnx]
+    python benchmarks/ship.py [--runs 9] [--threads 2] [--only sparse|piper|onnx] [--voice DIR]
 
 Sparse: joe with 80% zeros (L1 local, and second order): file sizes over dense float32; decoding
-over reading the dense file, and `load_voice` of either, in turn, in one process. Piper: the stock
+over reading the dense file, and `load_voice` of either, in turn, in one process; with --voice only
+that, of a saved sparse voice over the dense file of the unpruned joe. Piper: the stock
 joe and the export of joe at decoder width 0.5 in the stock piper-tts runtime, each in a process of
 its own, in turn. ONNX: the table that the command `export` prints, for each precision.
 """
@@ -61,9 +62,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=("sparse", "piper", "onnx"))
+    parser.add_argument("--voice", type=Path, metavar="DIR")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
+        if options.voice:
+            plain = save_voice(load_voice("joe"), Path(folder) / "joe")
+            return loading(options.voice.name, options.voice, plain, options.runs)
         for name, part in (("sparse", sparse), ("piper", piper), ("onnx", onnx)):
             if options.only in (None, name):
                 part(Path(folder), options.runs, options.threads)
@@ -93,26 +98,28 @@ def sparse(folder: Path, runs: int, _threads: int) -> None:
                 f"{' '.join(form)} {100 * size / dense:.2f}%" for form, size in bytes_.items()
             )
         )
-        plain, packed = places["dense", "fp32"], places["sparse", "fp32"]
-        pairs = {
-            "decode over reading the dense tensors": (
-                lambda _run, packed=packed: decode(
-                    (packed / "model.sparse.safetensors").read_bytes()
-                ),
-                lambda _run, plain=plain: {
-                    name: tensor.clone()
-                    for name, tensor in load_file(plain / "model.safetensors").items()
-                },
-            ),
-            "load_voice sparse over dense": (
-                lambda _run, p=packed: load_voice(p),
-                lambda _run, p=plain: load_voice(p),
-            ),
-        }
-        for what, (ours, rival) in pairs.items():
-            timed = in_turn(ours, rival, runs)
-            both = " and ".join(milliseconds([pair[which] for pair in timed]) for which in (0, 1))
-            print(f"{name}: {what}: {describe([a / b for a, b in timed])}, {both}")
+        loading(name, places["sparse", "fp32"], places["dense", "fp32"], runs)
+
+
+def loading(name: str, packed: Path, plain: Path, runs: int) -> None:
+    """Print what decoding and loading a sparse voice take over a dense one."""
+    pairs = {
+        "decode over reading the dense tensors": (
+            lambda _run: decode((packed / "model.sparse.safetensors").read_bytes()),
+            lambda _run: {
+                name: tensor.clone()
+                for name, tensor in load_file(plain / "model.safetensors").items()
+            },
+        ),
+        "load_voice sparse over dense": (
+            lambda _run: load_voice(packed),
+            lambda _run: load_voice(plain),
+        ),
+    }
+    for what, (ours, rival) in pairs.items():
+        timed = in_turn(ours, rival, runs)
+        both = " and ".join(milliseconds([pair[which] for pair in timed]) for which in (0, 1))
+        print(f"{name}: {what}: {describe([a / b for a, b in timed])}, {both}")
 
 
 def piper(folder: Path, runs: int, threads: int) -> None:

@@ -132,12 +132,14 @@ _MEASURES: Mapping[str, Predictor] = MappingProxyType(
     {
         "swift-f0": Predictor(
             *("SwiftF0", "closeness", ("f0_rmse_cents", "voicing_error")),
-            *("pitch", "it hears nothing else", "swift-f0", ("0.3.",)),
+            *("pitch", "it hears nothing else"),
+            *("swift-f0", ("0.3.",)),
             install='pip install "swift-f0>=0.3,<0.4"',
         ),
         "pyloudnorm": Predictor(
             *("pyloudnorm", "loudness", ("lufs",)),
-            *("loudness", "it hears nothing else", "pyloudnorm", ("0.1.", "0.2.")),
+            *("loudness", "it hears nothing else"),
+            *("pyloudnorm", ("0.1.", "0.2.")),
             install='pip install "pyloudnorm>=0.1.1,<0.3"',
         ),
     }
