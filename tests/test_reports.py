@@ -33,7 +33,7 @@ from vits_prune import (
 )
 from vits_prune.cli.main import main
 from vits_prune.measure.recognition import Recogniser
-from vits_prune.studio.request import spec_of
+from vits_prune.studio.request import request_of, spec_of
 from vits_prune.synthesis.texts import read_text_file
 
 LINE = "the morning was grey and the boats lay still in the harbour"
@@ -467,3 +467,10 @@ def test_values_that_clients_send_by_mistake_are_told(values):
     with pytest.raises(InputError) as error:
         spec_of(values)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["voice", "text", "speaker"])
+@pytest.mark.parametrize("value", [[None], {"a": 1}, 3, True])
+def test_words_that_are_something_else_are_told(name, value):
+    with pytest.raises(InputError, match=f"The {name} is given as text, not as"):
+        request_of({"voice": "joe", "text": "hi", name: value})

@@ -121,15 +121,23 @@ def request_of(values: Mapping[str, Any], spec: PruneSpec | None = None) -> Requ
     """
     seed = values.get("seed")
     return Request(
-        (values.get("voice") or "").strip(),
-        values.get("text") or "",
+        _typed(values, "voice").strip(),
+        _typed(values, "text"),
         spec_of(values) if spec is None else spec,
         0 if seed is None else seed,
         values.get("timing", "own"),
         Delivery(*(None if values.get(name) == "" else values.get(name) for name in _DELIVERY)),
-        values.get("speaker") or None,
+        _typed(values, "speaker") or None,
         kernels=values.get("kernels", KERNELS[0]),
     ).checked()
+
+
+def _typed(values: Mapping[str, Any], name: str) -> str:
+    """Return what was typed, "" for nothing; InputError if a client sent something else."""
+    value = values.get(name)
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise InputError(f"The {name} is given as text, not as {str(value)[:40]!r}.")
 
 
 def spec_of(values: Mapping[str, Any]) -> PruneSpec:
