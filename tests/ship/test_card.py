@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from vits_prune import HealPlan, PruneSpec, prune
+from vits_prune import HealPlan, InputError, PruneSpec, prune
 from vits_prune.measure import measure_sparsity
 from vits_prune.ship.card import CARD_MARK, CardFacts, Picture, Sample, model_card
 from vits_prune.ship.card_figures import block, check_evidence, code, table, text, unlike
@@ -232,7 +232,6 @@ def test_evidence_that_is_not_a_number_is_left_out(facts):
 
 
 def test_evidence_of_another_voice_is_refused(pruned):
-    from vits_prune.errors import InputError
 
     good = evidence_of(pruned)
     check_evidence(good, pruned)
@@ -249,8 +248,13 @@ def test_evidence_of_another_voice_is_refused(pruned):
             check_evidence({**good, **other}, pruned)
 
 
+@pytest.mark.parametrize("revision", [[], {"a": 1}, 3])
+def test_a_revision_that_is_no_text_is_another_voices(pruned, revision):
+    with pytest.raises(InputError, match="of another voice"):
+        check_evidence({**evidence_of(pruned), "revision": revision}, pruned)
+
+
 def test_evidence_names_both_voices(tiny, pruned):
-    from vits_prune.errors import InputError
     from vits_prune.study.evaluation import Settings, evaluate
 
     other = dataclasses.replace(tiny, origin=dataclasses.replace(HUB, reference="me/another"))

@@ -93,11 +93,11 @@ def _require_same(measured: Any, voices: Sequence[Voice | None]) -> None:
         what = "The evidence does not say which voice was measured"
         raise InputError(f"{what}: use `evaluate --json` or `compare` again.")
     for voice in filter(None, voices):
-        revisions = {measured.get("revision"), voice.origin.revision}
+        revisions = (measured.get("revision"), voice.origin.revision)
         if (
             measured["reference"] == voice.origin.reference
             and measured.get("speaker") == voice.speaker
-            and (None in revisions or len(revisions) == 1)
+            and (None in revisions or revisions[0] == revisions[1])
         ):
             return
     said = [plain(measured["reference"], 60)]
