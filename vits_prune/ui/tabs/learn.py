@@ -80,7 +80,9 @@ LESSONS = (
         "An ordinary (dense) file takes four bytes for every number, and zero is a number. A sparse"
         " file first says, with one bit for each weight, where the zeros are, and then lists only"
         " the numbers that stayed. Nothing is lost. But look at the last bar too: half precision,"
-        " two bytes for each number instead of four, halves the file without any pruning.",
+        " two bytes for each number instead of four, halves the file without any pruning. Fewer"
+        " bits still are under Bits of each weight: joe with 75% zeros, 4 bits for most of the rest"
+        " and half precision takes 3.7 MB as a sparse file, and 62.7 MB unpruned.",
         pictures.file_sizes,
     ),
     Lesson(
