@@ -234,7 +234,7 @@ def file_stem(name: str) -> str:
 
 _PLAIN, _ROUNDED = ("fp32", "fp16"), ("fp32", "fp16", "int8")
 _DENSE = "safetensors, which load_voice and, for that family, VitsModel.from_pretrained open"
-_SPARSE = "safetensors without the zeros, for load_voice"
+_SPARSE = "safetensors without zeros, rounded weights in their few bits, for load_voice"
 _ONNX = "one ONNX graph, for onnxruntime"
 _PIPER = "an ONNX graph with what the Piper runtime and sherpa-onnx read"
 FORMATS = {

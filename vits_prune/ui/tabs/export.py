@@ -55,7 +55,10 @@ _AS_PRUNED = ("as the controls above prune it", "pruned")
 def export_tab() -> Made:
     """Make the tab's components, in the order of the work."""
     made = Made()
-    gr.Markdown("The voice as the controls above prune it, in the formats that programs read.")
+    gr.Markdown(
+        "The voice as the controls above prune it, in the formats that programs read. Zeros save"
+        " time where `load_voice` speaks, by sparse kernels (see *Latency*): not in ONNX or Piper."
+    )
     how = {"choices": [_AS_PRUNED], "visible": False}
     made.add("ship_which", gr.Radio, "pruned", "Voice", **how)
     gr.Markdown("### What each format costs")
