@@ -8,8 +8,10 @@ from vits_prune.errors import DamagedFileError, InputError
 from vits_prune.files import (
     Manifest,
     crc32_of,
+    names_in,
     read_json,
     replaced_file,
+    replaced_files,
     replaced_folder,
     sha256_of,
     write_file,
@@ -42,6 +44,36 @@ def test_a_folder_is_there_whole_or_as_it_was(tmp_path):
         (beside / "third").write_text("half" * (1 // 0))
     assert names(target) == ["second"]
     assert names(tmp_path) == ["voice"]
+
+
+def test_what_killed_runs_left_goes_and_what_is_being_written_stays(tmp_path):
+    (tmp_path / ".voice.abcd1234.part" / "deep").mkdir(parents=True)
+    for name in (".figures.csv.abcd_123.part", ".mine.part", "mine.abcd1234.part"):
+        (tmp_path / name).write_text("half")
+    kept = {".mine.part", "mine.abcd1234.part"}
+    with replaced_folder(tmp_path / "voice") as folder, replaced_file(tmp_path / "file") as file:
+        assert set(names(tmp_path)) == {*kept, folder.name, file.name}
+        assert names_in(tmp_path) == kept
+        assert folder.is_dir()
+        assert file.is_file()
+    assert names_in(tmp_path) == {*kept, "voice", "file"}
+    assert names_in(tmp_path / "nowhere") == set()
+
+
+def test_files_take_the_places_of_older_ones_and_the_last_says_that_all_are_there(tmp_path):
+    for name in ("report.json", "sound.wav", "mine"):
+        (tmp_path / name).write_text("old")
+    with pytest.raises(ZeroDivisionError), replaced_files(tmp_path, last="report.json") as new:
+        (new / "report.json").write_text("new" * (1 // 0))
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"old"}
+    with replaced_files(tmp_path, last="report.json") as new:
+        for name in ("report.json", "sound.wav"):
+            (new / name).write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "report.json": "new",
+        "sound.wav": "new",
+        "mine": "old",
+    }
 
 
 def test_checksums_run_over_several_files(tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -17,6 +19,8 @@ from typing import Any
 from vits_prune.errors import DamagedFileError, InputError
 
 _CHUNK = 1 << 20
+_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
+"""What is being written, or was when a process was killed."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -36,21 +40,81 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a new file to write to, which takes the place of `path` when the block ends well.
 
-    What was at `path` stays when the block raises or the disk is full (OSError). The folder is made
-    if there is none.
+    What was at `path` stays when the block raises, the disk is full (OSError) or the process is
+    killed. The folder is made if there is none.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
-    try:
+    with _beside(path, _new_file) as beside:
         yield beside
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())  # some file systems report a full disk only here
+        _sync(beside)
         beside.chmod(0o644)
         beside.replace(path)
+        _sync(path.parent)
+
+
+def _new_file(**how: Any) -> str:
+    handle, name = tempfile.mkstemp(**how)
+    os.close(handle)
+    return name
+
+
+@contextlib.contextmanager
+def _beside(target: Path, make: Callable[..., str]) -> Iterator[Path]:
+    """Yield a new hidden file or folder beside `target`, which is gone at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        names_in(target.parent)
+    with contextlib.ExitStack() as locks:
+        made = None
+        while made is None or not made.exists():  # removed before it was locked
+            made = Path(make(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+            locks.enter_context(_locked(made))
+        try:
+            yield made
+        finally:
+            _remove(made)
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names in a folder, none if it is none; what killed runs left there is removed."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    parts = {name for name in names if _LEFTOVER.fullmatch(name)}
+    for name in parts:
+        with _locked(folder / name, wait=False) as free:
+            if free:
+                _remove(folder / name)
+    return names - parts
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Lock a file or folder until the block or the process ends; yield whether that was done."""
+    handle, able = -1, False
+    with contextlib.suppress(ImportError, OSError):  # Windows, or a disk of another machine
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        able = True
+    try:
+        yield able
     finally:
-        beside.unlink(missing_ok=True)
+        if handle >= 0:
+            os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk, or a folder's names; OSError if the disk is full."""
+    with contextlib.suppress(*[OSError] * path.is_dir()):  # not every system can for folders
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)  # some file systems report a full disk only here
+        finally:
+            os.close(handle)
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -72,19 +136,46 @@ def _json_text(values: Any, indent: int) -> str:
 def replaced_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder to write to, which takes the place of `target` when the block ends well.
 
-    `target` stays as it was when the block raises or the disk is full (OSError).
+    `target` stays as it was when the block raises, the disk is full (OSError) or the process is
+    killed.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with _beside(target, tempfile.mkdtemp) as beside:
         beside.chmod(0o755)
         yield beside
-        if target.exists():
-            _exchange(beside, target)
-        else:
+        for path in (*beside.rglob("*"), beside):
+            _sync(path)
+        if not target.exists():
             beside.replace(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        elif not _swapped(beside, target):
+            _exchange(beside, target)
+        _sync(target.parent)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Exchange two names at once; return False where the system cannot (it is not Linux)."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+@contextlib.contextmanager
+def replaced_files(folder: Path, last: str) -> Iterator[Path]:
+    """Yield a new folder; in the end its files take the places of those in `folder`, one by one.
+
+    The file `last` says that they are whole: an older one goes first, and the new one comes last.
+    """
+    with _beside(folder / last, tempfile.mkdtemp) as beside:
+        yield beside
+        files = sorted(beside.iterdir(), key=lambda path: (path.name == last, path.name))
+        for path in files:
+            _sync(path)
+        (folder / last).unlink(missing_ok=True)
+        for path in files:
+            path.replace(folder / path.name)
+        _sync(folder)
 
 
 def _exchange(beside: Path, target: Path) -> None:

@@ -285,7 +285,7 @@ def test_other_text_only_sentences_are_another_healing(tiny, sparse, tmp_path):
 def test_unfinished_files_are_removed(tiny, sparse, tmp_path):
     plan = dataclasses.replace(QUICK, steps=2)
     stopped_at(1, sparse, tiny, tmp_path, plan)
-    for name in (".checkpoint-00000009.safetensors.abc", ".best.safetensors.abc", "mine"):
+    for name in (".checkpoint-00000009.safetensors.abcd1234.part", "mine"):
         (tmp_path / "checkpoints" / name).write_text("half")
     heal(sparse, tiny, plan, data=DATA, run=HealRun(tmp_path, resume=True))
     names = [path.name for path in (tmp_path / "checkpoints").iterdir()]

@@ -76,6 +76,8 @@ class LoopbackHub:
     commits: list[dict] = field(default_factory=list)
     """Header, added and deleted files of each commit that was made."""
     before_commit: Callable[[], None] | None = None
+    cut: Callable[[BaseHTTPRequestHandler], bool] | None = None
+    """Called with each request; whether it is as good as answered then."""
     xet: LoopbackXet | None = None
     """Storage in chunks; where there is none, large files are put whole."""
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
@@ -148,6 +150,9 @@ class _Handler(PushCalls, BaseHTTPRequestHandler):
         self.hub.requests.append(
             (self.command, path, {key.lower(): value for key, value in self.headers.items()})
         )
+        if self.hub.cut and self.hub.cut(self):
+            self.close_connection = True
+            return None
         with self.hub.lock:
             fault = next(
                 (

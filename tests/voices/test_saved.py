@@ -19,7 +19,7 @@ from transformers import VitsModel
 
 from tests.nearly import nearly
 from tests.voices.hf_factory import SMALL, edit_json, make_checkpoint
-from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice, speak
+from vits_prune import InputError, PruneSpec, files, load_voice, prune, save_voice, speak
 from vits_prune.voices import saved
 from vits_prune.voices.architecture import PiperVitsConfig, PiperVitsModel, fold_and_cut
 from vits_prune.voices.manifest import MARK, SAVE_VERSION, SAVED_FILE
@@ -215,6 +215,7 @@ def test_a_rename_that_fails_keeps_the_voice_that_was_there(tiny, tmp_path, monk
         return replace(source, destination)
 
     monkeypatch.setattr(Path, "replace", fails)
+    monkeypatch.setattr(files, "_swapped", lambda *_: False)
     refused(lambda: save_voice(tiny, target), "Permission denied")
     assert contents(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]

@@ -19,6 +19,7 @@ from vits_prune.cli.options import (
 )
 from vits_prune.cli.terminal import ProgressLine, print_left_out
 from vits_prune.errors import InputError
+from vits_prune.files import names_in
 from vits_prune.healing import (
     HealData,
     HealPlan,
@@ -224,8 +225,8 @@ def _recordings(options: Namespace, plan: HealPlan, voice: Voice) -> Sequence[An
 
 def _check_work(work: Path, options: Namespace) -> None:
     """Raise InputError if the working folder cannot be used."""
-    there = {path.name for path in work.iterdir()} if work.is_dir() else set()
-    known = {"lessons", "checkpoints", _CURVE, "curve.svg", ".curve.csv.part"}
+    there = names_in(work)
+    known = {"lessons", "checkpoints", _CURVE, "curve.svg"}
     known |= {f"step-{number}" for number in range(1, 100)}
     wrong = ""
     if work.exists() and not work.is_dir():

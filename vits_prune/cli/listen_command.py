@@ -8,6 +8,7 @@ from typing import Any
 
 from vits_prune.cli.options import typed_path
 from vits_prune.cli.terminal import ProgressLine, print_left_out, print_table, writing
+from vits_prune.files import replaced_files
 from vits_prune.measure.predictors import FAMILIES, absent, deaf_words
 from vits_prune.study.listening import Hearing
 from vits_prune.study.listening_predictors import (
@@ -57,16 +58,15 @@ def _listen(options: Namespace) -> None:
     compared = [] if options.no_predictors else _agreements(trials)
     if options.out is None:
         return
-    with writing(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_trials(trials, options.out / "merged.csv")
+    with writing(options.out), replaced_files(options.out, last="merged.csv") as new:
+        write_trials(trials, new / "merged.csv")
         written = ["merged.csv"]
         if any(one.conditions for one in compared):
-            write_agreements(compared, options.out / "predictors.csv")
+            write_agreements(compared, new / "predictors.csv")
             written.append("predictors.csv")
         if any(group.kind == "abx" for group in groups):
             figure = listening_figure(groups)
-            written += [path.name for path in save_figure(figure, options.out, "listening")]
+            written += [path.name for path in save_figure(figure, new, "listening")]
     print(f"Written to {options.out}: {', '.join(written)} ({len(trials)} trials)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -13,6 +14,8 @@ from vits_prune.errors import InputError
 from vits_prune.interrupt import STOPPED, clean_interrupts
 from vits_prune.memory import keep_freed_memory
 from vits_prune.ship import bench
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            what = f"A file could not be written ({error.strerror}): free some space"
+            print(f"{parser.prog}: {what}, or set TMPDIR to another disk.", file=sys.stderr)
+            return 2
         print(f"{parser.prog}: {type(error).__name__}: {error}", file=sys.stderr)
         if options.traceback:
             raise

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import tempfile
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from vits_prune.cli.terminal import (
     writing,
 )
 from vits_prune.errors import InputError
-from vits_prune.files import write_json
+from vits_prune.files import names_in, replaced_files, replaced_folder, write_json
 from vits_prune.kernels import KERNELS
 from vits_prune.measure import measure_sparsity
 from vits_prune.measure.cost import count_macs
@@ -47,7 +46,6 @@ from vits_prune.study.knee import (
 )
 from vits_prune.synthesis.speak import Delivery, checked_seed, checked_text, write_wav
 from vits_prune.synthesis.texts import load_texts
-from vits_prune.voices.manifest import SAVED_FILE
 from vits_prune.voices.voice import Voice
 
 if TYPE_CHECKING:
@@ -129,13 +127,12 @@ def _compare(options: Namespace) -> None:
     with ProgressLine() as progress:
         comparison = compare(voice, pruned, text, seed, progress=progress, **how)
     tables, report = comparison.tables(), comparison.report()
-    with writing(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_wav(comparison.original, options.out / "original.wav")
-        write_wav(comparison.pruned, options.out / "pruned.wav")
+    with writing(options.out), replaced_files(options.out, last="report.json") as new:
+        write_wav(comparison.original, new / "original.wav")
+        write_wav(comparison.pruned, new / "pruned.wav")
         for name, table in tables.items():
-            table.to_csv(options.out / f"{name}.csv", index=False)
-        write_json(options.out / "report.json", report)
+            table.to_csv(new / f"{name}.csv", index=False)
+        write_json(new / "report.json", report)
     print(comparison)
     written = ["original.wav", "pruned.wav", "report.json", *(f"{name}.csv" for name in tables)]
     print(f"\nWritten to {options.out}: {', '.join(written)}")
@@ -177,9 +174,10 @@ def _prune(options: Namespace) -> None:
     spec = spec_of(options)
     if (options.keep_steps or options.until_knee) and len(spec.schedule_amounts()) < 2:
         raise InputError("--keep-steps and --until-knee are for gradual pruning: give --steps 4.")
+    steps = {f"step-{number}" for number in range(1, 1 + len(spec.schedule_amounts()))}
     if not options.keep_steps:
         check_save_place(options.out)
-    elif options.out.is_file() or (options.out.is_dir() and any(options.out.iterdir())):
+    elif options.out.is_file() or not names_in(options.out) <= steps:  # steps of a run cut off
         raise InputError(f"{options.out} is not empty: give the name of a new or empty folder.")
     pruned = voice = load(options)
 
@@ -195,7 +193,7 @@ def _prune(options: Namespace) -> None:
             for number, (_, pruned) in enumerate(prune_steps(voice, spec, progress=progress), 1):
                 keep(number, pruned)
     if options.keep_steps:
-        _save_into(pruned, options.out)
+        _save_with_steps(pruned, options.out)
     else:
         save_voice(pruned, options.out)
     before, after = (sum(p.numel() for p in one.model.parameters()) for one in (voice, pruned))
@@ -244,14 +242,17 @@ def _until_knee(
     return found.voice
 
 
-def _save_into(voice: Voice, folder: Path) -> None:
-    """Save into a folder that holds the steps already: file by file, the manifest last."""
+def _save_with_steps(voice: Voice, folder: Path) -> None:
+    """Save into a folder that holds the steps already, whole or not at all."""
     from vits_prune.voices.saved import save_voice
 
-    with tempfile.TemporaryDirectory(prefix=".final.", dir=folder) as beside:
-        saved = save_voice(voice, Path(beside) / "voice")
-        for path in sorted(saved.iterdir(), key=lambda path: path.name == SAVED_FILE):
-            os.replace(path, folder / path.name)
+    with writing(folder), replaced_folder(folder) as new:
+        saved = save_voice(voice, new / "voice")
+        for path in saved.iterdir():
+            path.replace(new / path.name)
+        saved.rmdir()
+        for step in names_in(folder):
+            shutil.copytree(folder / step, new / step)
 
 
 def _budget(options: Namespace) -> None:

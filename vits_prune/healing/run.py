@@ -234,7 +234,6 @@ class _Healing:
             if self._written:
                 if found is None:
                     self._written.clear()
-                self._written.tidy()
                 self._speech.tidy()
             yield
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.files import replaced_file, write_file
+from vits_prune.files import names_in, replaced_file, write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,6 @@ _MAX_BYTES = 8 << 30
 _MAX_FACTS = 1 << 20
 _BEST, _SCORED = "best.safetensors", "scored.safetensors"
 _NAME = re.compile(r"checkpoint-\d{8}\.safetensors$")
-_UNFINISHED = re.compile(r"\.(checkpoint-\d{8}|best|scored)\.safetensors\.")
 MAX_DRAWN_ROWS = 2_000
 """Of a picture, which shows no more."""
 _COLOURS = ("#2f7ed8", "#e4572e", "#2a9d6f", "#8d6cc9", "#c98a00", "#d6478f", "#5f6b7a")
@@ -202,14 +201,9 @@ class Checkpoints:
         """Remove what an earlier healing left."""
         _remove(*self._paths(), self.folder / _BEST, self.folder / _SCORED)
 
-    def tidy(self) -> None:
-        """Remove files that were never finished."""
-        _remove(*self._paths(_UNFINISHED))
-
-    def _paths(self, name: re.Pattern[str] = _NAME) -> list[Path]:
-        """Return files by the pattern of their names: the checkpoints, oldest first."""
-        paths = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(path for path in paths if name.match(path.name))
+    def _paths(self) -> list[Path]:
+        """Return the checkpoints, oldest first."""
+        return [self.folder / name for name in sorted(filter(_NAME.match, names_in(self.folder)))]
 
 
 def _remove(*paths: Path) -> None:
@@ -349,8 +343,8 @@ def save_curve(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> Non
 
     figure = curve_figure(rows, title)
     try:
-        with matplotlib.rc_context({"svg.hashsalt": "vits_prune"}):
-            figure.savefig(path, metadata={"Date": None})
+        with matplotlib.rc_context({"svg.hashsalt": "vits_prune"}), replaced_file(path) as beside:
+            figure.savefig(beside, format="svg", metadata={"Date": None})
     except OSError as error:
         raise not_written(path, error) from error
 

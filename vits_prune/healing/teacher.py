@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -230,15 +229,12 @@ class TeacherSpeech:
         return self._made[:count] if count < len(self._made) else self._made
 
     def tidy(self) -> None:
-        """Remove other teachers' files and those that were never finished."""
+        """Remove other teachers' files."""
         if self._folder is None or not self._folder.is_dir():
             return
         for path in self._folder.iterdir():
             if _FOLDER.fullmatch(path.name) and path.is_dir() and path.name != self.digest:
                 shutil.rmtree(path, ignore_errors=True)
-        for path in (self._folder / self.digest).glob(".lessons-*"):
-            with contextlib.suppress(OSError):
-                path.unlink()
 
     def _add(self, shard: int) -> None:
         numbers = range(shard * SHARD, min((shard + 1) * SHARD, len(self.sentences)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -97,7 +100,7 @@ class Size:
 
 
 def measure_size(voice: Voice) -> Size:
-    """Write a voice in each format, read off the sizes, remove the files."""
+    """Write a voice in each format, read off the sizes, remove the files; OSError if they fail."""
     voice = without_masks(voice)
     held = dict(voice.model.named_parameters())
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in held.items()}
@@ -105,8 +108,11 @@ def measure_size(voice: Voice) -> Size:
     with tempfile.TemporaryDirectory(prefix="vits_prune-size-") as name:
         folder = Path(name)
         sparse = (folder / "sparse.safetensors").write_bytes(encode(tensors))
-        save_file(tensors, folder / "fp32.safetensors")
-        save_file(halves, folder / "fp16.safetensors")
+        try:
+            save_file(tensors, folder / "fp32.safetensors")
+            save_file(halves, folder / "fp16.safetensors")
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         dense, half = ((folder / f"{kind}.safetensors").stat().st_size for kind in ("fp32", "fp16"))
     return Size(
         parameters=sum(t.numel() for t in tensors.values()),

@@ -185,10 +185,7 @@ def _speak(
                 (folder / SAMPLES).mkdir(exist_ok=True)
                 files[which] = f"{SAMPLES}/{number}-{which}.wav"
                 speech = speak(one, text, seed)
-                try:
-                    write_wav(speech, folder / f"{files[which]}")
-                except RuntimeError as error:  # how libsndfile reports a full disk
-                    raise OSError(str(error)) from error
+                write_wav(speech, folder / f"{files[which]}")
         found.append(Sample(text, str(files["pruned"]), files["original"]))
     return tuple(found)
 

@@ -21,6 +21,7 @@ import torch
 
 from vits_prune.caches import Bounded, Scratch
 from vits_prune.errors import InputError
+from vits_prune.files import replaced_folder
 from vits_prune.kernels import packed_bytes, ready
 from vits_prune.measure import Size, Sparsity, measure_size, measure_sparsity
 from vits_prune.progress import SILENT, Progress
@@ -211,11 +212,13 @@ class Workbench:
         digest = _digest(model, config)
         folder = self._folder / digest
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=self._folder) as copy:
-                shutil.copyfile(model, Path(copy) / "voice.onnx")
-                shutil.copyfile(config, Path(copy) / "voice.onnx.json")
-                with contextlib.suppress(OSError):  # another visitor was faster
-                    shutil.copytree(copy, folder)
+            try:
+                with replaced_folder(folder) as copy:
+                    shutil.copyfile(model, copy / "voice.onnx")
+                    shutil.copyfile(config, copy / "voice.onnx.json")
+            except OSError as error:
+                what = f"This server could not keep the files ({error.strerror or error})"
+                raise InputError(f"{what}: try again later.") from error
         reference = _UPLOAD + digest
         try:
             voice = self.voice(reference)

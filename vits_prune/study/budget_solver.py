@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from vits_prune.errors import InputError
-from vits_prune.files import write_file, write_json
+from vits_prune.files import names_in, replaced_folder, write_file, write_json
 from vits_prune.kernels import engine_of
 from vits_prune.measure.cost import macs_per_weight
 from vits_prune.measure.quality import METRICS, Interval
@@ -368,36 +368,37 @@ def dense_megabytes(voice: Voice) -> float:
 
 def check_empty(folder: Path) -> None:
     """Raise InputError if a folder holds something, or is a file."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if names_in(folder) or (folder.exists() and not folder.is_dir()):
         raise InputError(f"{folder} is not empty: give a folder that is new or empty.")
 
 
 def save_solution(solution: Solution, folder: Path) -> list[Path]:
     """Write the voice, its sparse file if that is smaller, budget.json, tried.csv and the chart.
 
-    Return what was written.
+    The folder appears whole or not at all. Return what was written.
 
     Raises:
         InputError: the disk does not take them, or the folder is not empty.
     """
     check_empty(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [save_voice(solution.voice, folder / "voice")]
-        if solution.chosen.file == "sparse":
-            weights = solution.voice.model.named_parameters()
-            written.append(folder / "voice.sparse.safetensors")
-            written[-1].write_bytes(encode({name: tensor.float() for name, tensor in weights}))
-        write_json(folder / "budget.json", plain(solution.to_dict()))
-        budget, chosen = solution.budget, solution.chosen
-        rows = [{**plain(one.to_row(budget)), "chosen": one is chosen} for one in solution.tried]
-        write_file(folder / "tried.csv", csv_of(rows))
-        written += [folder / "budget.json", folder / "tried.csv"]
-        written += save_figure(pareto_figure(solution), folder, "pareto")
+        with replaced_folder(folder) as new:
+            written = [save_voice(solution.voice, new / "voice")]
+            if solution.chosen.file == "sparse":
+                weights = solution.voice.model.named_parameters()
+                written.append(new / "voice.sparse.safetensors")
+                written[-1].write_bytes(encode({name: tensor.float() for name, tensor in weights}))
+            write_json(new / "budget.json", plain(solution.to_dict()))
+            budget, chosen = solution.budget, solution.chosen
+            tried = solution.tried
+            rows = [{**plain(one.to_row(budget)), "chosen": one is chosen} for one in tried]
+            write_file(new / "tried.csv", csv_of(rows))
+            written += [new / "budget.json", new / "tried.csv"]
+            written += save_figure(pareto_figure(solution), new, "pareto")
     except OSError as error:
         words = f"The files could not be written to {folder}: {error.strerror or error}."
         raise InputError(words) from error
-    return written
+    return [folder / path.name for path in written]
 
 
 def _quality(

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vits_prune.errors import InputError
+from vits_prune.files import replaced_file
 from vits_prune.measure.quality import METRICS, Metric
 from vits_prune.study.budget import Solution
 from vits_prune.study.knee import LIMITS, Limit, last_before
@@ -176,8 +177,10 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as SVG and as PNG, the same bytes for the same figure; return the files."""
     svg, png = folder / f"{name}.svg", folder / f"{name}.png"
     with matplotlib.rc_context({"svg.hashsalt": "vits_prune"}):
-        figure.savefig(svg, metadata={"Date": None})
-        figure.savefig(png)
+        with replaced_file(svg) as beside:
+            figure.savefig(beside, format="svg", metadata={"Date": None})
+        with replaced_file(png) as beside:
+            figure.savefig(beside, format="png")
     return [svg, png]
 
 

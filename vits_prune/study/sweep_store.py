@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from vits_prune.errors import DamagedFileError, InputError
-from vits_prune.files import Manifest, expanded, write_file
+from vits_prune.files import Manifest, expanded, names_in, write_file
 from vits_prune.study.signature import check_comparable
 from vits_prune.study.sweep_grid import Point
 
@@ -107,9 +107,8 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         if holds_sweep(self.folder):
             return
-        for path in self.folder.iterdir():
-            # A kill at the very start leaves an empty file or a temporary one.
-            if not path.name.startswith(".sweep.") and (path.is_dir() or path.stat().st_size):
+        for path in map(self.folder.joinpath, names_in(self.folder)):
+            if path.is_dir() or path.stat().st_size:  # a kill at the very start leaves it empty
                 raise InputError(f"{self.folder} holds something else: give a new or empty folder.")
 
     def _agree(self, manifest: Mapping[str, Any]) -> dict[str, Any]:

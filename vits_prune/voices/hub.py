@@ -5,6 +5,7 @@ Only the files that a voice needs, checked for kind and size before they are fet
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -148,7 +149,12 @@ class _Download:
 
         self.received.setdefault(file, 0)
         options = {"endpoint": constants.ENDPOINT, "tqdm_class": self._bar_of(file), **self.access}
-        path = hf_hub_download(self.repo_id, file, revision=revision or self.commit, **options)
+        revision = revision or self.commit
+        path = hf_hub_download(self.repo_id, file, revision=revision, **options)
+        if os.path.getsize(path) != self.sizes[file]:  # a lost power line left a part in the cache
+            self.received[file] = 0
+            options["force_download"] = True
+            path = hf_hub_download(self.repo_id, file, revision=revision, **options)
         self._count(file, self.sizes[file] - self.received[file])
         return Path(path)
 
