@@ -11,7 +11,7 @@ speed from text to waveform, best kernels against the original's best, in one pr
 "original" is the original itself: the spread of its speed is what the machine adds.
 
 Every rung becomes a row of frontier.csv in --out at once. A rung that is there is not measured
-again, so a long run can be done in pieces; `--rungs` without names only draws frontier.png anew.
+again, so a long run can be done in pieces; `--rungs` without names only draws frontier.svg anew.
 The lines are the Pareto fronts: no other voice is both faster (or smaller) and better.
 """
 
@@ -102,7 +102,7 @@ def main() -> None:
         table = pd.DataFrame([*table.to_dict("records"), row])
         write_file(path, table.to_csv(index=False))
         print(pd.Series(row).drop("signature").to_string(), "\n", flush=True)
-    draw(table.dropna(subset=[QUALITY]), options.out / "frontier.png")
+    draw(table.dropna(subset=[QUALITY]), options.out / "frontier.svg")
 
 
 def measured(
@@ -160,7 +160,12 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def draw_panel(axis: Axes, table: pd.DataFrame, column: str, better: int) -> None:
     """Draw every row with its intervals, and the front with the names of its rungs."""
-    groups = table["rung"].str.rpartition(" ")[0].where(lambda one: one != "", table["rung"])
+    groups = (
+        table["rung"]
+        .str.rpartition(" ")[0]
+        .where(lambda one: one != "", table["rung"])
+        .str.rstrip(",")
+    )
     for number, (group, rows) in enumerate(table.groupby(groups, sort=False)):
         look = {"color": COLOURS[number % len(COLOURS)], "label": group, "markersize": 5}
         look["marker"] = MARKERS[number // len(COLOURS) % len(MARKERS)]
