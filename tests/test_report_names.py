@@ -138,6 +138,7 @@ def test_a_size_of_whisper_is_a_size_whatever_lies_in_the_folder(tmp_path, monke
     Path("small").mkdir()  # as README's `--out small` makes it
     monkeypatch.setattr(faster_whisper, "download_model", lambda size: f"models/{size}")
     monkeypatch.setattr(faster_whisper, "WhisperModel", lambda where, **_: asked.append(where))
+    monkeypatch.setattr(recognition, "_transcribe", lambda *_: "one")  # loading tries it
     recognition._load("small", "cpu", "int8", 1)
     assert asked == ["models/small"]
 

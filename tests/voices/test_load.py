@@ -81,7 +81,7 @@ def test_a_hub_id(asked):
 NOTHING = [
     *("", "   ", "\n", None, 3, b"joe", ["joe"], "./nothing", "/nothing", "~/nothing-here"),
     *("nothing.onnx", "nothing/", "..\\nothing", "a\0b", "x" * 5_000, "x/" * 3_000, "a/b/c/d"),
-    *("no such voice", "Joe", "joe\n", "~nobody-of-this-name/voice", "../../etc/passwd"),
+    *("no such voice", "Joe", "~nobody-of-this-name/voice", "../../etc/passwd"),
 ]
 
 

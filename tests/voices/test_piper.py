@@ -563,7 +563,7 @@ def test_onnx_that_is_not_a_voice(copy: Path):
         onnx.helper.make_model(onnx.helper.make_graph([node], "relu", values[:1], values[1:])),
         str(copy),
     )
-    assert_refused(copy, "it has no table of phoneme embeddings, give the .onnx of a Piper")
+    assert_refused(copy, "it asks for 'x', which no Piper voice does, give the .onnx of a Piper")
 
 
 def test_weights_in_other_files_are_never_read(copy: Path):

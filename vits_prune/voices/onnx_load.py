@@ -206,7 +206,8 @@ def _sampling_rate(settings: Mapping[str, Any], shown: str) -> int:
 
 def _scales(settings: Mapping[str, Any], shown: str) -> dict[str, float]:
     """Return noise_scale, length_scale and noise_w."""
-    given = settings.get("inference") or {}
+    given = settings.get("inference")
+    given = {} if given is None else given
     if not isinstance(given, dict):
         raise InputError(f"{shown} has an inference entry that is not an object: {AS_PUBLISHED}")
     scales = {key: given.get(key, default) for key, (default, _, _) in _SCALES.items()}
