@@ -83,6 +83,7 @@ def test_the_library_knows_the_home_folder(home, tiny, tmp_path):
     assert type(piper.tokenizer).load("~/tokens").symbols == piper.tokenizer.symbols
     with pytest.raises(InputError, match="no home folder '~nobody-here'"):
         expanded("~nobody-here/x")
+    assert expanded(expanded("./~nobody-here/x")) == Path.cwd() / "~nobody-here" / "x"
     with pytest.raises(SystemExit):
         main(["prune", "--voice", "joe", "--out=~nobody-here/x"])
 

@@ -31,6 +31,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     """
     found = Path(os.path.expanduser(path))
     if found.parts[:1] and found.parts[0].startswith("~"):
+        if not os.fspath(path).startswith("~"):
+            return found.absolute()  # a Path forgets the ./ of ./~x
         advice = f"write the whole path, or ./{found.parts[0]} for a folder here"
         raise InputError(f"There is no home folder {found.parts[0][:100]!r}: {advice}.")
     return found
