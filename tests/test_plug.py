@@ -6,8 +6,11 @@ same command again ends with the same result, and nothing is left of the run tha
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,9 +22,15 @@ import pytest
 
 from tests.plug import KINDS, Plug, forked, hidden, temporary
 from tests.study.conftest import CHEAP, TEXTS, numbers
+from tests.study.test_budget import candidate
 from tests.voices.hf_factory import make_checkpoint
-from vits_prune import InputError, load_voice
+from vits_prune import InputError, PruneSpec, load_voice, prune, save_voice
 from vits_prune.cli.main import main
+from vits_prune.kernels import store
+from vits_prune.ship.formats import export_voice
+from vits_prune.studio.workbench import Workbench
+from vits_prune.study.budget import Budget, Solution
+from vits_prune.study.budget_solver import save_solution
 from vits_prune.study.sweep import run_sweep
 from vits_prune.study.sweep_grid import Grid
 from vits_prune.voices.manifest import SAVED_FILE
@@ -146,6 +155,16 @@ def prune_over_case(voice: Path) -> Case:
     return Case(pruning(voice, 0.5), voice_in, before=pruning(voice, 0.3))
 
 
+def save_case(voice: Path) -> Case:
+    def save(amount, form):
+        pruned = prune(load_voice(voice), PruneSpec(amount=amount))
+        return lambda root: save_voice(pruned, root / "out", form, "fp16") and None
+
+    return Case(
+        lambda root: ends(lambda: save(0.5, "sparse")(root)), voice_in, before=save(0.3, "dense")
+    )
+
+
 def steps_case(voice: Path) -> Case:
     """Gradual pruning, of which every step that is reported is there."""
 
@@ -163,6 +182,53 @@ def steps_case(voice: Path) -> Case:
             assert load_voice(root / "out" / f"step-{step}")
 
     return Case(run, seen, between=lambda there, new: there.items() <= new.items(), kept=kept)
+
+
+def export_case(voice: Path, format: str) -> Case:
+    def run(root, precision="fp16"):
+        given = ["--format", format, "--precision", precision, "--no-measure"]
+        return typed("export", "--voice", voice, *given, "--out", root / "out")
+
+    return Case(run, voice_in, before=lambda root: run(root, "fp32"))
+
+
+def compare_case(voice: Path) -> Case:
+    def run(root, amount=0.5):
+        given = ["--amount", amount, "--runs", 1, "--text", "hi", "--out", root / "out"]
+        return typed("compare", "--voice", voice, *given)
+
+    def seen(root):
+        report, out = root / "out" / "report.json", root / "out"
+        if not report.exists():
+            return None
+        spec = json.loads(report.read_text())["recipe"]
+        return {"spec": spec, **{k: v for k, v in tree(out).items() if k.endswith(".wav")}}
+
+    nothing = lambda there, new: there is None  # noqa: E731
+    return Case(run, seen, before=lambda root: run(root, 0.3), between=nothing)
+
+
+def sweep_case(voice: Path) -> Case:
+    def run(root):
+        given = ["--text-file", root / "texts.txt", "--metrics", "rhythm", "--noise-seeds", 0]
+        given += ["--amount", "0,0.4", "--out", root / "out"]
+        return typed("sweep", "--voice", voice, *given)
+
+    def before(root):
+        (root / "texts.txt").write_text("\n".join(TEXTS))
+
+    def seen(root):
+        table = root / "out" / "sweep.csv"
+        lines = table.read_text().splitlines(keepends=True) if table.exists() else []
+        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+        pictures = {k: v for k, v in tree(root / "out").items() if k.endswith((".svg", ".png"))}
+        return {"rows": numbers(rows), **pictures}
+
+    def between(there, new):
+        rows = new["rows"][: len(there["rows"])]
+        return there["rows"] == rows and {**new, **there, "rows": new["rows"]} == new
+
+    return Case(run, seen, before=before, between=between)
 
 
 def reported_case(voice: Path) -> Case:
@@ -189,12 +255,92 @@ def reported_case(voice: Path) -> Case:
     return Case(run, seen, between=lambda there, new: there == new[: len(there)], kept=kept)
 
 
+def heal_case(voice: Path) -> Case:
+    def before(root):
+        save_voice(prune(load_voice(voice), PruneSpec(amount=0.5)), root / "small")
+        (root / "texts.txt").write_text("\n".join(TEXTS * 2))
+
+    def run(root):
+        given = ["--lessons", 4, "--batch", 1, "--segment", 8, "--evaluations", 0, "--steps", 4]
+        given += ["--checkpoint-every", 2, "--texts", root / "texts.txt"]
+        begun = any((root / "out-healing").rglob("checkpoint-*.safetensors"))
+        more = ["--resume"] if begun else []
+        source = ["--voice", voice, "--pruned", root / "small"]
+        return typed("heal", *source, *given, *more, "--out", root / "out")
+
+    def seen(root):
+        out = root / "out"
+        tensors = load_voice(out).model.state_dict() if out.exists() else {}
+        return {name: tensor.sum().item() for name, tensor in tensors.items()}
+
+    return Case(run, seen, before=before)
+
+
+def kernels_case(_voice: Path) -> Case:
+    def keep(root, key):
+        os.environ["XDG_CACHE_HOME"] = str(root)
+        store.keep(key, store.Times(1.0, 0.5, 0.5, 0.1, 0.1))
+
+    def run(root):
+        keep(root, "second")
+        return 0 if "second" in seen(root) else 2
+
+    def seen(root):
+        return sorted(store._read(root / "vits_prune" / "kernels.json"))
+
+    return Case(run, seen, before=lambda root: keep(root, "first"))
+
+
+def upload_case(voice: Path) -> Case:
+    """A visitor's voice on a server that keeps what was uploaded."""
+
+    def before(root):
+        export_voice(load_voice(voice), root / "piper", "piper")
+        (root / "kept").mkdir()
+
+    def run(root):
+        (model,) = (root / "piper").glob("*.onnx")
+        kept = root / "kept"
+        return ends(lambda: Workbench(folder=kept).keep_upload(model, Path(f"{model}.json")))
+
+    def seen(root):
+        kept = [path for path in root.glob("kept/*") if len(path.name) == 64]
+        return [load_voice(path / "voice.onnx") and tree(path) for path in kept]
+
+    return Case(run, seen, before=before)
+
+
+def budget_case(voice: Path) -> Case:
+    small = prune(load_voice(voice), PruneSpec(amount=0.8))
+
+    def run(root):
+        chosen = dataclasses.replace(candidate(stage="verified"), file="sparse")
+        limits = Budget(20, 0.5)
+        found = Solution("tiny", limits, chosen, True, (), (chosen,), small, (1, 1), 0.0)
+        return ends(lambda: save_solution(found, root / "out"))
+
+    def seen(root):
+        out = root / "out"
+        return load_voice(out / "voice") and tree(out) if out.exists() else None
+
+    return Case(run, seen)
+
+
 CASES = {
     "prune": prune_case,
     "prune over": prune_over_case,
+    "save": save_case,
     "prune --keep-steps": steps_case,
-    "sweep": reported_case,
-}
+    **{f"export {one}": lambda voice, one=one: export_case(voice, one)
+       for one in ("dense", "sparse", "onnx", "piper")},
+    "compare": compare_case,
+    "sweep": sweep_case,
+    "sweep, reported": reported_case,
+    "heal": heal_case,
+    "kernel times": kernels_case,
+    "upload": upload_case,
+    "budget": budget_case,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +349,7 @@ def plain_folder(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("voice") / "tiny", stochastic=False)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("prune over", "power"), ("sweep", "power")])
+@pytest.mark.parametrize(("name", "kind"), [("prune over", "power"), ("sweep, reported", "full")])
 def test_at_some_writes(name, kind, plain_folder, tmp_path):
     assert pull(CASES[name](plain_folder), tmp_path, kind, every=15) > 1
 

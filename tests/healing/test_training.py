@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.healing.conftest import QUICK, TEXTS
+from tests.healing.conftest import QUICK, SMALLER, TEXTS
 from tests.pruning.conftest import KINDS
 from tests.voices.hf_factory import make_checkpoint
 from vits_prune import PruneSpec, load_voice, prune
@@ -65,6 +65,20 @@ def test_every_weight_that_may_learn_does(tiny):
         "flow",
         "decoder",
     }
+
+
+@pytest.mark.parametrize(
+    ("spec", "share"),
+    [(PruneSpec(amount=0.5, scope="local"), 0.5), (PruneSpec("structured", shape=SMALLER), 2.0)],
+    ids=["zeros", "narrow"],
+)
+def test_a_decoder_with_zeros_takes_smaller_steps_than_a_narrow_one(tiny, spec, share):
+    training = training_of(prune(tiny, spec), tiny)
+    bias = training.weights["decoder.conv_pre.bias"]  # AdamW's in both
+    before = bias.detach().clone()
+    training.step(batches(tiny, 1)[0], 0.0)
+    moved = (bias.detach() - before).abs().max()
+    assert float(moved) == pytest.approx(share * QUICK.learning_rate, rel=0.02)
 
 
 def test_a_loss_that_is_no_number_changes_nothing(tiny, sparse):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 import numpy as np
@@ -225,8 +226,10 @@ def test_three_tables_are_in_sight_with_the_numbers_of_the_library(opened, joe, 
     assert "no smaller" in found["size"][0]
     expect(opened.locator("#latency")).to_contain_text("× the speed (run by run")
     words = opened.locator("#stage .words")
-    for part in ("30% of the weights are zero", "file stays", "the speed", "The sound moved"):
+    for part in ("30% of the weights are zero", "file stays", "The sound moved"):
         expect(words).to_contain_text(part)
+    speed = re.compile(r"[Nn]ot faster|slower|times as fast|the speed")  # as measured just now
+    expect(words).to_have_text(speed)
 
 
 def test_the_code_does_what_the_page_shows(opened):
