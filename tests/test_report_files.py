@@ -55,9 +55,10 @@ def test_a_text_that_begins_with_a_hyphen(tiny_folder, tmp_path, capsys):
     assert "is written so: --text=-hello" in capsys.readouterr().err
 
 
-def test_a_reader_that_goes_away_is_no_traceback(tiny_folder):
+@pytest.mark.parametrize("typed", ["layers --voice {}", "--help", "prune --help"])
+def test_a_reader_that_goes_away_is_no_traceback(tiny_folder, typed):
     words = "import sys; from vits_prune.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    program = [sys.executable, "-u", "-c", words, "layers", "--voice", str(tiny_folder)]
+    program = [sys.executable, "-c", words, *typed.format(tiny_folder).split()]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     error = process.stderr.read().decode()

@@ -146,7 +146,7 @@ class WaitingLine:
         told = -math.inf
         while place := self._place(mine):
             progress.raise_if_cancelled()
-            if time.monotonic() - told >= _TELL_SECONDS:
+            if time.monotonic() - told >= _TELL_SECONDS * max(1.0, place / 10):
                 told = time.monotonic()
                 progress.report(f"{message}: place {place}{self._expected(place)}", 0.0)
             with self._moved:

@@ -80,6 +80,7 @@ def test_calibration_texts_from_a_file(tmp_path):
 BAD = [
     "--method magnitude --decoder-width 0.5",
     "--method structured --decoder-width 0",
+    "--multiple 4",
     "--method structured --branches 0",
     "--pattern 4:2",
     "--pattern two",

@@ -63,7 +63,7 @@ class Heard:
     places: list[int] = field(default_factory=list)
     """In the queue, as the server said them: 0 is the next."""
     said: list[str] = field(default_factory=list)
-    """What stood on the status line meanwhile."""
+    """What stood on the status line until the first sound."""
     begun: float | None = None
     first_sound: float | None = None
     sound: bytes = b""
@@ -99,6 +99,7 @@ class Visitor:
         self._running: dict[str, int] = {}
         self._listening: asyncio.Task[None] | None = None
         self._heard: Heard | None = None
+        self._spoken: str | None = None
         # A connection that rested may be closed by the server just when it is used again.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._http = httpx.AsyncClient(base_url=site.url, timeout=None, limits=limits)
@@ -143,6 +144,8 @@ class Visitor:
         if self._heard and not self._heard.over.done():
             await self.press("end")
             await asyncio.wait({self._heard.over})
+        if self["text"] != self._spoken:
+            self._spoken, self["stage"] = self["text"], None  # else the row before is taken for it
         self["ticket"] = ("p" if play else "q") + uuid.uuid4().hex
         heard = self._heard = Heard(float(self["amount"]))
         heard.over = self._begin(self._chain(heard, pressed, measure))
@@ -226,7 +229,8 @@ class Visitor:
                 )
                 self._take(event, outputs)
                 if heard:
-                    heard.said.append(str(self["status"]))
+                    if heard.first_sound is None:
+                        heard.said.append(str(self["status"]))
                     await self._listen_to(heard, pressed)
             elif one["msg"] == "process_completed":
                 del self._news[event_id], self._running[event_id]
@@ -264,6 +268,12 @@ class Visitor:
                 pass
 
     async def _listen(self) -> None:
+        """Read what the server says until no run is left: it may close just as one begins."""
+        await self._read()
+        while self._news:
+            await self._read()
+
+    async def _read(self) -> None:
         where = {"session_hash": self.session}
         async with self._http.stream("GET", f"{_API}/queue/data", params=where) as lines:
             async for line in lines.aiter_lines():

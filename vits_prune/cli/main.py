@@ -36,9 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # for terminals that lack a character
-    options = parser.parse_args(arguments)
+    options = argparse.Namespace(traceback=False)
     try:
         with clean_interrupts():
+            try:
+                options = parser.parse_args(arguments)
+            finally:  # --help leaves by SystemExit
+                print(end="", flush=True)
             options.run(options)
             print(end="", flush=True)
     except InputError as error:

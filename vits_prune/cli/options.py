@@ -215,6 +215,9 @@ def spec_of(options: Namespace) -> PruneSpec:
         idle = [name for name in ("amount", "parts") if name in fields]
         if idle:
             raise InputError(f"Levers such as --decoder-width replace --{idle[0]}: leave out one.")
+        if list(levers) == ["multiple"]:
+            what = "--multiple rounds what other levers leave"
+            raise InputError(f"{what}: give one, such as --decoder-width 0.5.")
         fields["shape"] = Shape(**levers)
     if levers or "importance" in fields:
         method = METHODS.get(fields.setdefault("method", "structured"))

@@ -271,11 +271,12 @@ def latency(evidence: Evidence) -> str:
     runs, threads = (_plain(_number(found, name)) or "?" for name in ("runs", "threads"))
     speed = _spread(_inside(found, "speed_up"), 1.0) or "?"
     device = text(found.get("device", "?"), 60)
+    where = f"{device}, {threads} thread{'s' * (threads != '1')}"
     words = (
-        f"One sentence, both voices in turn with the same number of frames, in torch on {device}, "
-        f"{threads} threads: median of {runs} runs (least to most). Times as fast as the original: "
-        f"{speed}. In dense kernels zeros make nothing faster. The sparse kernels of vits_prune "
-        "skip them on a CPU; fewer channels and layers are faster everywhere."
+        f"One sentence, both voices in turn with the same number of frames, in torch on {where}: "
+        f"median of {runs} runs (least to most). Times as fast as the original: {speed}. In dense "
+        "kernels zeros make nothing faster. The sparse kernels of vits_prune skip them on a CPU; "
+        "fewer channels and layers are faster everywhere."
     )
     return f"{words}\n\n{table(['', 'original', 'this voice'], rows)}"
 

@@ -120,9 +120,14 @@ class Page(dict[str, Any]):
             def report(update: Update) -> dict[Any, Any]:
                 return {self[status]: plain(str(update), 300)}
 
-            async with walk(values, oauth, report) as steps:
-                async for one in steps:
-                    yield one
+            try:
+                async with walk(values, oauth, report) as steps:
+                    async for one in steps:
+                        yield one
+            except gr.Error as error:
+                # What was being done is not under way any more, and Gradio's own box goes away.
+                yield {self[status]: plain(error.message, 300)}
+                raise
 
         async def on_a_bar(
             values: dict[Any, Any],

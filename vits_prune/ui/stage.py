@@ -199,10 +199,11 @@ def _measure(values: Values, token: str | None, progress: Progress) -> Shown:
     row.add(amount, spoken, happened(spoken, size, found))
     whole = renditions.timed_text(request.text) == request.text.strip()
     runs = f"{found.runs} runs of each voice" + " on the beginning of the text" * (not whole)
+    threads = f"{found.threads} thread{'s' * (found.threads != 1)}"
     table = comparison.latency_table(found, request.spec.pattern)
     yield {
         "stage": stage_value(row, amount),
-        "status": f"Done. Latency: {runs}, {found.threads} threads, {found.device}.",
+        "status": f"Done. Latency: {runs}, {threads}, {found.device}.",
         **_table(request, "latency", table),
     }
 
