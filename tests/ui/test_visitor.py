@@ -58,7 +58,7 @@ def test_what_cannot_be_done_gets_a_sentence(page, tmp_path):
     page.locator("#text textarea").fill("   ")
     page.locator("#speak").click()
     complaint(page, "There is no text to speak: type a sentence.")
-    expect(page.locator("#status")).to_have_text("There is no text to speak: type a sentence.")
+    expect(page.locator("#status .md")).to_have_text("There is no text to speak: type a sentence.")
     box = page.locator("#voice input")
     box.fill("/etc/passwd")
     box.press("Enter")
