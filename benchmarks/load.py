@@ -313,7 +313,7 @@ async def measure(options: argparse.Namespace, hub_url: str) -> Verdicts:
         await visits(server, voice, options.visits, out)
         most = len(server.files)
         await server.rest()
-        await asyncio.sleep(70)
+        await asyncio.sleep(140)
         left = server.files - before
         out.say(not left, f"files after all left: {len(left)}, while they were there {most}")
         for one in sorted(left)[:5]:

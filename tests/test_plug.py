@@ -360,4 +360,4 @@ def test_at_some_writes(name, kind, plain_folder, tmp_path):
 def test_at_every_write(name, kind, plain_folder, tmp_path):
     found = pull(CASES[name](plain_folder), tmp_path, kind)
     print(f"{name}, {kind}: {found} faults")
-    assert found > 1
+    assert found

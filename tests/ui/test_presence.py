@@ -55,3 +55,13 @@ def test_nothing_of_visitors_stays(request_, tmp_path):
     assert not any(file.exists() for file in (table, speech, upload))
     presence.tidy(demo, -1)
     assert not copy.parent.exists()
+
+
+def test_what_ends_after_its_visitor_goes_too():
+    tidied = threading.Semaphore(0)
+    visitors = presence.Presence(tidied.release, patience=0.05)
+    visitors.came("one")
+    visitors.left("one")
+    assert tidied.acquire(timeout=20)
+    assert tidied.acquire(timeout=20)
+    assert not tidied.acquire(timeout=0.5), "twice is enough"

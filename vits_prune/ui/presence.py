@@ -24,7 +24,8 @@ class Presence:
     """The visitors that are there.
 
     Args:
-        tidy: called once nobody is there any more.
+        tidy: called twice once nobody is there any more: what was begun for a visitor may end after
+            they have gone.
         patience: seconds to wait for somebody before.
     """
 
@@ -42,17 +43,22 @@ class Presence:
         """Note that a visitor is gone; tidy up in a while unless somebody is there then."""
         with self._lock:
             self._since.pop(session, None)
-            self._timer.cancel()
-            self._timer = threading.Timer(self._patience, self._tidy_if_alone)
-            self._timer.daemon = True
-            self._timer.start()
+            self._tidy_later()
 
-    def _tidy_if_alone(self) -> None:
+    def _tidy_later(self, again: bool = True) -> None:
+        self._timer.cancel()
+        self._timer = threading.Timer(self._patience, self._tidy_if_alone, [again])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _tidy_if_alone(self, again: bool) -> None:
         with self._lock:
             longest = time.monotonic() - _LONGEST_SECONDS
             if all(since < longest for since in self._since.values()):
                 self._since.clear()
                 self._tidy()
+                if again:
+                    self._tidy_later(again=False)
 
 
 def wire_presence(demo: gr.Blocks) -> None:
