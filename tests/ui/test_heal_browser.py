@@ -37,7 +37,7 @@ def begin(page):
 def test_a_healing_is_watched_and_stopped(page):
     begin(page)
     checkpoints = page.locator("#heal-checkpoint input")
-    expect(checkpoints).to_have_count(1, timeout=3 * PATIENCE)  # the recogniser loads before
+    expect(checkpoints.first).to_be_attached(timeout=3 * PATIENCE)  # the recogniser loads before
     page.locator("#heal-stop").click()
     stopped = "stopped by hand at step"
     expect(page.locator("#heal-status")).to_contain_text(stopped, timeout=PATIENCE)

@@ -207,13 +207,27 @@ class Visitor:
         answer = await self._http.post(f"{_API}/queue/join{where}", json=body)
         if answer.status_code != httpx.codes.OK:
             raise Refused(answer.json()["detail"])
-        event_id, outputs = answer.json()["event_id"], None
+        event_id = answer.json()["event_id"]
         self._running[event_id] = event["id"]
         news = self._news[event_id] = asyncio.Queue()
         for one in self._early.pop(event_id, ()):
             news.put_nowait(one)
         if self._listening is None or self._listening.done():
             self._listening = self._begin(self._listen())
+        try:
+            await self._follow(event, news, heard, pressed)
+        finally:  # it may be cancelled
+            del self._news[event_id], self._running[event_id]
+
+    async def _follow(
+        self,
+        event: dict[str, Any],
+        news: asyncio.Queue[dict[str, Any]],
+        heard: Heard | None,
+        pressed: float,
+    ) -> None:
+        """Take over what the server says of an event until it is over."""
+        outputs = None
         while True:
             one = await news.get()
             if one["msg"] == "estimation" and heard:
@@ -233,7 +247,6 @@ class Visitor:
                         heard.said.append(str(self["status"]))
                     await self._listen_to(heard, pressed)
             elif one["msg"] == "process_completed":
-                del self._news[event_id], self._running[event_id]
                 if not one["success"]:
                     raise Refused(one["output"].get("error"))
                 if outputs is None and one["output"]:
@@ -271,6 +284,7 @@ class Visitor:
         """Read what the server says until no run is left: it may close just as one begins."""
         await self._read()
         while self._news:
+            await asyncio.sleep(0.05)
             await self._read()
 
     async def _read(self) -> None:

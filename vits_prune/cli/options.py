@@ -212,12 +212,12 @@ def spec_of(options: Namespace) -> PruneSpec:
     """Return the PruneSpec that was typed; raise InputError if two values do not fit together."""
     fields, levers = _spec_fields(options), typed_fields(options, Shape)
     if levers:
-        idle = [name for name in ("amount", "parts") if name in fields]
-        if idle:
-            raise InputError(f"Levers such as --decoder-width replace --{idle[0]}: leave out one.")
         if list(levers) == ["multiple"]:
             what = "--multiple rounds what other levers leave"
             raise InputError(f"{what}: give one, such as --decoder-width 0.5.")
+        idle = [name for name in ("amount", "parts") if name in fields]
+        if idle:
+            raise InputError(f"Levers such as --decoder-width replace --{idle[0]}: leave out one.")
         fields["shape"] = Shape(**levers)
     if levers or "importance" in fields:
         method = METHODS.get(fields.setdefault("method", "structured"))

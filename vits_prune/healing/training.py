@@ -39,9 +39,9 @@ RATES = {"text_encoder": 2.5, "duration_predictor": 0.1, "flow": 4.0, "decoder":
 """Learning rates of the parts, as shares of the plan's, measured on joe at 80% zeros. With a higher
 rate the duration predictor learns sentences by heart, and a decoder with zeros first gets worse."""
 NARROW_RATE = 2.0
-"""The share of a decoder without zeros: it lost channels. Measured at half the width."""
+"""The share of a decoder that lost channels, measured at half the width."""
 ADVERSARIAL_RATE = 1.0
-"""The decoder's share once discriminators judge it."""
+"""The decoder's highest share once discriminators judge it."""
 LOWEST_RATE = 0.02
 """Share of the learning rate at the end."""
 MAX_NORM = {"text_encoder": 1.0, "duration_predictor": 1.0, "flow": 1.0, "decoder": 5.0}
@@ -85,8 +85,8 @@ class Training:
         self.model = pruned.with_weights(copies).model
         named = self.model.named_parameters()
         self.weights = {name: one.requires_grad_(True) for name, one in named if name in copies}
-        zeros = {name: mask for name, mask in masks(pruned).items() if name in self.weights}
-        self._masked = [(self.weights[name], mask) for name, mask in zeros.items()]
+        zeros = masks(pruned).items()
+        self._masked = [(self.weights[name], mask) for name, mask in zeros if name in self.weights]
         grids = ((name, LearntGrid.of(one)) for name, one in self.weights.items())
         self._grids = {name: grid for name, grid in grids if grid}
         self._learnt = self.weights | {
@@ -97,8 +97,11 @@ class Training:
             | {"part": part}
             for part in self.trained
         ]
-        zeros_in_decoder = any(name.startswith("decoder.") for name in zeros)
-        self._rates = RATES if zeros_in_decoder else RATES | {"decoder": NARROW_RATE}
+        ours, theirs = (
+            {name: one.shape for name, one in voice.model.decoder.named_parameters()}
+            for voice in (pruned, teacher)
+        )
+        self._rates = RATES if ours == theirs else RATES | {"decoder": NARROW_RATE}
         fused = accelerator.device.type in ("cpu", "cuda")
         # At 80% zeros orthogonal updates were worse than AdamW's, and in other parts not measured.
         with_zeros = {weight for weight, _ in self._masked}
@@ -135,8 +138,9 @@ class Training:
         rate = self._plan.learning_rate * warm * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
         adversary = self._adversary if done >= self._plan.adversarial_from else None
         for group in self._optimizer.param_groups:
+            share = self._rates[group["part"]]
             judged = adversary and group["part"] == "decoder"
-            group["lr"] = rate * (ADVERSARIAL_RATE if judged else self._rates[group["part"]])
+            group["lr"] = rate * (min(ADVERSARIAL_RATE, share) if judged else share)
         with rounded(self._grids.values()):
             losses, pair = self.losses(batch, joint=done >= 1 - self._plan.joint)
             total = weighted_sum(losses)

@@ -56,9 +56,9 @@ class Presence:
             longest = time.monotonic() - _LONGEST_SECONDS
             if all(since < longest for since in self._since.values()):
                 self._since.clear()
-                self._tidy()
                 if again:
                     self._tidy_later(again=False)
+                self._tidy()
 
 
 def wire_presence(demo: gr.Blocks) -> None:
@@ -84,7 +84,7 @@ def tidy(demo: gr.Blocks, age_seconds: float) -> None:
     rows.forget(first=False)
     workbench.bench.forget_uploads()
     workbench.scratch.clear()
-    copies = {Path(file) for files in demo.temp_file_sets for file in files}
+    copies = {Path(file) for files in demo.temp_file_sets for file in list(files)}
     delete_files_created_by_app(demo, round(age_seconds))
     for folder in {file.parent for file in copies}:
         with contextlib.suppress(OSError):  # it is not empty, or gone
