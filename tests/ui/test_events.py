@@ -63,8 +63,9 @@ def test_values_come_and_go_by_name():
             found.append(error.message)
         return found
 
-    *_, shown, refused = asyncio.run(seen("wanted"))
+    *_, shown, why, refused = asyncio.run(seen("wanted"))
     assert (shown, refused) == ({parts["facts"]: "joe"}, "No more.")
+    assert why == {parts["status"]: "No more."}, "it stays when Gradio's own box is gone"
     tickets.cancel("unwanted")
     assert asyncio.run(seen("unwanted")) == [gr.skip()]
 

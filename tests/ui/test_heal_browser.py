@@ -22,6 +22,7 @@ from tests.ui.conftest import TINY
 from vits_prune import load_voice, speak
 
 pytestmark = pytest.mark.xdist_group("server")
+LEFT = re.compile(r"step \d+ of \d+, about \d+:\d\d left")
 
 
 def begin(page):
@@ -36,11 +37,13 @@ def begin(page):
 
 def test_a_healing_is_watched_and_stopped(page):
     begin(page)
-    checkpoints = page.locator("#heal-checkpoint input")
-    expect(checkpoints.first).to_be_attached(timeout=3 * PATIENCE)  # the recogniser loads before
+    status = page.locator("#heal-status")
+    expect(status).to_contain_text(LEFT, timeout=3 * PATIENCE)  # the recogniser loads before
+    line = page.locator("#heal-course .losses polyline").first
+    expect(line).to_be_attached(timeout=PATIENCE)
     page.locator("#heal-stop").click()
     stopped = "stopped by hand at step"
-    expect(page.locator("#heal-status")).to_contain_text(stopped, timeout=PATIENCE)
+    expect(status).to_contain_text(stopped, timeout=PATIENCE)
     expect(page.locator("#heal-table")).to_contain_text("length of the speech")
     assert sound(page, "heal-healed")[0].any()
 
@@ -52,8 +55,7 @@ def test_a_voice_is_healed_heard_on_the_way_stopped_saved_and_put_on_the_stage(p
     begin(page)
     checkpoints = page.locator("#heal-checkpoint input")
     expect(checkpoints).to_have_count(1, timeout=3 * PATIENCE)  # the recogniser loads
-    left = re.compile(r"step \d+ of \d+, about \d+:\d\d left")
-    expect(status).to_contain_text(left, timeout=PATIENCE)
+    expect(status).to_contain_text(LEFT, timeout=PATIENCE)
     checkpoints.first.check()
     assert sound(page, "heal-audio")[0].any()
     line = page.locator("#heal-course .losses polyline").first
