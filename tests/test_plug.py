@@ -204,8 +204,10 @@ def compare_case(voice: Path) -> Case:
         spec = json.loads(report.read_text())["recipe"]
         return {"spec": spec, **{k: v for k, v in tree(out).items() if k.endswith(".wav")}}
 
-    nothing = lambda there, new: there is None  # noqa: E731
-    return Case(run, seen, before=lambda root: run(root, 0.3), between=nothing)
+    def between(there, new):
+        return there is None
+
+    return Case(run, seen, before=lambda root: run(root, 0.3), between=between)
 
 
 def sweep_case(voice: Path) -> Case:

@@ -155,6 +155,15 @@ def test_taken_up_from_its_state_it_goes_on_alike(tiny, sparse, changes):
     assert [name for name in mine if not mine[name].equal(theirs[name])] == []
 
 
+def test_discriminators_do_not_raise_the_rate_of_a_decoder_with_zeros(tiny, sparse):
+    training = training_of(sparse, tiny, adversarial=True, adversarial_from=0.0)
+    bias = training.weights["decoder.conv_pre.bias"]
+    before = bias.detach().clone()
+    training.step(batches(tiny, 1)[0], 0.0)
+    moved = (bias.detach() - before).abs().max()
+    assert float(moved) == pytest.approx(0.5 * QUICK.learning_rate, rel=0.02)
+
+
 def test_discriminators_learn_and_teach(tiny, sparse):
     training = training_of(
         sparse, tiny, adversarial=True, adversarial_from=0.5, adversarial_width=0.04
